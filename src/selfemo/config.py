@@ -1,0 +1,344 @@
+"""Settings: pydantic models and `load()`.
+
+Defaults are the paper's where the paper has a value (table 12) and SPEC.md's otherwise; the shipped
+TOML files hold what differs. TOML files are merged left to right, then `--set a.b=c`; every mistake is
+reported at once, with the file or override it came from and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from selfemo.errors import ConfigError
+from selfemo.prompts import Reasoning
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: Positive = 16
+    alpha: PositiveFloat = 32
+    dropout: Fraction = 0.0
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class ModelConfig(_Section):
+    """Which weights, where, and in which precision the forward pass runs (masters stay float32)."""
+
+    id: str = "builtin:smollm2-135m"
+    device: str = "auto"
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    lora: LoraConfig | None = None
+    gradient_checkpointing: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 leaves torch's own choice."""
+
+
+class DataConfig(_Section):
+    """Conversations: "sample", a path (detected), or "meld:PATH", "emorynlp:PATH", and so on."""
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("sample",)
+    lenient: bool = False
+    eval_split: Literal["dev", "test"] = "test"
+    eval_conversations: Annotated[int, Field(ge=0)] = 0
+    """Held-out conversations to evaluate on, drawn by the seed of the data; 0 takes all."""
+    train_conversations: Annotated[int, Field(ge=0)] = 0
+
+
+class PromptConfig(_Section):
+    max_tokens: Positive = 4096
+    reasoning: Reasoning = "none"
+
+
+class SamplingConfig(_Section):
+    """G completions a prompt. The policy that is trained is softmax(logits / temperature), the one that
+    samples; top_p below 1 cuts its tail and makes the ratio of eq. 14 approximate."""
+
+    group_size: Positive = 8
+    max_new_tokens: Positive = 8192
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    token_budget: Positive = 65536
+    """Cached tokens of one generation batch; bounds memory."""
+
+
+class RewardConfig(_Section):
+    primary: Literal["iou", "exact"] = "iou"
+    secondary: Literal["count", "weighted"] = "count"
+
+
+class OptimConfig(_Section):
+    """AdamW; the schedule runs over the steps of one stage."""
+
+    lr: PositiveFloat = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Fraction = 0.0
+    """Share of the steps that warm up linearly."""
+    weight_decay: NonNegative = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    max_grad_norm: PositiveFloat = 1.0
+    micro_tokens: Positive = 16384
+    """Packed tokens of one micro-batch; the rest of a batch accumulates gradient."""
+
+
+class SftConfig(OptimConfig):
+    lr: PositiveFloat = 1e-5
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Fraction = 0.05
+    batch_size: Positive = 64
+    """Samples of one optimiser step."""
+    epochs: Positive = 3
+    max_samples: Annotated[int, Field(ge=0)] = 0
+    """Cold-start samples to take; 0 takes all."""
+    label_weight: PositiveFloat = 1.0
+    """Loss weight of the tokens of the E line (1 is the plain token mean)."""
+
+
+class GrpoConfig(OptimConfig):
+    """SELF-GRPO (SPEC section 3). lam_max = 0 is vanilla GRPO."""
+
+    prompts_per_step: Positive = 64
+    """train_batch_size of table 12: prompts sampled between two rounds of updates."""
+    mini_batch: Positive = 32
+    """Prompts of one optimiser step (ppo_mini_batch_size)."""
+    lam_max: Fraction = 1.0
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    kl_coef: NonNegative = 0.001
+    entropy_coef: NonNegative = 0.0
+    eps: NonNegative = 1e-6
+    ddof: Literal[0, 1] = 0
+
+
+class GateConfig(_Section):
+    """What the best rollout of a group must pass (SPEC section 5, step 3)."""
+
+    tau: Fraction = 0.5
+    min_reply_chars: Positive = 2
+    max_reply_chars: Positive = 600
+
+
+class SelfPlayConfig(_Section):
+    max_turns: Positive = 4
+    """Turns of one episode, the first (real history) included."""
+    synthetic_share: Fraction = 8 / 23
+    """Share of synthetic prompts in the buffer; the paper mixes 15k original with 8k synthetic."""
+
+
+class FlywheelConfig(_Section):
+    iterations: Positive = 1
+    prompts: Positive = 23000
+    """Prompts of one iteration's RL stage, original and synthetic together."""
+    refit: Literal["base", "policy", "none"] = "base"
+    """What step (b) of algorithm 1 trains again: the base model (paper), the RL policy (far cheaper),
+    or nothing, which keeps the RL policy."""
+    max_emotion_share: Fraction = 0.5
+    """Cap on the share of any one emotion among the self-play samples that join the SFT set."""
+    replay: Fraction = 1.0
+    """Share of the earlier SFT set that a refit sees again (1 with refit = "base")."""
+    refit_epochs: Positive = 3
+    refit_lr: PositiveFloat | None = None
+    """Learning rate of a refit; none takes the cold start's."""
+
+    @model_validator(mode="after")
+    def _whole_set_from_base(self) -> FlywheelConfig:
+        if self.refit == "base" and self.replay < 1:
+            raise ValueError(
+                'replay below 1 with refit = "base" would train the base model without its cold '
+                'start; use refit = "policy" or replay = 1'
+            )
+        return self
+
+
+class EvalConfig(_Section):
+    span: Literal["all", "emotion"] = "emotion"
+    """"emotion" stops behind the E line and scores it alone; "all" writes whole completions."""
+    max_new_tokens: Positive = 512
+    resamples: Positive = 1000
+    token_budget: Positive = 65536
+
+
+class SaveConfig(_Section):
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """RL steps between two resumable checkpoints inside a stage; 0 saves at stage ends only."""
+    keep_stage_checkpoints: bool = True
+
+
+class Config(_Section):
+    """All settings of a run."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    reward: RewardConfig = RewardConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    gate: GateConfig = GateConfig()
+    selfplay: SelfPlayConfig = SelfPlayConfig()
+    flywheel: FlywheelConfig = FlywheelConfig()
+    evaluation: EvalConfig = EvalConfig()
+    save: SaveConfig = SaveConfig()
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Config:
+        if self.grpo.mini_batch > self.grpo.prompts_per_step:
+            raise ValueError(
+                f"grpo.mini_batch ({self.grpo.mini_batch}) is larger than grpo.prompts_per_step "
+                f"({self.grpo.prompts_per_step}); a mini-batch is a part of the sampled prompts"
+            )
+        if self.sampling.group_size < 2:
+            raise ValueError(
+                "sampling.group_size is 1: a group of one has no advantage and would teach nothing; "
+                "use 2 or more (the paper: 8)"
+            )
+        return self
+
+
+def _valid_keys(path: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        model_field = model.model_fields.get(part)
+        if model_field is None:
+            return []
+        model = next(
+            (
+                t
+                for t in (model_field.annotation, *getattr(model_field.annotation, "__args__", ()))
+                if isinstance(t, type) and issubclass(t, BaseModel)
+            ),
+            None,
+        )
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _all_keys() -> list[str]:
+    keys = []
+    for section in Config.model_fields:
+        keys.append(section)
+        keys.extend(f"{section}.{k}" for k in _valid_keys([section]))
+    return keys
+
+
+def _nearest(path: Sequence[str]) -> str:
+    near = difflib.get_close_matches(path[-1], _valid_keys(path[:-1]), n=1, cutoff=0.5)
+    if near:
+        return ".".join([*path[:-1], near[0]])
+    whole = difflib.get_close_matches(".".join(path), _all_keys(), n=1, cutoff=0.4)
+    return whole[0] if whole else ""
+
+
+def _flatten(value: Any, prefix: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict) and value:
+        for k, v in value.items():
+            yield from _flatten(v, (*prefix, k))
+    else:
+        yield prefix, value
+
+
+def _insert(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        nested = tree.get(part)
+        if not isinstance(nested, dict):
+            nested = tree[part] = {}
+        tree = nested
+    tree[path[-1]] = value
+
+
+def _parse_override(text: str) -> tuple[list[str], Any]:
+    key, separator, value = text.partition("=")
+    path = [p.strip() for p in key.split(".")]
+    if not separator or not all(path):
+        raise ConfigError(f"--set {text}: write it as section.key=value, for example --set seed=3")
+    try:
+        return path, tomllib.loads(f"x = {value.strip()}")["x"]
+    except tomllib.TOMLDecodeError:
+        return path, value.strip()
+
+
+def load(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Config:
+    """Merge TOML files left to right, then overrides, over the defaults.
+
+    Raises:
+        ConfigError: a missing or broken file, or all unknown keys and bad values, each with its origin.
+    """
+    tree: dict[str, Any] = {}
+    origin: dict[tuple[str, ...], str] = {}
+    for file in map(Path, files):
+        try:
+            content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        except FileNotFoundError:
+            raise ConfigError(f"{file}: no such configuration file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+            raise ConfigError(f"{file}: cannot be read as TOML: {e}") from None
+        for path, value in _flatten(content):
+            _insert(tree, path, value)
+            origin[path] = str(file)
+    for text in overrides:
+        key, value = _parse_override(text)
+        _insert(tree, key, value)
+        origin[tuple(key)] = f"--set {text}"
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as e:
+        raise ConfigError(_explain(e, origin)) from None
+
+
+def _explain(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
+    lines = []
+    for item in error.errors():
+        path = tuple(str(p) for p in item["loc"])
+        where = next(
+            (o for p, o in origin.items() if p[: len(path)] == path or path[: len(p)] == p), ""
+        )
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            near = _nearest(path)
+            text = "unknown key" + (f"; did you mean {near}?" if near else "")
+        elif path and "input" in item and not isinstance(item["input"], dict):
+            text = f"{text} (got {item['input']!r})"
+        key = ".".join(path)
+        lines.append(": ".join(part for part in (where, key, text) if part))
+    return "\n".join(lines)
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration as TOML that `load` reads back to an equal one."""
+    import json
+
+    def value(v: Any) -> str:
+        # JSON strings, numbers, booleans and arrays are also TOML; None is left out by the caller.
+        return json.dumps(v)
+
+    data = config.model_dump(mode="json", exclude_none=True)
+    top = [f"{k} = {value(v)}" for k, v in data.items() if not isinstance(v, dict)]
+    blocks = ["\n".join(top)]
+    for name, section in data.items():
+        if not isinstance(section, dict):
+            continue
+        lines = [f"[{name}]"]
+        lines += [f"{k} = {value(v)}" for k, v in section.items() if not isinstance(v, dict)]
+        for sub, inner in section.items():
+            if isinstance(inner, dict):
+                lines.append(f"\n[{name}.{sub}]")
+                lines += [f"{k} = {value(v)}" for k, v in inner.items()]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"

@@ -1,0 +1,76 @@
+"""Data sets, one adapter a file, all to `Conversation`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selfemo.datasets.base import Adapter, LoadReport, LoadResult, check_lines
+from selfemo.datasets.emorynlp import EmoryNlp
+from selfemo.datasets.iemocap import Iemocap
+from selfemo.datasets.jsonl import Jsonl
+from selfemo.datasets.meld import Meld
+from selfemo.datasets.personas_plain import describe_speakers, with_personas
+from selfemo.datasets.sample import Sample
+from selfemo.errors import DataError
+
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "LoadReport",
+    "LoadResult",
+    "check_lines",
+    "describe_speakers",
+    "detect",
+    "load",
+    "resolve",
+    "with_personas",
+]
+
+ADAPTERS: dict[str, Adapter] = {
+    a.name: a for a in (Sample(), Meld(), EmoryNlp(), Iemocap(), Jsonl())
+}
+
+
+def detect(path: Path) -> Adapter:
+    """The adapter whose data set a path looks like.
+
+    Raises:
+        DataError: the path is missing, or no adapter knows it.
+    """
+    if not path.exists():
+        raise DataError("no such file or folder", path)
+    for adapter in ADAPTERS.values():
+        if adapter.matches(path):
+            return adapter
+    looked = "; ".join(f"{a.name}: {a.looks_for}" for a in ADAPTERS.values())
+    raise DataError(f"is of no known data set. Looked for {looked}", path)
+
+
+def resolve(spec: str) -> tuple[Adapter, Path]:
+    """Adapter and path of "sample", a path, or "NAME:PATH"."""
+    if spec == "sample":
+        return ADAPTERS["sample"], Sample.path()
+    name, separator, rest = spec.partition(":")
+    if separator and name in ADAPTERS and name != "sample":
+        adapter, path = ADAPTERS[name], Path(rest).expanduser()
+        if path.exists() and not adapter.matches(path):
+            other = next((a.name for a in ADAPTERS.values() if a.matches(path)), None)
+            looks = f"; it looks like {other}: use {other}:{rest}" if other else ""
+            raise DataError(f"is not {name} data (looked for {adapter.looks_for}){looks}", path)
+        return adapter, path
+    path = Path(spec).expanduser()
+    return detect(path), path
+
+
+def load(spec: str, lenient: bool = False) -> LoadResult:
+    """Conversations of a source, with a report of what was found and mended.
+
+    Args:
+        spec: "sample", a path (its data set is detected), or "meld:PATH", "jsonl:PATH", and so on.
+        lenient: skip and count broken rows instead of raising at the first.
+
+    Raises:
+        DataError: see `Adapter.load`.
+    """
+    adapter, path = resolve(spec)
+    return adapter.load(path, lenient)

@@ -1,0 +1,161 @@
+"""Conversations of one's own: one JSON object a line.
+
+    {"id": "c1", "split": "train", "scene": "...", "labels": ["calm", "upset"],
+     "personas": {"Ann": "..."},
+     "turns": [{"speaker": "Ann", "text": "...", "emotion": "calm"},
+               {"speaker": "Bo", "text": "...", "emotion": {"upset": 0.7, "calm": 0.3}}]}
+
+Only `id` and `turns` must be there; `labels` are MELD's seven where missing, `split` is "test", an
+emotion may be null.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from selfemo.datasets.base import LoadReport, LoadResult, Rows, clean_text, one_hot, read_text
+from selfemo.errors import DataError
+from selfemo.types import (
+    LABEL_SETS,
+    SPLITS,
+    Conversation,
+    EmotionDistribution,
+    LabelSet,
+    Persona,
+    Split,
+    Utterance,
+)
+
+_KEYS = ("id", "split", "scene", "labels", "personas", "turns")
+_TURN_KEYS = ("speaker", "text", "emotion")
+
+
+def _check_keys(item: dict[str, Any], valid: tuple[str, ...], required: tuple[str, ...]) -> None:
+    for key in item:
+        if key not in valid:
+            near = difflib.get_close_matches(key, valid, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(valid)}"
+            raise ValueError(f"unknown key {key!r}; {hint}")
+    for key in required:
+        if key not in item:
+            raise ValueError(f"key {key!r} is missing")
+
+
+class Jsonl:
+    name = "jsonl"
+    label_set = LABEL_SETS["meld"]
+    official: dict[Split, int] | None = None
+    looks_for = 'a .jsonl file with one {"id": ..., "turns": [...]} a line'
+
+    def __init__(self, name: str = "jsonl"):
+        self.name = name
+
+    def matches(self, path: Path) -> bool:
+        if path.is_dir():
+            return any(path.glob("*.jsonl"))
+        return path.suffix in (".jsonl", ".ndjson")
+
+    def load(self, path: Path, lenient: bool = False) -> LoadResult:
+        if not path.exists():
+            raise DataError("no such file or folder", path)
+        files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+        if not files:
+            raise DataError("holds no .jsonl file", path)
+        report = LoadReport(self.name)
+        conversations: list[Conversation] = []
+        seen: set[str] = set()
+        for f in files:
+            rows = Rows(report, f, lenient)
+            for line, raw in enumerate(read_text(f, report).split("\n"), 1):
+                if not raw.strip():
+                    continue
+                try:
+                    conversation = self._conversation(json.loads(raw), report, f, line)
+                    if conversation.id in seen:
+                        raise ValueError(f"id {conversation.id!r} occurs twice")
+                except json.JSONDecodeError as e:
+                    rows.fail(line, f"broken JSON: {e.msg} (column {e.colno})")
+                except RecursionError:
+                    rows.fail(line, "JSON is nested too deep")
+                except ValueError as e:
+                    rows.fail(line, str(e))
+                else:
+                    seen.add(conversation.id)
+                    conversations.append(conversation)
+        if not conversations:
+            raise DataError("holds no conversation", path)
+        report.count(conversations)
+        return LoadResult(tuple(conversations), report)
+
+    def _conversation(self, item: Any, report: LoadReport, path: Path, line: int) -> Conversation:
+        if not isinstance(item, dict):
+            raise ValueError("a line must be one JSON object")
+        _check_keys(item, _KEYS, ("id", "turns"))
+        labels = self.label_set
+        if (own := item.get("labels")) is not None:
+            if not isinstance(own, list) or not all(isinstance(e, str) and e.strip() for e in own):
+                raise ValueError("labels must be a list of emotion names")
+            names = tuple(e.strip().lower() for e in own)
+            if names != labels.labels:
+                labels = LabelSet("own:" + ",".join(names), names)
+        split = item.get("split", "test")
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        raw_turns = item["turns"]
+        if not isinstance(raw_turns, list) or not raw_turns:
+            raise ValueError(
+                "the conversation is empty: turns must be a list with at least one turn"
+            )
+        turns = []
+        for n, turn in enumerate(raw_turns):
+            try:
+                turns.append(self._turn(turn, labels, report, path, line))
+            except ValueError as e:
+                raise ValueError(f"turns[{n}]: {e}") from None
+        scene = clean_text(str(item.get("scene") or ""), report, path, line)
+        personas = item.get("personas") or {}
+        if not isinstance(personas, dict) or not all(isinstance(d, str) for d in personas.values()):
+            raise ValueError("personas must map speakers to descriptions")
+        cleaned = {
+            clean_text(s, report, path, line): clean_text(d, report, path, line)
+            for s, d in personas.items()
+        }
+        return Conversation(
+            id=str(item["id"]),
+            dataset=self.name,
+            split=split,
+            turns=tuple(turns),
+            label_set=labels,
+            scenario=scene,
+            personas={s: Persona(s, d, scene) for s, d in cleaned.items()},
+        )
+
+    def _turn(
+        self, turn: Any, labels: LabelSet, report: LoadReport, path: Path, line: int
+    ) -> Utterance:
+        if not isinstance(turn, dict):
+            raise ValueError("a turn must be a JSON object")
+        _check_keys(turn, _TURN_KEYS, ("speaker", "text"))
+        if not isinstance(turn["speaker"], str) or not isinstance(turn["text"], str):
+            raise ValueError("speaker and text must be strings")
+        speaker = clean_text(turn["speaker"], report, path, line)
+        text = clean_text(turn["text"], report, path, line)
+        if not speaker or not text:
+            raise ValueError("speaker and text must not be empty")
+        emotion = turn.get("emotion")
+        if emotion is None:
+            return Utterance(speaker, text)
+        if isinstance(emotion, str):
+            return Utterance(speaker, text, one_hot(emotion, labels))
+        if not isinstance(emotion, dict) or not all(
+            isinstance(w, int | float) and not isinstance(w, bool) for w in emotion.values()
+        ):
+            raise ValueError("emotion must be a label, a map of labels to weights, or null")
+        for label in emotion:
+            one_hot(label, labels)
+        return Utterance(
+            speaker, text, EmotionDistribution({e.strip().lower(): w for e, w in emotion.items()})
+        )

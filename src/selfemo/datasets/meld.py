@@ -1,0 +1,97 @@
+"""MELD: the official CSV files (train_sent_emo.csv and so on), one file or their folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selfemo.datasets.base import (
+    LoadReport,
+    LoadResult,
+    Rows,
+    clean_text,
+    csv_rows,
+    files_in,
+    one_hot,
+    split_of,
+)
+from selfemo.errors import DataError
+from selfemo.types import LABEL_SETS, Conversation, Split, Utterance
+
+_COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
+
+
+class Meld:
+    name = "meld"
+    label_set = LABEL_SETS["meld"]
+    official: dict[Split, int] | None = {"train": 9989, "dev": 1109, "test": 2610}
+    looks_for = "CSV with columns Utterance, Speaker, Emotion, Dialogue_ID, Utterance_ID"
+
+    def matches(self, path: Path) -> bool:
+        if path.is_dir():
+            return any(self.matches(f) for f in path.glob("*.csv"))
+        try:
+            with path.open(encoding="utf-8-sig", errors="replace") as f:
+                header = f.readline(2000)
+            return path.suffix == ".csv" and all(c in header for c in _COLUMNS)
+        except OSError:
+            return False
+
+    def load(self, path: Path, lenient: bool = False) -> LoadResult:
+        report = LoadReport(self.name)
+        files = files_in(path, self.matches, "*.csv")
+        if not files:
+            raise DataError(f"holds no MELD file; looked for {self.looks_for}", path)
+        conversations = [c for f in files for c in self._file(f, report, lenient)]
+        if not conversations:
+            raise DataError("holds no conversation", path)
+        report.count(conversations)
+        return LoadResult(tuple(conversations), report)
+
+    def _file(self, path: Path, report: LoadReport, lenient: bool) -> list[Conversation]:
+        split = split_of(path.name) or "test"
+        rows = Rows(report, path, lenient)
+        hint = "; an EmoryNLP file has Scene_ID instead" if "emory" in path.name.lower() else ""
+        turns: dict[int, list[tuple[int, int, Utterance]]] = {}
+        for line, row in csv_rows(path, _COLUMNS, rows, hint):
+            try:
+                dialogue, number = int(row["Dialogue_ID"]), int(row["Utterance_ID"])
+            except ValueError:
+                rows.fail(line, "Dialogue_ID and Utterance_ID must be whole numbers")
+                continue
+            try:
+                emotion = one_hot(row["Emotion"], self.label_set)
+            except ValueError as e:
+                rows.fail(line, str(e))
+                continue
+            text = clean_text(row["Utterance"], report, path, line)
+            speaker = clean_text(row["Speaker"], report, path, line)
+            if not text or not speaker:
+                rows.fail(line, "the utterance or its speaker is empty")
+                continue
+            turns.setdefault(dialogue, []).append((number, line, Utterance(speaker, text, emotion)))
+        return [
+            Conversation(
+                f"{self.name}-{split}-{dialogue}",
+                self.name,
+                split,
+                ordered(members, report, path),
+                self.label_set,
+            )
+            for dialogue, members in turns.items()
+        ]
+
+
+def ordered(
+    members: list[tuple[int, int, Utterance]], report: LoadReport, path: Path
+) -> tuple[Utterance, ...]:
+    """Turns by their number; gaps, repeats and wrong order are noted as blemishes."""
+    numbers = [n for n, _, _ in members]
+    if numbers != sorted(numbers):
+        report.blemish("utterances out of order", path, members[0][1])
+    by_number = sorted(members, key=lambda m: m[:2])
+    for (a, _, _), (b, line, _) in zip(by_number, by_number[1:], strict=False):
+        if b == a:
+            report.blemish("repeated utterance number", path, line)
+        elif b > a + 1:
+            report.blemish("gap in utterance numbers", path, line)
+    return tuple(u for _, _, u in by_number)

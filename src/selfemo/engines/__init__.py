@@ -1,0 +1,1 @@
+"""Training engines: `local` (one device); others are one file each."""

@@ -1,0 +1,477 @@
+"""SFT and SELF-GRPO on one device, with shared prefixes in training (packing.py).
+
+Departures from the paper's stack (verl), all [ours]:
+- the G completions of a prompt, or the samples of one conversation, are one prefix tree, not G rows;
+- where one round of sampling feeds one optimiser step, the ratio's denominator is the current forward
+  pass itself (detached): the two are the same policy. With several mini-batches per round the old
+  log-probabilities are computed once, before the first of them;
+- trees whose advantages are all zero are left out when no KL or entropy term acts on them: their gradient
+  is exactly zero. Their tokens still count in the token mean.
+
+Shapes: n sequences, l padded completion length, u distinct predicting tokens, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfemo import losses
+from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
+from selfemo.errors import EngineError, MissingExtraError
+from selfemo.generation.local import LocalGenerator
+from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.models import Policy, load_policy, sha256
+from selfemo.packing import Pack, group_by_key, micro_batches, pack, to_rows
+from selfemo.training import RlItem, SftItem
+from selfemo.types import Sample
+
+CHECKSUMS = "selfemo_checksums.json"
+_TREE_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probability and entropy (nats) of completion tokens, (n, l), with the mask of real tokens."""
+
+    logp: torch.Tensor
+    entropy: torch.Tensor
+    mask: torch.Tensor
+
+
+def score_tokens(
+    policy: Policy,
+    packs: Sequence[Pack],
+    starts: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    entropy: bool = True,
+) -> TokenScores:
+    """Score the tokens from `starts` on in each packed sequence, in the order of the packs' paths.
+
+    Logits are computed once for each distinct token that predicts one, nowhere else. The policy is the
+    softmax of logits / temperature: what was sampled from. Without `entropy` that field is zeros.
+    """
+    rows = to_rows(packs, policy.device)
+    s = rows.input_ids.shape[1]
+    predictors: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    for b, (p, start) in enumerate(zip(packs, starts, strict=True)):
+        for path, first in zip(p.paths, start, strict=True):
+            predictors.append(path[first - 1 : -1] + b * s)
+            targets.append(p.tokens[path[first:]])
+    unique, inverse = np.unique(np.concatenate(predictors), return_inverse=True)
+    lengths = [len(t) for t in targets]
+    with policy.autocast():
+        hidden = policy.hidden(rows).flatten(0, 1)
+        logits = policy.logits(hidden[torch.from_numpy(unique).to(policy.device)])
+    if temperature != 1:
+        logits = logits / temperature
+    lse = torch.logsumexp(logits, -1)
+    at = torch.from_numpy(inverse).to(policy.device)
+    token = torch.from_numpy(np.concatenate(targets)).to(policy.device)
+    flat = logits[at, token] - lse[at]
+    with torch.no_grad():
+        if entropy:
+            # H = lse - E[logit]: one temporary of logit size instead of three.
+            expected = torch.softmax(logits, -1).mul_(logits).sum(-1)
+            entropies = (lse - expected)[at]
+        else:
+            entropies = torch.zeros_like(flat)
+    return TokenScores(
+        _pad(flat, lengths), _pad(entropies, lengths), _length_mask(lengths, policy.device)
+    )
+
+
+def _pad(flat: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    parts = torch.split(flat, list(lengths))
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+
+
+def _length_mask(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    columns = torch.arange(max(lengths))
+    return (columns[None, :] < torch.tensor(lengths)[:, None]).to(device)
+
+
+class LocalEngine:
+    """The policy with what trains and samples it.
+
+    Args:
+        config: model, device, precision, adapters.
+        checkpoint: weights to start from instead of `config.id`.
+        temperature: of the sampling policy, which is the one that RL trains.
+    """
+
+    def __init__(
+        self, config: ModelConfig, checkpoint: str | None = None, temperature: float = 1.0
+    ):
+        self.temperature = temperature
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.config = config
+        self.policy = load_policy(checkpoint or config.id, config.device, config.dtype)
+        if config.lora is not None:
+            self._add_adapters()
+        if config.gradient_checkpointing:
+            self.policy.core.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._reference: Policy | None = None
+
+    def _add_adapters(self) -> None:
+        lora = self.config.lora
+        assert lora is not None
+        try:
+            import peft
+        except ImportError as e:
+            raise MissingExtraError("peft (for model.lora)", "pip install peft") from e
+        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        torch.manual_seed(0)
+        try:
+            model = peft.get_peft_model(
+                self.policy.core,
+                peft.LoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    target_modules=targets,
+                    task_type="CAUSAL_LM",
+                ),
+            )
+        except ValueError as e:
+            raise EngineError(f"model.lora.targets: {e}") from e
+        self.policy.model, self.policy.core = model, model.get_base_model()
+
+    # -- text ---------------------------------------------------------------------------------------
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.policy.encode_chat(messages)
+
+    def sft_item(
+        self, prompt_ids: Sequence[int], completion: str, share: str, label_weight: float
+    ) -> SftItem:
+        """Encode a sample; tokens of its E line weigh `label_weight`, all others 1."""
+        ids, offsets = self.policy.encode_completion(completion)
+        start = completion.find("E:")
+        end = completion.find("\n", start)
+        weights = [label_weight if start <= first < end else 1.0 for first, _ in offsets]
+        return SftItem(tuple(prompt_ids), tuple(ids), tuple(weights), share)
+
+    # -- sampling ---------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: SamplingSettings,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[Sample]]:
+        self.policy.model.eval()
+        return LocalGenerator(self.policy, settings).generate(requests, on_done)
+
+    # -- optimiser --------------------------------------------------------------------------------
+
+    def begin_stage(self, config: OptimConfig) -> None:
+        """A fresh optimiser; call at the start of each training stage."""
+        self._reference = None
+        parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
+
+    def end_stage(self) -> None:
+        """Free optimiser state and reference policy."""
+        self._optimizer = self._reference = None
+        self.policy.model.zero_grad(set_to_none=True)
+
+    def _apply(self, config: OptimConfig, lr: float) -> float:
+        assert self._optimizer is not None, "begin_stage comes first"
+        parameters = self._optimizer.param_groups[0]["params"]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+        if not np.isfinite(norm):
+            self.policy.model.zero_grad(set_to_none=True)
+            raise EngineError(
+                "the gradient is not finite; lower the learning rate or use model.dtype = 'fp32'"
+            )
+        self._optimizer.param_groups[0]["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    # -- supervised -------------------------------------------------------------------------------
+
+    def sft_step(
+        self, items: Sequence[SftItem], config: OptimConfig, lr: float
+    ) -> dict[str, float]:
+        """One optimiser step on the weighted token mean of -log p over all items."""
+        self.policy.model.train()
+        total = sum(float(np.sum(i.weights)) for i in items)
+        loss_sum, tokens = 0.0, 0
+        for batch in _trees(items, config.micro_tokens):
+            packs, starts, order = _pack_items(items, batch)
+            scores = score_tokens(self.policy, packs, starts, entropy=False)
+            weights = _pad_values([items[i].weights for i in order], scores.logp)
+            loss = losses.masked_sum(-scores.logp * weights, scores.mask) / total
+            loss.backward()
+            loss_sum += float(loss.detach())
+            tokens += sum(len(p) for p in packs)
+        norm = self._apply(config, lr)
+        return {"loss": loss_sum, "grad_norm": norm, "packed_tokens": tokens, "lr": lr}
+
+    # -- reinforcement ----------------------------------------------------------------------------
+
+    def _score_detached(
+        self, policy: Policy, items: Sequence[RlItem], micro_tokens: int
+    ) -> list[torch.Tensor]:
+        """Log-probabilities of each item's completion under a policy, without gradient."""
+        result: list[torch.Tensor] = [torch.empty(0)] * len(items)
+        with torch.no_grad():
+            for batch in _trees(items, micro_tokens):
+                packs, starts, order = _pack_items(items, batch)
+                scores = score_tokens(
+                    policy, packs, starts, temperature=self.temperature, entropy=False
+                )
+                for row, i in enumerate(order):
+                    result[i] = scores.logp[row, : len(items[i].completion_ids)].clone()
+        return result
+
+    def _reference_logprobs(self, items: Sequence[RlItem], micro: int) -> list[torch.Tensor]:
+        """Under the reference policy: adapters off, else the frozen copy of `set_reference`."""
+        if self.config.lora is not None:
+            with self.policy.model.disable_adapter():
+                return self._score_detached(self.policy, items, micro)
+        if self._reference is None:
+            raise EngineError("kl_coef is set but set_reference was not called for this stage")
+        return self._score_detached(self._reference, items, micro)
+
+    def set_reference(self) -> None:
+        """Freeze the present weights as the reference policy of this stage.
+
+        Under LoRA the reference is the model with its adapter off and nothing is copied.
+        """
+        if self.config.lora is not None:
+            return
+        core = copy.deepcopy(self.policy.core).requires_grad_(False).eval()
+        p = self.policy
+        self._reference = Policy(core, core, p.tokenizer, p.device, p.dtype, p.source)
+
+    def rl_round(
+        self,
+        minibatches: Sequence[Sequence[RlItem]],
+        config: GrpoConfig,
+        rates: Sequence[float],
+    ) -> list[dict[str, float]]:
+        """One optimiser step per mini-batch, all sampled by the policy as it is at the call.
+
+        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm.
+        """
+        old: list[list[torch.Tensor]] | None = None
+        if len(minibatches) > 1:
+            old = [
+                self._score_detached(self.policy, items, config.micro_tokens)
+                for items in minibatches
+            ]
+        return [
+            self._rl_step(items, config, lr, old[k] if old else None)
+            for k, (items, lr) in enumerate(zip(minibatches, rates, strict=True))
+        ]
+
+    def _rl_step(
+        self,
+        items: Sequence[RlItem],
+        config: GrpoConfig,
+        lr: float,
+        old: list[torch.Tensor] | None,
+    ) -> dict[str, float]:
+        tokens = sum(len(i.completion_ids) for i in items)
+        quiet = not config.kl_coef and not config.entropy_coef
+        silent = {
+            share
+            for share in {i.share for i in items}
+            if quiet and all(i.advantage == 0 for i in items if i.share == share)
+        }
+        active = [k for k, i in enumerate(items) if i.share not in silent]
+        chosen = [items[k] for k in active]
+        ref = self._reference_logprobs(chosen, config.micro_tokens) if config.kl_coef else None
+        self.policy.model.train()
+        sums = {"loss": 0.0, "entropy": 0.0, "kl": 0.0, "clipped": 0.0}
+        seen = packed = 0
+        for batch in _trees(chosen, config.micro_tokens):
+            packs, starts, order = _pack_items(chosen, batch)
+            scores = score_tokens(self.policy, packs, starts, temperature=self.temperature)
+            if old is None:
+                before = scores.logp.detach()
+            else:
+                before = _pad_tensors([old[active[i]] for i in order])
+            advantage = torch.tensor(
+                [chosen[i].advantage for i in order], dtype=torch.float32, device=scores.logp.device
+            )
+            token = losses.token_loss(
+                scores.logp,
+                before,
+                advantage,
+                _pad_tensors([ref[i] for i in order]) if ref else None,
+                scores.entropy if config.entropy_coef else None,
+                clip_low=config.clip_low,
+                clip_high=config.clip_high,
+                kl_coef=config.kl_coef,
+                entropy_coef=config.entropy_coef,
+            )
+            loss = losses.masked_sum(token.loss, scores.mask) / tokens
+            loss.backward()
+            sums["loss"] += float(loss.detach())
+            sums["entropy"] += float(losses.masked_sum(scores.entropy, scores.mask))
+            sums["kl"] += float(losses.masked_sum(token.kl, scores.mask))
+            sums["clipped"] += float(losses.masked_sum(token.clipped.float(), scores.mask))
+            seen += int(scores.mask.sum())
+            packed += sum(len(p) for p in packs)
+        norm = self._apply(config, lr) if chosen else 0.0
+        mean = {k: v / max(1, seen) for k, v in sums.items() if k != "loss"}
+        return {
+            "loss": sums["loss"], **mean, "grad_norm": norm, "lr": lr,
+            "tokens": tokens, "packed_tokens": packed, "silent_groups": len(silent),
+        }  # fmt: skip
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the weights (adapters merged) as a safetensors folder that transformers opens.
+
+        Written beside and renamed, with checksums, so that a folder of this name is a whole checkpoint.
+
+        Raises:
+            EngineError: the disk is full or the folder cannot be written; nothing is left behind.
+        """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        except OSError as e:
+            raise EngineError(f"{folder.parent}: cannot write a checkpoint here: {e}") from e
+        try:
+            self._mergeable().save_pretrained(staging)
+            self.policy.tokenizer.save_pretrained(staging)
+            sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
+            (staging / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+            if folder.exists():
+                shutil.rmtree(folder)
+            staging.rename(folder)
+        except Exception as e:
+            # safetensors reports a full disk with an error of its own, not with OSError.
+            if not isinstance(e, OSError) and "afetensor" not in type(e).__name__:
+                raise
+            raise EngineError(
+                f"{folder}: the checkpoint could not be written ({e}); free some disk space and "
+                "resume the run: everything before this checkpoint is kept"
+            ) from e
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _mergeable(self) -> Any:
+        if self.config.lora is None:
+            return self.policy.core
+        return copy.deepcopy(self.policy.model).merge_and_unload()
+
+    def save_training_state(self, path: Path) -> None:
+        """Trained parameters and optimiser state in one safetensors file, written and renamed."""
+        from safetensors.torch import save_file
+
+        assert self._optimizer is not None
+        flat = {
+            f"p.{n}": p.detach().contiguous()
+            for n, p in self.policy.model.named_parameters()
+            if p.requires_grad
+        }
+        for index, state in self._optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                flat[f"o.{index}.{key}"] = torch.as_tensor(value).contiguous()
+        staging = path.with_suffix(".tmp")
+        try:
+            save_file(flat, staging)
+            staging.replace(path)
+        except Exception as e:
+            staging.unlink(missing_ok=True)
+            raise EngineError(f"{path}: the training state could not be written: {e}") from e
+
+    def load_training_state(self, path: Path) -> None:
+        """Continue from `save_training_state`.
+
+        Raises:
+            EngineError: the file is missing, cut, or of another model.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        assert self._optimizer is not None
+        try:
+            flat = load_file(path, device=str(self.policy.device))
+        except (OSError, SafetensorError) as e:
+            raise EngineError(f"{path}: not a whole training state: {e}") from e
+        with torch.no_grad():
+            for name, parameter in self.policy.model.named_parameters():
+                if parameter.requires_grad:
+                    if f"p.{name}" not in flat:
+                        raise EngineError(f"{path}: holds no {name}; it is of another model")
+                    parameter.copy_(flat[f"p.{name}"])
+        whole = self._optimizer.state_dict()
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in flat.items():
+            if name.startswith("o."):
+                index, key = name[2:].split(".", 1)
+                state.setdefault(int(index), {})[key] = value
+        whole["state"] = state
+        self._optimizer.load_state_dict(whole)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Check a checkpoint's files against its checksums.
+
+    Raises:
+        EngineError: the folder is missing, incomplete or altered.
+    """
+    try:
+        sums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text())
+    except (OSError, ValueError) as e:
+        raise EngineError(f"{folder}: not a whole checkpoint ({CHECKSUMS}: {e})") from e
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.exists() or sha256(path) != expected:
+            raise EngineError(f"{path}: missing or altered since it was written")
+
+
+def _trees(items: Sequence[Any], micro_tokens: int) -> Iterator[list[list[int]]]:
+    """Micro-batches of trees (lists of item indices) within the token budget."""
+    if not items:
+        return
+    sequences = [[*i.prompt_ids, *i.completion_ids] for i in items]
+    trees = group_by_key(sequences, [i.share for i in items], min(_TREE_TOKENS, micro_tokens))
+    sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
+    for batch in micro_batches(sizes, micro_tokens):
+        yield [trees[i] for i in batch]
+
+
+def _pack_items(
+    items: Sequence[Any], trees: list[list[int]]
+) -> tuple[list[Pack], list[list[int]], list[int]]:
+    packs = [pack([[*items[i].prompt_ids, *items[i].completion_ids] for i in t]) for t in trees]
+    starts = [[len(items[i].prompt_ids) for i in t] for t in trees]
+    return packs, starts, [i for t in trees for i in t]
+
+
+def _pad_values(values: Sequence[Sequence[float]], like: torch.Tensor) -> torch.Tensor:
+    padded = np.zeros(tuple(like.shape), dtype=np.float32)
+    for row, v in enumerate(values):
+        padded[row, : len(v)] = v
+    return torch.from_numpy(padded).to(like.device)
+
+
+def _pad_tensors(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)

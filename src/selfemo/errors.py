@@ -1,0 +1,51 @@
+"""One error type per boundary. Each message names the file, line or key and says what to do.
+
+The command line catches `SelfEmoError` in one place and prints the message alone; anything else is a
+bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SelfEmoError(Exception):
+    """Base of all errors that are the user's to mend."""
+
+
+class DataError(SelfEmoError):
+    """A conversation file or folder that cannot be used.
+
+    Args:
+        reason: what is wrong and what to do.
+        path: the file or folder.
+        line: 1-based line (or row) number in it, where one is known.
+    """
+
+    def __init__(self, reason: str, path: Path | str | None = None, line: int | None = None):
+        self.reason, self.path, self.line = reason, path, line
+        where = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
+        super().__init__(f"{where}{reason}")
+
+
+class ConfigError(SelfEmoError):
+    """One or more mistakes in a configuration; the message lists all of them."""
+
+
+class ModelOutputError(SelfEmoError):
+    """Model output that no caller can go on with (a single bad completion is data, not an error)."""
+
+
+class EngineError(SelfEmoError):
+    """A model, checkpoint or device that cannot be used."""
+
+
+class StoreError(SelfEmoError):
+    """A run folder or its store that cannot be used."""
+
+
+class MissingExtraError(SelfEmoError):
+    """An optional dependency that is not installed; the message is the command that installs it."""
+
+    def __init__(self, what: str, command: str):
+        super().__init__(f"{what} is not installed; run: {command}")

@@ -1,0 +1,295 @@
+"""Algorithm 1: the RL stage over a buffer of original and synthetic prompts, and the data flywheel.
+
+(a) `rl_stage`: each round samples a batch of prompts, part original and part left by earlier turns of
+self-play, updates the policy on all groups, and lets each best rollout that passes the gate leave two
+things: an SFT sample and the episode's next prompt. (b) `select_samples`: duplicates out, no emotion over
+its share; what remains joins the SFT set that the next model is trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfemo.config import Config
+from selfemo.prompts import Fitted, format_completion
+from selfemo.seeds import rng
+from selfemo.self_grpo import lambda_at
+from selfemo.selfplay import PASS, PersonaOf, Turn, fit_all, next_prompt, play_turn
+from selfemo.store import Store
+from selfemo.training import Engine, RlItem, learning_rate
+from selfemo.types import Completion, Prompt
+
+
+@dataclass(frozen=True)
+class RlPlan:
+    """How many rounds of sampling and optimiser steps an RL stage has."""
+
+    rounds: int
+    prompts_per_round: int
+    steps_per_round: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.rounds * self.steps_per_round
+
+    @staticmethod
+    def of(config: Config) -> RlPlan:
+        per_round = min(config.grpo.prompts_per_step, config.flywheel.prompts)
+        rounds = -(-config.flywheel.prompts // per_round)
+        steps = -(-per_round // min(config.grpo.mini_batch, per_round))
+        return RlPlan(rounds, per_round, steps)
+
+
+def fingerprint(prompt: Prompt, completion: Completion) -> str:
+    """Equal for samples that teach the same: same label set, history, answerer, E, S and reply."""
+    said = [f"{u.speaker}: {u.text}".lower() for u in prompt.history]
+    text = "\x1f".join(
+        [prompt.label_set.name, *said, prompt.answerer, format_completion(completion)]
+    )
+    return hashlib.sha256(text.lower().encode()).hexdigest()
+
+
+def add_sample(
+    store: Store,
+    prompt: Prompt,
+    completion: Completion,
+    reward: float,
+    *,
+    stage: str,
+    step: int,
+    iteration: int,
+    source: str,
+) -> bool:
+    """Put one (x, completion) into the SFT set; false for a duplicate."""
+    return store.add_sample(
+        prompt,
+        format_completion(completion),
+        completion.emotion.top(prompt.label_set),
+        reward,
+        fingerprint(prompt, completion),
+        stage=stage,
+        step=step,
+        iteration=iteration,
+        source=source,
+    )
+
+
+def draw_prompts(originals: Sequence[Prompt], store: Store, config: Config, n: int) -> list[Prompt]:
+    """The n prompts of one round: pending synthetic ones up to their share, then originals.
+
+    Originals follow one shuffled order that goes on over rounds and iterations and starts anew (freshly
+    shuffled) when all have been seen.
+    """
+    synthetic = store.pending(round(config.selfplay.synthetic_share * n))
+    needed = n - len(synthetic)
+    if not originals:
+        return synthetic
+    used = store.rows(
+        "SELECT count(*) AS n FROM (SELECT DISTINCT r.stage, r.step, r.prompt FROM rollouts r "
+        "JOIN prompts p ON p.id = r.prompt WHERE p.parent IS NULL)"
+    )[0]["n"]
+    chosen: list[Prompt] = []
+    while len(chosen) < needed:
+        epoch, position = divmod(used + len(chosen), len(originals))
+        order = rng(config.seed, "original prompts", epoch).permutation(len(originals))
+        take = order[position : position + needed - len(chosen)]
+        chosen.extend(originals[k] for k in take)
+    return [*synthetic, *chosen]
+
+
+def rl_stage(
+    engine: Engine,
+    originals: Sequence[Prompt],
+    persona_of: PersonaOf,
+    config: Config,
+    store: Store,
+    *,
+    stage: str,
+    iteration: int,
+    first_round: int = 0,
+    on_round: Callable[[int, RlPlan, dict[str, Any]], None] | None = None,
+) -> dict[str, int]:
+    """SELF-GRPO with self-play over one iteration's prompts.
+
+    Each round is one transaction of the store. Start at `first_round` with an engine that holds the
+    weights and optimiser state of that point, and the rest of the stage is what it would have been.
+
+    Returns:
+        Counts over the rounds that ran: verdicts of the gate, prompts shortened or too long.
+    """
+    plan = RlPlan.of(config)
+    counts: dict[str, int] = {}
+    for round_ in range(first_round, plan.rounds):
+        lam = lambda_at(round_ * plan.steps_per_round, plan.total_steps, config.grpo.lam_max)
+        n = min(plan.prompts_per_round, config.flywheel.prompts - round_ * plan.prompts_per_round)
+        drawn = draw_prompts(originals, store, config, n)
+        fitted = fit_all(drawn, engine, config, counts)
+        whole = {p.id: p for p in drawn}
+        turns = play_turn(
+            engine,
+            fitted,
+            [whole[f.prompt.id] for f in fitted],
+            config,
+            lam=lam,
+            key=(stage, round_),
+        )
+        measures = _update(engine, fitted, turns, config, plan, round_)
+        with store.transaction():
+            store.add_prompts(drawn, stage, round_)
+            store.skip(whole.keys() - {f.prompt.id for f in fitted})
+            kept = 0
+            for turn in turns:
+                store.add_group(turn.group, stage, round_, iteration, turn.best, turn.verdict)
+                counts[turn.verdict] = counts.get(turn.verdict, 0) + 1
+                if turn.verdict == PASS:
+                    kept += _keep(turn, persona_of, config, store, stage, round_, iteration)
+            record = {
+                "iteration": iteration,
+                "lambda": lam,
+                **_group_measures(turns),
+                **measures,
+                "kept": kept,
+            }
+            store.add_metrics(stage, round_, record)
+        if on_round:
+            on_round(round_, plan, record)
+    return counts
+
+
+def _update(
+    engine: Engine,
+    fitted: Sequence[Fitted],
+    turns: Sequence[Turn],
+    config: Config,
+    plan: RlPlan,
+    round_: int,
+) -> dict[str, float]:
+    """The optimiser steps of one round; the mean of their measures."""
+    if not turns:
+        return {}
+    size = config.grpo.mini_batch
+    minibatches = []
+    for start in range(0, len(turns), size):
+        minibatches.append(
+            [
+                RlItem(f.ids, r.sample.token_ids, r.advantage, f.prompt.id)
+                for f, t in zip(
+                    fitted[start : start + size], turns[start : start + size], strict=True
+                )
+                for r in t.group.rollouts
+            ]
+        )
+    first = round_ * plan.steps_per_round
+    rates = [
+        learning_rate(config.grpo, first + k, plan.total_steps) for k in range(len(minibatches))
+    ]
+    steps = engine.rl_round(minibatches, config.grpo, rates)
+    return {key: sum(s[key] for s in steps) / len(steps) for key in steps[0]}
+
+
+def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
+    """What the curves are drawn from: rewards, parse rate, entropy, lengths, emotion shares."""
+    rollouts = [r for t in turns for r in t.group.rollouts]
+    if not rollouts:
+        return {}
+    parsed = [r.completion for r in rollouts if r.completion is not None]
+    n = len(rollouts)
+
+    def shares(tops: Sequence[str]) -> dict[str, float]:
+        return {e: c / max(1, len(tops)) for e, c in sorted(Counter(tops).items())}
+
+    labels = {t.group.prompt.label_set.name: t.group.prompt.label_set for t in turns}
+    by_prompt = [(r.completion, t.group.prompt) for t in turns for r in t.group.rollouts]
+    return {
+        "prompts": len(turns),
+        "synthetic": sum(t.group.prompt.lineage.synthetic for t in turns),
+        "r1": sum(r.r1 for r in rollouts) / n,
+        "r1_original": _mean(
+            [r.r1 for t in turns if not t.group.prompt.lineage.synthetic for r in t.group.rollouts]
+        ),
+        "r2": sum(r.r2 for r in rollouts) / n,
+        "parse_rate": len(parsed) / n,
+        "truncated": sum(not r.sample.finished for r in rollouts) / n,
+        "sampling_entropy": sum(r.sample.mean_entropy for r in rollouts) / n,
+        "tokens_per_completion": sum(len(r.sample.token_ids) for r in rollouts) / n,
+        "pass_rate": sum(t.verdict == PASS for t in turns) / len(turns),
+        "label_sets": sorted(labels),
+        "emotions": shares([c.emotion.top(p.label_set) for c, p in by_prompt if c]),
+        "self_emotions": shares([c.self_emotion.top(p.label_set) for c, p in by_prompt if c]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _keep(
+    turn: Turn,
+    persona_of: PersonaOf,
+    config: Config,
+    store: Store,
+    stage: str,
+    step: int,
+    iteration: int,
+) -> bool:
+    """Store the SFT sample and, inside max_turns, the next prompt of a turn that passed."""
+    prompt, completion = turn.group.prompt, turn.completion
+    assert completion is not None
+    if prompt.lineage.turn + 1 < config.selfplay.max_turns:
+        following = next_prompt(prompt, completion, persona_of, iteration, f"{stage}.{step}")
+        store.add_prompts([following], stage, step)
+    return add_sample(
+        store,
+        prompt,
+        completion,
+        turn.group.rollouts[turn.best].r1,
+        stage=stage,
+        step=step,
+        iteration=iteration,
+        source="selfplay",
+    )
+
+
+def select_samples(
+    emotions: Sequence[str], rewards: Sequence[float], max_share: float
+) -> list[bool]:
+    """Which samples stay when no emotion may hold more than `max_share` of them.
+
+    Of an emotion over its share the samples with the lowest reward go first (the later of equals). A
+    set of one emotion alone cannot satisfy a share below 1: then one sample of it is kept at the most
+    for each sample of the others, and at least one.
+    """
+    kept = [True] * len(emotions)
+    if max_share >= 1:
+        return kept
+    ranked = sorted(range(len(emotions)), key=lambda i: (rewards[i], -i))
+    counts = Counter(emotions)
+    while counts:
+        emotion, most = counts.most_common(1)[0]
+        total = sum(counts.values())
+        if most <= max(1.0, max_share * total):
+            break
+        drop = next(i for i in ranked if kept[i] and emotions[i] == emotion)
+        kept[drop] = False
+        counts[emotion] -= 1
+    return kept
+
+
+def cap_emotions(store: Store, iteration: int, max_share: float) -> dict[str, int]:
+    """Mark the self-play samples of an iteration that its emotion cap leaves out; counts."""
+    rows = store.rows(
+        "SELECT id, emotion, reward FROM samples WHERE source = 'selfplay' AND iteration = ? "
+        "ORDER BY id",
+        iteration,
+    )
+    kept = select_samples([r["emotion"] for r in rows], [r["reward"] for r in rows], max_share)
+    with store.transaction():
+        store.db.executemany(
+            "UPDATE samples SET used = ? WHERE id = ?",
+            [(int(k), r["id"]) for k, r in zip(kept, rows, strict=True)],
+        )
+    return {"selfplay_samples": len(rows), "used": sum(kept), "over_share": len(kept) - sum(kept)}

@@ -1,0 +1,1 @@
+"""Generation backends, one a file. Each returns `Sample`s for prompts of token ids or messages."""

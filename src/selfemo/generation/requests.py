@@ -1,0 +1,35 @@
+"""What a generation backend is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to complete `n` times.
+
+    Attributes:
+        prompt_ids: token ids of the prompt.
+        n: completions to sample (G).
+        seed: key of the random numbers; equal seeds give equal completions.
+        share: requests with equal keys are prefilled as one tree (None: on its own).
+    """
+
+    prompt_ids: Sequence[int]
+    n: int = 1
+    seed: int = 0
+    share: Hashable = None
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """temperature 0 is greedy; top_p 1 leaves the distribution whole; max_lines stops after that many
+    line ends (0: no such stop), which evaluation uses to stop behind the emotion span."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_lines: int = 0
+    token_budget: int = 8192

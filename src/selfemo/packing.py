@@ -1,0 +1,170 @@
+"""Prefix trees: many token sequences in one row, each shared token computed once.
+
+The G completions of a prompt share the prompt, the turns of a conversation share its history, and
+rollouts often share their first tokens. `pack` merges equal prefixes into a tree; a token attends to its
+ancestors alone and takes the position it has in its own sequence, so hidden states, log-probabilities and
+gradients are those of separate rows (tested), while the work is that of the distinct tokens.
+
+Shapes: b rows (trees), s padded row length, n tokens of one tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One prefix tree, flattened so that a parent stands before its children.
+
+    Attributes:
+        tokens: (n,) token ids.
+        parents: (n,) index of each token's parent, -1 at a root.
+        positions: (n,) position in the token's own sequence (depth in the tree).
+        paths: for each packed sequence, the tree index of each of its tokens.
+    """
+
+    tokens: np.ndarray
+    parents: np.ndarray
+    positions: np.ndarray
+    paths: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ancestors(self) -> np.ndarray:
+        """(n, n) bool: row i is true at i and at each ancestor of i, the keys token i may attend to."""
+        n = len(self)
+        mask = np.zeros((n, n), dtype=bool)
+        for i, parent in enumerate(self.parents):
+            if parent >= 0:
+                mask[i] = mask[parent]
+            mask[i, i] = True
+        return mask
+
+
+def pack(sequences: Sequence[Sequence[int]]) -> Pack:
+    """Merge sequences into one prefix tree.
+
+    Raises:
+        ValueError: there is no sequence, or one is empty.
+    """
+    if not sequences or any(len(s) == 0 for s in sequences):
+        raise ValueError("pack needs at least one sequence and none of them empty")
+    tokens: list[int] = []
+    parents: list[int] = []
+    positions: list[int] = []
+    children: dict[tuple[int, int], int] = {}
+    paths = []
+    for sequence in sequences:
+        node, path = -1, np.empty(len(sequence), dtype=np.int64)
+        for depth, token in enumerate(sequence):
+            child = children.get((node, token))
+            if child is None:
+                child = children[node, token] = len(tokens)
+                tokens.append(token)
+                parents.append(node)
+                positions.append(depth)
+            path[depth] = node = child
+        paths.append(path)
+    return Pack(
+        np.asarray(tokens, dtype=np.int64),
+        np.asarray(parents, dtype=np.int64),
+        np.asarray(positions, dtype=np.int64),
+        tuple(paths),
+    )
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Trees padded to one rectangle, ready for a model.
+
+    Attributes:
+        input_ids, position_ids: (b, s) int64.
+        mask: (b, 1, s, s) bool, true where a query may attend; padding attends to itself alone.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+
+
+def to_rows(packs: Sequence[Pack], device: torch.device | str = "cpu") -> PackedRows:
+    import torch
+
+    b, s = len(packs), max(len(p) for p in packs)
+    ids = np.zeros((b, s), dtype=np.int64)
+    positions = np.zeros((b, s), dtype=np.int64)
+    mask = np.zeros((b, 1, s, s), dtype=bool)
+    mask[:, 0, np.arange(s), np.arange(s)] = True
+    for row, p in enumerate(packs):
+        n = len(p)
+        ids[row, :n], positions[row, :n] = p.tokens, p.positions
+        mask[row, 0, :n, :n] = p.ancestors()
+    return PackedRows(
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(positions).to(device),
+        torch.from_numpy(mask).to(device),
+    )
+
+
+def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences have in common."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(differ[0]) if len(differ) else n
+
+
+def group_by_key(
+    sequences: Sequence[Sequence[int]],
+    keys: Sequence[Hashable],
+    max_tokens: int,
+    extra: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Put sequences with the same key into one tree each, cut so that no tree exceeds `max_tokens`.
+
+    The order inside a key is kept (neighbours share most), and a sequence is counted by what it adds to
+    its predecessor, an upper bound of what it adds to the tree. One longer than the bound stands alone.
+
+    Args:
+        extra: tokens that each sequence will still grow by (generation), counted in full.
+    """
+    groups: dict[Hashable, list[list[int]]] = {}
+    fill: dict[Hashable, int] = {}
+    for i, (sequence, key) in enumerate(zip(sequences, keys, strict=True)):
+        grow = extra[i] if extra is not None else 0
+        parts = groups.setdefault(key, [])
+        added = len(sequence) + grow
+        if parts:
+            added -= shared_prefix(sequences[parts[-1][-1]], sequence)
+        if not parts or fill[key] + added > max_tokens:
+            parts.append([])
+            fill[key], added = 0, len(sequence) + grow
+        parts[-1].append(i)
+        fill[key] += added
+    return [part for parts in groups.values() for part in parts]
+
+
+def micro_batches(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Batch trees of similar size so that rows x longest row stays within `token_budget`.
+
+    A tree larger than the budget makes a batch of its own. Every index appears exactly once.
+    """
+    batches: list[list[int]] = []
+    current: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        longest = max(sizes[current[0]], sizes[i]) if current else sizes[i]
+        if current and longest * (len(current) + 1) > token_budget:
+            batches.append(current)
+            current = []
+        current.append(i)
+    if current:
+        batches.append(current)
+    return batches

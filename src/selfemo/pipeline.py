@@ -1,0 +1,422 @@
+"""`selfemo evolve`: the stages of algorithm 1 in order, in one run folder that can be resumed.
+
+    evaluate-start -> cold-start -> evaluate-cold-start
+        -> [iteration-i-rl -> iteration-i-refit -> evaluate-iteration-i] x N -> summary, figures
+
+Each stage is recorded in the store with its checkpoint. A stage that was interrupted is rewound to its
+last checkpoint (its start, or an RL round saved by save.every_steps) and done again; all random choices
+depend on the seed and the place alone, so a resumed run equals an uninterrupted one.
+
+Departures from the paper [ours]: flywheel.refit = "policy" trains the RL policy further instead of the
+base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteration's model.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfemo import __version__
+from selfemo.coldstart import gold_samples
+from selfemo.config import Config, load, to_toml
+from selfemo.datasets import describe_speakers, with_personas
+from selfemo.datasets import load as load_data
+from selfemo.errors import ConfigError, DataError, EngineError, StoreError
+from selfemo.evaluation import Scores, evaluate, held_out, score
+from selfemo.flywheel import RlPlan, add_sample, cap_emotions, rl_stage
+from selfemo.progress import Quiet, Reporter
+from selfemo.prompts import conversation_prompts
+from selfemo.seeds import rng
+from selfemo.selfplay import fit_all, persona_book
+from selfemo.store import Store
+from selfemo.training import SftItem, run_sft
+from selfemo.types import Conversation, Prompt
+
+CONFIG_FILE = "config.toml"
+STORE_FILE = "store.sqlite"
+METRICS_FILE = "metrics.jsonl"
+START, COLD = "start", "cold-start"
+
+
+def load_conversations(config: Config) -> list[Conversation]:
+    """All conversations of the configured sources, each speaker with a persona.
+
+    Speakers without one get the plain description drawn from the training split.
+    """
+    conversations: list[Conversation] = []
+    for source in config.data.sources:
+        loaded = list(load_data(source, lenient=config.data.lenient).conversations)
+        by_set = {c.label_set.name: c.label_set for c in loaded}
+        for name, label_set in by_set.items():
+            mine = [c for c in loaded if c.label_set.name == name]
+            conversations.extend(with_personas(mine, describe_speakers(mine, label_set)))
+    ids = [c.id for c in conversations]
+    if len(set(ids)) != len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise DataError(f"conversation id {twice!r} occurs twice in data.sources")
+    return conversations
+
+
+def training_conversations(
+    conversations: Sequence[Conversation], config: Config
+) -> list[Conversation]:
+    """The train split, cut to data.train_conversations (drawn by the seed) where that is set."""
+    train = [c for c in conversations if c.split == "train"]
+    if not train:
+        raise DataError("data.sources hold no conversation of split 'train'")
+    limit = config.data.train_conversations
+    if limit and limit < len(train):
+        order = rng(config.seed, "train conversations").permutation(len(train))[:limit]
+        train = [train[i] for i in sorted(order)]
+    return train
+
+
+def open_engine(config: Config, checkpoint: str | None = None) -> Any:
+    """The local engine on the configured model or a checkpoint of it."""
+    from selfemo.engines.local import LocalEngine
+
+    return LocalEngine(config.model, checkpoint, config.sampling.temperature)
+
+
+class Run:
+    """One run folder: configuration, store, checkpoints, and the lock that keeps others out.
+
+    Args:
+        folder: where everything goes.
+        config: the configuration of a new run; None resumes the one in the folder.
+
+    Raises:
+        StoreError: the folder is no run, holds another run, or is in use.
+    """
+
+    def __init__(self, folder: Path, config: Config | None, reporter: Reporter | None = None):
+        self.folder, self.reporter = folder, reporter or Quiet()
+        saved = folder / CONFIG_FILE
+        if config is None:
+            if not saved.exists():
+                raise StoreError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
+            self.config = load([saved])
+        else:
+            if saved.exists():
+                raise StoreError(
+                    f"{folder} already holds a run; go on with it by --resume {folder}, or give "
+                    "another --out"
+                )
+            self.config = config
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / ".lock").open("w")
+        except OSError as e:
+            raise StoreError(f"{folder}: cannot be used as a run folder: {e}") from e
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(f"{folder} is in use by another process") from None
+        self.store = Store(folder / STORE_FILE)
+        if config is not None:
+            staging = saved.with_suffix(".tmp")
+            staging.write_text(f"# selfemo {__version__}, resolved\n" + to_toml(config))
+            staging.replace(saved)
+        self._engine: Any = None
+        self._loaded: str | None = None
+
+    def close(self) -> None:
+        self._release()
+        self.store.close()
+        self._lock.close()
+
+    # -- engine -----------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        self._engine, self._loaded = None, None
+        gc.collect()
+
+    def engine(self, checkpoint: str) -> Any:
+        """The engine with the weights of a checkpoint name (START: the configured model)."""
+        if self._loaded != checkpoint:
+            self._release()
+            if checkpoint == START:
+                self._engine = open_engine(self.config)
+            else:
+                from selfemo.engines.local import verify_checkpoint
+
+                path = self.folder / "checkpoints" / checkpoint
+                verify_checkpoint(path)
+                self._engine = open_engine(self.config, str(path))
+            self._loaded = checkpoint
+        return self._engine
+
+    def training_engine(self, checkpoint: str) -> Any:
+        """Like `engine`, for training: the weights will change, so the next use loads anew."""
+        engine = self.engine(checkpoint)
+        self._loaded = None
+        return engine
+
+    def save(self, engine: Any, name: str) -> None:
+        engine.save(self.folder / "checkpoints" / name)
+
+    # -- stages -----------------------------------------------------------------------------------
+
+    def stage(
+        self, name: str, work: Callable[[], dict[str, Any]], checkpoint: str | None = None
+    ) -> Any:
+        """Do a stage unless it is done; returns its recorded info."""
+        row = self.store.stage(name)
+        if row is not None and row["status"] == "done":
+            return json.loads(row["info"])
+        started = time.monotonic()
+        info = work()
+        spent = time.monotonic() - started
+        self.store.set_stage(name, "done", checkpoint=checkpoint, info=info, seconds=spent)
+        self.store.write_metrics(self.folder / METRICS_FILE)
+        return info
+
+    def evaluate(self, conversations: Sequence[Conversation], checkpoint: str) -> None:
+        name = evaluation_name(checkpoint)
+
+        def work() -> dict[str, Any]:
+            engine = self.engine(checkpoint)
+            total = sum(t.emotion is not None for c in conversations for t in c.turns)
+            with self.reporter.bar(name, total) as advance:
+                scores = evaluate(engine, conversations, self.config, self.store, name, advance)
+            return {k: s.as_dict() for k, s in scores.items()}
+
+        self.stage(name, work)
+
+    def cold_start(self, train: Sequence[Conversation]) -> None:
+        config = self.config
+
+        def work() -> dict[str, Any]:
+            self.store.rewind(COLD)
+            samples = gold_samples(train, config.sft.max_samples, config.seed)
+            if not samples:
+                raise DataError(
+                    "no cold-start sample: no training turn with an emotion is answered by another "
+                    "speaker's turn with an emotion"
+                )
+            with self.store.transaction():
+                self.store.add_prompts([p for p, _ in samples], COLD, 0)
+                added = sum(
+                    add_sample(
+                        self.store, p, c, 1.0, stage=COLD, step=0, iteration=0, source="gold"
+                    )
+                    for p, c in samples
+                )
+            engine = self.training_engine(START)
+            info = self._sft(engine, COLD, config.sft.epochs, None, 1.0)
+            self.save(engine, COLD)
+            return {**info, "duplicates": len(samples) - added}
+
+        self.stage(COLD, work, COLD)
+
+    def _sft(
+        self,
+        engine: Any,
+        stage: str,
+        epochs: int,
+        lr: float | None,
+        replay: float,
+        iteration: int = 0,
+    ) -> dict[str, Any]:
+        """Train on the SFT set in the store: all of `iteration`'s samples, `replay` of the others."""
+        config = self.config
+        sft = config.sft if lr is None else config.sft.model_copy(update={"lr": lr})
+        chosen = [
+            (row, prompt)
+            for row, prompt in self.store.samples()
+            if row["iteration"] == iteration
+            or replay >= 1
+            or rng(config.seed, stage, "replay", row["id"]).random() < replay
+        ]
+        counts: dict[str, int] = {}
+        fitted = {f.prompt.id: f for f in fit_all([p for _, p in chosen], engine, config, counts)}
+        items: list[SftItem] = [
+            engine.sft_item(
+                fitted[p.id].ids, row["completion"], p.conversation_id, sft.label_weight
+            )
+            for row, p in chosen
+            if p.id in fitted
+        ]
+        batches = -(-len(items) // sft.batch_size) * epochs
+        with self.reporter.bar(stage, batches) as advance:
+
+            def on_step(step: int, total: int, measures: dict[str, float]) -> None:
+                with self.store.transaction():
+                    self.store.add_metrics(stage, step, measures)
+                advance(1, f"loss {measures['loss']:.3f}")
+
+            steps = run_sft(engine, items, sft, epochs=epochs, seed=config.seed, on_step=on_step)
+        return {"samples": len(items), "steps": steps, **counts}
+
+    def rl(
+        self, prompts: Sequence[Prompt], conversations: Sequence[Conversation], start: str, i: int
+    ) -> str:
+        """Step (a) of algorithm 1; returns the checkpoint's name."""
+        name = f"iteration-{i}-rl"
+        config, partial = self.config, self.folder / "checkpoints" / f".{name}-partial"
+
+        def work() -> dict[str, Any]:
+            row = self.store.stage(name)
+            first = int(row["step"]) if row is not None else 0
+            engine = self.training_engine(start)
+            engine.begin_stage(config.grpo)
+            if config.grpo.kl_coef:
+                engine.set_reference()
+            if first:
+                engine.load_training_state(partial / f"round-{first}.safetensors")
+            self.store.rewind(name, first)
+            plan = RlPlan.of(config)
+            with self.reporter.bar(name, plan.rounds) as advance:
+                if first:
+                    advance(first)
+
+                def on_round(round_: int, plan: RlPlan, record: dict[str, Any]) -> None:
+                    every, done = config.save.every_steps, round_ + 1
+                    if every and done % every == 0 and done < plan.rounds:
+                        partial.mkdir(parents=True, exist_ok=True)
+                        engine.save_training_state(partial / f"round-{done}.safetensors")
+                        self.store.set_stage(name, "running", step=done)
+                        for old in partial.glob("round-*.safetensors"):
+                            if old.name != f"round-{done}.safetensors":
+                                old.unlink()
+                    if "r1" in record:
+                        advance(1, f"R1 {record['r1']:.3f} parsed {record['parse_rate']:.0%}")
+                    else:
+                        advance(1)
+
+                counts = rl_stage(
+                    engine,
+                    prompts,
+                    persona_book(conversations),
+                    config,
+                    self.store,
+                    stage=name,
+                    iteration=i,
+                    first_round=first,
+                    on_round=on_round,
+                )
+            engine.end_stage()
+            self.save(engine, name)
+            shutil.rmtree(partial, ignore_errors=True)
+            return counts
+
+        self.stage(name, work, name)
+        return name
+
+    def refit(self, after_rl: str, i: int) -> str:
+        """Step (b) of algorithm 1; returns the checkpoint's name."""
+        fly = self.config.flywheel
+        name = f"iteration-{i}"
+
+        def work() -> dict[str, Any]:
+            info: dict[str, Any] = cap_emotions(self.store, i, fly.max_emotion_share)
+            stage = f"{name}-refit"
+            self.store.rewind(stage)
+            engine = self.training_engine(START if fly.refit == "base" else after_rl)
+            if fly.refit == "none" or not info["used"]:
+                info["refit"] = "none: the RL policy is kept"
+            else:
+                info |= self._sft(engine, stage, fly.refit_epochs, fly.refit_lr, fly.replay, i)
+            self.save(engine, name)
+            return info
+
+        self.stage(f"{name}-refit", work, name)
+        return name
+
+
+def evaluation_name(checkpoint: str) -> str:
+    return f"evaluate-{checkpoint}"
+
+
+def evolve(folder: Path, config: Config | None, reporter: Reporter | None = None) -> Run:
+    """Run or resume algorithm 1 in `folder`; returns the finished, still open run."""
+    run = Run(folder, config, reporter)
+    try:
+        conversations = load_conversations(run.config)
+        train = training_conversations(conversations, run.config)
+        held = held_out(
+            conversations, run.config.data.eval_split, run.config.data.eval_conversations, 0
+        )
+        originals = [p for c in train for p in conversation_prompts(c, future=True)]
+        run.evaluate(held, START)
+        run.cold_start(train)
+        run.evaluate(held, COLD)
+        checkpoint = COLD
+        for i in range(1, run.config.flywheel.iterations + 1):
+            after_rl = run.rl(originals, train, checkpoint, i)
+            checkpoint = run.refit(after_rl, i)
+            run.evaluate(held, checkpoint)
+        run._release()
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def checkpoints(config: Config) -> list[str]:
+    """The names of the evaluated checkpoints, in order."""
+    return [START, COLD, *(f"iteration-{i}" for i in range(1, config.flywheel.iterations + 1))]
+
+
+def scores_of(run: Run) -> dict[str, dict[str, Scores]]:
+    """Scores by checkpoint and data set, of the evaluations that are done."""
+    labels = {
+        r["dataset"]: None for r in run.store.rows("SELECT DISTINCT dataset FROM predictions")
+    }
+    sets = {c.dataset: c.label_set for c in load_conversations(run.config) if c.dataset in labels}
+    return {
+        name: score(run.store, evaluation_name(name), sets, run.config)
+        for name in checkpoints(run.config)
+        if (row := run.store.stage(evaluation_name(name))) is not None and row["status"] == "done"
+    }
+
+
+def new_run_folder(base: Path = Path("runs")) -> Path:
+    """A fresh folder named by date and time, or with a number behind it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = base / stamp
+    n = 1
+    while folder.exists():
+        n += 1
+        folder = base / f"{stamp}-{n}"
+    return folder
+
+
+def find_checkpoint(model: str) -> str:
+    """A model id, a model folder, or a run folder (its last checkpoint)."""
+    path = Path(model)
+    if not (path / CONFIG_FILE).exists():
+        return model
+    names = [c for c in reversed(checkpoints(load([path / CONFIG_FILE]))) if c != START]
+    for name in names:
+        if (path / "checkpoints" / name / "config.json").exists():
+            return str(path / "checkpoints" / name)
+    raise EngineError(f"{path} is a run without a checkpoint yet; resume it first")
+
+
+def extend_run(folder: Path, overrides: Sequence[str]) -> None:
+    """Change a run's settings before it is resumed: only those that stages yet to come read.
+
+    Raises:
+        ConfigError: another setting would make what is done and what is to come two experiments.
+    """
+    saved = folder / CONFIG_FILE
+    if not saved.exists():
+        raise StoreError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
+    allowed = ("flywheel.iterations", "save.", "model.device", "model.threads")
+    for text in overrides:
+        if not text.startswith(allowed):
+            raise ConfigError(
+                f"--set {text}: a run that is resumed takes only {', '.join(allowed)}; start a new run "
+                "for other settings"
+            )
+    config = load([saved], overrides)
+    staging = saved.with_suffix(".tmp")
+    staging.write_text(f"# selfemo {__version__}, resolved\n" + to_toml(config))
+    staging.replace(saved)

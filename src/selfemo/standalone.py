@@ -1,0 +1,188 @@
+"""The stages on their own: `selfemo sft`, `train`, `selfplay`, `evaluate`, `predict`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selfemo.config import Config, load
+from selfemo.dialogues import dialogues
+from selfemo.errors import DataError, EngineError
+from selfemo.evaluation import Scores, all_prompts, evaluate, held_out, predict
+from selfemo.pipeline import (
+    COLD,
+    CONFIG_FILE,
+    START,
+    STORE_FILE,
+    Run,
+    find_checkpoint,
+    load_conversations,
+    open_engine,
+    training_conversations,
+)
+from selfemo.progress import Reporter
+from selfemo.prompts import conversation_prompts
+from selfemo.seeds import rng
+from selfemo.selfplay import persona_book, play_episodes
+from selfemo.store import Store
+
+
+def settings_for(model: str, files: Sequence[Path], overrides: Sequence[str]) -> tuple[Config, str]:
+    """Configuration and checkpoint to use a model with: that of its run, then files and overrides."""
+    checkpoint = find_checkpoint(model)
+    own = next(
+        (
+            f / CONFIG_FILE
+            for f in (Path(model), Path(model).parent.parent)
+            if (f / CONFIG_FILE).exists()
+        ),
+        None,
+    )
+    config = load([*([own] if own else []), *files], overrides)
+    return config, checkpoint
+
+
+def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
+    """Cold start into a model folder; its samples and metrics go to OUT.run beside it."""
+    run = Run(out.with_name(out.name + ".run"), config, reporter)
+    try:
+        run.cold_start(training_conversations(load_conversations(config), config))
+        source = run.folder / "checkpoints" / COLD
+        if out.exists():
+            raise EngineError(f"{out} exists already; the trained model is in {source}")
+        shutil.copytree(source, out)
+        row = run.store.stage(COLD)
+        assert row is not None
+        return dict(json.loads(row["info"]))
+    finally:
+        run.close()
+
+
+def train_alone(model: str, out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
+    """SELF-GRPO from a model; the policy goes to OUT/checkpoints/iteration-1-rl."""
+    checkpoint = find_checkpoint(model)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"id": checkpoint})})
+    run = Run(out, config, reporter)
+    try:
+        train = training_conversations(load_conversations(config), config)
+        originals = [p for c in train for p in conversation_prompts(c, future=True)]
+        name = run.rl(originals, train, START, 1)
+        row = run.store.stage(name)
+        assert row is not None
+        return dict(json.loads(row["info"]))
+    finally:
+        run.close()
+
+
+def selfplay_alone(
+    model: str,
+    sources: Sequence[str],
+    n: int,
+    folder: Path,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    reporter: Reporter,
+) -> tuple[dict[str, int], list[str]]:
+    """Play n episodes from held-out histories; returns counts and the longest dialogues."""
+    config, checkpoint = settings_for(model, files, overrides)
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"sources": tuple(sources)})}
+    )
+    conversations = load_conversations(config)
+    held = held_out(conversations, config.data.eval_split, 0, 0)
+    prompts = [p for c in held for p in conversation_prompts(c, future=True)]
+    order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
+    engine = open_engine(config, checkpoint)
+    store = Store(folder / STORE_FILE)
+    try:
+        with reporter.bar("self-play turns", config.selfplay.max_turns) as advance:
+            counts = play_episodes(
+                engine,
+                [prompts[i] for i in order],
+                persona_book(conversations),
+                config,
+                store,
+                on_turn=lambda turn, live: advance(1, f"{live} go on"),
+            )
+        return counts, dialogues(store, n)
+    finally:
+        store.close()
+
+
+def evaluate_alone(
+    model: str,
+    sources: Sequence[str],
+    out: Path | None,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    reporter: Reporter,
+) -> dict[str, Scores]:
+    """Score a model on the held-out split of some sources."""
+    config, checkpoint = settings_for(model, files, overrides)
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"sources": tuple(sources)})}
+    )
+    held = held_out(
+        load_conversations(config), config.data.eval_split, config.data.eval_conversations, 0
+    )
+    total = sum(t.emotion is not None for c in held for t in c.turns)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store((out or Path(scratch)) / STORE_FILE)
+        try:
+            engine = open_engine(config, checkpoint)
+            name = f"evaluate {checkpoint} on {config.data.eval_split}"
+            with reporter.bar("evaluate", total) as advance:
+                return evaluate(engine, held, config, store, name, advance)
+        finally:
+            store.close()
+
+
+def predict_alone(
+    model: str,
+    source: str,
+    out: Path,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    reporter: Reporter,
+) -> tuple[int, int]:
+    """Label every turn of a source; returns (turns, turns without a prediction)."""
+    config, checkpoint = settings_for(model, files, overrides)
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"sources": (source,)}),
+            "evaluation": config.evaluation.model_copy(update={"span": "emotion"}),
+        }
+    )
+    conversations = load_conversations(config)
+    engine = open_engine(config, checkpoint)
+    turns = failed = 0
+    staging = out.with_name(out.name + ".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            staging.open("w", encoding="utf-8") as f,
+            reporter.bar("predict", sum(len(c.turns) for c in conversations)) as advance,
+        ):
+            for c in conversations:
+                for k, p in enumerate(predict(engine, all_prompts(c), config)):
+                    turns += 1
+                    failed += p.predicted is None
+                    record = {
+                        "conversation": c.id,
+                        "turn": k,
+                        "speaker": c.turns[k].speaker,
+                        "text": c.turns[k].text,
+                        "emotion": p.predicted.top(c.label_set) if p.predicted else None,
+                        "distribution": dict(p.predicted) if p.predicted else None,
+                        "failure": p.failure,
+                    }
+                    f.write(json.dumps(record, ensure_ascii=False) + "\n")
+                advance(len(c.turns))
+        staging.replace(out)
+    except OSError as e:
+        raise DataError(f"cannot be written: {e.strerror or e}", out) from e
+    return turns, failed

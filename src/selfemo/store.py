@@ -1,0 +1,319 @@
+"""The run's SQLite store: prompts, rollouts, rewards, lineage, SFT samples, predictions, metrics.
+
+One file in WAL mode; each training step is one transaction, so a killed run loses at most the step that
+it was in, and a resume deletes what an unfinished stage wrote after its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selfemo.errors import StoreError
+from selfemo.types import (
+    LABEL_SETS,
+    EmotionDistribution,
+    LabelSet,
+    Lineage,
+    Persona,
+    Prompt,
+    RolloutGroup,
+    Utterance,
+)
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS stages (
+    name TEXT PRIMARY KEY, status TEXT NOT NULL, step INTEGER NOT NULL DEFAULT 0,
+    checkpoint TEXT, info TEXT NOT NULL DEFAULT '{}', seconds REAL NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS prompts (
+    id TEXT PRIMARY KEY, stage TEXT NOT NULL, step INTEGER NOT NULL, iteration INTEGER NOT NULL,
+    episode TEXT NOT NULL, turn INTEGER NOT NULL, parent TEXT, dataset TEXT NOT NULL,
+    conversation TEXT NOT NULL, label_set TEXT NOT NULL, answerer TEXT NOT NULL,
+    persona TEXT NOT NULL, scenario TEXT NOT NULL, history TEXT NOT NULL, target TEXT,
+    skipped INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS rollouts (
+    id INTEGER PRIMARY KEY, stage TEXT NOT NULL, step INTEGER NOT NULL, iteration INTEGER NOT NULL,
+    prompt TEXT NOT NULL REFERENCES prompts(id), member INTEGER NOT NULL, text TEXT NOT NULL,
+    tokens INTEGER NOT NULL, failure TEXT, emotion TEXT, self_emotion TEXT, reply TEXT,
+    r1 REAL NOT NULL, r2 REAL NOT NULL, advantage REAL NOT NULL, mean_logprob REAL NOT NULL,
+    entropy REAL NOT NULL, best INTEGER NOT NULL, gate TEXT
+);
+CREATE INDEX IF NOT EXISTS rollouts_by_prompt ON rollouts (prompt);
+CREATE INDEX IF NOT EXISTS rollouts_by_stage ON rollouts (stage, step);
+CREATE TABLE IF NOT EXISTS samples (
+    id INTEGER PRIMARY KEY, stage TEXT NOT NULL, step INTEGER NOT NULL, iteration INTEGER NOT NULL,
+    source TEXT NOT NULL, prompt TEXT NOT NULL REFERENCES prompts(id), completion TEXT NOT NULL,
+    emotion TEXT NOT NULL, reward REAL NOT NULL, fingerprint TEXT NOT NULL UNIQUE,
+    used INTEGER NOT NULL DEFAULT 1
+);
+CREATE TABLE IF NOT EXISTS predictions (
+    evaluation TEXT NOT NULL, prompt TEXT NOT NULL, dataset TEXT NOT NULL,
+    conversation TEXT NOT NULL, gold TEXT NOT NULL, predicted TEXT, failure TEXT, r1 REAL NOT NULL,
+    text TEXT NOT NULL, PRIMARY KEY (evaluation, prompt)
+);
+CREATE TABLE IF NOT EXISTS metrics (
+    id INTEGER PRIMARY KEY, stage TEXT NOT NULL, step INTEGER NOT NULL, record TEXT NOT NULL
+);
+"""
+
+
+def _dist(distribution: EmotionDistribution | None) -> str | None:
+    return None if distribution is None else json.dumps(dict(distribution))
+
+
+def read_distribution(text: str | None) -> EmotionDistribution | None:
+    """The stored JSON of a distribution, or None."""
+    return None if text is None else EmotionDistribution(json.loads(text))
+
+
+def _label_set(text: str) -> LabelSet:
+    name, labels = json.loads(text)
+    known = LABEL_SETS.get(name)
+    return known if known and list(known.labels) == labels else LabelSet(name, tuple(labels))
+
+
+class Store:
+    """Opens or creates `path`.
+
+    Raises:
+        StoreError: the file is no store of this version, or cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False):
+        self.path = path
+        try:
+            if read_only:
+                self.db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.db = sqlite3.connect(path)
+                self.db.execute("PRAGMA journal_mode = WAL")
+                self.db.execute("PRAGMA synchronous = NORMAL")
+                self.db.executescript(_SCHEMA)
+                self.db.execute(
+                    "INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),)
+                )
+                self.db.commit()
+            found = self.db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+        except (sqlite3.Error, OSError) as e:
+            raise StoreError(f"{path}: cannot be used as a run's store: {e}") from e
+        if found is None or found[0] != str(SCHEMA_VERSION):
+            raise StoreError(f"{path}: store version {found and found[0]}, need {SCHEMA_VERSION}")
+        self.db.row_factory = sqlite3.Row
+
+    def close(self) -> None:
+        self.db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All writes inside happen together or not at all."""
+        try:
+            with self.db:
+                yield
+        except sqlite3.Error as e:
+            raise StoreError(f"{self.path}: {e}; what was committed before is kept") from e
+
+    def rows(self, query: str, *args: Any) -> list[sqlite3.Row]:
+        try:
+            return self.db.execute(query, args).fetchall()
+        except sqlite3.Error as e:
+            raise StoreError(f"{self.path}: {e}") from e
+
+    # -- stages -----------------------------------------------------------------------------------
+
+    def stage(self, name: str) -> sqlite3.Row | None:
+        found = self.rows("SELECT * FROM stages WHERE name = ?", name)
+        return found[0] if found else None
+
+    def set_stage(
+        self,
+        name: str,
+        status: str,
+        *,
+        step: int = 0,
+        checkpoint: str | None = None,
+        info: dict[str, Any] | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        with self.transaction():
+            self.db.execute(
+                "INSERT INTO stages VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+                "status = excluded.status, step = excluded.step, "
+                "checkpoint = excluded.checkpoint, info = excluded.info, "
+                "seconds = stages.seconds + excluded.seconds",
+                (name, status, step, checkpoint, json.dumps(info or {}), seconds),
+            )
+
+    def rewind(self, stage: str, step: int = 0) -> None:
+        """Forget what `stage` wrote at or after `step`, so that it can be done again."""
+        with self.transaction():
+            for table in ("rollouts", "samples", "metrics", "prompts"):
+                self.db.execute(f"DELETE FROM {table} WHERE stage = ? AND step >= ?", (stage, step))
+            if step == 0:
+                self.db.execute("DELETE FROM predictions WHERE evaluation = ?", (stage,))
+
+    # -- prompts ----------------------------------------------------------------------------------
+
+    def add_prompts(self, prompts: Iterable[Prompt], stage: str, step: int) -> None:
+        """Insert prompts; one that is there already stays as it is."""
+        self.db.executemany(
+            "INSERT OR IGNORE INTO prompts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0)",
+            (
+                (
+                    p.id, stage, step, p.lineage.iteration, p.lineage.episode, p.lineage.turn,
+                    p.lineage.parent, p.dataset, p.conversation_id,
+                    json.dumps([p.label_set.name, list(p.label_set.labels)]), p.answerer,
+                    json.dumps([p.persona.speaker, p.persona.description, p.persona.scenario]),
+                    p.scenario,
+                    json.dumps(
+                        [
+                            [u.speaker, u.text, None if u.emotion is None else dict(u.emotion)]
+                            for u in p.history
+                        ]
+                    ),
+                    _dist(p.target),
+                )
+                for p in prompts
+            ),
+        )  # fmt: skip
+
+    def skip(self, prompt_ids: Iterable[str]) -> None:
+        """Mark prompts that do not fit the length limit; they are not drawn again."""
+        self.db.executemany(
+            "UPDATE prompts SET skipped = 1 WHERE id = ?", [(i,) for i in prompt_ids]
+        )
+
+    @staticmethod
+    def _prompt(row: sqlite3.Row) -> Prompt:
+        history = tuple(
+            Utterance(s, t, None if e is None else EmotionDistribution(e))
+            for s, t, e in json.loads(row["history"])
+        )
+        return Prompt(
+            id=row["id"],
+            dataset=row["dataset"],
+            conversation_id=row["conversation"],
+            label_set=_label_set(row["label_set"]),
+            history=history,
+            answerer=row["answerer"],
+            persona=Persona(*json.loads(row["persona"])),
+            target=read_distribution(row["target"]),
+            scenario=row["scenario"],
+            lineage=Lineage(row["iteration"], row["episode"], row["turn"], row["parent"]),
+        )
+
+    def prompt(self, prompt_id: str) -> Prompt:
+        found = self.rows("SELECT * FROM prompts WHERE id = ?", prompt_id)
+        if not found:
+            raise StoreError(f"{self.path}: no prompt {prompt_id!r}")
+        return self._prompt(found[0])
+
+    def pending(self, limit: int) -> list[Prompt]:
+        """Synthetic prompts that no rollout has answered, oldest first."""
+        return [
+            self._prompt(r)
+            for r in self.rows(
+                "SELECT * FROM prompts p WHERE parent IS NOT NULL AND skipped = 0 AND NOT EXISTS "
+                "(SELECT 1 FROM rollouts r WHERE r.prompt = p.id) ORDER BY rowid LIMIT ?",
+                limit,
+            )
+        ]
+
+    # -- rollouts and samples ---------------------------------------------------------------------
+
+    def add_group(
+        self, group: RolloutGroup, stage: str, step: int, iteration: int, best: int, verdict: str
+    ) -> None:
+        """Insert a scored group; `verdict` is what the gate said of member `best`."""
+        self.db.executemany(
+            "INSERT INTO rollouts (stage, step, iteration, prompt, member, text, tokens, failure, "
+            "emotion, self_emotion, reply, r1, r2, advantage, mean_logprob, entropy, best, gate) "
+            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                (
+                    stage, step, iteration, group.prompt.id, i, r.sample.text,
+                    len(r.sample.token_ids),
+                    None if r.completion else f"{r.parsed.kind.value}",  # type: ignore[union-attr]
+                    _dist(r.completion.emotion if r.completion else None),
+                    _dist(r.completion.self_emotion if r.completion else None),
+                    r.completion.reply if r.completion else None,
+                    r.r1, r.r2, r.advantage, r.sample.mean_logprob, r.sample.mean_entropy,
+                    int(i == best), verdict if i == best else None,
+                )
+                for i, r in enumerate(group.rollouts)
+            ),
+        )  # fmt: skip
+
+    def add_sample(
+        self,
+        prompt: Prompt,
+        completion: str,
+        emotion: str,
+        reward: float,
+        fingerprint: str,
+        *,
+        stage: str,
+        step: int,
+        iteration: int,
+        source: str,
+    ) -> bool:
+        """Add to the SFT set; false if an equal sample is in it already."""
+        done = self.db.execute(
+            "INSERT OR IGNORE INTO samples (stage, step, iteration, source, prompt, completion, "
+            "emotion, reward, fingerprint) VALUES (?,?,?,?,?,?,?,?,?)",
+            (stage, step, iteration, source, prompt.id, completion, emotion, reward, fingerprint),
+        )
+        return done.rowcount > 0
+
+    def samples(self, *, used: bool = True) -> list[tuple[sqlite3.Row, Prompt]]:
+        """(sample, its prompt) in order of insertion."""
+        return [
+            (row, self.prompt(row["prompt"]))
+            for row in self.rows(
+                f"SELECT * FROM samples {'WHERE used = 1' if used else ''} ORDER BY id"
+            )
+        ]
+
+    # -- predictions and metrics ------------------------------------------------------------------
+
+    def add_predictions(self, rows: Iterable[Sequence[Any]]) -> None:
+        """(evaluation, prompt, dataset, conversation, gold, predicted, failure, r1, text) each."""
+        self.db.executemany("INSERT OR REPLACE INTO predictions VALUES (?,?,?,?,?,?,?,?,?)", rows)
+
+    def add_metrics(self, stage: str, step: int, record: dict[str, Any]) -> None:
+        self.db.execute(
+            "INSERT INTO metrics (stage, step, record) VALUES (?,?,?)",
+            (stage, step, json.dumps(record)),
+        )
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [
+            {"stage": r["stage"], "step": r["step"], **json.loads(r["record"])}
+            for r in self.rows("SELECT * FROM metrics ORDER BY id")
+        ]
+
+    def write_metrics(self, path: Path) -> None:
+        """All metrics as JSONL, replaced as a whole."""
+        staging = path.with_suffix(".tmp")
+        staging.write_text("".join(json.dumps(m) + "\n" for m in self.metrics()))
+        staging.replace(path)
+
+    def export(self, table: str, path: Path) -> int:
+        """Write one table to Parquet; returns its rows."""
+        if table not in ("prompts", "rollouts", "samples", "predictions"):
+            raise StoreError(f"no table {table!r} to export")
+        import polars as pl
+
+        rows = self.rows(f"SELECT * FROM {table}")
+        frame = pl.DataFrame([dict(r) for r in rows], infer_schema_length=None)
+        frame.write_parquet(path)
+        return len(rows)

@@ -1,0 +1,126 @@
+"""What stages ask of an engine, and the supervised stage (steps of SFT over samples).
+
+Engines (engines/*.py) implement `Engine`; the stages know nothing else of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from selfemo.config import GrpoConfig, OptimConfig, SftConfig
+from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.seeds import rng
+from selfemo.types import Sample
+
+
+@dataclass(frozen=True)
+class SftItem:
+    """One supervised sample; `weights` are the loss weights of its completion tokens."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    weights: Sequence[float]
+    share: str
+
+
+@dataclass(frozen=True)
+class RlItem:
+    """One sampled completion with its advantage; completions of one prompt stand side by side."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    advantage: float
+    share: str
+
+
+class Engine(Protocol):
+    """A policy that can be sampled and trained."""
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]: ...
+
+    def sft_item(
+        self, prompt_ids: Sequence[int], completion: str, share: str, label_weight: float
+    ) -> SftItem: ...
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: SamplingSettings,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[Sample]]: ...
+
+    def begin_stage(self, config: OptimConfig) -> None: ...
+
+    def end_stage(self) -> None: ...
+
+    def set_reference(self) -> None: ...
+
+    def sft_step(
+        self, items: Sequence[SftItem], config: OptimConfig, lr: float
+    ) -> dict[str, float]: ...
+
+    def rl_round(
+        self, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
+    ) -> list[dict[str, float]]: ...
+
+
+def learning_rate(config: OptimConfig, step: int, total: int) -> float:
+    """The rate of optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule."""
+    warm = round(config.warmup * total)
+    if step < warm:
+        return config.lr * (step + 1) / (warm + 1)
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - warm) / max(1, total - warm)
+    if config.schedule == "linear":
+        return config.lr * (1 - done)
+    return float(config.lr * 0.5 * (1 + np.cos(np.pi * done)))
+
+
+def epoch_batches(shares: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Sample indices of one epoch's optimiser steps.
+
+    Samples of one conversation that stand side by side stay together (they are one prefix tree), in
+    runs of at most half a batch, so that each batch still mixes conversations. Every index
+    appears exactly once.
+    """
+    run_length = max(1, batch_size // 2)
+    runs: list[list[int]] = []
+    for i, share in enumerate(shares):
+        if not runs or shares[runs[-1][-1]] != share or len(runs[-1]) >= run_length:
+            runs.append([])
+        runs[-1].append(i)
+    order = rng(seed, "epoch", epoch).permutation(len(runs))
+    flat = [i for r in order for i in runs[r]]
+    return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
+
+
+def run_sft(
+    engine: Engine,
+    items: Sequence[SftItem],
+    config: SftConfig,
+    *,
+    epochs: int,
+    seed: int,
+    on_step: Callable[[int, int, dict[str, float]], Any],
+) -> int:
+    """Train on all items for some epochs; returns the number of optimiser steps.
+
+    Args:
+        on_step: called after each step with (step, total steps, measures).
+    """
+    batches = [
+        batch
+        for epoch in range(epochs)
+        for batch in epoch_batches([i.share for i in items], config.batch_size, seed, epoch)
+    ]
+    engine.begin_stage(config)
+    for step, batch in enumerate(batches):
+        lr = learning_rate(config, step, len(batches))
+        on_step(step, len(batches), engine.sft_step([items[i] for i in batch], config, lr))
+    engine.end_stage()
+    return len(batches)

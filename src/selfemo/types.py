@@ -1,0 +1,262 @@
+"""The objects of the method (SPEC section 1): emotions, conversations, prompts, completions, groups.
+
+Everything here is immutable and knows no model library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+MAX_EMOTIONS = 3
+"""K of eq. 6: the most emotions that one predicted set may name."""
+
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """A closed, ordered set of emotion names. The order breaks ties (core emotions, top emotion)."""
+
+    name: str
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"label set {self.name!r} needs two or more distinct labels")
+
+    def __contains__(self, label: object) -> bool:
+        return label in self.labels
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def index(self, label: str) -> int:
+        return self.labels.index(label)
+
+
+LABEL_SETS: dict[str, LabelSet] = {
+    s.name: s
+    for s in (
+        LabelSet("meld", ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")),
+        LabelSet("emorynlp", ("neutral", "joyful", "peaceful", "powerful", "scared", "mad", "sad")),
+        LabelSet("iemocap", ("happy", "sad", "neutral", "angry", "excited", "frustrated")),
+    )
+}
+
+
+class EmotionDistribution(Mapping[str, float]):
+    """Non-negative weights over emotions that sum to 1; an emotion that is absent has weight 0.
+
+    Built from raw weights, which are divided by their sum (eq. 9); zero weights are left out.
+
+    Raises:
+        ValueError: a weight is negative or not finite, or all are zero.
+    """
+
+    __slots__ = ("_weights",)
+
+    def __init__(self, raw: Mapping[str, float]):
+        if any(not math.isfinite(w) or w < 0 for w in raw.values()):
+            raise ValueError("emotion weights must be finite and not negative")
+        largest = max(raw.values(), default=0.0)
+        if largest <= 0:
+            raise ValueError("at least one emotion weight must be above zero")
+        # Scaling by the largest first keeps the sum finite for weights near the float limits.
+        scaled = {e: w / largest for e, w in raw.items()}
+        total = math.fsum(scaled.values())
+        self._weights = {e: w / total for e, w in scaled.items() if w / total > 0}
+
+    def __getitem__(self, emotion: str) -> float:
+        return self._weights[emotion]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._weights.items()))
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{e} {w:.3g}" for e, w in self._weights.items())
+        return f"EmotionDistribution({inside})"
+
+    def weight(self, emotion: str) -> float:
+        return self._weights.get(emotion, 0.0)
+
+    def top(self, labels: LabelSet) -> str:
+        """The emotion with the largest weight; ties go to the one named first in the label set."""
+        return max(self._weights, key=lambda e: (self._weights[e], -labels.index(e)))
+
+    def vector(self, labels: LabelSet) -> list[float]:
+        return [self.weight(e) for e in labels.labels]
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One turn: speaker, text, and the gold emotion distribution or none."""
+
+    speaker: str
+    text: str
+    emotion: EmotionDistribution | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Persona:
+    """P: the personality description of one speaker, with the scenario it was taken from."""
+
+    speaker: str
+    description: str
+    scenario: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order, with the personas that are known for its speakers."""
+
+    id: str
+    dataset: str
+    split: Split
+    turns: tuple[Utterance, ...]
+    label_set: LabelSet
+    scenario: str = ""
+    personas: Mapping[str, Persona] = field(default_factory=dict)
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Speakers in order of appearance."""
+        return tuple(dict.fromkeys(t.speaker for t in self.turns))
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a prompt comes from: original data (iteration 0, no parent) or self-play (eq. 7)."""
+
+    iteration: int = 0
+    episode: str = ""
+    turn: int = 0
+    parent: str | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        return self.parent is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """x = (H, P, label set, y).
+
+    history ends with the interlocutor's utterance; `answerer` speaks next with `persona`; `target` is
+    the distribution y of that last utterance (gold, or the self-emotion its speaker declared).
+    """
+
+    id: str
+    dataset: str
+    conversation_id: str
+    label_set: LabelSet
+    history: tuple[Utterance, ...]
+    answerer: str
+    persona: Persona
+    target: EmotionDistribution | None
+    scenario: str = ""
+    lineage: Lineage = Lineage()
+
+    @property
+    def interlocutor(self) -> str:
+        return self.history[-1].speaker
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A parsed completion: E for the last speaker, S for the answering one, the reply r."""
+
+    emotion: EmotionDistribution
+    self_emotion: EmotionDistribution
+    reply: str
+    reasoning: str = ""
+
+
+class FailureKind(StrEnum):
+    """Why a completion could not be used. Never merged with a wrong answer (SPEC section 2)."""
+
+    EMPTY = "empty"
+    NO_EMOTION = "no_emotion"
+    NO_SELF_EMOTION = "no_self_emotion"
+    NO_REPLY = "no_reply"
+    EXTRA_TEXT = "extra_text"
+    BAD_WEIGHT = "bad_weight"
+    ZERO_WEIGHT = "zero_weight"
+    UNKNOWN_EMOTION = "unknown_emotion"
+    REPEATED_EMOTION = "repeated_emotion"
+    TOO_MANY_EMOTIONS = "too_many_emotions"
+    TRUNCATED = "truncated"
+
+
+@dataclass(frozen=True, slots=True)
+class ParseFailure:
+    """A completion that is not one, with the kind of failure and what was seen."""
+
+    kind: FailureKind
+    detail: str = ""
+
+
+Parsed = Completion | ParseFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled token sequence, as the generation backends return it.
+
+    Attributes:
+        text: the decoded completion without the end token.
+        token_ids: sampled ids, the end token included where it was reached.
+        logprobs: log-probability of each token under the policy softmax(logits / T), nats.
+        entropies: entropy of the policy at each token, nats.
+        finished: the end token was reached within the limit.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    entropies: tuple[float, ...] = ()
+    finished: bool = True
+
+    @property
+    def mean_logprob(self) -> float:
+        return math.fsum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+
+    @property
+    def mean_entropy(self) -> float:
+        return math.fsum(self.entropies) / len(self.entropies) if self.entropies else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One scored member of a group: its sample, what it parsed to, R1, R2 and advantage."""
+
+    sample: Sample
+    parsed: Parsed
+    r1: float
+    r2: float
+    advantage: float
+
+    @property
+    def completion(self) -> Completion | None:
+        return self.parsed if isinstance(self.parsed, Completion) else None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """The G completions sampled for one prompt."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
