@@ -102,6 +102,9 @@ class SftConfig(OptimConfig):
     warmup: Fraction = 0.05
     batch_size: Positive = 64
     """Samples of one optimiser step."""
+    run_length: Positive = 8
+    """Samples of one conversation that stay together in a step: longer runs share more of their prefix,
+    shorter ones mix more conversations."""
     epochs: Positive = 3
     max_samples: Annotated[int, Field(ge=0)] = 0
     """Cold-start samples to take; 0 takes all."""

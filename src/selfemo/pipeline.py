@@ -318,8 +318,10 @@ class Run:
             info: dict[str, Any] = cap_emotions(self.store, i, fly.max_emotion_share)
             stage = f"{name}-refit"
             self.store.rewind(stage)
-            engine = self.training_engine(START if fly.refit == "base" else after_rl)
-            if fly.refit == "none" or not info["used"]:
+            keep = fly.refit == "none" or not info["used"]
+            base = fly.refit == "base" and not keep
+            engine = self.training_engine(START if base else after_rl)
+            if keep:
                 info["refit"] = "none: the RL policy is kept"
             else:
                 info |= self._sft(engine, stage, fly.refit_epochs, fly.refit_lr, fly.replay, i)

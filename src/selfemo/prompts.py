@@ -1,7 +1,8 @@
 """x = (H, P, label set) to chat messages, and completions to the text that teaches the format.
 
-The history stands before the persona, so the prompts of one conversation, and those of one self-play
-episode, share everything up to their last common utterance and are prefilled once (see packing.py).
+The earlier turns stand first, so the prompts of one conversation, and those of one self-play episode,
+share them and are prefilled once (packing.py). The persona and then the last utterance follow: a small
+model reads an emotion best from what stands right before its answer.
 
 Version 1 of the format, one line each: `T:` reasoning (brief or full only), `E:` emotions of the last
 speaker, `S:` emotions of the answering one, `R:` the reply. A lone emotion is its name; several carry
@@ -48,22 +49,21 @@ def clean(text: str) -> str:
 
 def system_message(labels: LabelSet, reasoning: Reasoning = "none") -> str:
     return (
-        f"Read the emotions of a conversation and answer in character. "
-        f"Emotions: {', '.join(labels.labels)}.\n"
-        f"Write:\n{_REASONING_LINES[reasoning]}"
+        f"Emotions: {', '.join(labels.labels)}.\n{_REASONING_LINES[reasoning]}"
         f"E: the last speaker's emotion, or up to {MAX_EMOTIONS} with weights\n"
-        "S: your own\nR: your reply"
+        "S: your own\nR: your reply in character"
     )
 
 
 def messages(prompt: Prompt, reasoning: Reasoning = "none") -> list[dict[str, str]]:
     """The chat messages of a prompt; nothing of the target or of a later turn is in them."""
     scene = f"Scene: {clean(prompt.scenario)}\n" if prompt.scenario else ""
-    turns = "".join(f"{clean(u.speaker)}: {clean(u.text)}\n" for u in prompt.history)
-    me = clean(prompt.answerer)
-    described = f" ({clean(prompt.persona.description)})" if prompt.persona.description else ""
+    turns = "".join(f"{clean(u.speaker)}: {clean(u.text)}\n" for u in prompt.history[:-1])
+    persona = f" {clean(prompt.persona.description)}" if prompt.persona.description else ""
+    last = prompt.history[-1]
     user = (
-        f"{scene}{turns}---\nYou are {me}{described}. Last speaker: {clean(prompt.interlocutor)}."
+        f"{scene}{turns}---\nYou are {clean(prompt.answerer)}.{persona}\n"
+        f"{clean(last.speaker)}: {clean(last.text)}"
     )
     return [
         {"role": "system", "content": system_message(prompt.label_set, reasoning)},

@@ -29,8 +29,8 @@ def lambda_at(step: int, total: int, lam_max: float = 1.0) -> float:
 def normalise(rewards: Sequence[float], eps: float = 1e-6, ddof: int = 0) -> np.ndarray:
     """(R - mean) / (std + eps) within one group; zeros for a group of one or without variance."""
     values = np.asarray(rewards, dtype=np.float64)
-    # Equality, not a tiny std: rounding in the mean must not blow up noise.
-    if len(values) < 2 or values.min() == values.max():
+    # Differences at the level of rounding are no variance; dividing by them would blow up noise.
+    if len(values) < 2 or np.ptp(values) < 1e-12:
         return np.zeros_like(values)
     return np.asarray((values - values.mean()) / (values.std(ddof=ddof) + eps))
 

@@ -81,14 +81,14 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     return float(config.lr * 0.5 * (1 + np.cos(np.pi * done)))
 
 
-def epoch_batches(shares: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(
+    shares: Sequence[str], batch_size: int, run_length: int, seed: int, epoch: int
+) -> list[list[int]]:
     """Sample indices of one epoch's optimiser steps.
 
-    Samples of one conversation that stand side by side stay together (they are one prefix tree), in
-    runs of at most half a batch, so that each batch still mixes conversations. Every index
-    appears exactly once.
+    Samples of one conversation that stand side by side stay together in runs of at most `run_length`
+    (they are one prefix tree); runs are shuffled. Every index appears exactly once.
     """
-    run_length = max(1, batch_size // 2)
     runs: list[list[int]] = []
     for i, share in enumerate(shares):
         if not runs or shares[runs[-1][-1]] != share or len(runs[-1]) >= run_length:
@@ -116,7 +116,9 @@ def run_sft(
     batches = [
         batch
         for epoch in range(epochs)
-        for batch in epoch_batches([i.share for i in items], config.batch_size, seed, epoch)
+        for batch in epoch_batches(
+            [i.share for i in items], config.batch_size, config.run_length, seed, epoch
+        )
     ]
     engine.begin_stage(config)
     for step, batch in enumerate(batches):

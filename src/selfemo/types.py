@@ -69,7 +69,11 @@ class EmotionDistribution(Mapping[str, float]):
         largest = max(raw.values(), default=0.0)
         if largest <= 0:
             raise ValueError("at least one emotion weight must be above zero")
-        # Scaling by the largest first keeps the sum finite for weights near the float limits.
+        # Scaling by the largest first keeps the sum finite for weights near the float limits; weights
+        # that sum to 1 already stay as they are, so that storing and reading changes nothing.
+        if largest <= 1 and abs(math.fsum(raw.values()) - 1) < 1e-12:
+            self._weights = {e: float(w) for e, w in raw.items() if w > 0}
+            return
         scaled = {e: w / largest for e, w in raw.items()}
         total = math.fsum(scaled.values())
         self._weights = {e: w / total for e, w in scaled.items() if w / total > 0}

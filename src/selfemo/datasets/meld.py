@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from selfemo.datasets.base import (
@@ -89,7 +90,7 @@ def ordered(
     if numbers != sorted(numbers):
         report.blemish("utterances out of order", path, members[0][1])
     by_number = sorted(members, key=lambda m: m[:2])
-    for (a, _, _), (b, line, _) in zip(by_number, by_number[1:], strict=False):
+    for (a, _, _), (b, line, _) in pairwise(by_number):
         if b == a:
             report.blemish("repeated utterance number", path, line)
         elif b > a + 1:

@@ -213,10 +213,16 @@ class LocalEngine:
         self, items: Sequence[SftItem], config: OptimConfig, lr: float
     ) -> dict[str, float]:
         """One optimiser step on the weighted token mean of -log p over all items."""
+        measures = self.sft_backward(items, config.micro_tokens)
+        norm = self._apply(config, lr)
+        return {**measures, "grad_norm": norm, "lr": lr}
+
+    def sft_backward(self, items: Sequence[SftItem], micro_tokens: int) -> dict[str, float]:
+        """Accumulate the gradient of the weighted token mean of -log p over all items."""
         self.policy.model.train()
         total = sum(float(np.sum(i.weights)) for i in items)
         loss_sum, tokens = 0.0, 0
-        for batch in _trees(items, config.micro_tokens):
+        for batch in _trees(items, micro_tokens):
             packs, starts, order = _pack_items(items, batch)
             scores = score_tokens(self.policy, packs, starts, entropy=False)
             weights = _pad_values([items[i].weights for i in order], scores.logp)
@@ -224,8 +230,7 @@ class LocalEngine:
             loss.backward()
             loss_sum += float(loss.detach())
             tokens += sum(len(p) for p in packs)
-        norm = self._apply(config, lr)
-        return {"loss": loss_sum, "grad_norm": norm, "packed_tokens": tokens, "lr": lr}
+        return {"loss": loss_sum, "packed_tokens": tokens}
 
     # -- reinforcement ----------------------------------------------------------------------------
 
@@ -280,18 +285,26 @@ class LocalEngine:
                 self._score_detached(self.policy, items, config.micro_tokens)
                 for items in minibatches
             ]
-        return [
-            self._rl_step(items, config, lr, old[k] if old else None)
-            for k, (items, lr) in enumerate(zip(minibatches, rates, strict=True))
-        ]
+        steps = []
+        for k, (items, lr) in enumerate(zip(minibatches, rates, strict=True)):
+            measures = self.rl_backward(items, config, old[k] if old else None)
+            # A mini-batch without any gradient makes no step: Adam's momentum would still move weights.
+            norm = self._apply(config, lr) if measures["packed_tokens"] else 0.0
+            steps.append({**measures, "grad_norm": norm, "lr": lr})
+        return steps
 
-    def _rl_step(
+    def rl_backward(
         self,
         items: Sequence[RlItem],
         config: GrpoConfig,
-        lr: float,
-        old: list[torch.Tensor] | None,
+        old: Sequence[torch.Tensor] | None = None,
     ) -> dict[str, float]:
+        """Accumulate the gradient of eq. 14 (token mean) over one mini-batch.
+
+        Args:
+            old: log-probabilities of each item under the policy that sampled it; None if that is the
+                present policy.
+        """
         tokens = sum(len(i.completion_ids) for i in items)
         quiet = not config.kl_coef and not config.entropy_coef
         silent = {
@@ -334,12 +347,14 @@ class LocalEngine:
             sums["clipped"] += float(losses.masked_sum(token.clipped.float(), scores.mask))
             seen += int(scores.mask.sum())
             packed += sum(len(p) for p in packs)
-        norm = self._apply(config, lr) if chosen else 0.0
         mean = {k: v / max(1, seen) for k, v in sums.items() if k != "loss"}
         return {
-            "loss": sums["loss"], **mean, "grad_norm": norm, "lr": lr,
-            "tokens": tokens, "packed_tokens": packed, "silent_groups": len(silent),
-        }  # fmt: skip
+            "loss": sums["loss"],
+            **mean,
+            "tokens": tokens,
+            "packed_tokens": packed,
+            "silent_groups": len(silent),
+        }
 
     # -- checkpoints ------------------------------------------------------------------------------
 

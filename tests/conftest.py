@@ -1,0 +1,104 @@
+"""Tiny real models and data that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfemo.types import LABEL_SETS, Conversation, EmotionDistribution, Persona, Prompt, Utterance
+
+MELD = LABEL_SETS["meld"]
+
+
+def dist(**weights: float) -> EmotionDistribution:
+    return EmotionDistribution(weights)
+
+
+def make_prompt(
+    prompt_id: str = "c/1",
+    target: EmotionDistribution | None = None,
+    history: tuple[Utterance, ...] | None = None,
+) -> Prompt:
+    turns = history or (
+        Utterance("Ann", "Did you hear that noise?", dist(fear=1)),
+        Utterance("Bo", "It was only the cat, I promise.", dist(neutral=1)),
+    )
+    answerer = next((u.speaker for u in turns if u.speaker != turns[-1].speaker), "Ann")
+    return Prompt(
+        id=prompt_id,
+        dataset="toy",
+        conversation_id=prompt_id.split("/")[0],
+        label_set=MELD,
+        history=turns,
+        answerer=answerer,
+        persona=Persona(answerer, "Easily frightened, talks fast, laughs it off afterwards."),
+        target=target or turns[-1].emotion or dist(joy=1),
+        scenario="Two flatmates at night.",
+    )
+
+
+def toy_conversations(n: int = 8, split: str = "train") -> list[Conversation]:
+    """Conversations whose emotion is plain from one word, for tests that train."""
+    words = {
+        "joy": "Hooray, we won it!", "anger": "Stop it right now!", "sadness": "I miss her so.",
+        "fear": "Someone is at the door.", "neutral": "The bus leaves at nine.",
+    }  # fmt: skip
+    items = list(words.items())
+    conversations = []
+    for k in range(n):
+        turns = tuple(
+            Utterance(("Ann", "Bo")[i % 2], items[(k + i) % 5][1], dist(**{items[(k + i) % 5][0]: 1}))
+            for i in range(5)
+        )
+        conversations.append(
+            Conversation(
+                f"toy{split}{k}", "toy", split, turns, MELD, "A room.",
+                {s: Persona(s, "Plain.") for s in ("Ann", "Bo")},
+            )  # fmt: skip
+        )
+    return conversations
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised two-layer Llama with grouped heads and a tokenizer trained here."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from selfemo.prompts import messages
+
+    corpus = [m["content"] for c in toy_conversations() for m in messages(make_prompt())]
+    corpus += [t.text for c in toy_conversations() for t in c.turns]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}<|im_start|>assistant\n"
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
+            tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        )  # fmt: skip
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,484 @@
+"""The local engine on a tiny real model: packing, sampling, SFT, SELF-GRPO, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, SftConfig
+from selfemo.engines.local import LocalEngine, score_tokens, verify_checkpoint
+from selfemo.errors import EngineError
+from selfemo.generation.local import sample_tokens
+from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.models import load_policy, resolve
+from selfemo.packing import pack
+from selfemo.training import RlItem, SftItem, epoch_batches, learning_rate, run_sft
+
+
+def engine(tiny_model: Path, **kw) -> LocalEngine:
+    return LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32", **kw))
+
+
+def rl_items(n_groups: int = 3, g: int = 4, seed: int = 0) -> list[RlItem]:
+    rng = np.random.default_rng(seed)
+    items = []
+    for group in range(n_groups):
+        prompt = rng.integers(3, 300, 20 + 5 * group).tolist()
+        for _ in range(g):
+            completion = rng.integers(3, 300, int(rng.integers(3, 12))).tolist()
+            items.append(RlItem(prompt, completion, float(rng.normal()), f"p{group}"))
+    return items
+
+
+def plain_logprobs(model, item) -> torch.Tensor:
+    ids = torch.tensor([[*item.prompt_ids, *item.completion_ids]])
+    logp = torch.log_softmax(model(ids).logits[0, :-1].float(), -1)
+    tokens = logp.gather(-1, ids[0, 1:, None])[:, 0]
+    return tokens[len(item.prompt_ids) - 1 :]
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(a: dict, b: dict, rtol: float = 1e-5) -> None:
+    assert a.keys() == b.keys() and a
+    for name in a:
+        scale = a[name].abs().max() + 1e-12
+        assert (a[name] - b[name]).abs().max() / scale < rtol, name
+
+
+# -- packing ---------------------------------------------------------------------------------------
+
+
+def test_packed_scores_and_gradients_equal_separate_rows(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    items = rl_items(1, 6)
+    tree = pack([[*i.prompt_ids, *i.completion_ids] for i in items])
+    assert len(tree) < sum(len(i.prompt_ids) + len(i.completion_ids) for i in items) / 2
+    scores = score_tokens(e.policy, [tree], [[len(i.prompt_ids) for i in items]])
+    (scores.logp * scores.mask).sum().backward()
+    packed = gradients(e.policy.core)
+    e.policy.core.zero_grad(set_to_none=True)
+    for row, item in enumerate(items):
+        plain = plain_logprobs(e.policy.core, item)
+        assert torch.allclose(scores.logp[row, : len(plain)], plain, atol=2e-5)
+        plain.sum().backward()
+    assert_same_gradients(packed, gradients(e.policy.core))
+
+
+def test_entropy_is_that_of_the_policy_at_its_temperature(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    item = rl_items(1, 1)[0]
+    tree = pack([[*item.prompt_ids, *item.completion_ids]])
+    for t in (1.0, 0.7):
+        with torch.no_grad():
+            scores = score_tokens(e.policy, [tree], [[len(item.prompt_ids)]], temperature=t)
+            logits = e.policy.core(torch.tensor([tree.tokens.tolist()])).logits[0] / t
+        logp = torch.log_softmax(logits, -1)[len(item.prompt_ids) - 1 : -1]
+        assert torch.allclose(scores.entropy[0], -(logp.exp() * logp).sum(-1), atol=1e-5)
+
+
+# -- sampling --------------------------------------------------------------------------------------
+
+
+def test_greedy_equals_transformers_generate(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    rng = np.random.default_rng(0)
+    shared = rng.integers(3, 300, 15).tolist()
+    prompts = [shared + rng.integers(3, 300, n).tolist() for n in (3, 9, 1)]
+    prompts.append(rng.integers(3, 300, 30).tolist())
+    requests = [Request(p, 2, share="s" if k < 3 else None) for k, p in enumerate(prompts)]
+    got = e.generate(requests, SamplingSettings(max_new_tokens=12, temperature=0))
+    for p, samples in zip(prompts, got, strict=True):
+        expected = e.policy.core.generate(
+            torch.tensor([p]), max_new_tokens=12, do_sample=False,
+            attention_mask=torch.ones(1, len(p), dtype=torch.long),
+        )[0, len(p) :].tolist()  # fmt: skip
+        for s in samples:
+            assert list(s.token_ids) == expected[: len(s.token_ids)]
+
+
+def test_sampled_logprobs_are_the_policys(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    prompt = rl_items(1, 1)[0].prompt_ids
+    for t in (1.0, 0.6):
+        settings = SamplingSettings(max_new_tokens=8, temperature=t)
+        for s in e.generate([Request(prompt, 4, seed=3)], settings)[0]:
+            tree = pack([[*prompt, *s.token_ids]])
+            with torch.no_grad():
+                scores = score_tokens(e.policy, [tree], [[len(prompt)]], temperature=t)
+            assert s.logprobs == pytest.approx(scores.logp[0].tolist(), abs=1e-4)
+            assert s.entropies == pytest.approx(scores.entropy[0].tolist(), abs=1e-4)
+
+
+def test_samples_do_not_depend_on_the_batch(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    prompts = [i.prompt_ids for i in rl_items(3, 1)]
+    settings = SamplingSettings(max_new_tokens=16)
+    together = e.generate([Request(p, 3, seed=k) for k, p in enumerate(prompts)], settings)
+    alone = [e.generate([Request(p, 3, seed=k)], settings)[0] for k, p in enumerate(prompts)]
+    small = e.generate(
+        [Request(p, 3, seed=k) for k, p in enumerate(prompts)],
+        SamplingSettings(max_new_tokens=16, token_budget=1),
+    )
+    ids = lambda groups: [[s.token_ids for s in g] for g in groups]  # noqa: E731
+    assert ids(together) == ids(alone) == ids(small)
+    assert len({s.token_ids for s in together[0]}) > 1, "members of a group differ"
+
+
+def test_tokens_are_drawn_with_their_probabilities() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(20000, 1)
+    u = torch.from_numpy(np.random.default_rng(0).random(20000))
+    for top_p, expected in ((1.0, [0.5, 0.3, 0.15, 0.05]), (0.75, [0.625, 0.375, 0, 0])):
+        ids, _, _ = sample_tokens(logits, u, 1.0, top_p)
+        shares = torch.bincount(ids, minlength=4) / 20000
+        assert shares.tolist() == pytest.approx(expected, abs=0.012)
+    sharp, logp, _ = sample_tokens(logits, u, 0.5, 1.0)
+    assert (torch.bincount(sharp, minlength=4) / 20000)[0].item() == pytest.approx(
+        0.25 / (0.25 + 0.09 + 0.0225 + 0.0025), abs=0.012
+    )
+    assert logp.max().item() == pytest.approx(np.log(0.25 / 0.365), abs=1e-4)
+
+
+# -- supervised ------------------------------------------------------------------------------------
+
+
+def sft_items(n: int = 6) -> list[SftItem]:
+    return [
+        SftItem(i.prompt_ids, i.completion_ids, [1.0] * len(i.completion_ids), i.share)
+        for i in rl_items(n // 2, 2)
+    ]
+
+
+def test_sft_gradient_is_the_token_mean_for_any_micro_batch(tiny_model: Path) -> None:
+    items = sft_items()
+    e = engine(tiny_model)
+    total = sum(len(i.completion_ids) for i in items)
+    (-sum(plain_logprobs(e.policy.core, i).sum() for i in items) / total).backward()
+    plain = gradients(e.policy.core)
+    for micro in (10_000, 64, 1):
+        e.policy.core.zero_grad(set_to_none=True)
+        e.sft_backward(items, micro)
+        assert_same_gradients(plain, gradients(e.policy.core))
+
+
+def test_label_weight_counts_the_e_line_alone(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    text = "T: well\nE: joy 7, fear 3\nS: joy\nR: hi"
+    item = e.sft_item([1, 2], text, "c", 5.0)
+    heavy = e.policy.decode([i for i, w in zip(item.completion_ids, item.weights, strict=True) if w == 5])
+    assert heavy == "E: joy 7, fear 3"
+    assert item.completion_ids[-1] == e.policy.tokenizer.eos_token_id and item.weights[-1] == 1
+
+
+def test_sft_learns(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    losses = []
+    config = SftConfig(lr=3e-3, batch_size=4, micro_tokens=512)
+    run_sft(e, sft_items(), config, epochs=60, seed=0, on_step=lambda s, t, m: losses.append(m["loss"]))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_epochs_hold_every_sample_once_and_keep_conversations_together() -> None:
+    shares = [f"c{i // 5}" for i in range(23)]
+    batches = epoch_batches(shares, 8, 4, seed=1, epoch=0)
+    assert sorted(i for b in batches for i in b) == list(range(23))
+    assert batches != epoch_batches(shares, 8, 4, seed=1, epoch=1)
+    assert batches == epoch_batches(shares, 8, 4, seed=1, epoch=0)
+    assert all(len({shares[i] for i in b}) > 1 for b in batches)
+
+
+def test_schedules() -> None:
+    c = SftConfig(lr=1.0, schedule="linear", warmup=0.2)
+    rates = [learning_rate(c, s, 10) for s in range(10)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1]) and rates[-1] == pytest.approx(1 / 8)
+    cosine = learning_rate(SftConfig(lr=1.0, schedule="cosine", warmup=0), 5, 10)
+    assert cosine == pytest.approx(0.5)
+    assert learning_rate(GrpoConfig(lr=0.3), 7, 10) == 0.3
+
+
+# -- reinforcement ---------------------------------------------------------------------------------
+
+
+def test_agrees_with_trl(tiny_model: Path, tmp_path: Path) -> None:
+    """Loss and gradient of vanilla GRPO equal TRL's on the same tensors.
+
+    "bnpo" is TRL's token mean. Its newer default multiplies the KL term by the ratio, which eq. 14 (and
+    verl) does not; that is switched off.
+    """
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    items = rl_items(2, 3)
+    e = engine(tiny_model)
+    rng = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        now = [plain_logprobs(e.policy.core, i) for i in items]
+    old = [lp + 0.3 * torch.randn(lp.shape, generator=rng) for lp in now]
+    ref = [lp + 0.3 * torch.randn(lp.shape, generator=rng) for lp in now]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    trainer = trl.GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path), loss_type="bnpo", beta=0.05, epsilon=0.2, use_cpu=True,
+            bf16=False, num_generations=2, per_device_train_batch_size=2, report_to="none",
+            disable_dropout=True, use_bias_correction_kl=False,
+        ),  # fmt: skip
+        train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
+        processing_class=tokenizer,
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    width = max(len(i.prompt_ids) for i in items)
+    pad = tokenizer.pad_token_id
+    right = lambda seqs, v: torch.nn.utils.rnn.pad_sequence(  # noqa: E731
+        [torch.as_tensor(s) for s in seqs], batch_first=True, padding_value=v
+    )
+    inputs = {
+        "prompt_ids": torch.tensor([[pad] * (width - len(i.prompt_ids)) + i.prompt_ids for i in items]),
+        "prompt_mask": torch.tensor(
+            [[0] * (width - len(i.prompt_ids)) + [1] * len(i.prompt_ids) for i in items]
+        ),
+        "completion_ids": right([i.completion_ids for i in items], pad),
+        "completion_mask": right([[1] * len(i.completion_ids) for i in items], 0),
+        "advantages": torch.tensor([i.advantage for i in items]),
+        "old_per_token_logps": right(old, 0.0),
+        "ref_per_token_logps": right(ref, 0.0),
+        "num_items_in_batch": torch.tensor(float(sum(len(i.completion_ids) for i in items))),
+    }
+    trainer.model.train()
+    theirs = trainer._compute_loss(trainer.model, inputs)
+    theirs.backward()
+    e._reference_logprobs = lambda chosen, micro: ref  # the same reference tensors for both
+    ours = e.rl_backward(items, GrpoConfig(kl_coef=0.05, micro_tokens=256), old)
+    assert ours["loss"] == pytest.approx(theirs.item(), rel=1e-4)
+    assert 0 < ours["clipped"] < 1, "the clip is active in this test"
+    assert_same_gradients(gradients(trainer.model), gradients(e.policy.core), rtol=1e-4)
+
+
+def test_eight_by_one_equals_one_by_eight(tiny_model: Path) -> None:
+    items = rl_items(8, 2)
+    results = []
+    for micro in (1, 100_000):
+        e = engine(tiny_model)
+        e.begin_stage(GrpoConfig())
+        e.set_reference()
+        e.rl_backward(items, GrpoConfig(kl_coef=0.1, micro_tokens=micro))
+        results.append(gradients(e.policy.core))
+    assert_same_gradients(*results)
+
+
+def test_silent_groups_are_left_out_without_changing_the_gradient(tiny_model: Path) -> None:
+    items = rl_items(2, 4)
+    silent = [RlItem(i.prompt_ids, i.completion_ids, 0.0, "silent") for i in rl_items(1, 4, seed=9)]
+    e = engine(tiny_model)
+    measures = e.rl_backward([*items, *silent], GrpoConfig(kl_coef=0.0, micro_tokens=512))
+    assert measures["silent_groups"] == 1
+    skipped = gradients(e.policy.core)
+    e.policy.core.zero_grad(set_to_none=True)
+    tokens = sum(len(i.completion_ids) for i in [*items, *silent])
+    loss = -sum(i.advantage * plain_logprobs(e.policy.core, i).sum() for i in items) / tokens
+    loss.backward()
+    assert_same_gradients(skipped, gradients(e.policy.core), rtol=1e-4)
+
+
+def test_a_round_without_any_advantage_changes_nothing(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    before = {n: p.clone() for n, p in e.policy.core.named_parameters()}
+    config = GrpoConfig(lr=0.1, kl_coef=0.0)
+    e.begin_stage(config)
+    e.rl_round([[RlItem(i.prompt_ids, i.completion_ids, 0.0, i.share) for i in rl_items()]], config, [0.1])
+    assert all(torch.equal(before[n], p) for n, p in e.policy.core.named_parameters())
+
+
+def test_later_minibatches_use_the_ratio_to_the_sampling_policy(tiny_model: Path) -> None:
+    items = rl_items(4, 4)
+    config = GrpoConfig(lr=0.02, kl_coef=0.0, micro_tokens=512)
+    e = engine(tiny_model)
+    e.begin_stage(config)
+    first, second = e.rl_round([items[:8], items[8:]], config, [0.02, 0.02])
+    assert first["clipped"] == 0, "the first step is on policy"
+    assert second["clipped"] > 0, "after a large step the ratio leaves the clip range"
+
+
+def test_rl_raises_what_is_rewarded(tiny_model: Path) -> None:
+    """REINFORCE in miniature: one token is rewarded, its probability rises."""
+    e = engine(tiny_model)
+    prompt, wanted = rl_items(1, 1)[0].prompt_ids, 42
+    config = GrpoConfig(lr=2e-3, kl_coef=0.0)
+    e.begin_stage(config)
+
+    def logp() -> float:
+        with torch.no_grad():
+            return float(plain_logprobs(e.policy.core, RlItem(prompt, [wanted], 0, "")).item())
+
+    before = logp()
+    for step in range(40):
+        samples = e.generate(
+            [Request(prompt, 16, seed=step)], SamplingSettings(max_new_tokens=1, temperature=1.0)
+        )[0]
+        rewards = np.array([float(s.token_ids[0] == wanted) for s in samples] + [1.0])
+        ids = [*(s.token_ids for s in samples), (wanted,)]
+        adv = rewards - rewards.mean()
+        e.rl_round(
+            [[RlItem(prompt, i, float(a), "p") for i, a in zip(ids, adv, strict=True)]], config, [2e-3]
+        )
+    assert logp() > before + 1
+
+
+def test_not_finite_is_stopped_before_the_weights_are_touched(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    e.begin_stage(GrpoConfig())
+    before = e.policy.core.lm_head.weight.clone()
+    items = [RlItem([5, 6], [7, 8], float("nan"), "p"), RlItem([5, 6], [9], 1.0, "p")]
+    with pytest.raises(EngineError, match="not finite"):
+        e.rl_round([items], GrpoConfig(kl_coef=0.0), [1e-3])
+    assert torch.equal(before, e.policy.core.lm_head.weight)
+
+
+# -- adapters, precision, checkpoints --------------------------------------------------------------
+
+
+def test_lora_trains_adapters_only_and_merges_on_save(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    e = engine(tiny_model, lora=LoraConfig(rank=4, alpha=8))
+    config = GrpoConfig(lr=5e-2, kl_coef=0.1)
+    base = plain_logprobs(load_policy(str(tiny_model), "cpu").core, rl_items()[0])
+    e.begin_stage(config)
+    e.set_reference()
+    e.rl_round([rl_items()], config, [5e-2])
+    tuned = e._score_detached(e.policy, rl_items()[:1], 512)[0]
+    assert not torch.allclose(tuned, base, atol=1e-3)
+    assert torch.allclose(e._reference_logprobs(rl_items()[:1], 512)[0], base, atol=1e-5)
+    e.save(tmp_path / "merged")
+    merged = load_policy(str(tmp_path / "merged"), "cpu")
+    assert torch.allclose(plain_logprobs(merged.core, rl_items()[0]), tuned, atol=1e-4)
+
+
+def test_lora_targets_that_are_none(tiny_model: Path) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(EngineError, match=r"model\.lora\.targets"):
+        engine(tiny_model, lora=LoraConfig(targets=("no_such_layer",)))
+
+
+def test_bf16_is_close_to_fp32(tiny_model: Path) -> None:
+    full, half = (
+        LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype=d)) for d in ("fp32", "bf16")
+    )
+    a, b = (e._score_detached(e.policy, rl_items(), 512) for e in (full, half))
+    assert max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)) < 0.1
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_model: Path) -> None:
+    results = []
+    for on in (False, True):
+        e = engine(tiny_model, gradient_checkpointing=on)
+        e.sft_backward(sft_items(), 512)
+        results.append(gradients(e.policy.core))
+    assert_same_gradients(*results)
+
+
+def test_checkpoints_open_in_transformers_and_are_whole(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    e = engine(tiny_model)
+    folder = tmp_path / "checkpoints" / "a"
+    e.save(folder)
+    e.save(folder)  # a second save replaces the first
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert torch.equal(model.lm_head.weight, e.policy.core.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+    verify_checkpoint(folder)
+    assert [p.name for p in folder.parent.iterdir()] == ["a"], "no staging folder is left"
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(EngineError, match=r"model\.safetensors: missing or altered"):
+        verify_checkpoint(folder)
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real file-size limit makes the write fail half way, as a full disk does."""
+    import resource
+    import signal
+
+    e = engine(tiny_model)
+    good = tmp_path / "good"
+    e.save(good)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(EngineError, match="could not be written"):
+            e.save(tmp_path / "new")
+        with pytest.raises(EngineError, match="could not be written"):
+            e.save(good)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    verify_checkpoint(good)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good"]
+
+
+def test_training_state_continues_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
+    config = GrpoConfig(lr=1e-2, kl_coef=0.0)
+    rounds = [rl_items(seed=s) for s in range(4)]
+
+    def run(e: LocalEngine, batches: list) -> None:
+        for items in batches:
+            e.rl_round([items], config, [1e-2])
+
+    whole = engine(tiny_model)
+    whole.begin_stage(config)
+    run(whole, rounds)
+    first, second = engine(tiny_model), engine(tiny_model)
+    first.begin_stage(config)
+    run(first, rounds[:2])
+    first.save_training_state(tmp_path / "s.safetensors")
+    second.begin_stage(config)
+    second.load_training_state(tmp_path / "s.safetensors")
+    run(second, rounds[2:])
+    for (n, a), (_, b) in zip(
+        whole.policy.core.named_parameters(), second.policy.core.named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b), n
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((tmp_path / "s.safetensors").read_bytes()[:1000])
+    with pytest.raises(EngineError, match="not a whole training state"):
+        second.load_training_state(cut)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: str(p / "none" / "deep" / "er"), "no model folder"),
+        (lambda p: str(p), r"no config\.json"),
+        (lambda p: "builtin:none", "no built-in model"),
+        (lambda p: str(p / "x.gguf"), "no such GGUF"),
+    ],
+)
+def test_what_is_no_model(tmp_path: Path, make, says: str) -> None:
+    with pytest.raises(EngineError, match=says):
+        resolve(make(tmp_path))
+
+
+def test_pickled_weights_are_not_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(EngineError, match="pickled weights are not loaded"):
+        load_policy(str(tmp_path / "m"), "cpu")
+
+
+def test_cuda_without_cuda(tiny_model: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(EngineError, match="sees no CUDA"):
+        load_policy(str(tiny_model), "cuda")

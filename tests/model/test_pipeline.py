@@ -1,0 +1,391 @@
+"""The whole loop on a tiny model that really learns the format, resume, and bad input to the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from selfemo.cli import app
+from selfemo.config import Config, load
+from selfemo.errors import DataError, EngineError, StoreError
+from selfemo.pipeline import Run, evolve, scores_of
+from selfemo.standalone import evaluate_alone
+from selfemo.summary import finish
+from tests.conftest import toy_conversations
+
+
+class Silent:
+    def say(self, text: str) -> None: ...
+
+    def bar(self, label: str, total: int):
+        from selfemo.progress import Quiet
+
+        return Quiet().bar(label, total)
+
+
+def write_jsonl(path: Path, conversations) -> None:
+    with path.open("w") as f:
+        for c in conversations:
+            turns = [
+                {"speaker": t.speaker, "text": t.text, "emotion": dict(t.emotion)} for t in c.turns
+            ]
+            personas = {s: p.description for s, p in c.personas.items()}
+            record = {"id": c.id, "split": c.split, "scene": c.scenario, "personas": personas,
+                      "turns": turns}  # fmt: skip
+            f.write(json.dumps(record) + "\n")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "toy.jsonl"
+    write_jsonl(path, [*toy_conversations(10), *toy_conversations(3, "test")])
+    return path
+
+
+def settings(tiny_model: Path, data: Path, *more: str) -> Config:
+    return load(
+        [],
+        [
+            f'model.id="{tiny_model}"', "model.device=cpu", "model.dtype=fp32",
+            f'data.sources=["{data}"]', "prompt.max_tokens=400", "sampling.max_new_tokens=40",
+            "sampling.group_size=4", "sft.lr=5e-3", "sft.batch_size=8", "sft.epochs=40",
+            "sft.micro_tokens=4096", "sft.label_weight=2", "grpo.prompts_per_step=6", "grpo.mini_batch=3", "grpo.lr=1e-4",
+            "grpo.lam_max=0.5", "flywheel.iterations=2", "flywheel.prompts=18",
+            "flywheel.refit_epochs=1", "flywheel.refit=policy", "evaluation.span=all",
+            "evaluation.max_new_tokens=40", "evaluation.resamples=50", *more,
+        ],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run = evolve(folder, settings(tiny_model, data, "save.every_steps=1"), Silent())
+    finish(run)
+    run.close()
+    return folder
+
+
+def content(folder: Path) -> dict[str, list]:
+    """All that must not depend on interruptions (times do)."""
+    db = sqlite3.connect(folder / "store.sqlite")
+    tables = {
+        t: db.execute(f"SELECT * FROM {t} ORDER BY rowid").fetchall()
+        for t in ("prompts", "rollouts", "samples", "predictions")
+    }
+    strip = lambda rows: [r[1:] for r in rows]  # noqa: E731  row numbers may have gaps
+    tables["rollouts"], tables["samples"] = strip(tables["rollouts"]), strip(tables["samples"])
+    tables["predictions"] = sorted(tables["predictions"])
+    tables["metrics"] = db.execute("SELECT stage, step, record FROM metrics ORDER BY id").fetchall()
+    return tables
+
+
+def test_the_loop_learns_the_format_and_writes_everything(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    start, cold = (summary["scores"][c]["jsonl"] for c in ("start", "cold-start"))
+    assert start["parse_rate"][0] == 0 and cold["parse_rate"][0] > 0.9
+    assert cold["accuracy"][0] > 0.5
+    assert summary["r1_change"]["from"] == "cold-start"
+    assert summary["r1_change"]["to"] == "iteration-2"
+    for name in ("reward", "entropy", "parse_rate", "scores_jsonl", "emotions_jsonl"):
+        for suffix in ("svg", "png", "csv"):
+            assert (finished / "figures" / f"{name}.{suffix}").stat().st_size > 100
+    for checkpoint in ("cold-start", "iteration-1-rl", "iteration-1", "iteration-2"):
+        assert (finished / "checkpoints" / checkpoint / "model.safetensors").exists()
+    assert not list((finished / "checkpoints").glob(".*")), "partial states are cleaned up"
+    dialogues = (finished / "dialogues.txt").read_text()
+    assert "reads" in dialogues and "feels" in dialogues
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    assert all("stage" in json.loads(line) for line in lines)
+
+
+def test_lineage_and_eq_7_hold_in_the_store(finished: Path) -> None:
+    db = sqlite3.connect(finished / "store.sqlite")
+    db.row_factory = sqlite3.Row
+    children = db.execute("SELECT * FROM prompts WHERE parent IS NOT NULL").fetchall()
+    assert children
+    for child in children:
+        best = db.execute(
+            "SELECT * FROM rollouts WHERE prompt = ? AND stage = ? AND step = ? AND best = 1",
+            (child["parent"], child["stage"], child["step"]),
+        ).fetchone()
+        assert best["gate"] == "pass" and best["r1"] >= 0.5
+        assert json.loads(child["target"]) == json.loads(best["self_emotion"])
+        assert json.loads(child["history"])[-1][1] == best["reply"]
+    answered = db.execute(
+        "SELECT count(DISTINCT prompt) FROM rollouts r JOIN prompts p ON p.id = r.prompt "
+        "WHERE p.parent IS NOT NULL"
+    ).fetchone()[0]
+    assert answered > 0, "self-play went past its first turn"
+    groups = db.execute("SELECT count(*) AS n, sum(best) AS b FROM rollouts GROUP BY stage, step, prompt")
+    assert all(g["n"] == 4 and g["b"] == 1 for g in groups)
+
+
+def test_a_finished_run_resumes_to_itself(finished: Path, tmp_path: Path) -> None:
+    before = content(finished)
+    run = evolve(finished, None, Silent())
+    assert set(scores_of(run)) == {"start", "cold-start", "iteration-1", "iteration-2"}
+    run.close()
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize("stop_at", ["iteration-1-rl", "iteration-2-refit", "evaluate-iteration-1"])
+def test_an_interrupted_stage_resumes_to_the_same_run(
+    finished: Path, tiny_model: Path, data: Path, tmp_path: Path, stop_at: str
+) -> None:
+    """Interrupted in the middle of a stage, then resumed: same store, metrics and weights."""
+
+    class Stopper(Silent):
+        def bar(self, label: str, total: int):
+            from contextlib import contextmanager
+
+            @contextmanager
+            def counted():
+                n = 0
+
+                def advance(k: int = 1, note: str = "") -> None:
+                    nonlocal n
+                    n += 1
+                    if label == stop_at and n == min(2, total):
+                        raise KeyboardInterrupt
+
+                yield advance
+
+            return counted()
+
+    folder = tmp_path / "run"
+    config = settings(tiny_model, data, "save.every_steps=1")
+    try:
+        evolve(folder, config, Stopper()).close()
+    except KeyboardInterrupt:
+        run = evolve(folder, None, Silent())
+        run.close()
+    assert content(folder) == content(finished)
+    for name in ("iteration-1", "iteration-2"):
+        a, b = (f / "checkpoints" / name / "model.safetensors" for f in (folder, finished))
+        assert a.read_bytes() == b.read_bytes(), name
+
+
+@pytest.mark.slow
+def test_sigkill_and_resume(finished: Path, tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    from selfemo.config import to_toml
+
+    folder, toml = tmp_path / "run", tmp_path / "c.toml"
+    toml.write_text(to_toml(settings(tiny_model, data, "save.every_steps=1")))
+    command = [sys.executable, "-m", "selfemo.cli", "evolve"]
+    first = [*command, "-c", str(toml), "--out", str(folder)]
+    for delay in (9.0, 11.0, 13.0):
+        resuming = (folder / "config.toml").exists()
+        process = subprocess.Popen(
+            [*command, "--resume", str(folder)] if resuming else first,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    last = [*command, "--resume", str(folder)] if (folder / "config.toml").exists() else first
+    done = subprocess.run(last, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Mean R1 from cold-start to iteration-2" in done.stdout
+    assert content(folder) == content(finished)
+
+
+def test_sigterm_says_how_to_resume(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    from selfemo.config import to_toml
+
+    folder, toml = tmp_path / "run", tmp_path / "c.toml"
+    toml.write_text(to_toml(settings(tiny_model, data, "sft.epochs=500")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "selfemo.cli", "evolve", "-c", str(toml), "--out", str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(600):
+        if (folder / "store.sqlite").exists():
+            break
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"selfemo evolve --resume {folder}" in err.replace("\n", "")
+    assert "Traceback" not in err
+
+
+def test_refit_from_base_and_none(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    for refit in ("base", "none"):
+        folder = tmp_path / refit
+        config = settings(
+            tiny_model, data, f"flywheel.refit={refit}", "flywheel.iterations=1",
+            "flywheel.prompts=6",
+        )  # fmt: skip
+        run = evolve(folder, config, Silent())
+        info = json.loads(run.store.stage("iteration-1-refit")["info"])
+        rl, after = (
+            (folder / "checkpoints" / n / "model.safetensors").read_bytes()
+            for n in ("iteration-1-rl", "iteration-1")
+        )
+        assert (rl == after) == (refit == "none")
+        if refit == "base":
+            cold = run.store.rows("SELECT count(*) AS n FROM samples WHERE source = 'gold'")[0]["n"]
+            assert info["samples"] == cold + info["used"]
+        run.close()
+
+
+def test_a_model_that_never_parses_is_reported_not_a_crash(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = settings(
+        tiny_model, data, "sft.epochs=1", "sft.lr=1e-9", "flywheel.iterations=1", "flywheel.prompts=6"
+    )
+    run = evolve(tmp_path / "run", config, Silent())
+    info = json.loads(run.store.stage("iteration-1-rl")["info"])
+    assert info == {"unparsed": 6}
+    refit = json.loads(run.store.stage("iteration-1-refit")["info"])
+    assert refit["refit"].startswith("none")
+    summary = finish(run)
+    scores = summary["scores"]["iteration-1"]["jsonl"]
+    assert scores["parse_rate"][0] == 0 and sum(scores["failures"].values()) == 15
+    run.close()
+
+
+def test_long_histories_are_shortened_counted_or_skipped(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = settings(
+        tiny_model, data, "prompt.max_tokens=150", "sft.epochs=1", "flywheel.iterations=1",
+        "flywheel.prompts=6",
+    )  # fmt: skip
+    run = evolve(tmp_path / "run", config, Silent())
+    info = json.loads(run.store.stage("cold-start")["info"])
+    assert info["shortened"] > 0 and info["turns_dropped"] >= info["shortened"]
+    run.close()
+    tight = settings(
+        tiny_model, data, "prompt.max_tokens=20", "sft.epochs=1", "flywheel.iterations=1",
+        "flywheel.prompts=6",
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"prompt\.max_tokens"):
+        evolve(tmp_path / "tight", tight, Silent())
+
+
+# -- refused input, through the command as a user meets it -------------------------------------------
+
+
+def cli(*args: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "selfemo.cli", *args], capture_output=True, text=True, check=False,
+        env={**os.environ, "COLUMNS": "400"},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_bad_input_is_one_message(tiny_model: Path, data: Path, tmp_path: Path, finished: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[grpo]\nlam_mx = 1\n")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"id": "a", "turns": [{"speaker": "A", "text": "x", "emotion": "glee"}]}\n')
+    (tmp_path / "folder").mkdir()
+    for args, says in [
+        (("evolve", "-c", str(bad)), f"error: {bad}: grpo.lam_mx: unknown key; did you mean grpo.lam_max?"),
+        (("evolve", "-c", str(tmp_path / "no.toml")), "no such configuration file"),
+        (("evolve", "--resume", str(tmp_path / "folder")), "is not a run folder"),
+        (("evolve", "--resume", str(finished), "--set", "grpo.lr=1"), "a run that is resumed takes only"),
+        (("data", "check", str(broken)), f"error: {broken}:1: turns[0]: unknown label 'glee'"),
+        (("data", "check", str(tmp_path / "none.csv")), "no such file or folder"),
+        (("evaluate", str(tmp_path / "folder"), "--data", str(data)), "not a model folder"),
+        (("predict", str(tiny_model), str(tmp_path / "none"), "--out", "x"), "no such file or folder"),
+    ]:
+        code, text = cli(*args)
+        assert code == 1 and says in text.replace("\n", " "), (args, text)
+
+
+def test_a_run_folder_is_used_by_one_process(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    config = settings(tiny_model, data)
+    run = Run(tmp_path / "run", config)
+    with pytest.raises(StoreError, match="in use by another process"):
+        Run(tmp_path / "run", None)
+    run.close()
+    with pytest.raises(StoreError, match="already holds a run"):
+        Run(tmp_path / "run", config)
+
+
+def test_an_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    weights = copy / "checkpoints" / "iteration-1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    run = Run(copy, None)
+    with pytest.raises(EngineError, match="missing or altered"):
+        run.engine("iteration-1")
+    run.close()
+
+
+# -- the stages alone ------------------------------------------------------------------------------
+
+
+def test_stages_alone(finished: Path, tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+
+    def call(*args: str) -> str:
+        result = runner.invoke(app, [str(a) for a in args], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    out = json.loads(
+        call("evaluate", finished, "--data", data, "--split", "test", "--out", tmp_path / "e", "--json")
+        .strip().splitlines()[-1]
+    )  # fmt: skip
+    whole = json.loads((finished / "summary.json").read_text())["scores"]["iteration-2"]["jsonl"]
+    assert out["jsonl"]["accuracy"] == whole["accuracy"]
+
+    text = call("predict", finished, data, "--out", tmp_path / "p.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert len(lines) == 13 * 5 and "65 turns" in text
+    assert lines[0]["text"] and lines[0]["emotion"] in (None, *lines[0]["distribution"])
+
+    played = call("selfplay", finished, "--data", data, "--prompts", "3", "--out", tmp_path / "sp")
+    assert "store.sqlite" in played
+
+    toml = tmp_path / "c.toml"
+    from selfemo.config import to_toml
+
+    toml.write_text(to_toml(settings(tiny_model, data)))
+    call("sft", "--out", tmp_path / "model", "-c", toml, "--set", "sft.epochs=2")
+    assert (tmp_path / "model" / "config.json").exists()
+    call("train", tmp_path / "model", "--out", tmp_path / "rl", "-c", toml, "--set", "flywheel.prompts=6")
+    assert (tmp_path / "rl" / "checkpoints" / "iteration-1-rl" / "config.json").exists()
+
+
+def test_a_stopped_evaluation_goes_on(finished: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
+    import selfemo.evaluation as evaluation
+
+    monkeypatch.setattr(evaluation, "_CHUNK", 4)
+    asked: list[int] = []
+    real = evaluation.predict
+
+    def counted(engine, prompts, config, on_done=None):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return real(engine, prompts, config, on_done)
+
+    monkeypatch.setattr(evaluation, "predict", counted)
+    args = (str(finished), [str(data)], tmp_path / "e", [], ["data.eval_split=test"], Silent())
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_alone(*args)
+    assert asked == [4, 4]
+    asked.clear()
+    asked.append(-1)
+    monkeypatch.setattr(evaluation, "predict", real)
+    scores = evaluate_alone(*args)
+    assert scores["jsonl"].utterances == 15

@@ -1,0 +1,79 @@
+"""Configuration: merging, every mistake at once, round trip, shipped files."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from selfemo.config import Config, load, to_toml
+from selfemo.errors import ConfigError
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+def test_defaults_are_the_papers() -> None:
+    c = Config()
+    assert (c.sampling.group_size, c.sampling.max_new_tokens, c.prompt.max_tokens) == (8, 8192, 4096)
+    assert (c.grpo.prompts_per_step, c.grpo.mini_batch, c.grpo.lr) == (64, 32, 1e-6)
+    assert (c.grpo.kl_coef, c.grpo.entropy_coef, c.grpo.clip_low, c.grpo.clip_high) == (
+        0.001, 0, 0.2, 0.2,
+    )  # fmt: skip
+    assert (c.grpo.lam_max, c.flywheel.refit) == (1.0, "base")
+    assert c.selfplay.synthetic_share == pytest.approx(8 / (15 + 8))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_shipped_files_load(path: Path) -> None:
+    load([path])
+
+
+def test_files_and_overrides_merge_in_order(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.toml", tmp_path / "b.toml"
+    a.write_text("seed = 1\n[grpo]\nlr = 1e-4\nlam_max = 0.5\n")
+    b.write_text("[grpo]\nlr = 2e-4\n")
+    c = load([a, b], ["grpo.lr=3e-4", "data.eval_split=dev", 'data.sources=["sample", "x.jsonl"]'])
+    assert (c.seed, c.grpo.lam_max, c.grpo.lr, c.data.eval_split) == (1, 0.5, 3e-4, "dev")
+    assert c.data.sources == ("sample", "x.jsonl")
+
+
+def test_round_trip() -> None:
+    c = load([], ["model.lora.rank=4", "flywheel.refit=policy", "flywheel.replay=0.3", "seed=7"])
+    assert Config.model_validate(tomllib.loads(to_toml(c))) == c
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    f = tmp_path / "mine.toml"
+    f.write_text("[grpo]\nlam_maxx = 0.5\nlr = -1\n")
+    with pytest.raises(ConfigError) as e:
+        load([f], ["sampling.group_siz=4", "seed=x"])
+    text = str(e.value)
+    assert f"{f}: grpo.lam_maxx: unknown key; did you mean grpo.lam_max?" in text
+    assert f"{f}: grpo.lr: Input should be greater than 0 (got -1)" in text
+    assert "--set sampling.group_siz=4: " in text and "sampling.group_size?" in text
+    assert "--set seed=x: seed:" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("grpo.mini_batch=100", "larger than grpo.prompts_per_step"),
+        ("sampling.group_size=1", "a group of one has no advantage"),
+        ("flywheel.replay=0.5", 'refit = "base"'),
+        ("nonsense", "section.key=value"),
+        ("=3", "section.key=value"),
+    ],
+)
+def test_impossible_settings_say_why(override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says.replace("(", r"\(")):
+        load([], [override])
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load([tmp_path / "none.toml"])
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[grpo\n")
+    with pytest.raises(ConfigError, match="cannot be read as TOML"):
+        load([broken])

@@ -1,0 +1,64 @@
+"""Known answers of SPEC section 8 for eq. 13, edges, and properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfemo.self_grpo import advantages, lambda_at, normalise
+
+rewards = st.lists(st.floats(0, 1), min_size=2, max_size=16)
+
+
+def test_known_advantages() -> None:
+    r1, r2 = (1, 0, 0, 1), (1 / 3, 1 / 3, 2 / 3, 2 / 3)
+    assert normalise(r1, eps=0) == pytest.approx([1, -1, -1, 1])
+    assert normalise(r2, eps=0) == pytest.approx([-1, -1, 1, 1])
+    lam = lambda_at(50, 100, 1.0)
+    assert advantages(r1, r2, lam, eps=0) == pytest.approx([0, -1, 0, 1])
+
+
+def test_lambda_schedule() -> None:
+    assert [lambda_at(t, 4, 0.5) for t in range(5)] == [0, 0.125, 0.25, 0.375, 0.5]
+    for step, total in ((-1, 4), (5, 4), (0, 0)):
+        with pytest.raises(ValueError, match="outside"):
+            lambda_at(step, total)
+
+
+@pytest.mark.parametrize("r", [[0.7], [0.1] * 8, [0.0] * 3, []])
+def test_no_variance_gives_zero_not_the_raw_reward(r: list[float]) -> None:
+    assert normalise(r, eps=0).tolist() == [0] * len(r)
+    assert advantages(r, r, 0.5, eps=0).tolist() == [0] * len(r)
+
+
+def test_vanilla_is_lambda_zero() -> None:
+    r1, r2 = [0.2, 0.9, 0.4], [1.0, 0.0, 0.0]
+    assert advantages(r1, r2, 0.0).tolist() == normalise(r1).tolist()
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="2 primary and 3 secondary"):
+        advantages([0, 1], [0, 1, 1], 0.5)
+
+
+@given(rewards, st.floats(0.1, 10), st.floats(-5, 5))
+def test_normalised_is_centred_and_affine_invariant(
+    r: list[float], scale: float, shift: float
+) -> None:
+    a = normalise(r, eps=0)
+    assert abs(a.sum()) < 1e-6
+    if np.ptp(r) > 1e-3:
+        assert a.std() == pytest.approx(1)
+        moved = normalise([scale * x + shift for x in r], eps=0)
+        assert moved == pytest.approx(a, abs=1e-6)
+
+
+@given(rewards, st.randoms(use_true_random=False))
+def test_order_of_rollouts_does_not_matter(r: list[float], random) -> None:
+    order = list(range(len(r)))
+    random.shuffle(order)
+    a = advantages(r, r[::-1], 0.3)
+    b = advantages([r[i] for i in order], [r[::-1][i] for i in order], 0.3)
+    assert b == pytest.approx(a[order], abs=1e-9)

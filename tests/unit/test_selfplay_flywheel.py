@@ -1,0 +1,261 @@
+"""Self-play and flywheel without a model: scoring, choice, gate, next prompt, caps, draws, store."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, load
+from selfemo.errors import StoreError
+from selfemo.flywheel import RlPlan, add_sample, cap_emotions, draw_prompts, select_samples
+from selfemo.selfplay import PASS, gate, next_prompt, score_group, select_best
+from selfemo.store import Store
+from selfemo.types import Completion, Persona, Prompt, Rollout, RolloutGroup, Sample, Utterance
+from tests.conftest import dist, make_prompt
+
+
+def sample(text: str, logprob: float = -1.0, finished: bool = True) -> Sample:
+    return Sample(text, (1, 2), (logprob, logprob), (0.5, 0.5), finished)
+
+
+TEXTS = [
+    "E: joy 5, surprise 5\nS: joy\nR: Really?",
+    "E: joy\nS: joy\nR: Good for you.",
+    "E: neutral\nS: fear\nR: I see it too.",
+    "E: anger 6, disgust 4\nS: anger\nR: How dare they.",
+]
+
+
+def group(texts: list[str], lam: float = 0.0, **reward) -> RolloutGroup:
+    prompt = make_prompt(target=dist(joy=1))
+    return score_group(prompt, [sample(t) for t in texts], RewardConfig(**reward), GrpoConfig(), lam)
+
+
+def test_scores_of_a_worked_group() -> None:
+    g = group(TEXTS)
+    assert [r.r1 for r in g.rollouts] == pytest.approx([0.5 / 1.5, 1, 0, 0])
+    assert [r.r2 for r in g.rollouts] == pytest.approx([1 / 3] * 4)
+    assert sum(r.advantage for r in g.rollouts) == pytest.approx(0, abs=1e-6)
+    assert [r.r1 for r in group(TEXTS, primary="exact").rollouts] == [1, 1, 0, 0]
+    assert [r.r2 for r in group(TEXTS, secondary="weighted").rollouts] == pytest.approx([0.5, 1, 1, 0.6])
+
+
+def test_a_group_that_does_not_parse_teaches_nothing() -> None:
+    g = group(["", "hello", "E: rage\nS: joy\nR: x"])
+    assert [(r.r1, r.r2, r.advantage, r.completion) for r in g.rollouts] == [(0, 0, 0, None)] * 3
+    assert gate(g.prompt, g.rollouts[select_best(g, 0.5)], GateConfig()) == "unparsed"
+
+
+def test_no_target_is_refused() -> None:
+    prompt = make_prompt()
+    bare = Prompt(**{f: getattr(prompt, f) for f in prompt.__dataclass_fields__} | {"target": None})
+    with pytest.raises(ValueError, match="has no target"):
+        score_group(bare, [sample(TEXTS[0])], RewardConfig(), GrpoConfig(), 0)
+
+
+def rollout(r1: float, r2: float, logprob: float, text: str = TEXTS[1]) -> Rollout:
+    parsed = group([text]).rollouts[0].parsed
+    return Rollout(sample(text, logprob), parsed, r1, r2, 0.0)
+
+
+def test_best_by_combined_then_r1_then_logprob_then_index() -> None:
+    p = make_prompt()
+    choose = lambda lam, *rs: select_best(RolloutGroup(p, rs), lam)  # noqa: E731
+    assert choose(0.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9)) == 1
+    assert choose(1.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9)) == 0
+    assert choose(0.5, rollout(0.4, 0.6, 0), rollout(0.6, 0.4, -9)) == 1
+    assert choose(0.5, rollout(0.5, 0.5, -2), rollout(0.5, 0.5, -1)) == 1
+    assert choose(0.5, rollout(0.5, 0.5, -1), rollout(0.5, 0.5, -1)) == 0
+
+
+def verdict(reply: str, r1: float = 1.0) -> str:
+    completion = Completion(dist(joy=1), dist(joy=1), reply)
+    return gate(make_prompt(), Rollout(sample("x"), completion, r1, 0, 0), GateConfig())
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("Then let us look together.", PASS),
+        ("It was only the cat, I promise.", "copy"),
+        ("it was ONLY the cat... I promise", "copy"),
+        ("Ann: was only the cat, I promise", PASS),
+        ("...", "empty_reply"),
+        ("?", "empty_reply"),
+        ("x", "reply_length"),
+        ("y" * 601, "reply_length"),
+        ("joy", "label_tag"),
+        ("Fear.", "label_tag"),
+        ("joy: that is great", "label_tag"),
+        ("That is great (joy)", "label_tag"),
+        ("Joy is all I ask for.", PASS),
+        ("<b>Great</b> to see you", "markup"),
+        ("*waves* hello there", "markup"),
+        ("[laughs] stop it", "markup"),
+        ("Great. S: joy", "markup"),
+        ("look at https://example.org", "markup"),
+    ],
+)
+def test_gate(reply: str, expected: str) -> None:
+    assert verdict(reply) == expected
+
+
+def test_gate_wants_the_reward() -> None:
+    assert verdict("Then let us look together.", r1=0.49) == "low_reward"
+    assert verdict("Then let us look together.", r1=0.5) == PASS
+
+
+def test_next_prompt_is_eq_7() -> None:
+    prompt = make_prompt()
+    said = Completion(dist(neutral=1), dist(fear=0.6, anger=0.4), "Cats do not open doors.")
+    following = next_prompt(prompt, said, lambda c, s: Persona(s, f"{s} of {c}"), 2, "it2.0")
+    assert following.history == (
+        *prompt.history,
+        Utterance("Ann", "Cats do not open doors.", dist(fear=0.6, anger=0.4)),
+    )
+    assert (following.answerer, following.interlocutor) == ("Bo", "Ann")
+    assert following.persona.description == "Bo of c"
+    assert following.target == said.self_emotion
+    assert (following.lineage.turn, following.lineage.parent) == (1, prompt.id)
+    third = next_prompt(following, said, lambda c, s: Persona(s, ""), 2, "it2.1")
+    assert third.answerer == "Ann" and third.lineage.turn == 2
+    assert third.lineage.episode == following.lineage.episode == "it2.0:c/1"
+    assert len({prompt.id, following.id, third.id}) == 3
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["joy", "fear", "anger"]), st.floats(0, 1)), max_size=40),
+    st.floats(0.34, 1),
+)
+def test_no_emotion_exceeds_its_share(items: list[tuple[str, float]], share: float) -> None:
+    emotions, rewards = [e for e, _ in items], [r for _, r in items]
+    kept = select_samples(emotions, rewards, share)
+    left = [e for e, k in zip(emotions, kept, strict=True) if k]
+    for e in set(left):
+        assert left.count(e) <= max(1, share * len(left)) + 1e-9
+    for i, (e, r) in enumerate(items):
+        if not kept[i]:
+            assert all(rewards[j] >= r for j in range(len(items)) if kept[j] and emotions[j] == e)
+
+
+def test_share_of_one_keeps_everything() -> None:
+    assert select_samples(["joy"] * 5, [0.1] * 5, 1.0) == [True] * 5
+    assert sum(select_samples(["joy"] * 5, [0.1] * 5, 0.5)) == 1
+
+
+def test_rl_plan_counts_optimiser_steps() -> None:
+    plan = RlPlan.of(load([], ["flywheel.prompts=100", "grpo.prompts_per_step=32", "grpo.mini_batch=8"]))
+    assert (plan.rounds, plan.steps_per_round, plan.total_steps) == (4, 4, 16)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store.sqlite")
+
+
+def test_prompts_survive_the_store(store: Store) -> None:
+    prompt = next_prompt(
+        make_prompt(), Completion(dist(joy=1), dist(joy=0.1, fear=0.9), "Hm."),
+        lambda c, s: Persona(s, "calm", "night"), 1, "t",
+    )  # fmt: skip
+    with store.transaction():
+        store.add_prompts([prompt], "stage", 0)
+        store.add_prompts([prompt], "stage", 1)
+    assert store.prompt(prompt.id) == prompt
+    with pytest.raises(StoreError, match="no prompt 'nope'"):
+        store.prompt("nope")
+
+
+def test_equal_samples_join_once(store: Store) -> None:
+    prompt, completion = make_prompt(), Completion(dist(joy=1), dist(joy=1), "Good.")
+    args = dict(stage="s", step=0, iteration=1, source="selfplay")
+    store.add_prompts([prompt], "s", 0)
+    assert add_sample(store, prompt, completion, 1.0, **args)
+    shouting = Completion(dist(joy=1), dist(joy=1), "GOOD.")
+    assert not add_sample(store, prompt, shouting, 1.0, **args)
+    other = Completion(dist(joy=1), dist(joy=1), "Better.")
+    assert add_sample(store, prompt, other, 0.5, **args)
+    assert cap_emotions(store, 1, 0.5) == {"selfplay_samples": 2, "used": 1, "over_share": 1}
+    assert [row["completion"] for row, _ in store.samples()] == ["E: joy\nS: joy\nR: Good."]
+
+
+def play(store: Store, prompts: list[Prompt], step: int) -> None:
+    with store.transaction():
+        store.add_prompts(prompts, "rl", step)
+        for p in prompts:
+            g = score_group(p, [sample(t) for t in TEXTS], RewardConfig(), GrpoConfig(), 0)
+            store.add_group(g, "rl", step, 1, 1, PASS)
+
+
+def test_draws_mix_synthetic_and_go_once_through_the_originals(store: Store) -> None:
+    config = load([], ["selfplay.synthetic_share=0.5"])
+    originals = [make_prompt(f"c{i}/0", dist(joy=1)) for i in range(6)]
+    said = Completion(dist(joy=1), dist(joy=1), "Good.")
+    child = next_prompt(originals[0], said, lambda c, s: Persona(s, ""), 1, "t")
+    first = draw_prompts(originals, store, config, 4)
+    assert draw_prompts(originals, store, config, 4) == first, "drawing changes nothing"
+    play(store, first, 0)
+    store.add_prompts([child], "rl", 0)
+    second = draw_prompts(originals, store, config, 4)
+    assert second[0] == child and sum(p.lineage.synthetic for p in second) == 1
+    seen = [p.id for p in first + second if not p.lineage.synthetic]
+    assert len(set(seen[:6])) == 6, "every original once before any twice"
+    play(store, second, 1)
+    assert not any(p.lineage.synthetic for p in draw_prompts(originals, store, config, 4))
+    store.rewind("rl", 1)
+    assert draw_prompts(originals, store, config, 4) == second, "rewound rounds are drawn again"
+
+
+def test_skipped_prompts_do_not_block_the_queue(store: Store) -> None:
+    said = Completion(dist(joy=1), dist(joy=1), "Good.")
+    children = [
+        next_prompt(make_prompt(f"c{i}/0"), said, lambda c, s: Persona(s, ""), 1, "t") for i in range(2)
+    ]
+    store.add_prompts(children, "rl", 0)
+    store.skip([children[0].id])
+    assert [p.id for p in store.pending(5)] == [children[1].id]
+
+
+def test_rollouts_keep_rewards_and_failures(store: Store) -> None:
+    prompt = make_prompt(target=dist(joy=1))
+    texts = [*TEXTS[:2], "E: joy -1\nS: joy\nR: x"]
+    g = score_group(prompt, [sample(t) for t in texts], RewardConfig(), GrpoConfig(), 0)
+    with store.transaction():
+        store.add_prompts([prompt], "rl", 0)
+        store.add_group(g, "rl", 0, 1, 1, PASS)
+    rows = store.rows("SELECT * FROM rollouts ORDER BY member")
+    assert [r["failure"] for r in rows] == [None, None, "bad_weight"]
+    assert [r["best"] for r in rows] == [0, 1, 0] and rows[1]["gate"] == PASS
+    assert all(math.isclose(r["mean_logprob"], -1) for r in rows)
+
+
+def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.transaction():
+        store.add_prompts([make_prompt()], "s", 0)
+        raise RuntimeError
+    assert store.rows("SELECT * FROM prompts") == []
+
+
+def test_a_file_that_is_no_store(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.sqlite"
+    bad.write_text("not a database, but long enough to be read as one" * 20)
+    with pytest.raises(StoreError, match=r"bad\.sqlite: cannot be used"):
+        Store(bad)
+
+
+def test_export_to_parquet(store: Store, tmp_path: Path) -> None:
+    import polars as pl
+
+    play(store, [make_prompt("a/0", dist(joy=1)), make_prompt("b/0", dist(fear=1))], 0)
+    assert store.export("rollouts", tmp_path / "r.parquet") == 8
+    assert pl.read_parquet(tmp_path / "r.parquet")["r1"].sum() == pytest.approx(0.5 / 1.5 + 1)
+    with pytest.raises(StoreError, match="no table"):
+        store.export("sqlite_master", tmp_path / "x.parquet")
+
+
+def test_defaults_of_the_plan_are_the_papers() -> None:
+    assert RlPlan.of(Config()).steps_per_round == 2
