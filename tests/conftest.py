@@ -48,14 +48,21 @@ def toy_conversations(n: int = 8, split: str = "train") -> list[Conversation]:
     conversations = []
     for k in range(n):
         turns = tuple(
-            Utterance(("Ann", "Bo")[i % 2], items[(k + i) % 5][1], dist(**{items[(k + i) % 5][0]: 1}))
+            Utterance(
+                ("Ann", "Bo")[i % 2], items[(k + i) % 5][1], dist(**{items[(k + i) % 5][0]: 1})
+            )
             for i in range(5)
         )
         conversations.append(
             Conversation(
-                f"toy{split}{k}", "toy", split, turns, MELD, "A room.",
+                f"toy{split}{k}",
+                "toy",
+                split,
+                turns,
+                MELD,
+                "A room.",
                 {s: Persona(s, "Plain.") for s in ("Ann", "Bo")},
-            )  # fmt: skip
+            )
         )
     return conversations
 
@@ -92,11 +99,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
-            tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id, bos_token_id=None,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(folder)

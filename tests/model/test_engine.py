@@ -170,7 +170,9 @@ def test_label_weight_counts_the_e_line_alone(tiny_model: Path) -> None:
     e = engine(tiny_model)
     text = "T: well\nE: joy 7, fear 3\nS: joy\nR: hi"
     item = e.sft_item([1, 2], text, "c", 5.0)
-    heavy = e.policy.decode([i for i, w in zip(item.completion_ids, item.weights, strict=True) if w == 5])
+    heavy = e.policy.decode(
+        [i for i, w in zip(item.completion_ids, item.weights, strict=True) if w == 5]
+    )
     assert heavy == "E: joy 7, fear 3"
     assert item.completion_ids[-1] == e.policy.tokenizer.eos_token_id and item.weights[-1] == 1
 
@@ -179,7 +181,9 @@ def test_sft_learns(tiny_model: Path) -> None:
     e = engine(tiny_model)
     losses = []
     config = SftConfig(lr=3e-3, batch_size=4, micro_tokens=512)
-    run_sft(e, sft_items(), config, epochs=60, seed=0, on_step=lambda s, t, m: losses.append(m["loss"]))
+    run_sft(
+        e, sft_items(), config, epochs=60, seed=0, on_step=lambda s, t, m: losses.append(m["loss"])
+    )
     assert losses[-1] < 0.3 * losses[0]
 
 
@@ -226,10 +230,18 @@ def test_agrees_with_trl(tiny_model: Path, tmp_path: Path) -> None:
         model=AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=trl.GRPOConfig(
-            output_dir=str(tmp_path), loss_type="bnpo", beta=0.05, epsilon=0.2, use_cpu=True,
-            bf16=False, num_generations=2, per_device_train_batch_size=2, report_to="none",
-            disable_dropout=True, use_bias_correction_kl=False,
-        ),  # fmt: skip
+            output_dir=str(tmp_path),
+            loss_type="bnpo",
+            beta=0.05,
+            epsilon=0.2,
+            use_cpu=True,
+            bf16=False,
+            num_generations=2,
+            per_device_train_batch_size=2,
+            report_to="none",
+            disable_dropout=True,
+            use_bias_correction_kl=False,
+        ),
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
         processing_class=tokenizer,
     )
@@ -240,7 +252,9 @@ def test_agrees_with_trl(tiny_model: Path, tmp_path: Path) -> None:
         [torch.as_tensor(s) for s in seqs], batch_first=True, padding_value=v
     )
     inputs = {
-        "prompt_ids": torch.tensor([[pad] * (width - len(i.prompt_ids)) + i.prompt_ids for i in items]),
+        "prompt_ids": torch.tensor(
+            [[pad] * (width - len(i.prompt_ids)) + i.prompt_ids for i in items]
+        ),
         "prompt_mask": torch.tensor(
             [[0] * (width - len(i.prompt_ids)) + [1] * len(i.prompt_ids) for i in items]
         ),
@@ -292,7 +306,9 @@ def test_a_round_without_any_advantage_changes_nothing(tiny_model: Path) -> None
     before = {n: p.clone() for n, p in e.policy.core.named_parameters()}
     config = GrpoConfig(lr=0.1, kl_coef=0.0)
     e.begin_stage(config)
-    e.rl_round([[RlItem(i.prompt_ids, i.completion_ids, 0.0, i.share) for i in rl_items()]], config, [0.1])
+    e.rl_round(
+        [[RlItem(i.prompt_ids, i.completion_ids, 0.0, i.share) for i in rl_items()]], config, [0.1]
+    )
     assert all(torch.equal(before[n], p) for n, p in e.policy.core.named_parameters())
 
 
@@ -326,7 +342,9 @@ def test_rl_raises_what_is_rewarded(tiny_model: Path) -> None:
         ids = [*(s.token_ids for s in samples), (wanted,)]
         adv = rewards - rewards.mean()
         e.rl_round(
-            [[RlItem(prompt, i, float(a), "p") for i, a in zip(ids, adv, strict=True)]], config, [2e-3]
+            [[RlItem(prompt, i, float(a), "p") for i, a in zip(ids, adv, strict=True)]],
+            config,
+            [2e-3],
         )
     assert logp() > before + 1
 
@@ -368,7 +386,8 @@ def test_lora_targets_that_are_none(tiny_model: Path) -> None:
 
 def test_bf16_is_close_to_fp32(tiny_model: Path) -> None:
     full, half = (
-        LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype=d)) for d in ("fp32", "bf16")
+        LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype=d))
+        for d in ("fp32", "bf16")
     )
     a, b = (e._score_detached(e.policy, rl_items(), 512) for e in (full, half))
     assert max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)) < 0.1

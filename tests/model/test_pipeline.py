@@ -52,19 +52,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+SETTINGS = """
+model.device=cpu model.dtype=fp32 prompt.max_tokens=400 sampling.max_new_tokens=40
+sampling.group_size=4 sft.lr=5e-3 sft.batch_size=8 sft.run_length=4 sft.epochs=40
+sft.micro_tokens=4096 sft.label_weight=2 grpo.prompts_per_step=6 grpo.mini_batch=3 grpo.lr=1e-4
+grpo.lam_max=0.5 flywheel.iterations=2 flywheel.prompts=18 flywheel.refit_epochs=1
+flywheel.refit=policy evaluation.span=all evaluation.max_new_tokens=40 evaluation.resamples=50
+"""
+
+
 def settings(tiny_model: Path, data: Path, *more: str) -> Config:
-    return load(
-        [],
-        [
-            f'model.id="{tiny_model}"', "model.device=cpu", "model.dtype=fp32",
-            f'data.sources=["{data}"]', "prompt.max_tokens=400", "sampling.max_new_tokens=40",
-            "sampling.group_size=4", "sft.lr=5e-3", "sft.batch_size=8", "sft.epochs=40",
-            "sft.micro_tokens=4096", "sft.label_weight=2", "grpo.prompts_per_step=6", "grpo.mini_batch=3", "grpo.lr=1e-4",
-            "grpo.lam_max=0.5", "flywheel.iterations=2", "flywheel.prompts=18",
-            "flywheel.refit_epochs=1", "flywheel.refit=policy", "evaluation.span=all",
-            "evaluation.max_new_tokens=40", "evaluation.resamples=50", *more,
-        ],
-    )  # fmt: skip
+    own = [f'model.id="{tiny_model}"', f'data.sources=["{data}"]']
+    return load([], [*SETTINGS.split(), *own, *more])
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +126,9 @@ def test_lineage_and_eq_7_hold_in_the_store(finished: Path) -> None:
         "WHERE p.parent IS NOT NULL"
     ).fetchone()[0]
     assert answered > 0, "self-play went past its first turn"
-    groups = db.execute("SELECT count(*) AS n, sum(best) AS b FROM rollouts GROUP BY stage, step, prompt")
+    groups = db.execute(
+        "SELECT count(*) AS n, sum(best) AS b FROM rollouts GROUP BY stage, step, prompt"
+    )
     assert all(g["n"] == 4 and g["b"] == 1 for g in groups)
 
 
@@ -245,7 +246,12 @@ def test_a_model_that_never_parses_is_reported_not_a_crash(
     tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
     config = settings(
-        tiny_model, data, "sft.epochs=1", "sft.lr=1e-9", "flywheel.iterations=1", "flywheel.prompts=6"
+        tiny_model,
+        data,
+        "sft.epochs=1",
+        "sft.lr=1e-9",
+        "flywheel.iterations=1",
+        "flywheel.prompts=6",
     )
     run = evolve(tmp_path / "run", config, Silent())
     info = json.loads(run.store.stage("iteration-1-rl")["info"])
@@ -289,21 +295,32 @@ def cli(*args: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_bad_input_is_one_message(tiny_model: Path, data: Path, tmp_path: Path, finished: Path) -> None:
+def test_bad_input_is_one_message(
+    tiny_model: Path, data: Path, tmp_path: Path, finished: Path
+) -> None:
     bad = tmp_path / "bad.toml"
     bad.write_text("[grpo]\nlam_mx = 1\n")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"id": "a", "turns": [{"speaker": "A", "text": "x", "emotion": "glee"}]}\n')
     (tmp_path / "folder").mkdir()
     for args, says in [
-        (("evolve", "-c", str(bad)), f"error: {bad}: grpo.lam_mx: unknown key; did you mean grpo.lam_max?"),
+        (
+            ("evolve", "-c", str(bad)),
+            f"error: {bad}: grpo.lam_mx: unknown key; did you mean grpo.lam_max?",
+        ),
         (("evolve", "-c", str(tmp_path / "no.toml")), "no such configuration file"),
         (("evolve", "--resume", str(tmp_path / "folder")), "is not a run folder"),
-        (("evolve", "--resume", str(finished), "--set", "grpo.lr=1"), "a run that is resumed takes only"),
+        (
+            ("evolve", "--resume", str(finished), "--set", "grpo.lr=1"),
+            "a run that is resumed takes only",
+        ),
         (("data", "check", str(broken)), f"error: {broken}:1: turns[0]: unknown label 'glee'"),
         (("data", "check", str(tmp_path / "none.csv")), "no such file or folder"),
         (("evaluate", str(tmp_path / "folder"), "--data", str(data)), "not a model folder"),
-        (("predict", str(tiny_model), str(tmp_path / "none"), "--out", "x"), "no such file or folder"),
+        (
+            ("predict", str(tiny_model), str(tmp_path / "none"), "--out", "x"),
+            "no such file or folder",
+        ),
     ]:
         code, text = cli(*args)
         assert code == 1 and says in text.replace("\n", " "), (args, text)
@@ -362,11 +379,22 @@ def test_stages_alone(finished: Path, tiny_model: Path, data: Path, tmp_path: Pa
     toml.write_text(to_toml(settings(tiny_model, data)))
     call("sft", "--out", tmp_path / "model", "-c", toml, "--set", "sft.epochs=2")
     assert (tmp_path / "model" / "config.json").exists()
-    call("train", tmp_path / "model", "--out", tmp_path / "rl", "-c", toml, "--set", "flywheel.prompts=6")
+    call(
+        "train",
+        tmp_path / "model",
+        "--out",
+        tmp_path / "rl",
+        "-c",
+        toml,
+        "--set",
+        "flywheel.prompts=6",
+    )
     assert (tmp_path / "rl" / "checkpoints" / "iteration-1-rl" / "config.json").exists()
 
 
-def test_a_stopped_evaluation_goes_on(finished: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_stopped_evaluation_goes_on(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch
+) -> None:
     import selfemo.evaluation as evaluation
 
     monkeypatch.setattr(evaluation, "_CHUNK", 4)

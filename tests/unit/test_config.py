@@ -15,7 +15,11 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 def test_defaults_are_the_papers() -> None:
     c = Config()
-    assert (c.sampling.group_size, c.sampling.max_new_tokens, c.prompt.max_tokens) == (8, 8192, 4096)
+    assert (c.sampling.group_size, c.sampling.max_new_tokens, c.prompt.max_tokens) == (
+        8,
+        8192,
+        4096,
+    )
     assert (c.grpo.prompts_per_step, c.grpo.mini_batch, c.grpo.lr) == (64, 32, 1e-6)
     assert (c.grpo.kl_coef, c.grpo.entropy_coef, c.grpo.clip_low, c.grpo.clip_high) == (
         0.001, 0, 0.2, 0.2,

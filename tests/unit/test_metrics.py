@@ -32,7 +32,9 @@ def test_scores_agree_with_scikit_learn() -> None:
 def test_hand_worked_f1_with_a_failed_parse() -> None:
     gold, pred = ["joy", "joy", "anger", "fear"], ["joy", FAILED, "anger", "anger"]
     # joy: P 1, R 1/2, F 2/3 (support 2); anger: P 1/2, R 1, F 2/3; fear: 0.
-    assert f1(gold, pred, ("joy", "anger", "fear"), "weighted") == pytest.approx((4 / 3 + 2 / 3) / 4)
+    assert f1(gold, pred, ("joy", "anger", "fear"), "weighted") == pytest.approx(
+        (4 / 3 + 2 / 3) / 4
+    )
     assert accuracy(gold, pred) == 0.5
 
 
@@ -57,7 +59,9 @@ def test_intervals_cover_the_truth_when_conversations_differ() -> None:
     rng = np.random.default_rng(3)
     hits = 0
     for trial in range(300):
-        level = rng.normal(0.5, 0.15, 40)  # each conversation has its own level: naive intervals fail
+        level = rng.normal(
+            0.5, 0.15, 40
+        )  # each conversation has its own level: naive intervals fail
         values = [float(rng.random() < p) for p in np.clip(level, 0, 1) for _ in range(8)]
         interval = mean_interval(values, [c for c in range(40) for _ in range(8)],
                                  resamples=400, seed=trial)  # fmt: skip

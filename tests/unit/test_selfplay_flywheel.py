@@ -32,7 +32,9 @@ TEXTS = [
 
 def group(texts: list[str], lam: float = 0.0, **reward) -> RolloutGroup:
     prompt = make_prompt(target=dist(joy=1))
-    return score_group(prompt, [sample(t) for t in texts], RewardConfig(**reward), GrpoConfig(), lam)
+    return score_group(
+        prompt, [sample(t) for t in texts], RewardConfig(**reward), GrpoConfig(), lam
+    )
 
 
 def test_scores_of_a_worked_group() -> None:
@@ -41,7 +43,9 @@ def test_scores_of_a_worked_group() -> None:
     assert [r.r2 for r in g.rollouts] == pytest.approx([1 / 3] * 4)
     assert sum(r.advantage for r in g.rollouts) == pytest.approx(0, abs=1e-6)
     assert [r.r1 for r in group(TEXTS, primary="exact").rollouts] == [1, 1, 0, 0]
-    assert [r.r2 for r in group(TEXTS, secondary="weighted").rollouts] == pytest.approx([0.5, 1, 1, 0.6])
+    assert [r.r2 for r in group(TEXTS, secondary="weighted").rollouts] == pytest.approx(
+        [0.5, 1, 1, 0.6]
+    )
 
 
 def test_a_group_that_does_not_parse_teaches_nothing() -> None:
@@ -148,7 +152,9 @@ def test_share_of_one_keeps_everything() -> None:
 
 
 def test_rl_plan_counts_optimiser_steps() -> None:
-    plan = RlPlan.of(load([], ["flywheel.prompts=100", "grpo.prompts_per_step=32", "grpo.mini_batch=8"]))
+    plan = RlPlan.of(
+        load([], ["flywheel.prompts=100", "grpo.prompts_per_step=32", "grpo.mini_batch=8"])
+    )
     assert (plan.rounds, plan.steps_per_round, plan.total_steps) == (4, 4, 16)
 
 
@@ -172,7 +178,7 @@ def test_prompts_survive_the_store(store: Store) -> None:
 
 def test_equal_samples_join_once(store: Store) -> None:
     prompt, completion = make_prompt(), Completion(dist(joy=1), dist(joy=1), "Good.")
-    args = dict(stage="s", step=0, iteration=1, source="selfplay")
+    args = {"stage": "s", "step": 0, "iteration": 1, "source": "selfplay"}
     store.add_prompts([prompt], "s", 0)
     assert add_sample(store, prompt, completion, 1.0, **args)
     shouting = Completion(dist(joy=1), dist(joy=1), "GOOD.")
@@ -213,7 +219,8 @@ def test_draws_mix_synthetic_and_go_once_through_the_originals(store: Store) -> 
 def test_skipped_prompts_do_not_block_the_queue(store: Store) -> None:
     said = Completion(dist(joy=1), dist(joy=1), "Good.")
     children = [
-        next_prompt(make_prompt(f"c{i}/0"), said, lambda c, s: Persona(s, ""), 1, "t") for i in range(2)
+        next_prompt(make_prompt(f"c{i}/0"), said, lambda c, s: Persona(s, ""), 1, "t")
+        for i in range(2)
     ]
     store.add_prompts(children, "rl", 0)
     store.skip([children[0].id])

@@ -1,0 +1,129 @@
+"""The built-in model and the command as the README gives it, at the smallest real budget."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfemo.datasets import load
+from selfemo.parsing import parse
+from selfemo.prompts import conversation_prompts, format_completion, gold_completion
+from selfemo.types import Completion
+
+BUILTIN = "builtin:smollm2-135m"
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_answers_at_once() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "selfemo.cli", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times.append(time.perf_counter() - start)
+    assert "evolve" in done.stdout
+    heavy = "import sys, selfemo.cli; print([m for m in ('torch', 'transformers', 'matplotlib', " \
+            "'sklearn', 'pydantic') if m in sys.modules])"  # fmt: skip
+    loaded = subprocess.run(
+        [sys.executable, "-c", heavy], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "[]", "no heavy library before it is used"
+    assert min(times) < 1.5  # 0.5 s on a quiet machine; benchmarks measure it, this guards it
+
+
+def test_data_check_of_the_sample_set() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "selfemo.cli", "data", "check", "sample"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "data set: sample" in done.stdout and "train: " in done.stdout
+
+
+@pytest.mark.slow
+def test_format_costs_at_most_25_tokens_beyond_its_content() -> None:
+    from selfemo.models import load_policy
+
+    policy = load_policy(BUILTIN, "cpu")
+    worst = 0
+    for c in load("sample").conversations[:40]:
+        for i in range(len(c.turns)):
+            gold = gold_completion(c, i)
+            if gold is None:
+                continue
+            text = format_completion(gold)
+            assert isinstance(parse(text, c.label_set), Completion)
+            content = [*gold.emotion, *gold.self_emotion, gold.reply]
+            inside = sum(len(policy.encode_completion(" " + t)[0]) - 1 for t in content)
+            worst = max(worst, len(policy.encode_completion(text)[0]) - inside)
+    assert 0 < worst <= 25
+
+
+@pytest.mark.slow
+def test_builtin_weights_are_checked_and_speak(tmp_path: Path) -> None:
+    from selfemo.generation.local import LocalGenerator
+    from selfemo.generation.requests import Request, SamplingSettings
+    from selfemo.models import load_policy
+
+    policy = load_policy(BUILTIN, "cpu")
+    ids = policy.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    settings = SamplingSettings(max_new_tokens=24, temperature=0)
+    text = LocalGenerator(policy, settings).generate([Request(ids)])[0][0].text
+    assert "Paris" in text
+
+
+@pytest.mark.slow
+def test_a_small_real_evolution(tmp_path: Path) -> None:
+    """cold start, self-play, refit, evaluation with real weights and the sample set."""
+    folder = tmp_path / "run"
+    sets = [
+        "sft.max_samples=64", "flywheel.iterations=1", "flywheel.prompts=8", "flywheel.replay=0.1",
+        "data.eval_conversations=3", "selfplay.max_turns=2",
+    ]  # fmt: skip
+    command = [
+        sys.executable, "-m", "selfemo.cli", "evolve", "-c", str(ROOT / "configs/quickstart.toml"),
+        "--out", str(folder), *[x for s in sets for x in ("--set", s)],
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "cold-start",
+        "iteration-1",
+        "Mean R1 from cold-start",
+        "Try next",
+        "selfemo predict",
+    ):
+        assert text in done.stdout
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [m["loss"] for m in metrics if m["stage"] == "cold-start"]
+    assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
+    entropies = [m["sampling_entropy"] for m in metrics if m["stage"] == "iteration-1-rl"]
+    assert all(0 < h < 10 for h in entropies)
+    out = tmp_path / "predictions.jsonl"
+    subprocess.run(
+        [sys.executable, "-m", "selfemo.cli", "predict", str(folder), str(tiny_data(tmp_path)),
+         "--out", str(out)], check=True, capture_output=True,
+    )  # fmt: skip
+    assert len(out.read_text().splitlines()) == len(
+        conversation_prompts(sample_one(), future=False)
+    )
+
+
+def sample_one():
+    return load("sample").conversations[0]
+
+
+def tiny_data(folder: Path) -> Path:
+    c = sample_one()
+    path = folder / "one.jsonl"
+    turns = [{"speaker": t.speaker, "text": t.text, "emotion": dict(t.emotion)} for t in c.turns]
+    path.write_text(json.dumps({"id": c.id, "turns": turns}) + "\n")
+    return path
