@@ -1,5 +1,7 @@
 # Each target sets up what it needs in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
+# More arguments for the main job, for example: make demo ARGS='--set seed=1'
+ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -20,7 +22,7 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	touch $@
 
 demo: $(VENV)/run.stamp
-	$(BIN)/selfemo evolve --config configs/quickstart.toml
+	$(BIN)/selfemo evolve --config configs/quickstart.toml $(ARGS)
 
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest

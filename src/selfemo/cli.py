@@ -63,6 +63,10 @@ def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
         table.add_row(*row)
     console.print(table)
     console.print(change_line(summary))
+    console.print("\nWhat the stages did:")
+    for stage in summary["stages"]:
+        said = ", ".join(f"{k} {v}" for k, v in stage.items() if k not in ("name", "seconds"))
+        console.print(f"  {stage['name']:<20} {stage['seconds']:5.0f} s  {said}", markup=False)
     console.print("\nThree self-play dialogues:\n")
     console.print((run.folder / "dialogues.txt").read_text(), markup=False)
     console.print(f"Run folder: {run.folder}")

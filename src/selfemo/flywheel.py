@@ -119,15 +119,15 @@ def rl_stage(
     weights and optimiser state of that point, and the rest of the stage is what it would have been.
 
     Returns:
-        Counts over the rounds that ran: verdicts of the gate, prompts shortened or too long.
+        Counts over the whole stage: verdicts of the gate, prompts shortened or too long.
     """
     plan = RlPlan.of(config)
-    counts: dict[str, int] = {}
     for round_ in range(first_round, plan.rounds):
         lam = lambda_at(round_ * plan.steps_per_round, plan.total_steps, config.grpo.lam_max)
         n = min(plan.prompts_per_round, config.flywheel.prompts - round_ * plan.prompts_per_round)
         drawn = draw_prompts(originals, store, config, n)
-        fitted = fit_all(drawn, engine, config, counts)
+        lengths: dict[str, int] = {}
+        fitted = fit_all(drawn, engine, config, lengths)
         whole = {p.id: p for p in drawn}
         turns = play_turn(
             engine,
@@ -144,7 +144,6 @@ def rl_stage(
             kept = 0
             for turn in turns:
                 store.add_group(turn.group, stage, round_, iteration, turn.best, turn.verdict)
-                counts[turn.verdict] = counts.get(turn.verdict, 0) + 1
                 if turn.verdict == PASS:
                     kept += _keep(turn, persona_of, config, store, stage, round_, iteration)
             record = {
@@ -153,11 +152,26 @@ def rl_stage(
                 **_group_measures(turns),
                 **measures,
                 "kept": kept,
+                "lengths": lengths,
             }
             store.add_metrics(stage, round_, record)
         if on_round:
             on_round(round_, plan, record)
-    return counts
+    return stage_counts(store, stage)
+
+
+def stage_counts(store: Store, stage: str) -> dict[str, int]:
+    """Verdicts on the best rollouts of a stage, and what the length limit did to its prompts."""
+    verdicts = store.rows(
+        "SELECT gate, count(*) AS n FROM rollouts WHERE stage = ? AND best = 1 "
+        "GROUP BY gate ORDER BY n DESC, gate",
+        stage,
+    )
+    counts = Counter({r["gate"]: r["n"] for r in verdicts})
+    for record in store.metrics():
+        if record["stage"] == stage:
+            counts.update(record.get("lengths", {}))
+    return dict(counts)
 
 
 def _update(

@@ -243,6 +243,11 @@ class Run:
             for row, p in chosen
             if p.id in fitted
         ]
+        if not items:
+            raise DataError(
+                f"none of the {len(chosen)} samples fits prompt.max_tokens = {config.prompt.max_tokens}; "
+                "raise it"
+            )
         batches = -(-len(items) // sft.batch_size) * epochs
         with self.reporter.bar(stage, batches) as advance:
 
@@ -272,6 +277,15 @@ class Run:
                 engine.load_training_state(partial / f"round-{first}.safetensors")
             self.store.rewind(name, first)
             plan = RlPlan.of(config)
+            # Sorted out here, not when drawn: the order of draws counts the prompts that were sampled.
+            skipped: dict[str, int] = {}
+            fits = {f.prompt.id for f in fit_all(prompts, engine, config, skipped)}
+            usable = [p for p in prompts if p.id in fits]
+            if not usable:
+                raise DataError(
+                    f"none of the {len(prompts)} training prompts fits prompt.max_tokens = "
+                    f"{config.prompt.max_tokens}; raise it"
+                )
             with self.reporter.bar(name, plan.rounds) as advance:
                 if first:
                     advance(first)
@@ -292,7 +306,7 @@ class Run:
 
                 counts = rl_stage(
                     engine,
-                    prompts,
+                    usable,
                     persona_book(conversations),
                     config,
                     self.store,
@@ -304,6 +318,8 @@ class Run:
             engine.end_stage()
             self.save(engine, name)
             shutil.rmtree(partial, ignore_errors=True)
+            if left_out := len(prompts) - len(usable):
+                counts["originals_too_long"] = left_out
             return counts
 
         self.stage(name, work, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfemo.config import Config, load
+from selfemo.config import Config, load, to_toml
 from selfemo.dialogues import dialogues
 from selfemo.errors import DataError, EngineError
 from selfemo.evaluation import Scores, all_prompts, evaluate, held_out, predict
@@ -31,18 +32,17 @@ from selfemo.selfplay import persona_book, play_episodes
 from selfemo.store import Store
 
 
-def settings_for(model: str, files: Sequence[Path], overrides: Sequence[str]) -> tuple[Config, str]:
-    """Configuration and checkpoint to use a model with: that of its run, then files and overrides."""
+def settings_for(
+    model: str, sources: Sequence[str], files: Sequence[Path], overrides: Sequence[str]
+) -> tuple[Config, str]:
+    """Configuration and checkpoint to use a model with on some sources.
+
+    The settings are those of the run that the model comes from, if any, then files, then overrides.
+    """
     checkpoint = find_checkpoint(model)
-    own = next(
-        (
-            f / CONFIG_FILE
-            for f in (Path(model), Path(model).parent.parent)
-            if (f / CONFIG_FILE).exists()
-        ),
-        None,
-    )
-    config = load([*([own] if own else []), *files], overrides)
+    homes = (Path(model), Path(model).parent.parent)
+    own = [f / CONFIG_FILE for f in homes if (f / CONFIG_FILE).exists()][:1]
+    config = load([*own, *files], [f"data.sources={json.dumps(list(sources))}", *overrides])
     return config, checkpoint
 
 
@@ -88,10 +88,7 @@ def selfplay_alone(
     reporter: Reporter,
 ) -> tuple[dict[str, int], list[str]]:
     """Play n episodes from held-out histories; returns counts and the longest dialogues."""
-    config, checkpoint = settings_for(model, files, overrides)
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update={"sources": tuple(sources)})}
-    )
+    config, checkpoint = settings_for(model, sources, files, overrides)
     conversations = load_conversations(config)
     held = held_out(conversations, config.data.eval_split, 0, 0)
     prompts = [p for c in held for p in conversation_prompts(c, future=True)]
@@ -122,10 +119,7 @@ def evaluate_alone(
     reporter: Reporter,
 ) -> dict[str, Scores]:
     """Score a model on the held-out split of some sources."""
-    config, checkpoint = settings_for(model, files, overrides)
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update={"sources": tuple(sources)})}
-    )
+    config, checkpoint = settings_for(model, sources, files, overrides)
     held = held_out(
         load_conversations(config), config.data.eval_split, config.data.eval_conversations, 0
     )
@@ -134,7 +128,8 @@ def evaluate_alone(
         store = Store((out or Path(scratch)) / STORE_FILE)
         try:
             engine = open_engine(config, checkpoint)
-            name = f"evaluate {checkpoint} on {config.data.eval_split}"
+            # Predictions made with other settings or another model must not be taken for these.
+            name = f"{checkpoint} {hashlib.sha256(to_toml(config).encode()).hexdigest()[:12]}"
             with reporter.bar("evaluate", total) as advance:
                 return evaluate(engine, held, config, store, name, advance)
         finally:
@@ -150,12 +145,8 @@ def predict_alone(
     reporter: Reporter,
 ) -> tuple[int, int]:
     """Label every turn of a source; returns (turns, turns without a prediction)."""
-    config, checkpoint = settings_for(model, files, overrides)
-    config = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"sources": (source,)}),
-            "evaluation": config.evaluation.model_copy(update={"span": "emotion"}),
-        }
+    config, checkpoint = settings_for(
+        model, [source], files, ["evaluation.span=emotion", *overrides]
     )
     conversations = load_conversations(config)
     engine = open_engine(config, checkpoint)

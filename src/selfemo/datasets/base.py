@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -195,18 +195,31 @@ def split_of(name: str) -> Split | None:
     return None
 
 
-def files_in(path: Path, matches: object, pattern: str) -> list[Path]:
-    """The file itself, or the matching files of a folder in sorted order.
+def load_files(
+    adapter: Adapter,
+    path: Path,
+    patterns: Sequence[str],
+    read: Callable[[Path, LoadReport, bool], list[Conversation]],
+    lenient: bool,
+) -> LoadResult:
+    """Load a file, or the files of a folder that `adapter` knows, one after another in sorted order.
 
     Raises:
-        DataError: the path does not exist.
+        DataError: the path does not exist, or holds no file or no conversation of this data set.
     """
     if not path.exists():
         raise DataError("no such file or folder", path)
-    if path.is_file():
-        return [path]
-    found = sorted(path.glob(pattern))
-    return [f for f in found if matches(f)]  # type: ignore[operator]
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for p in patterns for f in path.glob(p) if adapter.matches(f))
+    if not files:
+        raise DataError(f"holds no {adapter.name} file; looked for {adapter.looks_for}", path)
+    report = LoadReport(adapter.name)
+    conversations = [c for f in files for c in read(f, report, lenient)]
+    if not conversations:
+        raise DataError("holds no conversation", path)
+    report.count(conversations)
+    return LoadResult(tuple(conversations), report)
 
 
 def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:

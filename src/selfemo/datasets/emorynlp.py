@@ -14,7 +14,7 @@ from selfemo.datasets.base import (
     Rows,
     clean_text,
     csv_rows,
-    files_in,
+    load_files,
     one_hot,
     read_text,
     split_of,
@@ -45,17 +45,10 @@ class EmoryNlp:
         return path.suffix == ".json" and '"episodes"' in head and '"scene' in head
 
     def load(self, path: Path, lenient: bool = False) -> LoadResult:
-        report = LoadReport(self.name)
-        files = files_in(path, self.matches, "*.[cj]s[vo]*")
-        if not files:
-            raise DataError(f"holds no EmoryNLP file; looked for {self.looks_for}", path)
-        conversations: list[Conversation] = []
-        for f in files:
-            conversations += (self._json if f.suffix == ".json" else self._csv)(f, report, lenient)
-        if not conversations:
-            raise DataError("holds no conversation", path)
-        report.count(conversations)
-        return LoadResult(tuple(conversations), report)
+        return load_files(self, path, ("*.csv", "*.json"), self._file, lenient)
+
+    def _file(self, path: Path, report: LoadReport, lenient: bool) -> list[Conversation]:
+        return (self._json if path.suffix == ".json" else self._csv)(path, report, lenient)
 
     def _utterance(
         self, rows: Rows, line: int | None, speakers: Sequence[Any], text: Any, emotion: Any

@@ -16,8 +16,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from selfemo.datasets.base import LoadReport, LoadResult, Rows, clean_text, one_hot, read_text
-from selfemo.errors import DataError
+from selfemo.datasets.base import (
+    LoadReport,
+    LoadResult,
+    Rows,
+    clean_text,
+    load_files,
+    one_hot,
+    read_text,
+)
 from selfemo.types import (
     LABEL_SETS,
     SPLITS,
@@ -55,40 +62,39 @@ class Jsonl:
 
     def matches(self, path: Path) -> bool:
         if path.is_dir():
-            return any(path.glob("*.jsonl"))
+            return any(path.glob("*.jsonl")) or any(path.glob("*.ndjson"))
         return path.suffix in (".jsonl", ".ndjson")
 
     def load(self, path: Path, lenient: bool = False) -> LoadResult:
-        if not path.exists():
-            raise DataError("no such file or folder", path)
-        files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-        if not files:
-            raise DataError("holds no .jsonl file", path)
-        report = LoadReport(self.name)
-        conversations: list[Conversation] = []
         seen: set[str] = set()
-        for f in files:
-            rows = Rows(report, f, lenient)
-            for line, raw in enumerate(read_text(f, report).split("\n"), 1):
-                if not raw.strip():
-                    continue
-                try:
-                    conversation = self._conversation(json.loads(raw), report, f, line)
-                    if conversation.id in seen:
-                        raise ValueError(f"id {conversation.id!r} occurs twice")
-                except json.JSONDecodeError as e:
-                    rows.fail(line, f"broken JSON: {e.msg} (column {e.colno})")
-                except RecursionError:
-                    rows.fail(line, "JSON is nested too deep")
-                except ValueError as e:
-                    rows.fail(line, str(e))
-                else:
-                    seen.add(conversation.id)
-                    conversations.append(conversation)
-        if not conversations:
-            raise DataError("holds no conversation", path)
-        report.count(conversations)
-        return LoadResult(tuple(conversations), report)
+
+        def read(file: Path, report: LoadReport, lenient: bool) -> list[Conversation]:
+            return self._file(file, report, lenient, seen)
+
+        return load_files(self, path, ("*.jsonl", "*.ndjson"), read, lenient)
+
+    def _file(
+        self, path: Path, report: LoadReport, lenient: bool, seen: set[str]
+    ) -> list[Conversation]:
+        rows = Rows(report, path, lenient)
+        conversations = []
+        for line, raw in enumerate(read_text(path, report).split("\n"), 1):
+            if not raw.strip():
+                continue
+            try:
+                conversation = self._conversation(json.loads(raw), report, path, line)
+                if conversation.id in seen:
+                    raise ValueError(f"id {conversation.id!r} occurs twice")
+            except json.JSONDecodeError as e:
+                rows.fail(line, f"broken JSON: {e.msg} (column {e.colno})")
+            except RecursionError:
+                rows.fail(line, "JSON is nested too deep")
+            except ValueError as e:
+                rows.fail(line, str(e))
+            else:
+                seen.add(conversation.id)
+                conversations.append(conversation)
+        return conversations
 
     def _conversation(self, item: Any, report: LoadReport, path: Path, line: int) -> Conversation:
         if not isinstance(item, dict):

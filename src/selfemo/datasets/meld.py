@@ -11,11 +11,10 @@ from selfemo.datasets.base import (
     Rows,
     clean_text,
     csv_rows,
-    files_in,
+    load_files,
     one_hot,
     split_of,
 )
-from selfemo.errors import DataError
 from selfemo.types import LABEL_SETS, Conversation, Split, Utterance
 
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
@@ -38,15 +37,7 @@ class Meld:
             return False
 
     def load(self, path: Path, lenient: bool = False) -> LoadResult:
-        report = LoadReport(self.name)
-        files = files_in(path, self.matches, "*.csv")
-        if not files:
-            raise DataError(f"holds no MELD file; looked for {self.looks_for}", path)
-        conversations = [c for f in files for c in self._file(f, report, lenient)]
-        if not conversations:
-            raise DataError("holds no conversation", path)
-        report.count(conversations)
-        return LoadResult(tuple(conversations), report)
+        return load_files(self, path, ("*.csv",), self._file, lenient)
 
     def _file(self, path: Path, report: LoadReport, lenient: bool) -> list[Conversation]:
         split = split_of(path.name) or "test"
