@@ -193,6 +193,11 @@ class Run:
         config = self.config
 
         def work() -> dict[str, Any]:
+            if config.prompt.reasoning != "none":
+                raise ConfigError(
+                    f"prompt.reasoning = {config.prompt.reasoning!r}: gold data hold no reasoning that a "
+                    'cold start could teach; use "none"'
+                )
             self.store.rewind(COLD)
             samples = gold_samples(train, config.sft.max_samples, config.seed)
             if not samples:
@@ -259,6 +264,13 @@ class Run:
             steps = run_sft(engine, items, sft, epochs=epochs, seed=config.seed, on_step=on_step)
         return {"samples": len(items), "steps": steps, **counts}
 
+    def _begin_rl(self, start: str) -> Any:
+        engine = self.training_engine(start)
+        engine.begin_stage(self.config.grpo)
+        if self.config.grpo.kl_coef:
+            engine.set_reference()
+        return engine
+
     def rl(
         self, prompts: Sequence[Prompt], conversations: Sequence[Conversation], start: str, i: int
     ) -> str:
@@ -269,12 +281,13 @@ class Run:
         def work() -> dict[str, Any]:
             row = self.store.stage(name)
             first = int(row["step"]) if row is not None else 0
-            engine = self.training_engine(start)
-            engine.begin_stage(config.grpo)
-            if config.grpo.kl_coef:
-                engine.set_reference()
+            engine = self._begin_rl(start)
             if first:
-                engine.load_training_state(partial / f"round-{first}.safetensors")
+                try:
+                    engine.load_training_state(partial / f"round-{first}.safetensors")
+                except EngineError as e:
+                    self.reporter.say(f"{e}; {name} starts again")
+                    engine, first = self._begin_rl(start), 0
             self.store.rewind(name, first)
             plan = RlPlan.of(config)
             # Sorted out here, not when drawn: the order of draws counts the prompts that were sampled.

@@ -177,6 +177,40 @@ def test_an_interrupted_stage_resumes_to_the_same_run(
         assert a.read_bytes() == b.read_bytes(), name
 
 
+def test_a_damaged_training_state_starts_its_stage_again(
+    finished: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    class Stopper(Silent):
+        said: list[str] = []
+
+        def say(self, text: str) -> None:
+            self.said.append(text)
+
+        def bar(self, label: str, total: int):
+            from contextlib import contextmanager
+
+            @contextmanager
+            def counted():
+                def advance(k: int = 1, note: str = "") -> None:
+                    if label == "iteration-1-rl" and list(folder.glob("checkpoints/.*/round-1*")):
+                        raise KeyboardInterrupt
+
+                yield advance
+
+            return counted()
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        evolve(folder, settings(tiny_model, data, "save.every_steps=1"), Stopper())
+    (state,) = folder.glob("checkpoints/.*/round-1.safetensors")
+    state.write_bytes(state.read_bytes()[:5000])
+    reporter = Stopper()
+    reporter.bar = Silent().bar  # type: ignore[method-assign]
+    evolve(folder, None, reporter).close()
+    assert any("not a whole training state" in s and "starts again" in s for s in Stopper.said)
+    assert content(folder) == content(finished)
+
+
 @pytest.mark.slow
 def test_sigkill_and_resume(finished: Path, tiny_model: Path, data: Path, tmp_path: Path) -> None:
     from selfemo.config import to_toml
