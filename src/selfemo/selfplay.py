@@ -99,6 +99,13 @@ def _is_bare_tag(reply: str, labels: LabelSet) -> bool:
     return re.fullmatch(pattern, reply, re.IGNORECASE | re.DOTALL) is not None
 
 
+def _loops(plain: str) -> bool:
+    """Whether a quarter or more of the word trigrams of a reply repeat earlier ones."""
+    words = plain.split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return len(trigrams) >= 6 and len(set(trigrams)) <= 0.75 * len(trigrams)
+
+
 def gate(prompt: Prompt, rollout: Rollout, config: GateConfig) -> str:
     """`PASS`, or why the rollout may not join the data (SPEC section 5, step 3)."""
     completion = rollout.completion
@@ -116,6 +123,8 @@ def gate(prompt: Prompt, rollout: Rollout, config: GateConfig) -> str:
     if _MARKUP.search(reply):
         return "markup"
     plain = _plain(reply)
+    if _loops(plain):
+        return "repetition"
     for utterance in prompt.history:
         said = _plain(utterance.text)
         if plain == said or (len(plain.split()) >= 6 and plain in said):

@@ -102,6 +102,9 @@ def verdict(reply: str, r1: float = 1.0) -> str:
         ("[laughs] stop it", "markup"),
         ("Great. S: joy", "markup"),
         ("look at https://example.org", "markup"),
+        ("I've been here since dawn. I've been here since dawn.", "repetition"),
+        ("I'm going to be in the car, I'm going to be in the car. I'm going home.", "repetition"),
+        ("No, no, no, I will not open that door for you again tonight.", PASS),
     ],
 )
 def test_gate(reply: str, expected: str) -> None:
