@@ -47,21 +47,35 @@ def _reporter() -> Any:
     return Console()
 
 
-def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
+def _print_table(title: str, scores: Any) -> None:
+    """Scores by checkpoint and data set; intervals may wrap in a narrow terminal, names never do."""
     from rich.console import Console
     from rich.table import Table
 
+    from selfemo.summary import HEADER, table_rows
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    table = Table(title=title)
+    for name in HEADER:
+        table.add_column(name, no_wrap=name in ("checkpoint", "data", "n"))
+    for row in table_rows(scores):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
+    from rich.console import Console
+
     from selfemo.pipeline import scores_of
-    from selfemo.summary import HEADER, change_line, next_commands, table_rows
+    from selfemo.summary import change_line, next_commands
 
     if as_json:
         typer.echo(json.dumps({"run": str(run.folder), **summary}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    table = Table(*HEADER, title="Held-out scores, 95% intervals by conversation")
-    for row in table_rows(scores_of(run)):
-        table.add_row(*row)
-    console.print(table)
+    _print_table("Held-out scores, 95% intervals by conversation", scores_of(run))
     console.print(change_line(summary))
     console.print("\nWhat the stages did:")
     for stage in summary["stages"]:
@@ -202,25 +216,17 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Accuracy, weighted F1, mean R1 and parse rate on held-out conversations."""
-    from rich.console import Console
-    from rich.table import Table
-
     from selfemo.standalone import evaluate_alone
-    from selfemo.summary import HEADER, table_rows
 
     changes = [*(overrides or []), *([f'data.eval_split="{split}"'] if split else [])]
     scores = evaluate_alone(model, data, out, config or [], changes, _reporter())
     if as_json:
         typer.echo(json.dumps({d: s.as_dict() for d, s in scores.items()}))
         return
-    table = Table(*HEADER, title="95% intervals by conversation")
-    for row in table_rows({model: scores}):
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
+    _print_table("95% intervals by conversation", {model: scores})
     for dataset, s in scores.items():
         if s.failures:
-            console.print(f"{dataset}, failures by kind: {s.failures}", markup=False)
+            typer.echo(f"{dataset}, failures by kind: {s.failures}")
 
 
 @app.command()

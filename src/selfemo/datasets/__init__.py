@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from selfemo.datasets.base import Adapter, LoadReport, LoadResult, check_lines
+from selfemo.datasets.base import Adapter, LoadReport, LoadResult, check_lines, must_exist
 from selfemo.datasets.emorynlp import EmoryNlp
 from selfemo.datasets.iemocap import Iemocap
 from selfemo.datasets.jsonl import Jsonl
@@ -37,8 +38,7 @@ def detect(path: Path) -> Adapter:
     Raises:
         DataError: the path is missing, or no adapter knows it.
     """
-    if not path.exists():
-        raise DataError("no such file or folder", path)
+    must_exist(path)
     for adapter in ADAPTERS.values():
         if adapter.matches(path):
             return adapter
@@ -47,18 +47,33 @@ def detect(path: Path) -> Adapter:
 
 
 def resolve(spec: str) -> tuple[Adapter, Path]:
-    """Adapter and path of "sample", a path, or "NAME:PATH"."""
+    """Adapter and path of "sample", a path, or "NAME:PATH".
+
+    Raises:
+        DataError: no adapter knows the path; it is missing; it looks like another data set's.
+    """
     if spec == "sample":
         return ADAPTERS["sample"], Sample.path()
     name, separator, rest = spec.partition(":")
     if separator and name in ADAPTERS and name != "sample":
-        adapter, path = ADAPTERS[name], Path(rest).expanduser()
-        if path.exists() and not adapter.matches(path):
+        if not rest:
+            raise DataError(f"{spec!r} names no path; write {name}:PATH")
+        # os.path.expanduser leaves ~nobody as it is, where pathlib raises RuntimeError.
+        adapter, path = ADAPTERS[name], Path(os.path.expanduser(rest))
+        must_exist(path)
+        if not adapter.matches(path):
             other = next((a.name for a in ADAPTERS.values() if a.matches(path)), None)
-            looks = f"; it looks like {other}: use {other}:{rest}" if other else ""
-            raise DataError(f"is not {name} data (looked for {adapter.looks_for}){looks}", path)
+            # A lone file of no other data set is a broken one of this: loading it names the fault.
+            if other or path.is_dir():
+                looks = f"; it looks like {other}: use {other}:{rest}" if other else ""
+                raise DataError(f"is not {name} data (looked for {adapter.looks_for}){looks}", path)
         return adapter, path
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
+    if separator and name.isalpha() and len(name) > 1 and not os.path.exists(path):
+        valid = ", ".join(n for n in ADAPTERS if n != "sample")
+        raise DataError(
+            f"no such file or folder, and no data set {name!r}; valid are {valid}", path
+        )
     return detect(path), path
 
 

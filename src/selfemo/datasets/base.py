@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +13,35 @@ from pathlib import Path
 from typing import Protocol
 
 from selfemo.errors import DataError
-from selfemo.types import Conversation, EmotionDistribution, LabelSet, Split
+from selfemo.types import SPLITS, Conversation, EmotionDistribution, LabelSet, Split, Utterance
 
 MAX_FIELD_CHARS = 100_000
 _EXAMPLES = 3
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
+_HEAD_CHARS = 4000
+# A lone surrogate (JSON can spell one) cannot be written as UTF-8 later, U+FFFD is a lost character.
+_UNREADABLE = re.compile(r"[\ud800-\udfff\ufffd]")
+_CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|{_UNREADABLE.pattern}")
 _SPACES = re.compile(r"[\u00a0\u2007\u202f]")
+_SPLIT_WORDS = (
+    re.compile("tr(ai)?n(ing)?(set|data)?"),
+    re.compile("(dev(elopment)?|val(id(ation)?)?)(set|data)?"),
+    re.compile("te?st(ing)?(set|data)?"),
+)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoadReport:
-    """What a load found. Counts are by split; a blemish was mended, a skipped row was left out."""
+    """What a load found. Counts are by split; a blemish was mended or is harmless, a skipped row or
+    file was left out.
+
+    Attributes:
+        conversations, utterances, labels: counts; `labels` are by top emotion, "(none)" without gold.
+        blemishes: how often each kind occurred, with up to three places ("file:line") in `examples`.
+        skipped: (path, line or None, reason) of each row left out, where `lenient`, and of each file
+            of a folder that has another form.
+        official: published utterance counts of the form that was read, where it has its own.
+        files: the file each split was read from, in data sets of one file a split.
+    """
 
     dataset: str
     conversations: Counter[str] = field(default_factory=Counter)
@@ -31,6 +50,8 @@ class LoadReport:
     blemishes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     skipped: list[tuple[str, int | None, str]] = field(default_factory=list)
+    official: dict[Split, int] = field(default_factory=dict)
+    files: dict[Split, str] = field(default_factory=dict)
 
     def blemish(self, kind: str, path: Path | str, line: int | None = None) -> None:
         self.blemishes[kind] += 1
@@ -50,6 +71,8 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class LoadResult:
+    """The conversations of a source, with the report of how they were read."""
+
     conversations: tuple[Conversation, ...]
     report: LoadReport
 
@@ -63,7 +86,11 @@ class Adapter(Protocol):
     looks_for: str
 
     def matches(self, path: Path) -> bool:
-        """Whether a file or folder looks like this data set; reads little, raises nothing."""
+        """Whether a file or folder looks like this data set; reads the first characters only.
+
+        Raises:
+            DataError: a folder that cannot be listed.
+        """
 
     def load(self, path: Path, lenient: bool = False) -> LoadResult:
         """All conversations under a path.
@@ -75,12 +102,13 @@ class Adapter(Protocol):
 
 
 class Rows:
-    """Collects row errors: raised at once, or with `lenient` kept in the report."""
+    """Collects the row errors of one file: raised at once, or with `lenient` kept in the report."""
 
     def __init__(self, report: LoadReport, path: Path, lenient: bool):
         self.report, self.path, self.lenient = report, path, lenient
 
     def fail(self, line: int | None, reason: str) -> None:
+        """Raise DataError(reason) at the line, or with `lenient` note the row as skipped."""
         if not self.lenient:
             raise DataError(reason, self.path, line)
         self.report.skipped.append((str(self.path), line, reason))
@@ -120,19 +148,21 @@ def clean_text(text: str, report: LoadReport, path: Path, line: int | None = Non
     """One line of plain text.
 
     Windows punctuation that was decoded as C1 control codes (a right quote as U+0092) becomes what it
-    was; other control characters are dropped; white space is folded. Each is counted as a blemish.
+    was; other control characters and unreadable ones are dropped; white space is folded. Each is
+    counted as a blemish.
     """
-    if _CONTROL.search(text):
-        mended = []
-        for ch in text:
-            if "\x80" <= ch <= "\x9f":
-                report.blemish("cp1252 character as control code", path, line)
-                ch = bytes([ord(ch)]).decode("cp1252", errors="ignore")
-            elif _CONTROL.match(ch):
-                report.blemish("control character", path, line)
-                ch = " "
-            mended.append(ch)
-        text = "".join(mended)
+
+    def mend(match: re.Match[str]) -> str:
+        ch = match[0]
+        if "\x80" <= ch <= "\x9f":
+            report.blemish("cp1252 character as control code", path, line)
+            return bytes([ord(ch)]).decode("cp1252", errors="ignore")
+        kind = "unreadable character" if _UNREADABLE.match(ch) else "control character"
+        report.blemish(kind, path, line)
+        # Form feeds and the like part words.
+        return " " if ch.isspace() else ""
+
+    text = _CONTROL.sub(mend, text)
     if _SPACES.search(text):
         report.blemish("non-breaking space", path, line)
     return " ".join(text.split())
@@ -146,76 +176,160 @@ def one_hot(label: str, labels: LabelSet) -> EmotionDistribution:
     """
     name = label.strip().lower()
     if name not in labels:
-        raise ValueError(f"unknown label {label!r}; valid are {', '.join(labels.labels)}")
+        raise ValueError(f"unknown label {label[:60]!r}; valid are {', '.join(labels.labels)}")
     return EmotionDistribution({name: 1.0})
+
+
+def labelled_turn(speaker: str, text: str, label: str, labels: LabelSet) -> Utterance:
+    """A turn with its single gold label, of clean texts.
+
+    Raises:
+        ValueError: text or speaker is empty; the label is not in the set.
+    """
+    if not text or not speaker:
+        raise ValueError("the utterance or its speaker is empty")
+    return Utterance(speaker, text, one_hot(label, labels))
+
+
+def head_of(path: Path) -> str:
+    """The first characters of a file, for sniffing; "" for a folder or what cannot be read."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as f:
+            return f.read(_HEAD_CHARS)
+    except (OSError, ValueError):
+        return ""
+
+
+def csv_header(path: Path) -> list[str]:
+    """The column names of a CSV file; empty where there are none to be seen."""
+    try:
+        return next(csv.reader(head_of(path).splitlines()[:1]), [])
+    except csv.Error:
+        return []
 
 
 def csv_rows(
     path: Path, required: Sequence[str], rows: Rows, other: str = ""
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file with a header.
+    """(line, row) of a CSV file with a header; `line` is where the row starts.
 
     Raises:
         DataError: a required column is missing, or the text is no CSV.
     """
     text = read_text(path, rows.report)
     csv.field_size_limit(MAX_FIELD_CHARS)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=False)
-    header = reader.fieldnames
+    # Not csv.DictReader: it passes over blank lines without telling, so line numbers would be off.
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        header = next(reader, [])
+    except csv.Error as e:
+        raise DataError(f"broken CSV: {e}", path, 1) from None
     if not header:
         raise DataError("is empty: it has no header line", path)
     missing = [c for c in required if c not in header]
     if missing:
         raise DataError(f"has no column {', '.join(missing)}{other}", path, 1)
+    needed = 1 + max(header.index(c) for c in required)
     while True:
         line = reader.line_num + 1
         try:
-            row = next(reader)
+            fields = next(reader)
         except StopIteration:
             return
         except csv.Error as e:
             rows.fail(line, f"broken CSV: {e}")
             continue
-        if None in row or any(row[c] is None for c in required):
-            rows.fail(line, f"has {'too many' if None in row else 'too few'} fields")
+        if not fields:
             continue
-        yield line, row
+        several = reader.line_num > line
+        if not needed <= len(fields) <= len(header):
+            unclosed = f"; an unclosed quote up to line {reader.line_num}?" if several else ""
+            amount = "few" if len(fields) < needed else "many"
+            rows.fail(line, f"has too {amount} fields{unclosed}")
+            continue
+        if several:
+            rows.report.blemish("line break inside a row", path, line)
+        yield line, dict(zip(header, fields, strict=False))
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a file name says, or None."""
-    lowered = name.lower()
-    for split, words in (
-        ("train", ("train", "trn")),
-        ("dev", ("dev", "val")),
-        ("test", ("test", "tst")),
-    ):
-        if any(w in lowered for w in words):
-            return split  # type: ignore[return-value]
+    """The split that a word of a file name says, or None ("latest.csv" says none)."""
+    for word in re.findall("[a-z]+", name.lower()):
+        for split, says in zip(SPLITS, _SPLIT_WORDS, strict=True):
+            if says.fullmatch(word):
+                return split
     return None
+
+
+def claim_split(path: Path, report: LoadReport) -> Split:
+    """The split of a whole file by its name; "test", with a blemish, where the name says none.
+
+    Raises:
+        DataError: another file of this load has the split already, so turns would count twice.
+    """
+    named = split_of(path.name)
+    if named is None:
+        report.blemish("no split in the file name, taken as test", path)
+    split = named or "test"
+    if (other := report.files.setdefault(split, path.name)) != path.name:
+        raise DataError(
+            f"holds the {split} split, as {other} does; name one of them alone (a file name says its "
+            "split as train, dev or test)",
+            path,
+        )
+    return split
+
+
+def must_exist(path: Path) -> None:
+    """Raises DataError unless there is such a file or folder."""
+    # os.path: pathlib lets a name too long or a forbidden folder through as OSError.
+    if not os.path.exists(path):
+        raise DataError("no such file or folder", path)
+
+
+def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The file itself, or the folder's visible files with one of the suffixes, sorted."""
+    if not os.path.isdir(path):
+        return [path]
+    try:
+        inside = sorted(path.iterdir())
+    except OSError as e:
+        raise DataError(f"cannot be read: {e.strerror or e}", path) from None
+    return [f for f in inside if f.suffix.lower() in suffixes and not f.name.startswith(".")]
 
 
 def load_files(
     adapter: Adapter,
     path: Path,
-    patterns: Sequence[str],
+    suffixes: Sequence[str],
     read: Callable[[Path, LoadReport, bool], list[Conversation]],
     lenient: bool,
 ) -> LoadResult:
     """Load a file, or the files of a folder that `adapter` knows, one after another in sorted order.
 
+    Files of the folder with such a suffix that are of another form are in `report.skipped`.
+
     Raises:
-        DataError: the path does not exist, or holds no file or no conversation of this data set.
+        DataError: the path does not exist, or holds no file or no conversation of this data set; one
+            of its files holds none, unless `lenient`.
     """
-    if not path.exists():
-        raise DataError("no such file or folder", path)
-    files = [path]
-    if path.is_dir():
-        files = sorted(f for p in patterns for f in path.glob(p) if adapter.matches(f))
+    must_exist(path)
+    report = LoadReport(adapter.name)
+    files = []
+    for file in data_files(path, suffixes):
+        if file == path or adapter.matches(file):
+            files.append(file)
+        else:
+            reason = f"file left out: it is not in {adapter.name}'s form"
+            report.skipped.append((str(file), None, reason))
     if not files:
         raise DataError(f"holds no {adapter.name} file; looked for {adapter.looks_for}", path)
-    report = LoadReport(adapter.name)
-    conversations = [c for f in files for c in read(f, report, lenient)]
+    conversations: list[Conversation] = []
+    for file in files:
+        found = read(file, report, lenient)
+        if not found:
+            Rows(report, file, lenient).fail(None, "holds no conversation")
+        conversations += found
     if not conversations:
         raise DataError("holds no conversation", path)
     report.count(conversations)
@@ -225,15 +339,16 @@ def load_files(
 def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
     """What `selfemo data check` prints: counts, comparison with the official ones, blemishes."""
     report = result.report
-    lines = [f"data set: {report.dataset} (labels: {', '.join(adapter.label_set.labels)})"]
-    for split in ("train", "dev", "test"):
+    sets = dict.fromkeys(", ".join(c.label_set.labels) for c in result.conversations)
+    lines = [f"data set: {report.dataset} (labels: {'; or '.join(sets)})"]
+    for split in SPLITS:
         if not report.conversations[split]:
             if adapter.official:
                 lines.append(f"{split}: absent")
             continue
         counts = report.utterances[split]
         line = f"{split}: {report.conversations[split]} conversations, {counts} utterances"
-        official = adapter.official.get(split) if adapter.official else None
+        official = report.official.get(split, (adapter.official or {}).get(split))
         if official is not None:
             off = counts - official
             line += f" (official {official}: {'ok' if off == 0 else f'differs by {off:+d}'})"
@@ -241,7 +356,7 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
         labels = report.labels.get(split, Counter())
         lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels.most_common()))
     for kind, n in report.blemishes.most_common():
-        lines.append(f"mended: {n} x {kind} (for example {', '.join(report.examples[kind])})")
+        lines.append(f"noted: {n} x {kind} (for example {', '.join(report.examples[kind])})")
     for path, at, reason in report.skipped[:20]:
         lines.append(f"skipped: {path}{'' if at is None else f':{at}'}: {reason}")
     if len(report.skipped) > 20:

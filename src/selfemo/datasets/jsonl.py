@@ -6,7 +6,7 @@
                {"speaker": "Bo", "text": "...", "emotion": {"upset": 0.7, "calm": 0.3}}]}
 
 Only `id` and `turns` must be there; `labels` are MELD's seven where missing, `split` is "test", an
-emotion may be null.
+emotion may be null. A key that is none of these, or occurs twice, is an error.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from selfemo.datasets.base import (
     LoadResult,
     Rows,
     clean_text,
+    data_files,
+    head_of,
     load_files,
     one_hot,
     read_text,
@@ -38,6 +40,16 @@ from selfemo.types import (
 
 _KEYS = ("id", "split", "scene", "labels", "personas", "turns")
 _TURN_KEYS = ("speaker", "text", "emotion")
+_SUFFIXES = (".jsonl", ".ndjson")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ; json.loads alone would keep the last of two and say nothing."""
+    item = dict(pairs)
+    if len(item) < len(pairs):
+        keys = [k for k, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
+    return item
 
 
 def _check_keys(item: dict[str, Any], valid: tuple[str, ...], required: tuple[str, ...]) -> None:
@@ -52,6 +64,8 @@ def _check_keys(item: dict[str, Any], valid: tuple[str, ...], required: tuple[st
 
 
 class Jsonl:
+    """JSON lines of one's own; `label_set` is the default, each conversation carries its own."""
+
     name = "jsonl"
     label_set = LABEL_SETS["meld"]
     official: dict[Split, int] | None = None
@@ -61,9 +75,12 @@ class Jsonl:
         self.name = name
 
     def matches(self, path: Path) -> bool:
-        if path.is_dir():
-            return any(path.glob("*.jsonl")) or any(path.glob("*.ndjson"))
-        return path.suffix in (".jsonl", ".ndjson")
+        # By name too: a broken first line is best told as this adapter's error.
+        return any(
+            f.suffix.lower() in _SUFFIXES
+            or ((head := head_of(f)).lstrip().startswith("{") and '"turns"' in head)
+            for f in data_files(path, _SUFFIXES)
+        )
 
     def load(self, path: Path, lenient: bool = False) -> LoadResult:
         seen: set[str] = set()
@@ -71,7 +88,7 @@ class Jsonl:
         def read(file: Path, report: LoadReport, lenient: bool) -> list[Conversation]:
             return self._file(file, report, lenient, seen)
 
-        return load_files(self, path, ("*.jsonl", "*.ndjson"), read, lenient)
+        return load_files(self, path, _SUFFIXES, read, lenient)
 
     def _file(
         self, path: Path, report: LoadReport, lenient: bool, seen: set[str]
@@ -82,7 +99,8 @@ class Jsonl:
             if not raw.strip():
                 continue
             try:
-                conversation = self._conversation(json.loads(raw), report, path, line)
+                item = json.loads(raw, object_pairs_hook=_unique)
+                conversation = self._conversation(item, report, path, line)
                 if conversation.id in seen:
                     raise ValueError(f"id {conversation.id!r} occurs twice")
             except json.JSONDecodeError as e:
@@ -100,13 +118,19 @@ class Jsonl:
         if not isinstance(item, dict):
             raise ValueError("a line must be one JSON object")
         _check_keys(item, _KEYS, ("id", "turns"))
+        number = item["id"]
+        if not isinstance(number, str | int) or isinstance(number, bool):
+            raise ValueError("id must be text or a whole number")
+        identity = clean_text(str(number), report, path, line)
+        if not identity:
+            raise ValueError("id must not be empty")
         labels = self.label_set
         if (own := item.get("labels")) is not None:
             if not isinstance(own, list) or not all(isinstance(e, str) and e.strip() for e in own):
                 raise ValueError("labels must be a list of emotion names")
-            names = tuple(e.strip().lower() for e in own)
-            if names != labels.labels:
-                labels = LabelSet("own:" + ",".join(names), names)
+            names = tuple(clean_text(e, report, path, line).lower() for e in own)
+            known = next((s for s in LABEL_SETS.values() if s.labels == names), None)
+            labels = known or LabelSet("own:" + ",".join(names), names)
         split = item.get("split", "test")
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
@@ -121,16 +145,23 @@ class Jsonl:
                 turns.append(self._turn(turn, labels, report, path, line))
             except ValueError as e:
                 raise ValueError(f"turns[{n}]: {e}") from None
-        scene = clean_text(str(item.get("scene") or ""), report, path, line)
-        personas = item.get("personas") or {}
+        raw_scene = "" if item.get("scene") is None else item["scene"]
+        if not isinstance(raw_scene, str):
+            raise ValueError("scene must be text")
+        scene = clean_text(raw_scene, report, path, line)
+        personas = {} if item.get("personas") is None else item["personas"]
         if not isinstance(personas, dict) or not all(isinstance(d, str) for d in personas.values()):
             raise ValueError("personas must map speakers to descriptions")
         cleaned = {
             clean_text(s, report, path, line): clean_text(d, report, path, line)
             for s, d in personas.items()
         }
+        if not all(cleaned.values()):
+            raise ValueError("personas must not be empty: leave out a speaker without one")
+        if set(cleaned) - {t.speaker for t in turns}:
+            report.blemish("persona of a speaker without a turn", path, line)
         return Conversation(
-            id=str(item["id"]),
+            id=identity,
             dataset=self.name,
             split=split,
             turns=tuple(turns),
@@ -160,8 +191,13 @@ class Jsonl:
             isinstance(w, int | float) and not isinstance(w, bool) for w in emotion.values()
         ):
             raise ValueError("emotion must be a label, a map of labels to weights, or null")
-        for label in emotion:
-            one_hot(label, labels)
-        return Utterance(
-            speaker, text, EmotionDistribution({e.strip().lower(): w for e, w in emotion.items()})
-        )
+        weights: dict[str, float] = {}
+        for label, weight in emotion.items():
+            (name,) = one_hot(label, labels)
+            if name in weights:
+                raise ValueError(f"emotion {name!r} occurs twice")
+            try:
+                weights[name] = float(weight)
+            except OverflowError:
+                raise ValueError("emotion weights must be finite and not negative") from None
+        return Utterance(speaker, text, EmotionDistribution(weights))

@@ -9,38 +9,37 @@ from selfemo.datasets.base import (
     LoadReport,
     LoadResult,
     Rows,
+    claim_split,
     clean_text,
+    csv_header,
     csv_rows,
+    data_files,
+    labelled_turn,
     load_files,
-    one_hot,
-    split_of,
 )
 from selfemo.types import LABEL_SETS, Conversation, Split, Utterance
 
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
+_SUFFIXES = (".csv",)
 
 
 class Meld:
+    """MELD's CSV form; the split is the file name's word train, dev or test."""
+
     name = "meld"
     label_set = LABEL_SETS["meld"]
     official: dict[Split, int] | None = {"train": 9989, "dev": 1109, "test": 2610}
     looks_for = "CSV with columns Utterance, Speaker, Emotion, Dialogue_ID, Utterance_ID"
 
     def matches(self, path: Path) -> bool:
-        if path.is_dir():
-            return any(self.matches(f) for f in path.glob("*.csv"))
-        try:
-            with path.open(encoding="utf-8-sig", errors="replace") as f:
-                header = f.readline(2000)
-            return path.suffix == ".csv" and all(c in header for c in _COLUMNS)
-        except OSError:
-            return False
+        # By one column alone, so that a file without another is told which it lacks.
+        return any("Dialogue_ID" in csv_header(f) for f in data_files(path, _SUFFIXES))
 
     def load(self, path: Path, lenient: bool = False) -> LoadResult:
-        return load_files(self, path, ("*.csv",), self._file, lenient)
+        return load_files(self, path, _SUFFIXES, self._file, lenient)
 
     def _file(self, path: Path, report: LoadReport, lenient: bool) -> list[Conversation]:
-        split = split_of(path.name) or "test"
+        split = claim_split(path, report)
         rows = Rows(report, path, lenient)
         hint = "; an EmoryNLP file has Scene_ID instead" if "emory" in path.name.lower() else ""
         turns: dict[int, list[tuple[int, int, Utterance]]] = {}
@@ -50,17 +49,14 @@ class Meld:
             except ValueError:
                 rows.fail(line, "Dialogue_ID and Utterance_ID must be whole numbers")
                 continue
+            text = clean_text(row["Utterance"], report, path, line)
+            speaker = clean_text(row["Speaker"], report, path, line)
             try:
-                emotion = one_hot(row["Emotion"], self.label_set)
+                turn = labelled_turn(speaker, text, row["Emotion"], self.label_set)
             except ValueError as e:
                 rows.fail(line, str(e))
                 continue
-            text = clean_text(row["Utterance"], report, path, line)
-            speaker = clean_text(row["Speaker"], report, path, line)
-            if not text or not speaker:
-                rows.fail(line, "the utterance or its speaker is empty")
-                continue
-            turns.setdefault(dialogue, []).append((number, line, Utterance(speaker, text, emotion)))
+            turns.setdefault(dialogue, []).append((number, line, turn))
         return [
             Conversation(
                 f"{self.name}-{split}-{dialogue}",

@@ -9,6 +9,8 @@ from selfemo.datasets.jsonl import Jsonl
 
 
 class Sample(Jsonl):
+    """The JSONL file inside the package; its label set is MELD's."""
+
     looks_for = 'the word "sample"'
 
     def __init__(self) -> None:
@@ -16,6 +18,7 @@ class Sample(Jsonl):
 
     @staticmethod
     def path() -> Path:
+        """Where the installed package keeps the file."""
         return Path(str(resources.files("selfemo") / "data" / "sample.jsonl"))
 
     def matches(self, path: Path) -> bool:
