@@ -71,8 +71,11 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    except ImportError as e:
-        raise MissingExtraError("the GGUF reader", "pip install gguf") from e
+    except (ImportError, ValueError) as e:
+        # transformers says ValueError where accelerate is missing, ImportError where gguf is.
+        if "gguf" in str(e).lower():
+            raise MissingExtraError("what reads GGUF", "pip install gguf accelerate") from e
+        raise EngineError(f"{gguf}: cannot be read as a GGUF model: {e}") from e
     # transformers takes a dequantised model for a quantised one and refuses to save it.
     model.hf_quantizer = None
     model.is_quantized = False
