@@ -210,6 +210,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _bound_shape_caches() -> None:
+    """Keep what oneDNN compiles for each shape of a matrix from piling up.
+
+    Packs hardly ever have one shape twice, and each shape's kernels hold megabytes: with the default of
+    1,024 kept a run of ten minutes grows by gigabytes. Read when oneDNN is first used.
+    """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, "64")
+
+
 def load_policy(model_id: str, device: str = "auto", dtype: str = "fp32") -> Policy:
     """Load a model with float32 weights (training masters) and check that packing holds for it.
 
@@ -221,6 +231,7 @@ def load_policy(model_id: str, device: str = "auto", dtype: str = "fp32") -> Pol
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
+    _bound_shape_caches()
     source = resolve(model_id)
     where = pick_device(device)
     try:

@@ -96,10 +96,13 @@ class PackedRows:
     mask: torch.Tensor
 
 
-def to_rows(packs: Sequence[Pack], device: torch.device | str = "cpu") -> PackedRows:
+def to_rows(
+    packs: Sequence[Pack], device: torch.device | str = "cpu", multiple: int = 1
+) -> PackedRows:
+    """Packs as padded rows whose length is a multiple of `multiple`; padding attends to itself alone."""
     import torch
 
-    b, s = len(packs), max(len(p) for p in packs)
+    b, s = len(packs), -(-max(len(p) for p in packs) // multiple) * multiple
     ids = np.zeros((b, s), dtype=np.int64)
     positions = np.zeros((b, s), dtype=np.int64)
     mask = np.zeros((b, 1, s, s), dtype=bool)

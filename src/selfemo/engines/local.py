@@ -40,6 +40,8 @@ from selfemo.types import Sample
 
 CHECKSUMS = "selfemo_checksums.json"
 _TREE_TOKENS = 1024
+_LENGTH_STEP = 32
+"""Rows are padded to a multiple of it: kernels compiled for few shapes are used again."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def score_tokens(
     Logits are computed once for each distinct token that predicts one, nowhere else. The policy is the
     softmax of logits / temperature: what was sampled from. Without `entropy` that field is zeros.
     """
-    rows = to_rows(packs, policy.device)
+    rows = to_rows(packs, policy.device, _LENGTH_STEP)
     s = rows.input_ids.shape[1]
     predictors: list[np.ndarray] = []
     targets: list[np.ndarray] = []
