@@ -217,7 +217,7 @@ def _bound_shape_caches() -> None:
     1,024 kept a run of ten minutes grows by gigabytes. Read when oneDNN is first used.
     """
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(variable, "64")
+        os.environ.setdefault(variable, "16")
 
 
 def load_policy(model_id: str, device: str = "auto", dtype: str = "fp32") -> Policy:
