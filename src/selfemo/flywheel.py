@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfemo.config import Config
+from selfemo.gate import PASS
 from selfemo.prompts import Fitted, format_completion
 from selfemo.seeds import rng
 from selfemo.self_grpo import lambda_at
-from selfemo.selfplay import PASS, PersonaOf, Turn, fit_all, next_prompt, play_turn
+from selfemo.selfplay import PersonaOf, Turn, fit_all, next_prompt, play_turn
 from selfemo.store import Store
 from selfemo.training import Engine, RlItem, learning_rate
 from selfemo.types import Completion, Prompt

@@ -6,11 +6,11 @@ prompts with policy updates, `play_episodes` without.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig
+from selfemo.config import Config, GrpoConfig, RewardConfig
+from selfemo.gate import PASS, gate
 from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.parsing import parse
 from selfemo.prompts import Fitted, fit
@@ -22,7 +22,6 @@ from selfemo.training import Engine
 from selfemo.types import (
     Completion,
     Conversation,
-    LabelSet,
     Lineage,
     Persona,
     Prompt,
@@ -32,7 +31,6 @@ from selfemo.types import (
     Utterance,
 )
 
-PASS = "pass"
 PersonaOf = Callable[[str, str], Persona]
 """(conversation id, speaker) to the persona that the speaker keeps over an episode."""
 
@@ -83,53 +81,6 @@ def select_best(group: RolloutGroup, lam: float) -> int:
         return (r.completion is not None, combined, r.r1, r.sample.mean_logprob, -i)
 
     return max(range(len(group.rollouts)), key=rank)
-
-
-_MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\*|`|^#|https?://|\b[TESR]:")
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower()))
-
-
-def _is_bare_tag(reply: str, labels: LabelSet) -> bool:
-    """A label name standing alone, opening the reply with a colon, or in brackets."""
-    names = "|".join(map(re.escape, labels.labels))
-    pattern = rf"\W*({names})\W*|\W*({names})\s*[:|].*|.*\(\s*({names})\s*\).*"
-    return re.fullmatch(pattern, reply, re.IGNORECASE | re.DOTALL) is not None
-
-
-def _loops(plain: str) -> bool:
-    """Whether a quarter or more of the word trigrams of a reply repeat earlier ones."""
-    words = plain.split()
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return len(trigrams) >= 6 and len(set(trigrams)) <= 0.75 * len(trigrams)
-
-
-def gate(prompt: Prompt, rollout: Rollout, config: GateConfig) -> str:
-    """`PASS`, or why the rollout may not join the data (SPEC section 5, step 3)."""
-    completion = rollout.completion
-    if completion is None:
-        return "unparsed"
-    if rollout.r1 < config.tau:
-        return "low_reward"
-    reply = completion.reply
-    if not _plain(reply):
-        return "empty_reply"
-    if not config.min_reply_chars <= len(reply) <= config.max_reply_chars:
-        return "reply_length"
-    if _is_bare_tag(reply, prompt.label_set):
-        return "label_tag"
-    if _MARKUP.search(reply):
-        return "markup"
-    plain = _plain(reply)
-    if _loops(plain):
-        return "repetition"
-    for utterance in prompt.history:
-        said = _plain(utterance.text)
-        if plain == said or (len(plain.split()) >= 6 and plain in said):
-            return "copy"
-    return PASS
 
 
 def next_prompt(

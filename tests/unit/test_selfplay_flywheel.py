@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, load
 from selfemo.errors import StoreError
 from selfemo.flywheel import RlPlan, add_sample, cap_emotions, draw_prompts, select_samples
-from selfemo.selfplay import PASS, gate, next_prompt, score_group, select_best
+from selfemo.gate import PASS, gate
+from selfemo.selfplay import next_prompt, score_group, select_best
 from selfemo.store import Store
 from selfemo.types import Completion, Persona, Prompt, Rollout, RolloutGroup, Sample, Utterance
 from tests.conftest import dist, make_prompt
