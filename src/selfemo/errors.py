@@ -32,12 +32,12 @@ class ConfigError(SelfEmoError):
     """One or more mistakes in a configuration; the message lists all of them."""
 
 
-class ModelOutputError(SelfEmoError):
-    """Model output that no caller can go on with (a single bad completion is data, not an error)."""
-
-
 class EngineError(SelfEmoError):
     """A model, checkpoint or device that cannot be used."""
+
+
+class EndpointError(SelfEmoError):
+    """An expert or judge endpoint that cannot be used; every answer it gave before is kept."""
 
 
 class StoreError(SelfEmoError):

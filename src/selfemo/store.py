@@ -6,14 +6,16 @@ it was in, and a resume deletes what an unfinished stage wrote after its last ch
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from selfemo.errors import StoreError
+from selfemo.generation.chat import Answer
 from selfemo.types import (
     LABEL_SETS,
     EmotionDistribution,
@@ -26,6 +28,7 @@ from selfemo.types import (
 )
 
 SCHEMA_VERSION = 1
+STORE_FILE = "store.sqlite"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -63,6 +66,32 @@ CREATE TABLE IF NOT EXISTS predictions (
 CREATE TABLE IF NOT EXISTS metrics (
     id INTEGER PRIMARY KEY, stage TEXT NOT NULL, step INTEGER NOT NULL, record TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, purpose TEXT NOT NULL, item TEXT NOT NULL, expert TEXT NOT NULL,
+    model TEXT NOT NULL, text TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL
+);
+-- One record a segment and speaker; the tokens are those of the segment's whole exchange.
+CREATE TABLE IF NOT EXISTS personas (
+    segment TEXT NOT NULL, speaker TEXT NOT NULL, scope TEXT NOT NULL, dataset TEXT NOT NULL,
+    conversation TEXT NOT NULL, split TEXT NOT NULL, turns INTEGER NOT NULL,
+    description TEXT NOT NULL, scenario TEXT NOT NULL, expert TEXT NOT NULL, model TEXT NOT NULL,
+    prompt_version INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, PRIMARY KEY (segment, speaker)
+);
+CREATE TABLE IF NOT EXISTS failures (
+    purpose TEXT NOT NULL, item TEXT NOT NULL, expert TEXT NOT NULL, kind TEXT NOT NULL,
+    detail TEXT NOT NULL, rounds INTEGER NOT NULL, PRIMARY KEY (purpose, item)
+);
+-- scope: the conversation that a speaker belongs to, "" for one who recurs over the whole data set.
+CREATE TABLE IF NOT EXISTS profiles (
+    dataset TEXT NOT NULL, scope TEXT NOT NULL, speaker TEXT NOT NULL, description TEXT NOT NULL,
+    made_by TEXT NOT NULL, segments INTEGER NOT NULL, PRIMARY KEY (dataset, scope, speaker)
+);
+CREATE TABLE IF NOT EXISTS persona_clusters (
+    description TEXT PRIMARY KEY, cluster INTEGER NOT NULL, name TEXT NOT NULL,
+    x REAL NOT NULL, y REAL NOT NULL
+);
 """
 
 
@@ -79,6 +108,25 @@ def _label_set(text: str) -> LabelSet:
     name, labels = json.loads(text)
     known = LABEL_SETS.get(name)
     return known if known and list(known.labels) == labels else LabelSet(name, tuple(labels))
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Make a folder and keep other processes out of it until the returned file is closed.
+
+    Raises:
+        StoreError: it cannot be made, or another process is in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as e:
+        raise StoreError(f"{folder}: cannot be used as a run folder: {e}") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise StoreError(f"{folder} is in use by another process") from None
+    return lock
 
 
 class Store:
@@ -307,9 +355,79 @@ class Store:
         staging.write_text("".join(json.dumps(m) + "\n" for m in self.metrics()))
         staging.replace(path)
 
+    # -- experts and personas ---------------------------------------------------------------------
+
+    def answer(self, key: str) -> Answer | None:
+        """What an expert answered to the question of this key, if it was asked."""
+        found = self.rows(
+            "SELECT text, prompt_tokens, completion_tokens FROM answers WHERE key = ?", key
+        )
+        return Answer(*found[0]) if found else None
+
+    def add_answer(
+        self, key: str, answer: Answer, purpose: str, item: str, expert: str, model: str
+    ) -> None:
+        """Keep an answer; committed at once, since it may have been paid for."""
+        with self.transaction():
+            self.db.execute(
+                "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?)",
+                (
+                    key, purpose, item, expert, model, answer.text, answer.prompt_tokens,
+                    answer.completion_tokens,
+                ),
+            )  # fmt: skip
+
+    def add_failure(
+        self, purpose: str, item: str, expert: str, kind: str, detail: str, rounds: int
+    ) -> None:
+        with self.transaction():
+            self.db.execute(
+                "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?)",
+                (purpose, item, expert, kind, detail, rounds),
+            )
+
+    def clear_failure(self, purpose: str, item: str) -> None:
+        """Forget a failure that was made good; the caller commits."""
+        self.db.execute("DELETE FROM failures WHERE purpose = ? AND item = ?", (purpose, item))
+
+    def failed_rounds(self, purpose: str) -> dict[str, int]:
+        """Items that failed, with the rounds of questions each has had."""
+        rows = self.rows("SELECT item, rounds FROM failures WHERE purpose = ?", purpose)
+        return {r["item"]: r["rounds"] for r in rows}
+
+    def add_personas(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Insert or replace persona records, in the order of the table's columns."""
+        self.db.executemany(
+            "INSERT OR REPLACE INTO personas VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows
+        )
+
+    def set_profiles(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Replace all profiles: (dataset, scope, speaker, description, made_by, segments) each."""
+        with self.transaction():
+            self.db.execute("DELETE FROM profiles")
+            self.db.executemany("INSERT INTO profiles VALUES (?,?,?,?,?,?)", rows)
+
+    def set_clusters(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Replace the clusters: (description, cluster or -1 for noise, name, x, y) each."""
+        with self.transaction():
+            self.db.execute("DELETE FROM persona_clusters")
+            self.db.executemany("INSERT INTO persona_clusters VALUES (?,?,?,?,?)", rows)
+
+    def reward_by_cluster(self) -> list[sqlite3.Row]:
+        """Table 3: mean R1 of the rollouts by the cluster of their persona, and of each stage.
+
+        Columns: name, stage, rollouts, r1.
+        """
+        return self.rows(
+            "SELECT c.name, r.stage, count(*) AS rollouts, avg(r.r1) AS r1 FROM rollouts r "
+            "JOIN prompts p ON p.id = r.prompt "
+            "JOIN persona_clusters c ON c.description = json_extract(p.persona, '$[1]') "
+            "WHERE c.cluster >= 0 GROUP BY c.cluster, r.stage ORDER BY count(*) DESC, r.stage"
+        )
+
     def export(self, table: str, path: Path) -> int:
         """Write one table to Parquet; returns its rows."""
-        if table not in ("prompts", "rollouts", "samples", "predictions"):
+        if table not in ("prompts", "rollouts", "samples", "predictions", "personas", "profiles"):
             raise StoreError(f"no table {table!r} to export")
         import polars as pl
 

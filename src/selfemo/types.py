@@ -14,6 +14,9 @@ from typing import Literal
 MAX_EMOTIONS = 3
 """K of eq. 6: the most emotions that one predicted set may name."""
 
+BUILTIN_MODEL = "builtin:smollm2-135m"
+"""The model that needs no download; what is used where none is named."""
+
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
