@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.generation.requests import Constraint, Request, SamplingSettings
 from selfemo.models import Policy
 from selfemo.packing import PackedRows, group_by_key, micro_batches, pack, to_rows
 from selfemo.types import Sample
@@ -67,6 +67,7 @@ class _Open:
     uniforms: np.ndarray
     position: int
     visible: np.ndarray
+    constraint: Constraint | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
@@ -79,8 +80,21 @@ def _uniforms(seed: int, copy: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32, copy]).random(n)
 
 
+def _allowed(live: Sequence[_Open], logits: torch.Tensor) -> torch.Tensor | None:
+    """(q, v) bool: what each completion may go on with; None where all may go on with anything."""
+    if not any(o.constraint for o in live):
+        return None
+    anything = torch.ones(logits.shape[-1], dtype=torch.bool)
+    rows = [o.constraint.allowed() if o.constraint else anything for o in live]
+    return torch.stack(rows).to(logits.device)
+
+
 def sample_tokens(
-    logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    temperature: float,
+    top_p: float,
+    allowed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw one token per row by inverse CDF.
 
@@ -89,19 +103,24 @@ def sample_tokens(
         uniforms: (q,) in [0, 1).
         temperature: 0 takes the most likely token.
         top_p: nucleus mass; the smallest set of tokens that reaches it is kept.
+        allowed: (q, v) bool, tokens that may be drawn.
 
     Returns:
         ids (q,), log-probabilities (q,) and entropies in nats (q,) of the policy softmax(logits / T),
-        before top_p cuts it; greedy decoding reports those of T = 1.
+        before top_p or `allowed` cut it; greedy decoding reports those of T = 1.
     """
     if temperature not in (0, 1):
         logits = logits / temperature
     logp = torch.log_softmax(logits, -1)
     probs = logp.exp()
     entropies = -(probs * logp).sum(-1)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
     if temperature == 0:
         ids = logits.argmax(-1)
     else:
+        if allowed is not None:
+            probs = torch.softmax(logits, -1)
         if top_p < 1:
             ordered, order = probs.sort(-1, descending=True)
             ordered = ordered * ((ordered.cumsum(-1) - ordered) < top_p)
@@ -187,7 +206,9 @@ class LocalGenerator:
                 visible[: len(p)] = ancestors[path[-1]]
                 for copy in range(requests[i].n):
                     draws = _uniforms(requests[i].seed, copy, settings.max_new_tokens)
-                    row.append(_Open(i, copy, draws, len(path), visible))
+                    rules = requests[i].constraints
+                    constraint = rules.start() if rules else None
+                    row.append(_Open(i, copy, draws, len(path), visible, constraint))
                     start.append(int(path[-1]))
             rows.append(row)
             starts.append(start)
@@ -258,12 +279,17 @@ class LocalGenerator:
     def _append(self, live: list[_Open], logits: torch.Tensor, step: int) -> None:
         settings = self.settings
         draws = torch.tensor([o.uniforms[step] for o in live])
-        ids, logp, entropy = sample_tokens(logits, draws, settings.temperature, settings.top_p)
+        allowed = _allowed(live, logits)
+        ids, logp, entropy = sample_tokens(
+            logits, draws, settings.temperature, settings.top_p, allowed
+        )
         values = zip(live, ids.tolist(), logp.tolist(), entropy.tolist(), strict=True)
         for o, token, lp, h in values:
             o.ids.append(token)
             o.logprobs.append(lp)
             o.entropies.append(h)
+            if o.constraint and token not in self.policy.end_ids:
+                o.constraint.take(token)
             if token in self.policy.end_ids:
                 o.done = o.finished = True
             elif settings.max_lines:

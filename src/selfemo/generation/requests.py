@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Constraint(Protocol):
+    """What one completion under way may go on with (grammar.py)."""
+
+    def allowed(self) -> Any:
+        """(v,) bool tensor: the tokens that may come next; the end token where it may end."""
+
+    def take(self, token: int) -> None:
+        """Tell that this token was drawn."""
+
+
+class Constraints(Protocol):
+    """Makes the constraint of a new completion."""
+
+    def start(self) -> Constraint: ...
 
 
 @dataclass(frozen=True)
@@ -15,12 +32,15 @@ class Request:
         n: completions to sample (G).
         seed: key of the random numbers; equal seeds give equal completions.
         share: requests with equal keys are prefilled as one tree (None: on its own).
+        constraints: what completions may be, for inference alone: log-probabilities stay those of the
+            unconstrained policy.
     """
 
     prompt_ids: Sequence[int]
     n: int = 1
     seed: int = 0
     share: Hashable = None
+    constraints: Constraints | None = None
 
 
 @dataclass(frozen=True)
