@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from selfemo.errors import ConfigError
 from selfemo.prompts import Reasoning
+from selfemo.types import BUILTIN_MODEL
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -40,7 +41,7 @@ class LoraConfig(_Section):
 class ModelConfig(_Section):
     """Which weights, where, and in which precision the forward pass runs (masters stay float32)."""
 
-    id: str = "builtin:smollm2-135m"
+    id: str = BUILTIN_MODEL
     device: str = "auto"
     dtype: Literal["fp32", "bf16"] = "bf16"
     lora: LoraConfig | None = None
@@ -58,6 +59,8 @@ class DataConfig(_Section):
     eval_conversations: Annotated[int, Field(ge=0)] = 0
     """Held-out conversations to evaluate on, drawn by the seed of the data; 0 takes all."""
     train_conversations: Annotated[int, Field(ge=0)] = 0
+    personas: tuple[str, ...] = ()
+    """Folders of `selfemo personas extract`; their profiles take the place of other descriptions."""
 
 
 class PromptConfig(_Section):
@@ -108,6 +111,8 @@ class SftConfig(OptimConfig):
     epochs: Positive = 3
     max_samples: Annotated[int, Field(ge=0)] = 0
     """Cold-start samples to take; 0 takes all."""
+    samples: str = ""
+    """A Parquet file of `selfemo coldstart generate`; empty takes the gold data."""
     label_weight: PositiveFloat = 1.0
     """Loss weight of the tokens of the E line (1 is the plain token mean)."""
 

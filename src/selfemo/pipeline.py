@@ -13,33 +13,32 @@ base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteratio
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from selfemo import __version__
-from selfemo.coldstart import gold_samples
+from selfemo.coldstart import gold_samples, read_parquet
 from selfemo.config import Config, load, to_toml
-from selfemo.datasets import describe_speakers, with_personas
 from selfemo.datasets import load as load_data
 from selfemo.errors import ConfigError, DataError, EngineError, StoreError
 from selfemo.evaluation import Scores, evaluate, held_out, score
 from selfemo.flywheel import RlPlan, add_sample, cap_emotions, rl_stage
+from selfemo.personas import with_known_personas
 from selfemo.progress import Quiet, Reporter
 from selfemo.prompts import conversation_prompts
 from selfemo.seeds import rng
 from selfemo.selfplay import fit_all, persona_book
-from selfemo.store import Store
+from selfemo.store import STORE_FILE, Store, lock_folder
 from selfemo.training import SftItem, run_sft
-from selfemo.types import Conversation, Prompt
+from selfemo.types import Completion, Conversation, Prompt
 
 CONFIG_FILE = "config.toml"
-STORE_FILE = "store.sqlite"
 METRICS_FILE = "metrics.jsonl"
 START, COLD = "start", "cold-start"
 
@@ -47,15 +46,13 @@ START, COLD = "start", "cold-start"
 def load_conversations(config: Config) -> list[Conversation]:
     """All conversations of the configured sources, each speaker with a persona.
 
-    Speakers without one get the plain description drawn from the training split.
+    The profiles of data.personas come first, then a conversation's own personas, then the plain
+    description drawn from the training split.
     """
     conversations: list[Conversation] = []
     for source in config.data.sources:
-        loaded = list(load_data(source, lenient=config.data.lenient).conversations)
-        by_set = {c.label_set.name: c.label_set for c in loaded}
-        for name, label_set in by_set.items():
-            mine = [c for c in loaded if c.label_set.name == name]
-            conversations.extend(with_personas(mine, describe_speakers(mine, label_set)))
+        loaded = load_data(source, lenient=config.data.lenient).conversations
+        conversations.extend(with_known_personas(loaded, [Path(f) for f in config.data.personas]))
     ids = [c.id for c in conversations]
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
@@ -75,6 +72,41 @@ def training_conversations(
         order = rng(config.seed, "train conversations").permutation(len(train))[:limit]
         train = [train[i] for i in sorted(order)]
     return train
+
+
+def cold_start_samples(
+    train: Sequence[Conversation], config: Config
+) -> tuple[list[tuple[Prompt, Completion]], str]:
+    """The cold start's samples and their source: the file sft.samples, or the gold data.
+
+    Raises:
+        ConfigError: the samples do not reason as prompt.reasoning asks.
+        DataError: there is no sample, or the file cannot be read.
+    """
+    wanted, path = config.prompt.reasoning, config.sft.samples
+    if not path:
+        if wanted != "none":
+            raise ConfigError(
+                f"prompt.reasoning = {wanted!r}: gold data hold no reasoning that a cold start could "
+                'teach; use "none", or samples of experts (sft.samples)'
+            )
+        samples = gold_samples(train, config.sft.max_samples, config.seed)
+        if not samples:
+            raise DataError(
+                "no cold-start sample: no training turn with an emotion is answered by another "
+                "speaker's turn with an emotion"
+            )
+        return samples, "gold"
+    # Ids of their own: an original prompt of the same turn may carry another persona.
+    samples = [(replace(p, id=f"cold/{p.id}"), c) for p, c in read_parquet(Path(path))]
+    reasons = sum(bool(c.reasoning) for _, c in samples)
+    if (wanted != "none") != bool(reasons):
+        raise ConfigError(
+            f"sft.samples: {reasons} of {len(samples)} samples in {path} reason, and prompt.reasoning = "
+            f"{wanted!r}; generate them with the same --reasoning"
+        )
+    limit = config.sft.max_samples
+    return (samples[:limit] if limit else samples), "file"
 
 
 def open_engine(config: Config, checkpoint: str | None = None) -> Any:
@@ -109,15 +141,7 @@ class Run:
                     "another --out"
                 )
             self.config = config
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / ".lock").open("w")
-        except OSError as e:
-            raise StoreError(f"{folder}: cannot be used as a run folder: {e}") from e
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(f"{folder} is in use by another process") from None
+        self._lock = lock_folder(folder)
         self.store = Store(folder / STORE_FILE)
         if config is not None:
             staging = saved.with_suffix(".tmp")
@@ -193,23 +217,13 @@ class Run:
         config = self.config
 
         def work() -> dict[str, Any]:
-            if config.prompt.reasoning != "none":
-                raise ConfigError(
-                    f"prompt.reasoning = {config.prompt.reasoning!r}: gold data hold no reasoning that a "
-                    'cold start could teach; use "none"'
-                )
+            samples, source = cold_start_samples(train, config)
             self.store.rewind(COLD)
-            samples = gold_samples(train, config.sft.max_samples, config.seed)
-            if not samples:
-                raise DataError(
-                    "no cold-start sample: no training turn with an emotion is answered by another "
-                    "speaker's turn with an emotion"
-                )
             with self.store.transaction():
                 self.store.add_prompts([p for p, _ in samples], COLD, 0)
                 added = sum(
                     add_sample(
-                        self.store, p, c, 1.0, stage=COLD, step=0, iteration=0, source="gold"
+                        self.store, p, c, 1.0, stage=COLD, step=0, iteration=0, source=source
                     )
                     for p, c in samples
                 )

@@ -18,7 +18,6 @@ from selfemo.pipeline import (
     COLD,
     CONFIG_FILE,
     START,
-    STORE_FILE,
     Run,
     find_checkpoint,
     load_conversations,
@@ -29,7 +28,7 @@ from selfemo.progress import Reporter
 from selfemo.prompts import conversation_prompts
 from selfemo.seeds import rng
 from selfemo.selfplay import persona_book, play_episodes
-from selfemo.store import Store
+from selfemo.store import STORE_FILE, Store
 
 
 def settings_for(

@@ -13,6 +13,7 @@ from selfemo.datasets.meld import Meld
 from selfemo.datasets.personas_plain import describe_speakers, with_personas
 from selfemo.datasets.sample import Sample
 from selfemo.errors import DataError
+from selfemo.types import Conversation
 
 __all__ = [
     "ADAPTERS",
@@ -24,6 +25,7 @@ __all__ = [
     "detect",
     "load",
     "resolve",
+    "speakers_recur",
     "with_personas",
 ]
 
@@ -75,6 +77,12 @@ def resolve(spec: str) -> tuple[Adapter, Path]:
             f"no such file or folder, and no data set {name!r}; valid are {valid}", path
         )
     return detect(path), path
+
+
+def speakers_recur(conversation: Conversation) -> bool:
+    """Whether the speakers of a conversation are the same people in all of its data set."""
+    adapter = ADAPTERS.get(conversation.dataset)
+    return adapter is not None and adapter.recurring_speakers
 
 
 def load(spec: str, lenient: bool = False) -> LoadResult:

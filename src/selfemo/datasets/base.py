@@ -78,12 +78,18 @@ class LoadResult:
 
 
 class Adapter(Protocol):
-    """One data set. `official` are its published utterance counts by split, where it has any."""
+    """One data set.
+
+    Attributes:
+        official: published utterance counts by split, where it has any.
+        recurring_speakers: a speaker's name means the same person in all conversations.
+    """
 
     name: str
     label_set: LabelSet
     official: dict[Split, int] | None
     looks_for: str
+    recurring_speakers: bool
 
     def matches(self, path: Path) -> bool:
         """Whether a file or folder looks like this data set; reads the first characters only.

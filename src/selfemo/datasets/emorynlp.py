@@ -44,6 +44,7 @@ class EmoryNlp:
     label_set = LABEL_SETS["emorynlp"]
     official: dict[Split, int] | None = {"train": 7551, "dev": 954, "test": 984}
     looks_for = "CSV with a Scene_ID column, or JSON with episodes, scenes and utterances"
+    recurring_speakers = True
 
     def matches(self, path: Path) -> bool:
         return any(

@@ -48,6 +48,7 @@ class Iemocap:
     label_set = LABEL_SETS["iemocap"]
     official: dict[Split, int] | None = {"train": 5163, "dev": 647, "test": 1623}
     looks_for = "folders SessionN/dialog/transcriptions and SessionN/dialog/EmoEvaluation"
+    recurring_speakers = False  # the actors play another role in each dialogue
 
     def matches(self, path: Path) -> bool:
         return os.path.isdir(path) and any(path.glob("Session*/dialog/transcriptions"))

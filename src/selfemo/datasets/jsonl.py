@@ -70,6 +70,7 @@ class Jsonl:
     label_set = LABEL_SETS["meld"]
     official: dict[Split, int] | None = None
     looks_for = 'a .jsonl file with one {"id": ..., "turns": [...]} a line'
+    recurring_speakers = False
 
     def __init__(self, name: str = "jsonl"):
         self.name = name

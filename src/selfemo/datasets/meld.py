@@ -30,6 +30,7 @@ class Meld:
     label_set = LABEL_SETS["meld"]
     official: dict[Split, int] | None = {"train": 9989, "dev": 1109, "test": 2610}
     looks_for = "CSV with columns Utterance, Speaker, Emotion, Dialogue_ID, Utterance_ID"
+    recurring_speakers = True
 
     def matches(self, path: Path) -> bool:
         # By one column alone, so that a file without another is told which it lacks.

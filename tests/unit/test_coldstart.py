@@ -1,0 +1,132 @@
+"""Cold-start samples: what is read of an expert's answer, and the Parquet file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from selfemo.coldstart import (
+    expert_prompts,
+    gold_samples,
+    question,
+    read_parquet,
+    read_sample,
+    write_parquet,
+)
+from selfemo.config import load
+from selfemo.errors import ConfigError, DataError
+from selfemo.experts import MalformedError
+from selfemo.parsing import parse
+from selfemo.pipeline import cold_start_samples
+from selfemo.types import LABEL_SETS, Completion, EmotionDistribution
+from tests.conftest import make_prompt, toy_conversations
+
+MELD = LABEL_SETS["meld"]
+GOOD = {"emotion": {"joy": 7, "surprise": 3}, "self_emotion": "anger", "reply": "Well, well."}
+
+
+def test_an_answer_becomes_a_completion() -> None:
+    read = read_sample(json.dumps(GOOD), MELD, "none")
+    assert read.emotion == EmotionDistribution({"joy": 0.7, "surprise": 0.3})
+    assert read.self_emotion == EmotionDistribution({"anger": 1})
+    assert read.reply == "Well, well." and read.reasoning == ""
+    thought = read_sample(json.dumps({**GOOD, "reasoning": "She\nlaughs."}), MELD, "brief")
+    assert thought.reasoning == "She laughs."
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"emotion": {"melancholy": 3}}, "unknown_emotion"),
+        ({"emotion": {"joy": 0}}, "zero_weight"),
+        ({"emotion": {"joy": -1}}, "bad_weight"),
+        ({"emotion": dict.fromkeys(MELD.labels[:4], 1)}, "too_many_emotions"),
+        ({"emotion": {}}, "schema"),
+        ({"emotion": ["joy"]}, "schema"),
+        ({"emotion": {"joy": True}}, "unknown_emotion"),
+        ({"self_emotion": None}, "schema"),
+        ({"reply": ""}, "schema"),
+        ({"reply": "x" * 401}, "schema"),
+        ({"reply": 7}, "schema"),
+    ],
+)
+def test_an_unusable_answer_is_a_typed_failure(change: dict, kind: str) -> None:
+    with pytest.raises(MalformedError) as e:
+        read_sample(json.dumps({**GOOD, **change}), MELD, "none")
+    assert e.value.kind == kind
+
+
+def test_reasoning_that_was_asked_for_must_be_there() -> None:
+    with pytest.raises(MalformedError, match="'reasoning' is missing"):
+        read_sample(json.dumps(GOOD), MELD, "full")
+
+
+def test_the_question_shows_no_later_turn_and_no_gold_emotion() -> None:
+    for prompt in expert_prompts(toy_conversations(2)):
+        text = question(prompt).messages[1]["content"]
+        for u in prompt.history:
+            assert u.text in text
+        (whole,) = [c for c in toy_conversations(2) if c.id == prompt.conversation_id]
+        later = {t.text for t in whole.turns[len(prompt.history) :]} - {
+            u.text for u in prompt.history
+        }
+        assert not any(t in text for t in later)
+
+
+def test_the_file_holds_chats_and_gives_back_its_samples(tmp_path: Path) -> None:
+    file = tmp_path / "cold.parquet"
+    samples = gold_samples(toy_conversations(4), seed=3)
+    assert write_parquet(file, samples, "none", "gold") == len(samples) > 10
+    datasets = pytest.importorskip("datasets")
+    opened = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    row = opened[0]
+    assert [m["role"] for m in row["prompt"]] == ["system", "user"]
+    assert row["completion"][0]["role"] == "assistant"
+    assert isinstance(parse(row["completion"][0]["content"], MELD), Completion)
+    from trl import is_conversational
+
+    assert is_conversational(row)
+    back = read_parquet(file)
+    assert [c for _, c in back] == [c for _, c in samples]
+    for (p, _), (q, _) in zip(back, samples, strict=True):
+        assert (p.id, p.answerer, p.persona.description, p.target, p.label_set) == (
+            q.id, q.answerer, q.persona.description, q.target, q.label_set,
+        )  # fmt: skip
+        assert [(u.speaker, u.text) for u in p.history] == [(u.speaker, u.text) for u in q.history]
+
+
+def test_bad_files_are_named_with_the_row(tmp_path: Path) -> None:
+    import polars as pl
+
+    with pytest.raises(DataError, match=r"none\.parquet: cannot be read"):
+        read_parquet(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("no")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read_parquet(tmp_path / "text.parquet")
+    pl.DataFrame({"text": ["a"]}).write_parquet(tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="no column completion, id"):
+        read_parquet(tmp_path / "other.parquet")
+    file = tmp_path / "cold.parquet"
+    write_parquet(file, gold_samples(toy_conversations(2))[:2], "none", "gold")
+    frame = pl.read_parquet(file)
+    broken = [*frame["completion"].to_list()[:1], [{"role": "assistant", "content": "E: bliss"}]]
+    frame.with_columns(completion=pl.Series(broken)).write_parquet(file)
+    with pytest.raises(DataError, match="row 2: its completion does not parse: unknown_emotion"):
+        read_parquet(file)
+    with pytest.raises(DataError, match="no sample was left"):
+        write_parquet(file, [], "none", "gold")
+
+
+def test_a_run_takes_its_cold_start_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "cold.parquet"
+    joy = EmotionDistribution({"joy": 1})
+    write_parquet(
+        file, [(make_prompt(), Completion(joy, joy, "Good.", "She laughs."))], "brief", "expert"
+    )
+    config = load([], [f"sft.samples={file}", "prompt.reasoning=brief"])
+    ((prompt, completion),), source = cold_start_samples([], config)
+    assert source == "file" and prompt.id == "cold/c/1" and completion.reasoning == "She laughs."
+    with pytest.raises(ConfigError, match="1 of 1 samples"):
+        cold_start_samples([], load([], [f"sft.samples={file}"]))
