@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfemo.clusters import MAPPED, NOISE, Clustering
 from selfemo.evaluation import Scores
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -160,3 +161,35 @@ def _shares_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
     rows = [[c, e, share] for c, b in bars.items() for e, share in b.items()]
     _write_csv(folder / f"{name}.csv", ["checkpoint", "emotion", "share"], rows)
     return name
+
+
+def persona_map(folder: Path, result: Clustering) -> None:
+    """Fig. 4: the 12 largest clusters of personas in two dimensions; tables 6 and 7 as CSV."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, axes = _axes("Persona clusters", "t-SNE 1", "t-SNE 2", width=9.0)
+    others = [i for i, a in enumerate(result.assigned) if a == NOISE or a >= MAPPED]
+    axes.scatter(*result.points[others].T, s=6, color="0.8", label="other or noise")
+    for n, c in enumerate(result.clusters[:MAPPED]):
+        members = [i for i, a in enumerate(result.assigned) if a == c.number]
+        axes.scatter(
+            *result.points[members].T, s=18, marker=_MARKERS[n % 7], color=_COLOURS[n % 8],
+            label=f"{c.name.replace('_', ' ')} ({c.size})",
+        )  # fmt: skip
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _save(figure, folder, "persona_map")
+    names = {c.number: c.name for c in result.clusters}
+    _write_csv(
+        folder / "persona_map.csv",
+        ("x", "y", "cluster", "description"),
+        [
+            (f"{x:.4f}", f"{y:.4f}", names.get(a, ""), d)
+            for (x, y), a, d in zip(
+                result.points.tolist(), result.assigned, result.descriptions, strict=True
+            )
+        ],
+    )
+    _write_csv(
+        folder / "persona_clusters.csv",
+        ("cluster", "count", "example"),
+        [(c.name, c.size, c.example) for c in result.clusters] + [("(noise)", result.noise, "")],
+    )
