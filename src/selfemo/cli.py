@@ -311,9 +311,15 @@ def personas_extract(
     as_json: AsJson = False,
 ) -> None:
     """Ask experts for the personality of each speaker (eq. 4); one profile a speaker at the end."""
+    from selfemo.errors import ConfigError
     from selfemo.expert_jobs import conversations_of, extract_personas, plan_personas
 
-    specs = _specs(experts or ["local"])
+    specs = _specs(experts)
+    if not specs:
+        raise ConfigError(
+            "name an expert: --expert NAME=URL,model=MODEL, or --expert local,model=ID for a model on this "
+            "machine. Without any, runs use a plain description of each speaker, which needs no command"
+        )
     found = conversations_of(source, split, limit, lenient)
     if dry_run:
         _counts(plan_personas(found, specs, out, segment_turns), as_json)

@@ -13,6 +13,7 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from selfemo import experts as experts_module
@@ -325,3 +326,28 @@ def test_expert_cold_start_drops_what_disagrees_with_gold_and_counts_it(
         assert completion.emotion.top(MELD) == prompt.target.top(MELD)
     order = [p.id for p, _ in samples]
     assert order == [p.id for p in prompts if p.id in set(order)]
+
+
+def test_experts_merge_the_descriptions_of_a_speaker(expert, tmp_path: Path) -> None:
+    store, url = Store(tmp_path / "s.sqlite"), expert()
+    personas.extract(conversations(5), [spec(url)], store, recurring=lambda c: True)
+
+    def embed(texts):
+        return np.eye(len(texts), dtype=np.float32)
+
+    counts = personas.build_profiles(store, embed, [spec(url)])
+    assert counts == {"speakers": 2, "merged": 2}
+    profiles = store.rows("SELECT * FROM profiles ORDER BY speaker")
+    assert [(p["speaker"], p["segments"], p["made_by"]) for p in profiles] == [
+        ("Ann", 5, "merged by e"),
+        ("Bo", 5, "merged by e"),
+    ]
+    said = [
+        r["description"] for r in store.rows("SELECT description FROM personas WHERE speaker='Bo'")
+    ]
+    (_, user) = personas.merge_question("x", said).messages
+    assert profiles[1]["description"] == write_answer([dict(user)])["personality"]
+    broken = expert(only="schema", times=99)
+    store.db.execute("DELETE FROM answers WHERE purpose = 'profiles'")
+    fallen_back = personas.build_profiles(store, embed, [spec(broken)])
+    assert fallen_back == {"speakers": 2, "central": 2, "merge_failed": 2}

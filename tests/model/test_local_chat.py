@@ -110,6 +110,9 @@ def test_the_commands_with_the_built_in_model(tmp_path: Path) -> None:
     runner = CliRunner()
     out = tmp_path / "personas"
     base = ["personas", "extract", "sample", "--out", str(out), "--limit", "6", "--json"]
+    nobody = runner.invoke(app, base)
+    assert nobody.exit_code == 1 and "name an expert" in str(nobody.exception)
+    base += ["--expert", "local"]
     plan = runner.invoke(app, [*base, "--dry-run"])
     assert json.loads(plan.stdout)["calls"] == 6 and not out.exists()
     done = json.loads(runner.invoke(app, base).stdout.splitlines()[-1])
