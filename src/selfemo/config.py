@@ -177,6 +177,8 @@ class EvalConfig(_Section):
     span: Literal["all", "emotion"] = "emotion"
     """"emotion" stops behind the E line and scores it alone; "all" writes whole completions."""
     max_new_tokens: Positive = 512
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
+    """Greedy completions repeat no n-gram of so many tokens within a line; 0 for no such limit."""
     resamples: Positive = 1000
     token_budget: Positive = 65536
 

@@ -108,6 +108,7 @@ def predict(
         temperature=0.0,
         max_lines=0 if whole else (1 if config.prompt.reasoning == "none" else 2),
         token_budget=config.evaluation.token_budget,
+        no_repeat_ngram=config.evaluation.no_repeat_ngram,
     )
     fitted = {f.prompt.id: f for f in fit_all(prompts, engine, config, {})}
     asked = [p for p in prompts if p.id in fitted]

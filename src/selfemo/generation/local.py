@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from selfemo.generation.no_repeat import NoRepeat
 from selfemo.generation.requests import Constraint, Request, SamplingSettings
 from selfemo.models import Policy
 from selfemo.packing import PackedRows, group_by_key, micro_batches, pack, to_rows
@@ -154,6 +155,13 @@ class LocalGenerator:
             self._newline = np.array([t.count("\n") for t in texts])
         return self._newline
 
+    def _constraint(self, request: Request) -> Constraint | None:
+        if request.constraints:
+            return request.constraints.start()
+        if self.settings.no_repeat_ngram:
+            return NoRepeat(self.settings.no_repeat_ngram, self._newline_tokens())
+        return None
+
     def generate(
         self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
     ) -> list[list[Sample]]:
@@ -206,8 +214,7 @@ class LocalGenerator:
                 visible[: len(p)] = ancestors[path[-1]]
                 for copy in range(requests[i].n):
                     draws = _uniforms(requests[i].seed, copy, settings.max_new_tokens)
-                    rules = requests[i].constraints
-                    constraint = rules.start() if rules else None
+                    constraint = self._constraint(requests[i])
                     row.append(_Open(i, copy, draws, len(path), visible, constraint))
                     start.append(int(path[-1]))
             rows.append(row)

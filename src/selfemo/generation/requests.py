@@ -46,10 +46,12 @@ class Request:
 @dataclass(frozen=True)
 class SamplingSettings:
     """temperature 0 is greedy; top_p 1 leaves the distribution whole; max_lines stops after that many
-    line ends (0: no such stop), which evaluation uses to stop behind the emotion span."""
+    line ends (0: no such stop), which evaluation uses to stop behind the emotion span; no_repeat_ngram
+    lets no n-gram of so many tokens occur twice in a line (0: no such limit; for inference alone)."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
     max_lines: int = 0
+    no_repeat_ngram: int = 0
     token_budget: int = 8192

@@ -1,0 +1,40 @@
+"""No n-gram of tokens twice in one line: the most likely words of a small model end in a loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+class NoRepeat:
+    """A `Constraint` (requests.py).
+
+    Args:
+        n: length of the n-grams, in tokens.
+        line_ends: (v,) line ends in each token; n-grams are forgotten behind one, so that the short lines
+            of the format may be alike.
+    """
+
+    def __init__(self, n: int, line_ends: np.ndarray):
+        self._n, self._line_ends = n, line_ends
+        self._all = torch.ones(len(line_ends), dtype=torch.bool)
+        self._line: list[int] = []
+        self._followed: dict[tuple[int, ...], list[int]] = {}
+
+    def allowed(self) -> torch.Tensor:
+        """(v,) bool."""
+        banned = self._followed.get(tuple(self._line[len(self._line) - self._n + 1 :]))
+        if not banned or len(self._line) < self._n - 1:
+            return self._all
+        mask = self._all.clone()
+        mask[banned] = False
+        return mask
+
+    def take(self, token: int) -> None:
+        if self._line_ends[token]:
+            self._line, self._followed = [], {}
+            return
+        self._line.append(token)
+        if len(self._line) >= self._n:
+            key = tuple(self._line[-self._n : -1])
+            self._followed.setdefault(key, []).append(token)
