@@ -48,7 +48,6 @@ from selfemo.types import (
 )
 
 PURPOSE = "coldstart"
-PROMPT_VERSION = 1
 AGREEMENT = 0.5
 """Least R1 of an expert's E with the gold emotion: half the weight on the right one scores 1/3."""
 MAX_REPLY, MAX_REASONING = 400, 600
@@ -142,7 +141,7 @@ def _schema(labels: LabelSet, reasoning: Reasoning) -> dict[str, Any]:
     }
 
 
-def question(prompt: Prompt, reasoning: Reasoning = "none", first_round: int = 0) -> Question[Any]:
+def question(prompt: Prompt, reasoning: Reasoning = "none") -> Question[Any]:
     """The question of eq. 5 for (H, P); nothing of the target or of a later turn is in it."""
     labels = prompt.label_set
     scene = f"Scene: {clean(prompt.scenario)}\n" if prompt.scenario else ""
@@ -184,7 +183,6 @@ def question(prompt: Prompt, reasoning: Reasoning = "none", first_round: int = 0
         _schema(labels, reasoning),
         lambda text: read_sample(text, labels, reasoning),
         _ANSWER_TOKENS + (0 if reasoning == "none" else MAX_REASONING // 4),
-        first_round,
     )
 
 
@@ -217,7 +215,6 @@ def expert_samples(
         the samples that agree with gold; what the asking came to; what was dropped, by reason:
         "disagrees_with_gold", a fault of the reply (gate.py), or a failure kind.
     """
-    failed = store.failed_rounds(PURPOSE)
     asked: dict[str, tuple[int, Prompt]] = {}
     kept: dict[int, tuple[Prompt, Completion]] = {}
     dropped: Counter[str] = Counter()
@@ -225,28 +222,22 @@ def expert_samples(
     def questions() -> Iterator[Question[Completion]]:
         for k, prompt in enumerate(prompts):
             asked[prompt.id] = (k, prompt)
-            yield question(prompt, reasoning, failed.get(prompt.id, 0) if retry_failed else 0)
+            yield question(prompt, reasoning)
 
     def keep(_: Question[Completion], reply: Reply[Completion]) -> None:
         k, prompt = asked.pop(reply.item)
         written = reply.value
         if written is None:
             dropped[reply.kind] += 1
-            store.add_failure(
-                PURPOSE, reply.item, reply.expert, reply.kind, reply.detail, reply.rounds
-            )
+        elif prompt.target and weighted_iou(written.emotion, prompt.target) < agreement:
+            dropped["disagrees_with_gold"] += 1
+        elif fault := reply_fault(prompt, written.reply, GateConfig()):
+            dropped[fault] += 1
         else:
-            with store.transaction():
-                store.clear_failure(PURPOSE, reply.item)
-            if prompt.target and weighted_iou(written.emotion, prompt.target) < agreement:
-                dropped["disagrees_with_gold"] += 1
-            elif fault := reply_fault(prompt, written.reply, GateConfig()):
-                dropped[fault] += 1
-            else:
-                kept[k] = (prompt, written)
+            kept[k] = (prompt, written)
         on_reply(reply)
 
-    tally = ask_experts(questions(), specs, store, PURPOSE, keep, rounds)
+    tally = ask_experts(questions(), specs, store, PURPOSE, keep, rounds, retry_failed)
     return [kept[k] for k in sorted(kept)], tally, dropped
 
 

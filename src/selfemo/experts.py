@@ -53,7 +53,6 @@ class Question(Generic[T]):
     Attributes:
         item: what it is about; names the record, and picks the expert.
         read: text to value; raises MalformedError.
-        first_round: above 0 asks anew instead of taking the cached answers of earlier rounds.
     """
 
     item: str
@@ -61,7 +60,6 @@ class Question(Generic[T]):
     schema: Mapping[str, Any]
     read: Callable[[str], T]
     max_tokens: int
-    first_round: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,9 +182,9 @@ def first_request(question: Question[Any], round_: int = 0) -> ChatRequest:
 
 
 async def _put(
-    question: Question[T], expert: Chat, store: Store, purpose: str, rounds: int
+    question: Question[T], expert: Chat, store: Store, purpose: str, first: int, rounds: int
 ) -> Reply[T]:
-    """Ask one question until an answer can be read, or `rounds` rounds are over."""
+    """Ask one question until an answer can be read, or `rounds` rounds from `first` on are over."""
     read = written = paid = 0
     last = MalformedError("no_json", "never asked")
 
@@ -207,7 +205,7 @@ async def _put(
             question.item, value, expert.name, expert.model, kind, detail, read, written, paid, done
         )
 
-    for round_ in range(question.first_round, question.first_round + rounds):
+    for round_ in range(first, first + rounds):
         request = first_request(question, round_)
         for _ in range(2):
             try:
@@ -224,7 +222,7 @@ async def _put(
                     question.max_tokens,
                     derive(0, question.item, round_, "repair"),
                 )
-    return reply(None, last.kind, last.reason, question.first_round + rounds)
+    return reply(None, last.kind, last.reason, first + rounds)
 
 
 async def ask_all(
@@ -234,20 +232,24 @@ async def ask_all(
     purpose: str,
     on_reply: Callable[[Question[T], Reply[T]], None],
     rounds: int = 2,
+    retry_failed: bool = False,
 ) -> Tally:
     """Put questions to experts, each expert up to its `concurrency` at once.
 
     Args:
         questions: read as they are needed; an iterator of any length costs no more memory than a short
             one.
-        on_reply: called with each question and its reply, in the order they come in.
+        on_reply: called with each question and its reply, in the order they come in; a failure is in the
+            store by then.
         rounds: how often a question is put afresh, each time with one repair question.
+        retry_failed: put questions again that ended in an unreadable answer, instead of reading it again.
 
     Raises:
         EndpointError: an expert cannot be used at all, or has stopped answering. Replies so far were
             delivered.
     """
     tally = Tally()
+    failed = store.failed_rounds(purpose)
     queues: list[asyncio.Queue[Question[T] | None]] = [
         asyncio.Queue(maxsize=2 * e.concurrency) for e in experts
     ]
@@ -256,7 +258,14 @@ async def ask_all(
     async def work(k: int) -> None:
         expert = experts[k]
         while (question := await queues[k].get()) is not None:
-            reply = await _put(question, expert, store, purpose, rounds)
+            first = failed.get(question.item, 0) if retry_failed else 0
+            reply = await _put(question, expert, store, purpose, first, rounds)
+            if reply.value is None:
+                store.add_failure(
+                    purpose, reply.item, reply.expert, reply.kind, reply.detail, reply.rounds
+                )
+            elif reply.item in failed:
+                store.clear_failure(purpose, reply.item)
             tally.add(reply)
             on_reply(question, reply)
             unreachable[k] = unreachable[k] + 1 if reply.kind == "unreachable" else 0
@@ -308,13 +317,14 @@ def ask_experts(
     purpose: str,
     on_reply: Callable[[Question[T], Reply[T]], None],
     rounds: int = 2,
+    retry_failed: bool = False,
 ) -> Tally:
     """`ask_all` on experts that are opened for it and closed behind it."""
 
     async def run() -> Tally:
         chats = [open_chat(s) for s in specs]
         try:
-            return await ask_all(questions, chats, store, purpose, on_reply, rounds)
+            return await ask_all(questions, chats, store, purpose, on_reply, rounds, retry_failed)
         finally:
             for chat in chats:
                 await chat.close()

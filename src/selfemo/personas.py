@@ -110,7 +110,7 @@ def _string(longest: int) -> dict[str, Any]:
     return {"type": "string", "minLength": 1, "maxLength": longest}
 
 
-def question(segment: Segment, first_round: int = 0) -> Question[Reading]:
+def question(segment: Segment) -> Question[Reading]:
     """The question of a segment: each speaker's personality, and the scenario."""
     speakers = segment.speakers
     names = [clean(s) for s in speakers]
@@ -144,7 +144,6 @@ def question(segment: Segment, first_round: int = 0) -> Question[Reading]:
         ),
         lambda text: read_segment(text, names),
         _TOKENS_SCENARIO + _TOKENS_PER_SPEAKER * len(speakers),
-        first_round,
     )
 
 
@@ -168,26 +167,20 @@ def extract(
     Raises:
         EndpointError: an expert cannot be used; what was answered is in the store.
     """
-    failed = store.failed_rounds(PURPOSE)
     here: dict[str, Segment] = {}
 
     def questions() -> Iterator[Question[Reading]]:
         for segment in segments(conversations, segment_turns):
             here[segment.id] = segment
-            yield question(segment, failed.get(segment.id, 0) if retry_failed else 0)
+            yield question(segment)
 
     def keep(asked: Question[Reading], reply: Reply[Reading]) -> None:
         segment = here.pop(asked.item)
-        if reply.value is None:
-            store.add_failure(
-                PURPOSE, reply.item, reply.expert, reply.kind, reply.detail, reply.rounds
-            )
-        else:
+        if reply.value is not None:
             c, reading = segment.conversation, reply.value
             turns = Counter(clean(t.speaker) for t in segment.turns)
             by_clean = {clean(s): s for s in segment.speakers}
             with store.transaction():
-                store.clear_failure(PURPOSE, reply.item)
                 store.add_personas(
                     (
                         segment.id, by_clean[name], "" if recurring(c) else c.id, c.dataset, c.id,
@@ -198,7 +191,7 @@ def extract(
                 )  # fmt: skip
         on_reply(reply)
 
-    return ask_experts(questions(), specs, store, PURPOSE, keep, rounds)
+    return ask_experts(questions(), specs, store, PURPOSE, keep, rounds, retry_failed)
 
 
 # -- profiles ---------------------------------------------------------------------------------------
@@ -282,9 +275,6 @@ def build_profiles(
         def keep(asked: Question[str], reply: Reply[str]) -> None:
             if reply.value is None:
                 counts["merge_failed"] += 1
-                store.add_failure(
-                    MERGE_PURPOSE, reply.item, reply.expert, reply.kind, reply.detail, reply.rounds
-                )
             else:
                 chosen[questions[asked.item][0]] = (reply.value, f"merged by {reply.expert}")
             on_reply(reply)

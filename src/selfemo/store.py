@@ -387,8 +387,9 @@ class Store:
             )
 
     def clear_failure(self, purpose: str, item: str) -> None:
-        """Forget a failure that was made good; the caller commits."""
-        self.db.execute("DELETE FROM failures WHERE purpose = ? AND item = ?", (purpose, item))
+        """Forget a failure that was made good."""
+        with self.transaction():
+            self.db.execute("DELETE FROM failures WHERE purpose = ? AND item = ?", (purpose, item))
 
     def failed_rounds(self, purpose: str) -> dict[str, int]:
         """Items that failed, with the rounds of questions each has had."""
