@@ -55,20 +55,32 @@ _ANSWER_TOKENS = 260
 
 
 def gold_samples(
-    conversations: Sequence[Conversation], max_samples: int = 0, seed: int = 0
+    conversations: Sequence[Conversation],
+    max_samples: int = 0,
+    seed: int = 0,
+    max_share: float = 1.0,
 ) -> list[tuple[Prompt, Completion]]:
     """Samples without an expert, whole conversations at a time in an order drawn by `seed`.
 
     Args:
         max_samples: stop at this many; 0 takes all.
+        max_share: of max_samples, the most that one emotion (the top of E) may hold; what is over is passed
+            by. Fewer samples come out where the other emotions do not fill the rest.
     """
     samples: list[tuple[Prompt, Completion]] = []
+    room = int(max_share * max_samples) if max_samples and max_share < 1 else None
+    held: Counter[str] = Counter()
     for k in rng(seed, "cold start").permutation(len(conversations)):
         conversation = conversations[k]
         for i in range(len(conversation.turns)):
             completion = gold_completion(conversation, i)
-            if completion is not None:
-                samples.append((prompt_at(conversation, i, future=True), completion))
+            if completion is None:
+                continue
+            top = completion.emotion.top(conversation.label_set)
+            if room is not None and held[top] >= room:
+                continue
+            held[top] += 1
+            samples.append((prompt_at(conversation, i, future=True), completion))
         if max_samples and len(samples) >= max_samples:
             return samples[:max_samples]
     return samples

@@ -111,10 +111,21 @@ class SftConfig(OptimConfig):
     epochs: Positive = 3
     max_samples: Annotated[int, Field(ge=0)] = 0
     """Cold-start samples to take; 0 takes all."""
+    max_emotion_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Most of max_samples whose E may be one emotion: where half the data are neutral, a small model
+    learns to say nothing else."""
     samples: str = ""
     """A Parquet file of `selfemo coldstart generate`; empty takes the gold data."""
     label_weight: PositiveFloat = 1.0
     """Loss weight of the tokens of the E line (1 is the plain token mean)."""
+
+    @model_validator(mode="after")
+    def _share_of_something(self) -> SftConfig:
+        if self.max_emotion_share < 1 and not self.max_samples:
+            raise ValueError(
+                "max_emotion_share below 1 is a share of max_samples, which is 0 (all); set max_samples"
+            )
+        return self
 
 
 class GrpoConfig(OptimConfig):

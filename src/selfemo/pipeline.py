@@ -90,7 +90,9 @@ def cold_start_samples(
                 f"prompt.reasoning = {wanted!r}: gold data hold no reasoning that a cold start could "
                 'teach; use "none", or samples of experts (sft.samples)'
             )
-        samples = gold_samples(train, config.sft.max_samples, config.seed)
+        samples = gold_samples(
+            train, config.sft.max_samples, config.seed, config.sft.max_emotion_share
+        )
         if not samples:
             raise DataError(
                 "no cold-start sample: no training turn with an emotion is answered by another "

@@ -75,6 +75,19 @@ def test_the_question_shows_no_later_turn_and_no_gold_emotion() -> None:
         assert not any(t in text for t in later)
 
 
+def test_no_emotion_holds_more_than_its_share_of_the_gold_samples() -> None:
+    data = toy_conversations(40)  # joy, anger, sadness, fear and neutral in equal parts
+    tops = [c.emotion.top(MELD) for _, c in gold_samples(data, 20, max_share=0.25)]
+    counts = {e: tops.count(e) for e in set(tops)}
+    assert len(tops) == 20 and max(counts.values()) <= 5
+    free = [p.id for p, _ in gold_samples(data, 20)]
+    assert free == [p.id for p, _ in gold_samples(data, 20, max_share=1.0)]
+    few = gold_samples(data, 1000, max_share=0.01)
+    assert len(few) == 50  # ten of each of five, and no more to be had
+    with pytest.raises(ConfigError, match="set max_samples"):
+        load([], ["sft.max_emotion_share=0.5"])
+
+
 def test_the_file_holds_chats_and_gives_back_its_samples(tmp_path: Path) -> None:
     file = tmp_path / "cold.parquet"
     samples = gold_samples(toy_conversations(4), seed=3)
