@@ -343,7 +343,8 @@ def test_experts_merge_the_descriptions_of_a_speaker(expert, tmp_path: Path) -> 
         ("Bo", 5, "merged by e"),
     ]
     said = [
-        r["description"] for r in store.rows("SELECT description FROM personas WHERE speaker='Bo'")
+        r["description"]
+        for r in store.rows("SELECT description FROM personas WHERE speaker='Bo' ORDER BY segment")
     ]
     (_, user) = personas.merge_question("x", said).messages
     assert profiles[1]["description"] == write_answer([dict(user)])["personality"]
