@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import gc
 import json
 import shutil
 import tempfile
@@ -466,7 +465,6 @@ def _return_memory() -> None:
     glibc keeps it, and the ever-changing sizes of packs fragment what it keeps: a run of ten minutes
     would grow to twice what it uses.
     """
-    gc.collect()
     # Other C libraries have no malloc_trim and need none.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
