@@ -143,6 +143,7 @@ def evolve(
     from selfemo.errors import ConfigError
     from selfemo.pipeline import evolve as run_evolve
     from selfemo.pipeline import extend_run, new_run_folder
+    from selfemo.stopping import Stopped, StopRequest
     from selfemo.summary import finish
 
     if resume is not None:
@@ -158,9 +159,11 @@ def evolve(
         folder = out or new_run_folder()
     reporter = _reporter()
     reporter.say(f"run folder: {folder}")
+    stop = StopRequest()
     try:
-        run = run_evolve(folder, settings, reporter)
-    except KeyboardInterrupt:
+        with stop.on_signals(reporter.say):
+            run = run_evolve(folder, settings, reporter, stop)
+    except (Stopped, KeyboardInterrupt):
         reporter.say(f"stopped; go on with: selfemo evolve --resume {folder}")
         raise typer.Exit(130) from None
     except SelfEmoError:

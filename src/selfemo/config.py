@@ -196,7 +196,8 @@ class EvalConfig(_Section):
 
 class SaveConfig(_Section):
     every_steps: Annotated[int, Field(ge=0)] = 0
-    """RL steps between two resumable checkpoints inside a stage; 0 saves at stage ends only."""
+    """RL rounds or SFT steps between two resumable states inside a stage; 0 saves them at stage ends
+    and where a run is asked to stop."""
     keep_stage_checkpoints: bool = True
 
 

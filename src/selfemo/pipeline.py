@@ -4,8 +4,9 @@
         -> [iteration-i-rl -> iteration-i-refit -> evaluate-iteration-i] x N -> summary, figures
 
 Each stage is recorded in the store with its checkpoint. A stage that was interrupted is rewound to its
-last checkpoint (its start, or an RL round saved by save.every_steps) and done again; all random choices
-depend on the seed and the place alone, so a resumed run equals an uninterrupted one.
+last state (its start, or the step at which it was asked to stop or saved by save.every_steps) and goes on
+from there; all random choices depend on the seed and the place alone, so a resumed run equals an
+uninterrupted one.
 
 Departures from the paper [ours]: flywheel.refit = "policy" trains the RL policy further instead of the
 base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteration's model.
@@ -24,7 +25,7 @@ from typing import Any
 
 from selfemo import __version__
 from selfemo.coldstart import gold_samples, read_parquet
-from selfemo.config import Config, load, to_toml
+from selfemo.config import Config, OptimConfig, SftConfig, load, to_toml
 from selfemo.datasets import load as load_data
 from selfemo.errors import ConfigError, DataError, EngineError, StoreError
 from selfemo.evaluation import Scores, evaluate, held_out, score
@@ -34,6 +35,7 @@ from selfemo.progress import Quiet, Reporter
 from selfemo.prompts import conversation_prompts
 from selfemo.seeds import rng
 from selfemo.selfplay import fit_all, persona_book
+from selfemo.stopping import StopRequest
 from selfemo.store import STORE_FILE, Store, lock_folder
 from selfemo.training import SftItem, run_sft
 from selfemo.types import Completion, Conversation, Prompt
@@ -118,19 +120,77 @@ def open_engine(config: Config, checkpoint: str | None = None) -> Any:
     return LocalEngine(config.model, checkpoint, config.sampling.temperature)
 
 
+class _TrainingState:
+    """What a training stage goes on from: weights and optimiser after its last saved step.
+
+    Args:
+        run: the run of the stage.
+        stage: its name; the state lies in checkpoints/.STAGE-partial.
+    """
+
+    def __init__(self, run: Run, stage: str):
+        self.run, self.stage = run, stage
+        self.folder = run.folder / "checkpoints" / f".{stage}-partial"
+        row = run.store.stage(stage)
+        self.step = int(row["step"]) if row is not None else 0
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step}.safetensors"
+
+    def open(self, begin: Callable[[], Any]) -> Any:
+        """The engine that `begin` opens for training, at `step`; from 0 where no state is whole."""
+        engine = begin()
+        if self.step:
+            try:
+                engine.load_training_state(self._path(self.step))
+            except EngineError as e:
+                self.run.reporter.say(f"{e}; {self.stage} starts again")
+                self.step = 0
+                engine = begin()
+        return engine
+
+    def after(self, engine: Any, done: int, total: int) -> None:
+        """Save where it is time or a stop was asked for.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        every, stop = self.run.config.save.every_steps, self.run.stop
+        if done < total and (stop.asked or (every and done % every == 0)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            engine.save_training_state(self._path(done))
+            self.run.store.set_stage(self.stage, "running", step=done)
+            for old in self.folder.glob("step-*.safetensors"):
+                if old != self._path(done):
+                    old.unlink()
+        if done < total:
+            stop.check()
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class Run:
     """One run folder: configuration, store, checkpoints, and the lock that keeps others out.
 
     Args:
         folder: where everything goes.
         config: the configuration of a new run; None resumes the one in the folder.
+        stop: read after each step and before each stage.
 
     Raises:
         StoreError: the folder is no run, holds another run, or is in use.
     """
 
-    def __init__(self, folder: Path, config: Config | None, reporter: Reporter | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        config: Config | None,
+        reporter: Reporter | None = None,
+        stop: StopRequest | None = None,
+    ):
         self.folder, self.reporter = folder, reporter or Quiet()
+        self.stop = stop or StopRequest()
         saved = folder / CONFIG_FILE
         if config is None:
             if not saved.exists():
@@ -196,6 +256,7 @@ class Run:
         row = self.store.stage(name)
         if row is not None and row["status"] == "done":
             return json.loads(row["info"])
+        self.stop.check()
         started = time.monotonic()
         info = work()
         spent = time.monotonic() - started
@@ -210,7 +271,12 @@ class Run:
             engine = self.engine(checkpoint)
             total = sum(t.emotion is not None for c in conversations for t in c.turns)
             with self.reporter.bar(name, total) as advance:
-                scores = evaluate(engine, conversations, self.config, self.store, name, advance)
+
+                def on_done(n: int) -> None:
+                    advance(n)
+                    self.stop.check()
+
+                scores = evaluate(engine, conversations, self.config, self.store, name, on_done)
             return {k: s.as_dict() for k, s in scores.items()}
 
         self.stage(name, work)
@@ -220,34 +286,34 @@ class Run:
 
         def work() -> dict[str, Any]:
             samples, source = cold_start_samples(train, config)
-            self.store.rewind(COLD)
+            state = _TrainingState(self, COLD)
+            engine = state.open(lambda: self._begin(START, config.sft))
+            self.store.rewind(COLD, state.step)
             with self.store.transaction():
                 self.store.add_prompts([p for p, _ in samples], COLD, 0)
-                added = sum(
+                for p, c in samples:
                     add_sample(
                         self.store, p, c, 1.0, stage=COLD, step=0, iteration=0, source=source
                     )
-                    for p, c in samples
-                )
-            engine = self.training_engine(START)
-            info = self._sft(engine, COLD, config.sft.epochs, None, 1.0)
+            info = self._sft(engine, state, config.sft, config.sft.epochs, 1.0)
             self.save(engine, COLD)
-            return {**info, "duplicates": len(samples) - added}
+            state.discard()
+            (kept,) = self.store.rows("SELECT count(*) FROM samples WHERE stage = ?", COLD)
+            return {**info, "duplicates": len(samples) - kept[0]}
 
         self.stage(COLD, work, COLD)
 
     def _sft(
         self,
         engine: Any,
-        stage: str,
+        state: _TrainingState,
+        sft: SftConfig,
         epochs: int,
-        lr: float | None,
         replay: float,
         iteration: int = 0,
     ) -> dict[str, Any]:
         """Train on the SFT set in the store: all of `iteration`'s samples, `replay` of the others."""
-        config = self.config
-        sft = config.sft if lr is None else config.sft.model_copy(update={"lr": lr})
+        config, stage = self.config, state.stage
         chosen = [
             (row, prompt)
             for row, prompt in self.store.samples()
@@ -276,13 +342,29 @@ class Run:
                 with self.store.transaction():
                     self.store.add_metrics(stage, step, measures)
                 advance(1, f"loss {measures['loss']:.3f}")
+                state.after(engine, step + 1, total)
 
-            steps = run_sft(engine, items, sft, epochs=epochs, seed=config.seed, on_step=on_step)
+            advance(state.step)
+            steps = run_sft(
+                engine,
+                items,
+                sft,
+                epochs=epochs,
+                seed=config.seed,
+                on_step=on_step,
+                first=state.step,
+            )
+        engine.end_stage()
         return {"samples": len(items), "steps": steps, **counts}
 
-    def _begin_rl(self, start: str) -> Any:
+    def _begin(self, start: str, optim: OptimConfig) -> Any:
+        """The engine at checkpoint `start`, with a fresh optimiser."""
         engine = self.training_engine(start)
-        engine.begin_stage(self.config.grpo)
+        engine.begin_stage(optim)
+        return engine
+
+    def _begin_rl(self, start: str) -> Any:
+        engine = self._begin(start, self.config.grpo)
         if self.config.grpo.kl_coef:
             engine.set_reference()
         return engine
@@ -292,19 +374,12 @@ class Run:
     ) -> str:
         """Step (a) of algorithm 1; returns the checkpoint's name."""
         name = f"iteration-{i}-rl"
-        config, partial = self.config, self.folder / "checkpoints" / f".{name}-partial"
+        config = self.config
 
         def work() -> dict[str, Any]:
-            row = self.store.stage(name)
-            first = int(row["step"]) if row is not None else 0
-            engine = self._begin_rl(start)
-            if first:
-                try:
-                    engine.load_training_state(partial / f"round-{first}.safetensors")
-                except EngineError as e:
-                    self.reporter.say(f"{e}; {name} starts again")
-                    engine, first = self._begin_rl(start), 0
-            self.store.rewind(name, first)
+            state = _TrainingState(self, name)
+            engine = state.open(lambda: self._begin_rl(start))
+            self.store.rewind(name, state.step)
             plan = RlPlan.of(config)
             # Sorted out here, not when drawn: the order of draws counts the prompts that were sampled.
             skipped: dict[str, int] = {}
@@ -316,22 +391,14 @@ class Run:
                     f"{config.prompt.max_tokens}; raise it"
                 )
             with self.reporter.bar(name, plan.rounds) as advance:
-                if first:
-                    advance(first)
+                advance(state.step)
 
                 def on_round(round_: int, plan: RlPlan, record: dict[str, Any]) -> None:
-                    every, done = config.save.every_steps, round_ + 1
-                    if every and done % every == 0 and done < plan.rounds:
-                        partial.mkdir(parents=True, exist_ok=True)
-                        engine.save_training_state(partial / f"round-{done}.safetensors")
-                        self.store.set_stage(name, "running", step=done)
-                        for old in partial.glob("round-*.safetensors"):
-                            if old.name != f"round-{done}.safetensors":
-                                old.unlink()
                     if "r1" in record:
                         advance(1, f"R1 {record['r1']:.3f} parsed {record['parse_rate']:.0%}")
                     else:
                         advance(1)
+                    state.after(engine, round_ + 1, plan.rounds)
 
                 counts = rl_stage(
                     engine,
@@ -341,12 +408,12 @@ class Run:
                     self.store,
                     stage=name,
                     iteration=i,
-                    first_round=first,
+                    first_round=state.step,
                     on_round=on_round,
                 )
             engine.end_stage()
             self.save(engine, name)
-            shutil.rmtree(partial, ignore_errors=True)
+            state.discard()
             if left_out := len(prompts) - len(usable):
                 counts["originals_too_long"] = left_out
             return counts
@@ -356,21 +423,25 @@ class Run:
 
     def refit(self, after_rl: str, i: int) -> str:
         """Step (b) of algorithm 1; returns the checkpoint's name."""
-        fly = self.config.flywheel
+        config, fly = self.config, self.config.flywheel
         name = f"iteration-{i}"
 
         def work() -> dict[str, Any]:
             info: dict[str, Any] = cap_emotions(self.store, i, fly.max_emotion_share)
-            stage = f"{name}-refit"
-            self.store.rewind(stage)
             keep = fly.refit == "none" or not info["used"]
-            base = fly.refit == "base" and not keep
-            engine = self.training_engine(START if base else after_rl)
+            base = START if fly.refit == "base" and not keep else after_rl
             if keep:
-                info["refit"] = "none: the RL policy is kept"
-            else:
-                info |= self._sft(engine, stage, fly.refit_epochs, fly.refit_lr, fly.replay, i)
+                self.save(self.training_engine(base), name)
+                return info | {"refit": "none: the RL policy is kept"}
+            state = _TrainingState(self, f"{name}-refit")
+            sft = config.sft
+            if fly.refit_lr is not None:
+                sft = sft.model_copy(update={"lr": fly.refit_lr})
+            engine = state.open(lambda: self._begin(base, sft))
+            self.store.rewind(state.stage, state.step)
+            info |= self._sft(engine, state, sft, fly.refit_epochs, fly.replay, i)
             self.save(engine, name)
+            state.discard()
             return info
 
         self.stage(f"{name}-refit", work, name)
@@ -381,9 +452,18 @@ def evaluation_name(checkpoint: str) -> str:
     return f"evaluate-{checkpoint}"
 
 
-def evolve(folder: Path, config: Config | None, reporter: Reporter | None = None) -> Run:
-    """Run or resume algorithm 1 in `folder`; returns the finished, still open run."""
-    run = Run(folder, config, reporter)
+def evolve(
+    folder: Path,
+    config: Config | None,
+    reporter: Reporter | None = None,
+    stop: StopRequest | None = None,
+) -> Run:
+    """Run or resume algorithm 1 in `folder`; returns the finished, still open run.
+
+    Raises:
+        Stopped: `stop` was asked for; what is done is saved, and the run can be resumed.
+    """
+    run = Run(folder, config, reporter, stop)
     try:
         conversations = load_conversations(run.config)
         train = training_conversations(conversations, run.config)

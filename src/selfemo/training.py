@@ -107,11 +107,15 @@ def run_sft(
     epochs: int,
     seed: int,
     on_step: Callable[[int, int, dict[str, float]], Any],
+    first: int = 0,
 ) -> int:
     """Train on all items for some epochs; returns the number of optimiser steps.
 
+    The engine's stage has begun, and is ended by the caller.
+
     Args:
         on_step: called after each step with (step, total steps, measures).
+        first: the step to begin with; the engine holds weights and optimiser state of that point.
     """
     batches = [
         batch
@@ -120,9 +124,7 @@ def run_sft(
             [i.share for i in items], config.batch_size, config.run_length, seed, epoch
         )
     ]
-    engine.begin_stage(config)
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(batches[first:], first):
         lr = learning_rate(config, step, len(batches))
         on_step(step, len(batches), engine.sft_step([items[i] for i in batch], config, lr))
-    engine.end_stage()
     return len(batches)

@@ -181,6 +181,7 @@ def test_sft_learns(tiny_model: Path) -> None:
     e = engine(tiny_model)
     losses = []
     config = SftConfig(lr=3e-3, batch_size=4, micro_tokens=512)
+    e.begin_stage(config)
     run_sft(
         e, sft_items(), config, epochs=60, seed=0, on_step=lambda s, t, m: losses.append(m["loss"])
     )

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from selfemo.config import Config, load
 from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.pipeline import Run, evolve, scores_of
 from selfemo.standalone import evaluate_alone
+from selfemo.stopping import Stopped, StopRequest
 from selfemo.summary import finish
 from tests.conftest import toy_conversations
 
@@ -148,8 +150,6 @@ def test_an_interrupted_stage_resumes_to_the_same_run(
 
     class Stopper(Silent):
         def bar(self, label: str, total: int):
-            from contextlib import contextmanager
-
             @contextmanager
             def counted():
                 n = 0
@@ -177,6 +177,41 @@ def test_an_interrupted_stage_resumes_to_the_same_run(
         assert a.read_bytes() == b.read_bytes(), name
 
 
+@pytest.mark.parametrize(
+    "stop_at", ["evaluate-start", "cold-start", "iteration-1-rl", "iteration-1-refit"]
+)
+def test_a_stop_request_ends_the_step_and_saves_it(
+    finished: Path, tiny_model: Path, data: Path, tmp_path: Path, stop_at: str
+) -> None:
+    stop, steps = StopRequest(), {"before": 0, "after": 0}
+
+    class Asking(Silent):
+        def __init__(self, key: str):
+            self.key = key
+
+        def bar(self, label: str, total: int):
+            @contextmanager
+            def counted():
+                def advance(k: int = 1, note: str = "") -> None:
+                    if label == stop_at and note:
+                        steps[self.key] += 1
+                    if label == stop_at and self.key == "before":
+                        stop.asked = steps["before"] == 2 or label == "evaluate-start"
+
+                yield advance
+
+            return counted()
+
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        evolve(folder, settings(tiny_model, data), Asking("before"), stop)
+    evolve(folder, None, Asking("after")).close()
+    assert content(folder) == content(finished)
+    if stop_at != "evaluate-start":
+        total = sum(m[0] == stop_at for m in content(finished)["metrics"])
+        assert steps == {"before": 2, "after": total - 2}, "no step is done twice"
+
+
 def test_a_damaged_training_state_starts_its_stage_again(
     finished: Path, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -187,12 +222,10 @@ def test_a_damaged_training_state_starts_its_stage_again(
             self.said.append(text)
 
         def bar(self, label: str, total: int):
-            from contextlib import contextmanager
-
             @contextmanager
             def counted():
                 def advance(k: int = 1, note: str = "") -> None:
-                    if label == "iteration-1-rl" and list(folder.glob("checkpoints/.*/round-1*")):
+                    if label == "iteration-1-rl" and list(folder.glob("checkpoints/.*/step-1.*")):
                         raise KeyboardInterrupt
 
                 yield advance
@@ -202,7 +235,7 @@ def test_a_damaged_training_state_starts_its_stage_again(
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         evolve(folder, settings(tiny_model, data, "save.every_steps=1"), Stopper())
-    (state,) = folder.glob("checkpoints/.*/round-1.safetensors")
+    (state,) = folder.glob("checkpoints/.*/step-1.safetensors")
     state.write_bytes(state.read_bytes()[:5000])
     reporter = Stopper()
     reporter.bar = Silent().bar  # type: ignore[method-assign]
@@ -235,7 +268,10 @@ def test_sigkill_and_resume(finished: Path, tiny_model: Path, data: Path, tmp_pa
     assert content(folder) == content(finished)
 
 
-def test_sigterm_says_how_to_resume(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [0.0, 2.0])
+def test_sigterm_says_how_to_resume(
+    tiny_model: Path, data: Path, tmp_path: Path, after: float
+) -> None:
     from selfemo.config import to_toml
 
     folder, toml = tmp_path / "run", tmp_path / "c.toml"
@@ -248,7 +284,7 @@ def test_sigterm_says_how_to_resume(tiny_model: Path, data: Path, tmp_path: Path
         if (folder / "store.sqlite").exists():
             break
         time.sleep(0.1)
-    time.sleep(2)
+    time.sleep(after)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
