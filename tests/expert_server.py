@@ -60,6 +60,16 @@ def write_answer(messages: list[dict[str, str]]) -> dict:
     }
 
 
+def format_answer(messages: list[dict[str, str]], salt: str = "") -> str:
+    """A completion in the project's own format, as an evaluated model writes it; one in eight is wrong."""
+    labels = re.match(r"Emotions: (.+)\.\n", messages[0]["content"])[1].split(", ")
+    draw = digest(salt, *(m["content"] for m in messages))
+    first, second = labels[draw % len(labels)], labels[(draw + 1) % len(labels)]
+    if draw % 8 == 0:
+        first = "melancholy"
+    return f"E: {first} 7, {second} 3\nS: {second}\nR: So I hear, {draw}."
+
+
 class Expert(ThreadingHTTPServer):
     """Listens on a free port of the loopback address."""
 
@@ -141,8 +151,11 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "drop":
             self.close_connection = True
             return None
-        answer = write_answer(messages)
-        text = json.dumps(answer)
+        if messages[0]["content"].startswith("Emotions: "):
+            answer, text = {}, format_answer(messages, self.server.args.salt)
+        else:
+            answer = write_answer(messages)
+            text = json.dumps(answer)
         if fault == "cut-json":
             text = text[: len(text) * 2 // 3]
         elif fault == "prose":
@@ -185,6 +198,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--hang", type=float, default=3.0, help="seconds that a time-out hangs")
     parser.add_argument("--key", default="", help="the bearer token that is asked for")
+    parser.add_argument("--salt", default="", help="another one: another model's answers")
     parser.add_argument("--log", type=Path)
     server = Expert(parser.parse_args())
     print(server.server_address[1], flush=True)

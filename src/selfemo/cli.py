@@ -228,34 +228,6 @@ def selfplay(
 
 
 @app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model id, folder or run.")],
-    data: Sources,
-    split: Annotated[
-        str | None, typer.Option(help="dev or test (default: the configuration's).")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Keep predictions here; go on if stopped.")
-    ] = None,
-    config: Configs = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Accuracy, weighted F1, mean R1 and parse rate on held-out conversations."""
-    from selfemo.standalone import evaluate_alone
-
-    changes = [*(overrides or []), *([f'data.eval_split="{split}"'] if split else [])]
-    scores = evaluate_alone(model, data, out, config or [], changes, _reporter())
-    if as_json:
-        typer.echo(json.dumps({d: s.as_dict() for d, s in scores.items()}))
-        return
-    _print_table("95% intervals by conversation", {model: scores})
-    for dataset, s in scores.items():
-        if s.failures:
-            typer.echo(f"{dataset}, failures by kind: {s.failures}")
-
-
-@app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="Model id, folder or run.")],
     data: Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')],
@@ -443,6 +415,106 @@ def coldstart_generate(
     _counts(counts, as_json)
     if not as_json:
         typer.echo(f"use them: selfemo evolve --set sft.samples={out} ...")
+
+
+def _print_tables(tables: list[tuple[str, list[str], list[list[str]]]]) -> None:
+    from selfemo.tables import render
+
+    for title, header, rows in tables:
+        typer.echo(f"\n{title}\n\n{render(header, rows)}", nl=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(help="Model id, folder, run, or an endpoint as NAME=URL,model=MODEL[,...]."),
+    ],
+    data: Sources,
+    split: Annotated[
+        str | None, typer.Option(help="dev or test (default: the configuration's).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep predictions and scores here; go on if stopped.")
+    ] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare", help="Folder of another evaluation, or a run: paired differences."
+        ),
+    ] = None,
+    config: Configs = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy, F1, mean R1, calibration and confusion on held-out conversations (table 1)."""
+    from selfemo.evaluation_jobs import evaluate_model, shown
+    from selfemo.stopping import Stopped, StopRequest
+
+    changes = [*(overrides or []), *([f'data.eval_split="{split}"'] if split else [])]
+    reporter, stop = _reporter(), StopRequest()
+    try:
+        with stop.on_signals(reporter.say):
+            result = evaluate_model(
+                model, data, out, config or [], changes, reporter, other=other, stop=stop
+            )
+    except (Stopped, KeyboardInterrupt):
+        kept = (
+            f"run the same command again to go on in {out}"
+            if out
+            else "nothing is kept without --out"
+        )
+        reporter.say(f"stopped; {kept}")
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+        return
+    _print_tables(shown(result))
+    for dataset, s in result.scores.items():
+        if s.failures:
+            typer.echo(f"\n{dataset}, failures by kind: {s.failures}")
+    if out is not None:
+        typer.echo(f"\n{out}: scores.json, predictions.parquet")
+
+
+def _write(text: str, out: Path | None) -> None:
+    """To a file, or to standard output where none is named."""
+    from selfemo.errors import StoreError
+
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from e
+
+
+@app.command()
+def table1(
+    places: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of `evaluate --out`, or runs.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="text, markdown, latex or csv (with intervals).")
+    ] = "text",
+    out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    cross: Annotated[
+        bool, typer.Option("--cross", help="Trained on against evaluated on instead.")
+    ] = False,
+) -> None:
+    """Table 1: the paper's published rows, and beside them what was measured."""
+    from selfemo import tables
+    from selfemo.errors import ConfigError
+
+    if cross and not places:
+        raise ConfigError("--cross needs folders of `selfemo evaluate --out`, or runs")
+    if cross:
+        header, rows = tables.cross(places or [])
+    else:
+        header, rows = tables.table1(places or [], intervals=form == "csv")
+    _write(tables.render(header, rows, form), out)
 
 
 def _terminate(*_: object) -> None:

@@ -3,27 +3,41 @@
 One prompt per gold utterance, with nothing later than that utterance in it; greedy decoding; the top
 emotion by weight is the prediction; a completion that does not parse is an error and is counted by kind.
 Predictions go to the store as they are made, so an evaluation that was stopped goes on.
+
+An endpoint is asked with the very chat messages that a local model reads and its answer is read in the
+same way, without any repair question [ours]: a row of table 1 stands for one answer to one prompt.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from selfemo.config import Config
-from selfemo.errors import DataError
+from selfemo.errors import DataError, EndpointError
+from selfemo.experts import Question, Reply, ask_experts, without_thoughts
+from selfemo.generation.chat import ChatRequest, ExpertSpec
+from selfemo.generation.endpoint import estimate_tokens
 from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.metrics import FAILED, Interval, cluster_bootstrap, f1, mean_interval
+from selfemo.metrics import (
+    FAILED,
+    Interval,
+    Outcomes,
+    PairedDifference,
+    average_intervals,
+    calibration,
+    class_report,
+    paired_measures,
+)
 from selfemo.parsing import parse, parse_recognition
-from selfemo.prompts import conversation_prompts, prompt_at
+from selfemo.prompts import conversation_prompts, fit, messages, prompt_at
 from selfemo.rewards import weighted_iou
 from selfemo.seeds import rng
 from selfemo.selfplay import fit_all
+from selfemo.stopping import StopRequest
 from selfemo.store import Store, read_distribution
 from selfemo.training import Engine
 from selfemo.types import (
@@ -38,6 +52,11 @@ from selfemo.types import (
 _CHUNK = 64
 TOO_LONG = "too_long"
 """Failure kind of a prompt whose last utterance and persona alone pass the length limit."""
+REFUSED = "refused"
+"""Failure kind of a prompt that an endpoint refuses to answer."""
+_PURPOSE = "evaluate"
+UNION = "all"
+"""Name of the union of all data sets in scores."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +72,28 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores over one data set (or the union): 95% intervals are clustered by conversation."""
+    """Scores over one data set (or the union): 95% intervals are clustered by conversation.
+
+    Attributes:
+        failures: predictions without an emotion, by kind.
+        classes: precision, recall, f1, support and predicted of each class (`metrics.class_report`).
+        confusion: "labels" (k) and "rows" (k, k + 1): gold by predicted, the last column failed.
+        calibration: `metrics.calibration` of the predictions that parsed.
+    """
 
     utterances: int
     conversations: int
     accuracy: Interval
     weighted_f1: Interval
-    macro_f1: float
+    macro_f1: Interval
     mean_r1: Interval
     parse_rate: Interval
     failures: dict[str, int]
     predicted_share: dict[str, float]
     gold_share: dict[str, float]
+    classes: dict[str, dict[str, float]]
+    confusion: dict[str, Any]
+    calibration: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -115,25 +144,69 @@ def predict(
     requests = [Request(fitted[p.id].ids, share=p.conversation_id) for p in asked]
     sampled = engine.generate(requests, settings, on_done)
     texts = {p.id: s[0] for p, s in zip(asked, sampled, strict=True)}
-    result = []
-    for p in prompts:
-        if p.id not in texts:
-            result.append(Prediction(p, None, TOO_LONG, None, ""))
-            continue
-        sample = texts[p.id]
-        completion = None
-        read: EmotionDistribution | ParseFailure
-        if whole:
-            parsed = parse(sample.text, p.label_set, finished=sample.finished)
-            completion = parsed if isinstance(parsed, Completion) else None
-            read = parsed.emotion if isinstance(parsed, Completion) else parsed
-        else:
-            read = parse_recognition(sample.text, p.label_set)
-        if isinstance(read, ParseFailure):
-            result.append(Prediction(p, None, read.kind.value, None, sample.text))
-        else:
-            result.append(Prediction(p, read, None, completion, sample.text))
-    return result
+    return [
+        read_prediction(p, texts[p.id].text, texts[p.id].finished, whole=whole)
+        if p.id in texts
+        else Prediction(p, None, TOO_LONG, None, "")
+        for p in prompts
+    ]
+
+
+def read_prediction(prompt: Prompt, text: str, finished: bool = True, *, whole: bool) -> Prediction:
+    """What a completion says of its prompt: of the `whole` of it, or of its emotion span alone."""
+    completion = None
+    read: EmotionDistribution | ParseFailure
+    if whole:
+        parsed = parse(text, prompt.label_set, finished=finished)
+        completion = parsed if isinstance(parsed, Completion) else None
+        read = parsed.emotion if isinstance(parsed, Completion) else parsed
+    else:
+        read = parse_recognition(text, prompt.label_set)
+    if isinstance(read, ParseFailure):
+        return Prediction(prompt, None, read.kind.value, None, text)
+    return Prediction(prompt, read, None, completion, text)
+
+
+def gold_prompts(conversations: Sequence[Conversation]) -> list[Prompt]:
+    """What an evaluation asks: one prompt per gold utterance, without the future.
+
+    Raises:
+        DataError: no utterance has a gold emotion.
+    """
+    prompts = [p for c in conversations for p in conversation_prompts(c, future=False)]
+    if not prompts:
+        raise DataError("no utterance of the held-out conversations has a gold emotion")
+    return prompts
+
+
+def _missing(
+    prompts: Sequence[Prompt], store: Store, name: str, on_done: Callable[[int], None] | None
+) -> list[Prompt]:
+    """The prompts without a prediction in the store."""
+    done = {
+        r["prompt"] for r in store.rows("SELECT prompt FROM predictions WHERE evaluation = ?", name)
+    }
+    if on_done and done:
+        on_done(len(done))
+    return [p for p in prompts if p.id not in done]
+
+
+def _keep(store: Store, name: str, predictions: Iterable[Prediction]) -> None:
+    with store.transaction():
+        store.add_predictions(
+            (
+                name,
+                p.prompt.id,
+                p.prompt.dataset,
+                p.prompt.conversation_id,
+                json.dumps(dict(p.prompt.target or {})),
+                None if p.predicted is None else json.dumps(dict(p.predicted)),
+                p.failure,
+                weighted_iou(p.predicted, p.prompt.target) if p.prompt.target else 0.0,
+                p.text,
+            )
+            for p in predictions
+        )
 
 
 def evaluate(
@@ -144,89 +217,244 @@ def evaluate(
     name: str,
     on_done: Callable[[int], None] | None = None,
 ) -> dict[str, Scores]:
-    """Predict what is not in the store yet under `name`, then score; by data set, and "all"."""
-    prompts = [p for c in conversations for p in conversation_prompts(c, future=False)]
-    if not prompts:
-        raise DataError("no utterance of the held-out conversations has a gold emotion")
-    done = {
-        r["prompt"] for r in store.rows("SELECT prompt FROM predictions WHERE evaluation = ?", name)
-    }
-    if on_done and done:
-        on_done(len(done))
-    missing = [p for p in prompts if p.id not in done]
+    """Predict what is not in the store yet under `name`, then score; by data set, and "all".
+
+    Args:
+        on_done: called after each chunk is in the store; it may raise to stop there.
+    """
+    missing = _missing(gold_prompts(conversations), store, name, on_done)
     for start in range(0, len(missing), _CHUNK):
         chunk = predict(engine, missing[start : start + _CHUNK], config)
-        with store.transaction():
-            store.add_predictions(
-                (
-                    name,
-                    p.prompt.id,
-                    p.prompt.dataset,
-                    p.prompt.conversation_id,
-                    json.dumps(dict(p.prompt.target or {})),
-                    None if p.predicted is None else json.dumps(dict(p.predicted)),
-                    p.failure,
-                    weighted_iou(p.predicted, p.prompt.target) if p.prompt.target else 0.0,
-                    p.text,
-                )
-                for p in chunk
-            )
+        _keep(store, name, chunk)
         if on_done:
             on_done(len(chunk))
-    labels = {c.dataset: c.label_set for c in conversations}
-    return score(store, name, labels, config)
+    return score(store, name, label_sets(conversations), config)
+
+
+def evaluate_endpoint(
+    spec: ExpertSpec,
+    conversations: Sequence[Conversation],
+    config: Config,
+    store: Store,
+    name: str,
+    on_done: Callable[[int], None] | None = None,
+    stop: StopRequest | None = None,
+) -> dict[str, Scores]:
+    """`evaluate` of a model behind an OpenAI-compatible endpoint; answers are kept as they come.
+
+    Lengths are estimated (`estimate_tokens`), since the endpoint's tokenizer is not at hand.
+
+    Raises:
+        EndpointError: the endpoint cannot be used, or left prompts without an answer; a second run asks
+            for those alone.
+        Stopped: `stop` was asked for; the questions under way were answered and kept.
+    """
+    stop = stop or StopRequest()
+    whole = config.evaluation.span == "all"
+    missing = _missing(gold_prompts(conversations), store, name, on_done)
+
+    def encode(chat: list[dict[str, str]]) -> range:
+        return range(estimate_tokens(ChatRequest(chat, {}, 0)))
+
+    def questions() -> Iterator[Question[Prediction]]:
+        for prompt in missing:
+            if stop.asked:
+                return
+            fitted = fit(prompt, encode, config.prompt.max_tokens, config.prompt.reasoning)
+            if fitted is None:
+                keep(Prediction(prompt, None, TOO_LONG, None, ""))
+                continue
+            yield Question(
+                prompt.id,
+                messages(fitted.prompt, config.prompt.reasoning),
+                {},
+                lambda text, p=prompt: read_prediction(p, without_thoughts(text), whole=whole),  # type: ignore[misc]
+                config.evaluation.max_new_tokens,
+            )
+
+    unanswered = 0
+
+    def keep(prediction: Prediction) -> None:
+        _keep(store, name, [prediction])
+        if on_done:
+            on_done(1)
+
+    by_id = {p.id: p for p in missing}
+
+    def on_reply(question: Question[Prediction], reply: Reply[Prediction]) -> None:
+        nonlocal unanswered
+        if reply.value is not None:
+            keep(reply.value)
+        elif reply.kind == REFUSED:
+            keep(Prediction(by_id[reply.item], None, REFUSED, None, reply.detail))
+        else:
+            unanswered += 1
+
+    ask_experts(questions(), [spec], store, _PURPOSE, on_reply, rounds=1)
+    stop.check()
+    if unanswered:
+        raise EndpointError(
+            f"{spec.name} left {unanswered} of {len(missing)} prompts without an answer; run the same "
+            "command again to ask for them"
+        )
+    return score(store, name, label_sets(conversations), config)
+
+
+def label_sets(conversations: Sequence[Conversation]) -> dict[str, LabelSet]:
+    """The label set of each data set."""
+    return {c.dataset: c.label_set for c in conversations}
+
+
+def prediction_rows(store: Store, name: str) -> list[Any]:
+    """The stored predictions of one evaluation, by prompt: the order of answers differs between runs."""
+    return store.rows("SELECT * FROM predictions WHERE evaluation = ? ORDER BY prompt", name)
+
+
+def outcomes(rows: Sequence[Any], labels: Mapping[str, LabelSet]) -> dict[str, Outcomes]:
+    """Stored predictions counted by data set; UNION when there are several.
+
+    UNION is weighted by utterance; its F1 treats equal names of two label sets as one class.
+    """
+    parts = {
+        d: (mine, s.labels)
+        for d, s in labels.items()
+        if (mine := [r for r in rows if r["dataset"] == d])
+    }
+    if len(parts) > 1:
+        every = tuple(dict.fromkeys(e for _, classes in parts.values() for e in classes))
+        parts[UNION] = ([r for mine, _ in list(parts.values()) for r in mine], every)
+    return {d: _count(mine, labels, classes) for d, (mine, classes) in parts.items()}
+
+
+def _tops(row: Any, labels: Mapping[str, LabelSet]) -> tuple[str, str]:
+    """Top gold and predicted emotion; FAILED where there is none."""
+    label_set = labels[row["dataset"]]
+    gold, guess = read_distribution(row["gold"]), read_distribution(row["predicted"])
+    assert gold is not None
+    return gold.top(label_set), FAILED if guess is None else guess.top(label_set)
+
+
+def _count(rows: Sequence[Any], labels: Mapping[str, LabelSet], classes: Sequence[str]) -> Outcomes:
+    tops = [_tops(r, labels) for r in rows]
+    return Outcomes.of(
+        [g for g, _ in tops],
+        [p for _, p in tops],
+        [r["r1"] for r in rows],
+        [r["conversation"] for r in rows],
+        classes,
+    )
 
 
 def score(
-    store: Store, name: str, labels: dict[str, LabelSet], config: Config
+    store: Store, name: str, labels: Mapping[str, LabelSet], config: Config
 ) -> dict[str, Scores]:
-    """Scores of the stored predictions of one evaluation, by data set; "all" when there are several.
-
-    "all" is the utterance-weighted union; its F1 treats equal names of two label sets as one class.
-    """
-    rows = store.rows("SELECT * FROM predictions WHERE evaluation = ? ORDER BY rowid", name)
-    result = {}
-    for dataset, label_set in labels.items():
-        mine = [r for r in rows if r["dataset"] == dataset]
-        if mine:
-            result[dataset] = _score(mine, labels, label_set.labels, config)
-    if len(result) > 1:
-        union = tuple(dict.fromkeys(e for s in labels.values() for e in s.labels))
-        result["all"] = _score(rows, labels, union, config)
-    return result
+    """Scores of the stored predictions of one evaluation, by data set, and UNION of several."""
+    rows = prediction_rows(store, name)
+    return {
+        d: _score(
+            o, [r for r in rows if d in (UNION, r["dataset"])], labels, config.evaluation.resamples
+        )
+        for d, o in outcomes(rows, labels).items()
+    }
 
 
 def _score(
-    rows: Sequence[Any], labels: dict[str, LabelSet], classes: Sequence[str], config: Config
+    counted: Outcomes, rows: Sequence[Any], labels: Mapping[str, LabelSet], resamples: int
 ) -> Scores:
-    gold, predicted = [], []
-    for r in rows:
-        label_set = labels[r["dataset"]]
-        target, guess = read_distribution(r["gold"]), read_distribution(r["predicted"])
-        assert target is not None
-        gold.append(target.top(label_set))
-        predicted.append(FAILED if guess is None else guess.top(label_set))
-    clusters = [r["conversation"] for r in rows]
-    g, p = np.asarray(gold, dtype=object), np.asarray(predicted, dtype=object)
-    n = config.evaluation.resamples
-    counts = Counter(predicted)
-    golds = Counter(gold)
+    confusion, classes = counted.confusion.sum(0), counted.classes
+    n = len(rows)
+    parsed = [r for r in rows if r["predicted"] is not None]
+    intervals = counted.intervals(resamples)
     return Scores(
-        utterances=len(rows),
-        conversations=len(set(clusters)),
-        accuracy=mean_interval((g == p).astype(float).tolist(), clusters, resamples=n),
-        weighted_f1=cluster_bootstrap(
-            lambda i: f1(g[i].tolist(), p[i].tolist(), classes, "weighted"),
-            clusters,
-            resamples=min(n, 300),
-        ),
-        macro_f1=f1(gold, predicted, classes, "macro"),
-        mean_r1=mean_interval([r["r1"] for r in rows], clusters, resamples=n),
-        parse_rate=mean_interval([float(x != FAILED) for x in predicted], clusters, resamples=n),
+        utterances=n,
+        conversations=len(counted.clusters),
+        accuracy=intervals["accuracy"],
+        weighted_f1=intervals["weighted_f1"],
+        macro_f1=intervals["macro_f1"],
+        mean_r1=intervals["mean_r1"],
+        parse_rate=intervals["parse_rate"],
         failures=dict(Counter(r["failure"] for r in rows if r["failure"]).most_common()),
-        predicted_share={e: counts[e] / len(rows) for e in classes},
-        gold_share={e: golds[e] / len(rows) for e in classes},
+        predicted_share={e: confusion[:, i].sum() / n for i, e in enumerate(classes)},
+        gold_share={e: confusion[i].sum() / n for i, e in enumerate(classes)},
+        classes=class_report(confusion, classes),
+        confusion={"labels": list(classes), "rows": confusion.astype(int).tolist()},
+        calibration=calibration(
+            [json.loads(r["predicted"]) for r in parsed],
+            [json.loads(r["gold"]) for r in parsed],
+            [labels[r["dataset"]].labels for r in parsed],
+        ),
     )
+
+
+def average(
+    store: Store, name: str, labels: Mapping[str, LabelSet], config: Config
+) -> dict[str, Interval] | None:
+    """Table 1's AVG: the plain average over data sets, each of equal weight; None for one data set."""
+    counted = outcomes(prediction_rows(store, name), labels)
+    counted.pop(UNION, None)
+    if len(counted) < 2:
+        return None
+    return average_intervals(list(counted.values()), config.evaluation.resamples)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired differences (second minus first) over the prompts that both answered.
+
+    Attributes:
+        of: prompts that either answered.
+    """
+
+    prompts: int
+    of: int
+    conversations: int
+    measures: dict[str, PairedDifference]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "prompts": self.prompts,
+            "of": self.of,
+            "conversations": self.conversations,
+            **{
+                m: {
+                    "difference": [d.difference.value, d.difference.low, d.difference.high],
+                    "p_value": d.p_value,
+                }
+                for m, d in self.measures.items()
+            },
+        }
+
+
+def compare(
+    first: Sequence[Any],
+    second: Sequence[Any],
+    labels: Mapping[str, LabelSet],
+    resamples: int = 2000,
+) -> dict[str, Comparison]:
+    """Compare two evaluations (rows of the table `predictions`), by data set and UNION.
+
+    Raises:
+        DataError: they share no prompt, or a prompt has another gold emotion in one than in the other.
+    """
+    a, b = ({r["prompt"]: r for r in rows if r["dataset"] in labels} for rows in (first, second))
+    common = [p for p in b if p in a]
+    if not common:
+        raise DataError(
+            "the two evaluations share no prompt; evaluate both on the same data and split"
+        )
+    for p in common:
+        if json.loads(a[p]["gold"]) != json.loads(b[p]["gold"]):
+            raise DataError(f"prompt {p} has another gold emotion in the two evaluations")
+    of = Counter(r["dataset"] for r in (a | b).values())
+    of[UNION] = len(a | b)
+    counted_a, counted_b = (outcomes([rows[p] for p in common], labels) for rows in (a, b))
+    return {
+        d: Comparison(
+            int(o.confusion.sum()), of[d], len(o.clusters),
+            paired_measures(counted_a[d], o, resamples=resamples),
+        )
+        for d, o in counted_b.items()
+    }  # fmt: skip
 
 
 def all_prompts(conversation: Conversation) -> list[Prompt]:

@@ -114,13 +114,18 @@ class Tally:
         }
 
 
+def without_thoughts(text: str) -> str:
+    """An answer without what a reasoning model thought aloud before it (<think>...</think>)."""
+    return _THOUGHT.sub("", text)
+
+
 def read_json(text: str) -> dict[str, Any]:
     """The first JSON object in an answer; prose, code fences and thoughts around it are passed over.
 
     Raises:
         MalformedError("no_json"): there is none that is complete.
     """
-    body = _THOUGHT.sub("", text)
+    body = without_thoughts(text)
     decoder = json.JSONDecoder()
     start = body.find("{")
     while start >= 0:

@@ -1,13 +1,16 @@
-"""Scores with intervals: accuracy, F1, bootstrap over conversations, paired test.
+"""Scores with intervals: accuracy, F1, calibration, bootstrap over conversations, paired test.
 
 Utterances of one conversation are not independent, so resampling is by conversation (cluster bootstrap)
 and the paired test flips signs by conversation.
+
+Shapes: c clusters (conversations), k classes, b resamples, n observations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,18 +28,6 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    return float(np.mean(np.asarray(gold, dtype=object) == np.asarray(predicted, dtype=object)))
-
-
-def f1(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str], average: str) -> float:
-    """F1 averaged over the label set ("weighted" by support, or "macro"); a class without any
-    support or prediction counts 0, and a failed parse is a miss of its gold class."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(gold, predicted, labels=list(labels), average=average, zero_division=0))
 
 
 def _cluster_indices(clusters: Sequence[Hashable]) -> list[np.ndarray]:
@@ -67,9 +58,7 @@ def cluster_bootstrap(
         statistic(np.concatenate([members[j] for j in rng.integers(0, len(members), len(members))]))
         for _ in range(resamples)
     ]
-    tail = (1 - level) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(float(point), float(low), float(high))
+    return percentile_interval(point, np.asarray(draws), level)
 
 
 def mean_interval(
@@ -85,12 +74,26 @@ def mean_interval(
     array = np.asarray(values, dtype=np.float64)
     sums = np.array([array[m].sum() for m in members])
     counts = np.array([len(m) for m in members])
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(members), (resamples, len(members)))
+    drawn = _draws(len(members), resamples, seed)
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    return percentile_interval(float(array.mean()), means, level)
+
+
+def _draws(clusters: int, resamples: int, seed: int) -> np.ndarray:
+    """(b, c) clusters drawn with repeats."""
+    return np.random.default_rng(seed).integers(0, clusters, (resamples, clusters))
+
+
+def _flips(clusters: int, resamples: int, seed: int) -> np.ndarray:
+    """(b, c) random signs, -1 where the two systems are swapped in a cluster."""
+    return np.random.default_rng(seed).choice((-1.0, 1.0), (resamples, clusters))
+
+
+def percentile_interval(value: float, draws: np.ndarray, level: float = 0.95) -> Interval:
+    """The interval of a value between the percentiles of its resampled values (b,)."""
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(array.mean()), float(low), float(high))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(float(value), float(low), float(high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,230 @@ def paired_difference(
         raise ValueError("paired_difference needs the same observations for both systems")
     delta = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     sums = np.array([delta[m].sum() for m in _cluster_indices(clusters)])
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (resamples, len(sums)))
+    signs = _flips(len(sums), resamples, seed)
     reached = np.sum(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12)
     interval = mean_interval(delta.tolist(), clusters, resamples=resamples, seed=seed)
     return PairedDifference(interval, float((reached + 1) / (resamples + 1)))
+
+
+# -- classification -------------------------------------------------------------------------------------
+
+MEASURES = ("accuracy", "weighted_f1", "macro_f1", "mean_r1", "parse_rate")
+
+
+def class_f1(confusion: np.ndarray) -> np.ndarray:
+    """F1 of each class, (..., k), from confusion (..., k, k + 1); 0 where a class never occurs."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    both = confusion.sum(-1) + confusion[..., :-1].sum(-2)
+    f1: np.ndarray = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
+    return f1
+
+
+def measures_of(confusion: np.ndarray, r1: np.ndarray) -> dict[str, np.ndarray]:
+    """MEASURES of counts.
+
+    Macro F1 is the mean over the whole label set, weighted F1 that by support; a failed parse (the last
+    column) is a miss of its gold class and no prediction of another.
+
+    Args:
+        confusion: (..., k, k + 1), gold by predicted class, then failed; at least one observation each.
+        r1: (...,) sum of R1.
+    """
+    support = confusion.sum(-1)
+    n = support.sum(-1)
+    f1 = class_f1(confusion)
+    return {
+        "accuracy": np.trace(confusion, axis1=-2, axis2=-1) / n,
+        "weighted_f1": (f1 * support).sum(-1) / n,
+        "macro_f1": f1.mean(-1),
+        "mean_r1": r1 / n,
+        "parse_rate": 1 - confusion[..., -1].sum(-1) / n,
+    }
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a system said of one data set, summed by conversation: all that MEASURES depend on.
+
+    Attributes:
+        classes: the k classes.
+        clusters: the c conversations, in order of appearance.
+        confusion: (c, k, k + 1) gold by predicted class, the last column failed parses.
+        r1: (c,) sums of R1.
+    """
+
+    classes: tuple[str, ...]
+    clusters: tuple[Hashable, ...]
+    confusion: np.ndarray
+    r1: np.ndarray
+
+    @staticmethod
+    def of(
+        gold: Sequence[str],
+        predicted: Sequence[str],
+        r1: Sequence[float],
+        clusters: Sequence[Hashable],
+        classes: Sequence[str],
+    ) -> Outcomes:
+        """Count; a prediction outside the classes (FAILED) is a failed parse.
+
+        Raises:
+            ValueError: a gold label outside the classes, no observation, or lengths that differ.
+        """
+        if not gold or not len(gold) == len(predicted) == len(r1) == len(clusters):
+            raise ValueError("outcomes need one prediction, R1 and cluster for each gold label")
+        index = {e: i for i, e in enumerate(classes)}
+        if unknown := set(gold) - set(index):
+            raise ValueError(f"gold labels outside the classes: {sorted(unknown)}")
+        rows = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
+        confusion = np.zeros((len(rows), len(classes), len(classes) + 1))
+        sums = np.zeros(len(rows))
+        for g, p, r, c in zip(gold, predicted, r1, clusters, strict=True):
+            confusion[rows[c], index[g], index.get(p, len(classes))] += 1
+            sums[rows[c]] += r
+        return Outcomes(tuple(classes), tuple(rows), confusion, sums)
+
+    def measures(self, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """MEASURES of the whole, or (b,) of clusters taken `weights` (b, c) times."""
+        if weights is None:
+            return measures_of(self.confusion.sum(0), self.r1.sum())
+        flat = weights @ self.confusion.reshape(len(self.clusters), -1)
+        return measures_of(flat.reshape(-1, *self.confusion.shape[1:]), weights @ self.r1)
+
+    def resampled(self, resamples: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """(b,) MEASURES of bootstrap resamples of the clusters."""
+        c = len(self.clusters)
+        drawn = _draws(c, resamples, seed) + c * np.arange(resamples)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=resamples * c).reshape(resamples, c)
+        return self.measures(weights.astype(float))
+
+    def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
+        """MEASURES with 95% intervals by conversation."""
+        draws = self.resampled(resamples, seed)
+        return {m: percentile_interval(float(v), draws[m]) for m, v in self.measures().items()}
+
+
+def average_intervals(parts: Sequence[Outcomes], resamples: int = 1000) -> dict[str, Interval]:
+    """The plain average of MEASURES over data sets (table 1's AVG); each is resampled on its own."""
+    points = [p.measures() for p in parts]
+    draws = [p.resampled(resamples, seed) for seed, p in enumerate(parts)]
+    return {
+        m: percentile_interval(
+            float(np.mean([p[m] for p in points])), np.mean([d[m] for d in draws], 0)
+        )
+        for m in MEASURES
+    }
+
+
+def paired_measures(
+    a: Outcomes, b: Outcomes, *, resamples: int = 2000, seed: int = 0
+) -> dict[str, PairedDifference]:
+    """b - a in each of MEASURES on the same observations; see `paired_difference`.
+
+    F1 is no mean over utterances, so each draw of the test swaps the two systems' predictions in half of
+    the conversations and computes both scores anew.
+
+    Raises:
+        ValueError: the two were not counted over the same conversations and classes.
+    """
+    if a.clusters != b.clusters or a.classes != b.classes:
+        raise ValueError("paired_measures needs the same observations for both systems")
+    observed_a, observed_b = a.measures(), b.measures()
+    drawn_a, drawn_b = a.resampled(resamples, seed), b.resampled(resamples, seed)
+    swap = (_flips(len(a.clusters), resamples, seed) < 0).astype(float)
+    stacked = Outcomes(
+        a.classes, (*a.clusters, *b.clusters), np.concatenate([a.confusion, b.confusion]),
+        np.concatenate([a.r1, b.r1]),
+    )  # fmt: skip
+    null_a = stacked.measures(np.concatenate([1 - swap, swap], 1))
+    null_b = stacked.measures(np.concatenate([swap, 1 - swap], 1))
+    result = {}
+    for m in MEASURES:
+        difference = float(observed_b[m] - observed_a[m])
+        reached = np.sum(np.abs(null_b[m] - null_a[m]) >= abs(difference) - 1e-12)
+        result[m] = PairedDifference(
+            percentile_interval(difference, drawn_b[m] - drawn_a[m]),
+            float((reached + 1) / (resamples + 1)),
+        )
+    return result
+
+
+def class_report(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1, support and number of predictions of each class; 0/0 is 0.
+
+    Args:
+        confusion: (k, k + 1).
+    """
+    f1 = class_f1(confusion)
+    report = {}
+    for i, e in enumerate(classes):
+        hits, support, said = (
+            confusion[i, i], confusion[i].sum(), confusion[:, i].sum(),
+        )  # fmt: skip
+        report[e] = {
+            "precision": float(hits / said) if said else 0.0,
+            "recall": float(hits / support) if support else 0.0,
+            "f1": float(f1[i]),
+            "support": int(support),
+            "predicted": int(said),
+        }
+    return report
+
+
+# -- calibration ----------------------------------------------------------------------------------------
+
+NLL_FLOOR = 0.01
+"""Weight of the uniform distribution that is mixed into a predicted one before its logarithm is taken: a
+completion names three emotions at the most, and an emotion it leaves out would cost infinity."""
+CALIBRATION_BINS = 10
+
+
+def calibration(
+    predicted: Sequence[Mapping[str, float]],
+    gold: Sequence[Mapping[str, float]],
+    labels: Sequence[Sequence[str]],
+    *,
+    bins: int = CALIBRATION_BINS,
+    floor: float = NLL_FLOOR,
+) -> dict[str, Any]:
+    """How far predicted weights are probabilities, over the predictions that parsed.
+
+    ece: mean |accuracy - weight| of the top emotion over equal-width bins (lower, upper] of its weight,
+    each by its share of the predictions (Guo et al. 2017). brier: mean of sum_e (p_e - y_e)^2, 0 to 2.
+    nll: mean of -sum_e y_e log((1 - floor) p_e + floor / k), nats.
+
+    Args:
+        predicted, gold: n distributions each; ties of the top emotion go to the label set's order.
+        labels: the label set of each.
+
+    Returns:
+        n, ece, brier, nll, nll_floor, bins (lower, upper, n, weight, accuracy); ece, brier and nll are None
+        where nothing parsed.
+    """
+    n = len(predicted)
+    top, hit, brier, nll = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
+    for i, (p, y, names) in enumerate(zip(predicted, gold, labels, strict=True)):
+        pv = np.array([p.get(e, 0.0) for e in names])
+        yv = np.array([y.get(e, 0.0) for e in names])
+        top[i] = pv.max()
+        hit[i] = pv.argmax() == yv.argmax()
+        brier[i] = ((pv - yv) ** 2).sum()
+        nll[i] = -(yv * np.log((1 - floor) * pv + floor / len(names))).sum()
+    # Weights are sums of tenths: rounding keeps 0.3 out of the bin above it.
+    where = np.clip(np.ceil(np.round(top * bins, 9)).astype(int) - 1, 0, bins - 1)
+    rows, gap = [], 0.0
+    for k in range(bins):
+        mine = where == k
+        row: dict[str, Any] = {"lower": k / bins, "upper": (k + 1) / bins, "n": int(mine.sum())}
+        if mine.any():
+            row["weight"], row["accuracy"] = float(top[mine].mean()), float(hit[mine].mean())
+            gap += abs(row["accuracy"] - row["weight"]) * row["n"] / n
+        rows.append(row)
+    return {
+        "n": n,
+        "ece": gap if n else None,
+        "brier": float(brier.mean()) if n else None,
+        "nll": float(nll.mean()) if n else None,
+        "nll_floor": floor,
+        "bins": rows,
+    }

@@ -527,6 +527,27 @@ def find_checkpoint(model: str) -> str:
     raise EngineError(f"{path} is a run without a checkpoint yet; resume it first")
 
 
+def run_of(model: str) -> Path | None:
+    """The run that a run folder or a checkpoint in it belongs to."""
+    path = Path(model)
+    homes = (path, path.parent.parent) if path.exists() else ()
+    return next((f for f in homes if (f / CONFIG_FILE).exists()), None)
+
+
+def settings_for(
+    model: str, sources: Sequence[str], files: Sequence[Path], overrides: Sequence[str]
+) -> tuple[Config, str]:
+    """Configuration and checkpoint to use a model with on some sources.
+
+    The settings are those of the run that the model comes from, if any, then files, then overrides.
+    """
+    checkpoint = find_checkpoint(model)
+    run = run_of(checkpoint)
+    own = [] if run is None else [run / CONFIG_FILE]
+    config = load([*own, *files], [f"data.sources={json.dumps(list(sources))}", *overrides])
+    return config, checkpoint
+
+
 def extend_run(folder: Path, overrides: Sequence[str]) -> None:
     """Change a run's settings before it is resumed: only those that stages yet to come read.
 

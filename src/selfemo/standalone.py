@@ -1,27 +1,25 @@
-"""The stages on their own: `selfemo sft`, `train`, `selfplay`, `evaluate`, `predict`."""
+"""The stages on their own: `selfemo sft`, `train`, `selfplay`, `predict`."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfemo.config import Config, load, to_toml
+from selfemo.config import Config
 from selfemo.dialogues import dialogues
 from selfemo.errors import DataError, EngineError
-from selfemo.evaluation import Scores, all_prompts, evaluate, held_out, predict
+from selfemo.evaluation import all_prompts, held_out, predict
 from selfemo.pipeline import (
     COLD,
-    CONFIG_FILE,
     START,
     Run,
     find_checkpoint,
     load_conversations,
     open_engine,
+    settings_for,
     training_conversations,
 )
 from selfemo.progress import Reporter
@@ -29,20 +27,6 @@ from selfemo.prompts import conversation_prompts
 from selfemo.seeds import rng
 from selfemo.selfplay import persona_book, play_episodes
 from selfemo.store import STORE_FILE, Store
-
-
-def settings_for(
-    model: str, sources: Sequence[str], files: Sequence[Path], overrides: Sequence[str]
-) -> tuple[Config, str]:
-    """Configuration and checkpoint to use a model with on some sources.
-
-    The settings are those of the run that the model comes from, if any, then files, then overrides.
-    """
-    checkpoint = find_checkpoint(model)
-    homes = (Path(model), Path(model).parent.parent)
-    own = [f / CONFIG_FILE for f in homes if (f / CONFIG_FILE).exists()][:1]
-    config = load([*own, *files], [f"data.sources={json.dumps(list(sources))}", *overrides])
-    return config, checkpoint
 
 
 def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
@@ -107,32 +91,6 @@ def selfplay_alone(
         return counts, dialogues(store, n)
     finally:
         store.close()
-
-
-def evaluate_alone(
-    model: str,
-    sources: Sequence[str],
-    out: Path | None,
-    files: Sequence[Path],
-    overrides: Sequence[str],
-    reporter: Reporter,
-) -> dict[str, Scores]:
-    """Score a model on the held-out split of some sources."""
-    config, checkpoint = settings_for(model, sources, files, overrides)
-    held = held_out(
-        load_conversations(config), config.data.eval_split, config.data.eval_conversations, 0
-    )
-    total = sum(t.emotion is not None for c in held for t in c.turns)
-    with tempfile.TemporaryDirectory() as scratch:
-        store = Store((out or Path(scratch)) / STORE_FILE)
-        try:
-            engine = open_engine(config, checkpoint)
-            # Predictions made with other settings or another model must not be taken for these.
-            name = f"{checkpoint} {hashlib.sha256(to_toml(config).encode()).hexdigest()[:12]}"
-            with reporter.bar("evaluate", total) as advance:
-                return evaluate(engine, held, config, store, name, advance)
-        finally:
-            store.close()
 
 
 def predict_alone(

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.config import Config, load
 from selfemo.errors import DataError, EngineError, StoreError
+from selfemo.evaluation_jobs import evaluate_model
 from selfemo.pipeline import Run, evolve, scores_of
-from selfemo.standalone import evaluate_alone
 from selfemo.stopping import Stopped, StopRequest
 from selfemo.summary import finish
 from tests.conftest import toy_conversations
@@ -433,7 +433,7 @@ def test_stages_alone(finished: Path, tiny_model: Path, data: Path, tmp_path: Pa
         .strip().splitlines()[-1]
     )  # fmt: skip
     whole = json.loads((finished / "summary.json").read_text())["scores"]["iteration-2"]["jsonl"]
-    assert out["jsonl"]["accuracy"] == whole["accuracy"]
+    assert out["scores"]["jsonl"] == whole and out["trained_on"] == ["jsonl"]
 
     text = call("predict", finished, data, "--out", tmp_path / "p.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
@@ -480,10 +480,49 @@ def test_a_stopped_evaluation_goes_on(
     monkeypatch.setattr(evaluation, "predict", counted)
     args = (str(finished), [str(data)], tmp_path / "e", [], ["data.eval_split=test"], Silent())
     with pytest.raises(KeyboardInterrupt):
-        evaluate_alone(*args)
+        evaluate_model(*args)
     assert asked == [4, 4]
     asked.clear()
     asked.append(-1)
     monkeypatch.setattr(evaluation, "predict", real)
-    scores = evaluate_alone(*args)
+    scores = evaluate_model(*args).scores
     assert scores["jsonl"].utterances == 15
+    whole = json.loads((finished / "summary.json").read_text())["scores"]["iteration-2"]["jsonl"]
+    assert scores["jsonl"].as_dict() == whole
+
+
+def test_a_stop_request_ends_an_evaluation_after_its_chunk(
+    finished: Path, tiny_model: Path, data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    import selfemo.evaluation as evaluation
+
+    monkeypatch.setattr(evaluation, "_CHUNK", 4)
+    stop = StopRequest()
+
+    class Asking(Silent):
+        def bar(self, label: str, total: int):
+            @contextmanager
+            def counted():
+                def advance(k: int = 1, note: str = "") -> None:
+                    stop.asked = True
+
+                yield advance
+
+            return counted()
+
+    out = tmp_path / "e"
+    args = (str(finished), [str(data)], out, [], ["data.eval_split=test"])
+    with pytest.raises(Stopped):
+        evaluate_model(*args, Asking(), stop=stop)
+    assert len(content_of(out)) == 4 and not (out / "scores.json").exists()
+    result = evaluate_model(*args, Silent(), other=finished)
+    assert len(content_of(out)) == 15
+    same = result.comparison["jsonl"]
+    assert same.prompts == 15 and same.measures["mean_r1"].difference.value == 0
+    with pytest.raises(StoreError, match=r"another model: iteration-2 .*now tiny"):
+        evaluate_model(str(tiny_model), [str(data)], out, [], ["data.eval_split=test"], Silent())
+
+
+def content_of(folder: Path) -> list:
+    db = sqlite3.connect(folder / "store.sqlite")
+    return db.execute("SELECT prompt, text FROM predictions").fetchall()

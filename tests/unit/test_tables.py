@@ -1,0 +1,141 @@
+"""Table 1: published figures as in the paper, formats that parse back, folders that hold no scores."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from selfemo.cli import app
+from selfemo.errors import ConfigError, StoreError
+from selfemo.tables import PAPER_SETS, cross, measured, published, render, table1
+
+cells = st.text(
+    st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=0, max_size=12
+)
+grids = st.integers(1, 5).flatmap(
+    lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), min_size=1, max_size=6)
+)
+
+
+def test_published_averages_follow_from_their_rows() -> None:
+    """The paper's own arithmetic catches a figure that was copied wrongly."""
+    rows = published()["table1"]
+    assert len(rows) == 22
+    checked = 0
+    for row in rows:
+        for m in ("accuracy", "weighted_f1"):
+            parts = [row.get(d, {}).get(m) for d in PAPER_SETS]
+            mean = row.get("avg", {}).get(m)
+            if mean is not None:
+                assert sum(parts) / 3 == pytest.approx(mean, abs=0.011), row
+                checked += 1
+    assert checked == 8 * 2 + 3
+    for row in published()["table2"]:
+        a = row["accuracy"]
+        assert sum(a[d] for d in PAPER_SETS) / 3 == pytest.approx(a["avg"], abs=0.011), row
+    ours = [r for r in rows if r["method"] == "SELF-EMO"]
+    assert ours[0]["avg"]["accuracy"] == published()["table2"][0]["accuracy"]["avg"] == 59.29
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids)
+def test_csv_round_trip(grid) -> None:
+    text = render(grid[0], grid[1:], "csv")
+    assert list(csv.reader(io.StringIO(text))) == grid
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids)
+def test_latex_is_balanced_and_has_one_cell_less_than_separators(grid) -> None:
+    lines = render(grid[0], grid[1:], "latex").splitlines()
+    assert lines[0] == r"\begin{tabular}{" + "l" * len(grid[0]) + "}"
+    assert lines[-1] == r"\end{tabular}" and lines.count(r"\hline") == 3
+    body = [line for line in lines[1:-1] if line != r"\hline"]
+    assert len(body) == len(grid)
+    for line in body:
+        assert line.endswith(r" \\")
+        assert not line.startswith(("[", "*"))
+        bare = (
+            line[:-3]
+            .removeprefix("{}")
+            .replace(r"\textbackslash{}", "")
+            .replace(r"\textasciitilde{}", "")
+        )
+        bare = re.sub(r"\\[&%$#_{}]", "", bare.replace(r"\textasciicircum{}", ""))
+        assert bare.count("&") == len(grid[0]) - 1
+        assert not re.search(r"[\\%$#_{}~^]", bare), "every special character is escaped"
+
+
+def scores(accuracy: float, f1: float, n: int = 10) -> dict:
+    return {"accuracy": [accuracy, 0.1, 0.9], "weighted_f1": [f1, 0.1, 0.9],
+            "parse_rate": [0.5, 0.4, 0.6], "utterances": n}  # fmt: skip
+
+
+def folder(path: Path, name: str, by_set: dict, trained_on=(), split: str = "test") -> Path:
+    path.mkdir(parents=True)
+    content = {"model": name, "split": split, "trained_on": list(trained_on), "scores": by_set}
+    (path / "scores.json").write_text(json.dumps(content))
+    return path
+
+
+def test_measured_rows_stand_beside_published_ones_and_are_marked(tmp_path: Path) -> None:
+    whole = folder(tmp_path / "a", "mine", {
+        "iemocap": scores(0.5, 0.4), "meld": scores(0.6, 0.5), "emorynlp": scores(0.4, 0.3),
+        "all": scores(0.99, 0.99, 30),
+    })  # fmt: skip
+    part = folder(tmp_path / "b", "part", {"meld": scores(0.6, 0.5), "sample": scores(0.2, 0.1, 30)},
+                  split="dev")  # fmt: skip
+    header, rows = table1([whole, part])
+    assert all(len(r) == len(header) for r in rows) and len(rows) == 24
+    at = {name: i for i, name in enumerate(header)}
+    first, second = rows[-2:]
+    assert first[at["AVG Acc."]] == "50.00" and first[at["AVG W-F1"]] == "40.00"
+    assert first[at["Source"]] == "measured on test" and first[at["n"]] == "30"
+    assert second[at["AVG Acc."]] == "-", "no average of another kind than the paper's"
+    assert second[at["sample Acc."]] == "20.00" and second[at["Source"]] == "measured on dev"
+    assert {r[at["Source"]] for r in rows[:-2]} == {"published"}
+    wide, more = table1([whole], intervals=True)
+    assert more[-1][wide.index("MELD Acc. low")] == "10.00"
+    assert all(len(r) == len(wide) for r in more)
+
+
+def test_cross_matrix(tmp_path: Path) -> None:
+    a = folder(tmp_path / "a", "m1", {"meld": scores(0.6, 0.5)}, ["meld"])
+    b = folder(tmp_path / "b", "m2", {"meld": scores(0.3, 0.2), "sample": scores(0.4, 0.1)},
+               ["emorynlp", "meld"], "dev")  # fmt: skip
+    header, rows = cross([b, a])
+    assert header == ["Trained on", "Model", "on MELD", "on sample"]
+    assert rows == [
+        ["EmoryNLP + MELD", "m2", "30.00 / 20.00 (dev)", "40.00 / 10.00 (dev)"],
+        ["MELD", "m1", "60.00 / 50.00", "-"],
+    ]
+
+
+def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no scores"):
+        measured(tmp_path)
+    (tmp_path / "scores.json").write_text('{"model": "x"}')
+    with pytest.raises(StoreError, match=r"scores\.json: not the scores"):
+        measured(tmp_path)
+    with pytest.raises(ConfigError, match="valid are text, markdown, latex, csv"):
+        render(["a"], [], "pdf")
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv"])
+def test_the_command_writes_each_format(tmp_path: Path, form: str) -> None:
+    out = tmp_path / "deep" / "table"
+    done = CliRunner().invoke(app, ["table1", "--format", form, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    text = out.read_text()
+    assert "71.92" in text and "published" in text
+    if form == "csv":
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert rows[-1]["MELD Acc."] == "71.92" and rows[-1]["Method"] == "SELF-EMO"
