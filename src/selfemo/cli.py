@@ -517,6 +517,45 @@ def table1(
     _write(tables.render(header, rows, form), out)
 
 
+@app.command()
+def ablate(
+    out: Annotated[Path, typer.Option(help="Folder of the runs and of ablation.json, .md, .csv.")],
+    config: Configs = None,
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm: seeds 0 to N - 1.")] = 3,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", help="Only this arm beside the full one.")
+    ] = None,
+    keep: Annotated[
+        str, typer.Option(help="Checkpoints that stay of a finished run: all, last, none.")
+    ] = "last",
+    as_json: AsJson = False,
+) -> None:
+    """Table 2: the full system against its ablations, over several seeds, in one command."""
+    from selfemo.errors import ConfigError
+    from selfemo.experiments import KEPT, ablation_table
+    from selfemo.experiments import ablate as run_ablation
+    from selfemo.stopping import Stopped, StopRequest
+
+    if keep not in KEPT:
+        raise ConfigError(f"--keep {keep}: valid are {', '.join(KEPT)}")
+    reporter, stop = _reporter(), StopRequest()
+    try:
+        with stop.on_signals(reporter.say):
+            result = run_ablation(
+                config or [], overrides or [], out, seeds, reporter, stop=stop, keep=keep,
+                only=arm or [],
+            )  # fmt: skip
+    except (Stopped, KeyboardInterrupt):
+        reporter.say(f"stopped; run the same command again to go on in {out}")
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    _print_tables([("Mean (sd) over seeds; difference from the full arm", *ablation_table(result))])
+    typer.echo(f"\n{out}: ablation.json, ablation.md, ablation.csv")
+
+
 def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
 

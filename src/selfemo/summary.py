@@ -14,6 +14,7 @@ from selfemo.metrics import Interval, PairedDifference, paired_difference
 from selfemo.pipeline import COLD, Run, checkpoints, evaluation_name, scores_of
 from selfemo.store import Store
 
+SUMMARY_FILE = "summary.json"
 MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
 
 
@@ -83,7 +84,7 @@ def finish(run: Run) -> dict[str, Any]:
         ],
         "figures": figures,
     }
-    (run.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    (run.folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=1))
     (run.folder / "summary.md").write_text(markdown(scores) + "\n" + change_line(summary) + "\n")
     (run.folder / "dialogues.txt").write_text("\n\n".join(played) + "\n")
     return summary

@@ -1,0 +1,405 @@
+"""Whole runs over several seeds, and the ablations of table 2: `selfemo ablate`.
+
+Each arm is the given configuration with a few overrides; all arms have the same seeds, the same budget of
+prompts and the same held-out conversations, and each is held against the full one, within a seed (paired
+by prompt, clustered by conversation) and over the seeds (paired by seed).
+
+Departures from the paper [ours]: its full system starts from a cold start that "w/ COLD" replaces by data of
+experts; here the full arm is the configuration as it is, and where that takes samples of experts, one more
+arm starts from gold data. Its "w/o SELF-EMO" trains on 22.5k original prompts against 15k + 8k; here the
+number of prompts is the same in all arms.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from selfemo import __version__
+from selfemo.config import Config, load
+from selfemo.errors import ConfigError, StoreError
+from selfemo.evaluation import UNION, compare, label_sets, prediction_rows
+from selfemo.pipeline import CONFIG_FILE, checkpoints, evaluation_name, evolve, load_conversations
+from selfemo.progress import Reporter
+from selfemo.stopping import StopRequest
+from selfemo.store import STORE_FILE, Store, lock_folder
+from selfemo.summary import SUMMARY_FILE, finish
+from selfemo.tables import published, render
+
+Keep = Literal["all", "last", "none"]
+KEPT: tuple[Keep, ...] = ("all", "last", "none")
+AVERAGE = "average"
+_MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
+_MAY_DIFFER = ("model.device", "model.threads", "save")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of an ablation.
+
+    Attributes:
+        name: names its folder.
+        paper: the row of table 2 that it stands for.
+        what: in words.
+        overrides: on top of the configuration.
+    """
+
+    name: str
+    paper: str
+    what: str
+    overrides: tuple[str, ...] = ()
+
+
+FULL = "full"
+GOLD_COLD = Arm(
+    "gold-cold-start",
+    "SELF-EMO",
+    "cold start on gold data instead of samples of experts",
+    ('sft.samples=""', "prompt.reasoning=none"),
+)
+VANILLA = Arm(
+    "vanilla-grpo", "w/o SELF-GRPO", "GRPO on R1 alone (lambda = 0)", ("grpo.lam_max=0.0",)
+)
+ORIGINAL = Arm(
+    "original-only",
+    "w/o SELF-EMO",
+    "GRPO on original prompts alone: no self-play, no flywheel",
+    (
+        "grpo.lam_max=0.0",
+        "selfplay.synthetic_share=0.0",
+        "selfplay.max_turns=1",
+        "flywheel.refit=none",
+    ),
+)
+
+
+def arms_for(config: Config) -> list[Arm]:
+    """The arms that differ from the configuration; the full one first.
+
+    Raises:
+        ConfigError: the configuration is an ablation itself, so that an arm would equal the full one.
+    """
+    if config.grpo.lam_max == 0:
+        raise ConfigError(
+            "grpo.lam_max is 0, which is vanilla GRPO: the full arm needs a lambda above 0"
+        )
+    if config.selfplay.synthetic_share == 0 or config.selfplay.max_turns == 1:
+        raise ConfigError(
+            "selfplay.synthetic_share = 0 or selfplay.max_turns = 1 leaves self-play out: the full arm "
+            "needs it"
+        )
+    samples = bool(config.sft.samples)
+    full = Arm(FULL, "w/ COLD" if samples else "SELF-EMO", "the configuration as it is")
+    return [full, *([GOLD_COLD] if samples else []), VANILLA, ORIGINAL]
+
+
+# -- runs -----------------------------------------------------------------------------------------------
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}.{name}").items()
+    }
+
+
+def _same_settings(folder: Path, config: Config) -> None:
+    """Raises: StoreError, where the run in a folder has other settings than the ones that matter."""
+    saved, wanted = (
+        _flat(c.model_dump(mode="json")) for c in (load([folder / CONFIG_FILE]), config)
+    )
+    differ = [
+        k.removeprefix(".")
+        for k in sorted(saved.keys() | wanted.keys())
+        if saved.get(k) != wanted.get(k) and not k.removeprefix(".").startswith(_MAY_DIFFER)
+    ]
+    if differ:
+        raise StoreError(
+            f"{folder} holds a run with other settings ({', '.join(differ)}); give another --out"
+        )
+
+
+def complete_run(
+    folder: Path,
+    config: Config,
+    reporter: Reporter,
+    stop: StopRequest | None = None,
+    keep: Keep = "all",
+) -> dict[str, Any]:
+    """The summary of the run in a folder, which is begun, resumed, or read where it is finished.
+
+    Args:
+        keep: which checkpoints stay once the run is finished.
+
+    Raises:
+        StoreError: the folder holds a run with other settings.
+        Stopped: `stop` was asked for.
+    """
+    done = folder / SUMMARY_FILE
+    begun = (folder / CONFIG_FILE).exists()
+    if begun:
+        _same_settings(folder, config)
+    if not done.exists():
+        run = evolve(folder, None if begun else config, reporter, stop)
+        try:
+            finish(run)
+        finally:
+            run.close()
+    last = checkpoints(config)[-1]
+    for path in (folder / "checkpoints").glob("*"):
+        if keep == "none" or (keep == "last" and path.name != last):
+            shutil.rmtree(path)
+    summary: dict[str, Any] = json.loads(done.read_text())
+    return summary
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """mean, sd (n - 1) and 95% t interval of one value a seed; sd and interval None for one seed."""
+    array = np.asarray(values, dtype=np.float64)
+    result: dict[str, Any] = {"mean": float(array.mean()), "sd": None, "interval": None}
+    if len(array) > 1:
+        from scipy import stats
+
+        sd = float(array.std(ddof=1))
+        half = float(stats.t.ppf(0.975, len(array) - 1)) * sd / len(array) ** 0.5
+        result |= {"sd": sd, "interval": [result["mean"] - half, result["mean"] + half]}
+    return result
+
+
+def paired_over_seeds(full: Sequence[float], arm: Sequence[float]) -> dict[str, Any]:
+    """`over_seeds` of arm - full by seed, with the p-value of the paired t-test (None for one seed)."""
+    delta = [b - a for a, b in zip(full, arm, strict=True)]
+    result = {**over_seeds(delta), "p_value": None}
+    if len(delta) > 1:
+        if np.ptp(delta) < 1e-12:
+            # Without spread there is no t; equal seeds mean equal runs, or a shift that never varies.
+            result["p_value"] = 1.0 if abs(delta[0]) < 1e-12 else 0.0
+        else:
+            from scipy import stats
+
+            result["p_value"] = float(stats.ttest_rel(arm, full).pvalue)
+    return result
+
+
+# -- the ablation ---------------------------------------------------------------------------------------
+
+
+def _scores(summary: Mapping[str, Any], checkpoint: str) -> dict[str, dict[str, list[Any]]]:
+    """MEASURES with their intervals by data set, union and plain average of a run's last checkpoint."""
+    found = {d: {m: s[m] for m in _MEASURES} for d, s in summary["scores"][checkpoint].items()}
+    single = [s for d, s in found.items() if d != UNION]
+    if len(single) > 1:
+        found[AVERAGE] = {
+            m: [sum(s[m][0] for s in single) / len(single), None, None] for m in _MEASURES
+        }
+    return found
+
+
+def _rows(folder: Path, checkpoint: str) -> list[Any]:
+    store = Store(folder / STORE_FILE, read_only=True)
+    try:
+        return prediction_rows(store, evaluation_name(checkpoint))
+    finally:
+        store.close()
+
+
+def ablate(
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    out: Path,
+    seeds: int,
+    reporter: Reporter,
+    *,
+    stop: StopRequest | None = None,
+    keep: Keep = "last",
+    only: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Run all arms over the seeds 0 to `seeds` - 1 and compare; writes ablation.json, .md and .csv.
+
+    Runs lie in OUT/ARM/seed-N; those that are finished are not run again, one that was stopped goes on.
+
+    Args:
+        only: names of the arms to run besides the full one; empty for all.
+
+    Raises:
+        ConfigError: the configuration has no self-play or no lambda to take away, or an unknown arm.
+        StoreError: the folder holds runs with other settings.
+        Stopped: `stop` was asked for; the same call goes on.
+    """
+    base = load(files, overrides)
+    arms = arms_for(base)
+    if unknown := [n for n in only if n not in {a.name for a in arms}]:
+        raise ConfigError(
+            f"no arm {unknown[0]!r} here; there are: {', '.join(a.name for a in arms)}"
+        )
+    arms = [a for a in arms if not only or a.name == FULL or a.name in only]
+    configs = {  # all of them before the first run: a mistake shows at once
+        (a.name, s): load(files, [*overrides, *a.overrides, f"seed={s}"])
+        for a in arms
+        for s in range(seeds)
+    }
+    last = checkpoints(base)[-1]
+    labels = label_sets(load_conversations(base))
+    lock = lock_folder(out)
+    try:
+        summaries: dict[tuple[str, int], dict[str, Any]] = {}
+        for s in range(seeds):  # seed by seed: what is done can be compared early
+            for a in arms:
+                reporter.say(f"{a.name}, seed {s} (run {len(summaries) + 1} of {len(configs)})")
+                folder = out / a.name / f"seed-{s}"
+                summaries[a.name, s] = complete_run(
+                    folder, configs[a.name, s], reporter, stop, keep
+                )
+        result: dict[str, Any] = {
+            "selfemo": __version__,
+            "configs": [str(f) for f in files],
+            "overrides": list(overrides),
+            "prompts": base.flywheel.prompts * base.flywheel.iterations,
+            "split": base.data.eval_split,
+            "checkpoint": last,
+            "seeds": seeds,
+            "arms": [],
+        }
+        full_rows = [_rows(out / FULL / f"seed-{s}", last) for s in range(seeds)]
+        full_scores = [_scores(summaries[FULL, s], last) for s in range(seeds)]
+        for a in arms:
+            scores = [_scores(summaries[a.name, s], last) for s in range(seeds)]
+            runs = []
+            for s in range(seeds):
+                run: dict[str, Any] = {
+                    "seed": s,
+                    "folder": f"{a.name}/seed-{s}",
+                    "scores": scores[s],
+                }
+                if a.name != FULL:
+                    rows = _rows(out / a.name / f"seed-{s}", last)
+                    found = compare(full_rows[s], rows, labels)
+                    run["against_full"] = {d: c.as_dict() for d, c in found.items()}
+                runs.append(run)
+            values = {
+                d: {m: [one[d][m][0] for one in scores] for m in _MEASURES} for d in scores[0]
+            }
+            arm: dict[str, Any] = {
+                "name": a.name,
+                "paper": a.paper,
+                "what": a.what,
+                "overrides": list(a.overrides),
+                "scores": {
+                    d: {m: over_seeds(v) for m, v in by.items()} for d, by in values.items()
+                },
+                "runs": runs,
+            }
+            if a.name != FULL:
+                arm["against_full"] = {
+                    d: {
+                        m: paired_over_seeds([one[d][m][0] for one in full_scores], v)
+                        for m, v in by.items()
+                    }
+                    for d, by in values.items()
+                }
+            result["arms"].append(arm)
+        _write(out, result)
+        return result
+    finally:
+        lock.close()
+
+
+def _signed(entry: Mapping[str, Any]) -> str:
+    text = f"{entry['mean']:+.3f}"
+    if entry["interval"]:
+        text += f" [{entry['interval'][0]:+.3f}, {entry['interval'][1]:+.3f}]"
+    return text
+
+
+def ablation_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: mean (sd) over seeds by arm and data set, and the difference from the full arm."""
+    header = [
+        "arm", "data", "accuracy", "weighted F1", "mean R1", "accuracy - full", "p over seeds",
+        "p within seeds",
+    ]  # fmt: skip
+    rows = []
+    for arm in result["arms"]:
+        for d, by in arm["scores"].items():
+            cells = [
+                f"{by[m]['mean']:.3f}" + ("" if by[m]["sd"] is None else f" ({by[m]['sd']:.3f})")
+                for m in ("accuracy", "weighted_f1", "mean_r1")
+            ]
+            against = arm.get("against_full", {}).get(d, {}).get("accuracy")
+            within = [
+                f"{r['against_full'][d]['accuracy']['p_value']:.3f}"
+                for r in arm["runs"]
+                if d in r.get("against_full", {})
+            ]
+            p = (
+                "-"
+                if against is None or against["p_value"] is None
+                else f"{against['p_value']:.3f}"
+            )
+            rows.append(
+                [
+                    arm["name"],
+                    d,
+                    *cells,
+                    _signed(against) if against else "-",
+                    p,
+                    ", ".join(within) or "-",
+                ]
+            )
+    return header, rows
+
+
+def _write(out: Path, result: Mapping[str, Any]) -> None:
+    header, rows = ablation_table(result)
+    arms = [
+        [a["name"], a["paper"], a["what"], " ".join(a["overrides"]) or "-"] for a in result["arms"]
+    ]
+    paper = [
+        [
+            r["model"],
+            r["synthetic"],
+            r["original"],
+            *(f"{r['accuracy'][k]:.2f}" for k in r["accuracy"]),
+        ]
+        for r in published()["table2"]
+    ]
+    text = (
+        f"# Ablation (table 2): {result['seeds']} seeds, {result['prompts']} prompts each\n\n"
+        f"Split {result['split']}, checkpoint {result['checkpoint']}. Mean (standard deviation) over seeds; "
+        "differences are arm minus full with 95% t intervals over seeds. p over seeds: paired t-test; p "
+        "within seeds: each seed's paired test by conversation, accuracy.\n\n"
+        + render(header, rows, "markdown")
+        + "\n"
+        + render(["arm", "row of table 2", "what", "overrides"], arms, "markdown")
+        + "\nPublished (table 2, accuracy in per cent, Qwen3-4B):\n\n"
+        + render(
+            ["model", "synthetic", "original", "EmoryNLP", "IEMOCAP", "MELD", "AVG"],
+            paper,
+            "markdown",
+        )
+    )
+    (out / "ablation.md").write_text(text, encoding="utf-8")
+    with (out / "ablation.csv").open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(
+            ["arm", "seed", "data", "measure", "value", "low", "high", "difference", "difference_low",
+             "difference_high", "p_value"]
+        )  # fmt: skip
+        for arm in result["arms"]:
+            for run in arm["runs"]:
+                for d, by in run["scores"].items():
+                    for m, value in by.items():
+                        against = run.get("against_full", {}).get(d, {}).get(m)
+                        more = [*against["difference"], against["p_value"]] if against else [""] * 4
+                        ends = ["" if v is None else v for v in value]
+                        writer.writerow([arm["name"], run["seed"], d, m, *ends, *more])
+    staging = out / "ablation.json.tmp"
+    staging.write_text(json.dumps(result, indent=1))
+    staging.replace(out / "ablation.json")
