@@ -26,6 +26,7 @@ from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation import UNION, compare, label_sets, prediction_rows
+from selfemo.flywheel import RlPlan
 from selfemo.pipeline import CONFIG_FILE, checkpoints, evaluation_name, evolve, load_conversations
 from selfemo.progress import Reporter
 from selfemo.stopping import StopRequest
@@ -94,6 +95,11 @@ def arms_for(config: Config) -> list[Arm]:
         raise ConfigError(
             "selfplay.synthetic_share = 0 or selfplay.max_turns = 1 leaves self-play out: the full arm "
             "needs it"
+        )
+    if RlPlan.of(config).rounds == 1:
+        raise ConfigError(
+            "flywheel.prompts is no more than grpo.prompts_per_step: its one round of sampling has lambda 0 "
+            "throughout, so that vanilla GRPO would equal the full arm; raise the first or lower the second"
         )
     samples = bool(config.sft.samples)
     full = Arm(FULL, "w/ COLD" if samples else "SELF-EMO", "the configuration as it is")

@@ -160,6 +160,8 @@ def test_arms_of_a_configuration() -> None:
     for spoiled in ("grpo.lam_max=0", "selfplay.max_turns=1", "selfplay.synthetic_share=0"):
         with pytest.raises(ConfigError, match="full arm"):
             arms_for(load([], [spoiled]))
+    with pytest.raises(ConfigError, match="has lambda 0 throughout"):
+        arms_for(load([], ["flywheel.prompts=64"]))
     with pytest.raises(ConfigError, match="no arm 'gold-cold-start' here"):
         ablate([], [], Path("nowhere"), 1, Quiet(), only=["gold-cold-start"])
 
