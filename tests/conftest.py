@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from selfemo.types import LABEL_SETS, Conversation, EmotionDistribution, Persona, Prompt, Utterance
+
+# The first example may load torch; on a busy machine any example may take long.
+settings.register_profile("selfemo", deadline=None)
+settings.load_profile("selfemo")
 
 MELD = LABEL_SETS["meld"]
 

@@ -11,11 +11,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfemo.errors import EngineError, MissingExtraError
+from selfemo.packing import Pack, PackedRows, pack, to_rows
 from selfemo.types import BUILTIN_MODEL
 
 if TYPE_CHECKING:
@@ -149,6 +150,19 @@ class Policy:
     dtype: str = "fp32"
     source: str = ""
 
+    def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
+        """Packed trees as rows of this device, with the attention that is fastest there.
+
+        On a CPU the masked blocks are left out (attention.py). Elsewhere one kernel over a dense mask
+        stands in, until runs have been measured there.
+        """
+        if self.device.type != "cpu":
+            return to_rows(packs, self.device, multiple)
+        from selfemo.attention import plan
+
+        rows = to_rows(packs, self.device, multiple, masked=False)
+        return replace(rows, tree=plan(packs, rows.input_ids.shape[1], self.device))
+
     def autocast(self) -> Any:
         import torch
 
@@ -164,12 +178,17 @@ class Policy:
         return frozenset(ids)
 
     def hidden(self, rows: Any, cache: Any = None) -> torch.Tensor:
-        """(b, s, d) last hidden states of packed rows under their ancestor mask."""
+        """(b, s, d) last hidden states of packed rows, each token seeing its ancestors alone."""
+        import torch
+
         decoder = self.core.get_decoder()
+        # A mask of four dimensions is taken as made; without one transformers would make its own.
+        none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         return decoder(
             input_ids=rows.input_ids,
             position_ids=rows.position_ids,
-            attention_mask=rows.mask,
+            attention_mask=none if rows.mask is None else rows.mask,
+            tree=rows.tree,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
@@ -231,6 +250,8 @@ def load_policy(model_id: str, device: str = "auto", dtype: str = "fp32") -> Pol
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
+    from selfemo.attention import IMPLEMENTATION
+
     hf_logging.disable_progress_bar()
     _bound_shape_caches()
     source = resolve(model_id)
@@ -238,7 +259,7 @@ def load_policy(model_id: str, device: str = "auto", dtype: str = "fp32") -> Pol
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+            source, dtype=torch.float32, attn_implementation=IMPLEMENTATION, use_safetensors=True
         )
     except (OSError, ValueError) as e:
         raise EngineError(f"cannot load model {model_id!r}: {e}") from e
@@ -254,14 +275,12 @@ def _check_packing(policy: Policy) -> None:
     """Refuse architectures whose attention or head is not what packed rows assume."""
     import torch
 
-    from selfemo.packing import pack, to_rows
-
     v = policy.core.get_input_embeddings().weight.shape[0]
     prompt = [7 % v, 11 % v, 13 % v]
     sequences = [[*prompt, 17 % v, 19 % v], [*prompt, 23 % v]]
     tree = pack(sequences)
     with torch.no_grad():
-        packed = policy.logits(policy.hidden(to_rows([tree], policy.device)))[0]
+        packed = policy.logits(policy.hidden(policy.rows([tree])))[0]
         for sequence, path in zip(sequences, tree.paths, strict=True):
             plain = policy.core(torch.tensor([sequence], device=policy.device)).logits[0].float()
             if not torch.allclose(packed[path], plain, atol=1e-2, rtol=1e-3):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -88,34 +88,41 @@ class PackedRows:
 
     Attributes:
         input_ids, position_ids: (b, s) int64.
-        mask: (b, 1, s, s) bool, true where a query may attend; padding attends to itself alone.
+        mask: (b, 1, s, s) bool, true where a query may attend; padding attends to itself alone. None
+            where `tree` says it instead.
+        tree: an attention.TreePlan.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    mask: torch.Tensor
+    mask: torch.Tensor | None
+    tree: Any = None
 
 
 def to_rows(
-    packs: Sequence[Pack], device: torch.device | str = "cpu", multiple: int = 1
+    packs: Sequence[Pack],
+    device: torch.device | str = "cpu",
+    multiple: int = 1,
+    *,
+    masked: bool = True,
 ) -> PackedRows:
-    """Packs as padded rows whose length is a multiple of `multiple`; padding attends to itself alone."""
+    """Packs as padded rows of a length that `multiple` divides; with the dense mask if `masked`."""
     import torch
 
     b, s = len(packs), -(-max(len(p) for p in packs) // multiple) * multiple
     ids = np.zeros((b, s), dtype=np.int64)
     positions = np.zeros((b, s), dtype=np.int64)
-    mask = np.zeros((b, 1, s, s), dtype=bool)
-    mask[:, 0, np.arange(s), np.arange(s)] = True
     for row, p in enumerate(packs):
         n = len(p)
         ids[row, :n], positions[row, :n] = p.tokens, p.positions
-        mask[row, 0, :n, :n] = p.ancestors()
-    return PackedRows(
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(positions).to(device),
-        torch.from_numpy(mask).to(device),
-    )
+    rows = torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device)
+    if not masked:
+        return PackedRows(*rows, None)
+    mask = np.zeros((b, 1, s, s), dtype=bool)
+    mask[:, 0, np.arange(s), np.arange(s)] = True
+    for row, p in enumerate(packs):
+        mask[row, 0, : len(p), : len(p)] = p.ancestors()
+    return PackedRows(*rows, torch.from_numpy(mask).to(device))
 
 
 def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:

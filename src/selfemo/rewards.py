@@ -7,23 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from selfemo.types import EmotionDistribution, LabelSet
 
 CORE_SIZE = 3
 """Emotions in the consensus set C (eq. 11)."""
 
 
-def weighted_iou(predicted: EmotionDistribution | None, target: EmotionDistribution) -> float:
-    """R1 = sum_e min(p_e, y_e) / sum_e max(p_e, y_e), in [0, 1] (eqs. 8-10).
+def iou_rows(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """R1 = sum_e min(p_e, y_e) / sum_e max(p_e, y_e) of each row, in [0, 1] (eqs. 8-10).
 
-    Equal to (1 - TV) / (1 + TV), since both distributions sum to 1. 0 for a failed completion.
+    Equal to (1 - TV) / (1 + TV), since both distributions sum to 1.
+
+    Args:
+        predicted: (..., K) weights; all zero where the completion failed, which gives 0.
+        target: (..., K) weights, broadcast against `predicted`.
     """
+    shared = np.minimum(predicted, target).sum(-1)
+    return np.asarray(np.minimum(1.0, shared / np.maximum(predicted, target).sum(-1)))
+
+
+def weighted_iou(predicted: EmotionDistribution | None, target: EmotionDistribution) -> float:
+    """`iou_rows` of two distributions; 0 for a failed completion."""
     if predicted is None:
         return 0.0
-    emotions = predicted.keys() | target.keys()
     # Sorted, because float sums depend on their order and set order on the process.
-    pairs = [(predicted.weight(e), target.weight(e)) for e in sorted(emotions)]
-    return min(1.0, sum(map(min, pairs)) / sum(map(max, pairs)))
+    emotions = sorted(predicted.keys() | target.keys())
+    p, y = (np.array([d.weight(e) for e in emotions]) for d in (predicted, target))
+    return float(iou_rows(p, y))
 
 
 def exact_match(
@@ -33,32 +45,66 @@ def exact_match(
     return float(predicted is not None and predicted.top(labels) == target.top(labels))
 
 
+def weights(group: Sequence[EmotionDistribution | None], labels: LabelSet) -> np.ndarray:
+    """(G, K) weights in the order of the label set; zeros where a completion failed."""
+    return np.array(
+        [[0.0 if p is None else p.weight(e) for e in labels.labels] for p in group]
+    ).reshape(len(group), len(labels.labels))
+
+
+def core_rows(group: np.ndarray) -> np.ndarray:
+    """C of each group: the (at most) three emotions with the largest c_e > 0 (eq. 11).
+
+    c_e = (1/G) sum_i p_i(e), failed rollouts count as all zero; ties go by label-set order.
+
+    Args:
+        group: (..., G, K) weights.
+
+    Returns:
+        (..., K) bool.
+    """
+    c = group.mean(-2)
+    ranked = np.argsort(-c, axis=-1, kind="stable")[..., :CORE_SIZE]
+    chosen = np.zeros(c.shape, dtype=bool)
+    np.put_along_axis(chosen, ranked, True, axis=-1)
+    return np.asarray(chosen & (c > 0))
+
+
 def core_distribution(
     group: Sequence[EmotionDistribution | None], labels: LabelSet
 ) -> dict[str, float]:
-    """c_e = (1/G) sum_i p_i(e) over the label set; failed rollouts count as all zero (eq. 11)."""
-    return {e: sum(p.weight(e) for p in group if p is not None) / len(group) for e in labels.labels}
+    """c_e over the label set (eq. 11)."""
+    return dict(zip(labels.labels, weights(group, labels).mean(0).tolist(), strict=True))
 
 
 def core_emotions(group: Sequence[EmotionDistribution | None], labels: LabelSet) -> tuple[str, ...]:
-    """C: the (at most) three emotions with the largest c_e > 0; ties go by label-set order."""
+    """C as names, the largest c_e first."""
+    chosen = core_rows(weights(group, labels))
     core = core_distribution(group, labels)
-    ranked = sorted((e for e in labels.labels if core[e] > 0), key=lambda e: -core[e])
-    return tuple(ranked[:CORE_SIZE])
+    named = (e for e, is_core in zip(labels.labels, chosen, strict=True) if is_core)
+    return tuple(sorted(named, key=lambda e: -core[e]))
+
+
+def consensus_rows(group: np.ndarray, *, weighted: bool = False) -> np.ndarray:
+    """R2 of each rollout: the share of the three core emotions that it names (eq. 12).
+
+    Args:
+        group: (..., G, K) weights of each group's rollouts, all zero where one failed.
+        weighted: use sum of p_i over C instead of the count, which does not pay for naming three
+            emotions [ours].
+
+    Returns:
+        (..., G) rewards in [0, 1].
+    """
+    chosen = core_rows(group)[..., None, :]
+    if weighted:
+        return np.asarray(np.minimum(1.0, (group * chosen).sum(-1)))
+    return np.asarray(((group > 0) & chosen).sum(-1) / CORE_SIZE)
 
 
 def consensus(
     group: Sequence[EmotionDistribution | None], labels: LabelSet, *, weighted: bool = False
 ) -> list[float]:
-    """R2 of each rollout: the share of the three core emotions that it names (eq. 12).
-
-    Args:
-        group: predicted distribution of each rollout, None where it failed; not empty.
-        labels: the label set, whose order breaks ties.
-        weighted: use sum of p_i over C instead of the count, which does not pay for naming three
-            emotions [ours].
-    """
-    core = core_emotions(group, labels)
-    if weighted:
-        return [0.0 if p is None else min(1.0, sum(p.weight(e) for e in core)) for p in group]
-    return [0.0 if p is None else sum(p.weight(e) > 0 for e in core) / CORE_SIZE for p in group]
+    """`consensus_rows` of one group, None where a completion failed; the label set breaks ties."""
+    rewards: list[float] = consensus_rows(weights(group, labels), weighted=weighted).tolist()
+    return rewards

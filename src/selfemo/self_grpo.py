@@ -10,9 +10,8 @@ sample one that TRL and verl use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def lambda_at(step: int, total: int, lam_max: float = 1.0) -> float:
@@ -26,27 +25,37 @@ def lambda_at(step: int, total: int, lam_max: float = 1.0) -> float:
     return lam_max * step / total
 
 
-def normalise(rewards: Sequence[float], eps: float = 1e-6, ddof: int = 0) -> np.ndarray:
-    """(R - mean) / (std + eps) within one group; zeros for a group of one or without variance."""
+def normalise(rewards: ArrayLike, eps: float = 1e-6, ddof: int = 0) -> np.ndarray:
+    """(R - mean) / (std + eps) within each group; zeros for a group of one or without variance.
+
+    Args:
+        rewards: (..., G), a group in each row.
+    """
     values = np.asarray(rewards, dtype=np.float64)
-    # Differences at the level of rounding are no variance; dividing by them would blow up noise.
-    if len(values) < 2 or np.ptp(values) < 1e-12:
+    if values.shape[-1] < 2:
         return np.zeros_like(values)
-    return np.asarray((values - values.mean()) / (values.std(ddof=ddof) + eps))
+    # Differences at the level of rounding are no variance; dividing by them would blow up noise.
+    flat = np.ptp(values, axis=-1, keepdims=True) < 1e-12
+    centred = values - values.mean(-1, keepdims=True)
+    spread = values.std(-1, ddof=ddof, keepdims=True) + eps
+    return np.asarray(np.divide(centred, spread, out=np.zeros_like(values), where=~flat))
 
 
 def advantages(
-    r1: Sequence[float], r2: Sequence[float], lam: float, *, eps: float = 1e-6, ddof: int = 0
+    r1: ArrayLike, r2: ArrayLike, lam: float, *, eps: float = 1e-6, ddof: int = 0
 ) -> np.ndarray:
-    """A_i of eq. 13 for one group.
+    """A_i of eq. 13 for one group, or for each of many.
 
     Args:
-        r1: primary rewards (G,).
-        r2: secondary rewards (G,).
+        r1: primary rewards (..., G).
+        r2: secondary rewards (..., G).
         lam: lam(t) in [0, 1].
         eps: added to the standard deviation.
         ddof: 0 for the population, 1 for the sample standard deviation.
+
+    Raises:
+        ValueError: r1 and r2 are not of one shape.
     """
-    if len(r1) != len(r2):
-        raise ValueError(f"{len(r1)} primary and {len(r2)} secondary rewards")
+    if np.shape(r1) != np.shape(r2):
+        raise ValueError(f"primary rewards {np.shape(r1)} and secondary rewards {np.shape(r2)}")
     return (1 - lam) * normalise(r1, eps, ddof) + lam * normalise(r2, eps, ddof)

@@ -282,24 +282,39 @@ class Store:
         self, group: RolloutGroup, stage: str, step: int, iteration: int, best: int, verdict: str
     ) -> None:
         """Insert a scored group; `verdict` is what the gate said of member `best`."""
+        self.add_rollout_rows(
+            (
+                stage, step, iteration, group.prompt.id, i, r.sample.text,
+                len(r.sample.token_ids),
+                None if r.completion else f"{r.parsed.kind.value}",  # type: ignore[union-attr]
+                _dist(r.completion.emotion if r.completion else None),
+                _dist(r.completion.self_emotion if r.completion else None),
+                r.completion.reply if r.completion else None,
+                r.r1, r.r2, r.advantage, r.sample.mean_logprob, r.sample.mean_entropy,
+                int(i == best), verdict if i == best else None,
+            )
+            for i, r in enumerate(group.rollouts)
+        )  # fmt: skip
+
+    def add_rollout_rows(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Insert rollouts: all columns but the id, in the table's order."""
         self.db.executemany(
             "INSERT INTO rollouts (stage, step, iteration, prompt, member, text, tokens, failure, "
             "emotion, self_emotion, reply, r1, r2, advantage, mean_logprob, entropy, best, gate) "
             "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (
-                (
-                    stage, step, iteration, group.prompt.id, i, r.sample.text,
-                    len(r.sample.token_ids),
-                    None if r.completion else f"{r.parsed.kind.value}",  # type: ignore[union-attr]
-                    _dist(r.completion.emotion if r.completion else None),
-                    _dist(r.completion.self_emotion if r.completion else None),
-                    r.completion.reply if r.completion else None,
-                    r.r1, r.r2, r.advantage, r.sample.mean_logprob, r.sample.mean_entropy,
-                    int(i == best), verdict if i == best else None,
-                )
-                for i, r in enumerate(group.rollouts)
-            ),
-        )  # fmt: skip
+            rows,
+        )
+
+    def best_of_groups(self, stage: str) -> Iterator[tuple[str, float]]:
+        """(prompt, largest R1 of its rollouts) of a stage, as a stream."""
+        yield from self.db.execute(
+            "SELECT prompt, max(r1) FROM rollouts WHERE stage = ? GROUP BY prompt", (stage,)
+        )
+
+    def last_step(self, stage: str) -> int | None:
+        """The last step of a stage that wrote rollouts."""
+        found = self.rows("SELECT max(step) FROM rollouts WHERE stage = ?", stage)
+        return None if found[0][0] is None else int(found[0][0])
 
     def add_sample(
         self,

@@ -68,3 +68,23 @@ def test_shared_prefix() -> None:
     assert shared_prefix([1, 2, 3], [1, 2, 4]) == 2
     assert shared_prefix([1, 2], [1, 2, 4]) == 2
     assert shared_prefix([], [1]) == 0
+
+
+@given(sequences)
+def test_runs_cover_a_tree_and_their_masks_are_those_of_the_ancestors(
+    seqs: list[list[int]],
+) -> None:
+    from selfemo.attention import plan
+
+    tree = pack(seqs)
+    (runs,) = plan([tree], len(tree) + 3, "cpu").rows
+    seen = np.zeros((len(tree), len(tree)), dtype=bool)
+    for run in runs:
+        for q in range(run.start, run.stop):
+            if run.path is None:
+                seen[q, run.start : q + 1] = True
+            else:
+                seen[q, run.path[run.mask[q - run.start]].numpy()] = True
+    assert (seen == tree.ancestors()).all()
+    assert [r.stop for r in runs[:-1]] == [r.start for r in runs[1:]]
+    assert runs[0].start == 0 and runs[-1].stop == len(tree)

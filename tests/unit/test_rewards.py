@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.rewards import consensus, core_distribution, core_emotions, exact_match, weighted_iou
+from selfemo import rewards
+from selfemo.rewards import (
+    consensus,
+    consensus_rows,
+    core_distribution,
+    core_emotions,
+    exact_match,
+    iou_rows,
+    weighted_iou,
+)
 from selfemo.types import LABEL_SETS, EmotionDistribution
 from tests.conftest import MELD, dist
 
@@ -109,3 +119,22 @@ def test_consensus_is_bounded(group: list[EmotionDistribution | None]) -> None:
         values = consensus(group, MELD, weighted=weighted)
         assert all(0 <= v <= 1 for v in values)
         assert all(v == 0 for v, p in zip(values, group, strict=True) if p is None)
+
+
+@given(st.lists(st.lists(distributions, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_rows_of_many_groups_equal_each_group_alone(groups) -> None:
+    """Against the equations read sample by sample."""
+    w = np.array([rewards.weights(g, MELD) for g in groups])
+    y = w[:, 0]
+    r1, r2 = iou_rows(w, y[:, None]), consensus_rows(w)
+    for g, group in enumerate(groups):
+        assert consensus(group, MELD) == r2[g].tolist()
+        mean = [sum(p.weight(e) for p in group) / 3 for e in MELD.labels]
+        core = sorted((k for k in range(7) if mean[k] > 0), key=lambda k: -round(mean[k], 12))[:3]
+        for i, p in enumerate(group):
+            low = sum(min(p.weight(e), group[0].weight(e)) for e in MELD.labels)
+            high = sum(max(p.weight(e), group[0].weight(e)) for e in MELD.labels)
+            assert r1[g, i] == pytest.approx(low / high)
+            if len({round(m, 9) for m in mean if m}) == sum(m > 0 for m in mean):  # no ties
+                named = sum(p.weight(MELD.labels[k]) > 0 for k in core)
+                assert r2[g, i] == pytest.approx(named / 3)

@@ -39,7 +39,7 @@ def test_vanilla_is_lambda_zero() -> None:
 
 
 def test_lengths_must_agree() -> None:
-    with pytest.raises(ValueError, match="2 primary and 3 secondary"):
+    with pytest.raises(ValueError, match=r"primary rewards \(2,\) and secondary rewards \(3,\)"):
         advantages([0, 1], [0, 1, 1], 0.5)
 
 

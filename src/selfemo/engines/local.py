@@ -33,12 +33,11 @@ from selfemo.errors import EngineError, MissingExtraError
 from selfemo.generation.local import LocalGenerator
 from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.models import Policy, load_policy, sha256
-from selfemo.packing import Pack, group_by_key, micro_batches, pack, to_rows
+from selfemo.packing import Pack, group_by_key, micro_batches, pack
 from selfemo.training import RlItem, SftItem
 from selfemo.types import Sample
 
 CHECKSUMS = "selfemo_checksums.json"
-_TREE_TOKENS = 1024
 _LENGTH_STEP = 32
 """Rows are padded to a multiple of it: kernels compiled for few shapes are used again."""
 
@@ -65,7 +64,7 @@ def score_tokens(
     Logits are computed once for each distinct token that predicts one, nowhere else. The policy is the
     softmax of logits / temperature: what was sampled from. Without `entropy` that field is zeros.
     """
-    rows = to_rows(packs, policy.device, _LENGTH_STEP)
+    rows = policy.rows(packs, _LENGTH_STEP)
     s = rows.input_ids.shape[1]
     predictors: list[np.ndarray] = []
     targets: list[np.ndarray] = []
@@ -491,7 +490,7 @@ def _trees(items: Sequence[Any], micro_tokens: int) -> Iterator[list[list[int]]]
     if not items:
         return
     sequences = [[*i.prompt_ids, *i.completion_ids] for i in items]
-    trees = group_by_key(sequences, [i.share for i in items], min(_TREE_TOKENS, micro_tokens))
+    trees = group_by_key(sequences, [i.share for i in items], micro_tokens)
     sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
     for batch in micro_batches(sizes, micro_tokens):
         yield [trees[i] for i in batch]

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from selfemo.generation.no_repeat import NoRepeat
 from selfemo.generation.requests import Constraint, Request, SamplingSettings
 from selfemo.models import Policy
-from selfemo.packing import PackedRows, group_by_key, micro_batches, pack, to_rows
+from selfemo.packing import PackedRows, group_by_key, micro_batches, pack
 from selfemo.types import Sample
 
 _TREE_TOKENS = 2048
@@ -224,7 +224,7 @@ class LocalGenerator:
         layers = policy.core.config.num_hidden_layers
         cache = Cache(layers=[_GrowingLayer(capacity) for _ in range(layers)])
         with policy.autocast():
-            hidden = policy.hidden(to_rows(packs, policy.device), cache)
+            hidden = policy.hidden(policy.rows(packs), cache)
             first = [(b, s) for b, start in enumerate(starts) for s in start]
             where = torch.tensor(first, device=policy.device)
             logits = policy.logits(hidden[where[:, 0], where[:, 1]])
