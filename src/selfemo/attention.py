@@ -26,6 +26,8 @@ from transformers.masking_utils import sdpa_mask
 from selfemo.packing import Pack
 
 IMPLEMENTATION = "selfemo_tree"
+_FEW_QUERIES = 64
+"""Up to here keys are not repeated for the query heads that share them."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,14 @@ def tree_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """(b, s, h, d) outputs for queries (b, h, s, d), keys and values (b, g, s, d); zero at padding."""
+    share = query.shape[1] // key.shape[1]
+    if tree is None and attention_mask is not None and share > 1 and query.shape[2] <= _FEW_QUERIES:
+        return _few_queries(query, key, value, attention_mask, scaling), None
     if tree is None:
         out: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
         return out
-    share = query.shape[1] // key.shape[1]
     rows = []
     for q, k, v, runs in zip(query.unbind(), key.unbind(), value.unbind(), tree.rows, strict=True):
         parts = []
@@ -114,6 +118,24 @@ def tree_attention(
             parts.append(q.new_zeros(q.shape[0], padding, q.shape[2]))
         rows.append(torch.cat(parts, 1))
     return torch.stack(rows).transpose(1, 2).contiguous(), None
+
+
+def _few_queries(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Decoding: the query heads of one key head stand as more queries, so that no cache is copied."""
+    b, h, q, d = query.shape
+    g = key.shape[1]
+    folded = query.reshape(b, g, h // g * q, d)
+    seen = mask.expand(b, 1, q, key.shape[2])[:, :, None].expand(-1, -1, h // g, -1, -1)
+    out = functional.scaled_dot_product_attention(
+        folded, key, value, attn_mask=seen.reshape(b, 1, h // g * q, -1), scale=scaling
+    )
+    return out.reshape(b, h, q, d).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(IMPLEMENTATION, tree_attention)

@@ -9,10 +9,12 @@ its share; what remains joins the SFT set that the next model is trained on.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from selfemo.config import Config
 from selfemo.gate import PASS
@@ -79,27 +81,34 @@ def add_sample(
     )
 
 
-def draw_prompts(originals: Sequence[Prompt], store: Store, config: Config, n: int) -> list[Prompt]:
-    """The n prompts of one round: pending synthetic ones up to their share, then originals.
+class PromptQueue:
+    """What the rounds of a stage draw: pending synthetic prompts up to their share, then originals.
 
     Originals follow one shuffled order that goes on over rounds and iterations and starts anew (freshly
-    shuffled) when all have been seen.
+    shuffled) when all have been seen. Where the store stands is read once; a round then costs what it
+    draws, however large the store is.
     """
-    synthetic = store.pending(round(config.selfplay.synthetic_share * n))
-    needed = n - len(synthetic)
-    if not originals:
-        return synthetic
-    used = store.rows(
-        "SELECT count(*) AS n FROM (SELECT DISTINCT r.stage, r.step, r.prompt FROM rollouts r "
-        "JOIN prompts p ON p.id = r.prompt WHERE p.parent IS NULL)"
-    )[0]["n"]
-    chosen: list[Prompt] = []
-    while len(chosen) < needed:
-        epoch, position = divmod(used + len(chosen), len(originals))
-        order = rng(config.seed, "original prompts", epoch).permutation(len(originals))
-        take = order[position : position + needed - len(chosen)]
-        chosen.extend(originals[k] for k in take)
-    return [*synthetic, *chosen]
+
+    def __init__(self, originals: Sequence[Prompt], store: Store, config: Config):
+        self.originals, self.store, self.config = originals, store, config
+        self._used = store.drawn_originals()
+        self._after = 0
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def draw(self, n: int) -> list[Prompt]:
+        """The next n prompts; fewer where there are no originals. Each is drawn once."""
+        limit = round(self.config.selfplay.synthetic_share * n)
+        synthetic, self._after = self.store.pending(limit, self._after)
+        chosen: list[Prompt] = []
+        while self.originals and len(chosen) < n - len(synthetic):
+            epoch, position = divmod(self._used, len(self.originals))
+            if self._order is None or self._order[0] != epoch:
+                generator = rng(self.config.seed, "original prompts", epoch)
+                self._order = epoch, generator.permutation(len(self.originals))
+            take = self._order[1][position : position + n - len(synthetic) - len(chosen)]
+            chosen.extend(self.originals[k] for k in take)
+            self._used += len(take)
+        return [*synthetic, *chosen]
 
 
 def rl_stage(
@@ -123,10 +132,11 @@ def rl_stage(
         Counts over the whole stage: verdicts of the gate, prompts shortened or too long.
     """
     plan = RlPlan.of(config)
+    queue = PromptQueue(originals, store, config)
     for round_ in range(first_round, plan.rounds):
         lam = lambda_at(round_ * plan.steps_per_round, plan.total_steps, config.grpo.lam_max)
         n = min(plan.prompts_per_round, config.flywheel.prompts - round_ * plan.prompts_per_round)
-        drawn = draw_prompts(originals, store, config, n)
+        drawn = queue.draw(n)
         lengths: dict[str, int] = {}
         fitted = fit_all(drawn, engine, config, lengths)
         whole = {p.id: p for p in drawn}
@@ -281,16 +291,18 @@ def select_samples(
     kept = [True] * len(emotions)
     if max_share >= 1:
         return kept
-    ranked = sorted(range(len(emotions)), key=lambda i: (rewards[i], -i))
+    worst: dict[str, deque[int]] = {}
+    for i in sorted(range(len(emotions)), key=lambda i: (rewards[i], -i)):
+        worst.setdefault(emotions[i], deque()).append(i)
     counts = Counter(emotions)
+    total = len(emotions)
     while counts:
         emotion, most = counts.most_common(1)[0]
-        total = sum(counts.values())
         if most <= max(1.0, max_share * total):
             break
-        drop = next(i for i in ranked if kept[i] and emotions[i] == emotion)
-        kept[drop] = False
+        kept[worst[emotion].popleft()] = False
         counts[emotion] -= 1
+        total -= 1
     return kept
 
 

@@ -265,16 +265,29 @@ class Store:
             raise StoreError(f"{self.path}: no prompt {prompt_id!r}")
         return self._prompt(found[0])
 
-    def pending(self, limit: int) -> list[Prompt]:
-        """Synthetic prompts that no rollout has answered, oldest first."""
-        return [
-            self._prompt(r)
-            for r in self.rows(
-                "SELECT * FROM prompts p WHERE parent IS NOT NULL AND skipped = 0 AND NOT EXISTS "
-                "(SELECT 1 FROM rollouts r WHERE r.prompt = p.id) ORDER BY rowid LIMIT ?",
-                limit,
-            )
-        ]
+    def pending(self, limit: int, after: int = 0) -> tuple[list[Prompt], int]:
+        """Synthetic prompts that no rollout has answered, oldest first, and the place behind them.
+
+        Args:
+            limit: at most so many.
+            after: a place that an earlier call gave; those before it are not looked at again.
+        """
+        rows = self.rows(
+            "SELECT rowid AS place, * FROM prompts p WHERE rowid > ? AND parent IS NOT NULL "
+            "AND skipped = 0 AND NOT EXISTS (SELECT 1 FROM rollouts r WHERE r.prompt = p.id) "
+            "ORDER BY rowid LIMIT ?",
+            after,
+            limit,
+        )
+        return [self._prompt(r) for r in rows], (rows[-1]["place"] if rows else after)
+
+    def drawn_originals(self) -> int:
+        """How often original prompts were drawn so far, over all stages and rounds."""
+        found = self.rows(
+            "SELECT count(*) FROM rollouts r JOIN prompts p ON p.id = r.prompt "
+            "WHERE p.parent IS NULL AND r.member = 0"
+        )
+        return int(found[0][0])
 
     # -- rollouts and samples ---------------------------------------------------------------------
 

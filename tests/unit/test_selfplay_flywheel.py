@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, load
 from selfemo.errors import StoreError
-from selfemo.flywheel import RlPlan, add_sample, cap_emotions, draw_prompts, select_samples
+from selfemo.flywheel import PromptQueue, RlPlan, add_sample, cap_emotions, select_samples
 from selfemo.gate import PASS, gate
 from selfemo.selfplay import next_prompt, score_group, select_best
 from selfemo.store import Store
@@ -206,18 +206,22 @@ def test_draws_mix_synthetic_and_go_once_through_the_originals(store: Store) -> 
     originals = [make_prompt(f"c{i}/0", dist(joy=1)) for i in range(6)]
     said = Completion(dist(joy=1), dist(joy=1), "Good.")
     child = next_prompt(originals[0], said, lambda c, s: Persona(s, ""), 1, "t")
-    first = draw_prompts(originals, store, config, 4)
-    assert draw_prompts(originals, store, config, 4) == first, "drawing changes nothing"
+    queue = PromptQueue(originals, store, config)
+    first = queue.draw(4)
+    assert PromptQueue(originals, store, config).draw(4) == first, "drawing changes nothing"
     play(store, first, 0)
     store.add_prompts([child], "rl", 0)
-    second = draw_prompts(originals, store, config, 4)
+    second = queue.draw(4)
+    assert PromptQueue(originals, store, config).draw(4) == second, "a resumed queue goes on"
     assert second[0] == child and sum(p.lineage.synthetic for p in second) == 1
     seen = [p.id for p in first + second if not p.lineage.synthetic]
     assert len(set(seen[:6])) == 6, "every original once before any twice"
     play(store, second, 1)
-    assert not any(p.lineage.synthetic for p in draw_prompts(originals, store, config, 4))
+    third = queue.draw(4)
+    assert not any(p.lineage.synthetic for p in third)
+    assert PromptQueue(originals, store, config).draw(4) == third
     store.rewind("rl", 1)
-    assert draw_prompts(originals, store, config, 4) == second, "rewound rounds are drawn again"
+    assert PromptQueue(originals, store, config).draw(4) == second, "rewound rounds are drawn again"
 
 
 def test_skipped_prompts_do_not_block_the_queue(store: Store) -> None:
@@ -228,7 +232,7 @@ def test_skipped_prompts_do_not_block_the_queue(store: Store) -> None:
     ]
     store.add_prompts(children, "rl", 0)
     store.skip([children[0].id])
-    assert [p.id for p in store.pending(5)] == [children[1].id]
+    assert [p.id for p in store.pending(5)[0]] == [children[1].id]
 
 
 def test_rollouts_keep_rewards_and_failures(store: Store) -> None:

@@ -1,0 +1,129 @@
+"""Rows on sampling: rollouts against TRL's transformers path, evaluation against batched `generate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Row, in_turn
+from benchmarks.training import G, engine, grpo_trainer, sample_prompts
+from selfemo.config import load
+from selfemo.generation.requests import Request, SamplingSettings
+
+LONGEST = 128
+
+
+def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) -> Row:
+    """Groups of G sampled replies of mixed length, per generated token.
+
+    Both sample at temperature 1 from the same weights and stop at the end token, so lengths are alike
+    and not equal; the time is therefore divided by the tokens that were generated.
+    """
+    e = engine(model)
+    t = grpo_trainer(model, max_completion_length=LONGEST)
+    fitted = sample_prompts(data, prompt, (repeats + 1) * groups, e)
+    batches = [fitted[k : k + groups] for k in range(0, len(fitted), groups)]
+    settings = SamplingSettings(max_new_tokens=LONGEST, token_budget=65536)
+    at = {"ours": -1, "theirs": -1}
+    lengths: dict[str, list[int]] = {"ours": [], "theirs": []}
+
+    def ours() -> None:
+        at["ours"] += 1
+        batch = batches[at["ours"] % len(batches)]
+        done = e.generate(
+            [Request(f.ids, G, at["ours"] * 100 + k) for k, f in enumerate(batch)], settings
+        )
+        lengths["ours"] += [len(s.token_ids) for g in done for s in g]
+
+    def theirs() -> None:
+        at["theirs"] += 1
+        ids = [list(f.ids) for f in batches[at["theirs"] % len(batches)] for _ in range(G)]
+        t.model.eval()
+        done, _ = t._generate_single_turn(ids, None, {}, G)
+        lengths["theirs"] += [len(c) for c in done]
+
+    row = Row(
+        f"rollouts, {groups} prompts of about {prompt:,}, G {G}, replies of mixed length",
+        "TRL, transformers path",
+        3.0,
+        unit="s per 1,000 tokens",
+    )
+    in_turn(row, ours, theirs, repeats)
+    n = G * groups
+    for k in range(repeats):
+        part = slice((k + 1) * n, (k + 2) * n)
+        row.ours[k] *= 1000 / sum(lengths["ours"][part])
+        row.theirs[k] *= 1000 / sum(lengths["theirs"][part])
+    row.details = {
+        "prompt tokens": [len(f.ids) for f in fitted],
+        "reply tokens": {k: v[n:] for k, v in lengths.items()},
+        "data": data,
+        "model": model.rsplit("/", 1)[-1],
+    }
+    return row
+
+
+def evaluation(model: str, data: str, prompts: int, parts: int = 5) -> Row:
+    """Greedy recognition of held-out prompts; a pair is one part of them.
+
+    The peer is the loop that one writes first: batches of 16 in order, padded on the left, `generate`
+    with a stop string after the emotion line. Predicted lines are asserted to be equal.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, StopStringCriteria
+
+    from selfemo.evaluation import gold_prompts, predict
+    from selfemo.models import resolve
+    from selfemo.pipeline import load_conversations
+    from selfemo.selfplay import fit_all
+
+    e = engine(model)
+    config = load(
+        [], [f'data.sources=["{data}"]', "prompt.max_tokens=1024", "evaluation.max_new_tokens=32",
+             "evaluation.token_budget=16384"],
+    )  # fmt: skip
+    held = [c for c in load_conversations(config) if c.split == "dev"]
+    asked = gold_prompts(held)[:prompts]
+    size = -(-len(asked) // parts)
+    source = resolve(model)
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    fitted = {f.prompt.id: f.ids for f in fit_all(asked, e, config, {})}
+    slices = [asked[k : k + size] for k in range(0, len(asked), size)]
+    at = {"ours": 0, "theirs": 0}
+
+    def ours() -> list[str]:
+        part = slices[at["ours"]]
+        at["ours"] += 1
+        return [p.text.split("\n")[0] for p in predict(e, part, config)]
+
+    @torch.no_grad()
+    def theirs() -> list[str]:
+        part = slices[at["theirs"]]
+        at["theirs"] += 1
+        lines: list[str] = []
+        for k in range(0, len(part), 16):
+            batch = tokenizer.pad(
+                {"input_ids": [list(fitted[p.id]) for p in part[k : k + 16]]}, return_tensors="pt"
+            )
+            stop: Any = StopStringCriteria(tokenizer, ["\n"])
+            out = plain.generate(
+                **batch, max_new_tokens=32, do_sample=False, stopping_criteria=[stop]
+            )
+            new = out[:, batch["input_ids"].shape[1] :]
+            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            lines += [x.split("\n")[0] for x in texts]
+        return lines
+
+    agree: list[float] = []
+
+    def check(a: list[str], b: list[str]) -> None:
+        agree.append(sum(x == y for x, y in zip(a, b, strict=True)) / len(a))
+        if agree[-1] < 0.97:
+            raise AssertionError(f"predicted lines agree in {agree[-1]:.1%} only")
+
+    row = Row(f"greedy evaluation of {len(asked)} dev prompts", "batched generate, 16 a batch", 4.0)
+    in_turn(row, ours, theirs, len(slices), check, warm=False)
+    row.checked = f"predicted lines equal: {min(agree):.1%} at least (rounding breaks ties)"
+    row.details = {"data": data.split(":")[0], "model": model.rsplit("/", 1)[-1]}
+    return row

@@ -1,0 +1,349 @@
+"""Rows against TRL's trainers: policy update, a whole RL step (time and memory), SFT step.
+
+Both sides: the same weights and tokens, float32, the same number of threads, no gradient checkpointing,
+AdamW (fused), gradient norm clipped at 1. TRL's loop around the step (data loader, logging) is left out
+of the policy update and is in the other rows.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Row, close, in_turn
+from selfemo.config import GrpoConfig, ModelConfig, SftConfig, load
+from selfemo.engines.local import LocalEngine
+from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.models import resolve
+from selfemo.training import RlItem
+
+G, REPLY, LR = 8, 96, 1e-6
+
+
+SETTINGS: dict[str, Any] = {"device": "cpu", "dtype": "fp32", "peak_tflops": 0.0}
+"""Set by benchmarks.run; peak_tflops is the device's dense peak in that precision (for utilisation)."""
+
+
+def engine(model: str) -> LocalEngine:
+    return LocalEngine(ModelConfig(id=model, device=SETTINGS["device"], dtype=SETTINGS["dtype"]))
+
+
+def update_tflop(e: LocalEngine, prompt: int) -> float:
+    """Floating point operations of one update that a packed group needs, in 10^12.
+
+    6 per weight of the layers and distinct token, 6 per weight of the head and predicted token, 12 per
+    score of the attention's lower triangle, head dimension and head (forward 4, backward 8).
+    """
+    core = e.policy.core
+    layers = sum(p.numel() for n, p in core.named_parameters() if ".layers." in n)
+    head = core.get_output_embeddings().weight.numel()
+    tokens, replies = prompt + G * REPLY, G * REPLY
+    scores = prompt**2 / 2 + G * (REPLY * prompt + REPLY**2 / 2)
+    c = core.config
+    attention = 12 * scores * c.hidden_size * c.num_hidden_layers
+    return float(6 * (layers * tokens + head * replies) + attention) / 1e12
+
+
+def grpo_trainer(model: str, **settings: Any) -> Any:
+    """TRL's trainer on the same weights; `settings` go over the shared ones."""
+    import trl
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = resolve(model)
+    defaults: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(),
+        "loss_type": "bnpo",
+        "beta": 0.0,
+        "learning_rate": LR,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch_fused",
+        "use_cpu": SETTINGS["device"] == "cpu",
+        "bf16": SETTINGS["dtype"] == "bf16",
+        "gradient_checkpointing": False,
+        "num_generations": G,
+        "per_device_train_batch_size": G,
+        "max_completion_length": REPLY,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_dropout": True,
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+    }
+    rows = settings.pop("rows", [{"prompt": "a"}] * G)
+    rewards = settings.pop("rewards", lambda completions, **_: [0.0] * len(completions))
+    return trl.GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32),
+        reward_funcs=rewards,
+        args=trl.GRPOConfig(**{**defaults, **settings}),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(source),
+    )
+
+
+def policy_update(model: str, prompt: int, repeats: int, goal: float) -> Row:
+    """Forward, loss, backward and optimiser step on one group of given tokens."""
+    rng = np.random.default_rng(0)
+    draw = lambda n: [int(x) for x in rng.integers(1000, 40000, n)]  # noqa: E731
+    ids = draw(prompt)
+    items = [RlItem(ids, draw(REPLY), float(a), "g") for a in rng.normal(size=G)]
+    e = engine(model)
+    config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=prompt + G * REPLY)
+    e.begin_stage(config)
+
+    def ours() -> tuple[float, float]:
+        (m,) = e.rl_round([items], config, [LR])
+        return m["loss"], m["grad_norm"]
+
+    t = grpo_trainer(model)
+    t.current_gradient_accumulation_steps = 1
+    t.create_optimizer()
+    inputs = {
+        "prompt_ids": torch.tensor([ids] * G),
+        "prompt_mask": torch.ones(G, prompt, dtype=torch.long),
+        "completion_ids": torch.tensor([i.completion_ids for i in items]),
+        "completion_mask": torch.ones(G, REPLY, dtype=torch.long),
+        "advantages": torch.tensor([i.advantage for i in items], dtype=torch.float32),
+        "num_items_in_batch": torch.tensor(float(G * REPLY)),
+    }
+    inputs = {k: v.to(e.policy.device) for k, v in inputs.items()}
+    tolerance = 1e-3 if SETTINGS["dtype"] == "fp32" else 5e-2
+
+    def theirs() -> tuple[float, float]:
+        t.model.train()
+        with t.accelerator.autocast():
+            loss = t._compute_loss(t.model, inputs)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
+        t.optimizer.step()
+        t.optimizer.zero_grad()
+        return float(loss), float(norm)
+
+    def check(a: tuple[float, float], b: tuple[float, float]) -> None:
+        close(a[0], b[0], "loss", tolerance)
+        close(a[1], b[1], "gradient norm", tolerance)
+
+    name = f"policy update, prompt {prompt:,} + {REPLY}, G {G}"
+    row = Row(name, "TRL GRPOTrainer", goal, checked=f"loss and gradient norm, {tolerance:g}")
+    row.details = {"tokens ours": prompt + G * REPLY, "tokens theirs": G * (prompt + REPLY)}
+    in_turn(row, ours, theirs, repeats, check)
+    tflop = update_tflop(e, prompt)
+    row.details["tflop"] = tflop
+    row.details["tflops"] = [tflop / s for s in row.ours]
+    if SETTINGS["peak_tflops"]:
+        row.details["utilisation"] = [tflop / s / SETTINGS["peak_tflops"] for s in row.ours]
+    return row
+
+
+def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
+    """n real prompts of about `tokens` tokens: the longest under it, each of another conversation."""
+    from selfemo.pipeline import load_conversations
+    from selfemo.prompts import conversation_prompts
+    from selfemo.selfplay import fit_all
+
+    settings = [f'data.sources=["{data}"]', f"prompt.max_tokens={tokens}"]
+    config = load([], settings)
+    best: dict[str, Any] = {}
+    for c in load_conversations(config):
+        for f in fit_all(conversation_prompts(c, future=True), e, config, {}):
+            if len(f.ids) > len(best[c.id].ids if c.id in best else ()):
+                best[c.id] = f
+    return sorted(best.values(), key=lambda f: -len(f.ids))[:n]
+
+
+def rl_step(model: str, data: str, repeats: int, prompt: int = 400) -> Row:
+    """Rollouts of one prompt, rewards, advantages, update: TRL's own loop against ours.
+
+    Alternating single steps: TRL's trainer runs, and after each of its steps ours runs one.
+    """
+    import time
+
+    from transformers import TrainerCallback
+
+    from selfemo.config import Config
+    from selfemo.parsing import parse
+    from selfemo.rewards import weighted_iou
+    from selfemo.selfplay import play_turn
+    from selfemo.types import Completion
+
+    e = engine(model)
+    fitted = sample_prompts(data, prompt, repeats + 1, e)
+    config: Config = load(
+        [],
+        [
+            f"sampling.max_new_tokens={REPLY}",
+            f"sampling.group_size={G}",
+            "grpo.kl_coef=0",
+            f"grpo.micro_tokens={prompt + G * REPLY}",
+        ],
+    )
+    e.begin_stage(config.grpo)
+    row = Row(
+        f"one RL step, prompt about {prompt} + at most {REPLY}, G {G}", "TRL GRPOTrainer", 3.5
+    )
+    texts = [e.policy.tokenizer.decode(f.ids) for f in fitted]
+    by_text = {t: f.prompt for t, f in zip(texts, fitted, strict=True)}
+    tokens: dict[str, list[int]] = {"ours": [], "theirs": []}
+
+    def reward(prompts: list[str], completions: list[str], completion_ids: Any, **_: Any) -> Any:
+        tokens["theirs"].append(sum(map(len, completion_ids)))
+        scores = []
+        for p, c in zip(prompts, completions, strict=True):
+            target = by_text[p].target
+            read = parse(c, by_text[p].label_set)
+            scores.append(weighted_iou(read.emotion, target) if isinstance(read, Completion) else 0)
+        return scores
+
+    def ours(k: int) -> None:
+        (turn,) = play_turn(e, [fitted[k]], [fitted[k].prompt], config, lam=0.0, key=("bench", k))
+        samples = [r.sample for r in turn.group.rollouts]
+        tokens["ours"].append(sum(len(s.token_ids) for s in samples))
+        # An advantage of zero would spare us the update.
+        items = [
+            RlItem(fitted[k].ids, s.token_ids, (-1.0) ** j, "g") for j, s in enumerate(samples)
+        ]
+        e.rl_round([items], config.grpo, [LR])
+
+    class Alternate(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, *more: Any, **kwargs: Any) -> None:
+            spent, k = time.perf_counter() - self.start, state.global_step - 1
+            start = time.perf_counter()
+            ours(k)
+            if k:  # the first of each is the warm-up
+                row.theirs.append(spent)
+                row.ours.append(time.perf_counter() - start)
+
+    t = grpo_trainer(
+        model,
+        rows=[{"prompt": x} for x in texts],
+        rewards=reward,
+        max_steps=repeats + 1,
+        shuffle_dataset=False,
+    )
+    t.add_callback(Alternate())
+    t.train()
+    row.checked = "same prompts; completions are sampled anew, so token counts are given"
+    row.details = {"completion tokens": tokens, "prompt tokens": [len(f.ids) for f in fitted]}
+    return row
+
+
+def memory(model: str, side: str, prompt: int = 400) -> Row:
+    """Peak resident memory of one policy update in a process of its own; `side` is ours or theirs."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rng = np.random.default_rng(0)
+    ids = [int(x) for x in rng.integers(1000, 40000, prompt)]
+    replies = [[int(x) for x in rng.integers(1000, 40000, REPLY)] for _ in range(G)]
+    advantages = [float(a) for a in rng.normal(size=G)]
+    if side == "ours":
+        e = engine(model)
+        config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=prompt + G * REPLY)
+        e.begin_stage(config)
+        e.generate([Request(ids, G, 0)], SamplingSettings(max_new_tokens=REPLY, token_budget=65536))
+        items = [RlItem(ids, r, a, "g") for r, a in zip(replies, advantages, strict=True)]
+        for _ in range(2):
+            e.rl_round([items], config, [LR])
+    else:
+        t = grpo_trainer(model)
+        t.current_gradient_accumulation_steps = 1
+        t.create_optimizer()
+        t._generate_single_turn([ids] * G, None, {}, G)
+        inputs = {
+            "prompt_ids": torch.tensor([ids] * G),
+            "prompt_mask": torch.ones(G, prompt, dtype=torch.long),
+            "completion_ids": torch.tensor(replies),
+            "completion_mask": torch.ones(G, REPLY, dtype=torch.long),
+            "advantages": torch.tensor(advantages, dtype=torch.float32),
+            "num_items_in_batch": torch.tensor(float(G * REPLY)),
+        }
+        for _ in range(2):
+            t.model.train()
+            t._compute_loss(t.model, inputs).backward()
+            torch.nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
+            t.optimizer.step()
+            t.optimizer.zero_grad()
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    return Row(side, "", None, "GiB", [peak])
+
+
+def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
+    """One optimiser step on gold samples of mixed length, neighbours of a conversation together."""
+    import trl
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from selfemo.coldstart import gold_samples
+    from selfemo.pipeline import load_conversations, training_conversations
+    from selfemo.prompts import format_completion
+    from selfemo.selfplay import fit_all
+    from selfemo.training import epoch_batches
+
+    e = engine(model)
+    config = load([], [f'data.sources=["{data}"]', "prompt.max_tokens=1024"])
+    samples = gold_samples(training_conversations(load_conversations(config), config), 400, 0)
+    fitted = {f.prompt.id: f for f in fit_all([p for p, _ in samples], e, config, {})}
+    items = [
+        e.sft_item(fitted[p.id].ids, format_completion(c), p.conversation_id, 1.0)
+        for p, c in samples
+        if p.id in fitted
+    ]
+    sft = SftConfig(lr=LR, batch_size=batch, micro_tokens=2048)
+    batches = epoch_batches([i.share for i in items], batch, sft.run_length, 0, 0)[: repeats + 1]
+    e.begin_stage(sft)
+    source = resolve(model)
+    rows = [
+        {
+            "input_ids": [*i.prompt_ids, *i.completion_ids],
+            "labels": [-100] * len(i.prompt_ids) + list(i.completion_ids),
+        }
+        for b in batches
+        for i in (items[k] for k in b)
+    ]
+    t = trl.SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32),
+        args=trl.SFTConfig(
+            output_dir=str(Path(tempfile.mkdtemp())),
+            per_device_train_batch_size=batch,
+            learning_rate=LR,
+            optim="adamw_torch_fused",
+            use_cpu=SETTINGS["device"] == "cpu",
+            bf16=SETTINGS["dtype"] == "bf16",
+            gradient_checkpointing=False,
+            max_length=None,
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(source),
+    )
+    t.create_optimizer()
+    t.current_gradient_accumulation_steps = 1
+    collated = [t.data_collator(rows[k : k + batch]) for k in range(0, len(rows), batch)]
+    ours_at, theirs_at = iter(range(len(batches))), iter(range(len(batches)))
+
+    def ours() -> float:
+        chosen = [items[k] for k in batches[next(ours_at)]]
+        return e.sft_step(chosen, sft, LR)["loss"]
+
+    def theirs() -> float:
+        t.model.train()
+        inputs = t._prepare_inputs(collated[next(theirs_at)])
+        loss = t.compute_loss(t.model, dict(inputs))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
+        t.optimizer.step()
+        t.optimizer.zero_grad()
+        return float(loss)
+
+    name = f"SFT step, {batch} samples of mixed length"
+    row = Row(name, "TRL SFTTrainer", 1.5, checked="loss, 1e-3")
+    row.details = {"tokens of a batch": [[len(r["input_ids"]) for r in rows][:batch]], "data": data}
+    return in_turn(row, ours, theirs, repeats, lambda a, b: close(a, b, "loss"))
