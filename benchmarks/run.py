@@ -65,8 +65,8 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
 
     n = args.repeats
     return {
-        "update-1000": training("policy_update", 1000, n, 4.5),
-        "update-400": training("policy_update", 400, n, 3.5),
+        "update-1000": training("policy_update", 1000, n, 4.5, args.micro),
+        "update-400": training("policy_update", 400, n, 3.5, args.micro),
         "rollouts-400": generation("rollouts", 400, n),
         "rollouts-1000": generation("rollouts", 1000, n),
         "rl-step": training("rl_step", args.data, n),
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500, help="of the evaluation row")
     parser.add_argument("--data", default="sample", help="conversations, as in data.sources")
     parser.add_argument("--model", default="builtin:smollm2-135m", help="id or folder")
+    parser.add_argument("--micro", type=int, default=8, help="rows of TRL's micro-batches (memory)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device, dense")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import resource
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,58 @@ def grpo_trainer(model: str, **settings: Any) -> Any:
     )
 
 
-def policy_update(model: str, prompt: int, repeats: int, goal: float) -> Row:
-    """Forward, loss, backward and optimiser step on one group of given tokens."""
+def trl_update(
+    t: Any, ids: list[int], items: list[RlItem], micro: int = G
+) -> Callable[[], tuple[float, float]]:
+    """One update by TRL's loss on the completions of one prompt: (loss, gradient norm)."""
+    t.current_gradient_accumulation_steps = G // micro
+    t.create_optimizer()
+    replies = torch.tensor([i.completion_ids for i in items])
+    inputs = {
+        "prompt_ids": torch.tensor([ids] * G),
+        "prompt_mask": torch.ones(G, len(ids), dtype=torch.long),
+        "completion_ids": replies,
+        "completion_mask": torch.ones_like(replies),
+        "advantages": torch.tensor([i.advantage for i in items], dtype=torch.float32),
+        "num_items_in_batch": torch.tensor(float(replies.numel())),
+    }
+    inputs = {k: v.to(t.accelerator.device) for k, v in inputs.items()}
+
+    def update() -> tuple[float, float]:
+        t.model.train()
+        total = 0.0
+        for k in range(0, G, micro):
+            part = {n: v[k : k + micro] if v.dim() else v for n, v in inputs.items()}
+            with t.accelerator.autocast():
+                loss = t._compute_loss(t.model, part)
+            loss.backward()
+            total += float(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
+        t.optimizer.step()
+        t.optimizer.zero_grad()
+        return total, float(norm)
+
+    return update
+
+
+def one_group(prompt: int) -> tuple[list[int], list[RlItem]]:
+    """A prompt of random tokens and G completions that share nothing but it."""
     rng = np.random.default_rng(0)
-    draw = lambda n: [int(x) for x in rng.integers(1000, 40000, n)]  # noqa: E731
+
+    def draw(n: int) -> list[int]:
+        return [int(x) for x in rng.integers(1000, 40000, n)]
+
     ids = draw(prompt)
-    items = [RlItem(ids, draw(REPLY), float(a), "g") for a in rng.normal(size=G)]
+    return ids, [RlItem(ids, draw(REPLY), float(a), "g") for a in rng.normal(size=G)]
+
+
+def policy_update(model: str, prompt: int, repeats: int, goal: float, micro: int = G) -> Row:
+    """Forward, loss, backward and optimiser step on one group of given tokens.
+
+    Args:
+        micro: rows of TRL's micro-batches; all G rows at once are fastest, where memory holds them.
+    """
+    ids, items = one_group(prompt)
     e = engine(model)
     config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=prompt + G * REPLY)
     e.begin_stage(config)
@@ -101,29 +148,8 @@ def policy_update(model: str, prompt: int, repeats: int, goal: float) -> Row:
         (m,) = e.rl_round([items], config, [LR])
         return m["loss"], m["grad_norm"]
 
-    t = grpo_trainer(model)
-    t.current_gradient_accumulation_steps = 1
-    t.create_optimizer()
-    inputs = {
-        "prompt_ids": torch.tensor([ids] * G),
-        "prompt_mask": torch.ones(G, prompt, dtype=torch.long),
-        "completion_ids": torch.tensor([i.completion_ids for i in items]),
-        "completion_mask": torch.ones(G, REPLY, dtype=torch.long),
-        "advantages": torch.tensor([i.advantage for i in items], dtype=torch.float32),
-        "num_items_in_batch": torch.tensor(float(G * REPLY)),
-    }
-    inputs = {k: v.to(e.policy.device) for k, v in inputs.items()}
+    theirs = trl_update(grpo_trainer(model), ids, items, micro)
     tolerance = 1e-3 if SETTINGS["dtype"] == "fp32" else 5e-2
-
-    def theirs() -> tuple[float, float]:
-        t.model.train()
-        with t.accelerator.autocast():
-            loss = t._compute_loss(t.model, inputs)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
-        t.optimizer.step()
-        t.optimizer.zero_grad()
-        return float(loss), float(norm)
 
     def check(a: tuple[float, float], b: tuple[float, float]) -> None:
         close(a[0], b[0], "loss", tolerance)
@@ -131,7 +157,11 @@ def policy_update(model: str, prompt: int, repeats: int, goal: float) -> Row:
 
     name = f"policy update, prompt {prompt:,} + {REPLY}, G {G}"
     row = Row(name, "TRL GRPOTrainer", goal, checked=f"loss and gradient norm, {tolerance:g}")
-    row.details = {"tokens ours": prompt + G * REPLY, "tokens theirs": G * (prompt + REPLY)}
+    row.details = {
+        "tokens ours": prompt + G * REPLY,
+        "tokens theirs": G * (prompt + REPLY),
+        "rows of TRL's micro-batch": micro,
+    }
     in_turn(row, ours, theirs, repeats, check)
     tflop = update_tflop(e, prompt)
     row.details["tflop"] = tflop
@@ -237,39 +267,22 @@ def rl_step(model: str, data: str, repeats: int, prompt: int = 400) -> Row:
 
 
 def memory(model: str, side: str, prompt: int = 400) -> Row:
-    """Peak resident memory of one policy update in a process of its own; `side` is ours or theirs."""
+    """Peak resident memory of sampling and two updates in a process of its own: ours or theirs."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rng = np.random.default_rng(0)
-    ids = [int(x) for x in rng.integers(1000, 40000, prompt)]
-    replies = [[int(x) for x in rng.integers(1000, 40000, REPLY)] for _ in range(G)]
-    advantages = [float(a) for a in rng.normal(size=G)]
+    ids, items = one_group(prompt)
     if side == "ours":
         e = engine(model)
         config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=prompt + G * REPLY)
-        e.begin_stage(config)
         e.generate([Request(ids, G, 0)], SamplingSettings(max_new_tokens=REPLY, token_budget=65536))
-        items = [RlItem(ids, r, a, "g") for r, a in zip(replies, advantages, strict=True)]
+        e.begin_stage(config)
         for _ in range(2):
             e.rl_round([items], config, [LR])
     else:
         t = grpo_trainer(model)
-        t.current_gradient_accumulation_steps = 1
-        t.create_optimizer()
         t._generate_single_turn([ids] * G, None, {}, G)
-        inputs = {
-            "prompt_ids": torch.tensor([ids] * G),
-            "prompt_mask": torch.ones(G, prompt, dtype=torch.long),
-            "completion_ids": torch.tensor(replies),
-            "completion_mask": torch.ones(G, REPLY, dtype=torch.long),
-            "advantages": torch.tensor(advantages, dtype=torch.float32),
-            "num_items_in_batch": torch.tensor(float(G * REPLY)),
-        }
+        update = trl_update(t, ids, items)
         for _ in range(2):
-            t.model.train()
-            t._compute_loss(t.model, inputs).backward()
-            torch.nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
-            t.optimizer.step()
-            t.optimizer.zero_grad()
+            update()
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     return Row(side, "", None, "GiB", [peak])
 
