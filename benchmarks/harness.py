@@ -37,14 +37,14 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        return [t / o for o, t in zip(self.ours, self.theirs, strict=True)]
+        return [t / o for o, t in zip(self.ours, self.theirs, strict=True)] if self.theirs else []
 
     @property
     def ratio(self) -> float | None:
         return statistics.median(self.ratios) if self.theirs else None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "ratio": self.ratio, "ratios": self.ratios if self.theirs else []}
+        return {**asdict(self), "ratio": self.ratio, "ratios": self.ratios}
 
 
 def _finished() -> None:

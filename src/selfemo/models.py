@@ -150,13 +150,21 @@ class Policy:
     dtype: str = "fp32"
     source: str = ""
 
+    @property
+    def row_cost_is_exact(self) -> bool:
+        """Whether a row costs what its tokens see (attention.py), not the square of its length.
+
+        Then trees stand side by side in one row instead of being padded to one rectangle.
+        """
+        return bool(self.device.type == "cpu")
+
     def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
         """Packed trees as rows of this device, with the attention that is fastest there.
 
         On a CPU the masked blocks are left out (attention.py). Elsewhere one kernel over a dense mask
         stands in, until runs have been measured there.
         """
-        if self.device.type != "cpu":
+        if not self.row_cost_is_exact:
             return to_rows(packs, self.device, multiple)
         from selfemo.attention import plan
 

@@ -3,7 +3,8 @@
 The G completions of a prompt share the prompt, the turns of a conversation share its history, and
 rollouts often share their first tokens. `pack` merges equal prefixes into a tree; a token attends to its
 ancestors alone and takes the position it has in its own sequence, so hidden states, log-probabilities and
-gradients are those of separate rows (tested), while the work is that of the distinct tokens.
+gradients are those of separate rows (tested), while the work is that of the distinct tokens. Sequences that
+do not begin alike are a forest, packed in the same way.
 
 Shapes: b rows (trees), s padded row length, n tokens of one tree.
 """
@@ -160,6 +161,25 @@ def group_by_key(
         parts[-1].append(i)
         fill[key] += added
     return [part for parts in groups.values() for part in parts]
+
+
+def bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put trees into rows of at most `capacity` tokens: first fit, the largest first.
+
+    A tree larger than that has a row of its own. Every index appears exactly once; rows keep the order of
+    their trees.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        at = next((k for k, left in enumerate(room) if sizes[i] <= left), None)
+        if at is None:
+            rows.append([])
+            room.append(capacity)
+            at = len(rows) - 1
+        rows[at].append(i)
+        room[at] -= sizes[i]
+    return [sorted(row) for row in rows]
 
 
 def micro_batches(sizes: Sequence[int], token_budget: int) -> list[list[int]]:

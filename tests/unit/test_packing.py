@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.packing import group_by_key, micro_batches, pack, shared_prefix, to_rows
+from selfemo.packing import bins, group_by_key, micro_batches, pack, shared_prefix, to_rows
 
 sequences = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=8)
 
@@ -88,3 +88,13 @@ def test_runs_cover_a_tree_and_their_masks_are_those_of_the_ancestors(
     assert (seen == tree.ancestors()).all()
     assert [r.stop for r in runs[:-1]] == [r.start for r in runs[1:]]
     assert runs[0].start == 0 and runs[-1].stop == len(tree)
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(10, 60))
+def test_bins_hold_every_tree_once_and_their_capacity(sizes: list[int], capacity: int) -> None:
+    rows = bins(sizes, capacity)
+    assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
+    for row in rows:
+        assert sum(sizes[i] for i in row) <= capacity or len(row) == 1
+    filled = [sum(sizes[i] for i in row) for row in rows]
+    assert sum(f <= capacity / 2 for f in filled) <= 1, "two half-empty rows would be one"

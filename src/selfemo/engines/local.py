@@ -33,7 +33,7 @@ from selfemo.errors import EngineError, MissingExtraError
 from selfemo.generation.local import LocalGenerator
 from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.models import Policy, load_policy, sha256
-from selfemo.packing import Pack, group_by_key, micro_batches, pack
+from selfemo.packing import Pack, bins, group_by_key, micro_batches, pack
 from selfemo.training import RlItem, SftItem
 from selfemo.types import Sample
 
@@ -233,7 +233,7 @@ class LocalEngine:
         self.policy.model.train()
         total = sum(float(np.sum(i.weights)) for i in items)
         loss_sum, tokens = 0.0, 0
-        for batch in _trees(items, micro_tokens):
+        for batch in _trees(self.policy, items, micro_tokens):
             packs, starts, order = _pack_items(items, batch)
             scores = score_tokens(self.policy, packs, starts, entropy=False)
             weights = _pad_values([items[i].weights for i in order], scores.logp)
@@ -251,7 +251,7 @@ class LocalEngine:
         """Log-probabilities of each item's completion under a policy, without gradient."""
         result: list[torch.Tensor] = [torch.empty(0)] * len(items)
         with torch.no_grad():
-            for batch in _trees(items, micro_tokens):
+            for batch in _trees(policy, items, micro_tokens):
                 packs, starts, order = _pack_items(items, batch)
                 scores = score_tokens(
                     policy, packs, starts, temperature=self.temperature, entropy=False
@@ -330,7 +330,7 @@ class LocalEngine:
         self.policy.model.train()
         sums = {"loss": 0.0, "entropy": 0.0, "kl": 0.0, "clipped": 0.0}
         seen = packed = 0
-        for batch in _trees(chosen, config.micro_tokens):
+        for batch in _trees(self.policy, chosen, config.micro_tokens):
             packs, starts, order = _pack_items(chosen, batch)
             scores = score_tokens(self.policy, packs, starts, temperature=self.temperature)
             if old is None:
@@ -485,13 +485,17 @@ def verify_checkpoint(folder: Path) -> None:
             raise EngineError(f"{path}: missing or altered since it was written")
 
 
-def _trees(items: Sequence[Any], micro_tokens: int) -> Iterator[list[list[int]]]:
+def _trees(policy: Policy, items: Sequence[Any], micro_tokens: int) -> Iterator[list[list[int]]]:
     """Micro-batches of trees (lists of item indices) within the token budget."""
     if not items:
         return
     sequences = [[*i.prompt_ids, *i.completion_ids] for i in items]
     trees = group_by_key(sequences, [i.share for i in items], micro_tokens)
     sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
+    if policy.row_cost_is_exact:
+        for row in bins(sizes, micro_tokens):
+            yield [[i for t in row for i in trees[t]]]
+        return
     for batch in micro_batches(sizes, micro_tokens):
         yield [trees[i] for i in batch]
 

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from selfemo.generation.no_repeat import NoRepeat
 from selfemo.generation.requests import Constraint, Request, SamplingSettings
 from selfemo.models import Policy
-from selfemo.packing import PackedRows, group_by_key, micro_batches, pack
+from selfemo.packing import PackedRows, bins, group_by_key, micro_batches, pack
 from selfemo.types import Sample
 
 _TREE_TOKENS = 2048
@@ -196,6 +196,10 @@ class LocalGenerator:
         prompts = [r.prompt_ids for r in requests]
         trees = group_by_key(prompts, keys, _TREE_TOKENS, grow)
         sizes = [len(pack([prompts[i] for i in t])) + sum(grow[i] for i in t) for t in trees]
+        if self.policy.row_cost_is_exact:
+            rows = bins(sizes, _TREE_TOKENS)
+            trees = [[i for t in row for i in trees[t]] for row in rows]
+            sizes = [sum(sizes[t] for t in row) for row in rows]
         for batch in micro_batches(sizes, max(self.settings.token_budget, max(sizes))):
             yield [trees[i] for i in batch]
 
