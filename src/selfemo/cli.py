@@ -583,6 +583,32 @@ def analyse(
     typer.echo(f"\n{run}: analysis.json")
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="The HTML file; figures go to NAME-figures beside it.")],
+    judges: Annotated[
+        list[Path] | None, typer.Option("--judge", help="Folder with judge.json; may be repeated.")
+    ] = None,
+    ablation: Annotated[Path | None, typer.Option(help="Folder of `selfemo ablate`.")] = None,
+    evaluations: Annotated[
+        list[Path] | None,
+        typer.Option("--evaluation", help="Folder of `evaluate --out`; may be repeated."),
+    ] = None,
+    personas: Annotated[
+        Path | None, typer.Option(help="Folder of `selfemo personas cluster`.")
+    ] = None,
+) -> None:
+    """One self-contained HTML file: what ran, results, curves, errors, dialogues, configuration."""
+    from selfemo.report import build
+
+    written = build(
+        run, out, judges=judges or [], ablation=ablation, evaluations=evaluations or [],
+        personas=personas,
+    )  # fmt: skip
+    typer.echo(", ".join(map(str, written)))
+
+
 def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
 
