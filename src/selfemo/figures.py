@@ -34,7 +34,8 @@ def _axes(title: str, x: str, y: str, width: float = 6.0) -> Any:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(width, 3.6), layout="constrained")
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set_title(title, loc="left")
+    axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -73,7 +74,7 @@ def _curve(
         if records[k]["iteration"] != records[k - 1]["iteration"]:
             axes.axvline(k + 0.5, color="0.6", linewidth=1)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.18))
     _save(figure, folder, name)
     _write_csv(folder / f"{name}.csv", ["round", "iteration", *keys], rows)
 
@@ -188,8 +189,8 @@ def reward_curves(
             for k, kind in enumerate(("accuracy-based", "IoU-based")):
                 axes.plot(
                     [ticks.index(c) for c in by], [v[k] for v in by.values()],
-                    _DASHES[k], marker=_MARKERS[n % 7], color=_COLOURS[(2 * n + k) % 8],
-                    label=f"{dataset}, {kind}",
+                    _DASHES[k], marker=_MARKERS[n % 7], linewidth=(3.5, 1.5)[k],
+                    color=_COLOURS[(2 * n + k) % 8], label=f"{dataset}, {kind}",
                 )  # fmt: skip
                 rows += [[dataset, c, kind, v[k]] for c, v in by.items()]
         axes.set_xticks(range(len(ticks)), ticks)

@@ -268,7 +268,10 @@ def _curves(source: Source, folder: Path) -> Section:
         "entropy": "Entropy of the policy by round of RL (figure 6, left)",
         "parse_rate": "Share of completions that parse, and of best ones that pass the gate",
     }
-    section.drawings = [(titles.get(n, n.replace("_", " by checkpoint: ", 1)), n) for n in names]
+    for dataset in source.labels:
+        titles[f"scores_{dataset}"] = f"Held-out scores by checkpoint: {dataset}"
+        titles[f"emotions_{dataset}"] = f"Emotions read by checkpoint, beside gold: {dataset}"
+    section.drawings = [(titles[n], n) for n in names]
     if not names:
         section.missing = f"selfemo evolve --resume {source.folder}"
     return section
