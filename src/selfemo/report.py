@@ -370,9 +370,13 @@ def _personas(source: Source, place: Path | None) -> Section:
         section.tables.append(Table("Mean R1 by persona cluster (table 3)", header, by_cluster))
     if place is not None:
         try:
-            with (place / "persona_clusters.csv").open(newline="", encoding="utf-8") as f:
+            with (place / "figures" / "persona_clusters.csv").open(
+                newline="", encoding="utf-8"
+            ) as f:
                 header_, *rows = list(csv.reader(f))
-            picture = base64.b64encode((place / "persona_map.png").read_bytes()).decode()
+            picture = base64.b64encode(
+                (place / "figures" / "persona_map.png").read_bytes()
+            ).decode()
         except (OSError, ValueError) as e:
             raise StoreError(
                 f"{place}: holds no persona clusters ({e}); `selfemo personas cluster` makes them"
@@ -380,7 +384,7 @@ def _personas(source: Source, place: Path | None) -> Section:
         section.tables.append(Table("Clusters", header_, rows))
         section.pictures.append(("Map of the largest persona clusters", picture))
     if not section.tables:
-        section.missing = "selfemo personas cluster"
+        section.missing = f"selfemo personas cluster FOLDER --run {source.folder}"
     return section
 
 

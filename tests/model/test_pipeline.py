@@ -627,3 +627,5 @@ def test_the_report_refuses_what_is_no_run_or_no_judgement(finished: Path, tmp_p
     assert isinstance(result.exception, StoreError) and "judge.json" in str(result.exception)
     result = CliRunner().invoke(app, ["report", str(finished), "--ablation", str(tmp_path), *out])
     assert isinstance(result.exception, StoreError) and "ablation.json" in str(result.exception)
+    result = CliRunner().invoke(app, ["report", str(finished), "--personas", str(tmp_path), *out])
+    assert isinstance(result.exception, StoreError) and "persona clusters" in str(result.exception)
