@@ -556,6 +556,59 @@ def ablate(
     typer.echo(f"\n{out}: ablation.json, ablation.md, ablation.csv")
 
 
+@app.command()
+def analyse(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    prompts: Annotated[
+        int, typer.Option(min=0, help="Held-out prompts, the same for all checkpoints; 0: all.")
+    ] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Span entropies (fig. 6), round trip and diversity by checkpoint, into RUN/analysis.json."""
+    from selfemo.analysis import analyse as run_analysis
+    from selfemo.analysis import analysis_table
+    from selfemo.stopping import Stopped, StopRequest
+
+    reporter, stop = _reporter(), StopRequest()
+    try:
+        with stop.on_signals(reporter.say):
+            result = run_analysis(run, prompts, reporter, stop)
+    except (Stopped, KeyboardInterrupt):
+        reporter.say("stopped; run the same command again to go on")
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    _print_tables([("By checkpoint; entropies in nats, 95% intervals", *analysis_table(result))])
+    typer.echo(f"\n{run}: analysis.json")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="The HTML file; figures go to NAME-figures beside it.")],
+    judges: Annotated[
+        list[Path] | None, typer.Option("--judge", help="Folder with judge.json; may be repeated.")
+    ] = None,
+    ablation: Annotated[Path | None, typer.Option(help="Folder of `selfemo ablate`.")] = None,
+    evaluations: Annotated[
+        list[Path] | None,
+        typer.Option("--evaluation", help="Folder of `evaluate --out`; may be repeated."),
+    ] = None,
+    personas: Annotated[
+        Path | None, typer.Option(help="Folder of `selfemo personas cluster`.")
+    ] = None,
+) -> None:
+    """One self-contained HTML file: what ran, results, curves, errors, dialogues, configuration."""
+    from selfemo.report import build
+
+    written = build(
+        run, out, judges=judges or [], ablation=ablation, evaluations=evaluations or [],
+        personas=personas,
+    )  # fmt: skip
+    typer.echo(", ".join(map(str, written)))
+
+
 def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
 

@@ -1,16 +1,44 @@
-"""Self-play episodes of a store as text to read."""
+"""Self-play episodes of a store, as records and as text to read."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from selfemo.prompts import format_emotions
 from selfemo.store import Store, read_distribution
+from selfemo.types import EmotionDistribution, LabelSet, Utterance
 
 
-def dialogues(store: Store, n: int = 3) -> list[str]:
-    """The n longest self-play episodes as text, the latest first among equals.
+@dataclass(frozen=True)
+class Played:
+    """One self-played turn: what its speaker read in the turn before, declared of itself, and said.
 
-    Each self-played turn shows what its speaker read in the turn before (E) and declared of itself (S).
+    Attributes:
+        target: what should be read: the gold emotion, or the self-emotion that was declared.
     """
+
+    speaker: str
+    interlocutor: str
+    target: EmotionDistribution | None
+    read: EmotionDistribution
+    own: EmotionDistribution
+    reply: str
+    r1: float
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A real history and the turns played on from it."""
+
+    conversation: str
+    scenario: str
+    label_set: LabelSet
+    history: tuple[Utterance, ...]
+    played: tuple[Played, ...]
+
+
+def episodes(store: Store, n: int = 3) -> list[Episode]:
+    """The n longest self-play episodes of different conversations, the latest first among equals."""
     ends = store.rows(
         "SELECT p.id, p.turn FROM prompts p JOIN rollouts r ON r.prompt = p.id "
         "WHERE r.best = 1 AND r.gate = 'pass' AND p.id NOT IN "
@@ -18,19 +46,20 @@ def dialogues(store: Store, n: int = 3) -> list[str]:
         "WHERE c.parent IS NOT NULL AND q.best = 1 AND q.gate = 'pass') "
         "ORDER BY p.turn DESC, r.id DESC"
     )
-    texts, seen = [], set()
+    found: list[Episode] = []
+    seen = set()
     for end in ends:
         prompt = store.prompt(end["id"])
         if prompt.conversation_id in seen:
             continue
         seen.add(prompt.conversation_id)
-        texts.append(_episode(store, end["id"]))
-        if len(texts) == n:
+        found.append(_episode(store, end["id"]))
+        if len(found) == n:
             break
-    return texts
+    return found
 
 
-def _episode(store: Store, last: str) -> str:
+def _episode(store: Store, last: str) -> Episode:
     played = []
     prompt = store.prompt(last)
     while True:
@@ -41,14 +70,36 @@ def _episode(store: Store, last: str) -> str:
         emotion, own = (read_distribution(best[k]) for k in ("emotion", "self_emotion"))
         assert emotion is not None and own is not None
         played.append(
-            f"> {prompt.answerer} (reads {prompt.interlocutor} as {format_emotions(emotion)}, "
-            f"feels {format_emotions(own)}; R1 {best['r1']:.2f}): {best['reply']}"
-        )
+            Played(
+                prompt.answerer, prompt.interlocutor, prompt.target, emotion, own, best["reply"],
+                best["r1"],
+            )
+        )  # fmt: skip
         if prompt.lineage.parent is None:
             break
         prompt = store.prompt(prompt.lineage.parent)
-    lines = [f"# {prompt.conversation_id}" + (f": {prompt.scenario}" if prompt.scenario else "")]
-    for u in prompt.history:
+    return Episode(
+        prompt.conversation_id, prompt.scenario, prompt.label_set, prompt.history,
+        tuple(reversed(played)),
+    )  # fmt: skip
+
+
+def dialogues(store: Store, n: int = 3) -> list[str]:
+    """`episodes` as text.
+
+    Each self-played turn shows what its speaker read in the turn before (E) and declared of itself (S).
+    """
+    return [_text(e) for e in episodes(store, n)]
+
+
+def _text(episode: Episode) -> str:
+    lines = [f"# {episode.conversation}" + (f": {episode.scenario}" if episode.scenario else "")]
+    for u in episode.history:
         gold = f" [{format_emotions(u.emotion)}]" if u.emotion else ""
         lines.append(f"  {u.speaker}{gold}: {u.text}")
-    return "\n".join([*lines, *reversed(played)])
+    lines += [
+        f"> {t.speaker} (reads {t.interlocutor} as {format_emotions(t.read)}, "
+        f"feels {format_emotions(t.own)}; R1 {t.r1:.2f}): {t.reply}"
+        for t in episode.played
+    ]
+    return "\n".join(lines)

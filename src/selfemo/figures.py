@@ -34,16 +34,20 @@ def _axes(title: str, x: str, y: str, width: float = 6.0) -> Any:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(width, 3.6), layout="constrained")
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set_title(title, loc="left")
+    axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
 def _save(figure: Any, folder: Path, name: str) -> None:
+    import matplotlib
     from matplotlib import pyplot as plt
 
-    figure.savefig(folder / f"{name}.svg")
+    # Fixed ids and no date: the same data give the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "selfemo", "svg.fonttype": "none"}):
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", dpi=150)
     plt.close(figure)
 
@@ -70,7 +74,7 @@ def _curve(
         if records[k]["iteration"] != records[k - 1]["iteration"]:
             axes.axvline(k + 0.5, color="0.6", linewidth=1)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.18))
     _save(figure, folder, name)
     _write_csv(folder / f"{name}.csv", ["round", "iteration", *keys], rows)
 
@@ -160,6 +164,146 @@ def _shares_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
     _save(figure, folder, name)
     rows = [[c, e, share] for c, b in bars.items() for e, share in b.items()]
     _write_csv(folder / f"{name}.csv", ["checkpoint", "emotion", "share"], rows)
+    return name
+
+
+def reward_curves(
+    folder: Path,
+    held_out: Mapping[str, Mapping[str, tuple[float, float]]],
+    rounds: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Fig. 5: accuracy-based and IoU-based reward, held-out by checkpoint and self-play by round.
+
+    Args:
+        held_out: (accuracy, mean R1) by data set and checkpoint.
+        rounds: of each RL round: iteration, and the means accuracy and r1 over its self-played prompts,
+            accuracy_original and r1_original over its original ones; None where it had none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    if held_out:
+        figure, axes = _axes("Held-out rewards by checkpoint (fig. 5)", "", "reward")
+        ticks = list(dict.fromkeys(c for by in held_out.values() for c in by))
+        rows = []
+        for n, (dataset, by) in enumerate(held_out.items()):
+            for k, kind in enumerate(("accuracy-based", "IoU-based")):
+                axes.plot(
+                    [ticks.index(c) for c in by], [v[k] for v in by.values()],
+                    _DASHES[k], marker=_MARKERS[n % 7], linewidth=(3.5, 1.5)[k],
+                    color=_COLOURS[(2 * n + k) % 8], label=f"{dataset}, {kind}",
+                )  # fmt: skip
+                rows += [[dataset, c, kind, v[k]] for c, v in by.items()]
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_ylim(-0.02, 1.02)
+        axes.legend(frameon=False)
+        _save(figure, folder, "fig5_held_out")
+        _write_csv(folder / "fig5_held_out.csv", ["data", "checkpoint", "reward", "value"], rows)
+        names.append("fig5_held_out")
+    if rounds:
+        keys = {
+            "accuracy": "accuracy-based, self-played", "r1": "IoU-based, self-played",
+            "accuracy_original": "accuracy-based, original", "r1_original": "IoU-based, original",
+        }  # fmt: skip
+        title = "Rewards of rollouts by RL round (fig. 5)"
+        _curve(folder, "fig5_self_play", title, "mean over rollouts", rounds, keys)
+        names.append("fig5_self_play")
+    return names
+
+
+def span_entropy(folder: Path, checkpoints: Mapping[str, Mapping[str, Any]]) -> str:
+    """Fig. 6, right: mean token entropy of each span by checkpoint (`analysis.json`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, axes = _axes("Token entropy by span (fig. 6)", "", "nats per token, 95% interval")
+    rows = []
+    spans = {"emotion": "emotion E", "self_emotion": "self-emotion S", "reply": "reply"}
+    for n, (span, label) in enumerate(spans.items()):
+        found = [(k, c, r["entropy"][span]) for k, (c, r) in enumerate(checkpoints.items())]
+        points = [(k, c, v) for k, c, v in found if v is not None]
+        axes.errorbar(
+            [k + (n - 1) * 0.06 for k, _, _ in points],
+            [v[0] for _, _, v in points],
+            yerr=[[v[0] - v[1] for _, _, v in points], [v[2] - v[0] for _, _, v in points]],
+            fmt=_DASHES[n] + _MARKERS[n], color=_COLOURS[n], capsize=3, label=label,
+        )  # fmt: skip
+        rows += [[c, span, *v] for _, c, v in points]
+    axes.set_xticks(range(len(checkpoints)), list(checkpoints))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    _save(figure, folder, "fig6_spans")
+    _write_csv(folder / "fig6_spans.csv", ["checkpoint", "span", "value", "low", "high"], rows)
+    return "fig6_spans"
+
+
+def judge_bars(folder: Path, comparisons: Mapping[str, Mapping[str, Any]]) -> str:
+    """Fig. 3: wins, ties and losses of each comparison (name to a record with these counts)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, axes = _axes("Blind comparisons (fig. 3)", "share of pairs", "", 7.0)
+    left = [0.0] * len(comparisons)
+    for n, outcome in enumerate(("wins", "ties", "losses")):
+        total = [
+            max(1, sum(c[k] for k in ("wins", "ties", "losses"))) for c in comparisons.values()
+        ]
+        share = [c[outcome] / t for c, t in zip(comparisons.values(), total, strict=True)]
+        bars = axes.barh(
+            range(len(left)), share, left=left, color=("#0072B2", "#DDDDDD", "#E69F00")[n],
+            hatch=("", "", "//")[n], edgecolor="white", label=outcome,
+        )  # fmt: skip
+        counts = [str(c[outcome]) if c[outcome] else "" for c in comparisons.values()]
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.bar_label(bars, counts, label_type="center", bbox=box)
+        left = [a + b for a, b in zip(left, share, strict=True)]
+    axes.set_yticks(range(len(left)), list(comparisons))
+    axes.invert_yaxis()
+    axes.legend(frameon=False, ncols=3, bbox_to_anchor=(0, -0.2), loc="upper left")
+    _save(figure, folder, "fig3_judge")
+    rows = [[n, c["wins"], c["ties"], c["losses"]] for n, c in comparisons.items()]
+    _write_csv(folder / "fig3_judge.csv", ["comparison", "wins", "ties", "losses"], rows)
+    return "fig3_judge"
+
+
+def confusion_map(folder: Path, name: str, title: str, confusion: Mapping[str, Any]) -> str:
+    """Counts of gold (rows) by predicted (columns, the last one failed); shade: share of the row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels, counts = confusion["labels"], confusion["rows"]
+    columns = [*labels, "failed"]
+    shares = [[v / max(1, sum(row)) for v in row] for row in counts]
+    figure, axes = _axes(title, "predicted", "gold", 6.5)
+    figure.set_figheight(1.6 + 0.42 * len(labels))
+    axes.grid(visible=False)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i, row in enumerate(counts):
+        for j, v in enumerate(row):
+            dark = shares[i][j] > 0.55
+            axes.text(j, i, str(v), ha="center", va="center", color="white" if dark else "black")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    _save(figure, folder, name)
+    rows = [[g, *row] for g, row in zip(labels, counts, strict=True)]
+    _write_csv(folder / f"{name}.csv", ["gold", *columns], rows)
+    return name
+
+
+def reliability(folder: Path, name: str, title: str, calibration: Mapping[str, Any]) -> str:
+    """Share of right top emotions against the weight given to them, by bin; n beside each point."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bins = [b for b in calibration["bins"] if b["n"]]
+    figure, axes = _axes(title, "mean weight of the top emotion", "share right", 4.6)
+    axes.plot([0, 1], [0, 1], ":", color="0.4", label="calibrated")
+    at = [b["weight"] for b in bins], [b["accuracy"] for b in bins]
+    axes.plot(*at, "-o", color=_COLOURS[0], label="measured")
+    for b in bins:
+        axes.annotate(
+            f"n={b['n']}", (b["weight"], b["accuracy"]), xytext=(-6, 8),
+            textcoords="offset points", ha="right", fontsize="small",
+        )  # fmt: skip
+    axes.set(xlim=(-0.02, 1.04), ylim=(-0.04, 1.12))
+    axes.legend(frameon=False, loc="lower right")
+    _save(figure, folder, name)
+    _write_csv(
+        folder / f"{name}.csv",
+        ["lower", "upper", "n", "weight", "accuracy"],
+        [[b["lower"], b["upper"], b["n"], b["weight"], b["accuracy"]] for b in bins],
+    )
     return name
 
 

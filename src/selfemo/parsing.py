@@ -58,14 +58,24 @@ def parse_emotions(text: str, labels: LabelSet) -> EmotionDistribution | ParseFa
     return EmotionDistribution(raw)
 
 
+def field_spans(text: str) -> list[tuple[str, int, int]]:
+    """(letter, start, end) of each field in order: its content, without the marker and outer blanks."""
+    marks = list(_FIELD.finditer(text))
+    ends = [m.start() for m in marks[1:]] + [len(text)] * bool(marks)
+    spans = []
+    for mark, end in zip(marks, ends, strict=True):
+        inside = text[mark.end() : end]
+        start = mark.end() + len(inside) - len(inside.lstrip())
+        spans.append((mark[1], start, max(start, mark.end() + len(inside.rstrip()))))
+    return spans
+
+
 def split_fields(text: str) -> tuple[str, list[tuple[str, str]]]:
     """What stands before the first field, then (letter, content) of each field in order."""
-    marks = list(_FIELD.finditer(text))
-    if not marks:
+    first = _FIELD.search(text)
+    if first is None:
         return text.strip(), []
-    ends = [m.start() for m in marks[1:]] + [len(text)]
-    fields = [(m[1], text[m.end() : end].strip()) for m, end in zip(marks, ends, strict=True)]
-    return text[: marks[0].start()].strip(), fields
+    return text[: first.start()].strip(), [(f, text[a:b]) for f, a, b in field_spans(text)]
 
 
 def parse(text: str, labels: LabelSet, *, finished: bool = True) -> Parsed:

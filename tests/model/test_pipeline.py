@@ -526,3 +526,106 @@ def test_a_stop_request_ends_an_evaluation_after_its_chunk(
 def content_of(folder: Path) -> list:
     db = sqlite3.connect(folder / "store.sqlite")
     return db.execute("SELECT prompt, text FROM predictions").fetchall()
+
+
+def test_analysis_goes_on_by_checkpoint_and_says_the_same(finished: Path, tmp_path: Path) -> None:
+    from selfemo.analysis import analyse
+
+    home = tmp_path / "run"
+    shutil.copytree(finished, home)
+    whole = analyse(home, 0, Silent())
+    assert list(whole["checkpoints"]) == ["start", "cold-start", "iteration-1", "iteration-2"]
+    start, cold = whole["checkpoints"]["start"], whole["checkpoints"]["cold-start"]
+    assert start["parsed"] == 0 and start["round_trip"]["r1"] is None
+    assert start["entropy"]["emotion"] is None and start["entropy"]["all"][0] > 0
+    assert cold["parsed"] > 2 and sum(cold["self_emotion"]["share"].values()) == pytest.approx(1)
+    for span in ("emotion", "self_emotion", "reply"):
+        value, low, high = cold["entropy"][span]
+        assert 0 <= low <= value <= high < start["entropy"]["all"][0]
+        assert cold["tokens"][span] >= cold["parsed"]
+    trained = [whole["checkpoints"][c]["round_trip"] for c in ("cold-start", "iteration-1")]
+    assert any(0 < t["r1"][0] <= 1 for t in trained)
+    assert all(t["unread"] <= cold["prompts"] for t in trained)
+    # A stop after two checkpoints, then the rest: the same content.
+    saved = json.loads((home / "analysis.json").read_text())
+    for name in ("iteration-1", "iteration-2"):
+        del saved["checkpoints"][name]
+    saved["checkpoints"]["start"]["kept"] = True
+    (home / "analysis.json").write_text(json.dumps(saved))
+    again = analyse(home, 0, Silent())
+    assert again["checkpoints"]["start"].pop("kept"), "what is done is not done again"
+    assert again == whole
+    # Other prompts are another analysis; weights that are gone leave their checkpoint out.
+    shutil.rmtree(home / "checkpoints" / "iteration-1")
+    other = analyse(home, 4, Silent())
+    assert list(other["checkpoints"]) == ["start", "cold-start", "iteration-2"]
+    (home / "analysis.json").write_text('{"version": 99}')
+    with pytest.raises(StoreError, match=r"analysis\.json: not an analysis"):
+        analyse(home, 4, Silent())
+
+
+def test_the_report_is_one_file_that_asks_for_nothing_and_is_the_same_twice(
+    finished: Path, tmp_path: Path
+) -> None:
+    from html.parser import HTMLParser
+
+    home = tmp_path / "run"
+    shutil.copytree(finished, home)
+    db = sqlite3.connect(home / "store.sqlite")
+    attack = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x07\u202egnp"
+    with db:
+        db.execute("UPDATE predictions SET text = ?", (attack,))
+        db.execute("UPDATE rollouts SET reply = ? WHERE best = 1", (attack,))
+    db.close()
+    judged = tmp_path / attack.split("/")[1][:12]
+    judged.mkdir()
+    kind = {"wins": 3, "ties": 1, "losses": 2, "win_rate": [0.6, 0.2, 0.9], "p_value": 0.7,
+            "alpha": 0.4, "position_bias": 0.1, "flips": 1}  # fmt: skip
+    record = {"a": attack, "b": "cold-start", "kinds": {"reply": kind}}
+    (judged / "judge.json").write_text(json.dumps(record))
+    pages = []
+    for name in ("one", "two"):
+        out = tmp_path / name / "report.html"
+        result = CliRunner().invoke(
+            app, ["report", str(home), "--judge", str(judged), "--out", str(out)]
+        )
+        assert result.exit_code == 0, result.output
+        pages.append(out.read_bytes())
+        for drawn in ("fig3_judge", "fig5_held_out", "fig5_self_play", "entropy"):
+            for suffix in ("svg", "png", "csv"):
+                assert (
+                    tmp_path / name / "report-figures" / f"{drawn}.{suffix}"
+                ).stat().st_size > 50
+    assert pages[0] == pages[1]
+    page = pages[0].decode()
+    assert page.count("&lt;script&gt;alert(1)") > 5 and "[U+0007][U+202E]gnp" in page
+    assert "\x07" not in page and "\u202e" not in page
+    found: list[tuple[str, dict]] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs) -> None:
+            found.append((tag, dict(attrs)))
+
+    Reader().feed(page)
+    assert not [t for t, _ in found if t in ("script", "iframe", "object", "embed", "base")]
+    for tag, attrs in found:
+        assert not [a for a in attrs if a.startswith("on")], (tag, attrs)
+        for key in ("src", "href", "xlink:href"):
+            assert (attrs.get(key) or "#").startswith(("#", "data:")), (tag, attrs)
+    ids = [a["id"] for _, a in found if "id" in a]
+    assert len(ids) == len(set(ids)), "ids are unique over all drawings"
+    assert {"result", "table1", "curves", "judge", "dialogues", "failures", "config"} <= set(ids)
+    assert f"selfemo analyse {home}" in page, "what is missing says how to make it"
+
+
+def test_the_report_refuses_what_is_no_run_or_no_judgement(finished: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "r.html")]
+    result = CliRunner().invoke(app, ["report", str(tmp_path), *out])
+    assert isinstance(result.exception, StoreError) and "not a run folder" in str(result.exception)
+    (tmp_path / "judge.json").write_text('{"kinds": {"reply": {}}}')
+    result = CliRunner().invoke(app, ["report", str(finished), "--judge", str(tmp_path), *out])
+    assert isinstance(result.exception, StoreError) and "judge.json" in str(result.exception)
+    result = CliRunner().invoke(app, ["report", str(finished), "--ablation", str(tmp_path), *out])
+    assert isinstance(result.exception, StoreError) and "ablation.json" in str(result.exception)
+    result = CliRunner().invoke(app, ["report", str(finished), "--personas", str(tmp_path), *out])
+    assert isinstance(result.exception, StoreError) and "persona clusters" in str(result.exception)

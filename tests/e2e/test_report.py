@@ -1,0 +1,84 @@
+"""The report of a real tiny run in Chromium: nothing is asked for, nothing overflows, all is there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfemo.analysis import analyse
+from selfemo.pipeline import evolve
+from selfemo.progress import Quiet
+from selfemo.report import build
+from selfemo.summary import finish
+from tests.conftest import toy_conversations
+from tests.model.test_pipeline import settings, write_jsonl
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SECTIONS = (
+    "result", "run", "table1", "curves", "analysis", "ablation", "judge", "personas", "errors",
+    "dialogues", "examples", "failures", "config", "again",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
+    with api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("report")
+    data = home / "toy.jsonl"
+    write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])
+    config = settings(tiny_model, data, "flywheel.iterations=1", "flywheel.prompts=12")
+    run = evolve(home / "run", config)
+    finish(run)
+    run.close()
+    analyse(home / "run", 0, Quiet())
+    build(home / "run", home / "report.html")
+    return home / "report.html"
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_in_chromium(browser: Any, report: Path, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda m: said.append(m.text))
+    page.on("pageerror", lambda e: said.append(str(e)))
+    page.on("request", lambda r: asked.append(r.url))
+    page.goto(report.as_uri())
+    assert said == []
+    assert asked == [report.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for section in SECTIONS:
+        assert page.locator(f"section#{section} h2").is_visible(), section
+    drawings = page.locator("figure svg[role=img]")
+    assert drawings.count() >= 8
+    for i in range(drawings.count()):
+        assert drawings.nth(i).get_attribute("aria-label")
+        box = drawings.nth(i).bounding_box()
+        assert box is not None and box["width"] > 250 and box["height"] > 100
+    assert page.locator("figure use, figure text").count() > 50, "the drawings have content"
+    wide = page.locator("section#table1 .box")
+    inner, outer = wide.evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert inner > outer, "a wide table scrolls in its own box"
+    back, text = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    light = sum(map(int, back[4:-1].split(","))) > sum(map(int, text[4:-1].split(",")))
+    assert light == (scheme == "light")
+    page.get_by_role("link", name="Self-play dialogues").click()
+    assert page.url.endswith("#dialogues")
+    page.close()
