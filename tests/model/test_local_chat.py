@@ -123,7 +123,8 @@ def test_the_commands_with_the_built_in_model(tmp_path: Path) -> None:
     store = Store(out / "store.sqlite")
     assert len(store.rows("SELECT * FROM profiles")) == done["profiles"]["speakers"]
     store.close()
-    few = runner.invoke(app, ["personas", "cluster", str(out)])
+    # How many descriptions come out depends on the machine's arithmetic: greedy ties fall either way.
+    few = runner.invoke(app, ["personas", "cluster", str(out), "--min-size", "1000"])
     assert few.exit_code == 1 and "too few" in str(few.exception)
     file = tmp_path / "cold.parquet"
     cold = ["coldstart", "generate", "sample", "--out", str(file), "--max-samples", "4"]
