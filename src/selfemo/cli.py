@@ -524,7 +524,12 @@ def ablate(
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm: seeds 0 to N - 1.")] = 3,
     arm: Annotated[
-        list[str] | None, typer.Option("--arm", help="Only this arm beside the full one.")
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            help="An arm beside the full one, in place of those of table 2: vanilla-grpo, original-only, "
+            "gold-cold-start, sft-only, cold-start, backbone, or a TOML file; may be repeated.",
+        ),
     ] = None,
     keep: Annotated[
         str, typer.Option(help="Checkpoints that stay of a finished run: all, last, none.")

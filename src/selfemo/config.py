@@ -160,7 +160,8 @@ class SelfPlayConfig(_Section):
 
 
 class FlywheelConfig(_Section):
-    iterations: Positive = 1
+    iterations: Annotated[int, Field(ge=0)] = 1
+    """Rounds of self-play, SELF-GRPO and refit; 0 ends with the cold start (SFT alone)."""
     prompts: Positive = 23000
     """Prompts of one iteration's RL stage, original and synthetic together."""
     refit: Literal["base", "policy", "none"] = "base"

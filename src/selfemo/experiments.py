@@ -15,19 +15,35 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from selfemo import __version__
+from selfemo import __version__, figures
 from selfemo.config import Config, load
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation import UNION, compare, label_sets, prediction_rows
 from selfemo.flywheel import RlPlan
-from selfemo.pipeline import CONFIG_FILE, checkpoints, evaluation_name, evolve, load_conversations
+from selfemo.pipeline import (
+    BEFORE_RL,
+    BEFORE_SFT,
+    COLD,
+    CONFIG_FILE,
+    START,
+    checkpoints,
+    cold_start_samples,
+    evaluation_name,
+    evolve,
+    fork,
+    load_conversations,
+    training_conversations,
+)
 from selfemo.progress import Reporter
 from selfemo.stopping import StopRequest
 from selfemo.store import STORE_FILE, Store, lock_folder
@@ -37,56 +53,87 @@ from selfemo.tables import published, render
 Keep = Literal["all", "last", "none"]
 KEPT: tuple[Keep, ...] = ("all", "last", "none")
 AVERAGE = "average"
+TRUNK = "trunk"
+"""Folder of the cold starts that arms share."""
 _MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
 _MAY_DIFFER = ("model.device", "model.threads", "save")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One setting of an ablation.
+    """One setting of an ablation, as a TOML file says it.
 
     Attributes:
-        name: names its folder.
-        paper: the row of table 2 that it stands for.
+        name: names its folder; the file's stem.
+        paper: the row of table 2 that it stands for; empty for none.
         what: in words.
-        overrides: on top of the configuration.
+        overrides: on top of the configuration; the file's table `set`.
+        checkpoint: "start" or "cold-start": no run of its own, but the shared one up to there.
+        sft_for_rl: the cold start takes as many more samples as the RL stages score completions.
     """
 
     name: str
     paper: str
     what: str
     overrides: tuple[str, ...] = ()
+    checkpoint: str = ""
+    sft_for_rl: bool = False
 
 
 FULL = "full"
-GOLD_COLD = Arm(
-    "gold-cold-start",
-    "SELF-EMO",
-    "cold start on gold data instead of samples of experts",
-    ('sft.samples=""', "prompt.reasoning=none"),
-)
-VANILLA = Arm(
-    "vanilla-grpo", "w/o SELF-GRPO", "GRPO on R1 alone (lambda = 0)", ("grpo.lam_max=0.0",)
-)
-ORIGINAL = Arm(
-    "original-only",
-    "w/o SELF-EMO",
-    "GRPO on original prompts alone: no self-play, no flywheel",
-    (
-        "grpo.lam_max=0.0",
-        "selfplay.synthetic_share=0.0",
-        "selfplay.max_turns=1",
-        "flywheel.refit=none",
-    ),
-)
+_ARMS = resources.files("selfemo") / "data" / "arms"
+TABLE2 = (FULL, "gold-cold-start", "vanilla-grpo", "original-only")
 
 
-def arms_for(config: Config) -> list[Arm]:
-    """The arms that differ from the configuration; the full one first.
+def shipped_arms() -> list[str]:
+    return sorted(f.name.removesuffix(".toml") for f in _ARMS.iterdir() if f.name.endswith(".toml"))
+
+
+def read_arm(name: str) -> Arm:
+    """An arm by the name of a shipped one, or from a TOML file.
 
     Raises:
-        ConfigError: the configuration is an ablation itself, so that an arm would equal the full one.
+        ConfigError: no such arm or file, or one that says something else than an arm can.
     """
+    shipped = name in shipped_arms()
+    source = _ARMS / f"{name}.toml" if shipped else Path(name)
+    if not shipped and not name.endswith(".toml"):
+        raise ConfigError(
+            f"no arm {name!r}; there are: {', '.join(shipped_arms())}, or give a .toml file"
+        )
+    try:
+        found = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ConfigError(f"{name}: cannot be read as an arm: {e}") from None
+    kinds = {"paper": str, "what": str, "set": dict, "checkpoint": str, "sft_for_rl": bool}
+    for key, value in found.items():
+        if not isinstance(value, kinds.get(key, ())):
+            raise ConfigError(
+                f"{name}: {key}: an arm has {', '.join(kinds)}, of type {kinds.get(key)}"
+            )
+    if found.get("checkpoint", COLD) not in (START, COLD):
+        raise ConfigError(f"{name}: checkpoint: valid are {START} and {COLD}")
+    if found.get("checkpoint") and (found.get("set") or found.get("sft_for_rl")):
+        raise ConfigError(f"{name}: an arm with a checkpoint is the shared run and sets nothing")
+    return Arm(
+        Path(name).stem,
+        found.get("paper", ""),
+        found.get("what", ""),
+        tuple(f"{k}={json.dumps(v)}" for k, v in _flat(found.get("set", {})).items()),
+        found.get("checkpoint", ""),
+        found.get("sft_for_rl", False),
+    )
+
+
+def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
+    """The full arm, then the named ones, or those of table 2 that differ from the configuration.
+
+    Raises:
+        ConfigError: an arm that is none, or of which two have one name; the configuration is an ablation
+            itself, so that an arm would equal the full one.
+    """
+    if config.flywheel.iterations == 0:
+        raise ConfigError("flywheel.iterations is 0: the full arm needs an iteration")
     if config.grpo.lam_max == 0:
         raise ConfigError(
             "grpo.lam_max is 0, which is vanilla GRPO: the full arm needs a lambda above 0"
@@ -102,16 +149,48 @@ def arms_for(config: Config) -> list[Arm]:
             "throughout, so that vanilla GRPO would equal the full arm; raise the first or lower the second"
         )
     samples = bool(config.sft.samples)
-    full = Arm(FULL, "w/ COLD" if samples else "SELF-EMO", "the configuration as it is")
-    return [full, *([GOLD_COLD] if samples else []), VANILLA, ORIGINAL]
+    arms = [read_arm(FULL), *(read_arm(n) for n in names or TABLE2[1:] if n != FULL)]
+    if samples:
+        arms[0] = replace(arms[0], paper="w/ COLD")
+    else:
+        if "gold-cold-start" in names:
+            raise ConfigError("gold-cold-start: sft.samples is empty: the full arm is that already")
+        arms = [a for a in arms if a.name != "gold-cold-start"]
+    if twice := [n for n, k in Counter(a.name for a in arms).items() if k > 1]:
+        raise ConfigError(f"two arms of the name {twice[0]}")
+    return arms
+
+
+def _config_of(arm: Arm, files: Sequence[Path], overrides: Sequence[str], seed: int) -> Config:
+    """The configuration of one run of an arm."""
+    config = load(files, [*overrides, *arm.overrides, f"seed={seed}"])
+    if not arm.sft_for_rl:
+        return config
+    full = load(files, [*overrides, f"seed={seed}"])
+    scored = full.flywheel.iterations * full.flywheel.prompts * full.sampling.group_size
+    if config.sft.max_samples:
+        more = [f"sft.max_samples={config.sft.max_samples + scored}"]
+    else:
+        train = training_conversations(load_conversations(full), full)
+        n = len(cold_start_samples(train, full)[0])
+        more = [f"sft.epochs={-(-(config.sft.epochs * n + scored) // n)}"]
+    return load(files, [*overrides, *arm.overrides, f"seed={seed}", *more])
+
+
+_SHARED = {COLD: BEFORE_RL, START: BEFORE_SFT}
+
+
+def _equal(a: Config, b: Config, sections: Sequence[str]) -> bool:
+    return all(getattr(a, s) == getattr(b, s) for s in sections)
 
 
 # -- runs -----------------------------------------------------------------------------------------------
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested tables."""
     if not isinstance(value, dict):
-        return {prefix: value}
+        return {prefix.removeprefix("."): value}
     return {
         k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}.{name}").items()
     }
@@ -123,9 +202,9 @@ def _same_settings(folder: Path, config: Config) -> None:
         _flat(c.model_dump(mode="json")) for c in (load([folder / CONFIG_FILE]), config)
     )
     differ = [
-        k.removeprefix(".")
+        k
         for k in sorted(saved.keys() | wanted.keys())
-        if saved.get(k) != wanted.get(k) and not k.removeprefix(".").startswith(_MAY_DIFFER)
+        if saved.get(k) != wanted.get(k) and not k.startswith(_MAY_DIFFER)
     ]
     if differ:
         raise StoreError(
@@ -139,11 +218,14 @@ def complete_run(
     reporter: Reporter,
     stop: StopRequest | None = None,
     keep: Keep = "all",
+    trunk: Path | None = None,
+    at: str = COLD,
 ) -> dict[str, Any]:
     """The summary of the run in a folder, which is begun, resumed, or read where it is finished.
 
     Args:
         keep: which checkpoints stay once the run is finished.
+        trunk, at: a run to take over what comes first from (`pipeline.fork`).
 
     Raises:
         StoreError: the folder holds a run with other settings.
@@ -153,6 +235,9 @@ def complete_run(
     begun = (folder / CONFIG_FILE).exists()
     if begun:
         _same_settings(folder, config)
+    if not begun and trunk is not None:
+        fork(trunk, folder, config, at)
+        begun = True
     if not done.exists():
         run = evolve(folder, None if begun else config, reporter, stop)
         try:
@@ -228,12 +313,14 @@ def ablate(
     keep: Keep = "last",
     only: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run all arms over the seeds 0 to `seeds` - 1 and compare; writes ablation.json, .md and .csv.
+    """Run all arms over the seeds 0 to `seeds` - 1 and compare; writes ablation.json, .md, .csv and figures.
 
-    Runs lie in OUT/ARM/seed-N; those that are finished are not run again, one that was stopped goes on.
+    Runs lie in OUT/ARM/seed-N; those that are finished are not run again, one that was stopped goes on. The
+    arms of a seed that begin with the same cold start share it: it is trained once, in OUT/trunk/seed-N. The
+    untouched model, which no seed changes, is evaluated once.
 
     Args:
-        only: names of the arms to run besides the full one; empty for all.
+        only: arms to run besides the full one, shipped ones by name or TOML files; empty for table 2.
 
     Raises:
         ConfigError: the configuration has no self-play or no lambda to take away, or an unknown arm.
@@ -241,52 +328,61 @@ def ablate(
         Stopped: `stop` was asked for; the same call goes on.
     """
     base = load(files, overrides)
-    arms = arms_for(base)
-    if unknown := [n for n in only if n not in {a.name for a in arms}]:
-        raise ConfigError(
-            f"no arm {unknown[0]!r} here; there are: {', '.join(a.name for a in arms)}"
-        )
-    arms = [a for a in arms if not only or a.name == FULL or a.name in only]
+    arms = arms_for(base, only)
     configs = {  # all of them before the first run: a mistake shows at once
-        (a.name, s): load(files, [*overrides, *a.overrides, f"seed={s}"])
-        for a in arms
-        for s in range(seeds)
+        (a.name, s): _config_of(a, files, overrides, s) for a in arms for s in range(seeds)
     }
-    last = checkpoints(base)[-1]
     labels = label_sets(load_conversations(base))
     lock = lock_folder(out)
     try:
         summaries: dict[tuple[str, int], dict[str, Any]] = {}
         for s in range(seeds):  # seed by seed: what is done can be compared early
+            trunk = out / TRUNK / f"seed-{s}"
+            before_rl = load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"])
+            reporter.say(f"cold start of seed {s}")
+            first = out / TRUNK / "seed-0" if s else None
+            shared = complete_run(trunk, before_rl, reporter, stop, trunk=first, at=START)
             for a in arms:
                 reporter.say(f"{a.name}, seed {s} (run {len(summaries) + 1} of {len(configs)})")
-                folder = out / a.name / f"seed-{s}"
+                if a.checkpoint:
+                    summaries[a.name, s] = shared
+                    continue
+                config = configs[a.name, s]
+                same = all(getattr(config, k) == getattr(before_rl, k) for k in BEFORE_RL)
                 summaries[a.name, s] = complete_run(
-                    folder, configs[a.name, s], reporter, stop, keep
+                    out / a.name / f"seed-{s}",
+                    config,
+                    reporter,
+                    stop,
+                    keep,
+                    trunk if same else None,
                 )
+        last = {a.name: a.checkpoint or checkpoints(configs[a.name, 0])[-1] for a in arms}
+        home = {a.name: out / (TRUNK if a.checkpoint else a.name) for a in arms}
         result: dict[str, Any] = {
             "selfemo": __version__,
             "configs": [str(f) for f in files],
             "overrides": list(overrides),
             "prompts": base.flywheel.prompts * base.flywheel.iterations,
             "split": base.data.eval_split,
-            "checkpoint": last,
+            "checkpoint": last[FULL],
             "seeds": seeds,
             "arms": [],
         }
-        full_rows = [_rows(out / FULL / f"seed-{s}", last) for s in range(seeds)]
-        full_scores = [_scores(summaries[FULL, s], last) for s in range(seeds)]
+        full_rows = [_rows(out / FULL / f"seed-{s}", last[FULL]) for s in range(seeds)]
+        full_scores = [_scores(summaries[FULL, s], last[FULL]) for s in range(seeds)]
         for a in arms:
-            scores = [_scores(summaries[a.name, s], last) for s in range(seeds)]
+            scores = [_scores(summaries[a.name, s], last[a.name]) for s in range(seeds)]
             runs = []
             for s in range(seeds):
                 run: dict[str, Any] = {
                     "seed": s,
-                    "folder": f"{a.name}/seed-{s}",
+                    "folder": f"{home[a.name].name}/seed-{s}",
+                    "checkpoint": last[a.name],
                     "scores": scores[s],
                 }
                 if a.name != FULL:
-                    rows = _rows(out / a.name / f"seed-{s}", last)
+                    rows = _rows(home[a.name] / f"seed-{s}", last[a.name])
                     found = compare(full_rows[s], rows, labels)
                     run["against_full"] = {d: c.as_dict() for d, c in found.items()}
                 runs.append(run)
@@ -298,6 +394,7 @@ def ablate(
                 "paper": a.paper,
                 "what": a.what,
                 "overrides": list(a.overrides),
+                "rl": not a.checkpoint and configs[a.name, 0].flywheel.iterations > 0,
                 "scores": {
                     d: {m: over_seeds(v) for m, v in by.items()} for d, by in values.items()
                 },
@@ -312,10 +409,34 @@ def ablate(
                     for d, by in values.items()
                 }
             result["arms"].append(arm)
+        result["figures"] = _figures(out, result)
         _write(out, result)
         return result
     finally:
         lock.close()
+
+
+_CURVES = {"r1": ("R1", "mean over rollouts"), "sampling_entropy": ("Entropy", "nats per token")}
+
+
+def _figures(out: Path, result: Mapping[str, Any]) -> list[str]:
+    """Scores by arm, and R1 and entropy over the rounds of the arms that have RL; into OUT/figures."""
+    folder = out / "figures"
+    names = [figures.arm_dots(folder, result["arms"], m) for m in ("accuracy", "mean_r1")]
+    rounds: dict[str, list[list[dict[str, Any]]]] = {}
+    for arm in result["arms"]:
+        if arm["rl"]:
+            for run in arm["runs"]:
+                store = Store(out / run["folder"] / STORE_FILE, read_only=True)
+                try:
+                    mine = [m for m in store.metrics() if m["stage"].endswith("-rl")]
+                finally:
+                    store.close()
+                rounds.setdefault(arm["name"], []).append(mine)
+    for key, (title, unit) in _CURVES.items():
+        curves = {a: [[m.get(key) for m in seed] for seed in by] for a, by in rounds.items()}
+        names.append(figures.arm_curves(folder, title, unit, curves))
+    return names
 
 
 def _signed(entry: Mapping[str, Any]) -> str:

@@ -234,6 +234,69 @@ def span_entropy(folder: Path, checkpoints: Mapping[str, Mapping[str, Any]]) -> 
     return "fig6_spans"
 
 
+def arm_dots(folder: Path, arms: Sequence[Mapping[str, Any]], measure: str = "accuracy") -> str:
+    """Table 2 as dots: each arm's seeds and their mean by data set.
+
+    Args:
+        arms: "name", "scores" (data set -> measure -> mean) and "runs" (scores of each seed), as in
+            ablation.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name, title = f"arms_{measure}", measure.replace("_", " ").capitalize()
+    datasets = list(dict.fromkeys(d for a in arms for d in a["scores"]))
+    figure, axes = _axes(
+        f"{title} by arm: seeds and their mean", measure.replace("_", " "), "", 7.0
+    )
+    figure.set_figheight(1.4 + 0.5 * len(arms))
+    rows = []
+    for n, d in enumerate(datasets):
+        at = [i + 0.16 * (n - (len(datasets) - 1) / 2) for i in range(len(arms))]
+        means = [a["scores"][d][measure]["mean"] for a in arms]
+        for y, a in zip(at, arms, strict=True):
+            seeds = [r["scores"][d][measure][0] for r in a["runs"]]
+            axes.plot(seeds, [y] * len(seeds), "|", color=_COLOURS[n % 8], markersize=9)
+            rows += [[a["name"], d, r["seed"], v] for r, v in zip(a["runs"], seeds, strict=True)]
+        axes.plot(means, at, _MARKERS[n % 7], color=_COLOURS[n % 8], markersize=6, label=d)
+    axes.set_yticks(range(len(arms)), [a["name"] for a in arms])
+    axes.invert_yaxis()
+    axes.legend(frameon=False, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.2))
+    _save(figure, folder, name)
+    _write_csv(folder / f"{name}.csv", ["arm", "data", "seed", measure], rows)
+    return name
+
+
+def arm_curves(
+    folder: Path, key: str, unit: str, arms: Mapping[str, Sequence[Sequence[float | None]]]
+) -> str:
+    """One measure of the RL rounds by arm: the mean over seeds, and the range of the seeds as a band.
+
+    Args:
+        arms: by name, for each seed the measure of each round; None where a round has none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, axes = _axes(f"{key} by round, mean and range of seeds", "RL round", unit, 7.0)
+    rows: list[list[Any]] = []
+    for n, (name, seeds) in enumerate(arms.items()):
+        points = []
+        for k, values in enumerate(zip(*seeds, strict=False)):
+            here = [v for v in values if v is not None]
+            rows += [[name, s, k + 1, v] for s, v in enumerate(values)]
+            if here:
+                points.append((k + 1, sum(here) / len(here), min(here), max(here)))
+        x, mean, low, high = zip(*points, strict=True)
+        axes.plot(
+            x, mean, _DASHES[n % 4], marker=_MARKERS[n % 7], markersize=3, color=_COLOURS[n % 8],
+            label=name,
+        )  # fmt: skip
+        axes.fill_between(x, low, high, color=_COLOURS[n % 8], alpha=0.12, linewidth=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.18))
+    file = "arms_" + key.lower().replace(" ", "_")
+    _save(figure, folder, file)
+    _write_csv(folder / f"{file}.csv", ["arm", "seed", "round", key], rows)
+    return file
+
+
 def judge_bars(folder: Path, comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     """Fig. 3: wins, ties and losses of each comparison (name to a record with these counts)."""
     folder.mkdir(parents=True, exist_ok=True)

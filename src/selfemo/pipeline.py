@@ -207,7 +207,7 @@ class Run:
         self.store = Store(folder / STORE_FILE)
         if config is not None:
             staging = saved.with_suffix(".tmp")
-            staging.write_text(f"# selfemo {__version__}, resolved\n" + to_toml(config))
+            staging.write_text(_resolved(config))
             staging.replace(saved)
         self._engine: Any = None
         self._loaded: str | None = None
@@ -486,6 +486,76 @@ def evolve(
     return run
 
 
+BEFORE_SFT = ("data", "evaluation", "model", "prompt")
+BEFORE_RL = (*BEFORE_SFT, "seed", "sft")
+"""What a run depends on up to the evaluation of the untouched model, and of its cold start; the other
+settings are read later."""
+
+
+def fork(trunk: Path, folder: Path, config: Config, at: str = COLD) -> None:
+    """Begin a run in `folder` with what another run has done up to its cold start.
+
+    Checkpoints are hard links where the file system has them. The run's own stages follow by `evolve`.
+
+    Args:
+        trunk: a run that has evaluated the checkpoint `at`; for COLD one with flywheel.iterations = 0.
+        config: of the new run; equal to the trunk's in the sections BEFORE_RL, or BEFORE_SFT for START.
+        at: COLD, or START for the evaluation of the untouched model alone.
+
+    Raises:
+        ConfigError: the two differ in more than what comes after `at`.
+        StoreError: `folder` holds a run already; the trunk has not come to `at`, or has gone beyond COLD.
+    """
+    base = load([trunk / CONFIG_FILE])
+    sections = BEFORE_RL if at == COLD else BEFORE_SFT
+    if differ := [s for s in sections if getattr(base, s) != getattr(config, s)]:
+        raise ConfigError(f"{folder}: a {at} with other settings ({', '.join(differ)})")
+    if at == COLD and base.flywheel.iterations:
+        raise StoreError(
+            f"{trunk} goes on behind its cold start; a trunk has flywheel.iterations = 0"
+        )
+    if (folder / CONFIG_FILE).exists():
+        raise StoreError(f"{folder} already holds a run")
+    lock = lock_folder(trunk)
+    staging = folder.with_name(f".{folder.name}-fork")
+    try:
+        store = Store(trunk / STORE_FILE)
+        try:
+            row = store.stage(evaluation_name(at))
+            if row is None or row["status"] != "done":
+                raise StoreError(f"{trunk} has not evaluated {at!r} yet; resume it first")
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            store.copy_to(staging / STORE_FILE)
+        finally:
+            store.close()
+        if at == COLD:
+            shutil.copytree(trunk / "checkpoints", staging / "checkpoints", copy_function=_link)
+        else:
+            copy = Store(staging / STORE_FILE)
+            try:
+                copy.keep_evaluation(evaluation_name(START))
+            finally:
+                copy.close()
+        (staging / CONFIG_FILE).write_text(_resolved(config))
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+        staging.replace(folder)
+    finally:
+        lock.close()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _resolved(config: Config) -> str:
+    return f"# selfemo {__version__}, resolved\n" + to_toml(config)
+
+
 def checkpoints(config: Config) -> list[str]:
     """The names of the evaluated checkpoints, in order."""
     return [START, COLD, *(f"iteration-{i}" for i in range(1, config.flywheel.iterations + 1))]
@@ -516,8 +586,23 @@ def new_run_folder(base: Path = Path("runs")) -> Path:
 
 
 def find_checkpoint(model: str) -> str:
-    """A model id, a model folder, or a run folder (its last checkpoint)."""
+    """A model id, a model folder, a run folder (its last checkpoint), or RUN@CHECKPOINT.
+
+    Raises:
+        EngineError: the run has no checkpoint (of that name).
+    """
     path = Path(model)
+    if (named := _run_at(model)) is not None:
+        run, wanted = named
+        if wanted == START:
+            return load([run / CONFIG_FILE]).model.id
+        chosen = run / "checkpoints" / wanted
+        if not (chosen / "config.json").exists():
+            there = sorted(c.parent.name for c in chosen.parent.glob("*/config.json"))
+            raise EngineError(
+                f"{run} has no checkpoint {wanted!r}; there are: {', '.join([START, *there])}"
+            )
+        return str(chosen)
     if not (path / CONFIG_FILE).exists():
         return model
     names = [c for c in reversed(checkpoints(load([path / CONFIG_FILE]))) if c != START]
@@ -527,8 +612,18 @@ def find_checkpoint(model: str) -> str:
     raise EngineError(f"{path} is a run without a checkpoint yet; resume it first")
 
 
+def _run_at(model: str) -> tuple[Path, str] | None:
+    """Run folder and checkpoint name of RUN@CHECKPOINT."""
+    run, _, wanted = model.rpartition("@")
+    if run and not Path(model).exists() and (Path(run) / CONFIG_FILE).exists():
+        return Path(run), wanted
+    return None
+
+
 def run_of(model: str) -> Path | None:
-    """The run that a run folder or a checkpoint in it belongs to."""
+    """The run that a run folder, RUN@CHECKPOINT, or the folder of a checkpoint in it belongs to."""
+    if (named := _run_at(model)) is not None:
+        return named[0]
     path = Path(model)
     homes = (path, path.parent.parent) if path.exists() else ()
     return next((f for f in homes if (f / CONFIG_FILE).exists()), None)
@@ -542,7 +637,7 @@ def settings_for(
     The settings are those of the run that the model comes from, if any, then files, then overrides.
     """
     checkpoint = find_checkpoint(model)
-    run = run_of(checkpoint)
+    run = run_of(model)
     own = [] if run is None else [run / CONFIG_FILE]
     config = load([*own, *files], [f"data.sources={json.dumps(list(sources))}", *overrides])
     return config, checkpoint
@@ -566,5 +661,5 @@ def extend_run(folder: Path, overrides: Sequence[str]) -> None:
             )
     config = load([saved], overrides)
     staging = saved.with_suffix(".tmp")
-    staging.write_text(f"# selfemo {__version__}, resolved\n" + to_toml(config))
+    staging.write_text(_resolved(config))
     staging.replace(saved)

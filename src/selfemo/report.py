@@ -293,7 +293,7 @@ def _analysis(source: Source, folder: Path) -> Section:
     return section
 
 
-def _ablation(place: Path | None) -> Section:
+def _ablation(place: Path | None, folder: Path) -> Section:
     section = Section("ablation", "Ablation (table 2)")
     command = "selfemo ablate --out DIR"
     if place is None:
@@ -301,10 +301,13 @@ def _ablation(place: Path | None) -> Section:
         return section
     path = place / "ablation.json"
     try:
-        header, rows = ablation_table(_read_json(path, command))
+        found = _read_json(path, command)
+        header, rows = ablation_table(found)
+        drawn = figures.arm_dots(folder, found["arms"])
     except (KeyError, TypeError, AttributeError) as e:
         raise StoreError(f"{path}: not what `{command}` writes ({e!r}); run it again") from None
     section.tables = [Table("Mean (sd) over seeds", header, rows)]
+    section.drawings = [("Accuracy by arm: each seed and their mean", drawn)]
     return section
 
 
@@ -561,7 +564,7 @@ def build(
             _table1(places),
             _curves(source, folder),
             _analysis(source, folder),
-            _ablation(ablation),
+            _ablation(ablation, folder),
             _judge(judges, folder),
             _personas(source, personas),
             _confusions(source, evaluations, folder),

@@ -161,6 +161,22 @@ class Store:
     def close(self) -> None:
         self.db.close()
 
+    def copy_to(self, path: Path) -> None:
+        """A copy of all that is committed, as a store of its own."""
+        other = sqlite3.connect(path)
+        try:
+            self.db.backup(other)
+        finally:
+            other.close()
+
+    def keep_evaluation(self, name: str) -> None:
+        """Forget all stages but one evaluation, and what they wrote."""
+        with self.transaction():
+            self.db.execute("DELETE FROM stages WHERE name != ?", (name,))
+            self.db.execute("DELETE FROM predictions WHERE evaluation != ?", (name,))
+            for table in ("rollouts", "samples", "metrics", "prompts"):
+                self.db.execute(f"DELETE FROM {table}")
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All writes inside happen together or not at all."""

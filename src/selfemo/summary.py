@@ -62,7 +62,7 @@ def finish(run: Run) -> dict[str, Any]:
     """Write summary.json, summary.md, dialogues.txt and the figures; returns the summary."""
     scores = scores_of(run)
     last = checkpoints(run.config)[-1]
-    change = r1_change(run.store, COLD, last)
+    change = r1_change(run.store, COLD, last) if last != COLD else None
     rounds = [m for m in run.store.metrics() if m["stage"].endswith("-rl")]
     figures = draw(run.folder / "figures", rounds, scores)
     played = dialogues(run.store)

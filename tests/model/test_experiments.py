@@ -16,7 +16,16 @@ from scipy import stats
 from selfemo import experiments
 from selfemo.config import load
 from selfemo.errors import ConfigError, StoreError
-from selfemo.experiments import ablate, arms_for, over_seeds, paired_over_seeds
+from selfemo.experiments import (
+    ablate,
+    arms_for,
+    complete_run,
+    over_seeds,
+    paired_over_seeds,
+    read_arm,
+    shipped_arms,
+)
+from selfemo.pipeline import fork
 from selfemo.progress import Quiet
 from selfemo.stopping import Stopped, StopRequest
 from selfemo.tables import cross, measured
@@ -162,7 +171,7 @@ def test_arms_of_a_configuration() -> None:
             arms_for(load([], [spoiled]))
     with pytest.raises(ConfigError, match="has lambda 0 throughout"):
         arms_for(load([], ["flywheel.prompts=64"]))
-    with pytest.raises(ConfigError, match="no arm 'gold-cold-start' here"):
+    with pytest.raises(ConfigError, match=r"gold-cold-start: sft\.samples is empty"):
         ablate([], [], Path("nowhere"), 1, Quiet(), only=["gold-cold-start"])
 
 
@@ -177,3 +186,111 @@ def test_statistics_over_seeds_agree_with_scipy() -> None:
         assert over_seeds(a.tolist())["sd"] == pytest.approx(a.std(ddof=1))
     assert over_seeds([0.5]) == {"mean": 0.5, "sd": None, "interval": None}
     assert paired_over_seeds([0.1, 0.2], [0.1, 0.2])["p_value"] == 1.0
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_shipped_experiments_are_whole() -> None:
+    base = [ROOT / "experiments" / "base.toml"]
+    changes = sorted(map(str, (ROOT / "experiments" / "changes").glob("*.toml")))
+    assert changes
+    for budget in sorted((ROOT / "experiments" / "budgets").glob("*.toml")):
+        config = load([*base, budget])
+        everyone = [n for n in shipped_arms() if n not in ("full", "gold-cold-start")]
+        for arm in arms_for(config, [*everyone, *changes]):
+            changed = load([*base, budget], arm.overrides)
+            # An arm that changes nothing would be the full one under another name.
+            assert (changed == config) == (arm.name in ("full", "backbone", "cold-start"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("what = 3", "what: an arm has"),
+        ("colour = 'red'", "colour: an arm has"),
+        ("checkpoint = 'middle'", "checkpoint: valid are"),
+        ("checkpoint = 'start'\n[set]\nseed = 3", "sets nothing"),
+        ("[", "cannot be read as an arm"),
+    ],
+)
+def test_a_broken_arm_is_named(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said) as raised:
+        read_arm(str(file))
+    assert str(file) in str(raised.value)
+    with pytest.raises(ConfigError, match="no arm 'nobody'; there are: backbone"):
+        read_arm("nobody")
+
+
+@pytest.mark.slow
+def test_arms_share_a_cold_start_and_sft_only_has_the_samples_in_its_place(
+    config: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "a"
+    found = ablate(
+        [],
+        [*config, "sft.max_samples=8"],
+        out,
+        1,
+        Quiet(),
+        only=["backbone", "cold-start", "sft-only"],
+    )
+    scores = {a["name"]: a["scores"]["jsonl"] for a in found["arms"]}
+    runs = {a["name"]: a["runs"][0] for a in found["arms"]}
+    assert runs["backbone"]["folder"] == runs["cold-start"]["folder"] == "trunk/seed-0"
+    assert (runs["backbone"]["checkpoint"], runs["cold-start"]["checkpoint"]) == (
+        "start", "cold-start",
+    )  # fmt: skip
+
+    def cold(folder: str) -> list:
+        db = sqlite3.connect(out / folder / "store.sqlite")
+        query = "SELECT record FROM metrics WHERE stage = 'cold-start' ORDER BY step"
+        return db.execute(query).fetchall()
+
+    assert cold("full/seed-0") == cold("trunk/seed-0") != cold("sft-only/seed-0")
+    sft = tomllib.loads((out / "sft-only" / "seed-0" / "config.toml").read_text())
+    group = tomllib.loads((out / "full" / "seed-0" / "config.toml").read_text())["sampling"]
+    assert sft["sft"]["max_samples"] == 8 + 18 * group["group_size"]
+    assert sft["flywheel"]["iterations"] == 0
+    summary = json.loads((out / "full" / "seed-0" / "summary.json").read_text())
+    for m in ("accuracy", "mean_r1"):
+        assert scores["cold-start"][m]["mean"] == summary["scores"]["cold-start"]["jsonl"][m][0]
+        assert scores["backbone"][m]["mean"] == summary["scores"]["start"]["jsonl"][m][0]
+    for name in found["figures"]:
+        assert (out / "figures" / f"{name}.svg").exists()
+
+
+def _cold_samples(run: Path) -> list:
+    db = sqlite3.connect(run / "store.sqlite")
+    return db.execute("SELECT fingerprint FROM samples WHERE stage = 'cold-start'").fetchall()
+
+
+@pytest.mark.slow
+def test_a_forked_run_equals_one_of_its_own(config: list[str], tmp_path: Path) -> None:
+    whole = load([], [*config, "seed=5"])
+    complete_run(tmp_path / "alone", whole, Quiet())
+    complete_run(
+        tmp_path / "trunk", load([], [*config, "seed=5", "flywheel.iterations=0"]), Quiet()
+    )
+    complete_run(tmp_path / "forked", whole, Quiet(), trunk=tmp_path / "trunk")
+    last = "checkpoints/iteration-1/model.safetensors"
+    assert (tmp_path / "alone" / last).read_bytes() == (tmp_path / "forked" / last).read_bytes()
+    other = load([], [*config, "seed=6"])
+    complete_run(tmp_path / "other", other, Quiet(), trunk=tmp_path / "alone", at="start")
+    complete_run(tmp_path / "other-alone", other, Quiet())
+    scores = [
+        json.loads((tmp_path / n / "summary.json").read_text())["scores"]
+        for n in ("other", "other-alone")
+    ]
+    assert scores[0] == scores[1]
+    assert sqlite3.connect(tmp_path / "other" / "store.sqlite").execute(
+        "SELECT count(*) FROM samples WHERE stage = 'cold-start'"
+    ).fetchone() == (len(_cold_samples(tmp_path / "other-alone")),)
+    with pytest.raises(StoreError, match="already holds a run"):
+        fork(tmp_path / "trunk", tmp_path / "forked", whole)
+    with pytest.raises(StoreError, match="goes on behind its cold start"):
+        fork(tmp_path / "alone", tmp_path / "new", whole)
+    with pytest.raises(ConfigError, match=r"a cold-start with other settings \(seed\)"):
+        fork(tmp_path / "trunk", tmp_path / "new", load([], config))
