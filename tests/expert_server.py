@@ -33,6 +33,10 @@ _MOODS = (
 )
 
 
+JUDGE = ["random"]
+"""What a judge goes by: --judge."""
+
+
 def digest(*parts: object) -> int:
     return int(hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:12], 16)
 
@@ -47,6 +51,8 @@ def write_answer(messages: list[dict[str, str]]) -> dict:
             for name in form["personality"]
         }
         return {"scenario": f"a scene of number {digest(asked)}", "personality": people}
+    if "verdict" in form:
+        return judge_answer(asked, JUDGE[0])
     if set(form) == {"personality"}:
         return {"personality": f"on the whole {_MOODS[digest(asked) % 5]}"}
     labels = re.search(r"at most \d of (.+), each with", asked)[1].split(", ")
@@ -60,14 +66,30 @@ def write_answer(messages: list[dict[str, str]]) -> dict:
     }
 
 
-def format_answer(messages: list[dict[str, str]], salt: str = "") -> str:
+def judge_answer(asked: str, how: str) -> dict:
+    """A verdict of a judge that goes by position, by content, at random or by nothing."""
+    first, second = re.findall(r"^Answer [12]: (.*)$", asked, re.MULTILINE)[-2:]
+    if how in ("1", "2", "tie"):
+        verdict = how
+    elif how == "random":
+        verdict = str(1 + digest(asked) % 2)
+    else:  # the side whose answer has the word is better
+        has = [how in first, how in second]
+        verdict = "tie" if has[0] == has[1] else str(1 + has.index(True))
+    texts = dict.fromkeys(
+        ("persona", "situation", "answer_1", "answer_2", "comparison"), f"Seen {digest(asked)}."
+    )
+    return {**texts, "verdict": verdict}
+
+
+def format_answer(messages: list[dict[str, str]], salt: str = "", word: str = "") -> str:
     """A completion in the project's own format, as an evaluated model writes it; one in eight is wrong."""
     labels = re.match(r"Emotions: (.+)\.\n", messages[0]["content"])[1].split(", ")
     draw = digest(salt, *(m["content"] for m in messages))
     first, second = labels[draw % len(labels)], labels[(draw + 1) % len(labels)]
     if draw % 8 == 0:
         first = "melancholy"
-    return f"E: {first} 7, {second} 3\nS: {second}\nR: So I hear, {draw}."
+    return f"E: {first} 7, {second} 3\nS: {second}\nR: So I hear, {draw}. {word}".rstrip()
 
 
 class Expert(ThreadingHTTPServer):
@@ -152,7 +174,10 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         if messages[0]["content"].startswith("Emotions: "):
-            answer, text = {}, format_answer(messages, self.server.args.salt)
+            answer, text = (
+                {},
+                format_answer(messages, self.server.args.salt, self.server.args.reply),
+            )
         else:
             answer = write_answer(messages)
             text = json.dumps(answer)
@@ -199,8 +224,14 @@ def main() -> None:
     parser.add_argument("--hang", type=float, default=3.0, help="seconds that a time-out hangs")
     parser.add_argument("--key", default="", help="the bearer token that is asked for")
     parser.add_argument("--salt", default="", help="another one: another model's answers")
+    parser.add_argument(
+        "--judge", default="random", help="1, 2, tie, random, or a word to look for"
+    )
+    parser.add_argument("--reply", default="", help="a word at the end of each reply of a model")
     parser.add_argument("--log", type=Path)
-    server = Expert(parser.parse_args())
+    args = parser.parse_args()
+    JUDGE[0] = args.judge
+    server = Expert(args)
     print(server.server_address[1], flush=True)
     with suppress(KeyboardInterrupt):
         server.serve_forever(poll_interval=0.05)

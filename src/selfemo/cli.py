@@ -518,6 +518,53 @@ def table1(
 
 
 @app.command()
+def judge(
+    a: Annotated[str, typer.Argument(help="Run, RUN@CHECKPOINT, model folder or id, endpoint.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    out: Annotated[Path, typer.Option(help="Folder of judge.json, judgements.parquet.")],
+    data: Sources,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option("--judge", help="NAME=URL,model=MODEL or local; may be repeated."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Held-out split.")] = None,
+    conversations: Annotated[
+        int, typer.Option(min=0, help="Held-out conversations of each data set; 0: all.")
+    ] = 20,
+    limit: Annotated[int, typer.Option(min=0, help="Prompts to judge; 0: all.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the prompts.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Times a question is put afresh.")] = 2,
+    retry_failed: Annotated[bool, typer.Option(help="Ask again what was unreadable.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be asked; ask nothing.")] = False,
+    config: Configs = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Blind comparison of two models by judges, in both orders (fig. 3, tables 8 to 11)."""
+    from selfemo.judge_jobs import judge_models, judge_table
+    from selfemo.stopping import Stopped, StopRequest
+
+    sets = [f"data.eval_conversations={conversations}", *(overrides or [])]
+    if split:
+        sets.append(f'data.eval_split="{split}"')
+    reporter, stop = _reporter(), StopRequest()
+    try:
+        with stop.on_signals(reporter.say):
+            result = judge_models(
+                a, b, data, _specs(judges), out, config or [], sets, reporter, limit=limit, seed=seed,
+                rounds=rounds, retry_failed=retry_failed, dry_run=dry_run, stop=stop,
+            )  # fmt: skip
+    except (Stopped, KeyboardInterrupt):
+        reporter.say(f"stopped; run the same command again to go on in {out}")
+        raise typer.Exit(130) from None
+    if as_json or dry_run:
+        typer.echo(json.dumps(result))
+        return
+    _print_tables([("Wins, ties and losses of the first", *judge_table(result))])
+    typer.echo(f"\n{out}: judge.json, judgements.parquet")
+
+
+@app.command()
 def ablate(
     out: Annotated[Path, typer.Option(help="Folder of the runs and of ablation.json, .md, .csv.")],
     config: Configs = None,

@@ -51,7 +51,8 @@ def conversations_of(
 
 
 @contextmanager
-def _open(folder: Path) -> Iterator[Store]:
+def open_store(folder: Path) -> Iterator[Store]:
+    """The store of a folder that no other process uses meanwhile."""
     lock = lock_folder(folder)
     try:
         store = Store(folder / STORE_FILE)
@@ -63,7 +64,7 @@ def _open(folder: Path) -> Iterator[Store]:
         lock.close()
 
 
-def _reporting(advance: Callable[..., None]) -> Callable[[Reply[Any]], None]:
+def reporting(advance: Callable[..., None]) -> Callable[[Reply[Any]], None]:
     """Progress with the rate of answers and the failures so far."""
     start, done, failed = time.monotonic(), 0, 0
 
@@ -134,7 +135,7 @@ def extract_personas(
     embedder: str = DEFAULT_EMBEDDER,
 ) -> dict[str, Any]:
     """Records of all segments, then one profile a speaker (`merge`: written by the experts)."""
-    with _open(folder) as store:
+    with open_store(folder) as store:
         total = sum(1 for _ in personas.segments(conversations, segment_turns))
         with reporter.bar("segments", total) as advance:
             tally = personas.extract(
@@ -145,7 +146,7 @@ def extract_personas(
                 segment_turns=segment_turns,
                 rounds=rounds,
                 retry_failed=retry_failed,
-                on_reply=_reporting(advance),
+                on_reply=reporting(advance),
             )
         (records,) = store.rows("SELECT count(*) FROM personas")
         counts: dict[str, Any] = {**tally.as_dict(), "records": records[0]}
@@ -163,7 +164,7 @@ def _profiles(
     )
     with reporter.bar("profiles", max(1, several[0])) as advance:
         return personas.build_profiles(
-            store, Embedder(embedder), specs, on_reply=_reporting(advance)
+            store, Embedder(embedder), specs, on_reply=reporting(advance)
         )
 
 
@@ -172,7 +173,7 @@ def merge_profiles(
 ) -> dict[str, int]:
     """Profiles anew from the records of a folder: by experts, or the most central descriptions."""
     _must_hold_store(folder)
-    with _open(folder) as store:
+    with open_store(folder) as store:
         if not store.rows("SELECT 1 FROM personas LIMIT 1"):
             raise StoreError(f"{folder} holds no persona yet; run `selfemo personas extract` first")
         return _profiles(store, reporter, embedder, specs)
@@ -193,12 +194,12 @@ def cluster_personas(
     """
     for place in (folder, *runs):
         _must_hold_store(place)
-    with _open(folder) as store:
+    with open_store(folder) as store:
         result = cluster_store(store, Embedder(embedder), min_size, seed)
         rewards = [{"run": str(folder), **dict(r)} for r in store.reward_by_cluster()]
         rows = [tuple(r) for r in store.rows("SELECT * FROM persona_clusters")]
     for run in runs:
-        with _open(run) as store:
+        with open_store(run) as store:
             store.set_clusters(rows)
             rewards += [{"run": str(run), **dict(r)} for r in store.reward_by_cluster()]
     persona_map(folder / "figures", result)
@@ -246,7 +247,7 @@ def generate_cold_start(
         gold = coldstart.gold_samples(conversations, max_samples, seed)
         return {"samples": coldstart.write_parquet(out, gold, "none", "gold"), "source": "gold"}
     prompts = coldstart.expert_prompts(conversations, max_samples, seed)
-    with _open(answers_folder(out)) as store, reporter.bar("samples", len(prompts)) as advance:
+    with open_store(answers_folder(out)) as store, reporter.bar("samples", len(prompts)) as advance:
         samples, tally, dropped = coldstart.expert_samples(
             prompts,
             specs,
@@ -255,7 +256,7 @@ def generate_cold_start(
             agreement=agreement,
             rounds=rounds,
             retry_failed=retry_failed,
-            on_reply=_reporting(advance),
+            on_reply=reporting(advance),
         )
     counts = {**tally.as_dict(), "dropped": dict(dropped)}
     if not samples:

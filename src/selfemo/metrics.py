@@ -352,3 +352,35 @@ def calibration(
         "nll_floor": floor,
         "bins": rows,
     }
+
+
+# -- agreement ------------------------------------------------------------------------------------------
+
+
+def krippendorff_alpha(units: Sequence[Sequence[Hashable | None]]) -> float | None:
+    """Agreement of several raters on nominal values, 1 - observed over expected disagreement (Krippendorff).
+
+    Args:
+        units: by unit, the value of each rater, None where one gave none; units with fewer than two values
+            do not count.
+
+    Returns:
+        1 for perfect agreement, 0 for chance, below 0 for less; None where no unit has two values, or all
+        values are equal, so that there is nothing to tell apart.
+    """
+    observed: dict[tuple[Hashable, Hashable], float] = {}
+    for unit in units:
+        values = [v for v in unit if v is not None]
+        for i, a in enumerate(values):
+            for j, b in enumerate(values):
+                if i != j:
+                    observed[a, b] = observed.get((a, b), 0.0) + 1 / (len(values) - 1)
+    totals: dict[Hashable, float] = {}
+    for (a, _), weight in observed.items():
+        totals[a] = totals.get(a, 0.0) + weight
+    n = sum(totals.values())
+    expected = n * n - sum(t * t for t in totals.values())
+    if len(totals) < 2:
+        return None
+    disagreed = sum(w for (a, b), w in observed.items() if a != b)
+    return 1 - (n - 1) * disagreed / expected
