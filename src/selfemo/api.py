@@ -62,6 +62,7 @@ UNANSWERED = "unanswered"
 STOPPED = "stopped"
 """Failure of an answer that its reader did not wait for."""
 _FORMATS_KEPT = 64
+_ANSWER_TOKENS = 128
 _CHARS_PER_TOKEN = 12
 """Turns further back than so many characters for each token of the limit cannot be in a prompt."""
 
@@ -271,7 +272,8 @@ class SelfEmo:
         constrained: hold answers to the format, so that each one parses (local models only).
         labels: label set by default; else the run's, else MELD's seven.
         temperature: 0 is greedy.
-        max_tokens: most tokens of an answer; 0 takes `evaluation.max_new_tokens` of the settings.
+        max_tokens: most tokens of an answer; 0 takes `evaluation.max_new_tokens` of the run or the
+            settings, and 128 for a model without either.
         files, overrides: settings as of `selfemo --config` and `--set`.
 
     Methods may be called from several threads; a local model answers one call at a time.
@@ -303,6 +305,7 @@ class SelfEmo:
         self.spec: ExpertSpec | None = endpoint_of(self.name)
         self.policy: Policy | None = None
         known: LabelSet | None = None
+        run: Path | None = None
         if self.spec is None:
             self.config, checkpoint = settings_for(
                 self.name, ["sample"], [Path(f) for f in files], overrides
@@ -318,7 +321,9 @@ class SelfEmo:
                 self.spec = self.spec.model_copy(update={"temperature": temperature})
         self.constrained = constrained and self.spec is None
         self.labels = label_set_of(labels) if labels is not None else known or LABEL_SETS["meld"]
-        self.max_tokens = max_tokens or self.config.evaluation.max_new_tokens
+        plain = self.spec is None and run is None and not files
+        own = _ANSWER_TOKENS if plain else self.config.evaluation.max_new_tokens
+        self.max_tokens = max_tokens or own
         self._formats: dict[LabelSet, OwnFormat] = {}
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
