@@ -364,19 +364,30 @@ class SelfEmo:
         """`recognise` of several conversations in one batch."""
         known = self._labels(labels)
         typed = [conversation_of(c, known, scene) for c in conversations]
-        chosen = [
-            range(len(c.turns)) if turns == "all" else range(len(c.turns) - 1, len(c.turns))
-            for c in typed
-        ]
+        return self.recognise_turns(
+            [(c, range(0 if turns == "all" else len(c.turns) - 1, len(c.turns))) for c in typed]
+        )
+
+    def recognise_turns(
+        self, asked: Sequence[tuple[Conversation, Sequence[int]]]
+    ) -> list[list[Recognition]]:
+        """The emotions of chosen turns, each over its conversation's own label set, in one batch."""
         prompts = [
             self._prompt(replace(c, id=f"{n}"), turn)
-            for n, (c, asked) in enumerate(zip(typed, chosen, strict=True))
-            for turn in asked
+            for n, (c, turns) in enumerate(asked)
+            for turn in turns
         ]
-        readings = iter(self._read(prompts, known))
+        places: dict[LabelSet, list[int]] = {}
+        for n, prompt in enumerate(prompts):
+            places.setdefault(prompt.label_set, []).append(n)
+        found: dict[int, Reading] = {}
+        for labels, members in places.items():
+            self._labels(labels)
+            readings = self._read([prompts[n] for n in members], labels)
+            found.update(zip(members, readings, strict=True))
+        readings_in_order = (found[n] for n in range(len(prompts)))
         return [
-            [_recognition(next(readings), c, turn) for turn in asked]
-            for c, asked in zip(typed, chosen, strict=True)
+            [_recognition(next(readings_in_order), c, turn) for turn in turns] for c, turns in asked
         ]
 
     def respond(
@@ -566,7 +577,7 @@ class SelfEmo:
             places: (key, prompt ids, text written so far that ends in "E:" or "S:"); places of one key
                 are computed as one prefix tree.
         """
-        from selfemo.label_scores import label_probabilities
+        from selfemo.generation.label_scores import label_probabilities
 
         assert self.policy is not None
         with self._lock:

@@ -133,7 +133,7 @@ def test_training_is_not_constrained() -> None:
 
 
 def test_the_probabilities_of_labels_are_those_of_plain_rows(policy: Policy) -> None:
-    from selfemo.label_scores import label_probabilities
+    from selfemo.generation.label_scores import label_probabilities
 
     labels = LabelSet("own", ("sad", "sadly", "calm"))
     prompts = [policy.encode_chat([{"role": "user", "content": t}]) for t in ("Ann: hi", "Bo: no")]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 
-from selfemo.engines.local import score_tokens
 from selfemo.models import Policy
 from selfemo.packing import bins, group_by_key, micro_batches, pack, shared_prefix
 from selfemo.types import EmotionDistribution, LabelSet
@@ -43,27 +43,37 @@ def label_probabilities(
         len(ids) + min(shared_prefix(head[0], h) for h in head[1:])
         for (_, ids, _), head in zip(places, heads, strict=True)
     ]
-    extra = [sum(map(len, head)) for head in heads]
+    # What predicts is in the tree, what is only predicted is not: labels of one token add nothing to it.
+    seen = [[s[:-1] for s in sequences] for sequences in full]
+    extra = [sum(len(h) - 1 for h in head) for head in heads]
     trees = group_by_key(
         [ids for _, ids, _ in places], [key for key, _, _ in places], _TREE_TOKENS, extra
     )
-    sizes = [len(pack([s for i in tree for s in full[i]])) for tree in trees]
+    sizes = [len(pack([s for i in tree for s in seen[i]])) for tree in trees]
     rows = trees
     if policy.row_cost_is_exact:
         rows = [[i for t in row for i in trees[t]] for row in bins(sizes, _TREE_TOKENS)]
-        sizes = [len(pack([s for i in row for s in full[i]])) for row in rows]
+        sizes = [len(pack([s for i in row for s in seen[i]])) for row in rows]
     found: list[EmotionDistribution | None] = [None] * len(places)
     for batch in micro_batches(sizes, max(_BATCH_TOKENS, max(sizes))):
-        chosen = [rows[r] for r in batch]
-        scores = score_tokens(
-            policy,
-            [pack([s for i in row for s in full[i]]) for row in chosen],
-            [[common[i] for i in row for _ in labels] for row in chosen],
-            entropy=False,
-        )
-        logp = (scores.logp * scores.mask).sum(-1).double().tolist()
-        for n, i in enumerate(i for row in chosen for i in row):
-            found[i] = _normalised(logp[n * len(labels) : (n + 1) * len(labels)], heads[i], labels)
+        members = [i for r in batch for i in rows[r]]
+        packs = [pack([s for i in rows[r] for s in seen[i]]) for r in batch]
+        with policy.autocast():
+            packed = policy.rows(packs)
+            hidden = policy.hidden(packed)
+            width = packed.input_ids.shape[1]
+            paths = [path + b * width for b, p in enumerate(packs) for path in p.paths]
+            ends = [(i, s) for i in members for s in full[i]]
+            predictors = [path[common[i] - 1 :] for path, (i, _) in zip(paths, ends, strict=True)]
+            unique, inverse = np.unique(np.concatenate(predictors), return_inverse=True)
+            chosen = hidden.flatten(0, 1)[torch.from_numpy(unique).to(policy.device)]
+            logp = torch.log_softmax(policy.logits(chosen), -1)
+        targets = [token for i, s in ends for token in s[common[i] :]]
+        token_logp = logp.cpu()[torch.from_numpy(inverse), torch.tensor(targets)].double().tolist()
+        rest = iter(token_logp)
+        sums = [sum(next(rest) for _ in s[common[i] :]) for i, s in ends]
+        for n, i in enumerate(members):
+            found[i] = _normalised(sums[n * len(labels) : (n + 1) * len(labels)], heads[i], labels)
     return [d for d in found if d is not None]
 
 
