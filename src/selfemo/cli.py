@@ -262,7 +262,7 @@ def predict(
 ) -> None:
     """Label each turn of transcripts with its emotion, how sure the model is, and all probabilities."""
     from selfemo.api import SelfEmo, label_set_of
-    from selfemo.labelling import label_file
+    from selfemo.labelling import Source, check_out, label_file
     from selfemo.stopping import Stopped, StopRequest
     from selfemo.transcripts import ReadSettings
 
@@ -270,13 +270,12 @@ def predict(
     if labels:
         known = label_set_of(labels.split(",") if "," in labels else labels)
     reporter, stop = _reporter(), StopRequest()
+    read = Source(source, ReadSettings(text, speaker, conversation, encoding, gap))
+    check_out(out, read.path)
     opened = SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])
-    settings = ReadSettings(text, speaker, conversation, encoding, gap)
     try:
         with stop.on_signals(reporter.say):
-            done = label_file(
-                source, out, opened, reporter, settings=settings, labels=known, stop=stop
-            )
+            done = label_file(read, out, opened, reporter, labels=known, stop=stop)
     except (Stopped, KeyboardInterrupt):
         reporter.say(f"stopped; run the same command again to go on with {out}")
         raise typer.Exit(130) from None

@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,73 +56,108 @@ class Labelled:
     resumed: int
 
 
+class Source:
+    """What is to be labelled: a file (transcripts.py), or a data set by its name.
+
+    The whole of it is read once at the start, so that a mistake on its last line is told before the first
+    is labelled.
+
+    Raises:
+        DataError: it is broken; the message names file and line.
+    """
+
+    def __init__(self, name: str, settings: ReadSettings | None = None):
+        self.name, self.settings = name, settings or ReadSettings()
+        self.path = Path(os.path.expanduser(name))
+        self.is_file = (
+            self.path.is_file() and self.path.suffix.lower() in SUFFIXES and _of_a_file(self.path)
+        )
+        self.count = sum(1 for _ in self.turns())
+        if not self.count:
+            raise DataError("holds no turn", self.path if self.is_file else name)
+
+    def turns(self) -> Iterator[SourceTurn]:
+        if self.is_file:
+            return read_turns(self.path, self.settings)
+        return turns_of(load(self.name).conversations)
+
+    def columns(self, out: Path) -> list[str]:
+        """The columns that a CSV of a CSV begins with."""
+        of_csv = self.is_file and self.path.suffix.lower() in (".csv", ".tsv")
+        return csv_columns(self.path, self.settings) if of_csv and _is_csv(out) else []
+
+    def identity(self) -> str:
+        if not self.path.is_file():
+            return f"{self.name}, {self.count} turns"
+        with self.path.open("rb") as f:
+            head = hashlib.sha256(f.read(_HEAD)).hexdigest()[:16]
+        return f"{self.path.name}, {self.path.stat().st_size} bytes ({head})"
+
+
+def check_out(out: Path, source: Path) -> None:
+    """Raises: ConfigError, where `out` is no file to write to."""
+    if not _is_csv(out) and out.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise ConfigError(f"--out {out}: name it .jsonl or .csv")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file")
+    if source.exists() and out.exists() and source.samefile(out):
+        raise ConfigError(f"--out {out} is the input; give another name")
+
+
 def label_file(
-    source: str,
+    source: Source,
     out: Path,
     model: SelfEmo,
     reporter: Reporter,
     *,
-    settings: ReadSettings | None = None,
     labels: LabelSet | None = None,
     stop: StopRequest | None = None,
 ) -> Labelled:
-    """Read the emotion of each turn of a file (transcripts.py), or of a data set by its name.
+    """Read the emotion of each turn.
 
     Args:
         out: a .jsonl file, one line a turn, or a .csv file (of a CSV, with its columns).
         labels: label set for all turns; None takes the file's, else the model's.
 
     Raises:
-        DataError: the input is broken (file and line), or the output cannot be written.
+        DataError: the output cannot be written.
         StoreError: what is begun under this name came of another input, model or setting.
         Stopped: `stop` was asked for; what is done is kept.
     """
-    settings, stop = settings or ReadSettings(), stop or StopRequest()
-    if out.suffix.lower() not in (".jsonl", ".ndjson", ".csv"):
-        raise ConfigError(f"--out {out}: name it .jsonl or .csv")
-    path = Path(os.path.expanduser(source))
-    if path.exists() and out.exists() and path.samefile(out):
-        raise ConfigError(f"--out {out} is the input; give another name")
-    from_file = path.is_file() and path.suffix.lower() in SUFFIXES and _of_a_file(path)
+    check_out(out, source.path)
+    read, stop = source.settings, stop or StopRequest()
     what = {
         "selfemo": __version__,
-        "input": _identity(path) if path.exists() else source,
+        "input": source.identity(),
         "model": _model_identity(model),
         "settings": json.dumps(
             [
                 FORMAT_VERSION,
                 list(labels or model.labels),
                 labels is None,
-                model.constrained,
-                model.max_tokens,
-                [settings.text, settings.speaker, settings.conversation, settings.gap],
-                settings.encoding,
+                [model.constrained, model.max_tokens, model.config.prompt.max_tokens],
+                [read.text, read.speaker, read.conversation, read.gap, read.encoding],
                 out.suffix.lower(),
             ]
         ),
     }
-    columns: list[str] = []
-    if from_file and path.suffix.lower() in (".csv", ".tsv") and out.suffix.lower() == ".csv":
-        columns = csv_columns(path, settings)
-    if from_file:
-        turns = read_turns(path, settings)
-    else:
-        turns = turns_of(load(source).conversations)
+    guard = out.parent / f".{out.name}.lock"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(out.parent / f".{out.name}.lock")
+        lock = lock_folder(guard)
         try:
-            with _Output(out, what, columns) as output:
-                done = _label(turns, output, model, reporter, labels, stop)
+            with _Output(out, what, source.columns(out)) as output:
+                done = _label(source, output, model, reporter, labels, stop)
             output.finish()
         finally:
+            shutil.rmtree(guard, ignore_errors=True)
             lock.close()
-            for leftover in (out.parent / f".{out.name}.lock").glob("*"):
-                leftover.unlink()
-            (out.parent / f".{out.name}.lock").rmdir()
     except OSError as e:
         raise DataError(f"cannot be written: {e.strerror or e}", out) from e
     return done
+
+
+def _is_csv(out: Path) -> bool:
+    return out.suffix.lower() == ".csv"
 
 
 def _of_a_file(path: Path) -> bool:
@@ -133,14 +169,6 @@ def _of_a_file(path: Path) -> bool:
     return not any(a.matches(path) for n, a in ADAPTERS.items() if n not in ("jsonl", "sample"))
 
 
-def _identity(path: Path) -> str:
-    if path.is_dir():
-        return str(path.resolve())
-    with path.open("rb") as f:
-        head = hashlib.sha256(f.read(_HEAD)).hexdigest()[:16]
-    return f"{path.name}, {path.stat().st_size} bytes ({head})"
-
-
 def _model_identity(model: SelfEmo) -> str:
     if model.spec is not None:
         return f"{model.spec.model} at {model.spec.url}"
@@ -149,22 +177,27 @@ def _model_identity(model: SelfEmo) -> str:
 
 
 def _label(
-    turns: Iterator[SourceTurn],
+    source: Source,
     output: _Output,
     model: SelfEmo,
     reporter: Reporter,
     labels: LabelSet | None,
     stop: StopRequest,
 ) -> Labelled:
-    past: list[SourceTurn] = []
-    skip, failed, number = output.turns, output.failed, 0
-    resumed, place = skip, 0
-    if skip:
-        reporter.say(f"going on behind {skip} turns that are done")
-    with reporter.bar("predict", 0) as advance:
+    turns, past, number, place = source.turns(), list[SourceTurn](), 0, -1
+    resumed = output.turns
+    if resumed:
+        reporter.say(f"going on behind {resumed} turns that are done")
+    with reporter.bar("predict", source.count) as advance:
         while chunk := list(itertools.islice(turns, CHUNK)):
             segments = _segments(chunk, past)
-            if number >= skip:
+            places = []
+            for t in chunk:
+                place = place + 1 if past and past[-1].conversation == t.conversation else 0
+                places.append(place)
+                past.append(t)
+            del past[:-_PAST]
+            if number >= resumed:
                 stop.check()
                 asked = []
                 for before, mine in segments:
@@ -175,21 +208,10 @@ def _label(
                     )
                     asked.append((c, range(len(before), len(said))))
                 found = [r for rs in model.recognise_turns(asked) for r in rs]
-                failed += sum(r.emotion is None for r in found)
-                places = []
-                for t in chunk:
-                    place = place + 1 if past and past[-1].conversation == t.conversation else 0
-                    places.append(place)
-                    past.append(t)
-                output.write(list(zip(chunk, places, found, strict=True)), failed)
-                advance(len(chunk))
-            else:
-                for t in chunk:
-                    place = place + 1 if past and past[-1].conversation == t.conversation else 0
-                    past.append(t)
+                output.write(list(zip(chunk, places, found, strict=True)))
             number += len(chunk)
-            del past[:-_PAST]
-    return Labelled(number, failed, resumed)
+            advance(len(chunk))
+    return Labelled(number, output.failed, resumed)
 
 
 def _segments(
@@ -210,7 +232,7 @@ class _Output:
         self.out, self.what, self.columns = out, what, columns
         self.part = out.with_name(out.name + ".part")
         self.progress = out.with_name(out.name + ".progress.json")
-        self.csv = out.suffix.lower() == ".csv"
+        self.csv = _is_csv(out)
         self.turns = self.failed = 0
 
     def __enter__(self) -> _Output:
@@ -239,7 +261,7 @@ class _Output:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def write(self, rows: Sequence[tuple[SourceTurn, int, Recognition]], failed: int) -> None:
+    def write(self, rows: Sequence[tuple[SourceTurn, int, Recognition]]) -> None:
         """Add a chunk: on disk before the progress file says so."""
         text = io.StringIO(newline="")
         writer: Any = None
@@ -252,19 +274,16 @@ class _Output:
                 writer = csv.DictWriter(text, list(record), lineterminator="\n")
                 if self.turns == 0:
                     writer.writeheader()
-            if record_distribution := next(
-                (k for k in record if k in ("distribution", "predicted_distribution")), None
-            ):
-                value = record[record_distribution]
-                record[record_distribution] = "" if value is None else json.dumps(value)
-            writer.writerow(record)
+            cells = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in record.items()}
+            writer.writerow(cells)
         self.file.write(text.getvalue().encode())
         self.file.flush()
         os.fsync(self.file.fileno())
         self.turns += len(rows)
-        self.failed = failed
+        self.failed += sum(r.emotion is None for _, _, r in rows)
         state = {
-            "turns": self.turns, "failed": failed, "bytes": self.file.tell(), "what": self.what,
+            "turns": self.turns, "failed": self.failed, "bytes": self.file.tell(),
+            "what": self.what,
         }  # fmt: skip
         staging = self.progress.with_name(self.progress.name + ".tmp")
         staging.write_text(json.dumps(state))
