@@ -362,7 +362,7 @@ class SelfEmo:
         labels: LabelSet | Sequence[str] | None = None,
     ) -> list[list[Recognition]]:
         """`recognise` of several conversations in one batch."""
-        known = self._labels(labels)
+        known = self.check_labels(labels)
         typed = [conversation_of(c, known, scene) for c in conversations]
         return self.recognise_turns(
             [(c, range(0 if turns == "all" else len(c.turns) - 1, len(c.turns))) for c in typed]
@@ -382,7 +382,7 @@ class SelfEmo:
             places.setdefault(prompt.label_set, []).append(n)
         found: dict[int, Reading] = {}
         for labels, members in places.items():
-            self._labels(labels)
+            self.check_labels(labels)
             readings = self._read([prompts[n] for n in members], labels)
             found.update(zip(members, readings, strict=True))
         readings_in_order = (found[n] for n in range(len(prompts)))
@@ -423,7 +423,7 @@ class SelfEmo:
             on_event: called with (question, event) as answers are written; where it returns False that
                 answer ends there, with the failure "stopped".
         """
-        prepared = [self._prepare(ask) for ask in asks]
+        prepared = [self.prepare(ask) for ask in asks]
         if self.policy is None:
             return self._ask_endpoint(asks, prepared, on_event)
         return self._generate(asks, prepared, on_event)
@@ -444,7 +444,7 @@ class SelfEmo:
         Closing the iterator ends the answer. Raises: see `respond`, before the first event or between two.
         """
         ask = Ask(conversation, persona, speaker, scene, labels, max_tokens, seed=seed)
-        self._prepare(ask)  # what is wrong with the question is told here, not in the thread
+        self.prepare(ask)  # what is wrong with the question is told here, not in the thread
         events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         stopped = threading.Event()
 
@@ -470,7 +470,17 @@ class SelfEmo:
 
     # -- prompts ------------------------------------------------------------------------------------
 
-    def _labels(self, labels: LabelSet | Sequence[str] | None) -> LabelSet:
+    def least_tokens(self) -> int:
+        """The smallest token limit that can hold an answer; 0 where answers are not constrained."""
+        limited = self._limited(self.labels, self.max_tokens) if self.constrained else None
+        return limited.format.least_tokens() if limited else 0
+
+    def check_labels(self, labels: LabelSet | Sequence[str] | None) -> LabelSet:
+        """The label set asked for, or the model's.
+
+        Raises:
+            ConfigError: they are none, or no answer over them could be written within the limit.
+        """
         known = self.labels if labels is None else label_set_of(labels)
         if self.constrained:
             self._limited(known, self.max_tokens)
@@ -504,12 +514,12 @@ class SelfEmo:
             kept += 1
         return replace(prompt, history=prompt.history[-kept:])
 
-    def _prepare(self, ask: Ask) -> Prompt:
-        """The prompt of a question.
+    def prepare(self, ask: Ask) -> Prompt:
+        """The prompt of a question, which is checked by it.
 
         Raises: see `respond`.
         """
-        labels = self._labels(ask.labels)
+        labels = self.check_labels(ask.labels)
         if self.constrained:
             self._limited(labels, ask.max_tokens or self.max_tokens)
         conversation = conversation_of(ask.conversation, labels, ask.scene)

@@ -284,6 +284,53 @@ def predict(
     typer.echo(f"{out}: {done.turns} turns, {done.failed} without a prediction")
 
 
+@app.command()
+def serve(
+    model: ModelName = _BUILTIN,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines ask without a token.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="How answers call the model.")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer.")] = 60.0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=32, help="Most tokens of an answer.")] = 512,
+    max_body: Annotated[int, typer.Option(min=1000, help="Bytes of a request.")] = 262_144,
+    config: Configs = None,
+    overrides: Overrides = None,
+) -> None:
+    """Emotions and answers over HTTP, also for OpenAI clients. SELFEMO_TOKEN: a token clients must send."""
+    import os
+
+    from selfemo.errors import MissingExtraError
+
+    try:
+        from selfemo import server
+    except ImportError as e:
+        raise MissingExtraError(
+            f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'"
+        ) from None
+    from selfemo.api import SelfEmo
+
+    token = os.environ.get("SELFEMO_TOKEN", "")
+    server.check_binding(host, token, insecure)
+    opened = SelfEmo(model, files=config or [], overrides=overrides or [])
+    limits = server.Limits(
+        max_body=max_body, timeout=timeout, max_batch=max_batch, max_waiting=max_waiting,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+    try:
+        server.serve(
+            opened, host=host, port=port, limits=limits, token=token, insecure=insecure, name=name
+        )
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+    finally:
+        opened.close()
+
+
 @data_app.command("check")
 def data_check(
     source: Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')],

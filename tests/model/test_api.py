@@ -92,7 +92,7 @@ def test_personas_and_their_names(model: SelfEmo) -> None:
         "c", "toy", "test", tuple(Utterance(s, t) for s, t in TALK), LABEL_SETS["meld"],
         personas={"Ann": Persona("Ann", "Easily frightened.")},
     )  # fmt: skip
-    assert model._prepare(Ask(talk)).persona.description == "Easily frightened."
+    assert model.prepare(Ask(talk)).persona.description == "Easily frightened."
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ def many(folder: Path, conversations: int = 90, turns: int = 5) -> Path:
         writer.writerow(["conversation", "speaker", "text", "emotion", "note"])
         for c in range(conversations):
             for t in range(turns):
-                writer.writerow([f"c{c}", "AB"[t % 2], f"Line {t} of {c}, it is.", "joy", f"n{c}.{t}"])
+                writer.writerow(
+                    [f"c{c}", "AB"[t % 2], f"Line {t} of {c}, it is.", "joy", f"n{c}.{t}"]
+                )
     return path
 
 
@@ -48,7 +50,9 @@ def test_csv_in_csv_out_keeps_columns_and_order(model: SelfEmo, tmp_path: Path) 
     for row in rows:
         weights = json.loads(row["distribution"])
         assert set(weights) == set(LABEL_SETS["meld"]) and abs(sum(weights.values()) - 1) < 1e-4
-        assert weights[row["predicted_emotion"]] == float(row["confidence"]) == max(weights.values())
+        assert (
+            weights[row["predicted_emotion"]] == float(row["confidence"]) == max(weights.values())
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["many.csv", "out.csv"]
 
 
@@ -140,7 +144,7 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(
         "turns": 0, "failed": 0, "bytes": 0, "what": {"selfemo": "0.0.0"},
     }  # fmt: skip
     (tmp_path / "out.jsonl.progress.json").write_text(json.dumps(progress))
-    with pytest.raises(StoreError, match="begun with another selfemo: 0.0.0"):
+    with pytest.raises(StoreError, match="begun with another selfemo"):
         label_file(Source(str(source)), out, model, Quiet())
     (tmp_path / "out.jsonl.progress.json").write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
@@ -157,7 +161,7 @@ def test_bad_names_and_files_are_told_before_anything_is_labelled(
         label_file(source, tmp_path / "many.csv", model, Quiet())
     broken = tmp_path / "broken.txt"
     broken.write_text("Ann: hi\n" * 200 + "nobody\n")
-    with pytest.raises(DataError, match="broken.txt:201"):
+    with pytest.raises(DataError, match=r"broken\.txt:201"):
         Source(str(broken))
     (tmp_path / "none.srt").write_text("")
     with pytest.raises(DataError, match="holds no turn"):
