@@ -56,6 +56,15 @@ DryRun = Annotated[
 Lenient = Annotated[bool, typer.Option(help="Skip and count broken rows.")]
 EmbedderId = Annotated[str, typer.Option(help="Folder or hub id of a sentence embedder.")]
 _EMBEDDER = "builtin:all-minilm-l6-v2"
+_BUILTIN = "builtin:smollm2-135m"
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Run folder, model folder, id, or endpoint NAME=URL,model=MODEL[,...].",
+    ),
+]
 
 
 def _config(files: list[Path] | None, overrides: list[str] | None) -> Config:
@@ -229,17 +238,97 @@ def selfplay(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="Model id, folder or run.")],
-    data: Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')],
-    out: Annotated[Path, typer.Option(help="JSONL file: one line per turn.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="CSV, TSV, JSONL, TXT, SRT or VTT file; or a data set: sample, a path, NAME:PATH.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="A .jsonl or .csv file; go on if stopped.")],
+    model: ModelName = _BUILTIN,
+    labels: Annotated[
+        str | None, typer.Option(help="Emotions to tell apart, by commas, or meld, emorynlp, ...")
+    ] = None,
+    text: Annotated[str, typer.Option(help="CSV column of the text.")] = "",
+    speaker: Annotated[str, typer.Option(help="CSV column of the speaker.")] = "",
+    conversation: Annotated[str, typer.Option(help="CSV column of the conversation's id.")] = "",
+    gap: Annotated[
+        float, typer.Option(min=0, help="Seconds of silence that part two scenes of subtitles.")
+    ] = 30.0,
+    encoding: Annotated[str, typer.Option(help="Of the input file.")] = "utf-8-sig",
     config: Configs = None,
     overrides: Overrides = None,
 ) -> None:
-    """Label each turn of conversations with the emotions that the model reads in it."""
-    from selfemo.standalone import predict_alone
+    """Label each turn of transcripts with its emotion, how sure the model is, and all probabilities."""
+    from selfemo.api import SelfEmo, label_set_of
+    from selfemo.labelling import Source, check_out, label_file
+    from selfemo.stopping import Stopped, StopRequest
+    from selfemo.transcripts import ReadSettings
 
-    n, failed = predict_alone(model, data, out, config or [], overrides or [], _reporter())
-    typer.echo(f"{out}: {n} turns, {failed} without a prediction")
+    known = None
+    if labels:
+        known = label_set_of(labels.split(",") if "," in labels else labels)
+    reporter, stop = _reporter(), StopRequest()
+    read = Source(source, ReadSettings(text, speaker, conversation, encoding, gap))
+    check_out(out, read.path)
+    opened = SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])
+    try:
+        with stop.on_signals(reporter.say):
+            done = label_file(read, out, opened, reporter, labels=known, stop=stop)
+    except (Stopped, KeyboardInterrupt):
+        reporter.say(f"stopped; run the same command again to go on with {out}")
+        raise typer.Exit(130) from None
+    finally:
+        opened.close()
+    typer.echo(f"{out}: {done.turns} turns, {done.failed} without a prediction")
+
+
+@app.command()
+def serve(
+    model: ModelName = _BUILTIN,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines ask without a token.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="How answers call the model.")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer.")] = 60.0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=32, help="Most tokens of an answer.")] = 512,
+    max_body: Annotated[int, typer.Option(min=1000, help="Bytes of a request.")] = 262_144,
+    config: Configs = None,
+    overrides: Overrides = None,
+) -> None:
+    """Emotions and answers over HTTP, also for OpenAI clients. SELFEMO_TOKEN: a token clients must send."""
+    import os
+
+    from selfemo.errors import MissingExtraError
+
+    try:
+        from selfemo import server
+    except ImportError as e:
+        raise MissingExtraError(
+            f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'"
+        ) from None
+    from selfemo.api import SelfEmo
+
+    token = os.environ.get("SELFEMO_TOKEN", "")
+    server.check_binding(host, token, insecure)
+    opened = SelfEmo(model, files=config or [], overrides=overrides or [])
+    limits = server.Limits(
+        max_body=max_body, timeout=timeout, max_batch=max_batch, max_waiting=max_waiting,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+    try:
+        server.serve(
+            opened, host=host, port=port, limits=limits, token=token, insecure=insecure, name=name
+        )
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+    finally:
+        opened.close()
 
 
 @data_app.command("check")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from selfemo.errors import EngineError, MissingExtraError
 from selfemo.packing import Pack, PackedRows, pack, to_rows
@@ -149,6 +152,8 @@ class Policy:
     device: torch.device
     dtype: str = "fp32"
     source: str = ""
+    _line_ends: np.ndarray | None = field(default=None, repr=False)
+    _special: re.Pattern[str] | None = field(default=None, repr=False)
 
     @property
     def row_cost_is_exact(self) -> bool:
@@ -205,8 +210,31 @@ class Policy:
         """(..., v) float32 logits of hidden states."""
         return self.core.get_output_embeddings()(hidden).float()
 
+    def line_ends(self) -> np.ndarray:
+        """(v,) how many line ends each token holds."""
+        if self._line_ends is None:
+            size = self.core.get_input_embeddings().weight.shape[0]
+            texts = self.tokenizer.batch_decode([[i] for i in range(size)])
+            self._line_ends = np.array([t.count("\n") for t in texts])
+        return self._line_ends
+
+    def defused(self, text: str) -> str:
+        """`text` with a blank inside whatever the tokenizer would read as one of its special tokens."""
+        if self._special is None:
+            names = {t.content for t in self.tokenizer.added_tokens_decoder.values()}
+            # One of a single character, or of white space, is no mark that a role could start with.
+            marks = sorted((n for n in names if len(n) > 1 and not n.isspace()), key=len)
+            self._special = re.compile("|".join(map(re.escape, reversed(marks))) or r"(?!)")
+        while (apart := self._special.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)) != text:
+            text = apart  # two that overlap are parted one after the other
+        return text
+
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a chat up to where the assistant's completion starts."""
+        """Token ids of a chat up to where the assistant's completion starts.
+
+        What is said in it cannot speak as a role: special tokens come from the template alone.
+        """
+        messages = [{**m, "content": self.defused(m["content"])} for m in messages]
         if getattr(self.tokenizer, "chat_template", None):
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, enable_thinking=False

@@ -12,6 +12,7 @@ tokenizer). `parsing.py` is the inverse.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -42,9 +43,14 @@ _REASONING_LINES: dict[Reasoning, str] = {
 }
 
 
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, line ends of every kind, and halves of surrogate pairs."""
+
+
 def clean(text: str) -> str:
     """One line without the openings of chat-template tokens, so that content cannot speak as a role."""
-    return " ".join(text.replace("<|", "< |").replace("|>", "| >").split())
+    plain = _UNSAFE.sub(" ", text)
+    return " ".join(plain.replace("<|", "< |").replace("|>", "| >").split())
 
 
 def system_message(labels: LabelSet, reasoning: Reasoning = "none") -> str:

@@ -1,4 +1,4 @@
-"""The stages on their own: `selfemo sft`, `train`, `selfplay`, `predict`."""
+"""The stages on their own: `selfemo sft`, `train`, `selfplay`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from selfemo.config import Config
 from selfemo.dialogues import dialogues
-from selfemo.errors import DataError, EngineError
-from selfemo.evaluation import all_prompts, held_out, predict
+from selfemo.errors import EngineError
+from selfemo.evaluation import held_out
 from selfemo.pipeline import (
     COLD,
     START,
@@ -91,46 +91,3 @@ def selfplay_alone(
         return counts, dialogues(store, n)
     finally:
         store.close()
-
-
-def predict_alone(
-    model: str,
-    source: str,
-    out: Path,
-    files: Sequence[Path],
-    overrides: Sequence[str],
-    reporter: Reporter,
-) -> tuple[int, int]:
-    """Label every turn of a source; returns (turns, turns without a prediction)."""
-    config, checkpoint = settings_for(
-        model, [source], files, ["evaluation.span=emotion", *overrides]
-    )
-    conversations = load_conversations(config)
-    engine = open_engine(config, checkpoint)
-    turns = failed = 0
-    staging = out.with_name(out.name + ".tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            staging.open("w", encoding="utf-8") as f,
-            reporter.bar("predict", sum(len(c.turns) for c in conversations)) as advance,
-        ):
-            for c in conversations:
-                for k, p in enumerate(predict(engine, all_prompts(c), config)):
-                    turns += 1
-                    failed += p.predicted is None
-                    record = {
-                        "conversation": c.id,
-                        "turn": k,
-                        "speaker": c.turns[k].speaker,
-                        "text": c.turns[k].text,
-                        "emotion": p.predicted.top(c.label_set) if p.predicted else None,
-                        "distribution": dict(p.predicted) if p.predicted else None,
-                        "failure": p.failure,
-                    }
-                    f.write(json.dumps(record, ensure_ascii=False) + "\n")
-                advance(len(c.turns))
-        staging.replace(out)
-    except OSError as e:
-        raise DataError(f"cannot be written: {e.strerror or e}", out) from e
-    return turns, failed

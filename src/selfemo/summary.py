@@ -106,7 +106,7 @@ def next_commands(folder: Path, dataset_specs: Sequence[str]) -> list[str]:
     data = dataset_specs[0]
     return [
         f"selfemo selfplay {folder} --data {data} --prompts 4",
-        f"selfemo predict {folder} {data} --out predictions.jsonl",
+        f"selfemo predict {data} --model {folder} --out predictions.jsonl",
         f"selfemo evaluate {folder} --data {data} --split dev",
         f"selfemo evolve --resume {folder} --set flywheel.iterations=3",
     ]

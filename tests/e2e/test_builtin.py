@@ -109,8 +109,8 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
     assert all(0 < h < 10 for h in entropies)
     out = tmp_path / "predictions.jsonl"
     subprocess.run(
-        [sys.executable, "-m", "selfemo.cli", "predict", str(folder), str(tiny_data(tmp_path)),
-         "--out", str(out)], check=True, capture_output=True,
+        [sys.executable, "-m", "selfemo.cli", "predict", str(tiny_data(tmp_path)), "--model",
+         str(folder), "--out", str(out)], check=True, capture_output=True,
     )  # fmt: skip
     assert len(out.read_text().splitlines()) == len(
         conversation_prompts(sample_one(), future=False)

@@ -100,14 +100,9 @@ class Jsonl:
             if not raw.strip():
                 continue
             try:
-                item = json.loads(raw, object_pairs_hook=_unique)
-                conversation = self._conversation(item, report, path, line)
+                conversation = self.read_line(raw, report, path, line)
                 if conversation.id in seen:
                     raise ValueError(f"id {conversation.id!r} occurs twice")
-            except json.JSONDecodeError as e:
-                rows.fail(line, f"broken JSON: {e.msg} (column {e.colno})")
-            except RecursionError:
-                rows.fail(line, "JSON is nested too deep")
             except ValueError as e:
                 rows.fail(line, str(e))
             else:
@@ -115,7 +110,25 @@ class Jsonl:
                 conversations.append(conversation)
         return conversations
 
-    def _conversation(self, item: Any, report: LoadReport, path: Path, line: int) -> Conversation:
+    def read_line(
+        self, raw: str, report: LoadReport, path: Path, line: int | None = None
+    ) -> Conversation:
+        """The conversation of one line.
+
+        Raises:
+            ValueError: it is none; the message says why.
+        """
+        try:
+            item = json.loads(raw, object_pairs_hook=_unique)
+        except json.JSONDecodeError as e:
+            raise ValueError(f"broken JSON: {e.msg} (column {e.colno})") from None
+        except RecursionError:
+            raise ValueError("JSON is nested too deep") from None
+        return self._conversation(item, report, path, line)
+
+    def _conversation(
+        self, item: Any, report: LoadReport, path: Path, line: int | None
+    ) -> Conversation:
         if not isinstance(item, dict):
             raise ValueError("a line must be one JSON object")
         _check_keys(item, _KEYS, ("id", "turns"))
@@ -172,7 +185,7 @@ class Jsonl:
         )
 
     def _turn(
-        self, turn: Any, labels: LabelSet, report: LoadReport, path: Path, line: int
+        self, turn: Any, labels: LabelSet, report: LoadReport, path: Path, line: int | None
     ) -> Utterance:
         if not isinstance(turn, dict):
             raise ValueError("a turn must be a JSON object")

@@ -29,12 +29,14 @@ class ChatRequest:
         schema: JSON schema of the answer, for backends that can hold the model to it; others rely on
             the question's own words.
         seed: key of the random numbers, where the backend takes one.
+        temperature: None takes the expert's.
     """
 
     messages: Messages
     schema: Mapping[str, Any]
     max_tokens: int
     seed: int = 0
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import time
+from collections.abc import Callable
 from typing import Any
 
 from selfemo.errors import EndpointError, MissingExtraError
@@ -108,12 +109,24 @@ class Endpoint:
 
     async def ask(self, request: ChatRequest) -> Answer:
         """See `Chat.ask`."""
+        return await self._attempts(request, None)
+
+    async def stream(self, request: ChatRequest, on_text: Callable[[str], bool]) -> Answer:
+        """`ask`, with `on_text` called on the whole text so far; where it returns False the answer ends.
+
+        A connection that breaks off is tried again only before the first text: what was told stands.
+        """
+        return await self._attempts(request, on_text)
+
+    async def _attempts(
+        self, request: ChatRequest, on_text: Callable[[str], bool] | None
+    ) -> Answer:
         refused = 0
 
         async def once() -> Answer:
             nonlocal refused
             try:
-                return await self._once(request)
+                return await self._once(request, on_text)
             except _AgainError as e:
                 refused += e.refused
                 if refused >= _DEAD_AFTER and not self._answered:
@@ -141,7 +154,9 @@ class Endpoint:
         body: dict[str, Any] = {
             "model": self.model,
             "messages": list(request.messages),
-            "temperature": self.spec.temperature,
+            "temperature": self.spec.temperature
+            if request.temperature is None
+            else request.temperature,
             self._limit_field: request.max_tokens,
         }
         if self.spec.json_mode == "object":
@@ -151,10 +166,38 @@ class Endpoint:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
-    async def _once(self, request: ChatRequest) -> Answer:
+    async def _streamed(self, request: ChatRequest, on_text: Callable[[str], bool]) -> Answer:
+        text, usage = "", None
+        chunks = await self._client.chat.completions.create(**self._body(request), stream=True)
+        try:
+            async for chunk in chunks:
+                usage = getattr(chunk, "usage", None) or usage
+                new = (chunk.choices[0].delta.content or "") if chunk.choices else ""
+                text += new
+                if new and not on_text(text):
+                    break
+        except (self._openai.APIError, self._openai.OpenAIError) as e:
+            if not text:
+                raise
+            raise UnansweredError("unreachable", f"broke off in its answer: {e}") from None
+        finally:
+            await chunks.close()
+        return Answer(
+            text,
+            usage.prompt_tokens if usage else 0,
+            usage.completion_tokens if usage else 0,
+        )
+
+    async def _once(
+        self, request: ChatRequest, on_text: Callable[[str], bool] | None = None
+    ) -> Answer:
         openai = self._openai
         await self._pause(request)
         try:
+            if on_text is not None:
+                answer = await self._streamed(request, on_text)
+                self._answered = True
+                return answer
             done = await self._client.chat.completions.create(**self._body(request))
             text = done.choices[0].message.content or ""
             usage = done.usage

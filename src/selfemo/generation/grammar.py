@@ -1,11 +1,12 @@
-"""Sampling held to a JSON schema, by llguidance: at each step only tokens that can still end in a valid
-answer may be drawn."""
+"""Sampling held to a grammar, by llguidance: at each step only tokens that can still end in a valid answer
+may be drawn."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -13,43 +14,52 @@ from selfemo.errors import EngineError, MissingExtraError
 from selfemo.models import Policy
 
 
-class Grammar:
-    """One schema, compiled for one policy's tokenizer; `start()` begins a completion.
+class Compiled:
+    """A grammar in llguidance's own form, for one policy's tokenizer; `start()` begins a completion.
 
     Raises:
         MissingExtraError: llguidance is not installed.
-        EngineError: the schema uses what the grammar compiler cannot hold a model to.
+        EngineError: the compiler cannot take the grammar.
     """
 
-    def __init__(self, policy: Policy, schema: Mapping[str, Any]):
+    def __init__(self, policy: Policy, text: Callable[[Any], str], what: str):
         try:
             import llguidance
             import llguidance.hf
         except ImportError:
             raise MissingExtraError(
-                "llguidance, which holds a local model to JSON,", "pip install 'selfemo[experts]'"
+                "llguidance, which holds a local model to a grammar,",
+                "pip install 'selfemo[experts]'",
             ) from None
-        size = policy.core.get_output_embeddings().weight.shape[0]
-        self._tokenizer = _tokenizers.get(id(policy.tokenizer))
-        if self._tokenizer is None:
-            self._tokenizer = llguidance.hf.from_tokenizer(
-                policy.tokenizer, n_vocab=size, eos_token=policy.tokenizer.eos_token_id
+        self.size = policy.core.get_output_embeddings().weight.shape[0]
+        tokenizer = _tokenizers.get(policy.tokenizer)
+        if tokenizer is None:
+            tokenizer = _tokenizers[policy.tokenizer] = llguidance.hf.from_tokenizer(
+                policy.tokenizer, n_vocab=self.size, eos_token=policy.tokenizer.eos_token_id
             )
-            _tokenizers[id(policy.tokenizer)] = self._tokenizer
-        self._size = size
+        self.tokenizer = tokenizer
         self._llguidance = llguidance
+        self._text = text(llguidance.LLMatcher)
+        if problem := llguidance.LLMatcher.validate_grammar(self._text, self.tokenizer):
+            raise EngineError(f"a model cannot be held to {what}: {problem}")
+
+    def start(self) -> Matcher:
+        return Matcher(self._llguidance.LLMatcher(self.tokenizer, self._text), self.size)
+
+
+class Grammar(Compiled):
+    """A JSON schema.
+
+    Raises: see `Compiled`; EngineError where the schema uses what the compiler cannot hold a model to.
+    """
+
+    def __init__(self, policy: Policy, schema: Mapping[str, Any]):
         # No white space but where the grammar says so: a small model would fill its limit with it.
-        self._text = llguidance.LLMatcher.grammar_from_json_schema(
-            json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
-        )
-        if problem := llguidance.LLMatcher.validate_grammar(self._text, self._tokenizer):
-            raise EngineError(f"a model cannot be held to this JSON schema: {problem}")
-
-    def start(self) -> _Matcher:
-        return _Matcher(self._llguidance.LLMatcher(self._tokenizer, self._text), self._size)
+        whole = json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
+        super().__init__(policy, lambda m: m.grammar_from_json_schema(whole), "this JSON schema")
 
 
-class _Matcher:
+class Matcher:
     """One completion's place in the grammar."""
 
     def __init__(self, matcher: Any, size: int):
@@ -66,4 +76,4 @@ class _Matcher:
             raise EngineError(f"the grammar refuses token {token}: {self._matcher.get_error()}")
 
 
-_tokenizers: dict[int, Any] = {}
+_tokenizers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()

@@ -30,6 +30,9 @@ _TREE_TOKENS = 2048
 """Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
 
 
+OnToken = Callable[[int, int, Sequence[int]], bool]
+
+
 class _GrowingLayer(DynamicLayer):
     """A key/value cache that is written in place; torch.cat would copy it whole at each step."""
 
@@ -145,32 +148,30 @@ class LocalGenerator:
 
     def __init__(self, policy: Policy, settings: SamplingSettings):
         self.policy, self.settings = policy, settings
-        self._newline: np.ndarray | None = None
-
-    def _newline_tokens(self) -> np.ndarray:
-        """(v,) how many line ends each token holds."""
-        if self._newline is None:
-            size = self.policy.core.get_input_embeddings().weight.shape[0]
-            texts = self.policy.tokenizer.batch_decode([[i] for i in range(size)])
-            self._newline = np.array([t.count("\n") for t in texts])
-        return self._newline
+        self._on_token: OnToken | None = None
 
     def _constraint(self, request: Request) -> Constraint | None:
         if request.constraints:
             return request.constraints.start()
         if self.settings.no_repeat_ngram:
-            return NoRepeat(self.settings.no_repeat_ngram, self._newline_tokens())
+            return NoRepeat(self.settings.no_repeat_ngram, self.policy.line_ends())
         return None
 
     def generate(
-        self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
+        self,
+        requests: Sequence[Request],
+        on_done: Callable[[int], None] | None = None,
+        on_token: OnToken | None = None,
     ) -> list[list[Sample]]:
         """Complete each request; result i holds the n samples of request i in order.
 
         Args:
             requests: prompts; those with the same `share` key are prefilled together.
             on_done: called with the number of completions that a finished batch adds (progress).
+            on_token: called with (request, copy, ids so far) as each token is drawn; where it returns
+                False that completion ends there, unfinished.
         """
+        self._on_token = on_token
         results: list[list[Sample | None]] = [[None] * r.n for r in requests]
         for batch in self._batches(requests):
             done = 0
@@ -304,6 +305,8 @@ class LocalGenerator:
             if token in self.policy.end_ids:
                 o.done = o.finished = True
             elif settings.max_lines:
-                o.lines += int(self._newline_tokens()[token])
+                o.lines += int(self.policy.line_ends()[token])
                 o.done = o.lines >= settings.max_lines
                 o.finished = o.done
+            if self._on_token and not self._on_token(o.request, o.copy, o.ids):
+                o.done = True

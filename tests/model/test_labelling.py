@@ -1,0 +1,173 @@
+"""`selfemo predict` on files: what it adds, and what a kill leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfemo.api import SelfEmo
+from selfemo.errors import ConfigError, DataError, StoreError
+from selfemo.labelling import CHUNK, Source, label_file
+from selfemo.progress import Quiet
+from selfemo.types import LABEL_SETS, LabelSet
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> SelfEmo:
+    return SelfEmo(tiny_model, max_tokens=96, overrides=["prompt.max_tokens=300"])
+
+
+def many(folder: Path, conversations: int = 90, turns: int = 5) -> Path:
+    path = folder / "many.csv"
+    with path.open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(["conversation", "speaker", "text", "emotion", "note"])
+        for c in range(conversations):
+            for t in range(turns):
+                writer.writerow(
+                    [f"c{c}", "AB"[t % 2], f"Line {t} of {c}, it is.", "joy", f"n{c}.{t}"]
+                )
+    return path
+
+
+def test_csv_in_csv_out_keeps_columns_and_order(model: SelfEmo, tmp_path: Path) -> None:
+    path = many(tmp_path, 30)
+    done = label_file(Source(str(path)), tmp_path / "out.csv", model, Quiet())
+    assert (done.turns, done.failed, done.resumed) == (150, 0, 0)
+    rows = list(csv.DictReader((tmp_path / "out.csv").open(newline="")))
+    given = list(csv.DictReader(path.open(newline="")))
+    added = ["predicted_emotion", "confidence", "distribution", "failure"]
+    assert list(rows[0]) == [*given[0], *added], "a gold emotion stays what it was"
+    assert [{k: r[k] for k in given[0]} for r in rows] == given
+    for row in rows:
+        weights = json.loads(row["distribution"])
+        assert set(weights) == set(LABEL_SETS["meld"]) and abs(sum(weights.values()) - 1) < 1e-4
+        assert (
+            weights[row["predicted_emotion"]] == float(row["confidence"]) == max(weights.values())
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.csv", "out.csv"]
+
+
+def test_what_is_read_is_what_recognise_says(model: SelfEmo, tmp_path: Path) -> None:
+    """Over chunk borders too: the first turns of a chunk are read with those of the chunk before."""
+    path = tmp_path / "talk.txt"
+    said = [("AB"[n % 2], f"Word {n} and no more.") for n in range(CHUNK + 6)]
+    path.write_text("".join(f"{s}: {t}\n" for s, t in said))
+    label_file(Source(str(path)), tmp_path / "out.jsonl", model, Quiet())
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [r["turn"] for r in rows] == list(range(CHUNK + 6))
+    direct = model.recognise(said)
+    for row, r in zip(rows, direct, strict=True):
+        assert row["text"] == r.text
+        assert row["confidence"] == pytest.approx(r.confidence, abs=2e-2)  # bf16, another packing
+
+
+def test_each_conversation_over_its_own_labels(model: SelfEmo, tmp_path: Path) -> None:
+    lines = [
+        {"id": "a", "labels": ["calm", "upset"], "turns": [{"speaker": "Ann", "text": "Hi"}]},
+        {"id": "b", "turns": [{"speaker": "Bo", "text": "Yo"}]},
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    label_file(Source(str(path)), tmp_path / "out.jsonl", model, Quiet())
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [set(r["distribution"]) for r in rows] == [{"calm", "upset"}, set(LABEL_SETS["meld"])]
+    own = LabelSet("own", ("tense", "at ease"))
+    label_file(Source(str(path)), tmp_path / "own.jsonl", model, Quiet(), labels=own)
+    rows = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert all(set(r["distribution"]) == set(own) for r in rows)
+
+
+def command(model: Path, source: Path, out: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "selfemo.cli", "predict", str(source), "--model", str(model), "--out",
+        str(out), "--set", "prompt.max_tokens=300", "--set", "model.threads=1",
+    ]  # fmt: skip
+
+
+def wait_for_progress(process: subprocess.Popen, out: Path) -> int:
+    progress = out.with_name(out.name + ".progress.json")
+    for _ in range(6000):
+        if progress.exists():
+            return json.loads(progress.read_text())["turns"]
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError("no progress")
+
+
+@pytest.mark.slow
+def test_a_kill_loses_nothing_and_doubles_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    source, out, whole = many(tmp_path, 60), tmp_path / "out.csv", tmp_path / "whole.csv"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tiny_model, source, whole), check=True, capture_output=True, env=env)
+
+    process = subprocess.Popen(command(tiny_model, source, out), stderr=subprocess.PIPE, env=env)
+    wait_for_progress(process, out)
+    process.kill()
+    process.communicate()
+    assert not out.exists()
+    done = json.loads((tmp_path / "out.csv.progress.json").read_text())["turns"]
+    assert 0 < done < 300 and done % CHUNK == 0
+    with (tmp_path / "out.csv.part").open("ab") as f:
+        f.write(b"c0,A,half a li")  # what a kill in the middle of a write leaves
+
+    process = subprocess.Popen(command(tiny_model, source, out), stderr=subprocess.PIPE, env=env)
+    while json.loads((tmp_path / "out.csv.progress.json").read_text())["turns"] == done:
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 130 and b"run the same command again" in said
+    assert f"going on behind {done} turns".encode() in said
+
+    again = subprocess.run(
+        command(tiny_model, source, out), check=True, capture_output=True, env=env
+    )
+    assert b"300 turns" in again.stdout
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.csv", "out.csv", "whole.csv"]
+
+
+def test_what_was_begun_with_something_else_is_not_gone_on_with(
+    model: SelfEmo, tiny_model: Path, tmp_path: Path
+) -> None:
+    source, out = many(tmp_path, 4), tmp_path / "out.jsonl"
+    progress = {
+        "turns": 0, "failed": 0, "bytes": 0, "what": {"selfemo": "0.0.0"},
+    }  # fmt: skip
+    (tmp_path / "out.jsonl.progress.json").write_text(json.dumps(progress))
+    with pytest.raises(StoreError, match="begun with another selfemo"):
+        label_file(Source(str(source)), out, model, Quiet())
+    (tmp_path / "out.jsonl.progress.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        label_file(Source(str(source)), out, model, Quiet())
+
+
+def test_bad_names_and_files_are_told_before_anything_is_labelled(
+    model: SelfEmo, tmp_path: Path
+) -> None:
+    source = Source(str(many(tmp_path, 2)))
+    with pytest.raises(ConfigError, match=r"name it \.jsonl or \.csv"):
+        label_file(source, tmp_path / "out.xlsx", model, Quiet())
+    with pytest.raises(ConfigError, match="is the input"):
+        label_file(source, tmp_path / "many.csv", model, Quiet())
+    broken = tmp_path / "broken.txt"
+    broken.write_text("Ann: hi\n" * 200 + "nobody\n")
+    with pytest.raises(DataError, match=r"broken\.txt:201"):
+        Source(str(broken))
+    (tmp_path / "none.srt").write_text("")
+    with pytest.raises(DataError, match="holds no turn"):
+        Source(str(tmp_path / "none.srt"))
+
+
+def test_a_data_set_by_its_name(model: SelfEmo, tmp_path: Path) -> None:
+    source = Source("sample")
+    assert source.count > 300 and not source.is_file
