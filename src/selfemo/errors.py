@@ -36,6 +36,14 @@ class EngineError(SelfEmoError):
     """A model, checkpoint or device that cannot be used."""
 
 
+class NotFiniteError(EngineError):
+    """Weights or log-probabilities that are NaN or infinite: nothing of them is written."""
+
+
+class GuardError(SelfEmoError):
+    """A training stage that its guard stopped; what was done before is saved."""
+
+
 class EndpointError(SelfEmoError):
     """An expert or judge endpoint that cannot be used; every answer it gave before is kept."""
 

@@ -29,9 +29,10 @@ import torch
 
 from selfemo import losses
 from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
-from selfemo.errors import EngineError, MissingExtraError
+from selfemo.errors import EngineError, MissingExtraError, NotFiniteError
 from selfemo.generation.local import LocalGenerator
 from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.guards import NOT_FINITE
 from selfemo.models import Policy, load_policy, sha256
 from selfemo.packing import Pack, bins, group_by_key, micro_batches, pack
 from selfemo.training import RlItem, SftItem
@@ -203,30 +204,31 @@ class LocalEngine:
         self.policy.model.zero_grad(set_to_none=True)
         _return_memory()
 
-    def _apply(self, config: OptimConfig, lr: float) -> float:
+    def _apply(self, config: OptimConfig, lr: float, loss: float) -> dict[str, float]:
+        """The optimiser step; where loss or gradient is not finite, weights and optimiser stay."""
         assert self._optimizer is not None, "begin_stage comes first"
         parameters = self._optimizer.param_groups[0]["params"]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        if not np.isfinite(norm):
-            self.policy.model.zero_grad(set_to_none=True)
-            raise EngineError(
-                "the gradient is not finite; lower the learning rate or use model.dtype = 'fp32'"
-            )
-        self._optimizer.param_groups[0]["lr"] = lr
-        self._optimizer.step()
+        whole = np.isfinite(norm) and np.isfinite(loss)
+        if whole:
+            self._optimizer.param_groups[0]["lr"] = lr
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return norm
+        return {"grad_norm": norm, "lr": lr, **({} if whole else {NOT_FINITE: 1.0})}
 
     # -- supervised -------------------------------------------------------------------------------
 
     def sft_step(
         self, items: Sequence[SftItem], config: OptimConfig, lr: float
     ) -> dict[str, float]:
-        """One optimiser step on the weighted token mean of -log p over all items."""
+        """One optimiser step on the weighted token mean of -log p over all items.
+
+        A step whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
+        """
         measures = self.sft_backward(items, config.micro_tokens)
-        norm = self._apply(config, lr)
+        applied = self._apply(config, lr, measures["loss"])
         _return_memory()
-        return {**measures, "grad_norm": norm, "lr": lr}
+        return {**measures, **applied}
 
     def sft_backward(self, items: Sequence[SftItem], micro_tokens: int) -> dict[str, float]:
         """Accumulate the gradient of the weighted token mean of -log p over all items."""
@@ -288,7 +290,8 @@ class LocalEngine:
     ) -> list[dict[str, float]]:
         """One optimiser step per mini-batch, all sampled by the policy as it is at the call.
 
-        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm.
+        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm. One
+        whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
         """
         old: list[list[torch.Tensor]] | None = None
         if len(minibatches) > 1:
@@ -300,8 +303,11 @@ class LocalEngine:
         for k, (items, lr) in enumerate(zip(minibatches, rates, strict=True)):
             measures = self.rl_backward(items, config, old[k] if old else None)
             # A mini-batch without any gradient makes no step: Adam's momentum would still move weights.
-            norm = self._apply(config, lr) if measures["packed_tokens"] else 0.0
-            steps.append({**measures, "grad_norm": norm, "lr": lr})
+            idle = {"grad_norm": 0.0, "lr": lr}
+            applied = (
+                self._apply(config, lr, measures["loss"]) if measures["packed_tokens"] else idle
+            )
+            steps.append({**measures, **applied})
             _return_memory()
         return steps
 
@@ -377,7 +383,9 @@ class LocalEngine:
 
         Raises:
             EngineError: the disk is full or the folder cannot be written; nothing is left behind.
+            NotFiniteError: a weight is NaN or infinite; nothing is written.
         """
+        self._must_be_finite(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -402,14 +410,28 @@ class LocalEngine:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
+    def _must_be_finite(self, path: Path) -> None:
+        for name, p in self.policy.model.named_parameters():
+            # A sum is one pass without a temporary; it is finite only if all summands are, or the
+            # slow check has the last word.
+            if not torch.isfinite(p.detach().sum()) and not torch.isfinite(p.detach()).all():
+                raise NotFiniteError(f"{path}: not written, since {name} is not finite")
+
     def _mergeable(self) -> Any:
         if self.config.lora is None:
             return self.policy.core
         return copy.deepcopy(self.policy.model).merge_and_unload()
 
     def save_training_state(self, path: Path) -> None:
-        """Trained parameters and optimiser state in one safetensors file, written and renamed."""
+        """Trained parameters and optimiser state in one safetensors file, written and renamed.
+
+        Raises:
+            EngineError: it cannot be written; the one before stays.
+            NotFiniteError: a weight is NaN or infinite; nothing is written.
+        """
         from safetensors.torch import save_file
+
+        self._must_be_finite(path)
 
         assert self._optimizer is not None
         flat = {
