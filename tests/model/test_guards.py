@@ -59,7 +59,7 @@ def metrics(run: Run, stage: str) -> list[dict]:
 
 
 def all_finite(folder: Path) -> int:
-    files = [p for p in folder.rglob("*.safetensors")]
+    files = list(folder.rglob("*.safetensors"))
     for path in files:
         assert all(torch.isfinite(t.float()).all() for t in load_file(path).values()), path
     return len(files)
@@ -169,7 +169,7 @@ def test_kl_that_explodes_is_rolled_back_and_in_the_end_stopped(
     train = training_conversations(load_conversations(config), config)
     run.cold_start(train)
     prompts = [p for c in train for p in conversation_prompts(c, future=True)]
-    with pytest.raises(GuardError, match="KL to the reference is .*rolled back 2 times"):
+    with pytest.raises(GuardError, match=r"KL to the reference is .*rolled back 2 times"):
         run.rl(prompts, train, "cold-start", 1)
     row = run.store.stage("iteration-1-rl")
     assert [r["kinds"] for r in json.loads(row["info"])["rollbacks"]] == [["kl"], ["kl"]]
