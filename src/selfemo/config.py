@@ -221,6 +221,9 @@ class SaveConfig(_Section):
     every_steps: Annotated[int, Field(ge=0)] = 0
     """RL rounds or SFT steps between two resumable states inside a stage; 0 saves them at stage ends
     and where a run is asked to stop."""
+    keep_states: Positive = 2
+    """States of the stage in hand that are kept: where the last one turns out damaged, the one before it
+    is gone on from. Each holds weights and optimiser, three times the trained parameters."""
     keep_stage_checkpoints: bool = True
 
 

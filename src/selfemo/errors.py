@@ -52,6 +52,10 @@ class StoreError(SelfEmoError):
     """A run folder or its store that cannot be used."""
 
 
+class DamagedStoreError(StoreError):
+    """A store whose file is damaged: its pages do not fit each other, or it is no database at all."""
+
+
 class MissingExtraError(SelfEmoError):
     """An optional dependency that is not installed; the message is the command that installs it."""
 

@@ -31,6 +31,7 @@ from selfemo.config import Config, OptimConfig, SftConfig, load, to_toml
 from selfemo.datasets import load as load_data
 from selfemo.errors import (
     ConfigError,
+    DamagedStoreError,
     DataError,
     EngineError,
     GuardError,
@@ -46,7 +47,7 @@ from selfemo.prompts import conversation_prompts
 from selfemo.seeds import rng
 from selfemo.selfplay import fit_all, persona_book
 from selfemo.stopping import StopRequest
-from selfemo.store import STORE_FILE, Store, lock_folder
+from selfemo.store import BACKUP_FILE, STORE_FILE, Store, lock_folder, write_text
 from selfemo.training import SftItem, finite_means, run_sft
 from selfemo.types import Completion, Conversation, Prompt
 
@@ -156,16 +157,31 @@ class _TrainingState:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step}.safetensors"
 
+    def _saved(self) -> list[int]:
+        """Steps that have a state, the last first."""
+        files = self.folder.glob("step-*.safetensors")
+        return sorted((int(f.stem.removeprefix("step-")) for f in files), reverse=True)
+
     def open(self, begin: Callable[[], Any]) -> Any:
-        """The engine that `begin` opens for training, at `step`; from 0 where no state is whole."""
+        """The engine that `begin` opens for training, at the last step whose state is whole, or at 0."""
         engine = begin()
-        if self.step:
+        # The store tells which steps it holds; a state behind them is of a save that was cut off.
+        held = [s for s in self._saved() if s <= self.step] if self.step else []
+        if self.step not in held:
+            held = [self.step, *held] if self.step else []
+        self.step = 0
+        for step in held:
             try:
-                engine.load_training_state(self._path(self.step))
+                engine.load_training_state(self._path(step))
             except EngineError as e:
-                self.run.reporter.say(f"{e}; {self.stage} starts again")
-                self.step = 0
+                self.run.reporter.say(str(e))
                 engine = begin()
+                continue
+            self.step = step
+            break
+        if held and self.step != held[0]:
+            where = f"goes back to step {self.step}" if self.step else "starts again"
+            self.run.reporter.say(f"{self.stage} {where}")
         self.run.store.rewind(self.stage, self.step)
         self.records = [m for m in self.run.store.metrics() if m["stage"] == self.stage]
         return engine
@@ -203,12 +219,15 @@ class _TrainingState:
             stop.check()
 
     def _save(self, engine: Any, done: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # What lies behind this step is left from before a rollback or a state that was damaged.
+        for stale in [s for s in self._saved() if s > done]:
+            self._path(stale).unlink()
         engine.save_training_state(self._path(done))
         self._record(done)
-        for old in self.folder.glob("step-*.safetensors"):
-            if old != self._path(done):
-                old.unlink()
+        kept = self._saved()[: self.run.config.save.keep_states]
+        for file in self.folder.glob("step-*"):
+            if int(file.stem.removeprefix("step-")) not in kept:
+                file.unlink()
 
     def _record(self, step: int) -> None:
         info = {"rollbacks": self.rollbacks} if self.rollbacks else {}
@@ -285,14 +304,16 @@ class Run:
                 )
             self.config = config
         self._lock = lock_folder(folder)
-        self._remove_unfinished()
-        self.store = Store(folder / STORE_FILE)
-        if config is not None:
-            staging = saved.with_suffix(".tmp")
-            staging.write_text(f"# selfemo {__version__}, resolved\n" + to_toml(config))
-            staging.replace(saved)
         self._engine: Any = None
         self._loaded: str | None = None
+        try:
+            self._remove_unfinished()
+            self.store = self._open_store(resuming=config is None)
+            if config is not None:
+                save_config(saved, config)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def close(self) -> None:
         self._release()
@@ -326,10 +347,52 @@ class Run:
         self._loaded = None
         return engine
 
+    def _open_store(self, *, resuming: bool) -> Store:
+        """The run's store; where it is damaged or gone, the copy of it after the last finished stage."""
+        path, copy = self.folder / STORE_FILE, self.folder / BACKUP_FILE
+        try:
+            if resuming and not path.exists():
+                raise DamagedStoreError(f"{path}: is missing")
+            return Store(path)
+        except DamagedStoreError as e:
+            if not copy.exists():
+                raise DamagedStoreError(
+                    f"{e}; there is no copy of it yet, so start a new run (the data of this one stay)"
+                ) from e
+            Store(copy, read_only=True).close()
+            aside = time.strftime("damaged-%Y%m%d-%H%M%S")
+            for part in ("", "-wal", "-shm"):
+                if (file := path.with_name(path.name + part)).exists():
+                    file.rename(file.with_name(f"{aside}-{file.name}"))
+            staging = path.with_name(path.name + ".tmp")
+            shutil.copyfile(copy, staging)
+            staging.replace(path)
+            self.reporter.say(
+                f"{e}; it is put aside as {aside}-{STORE_FILE}, and the run goes on from {copy.name}, the "
+                "copy after the last finished stage"
+            )
+            return Store(path)
+
+    def _redo_damaged(self) -> None:
+        """Have the last finished training stage done again where its checkpoint is not whole."""
+        rows = self.store.rows(
+            "SELECT * FROM stages WHERE status = 'done' AND checkpoint IS NOT NULL ORDER BY rowid"
+        )
+        if not rows:
+            return
+        from selfemo.engines.local import verify_checkpoint
+
+        try:
+            verify_checkpoint(self.folder / "checkpoints" / rows[-1]["checkpoint"])
+        except EngineError as e:
+            self.reporter.say(f"{e}; stage {rows[-1]['name']} is done again")
+            self.store.set_stage(rows[-1]["name"], "running")
+
     def _remove_unfinished(self) -> None:
         """Delete what a killed process was writing: half checkpoints, half training states."""
         folder = self.folder / "checkpoints"
-        for path in [*folder.glob(".*"), *folder.glob(".*-partial/*.tmp")]:
+        whole = self.folder.glob("*.tmp")
+        for path in [*whole, *folder.glob(".*"), *folder.glob(".*-partial/*.tmp")]:
             if path.suffix == ".tmp":
                 path.unlink(missing_ok=True)
             elif not path.name.endswith("-partial"):
@@ -356,6 +419,7 @@ class Run:
         self.store.set_stage(name, "done", checkpoint=checkpoint, info=info, seconds=spent)
         # Not before: a process killed in between would find neither a state nor a stage that is done.
         shutil.rmtree(partial, ignore_errors=True)
+        self.store.backup(self.folder / BACKUP_FILE)
         self.store.write_metrics(self.folder / METRICS_FILE)
         return info
 
@@ -579,6 +643,7 @@ def evolve(
     """
     run = Run(folder, config, reporter, stop)
     try:
+        run._redo_damaged()
         conversations = load_conversations(run.config)
         train = training_conversations(conversations, run.config)
         held = held_out(
@@ -662,6 +727,10 @@ def settings_for(
     return config, checkpoint
 
 
+def save_config(path: Path, config: Config) -> None:
+    write_text(path, f"# selfemo {__version__}, resolved\n" + to_toml(config))
+
+
 def extend_run(folder: Path, overrides: Sequence[str]) -> None:
     """Change a run's settings before it is resumed: only those that stages yet to come read.
 
@@ -679,6 +748,4 @@ def extend_run(folder: Path, overrides: Sequence[str]) -> None:
                 "for other settings"
             )
     config = load([saved], overrides)
-    staging = saved.with_suffix(".tmp")
-    staging.write_text(f"# selfemo {__version__}, resolved\n" + to_toml(config))
-    staging.replace(saved)
+    save_config(saved, config)

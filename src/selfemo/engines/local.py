@@ -35,10 +35,12 @@ from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.guards import NOT_FINITE
 from selfemo.models import Policy, load_policy, sha256
 from selfemo.packing import Pack, bins, group_by_key, micro_batches, pack
+from selfemo.store import sync, write_text
 from selfemo.training import RlItem, SftItem
 from selfemo.types import Sample
 
 CHECKSUMS = "selfemo_checksums.json"
+_DIGEST = ".sha256"
 _LENGTH_STEP = 32
 """Rows are padded to a multiple of it: kernels compiled for few shapes are used again."""
 
@@ -396,9 +398,12 @@ class LocalEngine:
             self.policy.tokenizer.save_pretrained(staging)
             sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
             (staging / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+            for file in staging.iterdir():
+                sync(file)
             if folder.exists():
                 shutil.rmtree(folder)
             staging.rename(folder)
+            sync(folder.parent)
         except Exception as e:
             # safetensors reports a full disk with an error of its own, not with OSError.
             if not isinstance(e, OSError) and "afetensor" not in type(e).__name__:
@@ -442,25 +447,37 @@ class LocalEngine:
         for index, state in self._optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 flat[f"o.{index}.{key}"] = torch.as_tensor(value).contiguous()
-        staging = path.with_suffix(".tmp")
+        staging, digest = path.with_suffix(".tmp"), path.with_suffix(_DIGEST)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_file(flat, staging)
+            write_text(digest, sha256(staging))
+            sync(staging)
             staging.replace(path)
+            sync(path.parent)
         except Exception as e:
-            staging.unlink(missing_ok=True)
-            raise EngineError(f"{path}: the training state could not be written: {e}") from e
+            with contextlib.suppress(OSError):
+                staging.unlink(missing_ok=True)
+            raise EngineError(
+                f"{path}: the training state could not be written ({e}); free some disk space and resume "
+                "the run: the state before it is kept"
+            ) from e
 
     def load_training_state(self, path: Path) -> None:
         """Continue from `save_training_state`.
 
         Raises:
-            EngineError: the file is missing, cut, or of another model.
+            EngineError: the file is missing, cut, altered, or of another model.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         assert self._optimizer is not None
         try:
+            if path.with_suffix(_DIGEST).read_text().strip() != sha256(path):
+                raise EngineError(
+                    f"{path}: not a whole training state: altered since it was written"
+                )
             flat = load_file(path, device=str(self.policy.device))
         except (OSError, SafetensorError) as e:
             raise EngineError(f"{path}: not a whole training state: {e}") from e
