@@ -391,9 +391,9 @@ class Run:
     def _remove_unfinished(self) -> None:
         """Delete what a killed process was writing: half checkpoints, half training states."""
         folder = self.folder / "checkpoints"
-        whole = self.folder.glob("*.tmp")
+        whole = self.folder.glob("*.tmp*")
         for path in [*whole, *folder.glob(".*"), *folder.glob(".*-partial/*.tmp")]:
-            if path.suffix == ".tmp":
+            if path.is_file():
                 path.unlink(missing_ok=True)
             elif not path.name.endswith("-partial"):
                 shutil.rmtree(path, ignore_errors=True)

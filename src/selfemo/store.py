@@ -220,6 +220,7 @@ class Store:
             staging.unlink(missing_ok=True)
             copy = sqlite3.connect(staging)
             try:
+                copy.execute("PRAGMA journal_mode = OFF")  # a copy that is cut off is thrown away
                 self.db.backup(copy)
             finally:
                 copy.close()
