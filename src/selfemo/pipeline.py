@@ -386,6 +386,9 @@ class Run:
             verify_checkpoint(self.folder / "checkpoints" / rows[-1]["checkpoint"])
         except EngineError as e:
             self.reporter.say(f"{e}; stage {rows[-1]['name']} is done again")
+            # So is what was begun after it, which may stand on rows of it.
+            for begun in self.store.rows("SELECT name FROM stages WHERE status = 'running'"):
+                self.store.forget(begun["name"])
             self.store.set_stage(rows[-1]["name"], "running")
 
     def _remove_unfinished(self) -> None:

@@ -202,7 +202,8 @@ class Store:
         faults = [r[0] for r in self.db.execute("PRAGMA quick_check(3)")]
         if faults != ["ok"]:
             self.db.close()
-            raise DamagedStoreError(f"{self.path}: is damaged: {'; '.join(faults)}")
+            told = "; ".join(" ".join(f.split()) for f in faults)
+            raise DamagedStoreError(f"{self.path}: is damaged: {told[:300]}")
 
     def _raise_if_damaged(self, e: sqlite3.Error) -> None:
         code = getattr(e, "sqlite_errorcode", None)  # errors of the module itself have none
@@ -286,6 +287,12 @@ class Store:
                 self.db.execute(f"DELETE FROM {table} WHERE stage = ? AND step >= ?", (stage, step))
             if step == 0:
                 self.db.execute("DELETE FROM predictions WHERE evaluation = ?", (stage,))
+
+    def forget(self, stage: str) -> None:
+        """Forget a stage that is not done, and what it wrote."""
+        self.rewind(stage)
+        with self.transaction():
+            self.db.execute("DELETE FROM stages WHERE name = ?", (stage,))
 
     # -- prompts ----------------------------------------------------------------------------------
 

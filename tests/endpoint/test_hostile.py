@@ -1,4 +1,4 @@
-"""A server that answers with what no model says: each body is an answer that can be kept, or is asked anew."""
+"""A server that answers with what no model says: each body can be kept, or is asked anew."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 
@@ -41,8 +42,6 @@ def test_any_text(texts: list[str], seed: int) -> None:
 def test_json_bombs_in_experts_answers_are_typed_and_cheap() -> None:
     started = time.perf_counter()
     for bomb in (*BOMBS, '{"a":' * 200_000, '{"a":[' * 100_000, '{"a":"b",' * 100_000, "{" * 10**6):
-        try:
+        with contextlib.suppress(MalformedError):
             assert isinstance(read_json(bomb), dict)
-        except MalformedError:
-            pass
     assert time.perf_counter() - started < 5
