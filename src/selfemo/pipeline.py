@@ -333,7 +333,7 @@ class Run:
             if checkpoint == START:
                 self._engine = open_engine(self.config)
             else:
-                from selfemo.engines.local import verify_checkpoint
+                from selfemo.models import verify_checkpoint
 
                 path = self.folder / "checkpoints" / checkpoint
                 verify_checkpoint(path)
@@ -380,7 +380,7 @@ class Run:
         )
         if not rows:
             return
-        from selfemo.engines.local import verify_checkpoint
+        from selfemo.models import verify_checkpoint
 
         try:
             verify_checkpoint(self.folder / "checkpoints" / rows[-1]["checkpoint"])

@@ -23,9 +23,9 @@ from tests.data.test_real import ROOT
 from tests.unit.test_datasets import EMORY_HEAD, emory_json, iemocap, meld
 
 MELD_ROWS = (
-    '1,"Hi, there.",Ann,joy,positive,0,0,1,1,"00:00:01,000","00:00:02,000"',
-    '2,"He said ""no""\nand left.",Bo,anger,negative,0,1,1,1,"00:00:01,000","00:00:02,000"',
-    '3,Oh.,Ann,neutral,neutral,1,0,1,1,"00:00:01,000","00:00:02,000"',
+    '1,"Hi, there.",Ann,joy,positive,0,0,1,1',
+    '2,"He said ""no""\nand left.",Bo,anger,negative,0,1,1,1',
+    "3,Oh.,Ann,neutral,neutral,1,0,1,1",
 )
 EMORY_ROWS = (
     'Hey.,"[\'Ann\', ""Bo""]",Joyful,1,1,1,1,"00:00:01,000","00:00:02,000"',

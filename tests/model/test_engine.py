@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 import torch
 
 from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, SftConfig
-from selfemo.engines.local import LocalEngine, score_tokens, verify_checkpoint
+from selfemo.engines.local import LocalEngine, score_tokens
 from selfemo.errors import EngineError, NotFiniteError
 from selfemo.generation.local import sample_tokens
 from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.models import load_policy, resolve
+from selfemo.models import load_policy, resolve, verify_checkpoint
 from selfemo.packing import pack
 from selfemo.training import RlItem, SftItem, epoch_batches, learning_rate, run_sft
 
@@ -525,3 +526,30 @@ def test_cuda_without_cuda(tiny_model: Path) -> None:
         pytest.skip("this machine has CUDA")
     with pytest.raises(EngineError, match="sees no CUDA"):
         load_policy(str(tiny_model), "cuda")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("how", ["cut", "noise", "empty"])
+def test_a_broken_model_folder_is_one_error(
+    tiny_model: Path, tmp_path: Path, file: str, how: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    whole = (folder / file).read_bytes()
+    noise = np.random.default_rng(0).bytes(len(whole))
+    (folder / file).write_bytes({"cut": whole[:60], "noise": noise, "empty": b""}[how])
+    with pytest.raises(EngineError, match="cannot load model"):
+        load_policy(str(folder), "cpu")
+
+
+def test_an_altered_checkpoint_is_refused_wherever_it_is_loaded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    engine(tiny_model).save(tmp_path / "c")
+    load_policy(str(tmp_path / "c"), "cpu")
+    weights = tmp_path / "c" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(EngineError, match=r"model\.safetensors: missing or altered"):
+        load_policy(str(tmp_path / "c"), "cpu")

@@ -33,13 +33,12 @@ from selfemo.errors import EngineError, MissingExtraError, NotFiniteError
 from selfemo.generation.local import LocalGenerator
 from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.guards import NOT_FINITE
-from selfemo.models import Policy, load_policy, sha256
+from selfemo.models import CHECKSUMS, Policy, load_policy, sha256
 from selfemo.packing import Pack, bins, group_by_key, micro_batches, pack
 from selfemo.store import sync, write_text
 from selfemo.training import RlItem, SftItem
 from selfemo.types import Sample
 
-CHECKSUMS = "selfemo_checksums.json"
 _DIGEST = ".sha256"
 _LENGTH_STEP = 32
 """Rows are padded to a multiple of it: kernels compiled for few shapes are used again."""
@@ -506,22 +505,6 @@ def _return_memory() -> None:
     # Other C libraries have no malloc_trim and need none.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def verify_checkpoint(folder: Path) -> None:
-    """Check a checkpoint's files against its checksums.
-
-    Raises:
-        EngineError: the folder is missing, incomplete or altered.
-    """
-    try:
-        sums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text())
-    except (OSError, ValueError) as e:
-        raise EngineError(f"{folder}: not a whole checkpoint ({CHECKSUMS}: {e})") from e
-    for name, expected in sums.items():
-        path = folder / name
-        if not path.exists() or sha256(path) != expected:
-            raise EngineError(f"{path}: missing or altered since it was written")
 
 
 def _trees(policy: Policy, items: Sequence[Any], micro_tokens: int) -> Iterator[list[list[int]]]:
