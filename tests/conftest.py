@@ -72,8 +72,7 @@ def toy_conversations(n: int = 8, split: str = "train") -> list[Conversation]:
     return conversations
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build_tiny_model(folder: Path) -> Path:
     """A randomly initialised two-layer Llama with grouped heads and a tokenizer trained here."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -117,7 +116,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             bos_token_id=None,
         )
     )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")

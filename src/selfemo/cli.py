@@ -5,6 +5,7 @@ Only typer is imported up here, so that --help answers at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from pathlib import Path
@@ -55,6 +56,8 @@ DryRun = Annotated[
 ]
 Lenient = Annotated[bool, typer.Option(help="Skip and count broken rows.")]
 EmbedderId = Annotated[str, typer.Option(help="Folder or hub id of a sentence embedder.")]
+# What a full disk, a limit on it or a folder that cannot be written say.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 _EMBEDDER = "builtin:all-minilm-l6-v2"
 _BUILTIN = "builtin:smollm2-135m"
 ModelName = Annotated[
@@ -761,6 +764,12 @@ def run() -> None:
         app()
     except SelfEmoError as e:
         typer.echo(f"error: {e}", err=True)
+        raise SystemExit(1) from None
+    except OSError as e:
+        if e.errno not in _DISK:
+            raise
+        where = f"{e.filename}: " if e.filename else ""
+        typer.echo(f"error: {where}{e.strerror}; what was finished before is kept", err=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)

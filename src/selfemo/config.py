@@ -108,7 +108,9 @@ class SftConfig(OptimConfig):
     run_length: Positive = 8
     """Samples of one conversation that stay together in a step: longer runs share more of their prefix,
     shorter ones mix more conversations."""
-    epochs: Positive = 3
+    epochs: Annotated[int, Field(ge=0)] = 3
+    """Passes over the samples; 0: the model has had its cold start already (its samples are still those
+    that refits see again)."""
     max_samples: Annotated[int, Field(ge=0)] = 0
     """Cold-start samples to take; 0 takes all."""
     max_emotion_share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -195,10 +197,36 @@ class EvalConfig(_Section):
     token_budget: Positive = 65536
 
 
+GuardAction = Literal["warn", "stop", "rollback"]
+
+
+class GuardConfig(_Section):
+    """What a training stage is watched for, and what happens then (guards.py)."""
+
+    numbers: GuardAction = "stop"
+    kl: GuardAction = "stop"
+    collapse: GuardAction = "warn"
+    hacking: GuardAction = "warn"
+    max_kl: PositiveFloat = 10.0
+    """Nats per token; a healthy run stays far below 1."""
+    min_entropy: NonNegative = 0.02
+    """Nats per sampled token; 0 for no such limit."""
+    max_emotion_share: Fraction = 0.98
+    """1 for no such limit."""
+    window: Annotated[int, Field(ge=2)] = 10
+    """Rounds that collapse and hacking are measured over."""
+    hacking_change: PositiveFloat = 0.05
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+    """Rollbacks of one stage; the next alarm stops it."""
+
+
 class SaveConfig(_Section):
     every_steps: Annotated[int, Field(ge=0)] = 0
     """RL rounds or SFT steps between two resumable states inside a stage; 0 saves them at stage ends
     and where a run is asked to stop."""
+    keep_states: Positive = 2
+    """States of the stage in hand that are kept: where the last one turns out damaged, the one before it
+    is gone on from. Each holds weights and optimiser, three times the trained parameters."""
     keep_stage_checkpoints: bool = True
 
 
@@ -217,6 +245,7 @@ class Config(_Section):
     selfplay: SelfPlayConfig = SelfPlayConfig()
     flywheel: FlywheelConfig = FlywheelConfig()
     evaluation: EvalConfig = EvalConfig()
+    guard: GuardConfig = GuardConfig()
     save: SaveConfig = SaveConfig()
 
     @model_validator(mode="after")

@@ -36,12 +36,24 @@ class EngineError(SelfEmoError):
     """A model, checkpoint or device that cannot be used."""
 
 
+class NotFiniteError(EngineError):
+    """Weights or log-probabilities that are NaN or infinite: nothing of them is written."""
+
+
+class GuardError(SelfEmoError):
+    """A training stage that its guard stopped; what was done before is saved."""
+
+
 class EndpointError(SelfEmoError):
     """An expert or judge endpoint that cannot be used; every answer it gave before is kept."""
 
 
 class StoreError(SelfEmoError):
     """A run folder or its store that cannot be used."""
+
+
+class DamagedStoreError(StoreError):
+    """A store whose file is damaged: its pages do not fit each other, or it is no database at all."""
 
 
 class MissingExtraError(SelfEmoError):

@@ -56,7 +56,7 @@ AVERAGE = "average"
 TRUNK = "trunk"
 """Folder of the cold starts that arms share."""
 _MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
-_MAY_DIFFER = ("model.device", "model.threads", "save")
+_MAY_DIFFER = ("model.device", "model.threads", "save", "guard")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,11 @@ def _config_of(arm: Arm, files: Sequence[Path], overrides: Sequence[str], seed: 
         return config
     full = load(files, [*overrides, f"seed={seed}"])
     scored = full.flywheel.iterations * full.flywheel.prompts * full.sampling.group_size
-    if config.sft.max_samples:
+    if (
+        not config.sft.epochs
+    ):  # the model comes with its cold start: what follows takes no part in it
+        more = ["sft.epochs=1", f"sft.max_samples={scored}"]
+    elif config.sft.max_samples:
         more = [f"sft.max_samples={config.sft.max_samples + scored}"]
     else:
         train = training_conversations(load_conversations(full), full)

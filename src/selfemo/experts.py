@@ -114,6 +114,10 @@ class Tally:
         }
 
 
+_OPENINGS = 64
+"""Braces of an answer that are tried as the start of its JSON object."""
+
+
 def without_thoughts(text: str) -> str:
     """An answer without what a reasoning model thought aloud before it (<think>...</think>)."""
     return _THOUGHT.sub("", text)
@@ -128,7 +132,10 @@ def read_json(text: str) -> dict[str, Any]:
     body = without_thoughts(text)
     decoder = json.JSONDecoder()
     start = body.find("{")
-    while start >= 0:
+    # Each opening of a long broken answer would be read to its end: quadratic in what a server sends.
+    for _ in range(_OPENINGS):
+        if start < 0:
+            break
         with suppress(ValueError, RecursionError):
             found, _ = decoder.raw_decode(body, start)
             if isinstance(found, dict):

@@ -23,7 +23,7 @@ from selfemo.seeds import rng
 from selfemo.self_grpo import lambda_at
 from selfemo.selfplay import PersonaOf, Turn, fit_all, next_prompt, play_turn
 from selfemo.store import Store
-from selfemo.training import Engine, RlItem, learning_rate
+from selfemo.training import Engine, RlItem, finite_means, learning_rate
 from selfemo.types import Completion, Prompt
 
 
@@ -122,11 +122,17 @@ def rl_stage(
     iteration: int,
     first_round: int = 0,
     on_round: Callable[[int, RlPlan, dict[str, Any]], None] | None = None,
+    watch: Callable[[int, dict[str, Any]], None] | None = None,
+    scale: Callable[[int], float] = lambda round_: 1.0,
 ) -> dict[str, int]:
     """SELF-GRPO with self-play over one iteration's prompts.
 
     Each round is one transaction of the store. Start at `first_round` with an engine that holds the
     weights and optimiser state of that point, and the rest of the stage is what it would have been.
+
+    Args:
+        watch: called with each round's metrics before they are stored; it may add to them.
+        scale: what the learning rates of a round are multiplied with.
 
     Returns:
         Counts over the whole stage: verdicts of the gate, prompts shortened or too long.
@@ -148,7 +154,7 @@ def rl_stage(
             lam=lam,
             key=(stage, round_),
         )
-        measures = _update(engine, fitted, turns, config, plan, round_)
+        measures = _update(engine, fitted, turns, config, plan, round_, scale(round_))
         with store.transaction():
             store.add_prompts(drawn, stage, round_)
             store.skip(whole.keys() - {f.prompt.id for f in fitted})
@@ -165,6 +171,8 @@ def rl_stage(
                 "kept": kept,
                 "lengths": lengths,
             }
+            if watch:
+                watch(round_, record)
             store.add_metrics(stage, round_, record)
         if on_round:
             on_round(round_, plan, record)
@@ -192,7 +200,8 @@ def _update(
     config: Config,
     plan: RlPlan,
     round_: int,
-) -> dict[str, float]:
+    scale: float,
+) -> dict[str, float | None]:
     """The optimiser steps of one round; the mean of their measures."""
     if not turns:
         return {}
@@ -210,10 +219,10 @@ def _update(
         )
     first = round_ * plan.steps_per_round
     rates = [
-        learning_rate(config.grpo, first + k, plan.total_steps) for k in range(len(minibatches))
+        learning_rate(config.grpo, first + k, plan.total_steps) * scale
+        for k in range(len(minibatches))
     ]
-    steps = engine.rl_round(minibatches, config.grpo, rates)
-    return {key: sum(s[key] for s in steps) / len(steps) for key in steps[0]}
+    return finite_means(engine.rl_round(minibatches, config.grpo, rates))
 
 
 def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:

@@ -194,8 +194,8 @@ def judge_models(
 
     result = {
         "selfemo": __version__,
-        "a": a,
-        "b": b,
+        "a": _called(a),
+        "b": _called(b),
         "sources": list(sources),
         "split": mine.eval_split,
         "prompts": len(prompts),
@@ -235,6 +235,12 @@ def _ask(
             _questions(pairs, stop), [judge], store, purpose, on_reply, rounds, retry_failed
         )
     return tally, rows
+
+
+def _called(model: str) -> str:
+    """A short name for tables: of an endpoint and its model, or the last part of a path."""
+    spec = endpoint_of(model)
+    return f"{spec.name} ({spec.model})" if spec else Path(model).name
 
 
 def judge_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -7,6 +7,7 @@ in the user's cache, checked by hash. No pickle is loaded, no remote code is run
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,9 @@ from selfemo.types import BUILTIN_MODEL
 
 if TYPE_CHECKING:
     import torch
+
+CHECKSUMS = "selfemo_checksums.json"
+"""In a checkpoint: the sha256 of each of its files."""
 
 BUILTIN = {
     BUILTIN_MODEL: (
@@ -45,6 +49,22 @@ def cache_dir() -> Path:
 def sha256(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Check a checkpoint's files against its checksums.
+
+    Raises:
+        EngineError: the folder is missing, incomplete or altered.
+    """
+    try:
+        sums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text())
+    except (OSError, ValueError) as e:
+        raise EngineError(f"{folder}: not a whole checkpoint ({CHECKSUMS}: {e})") from e
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.exists() or sha256(path) != expected:
+            raise EngineError(f"{path}: missing or altered since it was written")
 
 
 def _builtin_gguf(model_id: str) -> Path:
@@ -292,13 +312,16 @@ def load_policy(model_id: str, device: str = "auto", dtype: str = "fp32") -> Pol
     _bound_shape_caches()
     source = resolve(model_id)
     where = pick_device(device)
+    if (Path(source) / CHECKSUMS).exists():
+        verify_checkpoint(Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, attn_implementation=IMPLEMENTATION, use_safetensors=True
         )
-    except (OSError, ValueError) as e:
-        raise EngineError(f"cannot load model {model_id!r}: {e}") from e
+    except Exception as e:
+        # What a broken file of a model raises is as many types as there are readers of its files.
+        raise EngineError(f"cannot load model {model_id!r}: {type(e).__name__}: {e}") from e
     if tokenizer.eos_token_id is None:
         raise EngineError(f"{model_id}: its tokenizer names no end token (eos_token)")
     model.to(where).eval()

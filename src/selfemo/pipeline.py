@@ -14,30 +14,41 @@ base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteratio
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from selfemo import __version__
 from selfemo.coldstart import gold_samples, read_parquet
 from selfemo.config import Config, OptimConfig, SftConfig, load, to_toml
 from selfemo.datasets import load as load_data
-from selfemo.errors import ConfigError, DataError, EngineError, StoreError
+from selfemo.errors import (
+    ConfigError,
+    DamagedStoreError,
+    DataError,
+    EngineError,
+    GuardError,
+    NotFiniteError,
+    StoreError,
+)
 from selfemo.evaluation import Scores, evaluate, held_out, score
 from selfemo.flywheel import RlPlan, add_sample, cap_emotions, rl_stage
+from selfemo.guards import Alarm, alarms, decide, rate_scale
 from selfemo.personas import with_known_personas
 from selfemo.progress import Quiet, Reporter
 from selfemo.prompts import conversation_prompts
 from selfemo.seeds import rng
 from selfemo.selfplay import fit_all, persona_book
 from selfemo.stopping import StopRequest
-from selfemo.store import STORE_FILE, Store, lock_folder
-from selfemo.training import SftItem, run_sft
+from selfemo.store import BACKUP_FILE, STORE_FILE, Store, lock_folder, write_text
+from selfemo.training import SftItem, finite_means, run_sft
 from selfemo.types import Completion, Conversation, Prompt
 
 CONFIG_FILE = "config.toml"
@@ -120,8 +131,13 @@ def open_engine(config: Config, checkpoint: str | None = None) -> Any:
     return LocalEngine(config.model, checkpoint, config.sampling.temperature)
 
 
+class _RolledBack(Exception):
+    """The stage goes on from its last saved state with a lower learning rate."""
+
+
 class _TrainingState:
-    """What a training stage goes on from: weights and optimiser after its last saved step.
+    """What a training stage goes on from: weights and optimiser after its last saved step, and what
+    its guard has seen and done so far.
 
     Args:
         run: the run of the stage.
@@ -133,41 +149,125 @@ class _TrainingState:
         self.folder = run.folder / "checkpoints" / f".{stage}-partial"
         row = run.store.stage(stage)
         self.step = int(row["step"]) if row is not None else 0
+        info = json.loads(row["info"]) if row is not None else {}
+        self.rollbacks: list[dict[str, Any]] = info.get("rollbacks", [])
+        self.records: list[dict[str, Any]] = []
+        self.found: list[Alarm] = []
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step}.safetensors"
 
+    def _saved(self) -> list[int]:
+        """Steps that have a state, the last first."""
+        files = self.folder.glob("step-*.safetensors")
+        return sorted((int(f.stem.removeprefix("step-")) for f in files), reverse=True)
+
     def open(self, begin: Callable[[], Any]) -> Any:
-        """The engine that `begin` opens for training, at `step`; from 0 where no state is whole."""
+        """The engine that `begin` opens for training, at the last step whose state is whole, or at 0."""
         engine = begin()
-        if self.step:
+        # The store tells which steps it holds; a state behind them is of a save that was cut off.
+        held = [s for s in self._saved() if s <= self.step] if self.step else []
+        if self.step not in held:
+            held = [self.step, *held] if self.step else []
+        self.step = 0
+        for step in held:
             try:
-                engine.load_training_state(self._path(self.step))
+                engine.load_training_state(self._path(step))
             except EngineError as e:
-                self.run.reporter.say(f"{e}; {self.stage} starts again")
-                self.step = 0
+                self.run.reporter.say(str(e))
                 engine = begin()
+                continue
+            self.step = step
+            break
+        if held and self.step != held[0]:
+            where = f"goes back to step {self.step}" if self.step else "starts again"
+            self.run.reporter.say(f"{self.stage} {where}")
+        self.run.store.rewind(self.stage, self.step)
+        self.records = [m for m in self.run.store.metrics() if m["stage"] == self.stage]
         return engine
 
+    def scale(self, step: int) -> float:
+        """What the learning rate of a step is multiplied with, after the rollbacks so far."""
+        return rate_scale(self.rollbacks, step)
+
+    def watch(self, step: int, record: dict[str, Any]) -> None:
+        """Look at a step's metrics; the kinds of alarms are noted in them."""
+        self.records.append(record)
+        self.found = alarms(self.records, self.run.config.guard)
+        if self.found:
+            record["alarms"] = [a.kind for a in self.found]
+
     def after(self, engine: Any, done: int, total: int) -> None:
-        """Save where it is time or a stop was asked for.
+        """Act on alarms; save where it is time or a stop was asked for.
 
         Raises:
             Stopped: a stop was asked for.
+            GuardError: an alarm stops the stage; the state after this step is saved.
         """
         every, stop = self.run.config.save.every_steps, self.run.stop
+        action = decide(self.found, self.run.config.guard)
+        for alarm in self.found:
+            self.run.reporter.say(f"{self.stage}, step {done}: {alarm.reason} ({action})")
+        if action == "rollback":
+            self.roll_back(self.found, done)
+        if action == "stop":
+            self._save(engine, done)
+            raise self._stopped(self.found, f"the state after step {done} is saved")
         if done < total and (stop.asked or (every and done % every == 0)):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            engine.save_training_state(self._path(done))
-            self.run.store.set_stage(self.stage, "running", step=done)
-            for old in self.folder.glob("step-*.safetensors"):
-                if old != self._path(done):
-                    old.unlink()
+            self._save(engine, done)
         if done < total:
             stop.check()
 
-    def discard(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _save(self, engine: Any, done: int) -> None:
+        # What lies behind this step is left from before a rollback or a state that was damaged.
+        for stale in [s for s in self._saved() if s > done]:
+            self._path(stale).unlink()
+        engine.save_training_state(self._path(done))
+        self._record(done)
+        kept = self._saved()[: self.run.config.save.keep_states]
+        for file in self.folder.glob("step-*"):
+            if int(file.stem.removeprefix("step-")) not in kept:
+                file.unlink()
+
+    def _record(self, step: int) -> None:
+        info = {"rollbacks": self.rollbacks} if self.rollbacks else {}
+        self.run.store.set_stage(self.stage, "running", step=step, info=info)
+        self.step = step
+
+    def roll_back(self, found: Sequence[Alarm], done: int | None = None) -> NoReturn:
+        """Have the stage go on from its last saved state with half the learning rate.
+
+        Raises:
+            GuardError: guard.max_rollbacks are used up.
+        """
+        if len(self.rollbacks) >= self.run.config.guard.max_rollbacks:
+            raise self._stopped(
+                found,
+                f"it was rolled back {len(self.rollbacks)} times (guard.max_rollbacks) and is kept as "
+                f"it was after step {self.step}",
+            )
+        kinds = [a.kind for a in found]
+        self.rollbacks.append({"to": self.step, "at": done, "kinds": kinds})
+        self._record(self.step)
+        self.run.reporter.say(
+            f"{self.stage} goes back to step {self.step}, with {self.scale(self.step):g} of the "
+            "learning rate from there on"
+        )
+        raise _RolledBack
+
+    def _stopped(self, found: Sequence[Alarm], kept: str) -> GuardError:
+        kinds = " ".join(f"--set guard.{a.kind}=warn" for a in found)
+        return GuardError(
+            f"{self.stage}: {'; '.join(a.reason for a in found)}. Stopped; {kept}. To go on all the same: "
+            f"selfemo evolve --resume {self.run.folder} {kinds} (or =rollback: half the learning rate "
+            "from the last saved state on)"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Alarms by kind and rollbacks of the whole stage, where there were any."""
+        counts = Counter(kind for r in self.records for kind in r.get("alarms", ()))
+        info: dict[str, Any] = {"alarms": dict(counts)} if counts else {}
+        return info | ({"rollbacks": self.rollbacks} if self.rollbacks else {})
 
 
 class Run:
@@ -204,13 +304,16 @@ class Run:
                 )
             self.config = config
         self._lock = lock_folder(folder)
-        self.store = Store(folder / STORE_FILE)
-        if config is not None:
-            staging = saved.with_suffix(".tmp")
-            staging.write_text(_resolved(config))
-            staging.replace(saved)
         self._engine: Any = None
         self._loaded: str | None = None
+        try:
+            self._remove_unfinished()
+            self.store = self._open_store(resuming=config is None)
+            if config is not None:
+                save_config(saved, config)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def close(self) -> None:
         self._release()
@@ -230,7 +333,7 @@ class Run:
             if checkpoint == START:
                 self._engine = open_engine(self.config)
             else:
-                from selfemo.engines.local import verify_checkpoint
+                from selfemo.models import verify_checkpoint
 
                 path = self.folder / "checkpoints" / checkpoint
                 verify_checkpoint(path)
@@ -244,6 +347,60 @@ class Run:
         self._loaded = None
         return engine
 
+    def _open_store(self, *, resuming: bool) -> Store:
+        """The run's store; where it is damaged or gone, the copy of it after the last finished stage."""
+        path, copy = self.folder / STORE_FILE, self.folder / BACKUP_FILE
+        try:
+            if resuming and not path.exists():
+                raise DamagedStoreError(f"{path}: is missing")
+            return Store(path)
+        except DamagedStoreError as e:
+            if not copy.exists():
+                raise DamagedStoreError(
+                    f"{e}; there is no copy of it yet, so start a new run (the data of this one stay)"
+                ) from e
+            Store(copy, read_only=True).close()
+            aside = time.strftime("damaged-%Y%m%d-%H%M%S")
+            for part in ("", "-wal", "-shm"):
+                if (file := path.with_name(path.name + part)).exists():
+                    file.rename(file.with_name(f"{aside}-{file.name}"))
+            staging = path.with_name(path.name + ".tmp")
+            shutil.copyfile(copy, staging)
+            staging.replace(path)
+            self.reporter.say(
+                f"{e}; it is put aside as {aside}-{STORE_FILE}, and the run goes on from {copy.name}, the "
+                "copy after the last finished stage"
+            )
+            return Store(path)
+
+    def _redo_damaged(self) -> None:
+        """Have the last finished training stage done again where its checkpoint is not whole."""
+        rows = self.store.rows(
+            "SELECT * FROM stages WHERE status = 'done' AND checkpoint IS NOT NULL ORDER BY rowid"
+        )
+        if not rows:
+            return
+        from selfemo.models import verify_checkpoint
+
+        try:
+            verify_checkpoint(self.folder / "checkpoints" / rows[-1]["checkpoint"])
+        except EngineError as e:
+            self.reporter.say(f"{e}; stage {rows[-1]['name']} is done again")
+            # So is what was begun after it, which may stand on rows of it.
+            for begun in self.store.rows("SELECT name FROM stages WHERE status = 'running'"):
+                self.store.forget(begun["name"])
+            self.store.set_stage(rows[-1]["name"], "running")
+
+    def _remove_unfinished(self) -> None:
+        """Delete what a killed process was writing: half checkpoints, half training states."""
+        folder = self.folder / "checkpoints"
+        whole = self.folder.glob("*.tmp*")
+        for path in [*whole, *folder.glob(".*"), *folder.glob(".*-partial/*.tmp")]:
+            if path.is_file():
+                path.unlink(missing_ok=True)
+            elif not path.name.endswith("-partial"):
+                shutil.rmtree(path, ignore_errors=True)
+
     def save(self, engine: Any, name: str) -> None:
         engine.save(self.folder / "checkpoints" / name)
 
@@ -254,15 +411,38 @@ class Run:
     ) -> Any:
         """Do a stage unless it is done; returns its recorded info."""
         row = self.store.stage(name)
+        partial = self.folder / "checkpoints" / f".{name}-partial"
         if row is not None and row["status"] == "done":
+            shutil.rmtree(partial, ignore_errors=True)
             return json.loads(row["info"])
         self.stop.check()
         started = time.monotonic()
         info = work()
         spent = time.monotonic() - started
         self.store.set_stage(name, "done", checkpoint=checkpoint, info=info, seconds=spent)
+        # Not before: a process killed in between would find neither a state nor a stage that is done.
+        shutil.rmtree(partial, ignore_errors=True)
+        self.store.backup(self.folder / BACKUP_FILE)
         self.store.write_metrics(self.folder / METRICS_FILE)
         return info
+
+    def _train(
+        self, stage: str, attempt: Callable[[_TrainingState], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Do a training stage from its last saved state, again after each rollback."""
+        while True:
+            state = _TrainingState(self, stage)
+            try:
+                return attempt(state) | state.report()
+            except _RolledBack:
+                continue
+            except NotFiniteError as e:
+                self.reporter.say(f"{stage}: {e}")
+                found = [Alarm("numbers", str(e))]
+                if self.config.guard.numbers != "rollback":
+                    raise state._stopped(found, f"the state after step {state.step} is kept") from e
+                with contextlib.suppress(_RolledBack):
+                    state.roll_back(found)
 
     def evaluate(self, conversations: Sequence[Conversation], checkpoint: str) -> None:
         name = evaluation_name(checkpoint)
@@ -284,11 +464,9 @@ class Run:
     def cold_start(self, train: Sequence[Conversation]) -> None:
         config = self.config
 
-        def work() -> dict[str, Any]:
+        def attempt(state: _TrainingState) -> dict[str, Any]:
             samples, source = cold_start_samples(train, config)
-            state = _TrainingState(self, COLD)
             engine = state.open(lambda: self._begin(START, config.sft))
-            self.store.rewind(COLD, state.step)
             with self.store.transaction():
                 self.store.add_prompts([p for p, _ in samples], COLD, 0)
                 for p, c in samples:
@@ -297,11 +475,10 @@ class Run:
                     )
             info = self._sft(engine, state, config.sft, config.sft.epochs, 1.0)
             self.save(engine, COLD)
-            state.discard()
             (kept,) = self.store.rows("SELECT count(*) FROM samples WHERE stage = ?", COLD)
             return {**info, "duplicates": len(samples) - kept[0]}
 
-        self.stage(COLD, work, COLD)
+        self.stage(COLD, lambda: self._train(COLD, attempt), COLD)
 
     def _sft(
         self,
@@ -339,9 +516,12 @@ class Run:
         with self.reporter.bar(stage, batches) as advance:
 
             def on_step(step: int, total: int, measures: dict[str, float]) -> None:
+                record: dict[str, Any] = finite_means([measures])
+                state.watch(step, record)
                 with self.store.transaction():
-                    self.store.add_metrics(stage, step, measures)
-                advance(1, f"loss {measures['loss']:.3f}")
+                    self.store.add_metrics(stage, step, record)
+                loss = record["loss"]
+                advance(1, "loss not finite" if loss is None else f"loss {loss:.3f}")
                 state.after(engine, step + 1, total)
 
             advance(state.step)
@@ -353,6 +533,7 @@ class Run:
                 seed=config.seed,
                 on_step=on_step,
                 first=state.step,
+                scale=state.scale,
             )
         engine.end_stage()
         return {"samples": len(items), "steps": steps, **counts}
@@ -376,10 +557,8 @@ class Run:
         name = f"iteration-{i}-rl"
         config = self.config
 
-        def work() -> dict[str, Any]:
-            state = _TrainingState(self, name)
+        def attempt(state: _TrainingState) -> dict[str, Any]:
             engine = state.open(lambda: self._begin_rl(start))
-            self.store.rewind(name, state.step)
             plan = RlPlan.of(config)
             # Sorted out here, not when drawn: the order of draws counts the prompts that were sampled.
             skipped: dict[str, int] = {}
@@ -400,7 +579,7 @@ class Run:
                         advance(1)
                     state.after(engine, round_ + 1, plan.rounds)
 
-                counts = rl_stage(
+                counts: dict[str, Any] = rl_stage(
                     engine,
                     usable,
                     persona_book(conversations),
@@ -410,15 +589,16 @@ class Run:
                     iteration=i,
                     first_round=state.step,
                     on_round=on_round,
+                    watch=state.watch,
+                    scale=state.scale,
                 )
             engine.end_stage()
             self.save(engine, name)
-            state.discard()
             if left_out := len(prompts) - len(usable):
                 counts["originals_too_long"] = left_out
             return counts
 
-        self.stage(name, work, name)
+        self.stage(name, lambda: self._train(name, attempt), name)
         return name
 
     def refit(self, after_rl: str, i: int) -> str:
@@ -433,16 +613,17 @@ class Run:
             if keep:
                 self.save(self.training_engine(base), name)
                 return info | {"refit": "none: the RL policy is kept"}
-            state = _TrainingState(self, f"{name}-refit")
             sft = config.sft
             if fly.refit_lr is not None:
                 sft = sft.model_copy(update={"lr": fly.refit_lr})
-            engine = state.open(lambda: self._begin(base, sft))
-            self.store.rewind(state.stage, state.step)
-            info |= self._sft(engine, state, sft, fly.refit_epochs, fly.replay, i)
-            self.save(engine, name)
-            state.discard()
-            return info
+
+            def attempt(state: _TrainingState) -> dict[str, Any]:
+                engine = state.open(lambda: self._begin(base, sft))
+                done = self._sft(engine, state, sft, fly.refit_epochs, fly.replay, i)
+                self.save(engine, name)
+                return done
+
+            return info | self._train(f"{name}-refit", attempt)
 
         self.stage(f"{name}-refit", work, name)
         return name
@@ -465,6 +646,7 @@ def evolve(
     """
     run = Run(folder, config, reporter, stop)
     try:
+        run._redo_damaged()
         conversations = load_conversations(run.config)
         train = training_conversations(conversations, run.config)
         held = held_out(
@@ -537,7 +719,7 @@ def fork(trunk: Path, folder: Path, config: Config, at: str = COLD) -> None:
                 copy.keep_evaluation(evaluation_name(START))
             finally:
                 copy.close()
-        (staging / CONFIG_FILE).write_text(_resolved(config))
+        save_config(staging / CONFIG_FILE, config)
         if folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
         staging.replace(folder)
@@ -550,10 +732,6 @@ def _link(source: str, target: str) -> None:
         Path(target).hardlink_to(source)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _resolved(config: Config) -> str:
-    return f"# selfemo {__version__}, resolved\n" + to_toml(config)
 
 
 def checkpoints(config: Config) -> list[str]:
@@ -643,6 +821,10 @@ def settings_for(
     return config, checkpoint
 
 
+def save_config(path: Path, config: Config) -> None:
+    write_text(path, f"# selfemo {__version__}, resolved\n" + to_toml(config))
+
+
 def extend_run(folder: Path, overrides: Sequence[str]) -> None:
     """Change a run's settings before it is resumed: only those that stages yet to come read.
 
@@ -652,7 +834,7 @@ def extend_run(folder: Path, overrides: Sequence[str]) -> None:
     saved = folder / CONFIG_FILE
     if not saved.exists():
         raise StoreError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
-    allowed = ("flywheel.iterations", "save.", "model.device", "model.threads")
+    allowed = ("flywheel.iterations", "save.", "guard.", "model.device", "model.threads")
     for text in overrides:
         if not text.startswith(allowed):
             raise ConfigError(
@@ -660,6 +842,4 @@ def extend_run(folder: Path, overrides: Sequence[str]) -> None:
                 "for other settings"
             )
     config = load([saved], overrides)
-    staging = saved.with_suffix(".tmp")
-    staging.write_text(_resolved(config))
-    staging.replace(saved)
+    save_config(saved, config)

@@ -1,20 +1,24 @@
 """The run's SQLite store: prompts, rollouts, rewards, lineage, SFT samples, predictions, metrics.
 
 One file in WAL mode; each training step is one transaction, so a killed run loses at most the step that
-it was in, and a resume deletes what an unfinished stage wrote after its last checkpoint.
+it was in, and a resume deletes what an unfinished stage wrote after its last checkpoint. A commit is safe
+from a kill at once and from a power failure with the next `set_stage`. The file is checked when it is
+opened; `backup` keeps a whole copy beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from selfemo.errors import StoreError
+from selfemo.errors import DamagedStoreError, StoreError
 from selfemo.generation.chat import Answer
 from selfemo.types import (
     LABEL_SETS,
@@ -29,6 +33,7 @@ from selfemo.types import (
 
 SCHEMA_VERSION = 1
 STORE_FILE = "store.sqlite"
+BACKUP_FILE = "store.backup.sqlite"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -129,11 +134,41 @@ def lock_folder(folder: Path) -> TextIO:
     return lock
 
 
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside and rename it, so that it is there as a whole or as it was before.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    staging = path.with_name(path.name + ".tmp")
+    try:
+        try:
+            staging.write_text(text, encoding="utf-8")
+            sync(staging)
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
+    except OSError as e:
+        raise StoreError(
+            f"{path}: cannot be written ({e.strerror or e}); what it held before is kept"
+        ) from e
+
+
 class Store:
-    """Opens or creates `path`.
+    """Opens or creates `path`, and checks that its pages are whole.
 
     Raises:
         StoreError: the file is no store of this version, or cannot be opened.
+        DamagedStoreError: the file is damaged.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False):
@@ -141,9 +176,11 @@ class Store:
         try:
             if read_only:
                 self.db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+                self._check()
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.db = sqlite3.connect(path)
+                self._check()
                 self.db.execute("PRAGMA journal_mode = WAL")
                 self.db.execute("PRAGMA synchronous = NORMAL")
                 self.db.executescript(_SCHEMA)
@@ -152,11 +189,48 @@ class Store:
                 )
                 self.db.commit()
             found = self.db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+        except sqlite3.DatabaseError as e:
+            self._raise_if_damaged(e)
+            raise StoreError(f"{path}: cannot be used as a run's store: {e}") from e
         except (sqlite3.Error, OSError) as e:
             raise StoreError(f"{path}: cannot be used as a run's store: {e}") from e
         if found is None or found[0] != str(SCHEMA_VERSION):
             raise StoreError(f"{path}: store version {found and found[0]}, need {SCHEMA_VERSION}")
         self.db.row_factory = sqlite3.Row
+
+    def _check(self) -> None:
+        faults = [r[0] for r in self.db.execute("PRAGMA quick_check(3)")]
+        if faults != ["ok"]:
+            self.db.close()
+            told = "; ".join(" ".join(f.split()) for f in faults)
+            raise DamagedStoreError(f"{self.path}: is damaged: {told[:300]}")
+
+    def _raise_if_damaged(self, e: sqlite3.Error) -> None:
+        code = getattr(e, "sqlite_errorcode", None)  # errors of the module itself have none
+        if code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise DamagedStoreError(f"{self.path}: is damaged: {e}") from e
+
+    def backup(self, path: Path) -> None:
+        """Write a whole copy to `path`, which is replaced when the copy is on the disk.
+
+        Raises:
+            StoreError: the disk is full; the copy before stays.
+        """
+        staging = path.with_name(path.name + ".tmp")
+        try:
+            staging.unlink(missing_ok=True)
+            copy = sqlite3.connect(staging)
+            try:
+                copy.execute("PRAGMA journal_mode = OFF")  # a copy that is cut off is thrown away
+                self.db.backup(copy)
+            finally:
+                copy.close()
+            sync(staging)
+            staging.replace(path)
+        except (sqlite3.Error, OSError) as e:
+            with contextlib.suppress(OSError):
+                staging.unlink(missing_ok=True)
+            raise StoreError(f"{path}: the copy of the store could not be written: {e}") from e
 
     def close(self) -> None:
         self.db.close()
@@ -184,12 +258,14 @@ class Store:
             with self.db:
                 yield
         except sqlite3.Error as e:
+            self._raise_if_damaged(e)
             raise StoreError(f"{self.path}: {e}; what was committed before is kept") from e
 
     def rows(self, query: str, *args: Any) -> list[sqlite3.Row]:
         try:
             return self.db.execute(query, args).fetchall()
         except sqlite3.Error as e:
+            self._raise_if_damaged(e)
             raise StoreError(f"{self.path}: {e}") from e
 
     # -- stages -----------------------------------------------------------------------------------
@@ -208,6 +284,8 @@ class Store:
         info: dict[str, Any] | None = None,
         seconds: float = 0.0,
     ) -> None:
+        # A state that a stage goes on from may replace an older one only when this is on the disk.
+        self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction():
             self.db.execute(
                 "INSERT INTO stages VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
@@ -216,6 +294,7 @@ class Store:
                 "seconds = stages.seconds + excluded.seconds",
                 (name, status, step, checkpoint, json.dumps(info or {}), seconds),
             )
+        self.db.execute("PRAGMA synchronous = NORMAL")
 
     def rewind(self, stage: str, step: int = 0) -> None:
         """Forget what `stage` wrote at or after `step`, so that it can be done again."""
@@ -224,6 +303,12 @@ class Store:
                 self.db.execute(f"DELETE FROM {table} WHERE stage = ? AND step >= ?", (stage, step))
             if step == 0:
                 self.db.execute("DELETE FROM predictions WHERE evaluation = ?", (stage,))
+
+    def forget(self, stage: str) -> None:
+        """Forget a stage that is not done, and what it wrote."""
+        self.rewind(stage)
+        with self.transaction():
+            self.db.execute("DELETE FROM stages WHERE name = ?", (stage,))
 
     # -- prompts ----------------------------------------------------------------------------------
 
@@ -395,9 +480,7 @@ class Store:
 
     def write_metrics(self, path: Path) -> None:
         """All metrics as JSONL, replaced as a whole."""
-        staging = path.with_suffix(".tmp")
-        staging.write_text("".join(json.dumps(m) + "\n" for m in self.metrics()))
-        staging.replace(path)
+        write_text(path, "".join(json.dumps(m) + "\n" for m in self.metrics()))
 
     # -- experts and personas ---------------------------------------------------------------------
 

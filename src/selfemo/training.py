@@ -13,6 +13,7 @@ import numpy as np
 
 from selfemo.config import GrpoConfig, OptimConfig, SftConfig
 from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.guards import NOT_FINITE
 from selfemo.seeds import rng
 from selfemo.types import Sample
 
@@ -61,7 +62,9 @@ class Engine(Protocol):
 
     def sft_step(
         self, items: Sequence[SftItem], config: OptimConfig, lr: float
-    ) -> dict[str, float]: ...
+    ) -> dict[str, float]:
+        """One optimiser step; one whose loss or gradient is not finite is left out: `not_finite` is 1."""
+        ...
 
     def rl_round(
         self, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
@@ -79,6 +82,20 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     if config.schedule == "linear":
         return config.lr * (1 - done)
     return float(config.lr * 0.5 * (1 + np.cos(np.pi * done)))
+
+
+def finite_means(steps: Sequence[dict[str, float]]) -> dict[str, float | None]:
+    """The mean of each measure over the steps where it is finite, None where it never is.
+
+    `not_finite`, the steps that were left out, is a sum, and is there only if there were any.
+    """
+    means: dict[str, float | None] = {}
+    for key in dict.fromkeys(k for s in steps for k in s if k != NOT_FINITE):
+        values = [s[key] for s in steps if key in s and np.isfinite(s[key])]
+        means[key] = sum(values) / len(values) if values else None
+    if left_out := sum(s.get(NOT_FINITE, 0) for s in steps):
+        means[NOT_FINITE] = left_out
+    return means
 
 
 def epoch_batches(
@@ -108,6 +125,7 @@ def run_sft(
     seed: int,
     on_step: Callable[[int, int, dict[str, float]], Any],
     first: int = 0,
+    scale: Callable[[int], float] = lambda step: 1.0,
 ) -> int:
     """Train on all items for some epochs; returns the number of optimiser steps.
 
@@ -116,6 +134,7 @@ def run_sft(
     Args:
         on_step: called after each step with (step, total steps, measures).
         first: the step to begin with; the engine holds weights and optimiser state of that point.
+        scale: what the learning rate of a step is multiplied with.
     """
     batches = [
         batch
@@ -125,6 +144,6 @@ def run_sft(
         )
     ]
     for step, batch in enumerate(batches[first:], first):
-        lr = learning_rate(config, step, len(batches))
+        lr = learning_rate(config, step, len(batches)) * scale(step)
         on_step(step, len(batches), engine.sft_step([items[i] for i in batch], config, lr))
     return len(batches)

@@ -56,6 +56,7 @@ def test_a_judge_that_goes_by_content_finds_the_better_one(expert, systems, data
     assert reply["wins"] >= both and reply["flips"] == 0 and reply["win_rate"][0] > 0.8
     assert reply["p_value"] < 0.01 and reply["position_bias"] == 0.5
     assert json.loads((out / "judge.json").read_text()) == found
+    assert (found["a"], found["b"]) == ("x (first-model)", "y (second-model)")
     frame = pl.read_parquet(out / "judgements.parquet")
     asked = frame.filter(pl.col("kind") == "reply")
     assert set(asked["winner"]) == {"a"} and set(asked["verdict"]) == {"1", "2"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 import torch
 
 from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, SftConfig
-from selfemo.engines.local import LocalEngine, score_tokens, verify_checkpoint
-from selfemo.errors import EngineError
+from selfemo.engines.local import LocalEngine, score_tokens
+from selfemo.errors import EngineError, NotFiniteError
 from selfemo.generation.local import sample_tokens
 from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.models import load_policy, resolve
+from selfemo.models import load_policy, resolve, verify_checkpoint
 from selfemo.packing import pack
 from selfemo.training import RlItem, SftItem, epoch_batches, learning_rate, run_sft
 
@@ -350,14 +351,37 @@ def test_rl_raises_what_is_rewarded(tiny_model: Path) -> None:
     assert logp() > before + 1
 
 
-def test_not_finite_is_stopped_before_the_weights_are_touched(tiny_model: Path) -> None:
+def test_a_step_that_is_not_finite_touches_no_weight_and_no_optimiser_state(
+    tiny_model: Path,
+) -> None:
     e = engine(tiny_model)
     e.begin_stage(GrpoConfig())
     before = e.policy.core.lm_head.weight.clone()
     items = [RlItem([5, 6], [7, 8], float("nan"), "p"), RlItem([5, 6], [9], 1.0, "p")]
-    with pytest.raises(EngineError, match="not finite"):
-        e.rl_round([items], GrpoConfig(kl_coef=0.0), [1e-3])
-    assert torch.equal(before, e.policy.core.lm_head.weight)
+    (measures,) = e.rl_round([items], GrpoConfig(kl_coef=0.0), [1e-3])
+    assert measures["not_finite"] == 1 and torch.equal(before, e.policy.core.lm_head.weight)
+    assert not e._optimizer.state, "no moment of a bad gradient is kept"
+    good = RlItem([5, 6], [9], 1.0, "p")
+    steps = e.rl_round([items, [good]], GrpoConfig(kl_coef=0.0), [1e-3, 1e-3])
+    assert [s.get("not_finite") for s in steps] == [1, None], "the good mini-batch is taken"
+    assert not torch.equal(before, e.policy.core.lm_head.weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_never_written(
+    tiny_model: Path, tmp_path: Path, value: float
+) -> None:
+    e = engine(tiny_model)
+    e.begin_stage(SftConfig())
+    with torch.no_grad():
+        e.policy.core.model.layers[1].mlp.up_proj.weight[3, 4] = value
+    with pytest.raises(NotFiniteError, match=r"up_proj.weight is not finite"):
+        e.save(tmp_path / "c")
+    with pytest.raises(NotFiniteError, match="up_proj"):
+        e.save_training_state(tmp_path / "s.safetensors")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(NotFiniteError, match="not numbers"):
+        e.generate([Request([5, 6], 2, 0)], SamplingSettings(4, 1.0, 1.0))
 
 
 # -- adapters, precision, checkpoints --------------------------------------------------------------
@@ -502,3 +526,30 @@ def test_cuda_without_cuda(tiny_model: Path) -> None:
         pytest.skip("this machine has CUDA")
     with pytest.raises(EngineError, match="sees no CUDA"):
         load_policy(str(tiny_model), "cuda")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("how", ["cut", "noise", "empty"])
+def test_a_broken_model_folder_is_one_error(
+    tiny_model: Path, tmp_path: Path, file: str, how: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    whole = (folder / file).read_bytes()
+    noise = np.random.default_rng(0).bytes(len(whole))
+    (folder / file).write_bytes({"cut": whole[:60], "noise": noise, "empty": b""}[how])
+    with pytest.raises(EngineError, match="cannot load model"):
+        load_policy(str(folder), "cpu")
+
+
+def test_an_altered_checkpoint_is_refused_wherever_it_is_loaded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    engine(tiny_model).save(tmp_path / "c")
+    load_policy(str(tmp_path / "c"), "cpu")
+    weights = tmp_path / "c" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(EngineError, match=r"model\.safetensors: missing or altered"):
+        load_policy(str(tmp_path / "c"), "cpu")

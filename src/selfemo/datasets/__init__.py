@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from selfemo.datasets.base import Adapter, LoadReport, LoadResult, check_lines, must_exist
+from selfemo.datasets.base import (
+    Adapter,
+    LoadReport,
+    LoadResult,
+    check_lines,
+    must_be_text,
+    must_exist,
+)
 from selfemo.datasets.emorynlp import EmoryNlp
 from selfemo.datasets.iemocap import Iemocap
 from selfemo.datasets.jsonl import Jsonl
@@ -44,6 +51,8 @@ def detect(path: Path) -> Adapter:
     for adapter in ADAPTERS.values():
         if adapter.matches(path):
             return adapter
+    if not os.path.isdir(path):
+        must_be_text(path)
     looked = "; ".join(f"{a.name}: {a.looks_for}" for a in ADAPTERS.values())
     raise DataError(f"is of no known data set. Looked for {looked}", path)
 

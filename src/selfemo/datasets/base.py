@@ -6,8 +6,9 @@ import csv
 import io
 import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,11 @@ from selfemo.errors import DataError
 from selfemo.types import SPLITS, Conversation, EmotionDistribution, LabelSet, Split, Utterance
 
 MAX_FIELD_CHARS = 100_000
+MAX_FILE_BYTES = 1 << 30
+_ARCHIVES = {
+    b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\x1f\x8b": "gzip", b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
 _EXAMPLES = 3
 _HEAD_CHARS = 4000
 # A lone surrogate (JSON can spell one) cannot be written as UTF-8 later, U+FFFD is a lost character.
@@ -120,6 +126,35 @@ class Rows:
         self.report.skipped.append((str(self.path), line, reason))
 
 
+def must_be_text(path: Path) -> None:
+    """Raises: DataError for devices and pipes, which may never end, for archives, and for huge files."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        return  # reading it says so
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError("is no regular file", path)
+    if status.st_size > MAX_FILE_BYTES:
+        raise DataError(
+            f"is larger than {MAX_FILE_BYTES >> 20} MiB, more than any conversation data set; split it "
+            "into files of a folder",
+            path,
+        )
+    with path.open("rb") as f:
+        head = f.read(max(map(len, _ARCHIVES)))
+    if kind := next((k for magic, k in _ARCHIVES.items() if head.startswith(magic)), None):
+        raise DataError(f"is a {kind} archive; unpack it and name what was inside", path)
+
+
+def must_stay_inside(folder: Path, files: Iterable[Path]) -> None:
+    """Raises: DataError for a link in a data folder that leads out of it."""
+    home = os.path.realpath(folder)
+    for file in files:
+        if os.path.commonpath([home, os.path.realpath(file)]) != home:
+            raise DataError(
+                "leads out of its folder by a symbolic link; name the place that it leads to", file
+            )
+
+
 def read_text(path: Path, report: LoadReport) -> str:
     """A file's text: UTF-8 (with or without BOM), else cp1252, noted as a blemish.
 
@@ -127,6 +162,7 @@ def read_text(path: Path, report: LoadReport) -> str:
         DataError: the file is missing, unreadable, or neither encoding fits.
     """
     try:
+        must_be_text(path)
         raw = path.read_bytes()
     except OSError as e:
         raise DataError(f"cannot be read: {e.strerror or e}", path) from None
@@ -200,6 +236,8 @@ def labelled_turn(speaker: str, text: str, label: str, labels: LabelSet) -> Utte
 def head_of(path: Path) -> str:
     """The first characters of a file, for sniffing; "" for a folder or what cannot be read."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""  # a pipe would be waited for
         with open(path, encoding="utf-8-sig", errors="replace") as f:
             return f.read(_HEAD_CHARS)
     except (OSError, ValueError):
@@ -301,7 +339,9 @@ def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
         inside = sorted(path.iterdir())
     except OSError as e:
         raise DataError(f"cannot be read: {e.strerror or e}", path) from None
-    return [f for f in inside if f.suffix.lower() in suffixes and not f.name.startswith(".")]
+    found = [f for f in inside if f.suffix.lower() in suffixes and not f.name.startswith(".")]
+    must_stay_inside(path, found)
+    return found
 
 
 def load_files(

@@ -19,7 +19,15 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from selfemo.datasets.base import LoadReport, LoadResult, Rows, clean_text, must_exist, read_text
+from selfemo.datasets.base import (
+    LoadReport,
+    LoadResult,
+    Rows,
+    clean_text,
+    must_exist,
+    must_stay_inside,
+    read_text,
+)
 from selfemo.errors import DataError
 from selfemo.types import LABEL_SETS, Conversation, EmotionDistribution, Split, Utterance
 
@@ -59,13 +67,14 @@ class Iemocap:
             raise DataError(f"is not the IEMOCAP release; looked for {self.looks_for}", path)
         report = LoadReport(self.name)
         files = sorted(path.glob("Session*/dialog/transcriptions/Ses*.txt"))
+        labels_of = {f: f.parents[1] / "EmoEvaluation" / f.name for f in files}
+        must_stay_inside(path, [*files, *labels_of.values()])
         conversations = []
         for k, transcript in enumerate(files):
             session = transcript.parts[-4]
             split: Split = "test" if session == "Session5" else "dev" if k % 10 == 9 else "train"
-            evaluation = transcript.parents[1] / "EmoEvaluation" / transcript.name
             try:
-                labels = self._labels(evaluation, report, lenient)
+                labels = self._labels(labels_of[transcript], report, lenient)
                 turns = self._turns(transcript, labels, report, lenient)
                 if not turns:
                     raise DataError("has no turn", transcript)

@@ -29,15 +29,17 @@ import torch
 
 from selfemo import losses
 from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
-from selfemo.errors import EngineError, MissingExtraError
+from selfemo.errors import EngineError, MissingExtraError, NotFiniteError
 from selfemo.generation.local import LocalGenerator
 from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.models import Policy, load_policy, sha256
+from selfemo.guards import NOT_FINITE
+from selfemo.models import CHECKSUMS, Policy, load_policy, sha256
 from selfemo.packing import Pack, bins, group_by_key, micro_batches, pack
+from selfemo.store import sync, write_text
 from selfemo.training import RlItem, SftItem
 from selfemo.types import Sample
 
-CHECKSUMS = "selfemo_checksums.json"
+_DIGEST = ".sha256"
 _LENGTH_STEP = 32
 """Rows are padded to a multiple of it: kernels compiled for few shapes are used again."""
 
@@ -203,30 +205,31 @@ class LocalEngine:
         self.policy.model.zero_grad(set_to_none=True)
         _return_memory()
 
-    def _apply(self, config: OptimConfig, lr: float) -> float:
+    def _apply(self, config: OptimConfig, lr: float, loss: float) -> dict[str, float]:
+        """The optimiser step; where loss or gradient is not finite, weights and optimiser stay."""
         assert self._optimizer is not None, "begin_stage comes first"
         parameters = self._optimizer.param_groups[0]["params"]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        if not np.isfinite(norm):
-            self.policy.model.zero_grad(set_to_none=True)
-            raise EngineError(
-                "the gradient is not finite; lower the learning rate or use model.dtype = 'fp32'"
-            )
-        self._optimizer.param_groups[0]["lr"] = lr
-        self._optimizer.step()
+        whole = np.isfinite(norm) and np.isfinite(loss)
+        if whole:
+            self._optimizer.param_groups[0]["lr"] = lr
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return norm
+        return {"grad_norm": norm, "lr": lr, **({} if whole else {NOT_FINITE: 1.0})}
 
     # -- supervised -------------------------------------------------------------------------------
 
     def sft_step(
         self, items: Sequence[SftItem], config: OptimConfig, lr: float
     ) -> dict[str, float]:
-        """One optimiser step on the weighted token mean of -log p over all items."""
+        """One optimiser step on the weighted token mean of -log p over all items.
+
+        A step whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
+        """
         measures = self.sft_backward(items, config.micro_tokens)
-        norm = self._apply(config, lr)
+        applied = self._apply(config, lr, measures["loss"])
         _return_memory()
-        return {**measures, "grad_norm": norm, "lr": lr}
+        return {**measures, **applied}
 
     def sft_backward(self, items: Sequence[SftItem], micro_tokens: int) -> dict[str, float]:
         """Accumulate the gradient of the weighted token mean of -log p over all items."""
@@ -288,7 +291,8 @@ class LocalEngine:
     ) -> list[dict[str, float]]:
         """One optimiser step per mini-batch, all sampled by the policy as it is at the call.
 
-        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm.
+        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm. One
+        whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
         """
         old: list[list[torch.Tensor]] | None = None
         if len(minibatches) > 1:
@@ -300,8 +304,11 @@ class LocalEngine:
         for k, (items, lr) in enumerate(zip(minibatches, rates, strict=True)):
             measures = self.rl_backward(items, config, old[k] if old else None)
             # A mini-batch without any gradient makes no step: Adam's momentum would still move weights.
-            norm = self._apply(config, lr) if measures["packed_tokens"] else 0.0
-            steps.append({**measures, "grad_norm": norm, "lr": lr})
+            idle = {"grad_norm": 0.0, "lr": lr}
+            applied = (
+                self._apply(config, lr, measures["loss"]) if measures["packed_tokens"] else idle
+            )
+            steps.append({**measures, **applied})
             _return_memory()
         return steps
 
@@ -377,7 +384,9 @@ class LocalEngine:
 
         Raises:
             EngineError: the disk is full or the folder cannot be written; nothing is left behind.
+            NotFiniteError: a weight is NaN or infinite; nothing is written.
         """
+        self._must_be_finite(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -388,9 +397,12 @@ class LocalEngine:
             self.policy.tokenizer.save_pretrained(staging)
             sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
             (staging / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+            for file in staging.iterdir():
+                sync(file)
             if folder.exists():
                 shutil.rmtree(folder)
             staging.rename(folder)
+            sync(folder.parent)
         except Exception as e:
             # safetensors reports a full disk with an error of its own, not with OSError.
             if not isinstance(e, OSError) and "afetensor" not in type(e).__name__:
@@ -402,14 +414,28 @@ class LocalEngine:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
+    def _must_be_finite(self, path: Path) -> None:
+        for name, p in self.policy.model.named_parameters():
+            # A sum is one pass without a temporary; it is finite only if all summands are, or the
+            # slow check has the last word.
+            if not torch.isfinite(p.detach().sum()) and not torch.isfinite(p.detach()).all():
+                raise NotFiniteError(f"{path}: not written, since {name} is not finite")
+
     def _mergeable(self) -> Any:
         if self.config.lora is None:
             return self.policy.core
         return copy.deepcopy(self.policy.model).merge_and_unload()
 
     def save_training_state(self, path: Path) -> None:
-        """Trained parameters and optimiser state in one safetensors file, written and renamed."""
+        """Trained parameters and optimiser state in one safetensors file, written and renamed.
+
+        Raises:
+            EngineError: it cannot be written; the one before stays.
+            NotFiniteError: a weight is NaN or infinite; nothing is written.
+        """
         from safetensors.torch import save_file
+
+        self._must_be_finite(path)
 
         assert self._optimizer is not None
         flat = {
@@ -420,25 +446,37 @@ class LocalEngine:
         for index, state in self._optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 flat[f"o.{index}.{key}"] = torch.as_tensor(value).contiguous()
-        staging = path.with_suffix(".tmp")
+        staging, digest = path.with_suffix(".tmp"), path.with_suffix(_DIGEST)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_file(flat, staging)
+            write_text(digest, sha256(staging))
+            sync(staging)
             staging.replace(path)
+            sync(path.parent)
         except Exception as e:
-            staging.unlink(missing_ok=True)
-            raise EngineError(f"{path}: the training state could not be written: {e}") from e
+            with contextlib.suppress(OSError):
+                staging.unlink(missing_ok=True)
+            raise EngineError(
+                f"{path}: the training state could not be written ({e}); free some disk space and resume "
+                "the run: the state before it is kept"
+            ) from e
 
     def load_training_state(self, path: Path) -> None:
         """Continue from `save_training_state`.
 
         Raises:
-            EngineError: the file is missing, cut, or of another model.
+            EngineError: the file is missing, cut, altered, or of another model.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         assert self._optimizer is not None
         try:
+            if path.with_suffix(_DIGEST).read_text().strip() != sha256(path):
+                raise EngineError(
+                    f"{path}: not a whole training state: altered since it was written"
+                )
             flat = load_file(path, device=str(self.policy.device))
         except (OSError, SafetensorError) as e:
             raise EngineError(f"{path}: not a whole training state: {e}") from e
@@ -467,22 +505,6 @@ def _return_memory() -> None:
     # Other C libraries have no malloc_trim and need none.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def verify_checkpoint(folder: Path) -> None:
-    """Check a checkpoint's files against its checksums.
-
-    Raises:
-        EngineError: the folder is missing, incomplete or altered.
-    """
-    try:
-        sums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text())
-    except (OSError, ValueError) as e:
-        raise EngineError(f"{folder}: not a whole checkpoint ({CHECKSUMS}: {e})") from e
-    for name, expected in sums.items():
-        path = folder / name
-        if not path.exists() or sha256(path) != expected:
-            raise EngineError(f"{path}: missing or altered since it was written")
 
 
 def _trees(policy: Policy, items: Sequence[Any], micro_tokens: int) -> Iterator[list[list[int]]]:

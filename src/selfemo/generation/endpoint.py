@@ -20,6 +20,8 @@ LONGEST_WAIT = 30.0
 LONGEST_RETRY_AFTER = 600.0
 _DEAD_AFTER = 5
 """Refused connections after which an endpoint that never answered counts as dead."""
+_LONGEST_ANSWER = 4_000_000
+"""Characters; more than any model writes."""
 _FATAL = {
     401: "the key is missing or wrong; put it into the environment variable {key}",
     402: "the account has no credit left",
@@ -201,12 +203,13 @@ class Endpoint:
             done = await self._client.chat.completions.create(**self._body(request))
             text = done.choices[0].message.content or ""
             usage = done.usage
-            self._answered = True
-            return Answer(
-                text,
-                usage.prompt_tokens if usage else 0,
-                usage.completion_tokens if usage else 0,
+            answer = Answer(
+                _storable(text),
+                _tokens(usage.prompt_tokens if usage else 0),
+                _tokens(usage.completion_tokens if usage else 0),
             )
+            self._answered = True
+            return answer
         except openai.APITimeoutError:
             raise _AgainError(f"no answer within {self.spec.timeout:g} s") from None
         except openai.APIConnectionError as e:
@@ -217,8 +220,10 @@ class Endpoint:
             ) from None
         except openai.APIStatusError as e:
             raise self._of_status(e) from None
-        except (ValueError, AttributeError, IndexError, TypeError, openai.OpenAIError) as e:
-            # A body cut short, or JSON of another form than a chat completion's.
+        except (
+            ValueError, AttributeError, IndexError, TypeError, RecursionError, openai.OpenAIError,
+        ) as e:  # fmt: skip
+            # A body cut short, JSON of another form than a chat completion's, or nested without end.
             raise _AgainError(f"the response is no chat completion ({type(e).__name__})") from None
 
     def _of_status(self, e: Any) -> Exception:
@@ -238,6 +243,22 @@ class Endpoint:
             self._limit_field = "max_completion_tokens"
             return _AgainError("the limit goes by another name", told=True)
         return UnansweredError("refused", f"HTTP {status}: {said}")
+
+
+def _storable(text: object) -> str:
+    """A text as UTF-8 can hold it: JSON can spell half of a surrogate pair, and SQLite refuses that.
+
+    Raises:
+        TypeError: it is no text, or longer than an answer can be.
+    """
+    if not isinstance(text, str) or len(text) > _LONGEST_ANSWER:
+        raise TypeError("content")
+    return text.encode("utf-8", "replace").decode()
+
+
+def _tokens(count: object) -> int:
+    """A count of tokens as the server says it, or 0 where that is none."""
+    return count if isinstance(count, int) and 0 <= count < 2**53 else 0
 
 
 class _AgainError(Exception):

@@ -12,6 +12,7 @@ Shapes: b rows (trees), s prefix length, q open completions per row, c cache cap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from selfemo.errors import NotFiniteError
 from selfemo.generation.no_repeat import NoRepeat
 from selfemo.generation.requests import Constraint, Request, SamplingSettings
 from selfemo.models import Policy
@@ -297,6 +299,10 @@ class LocalGenerator:
         )
         values = zip(live, ids.tolist(), logp.tolist(), entropy.tolist(), strict=True)
         for o, token, lp, h in values:
+            if math.isnan(lp):
+                raise NotFiniteError(
+                    "the policy's probabilities are not numbers: its weights are not"
+                )
             o.ids.append(token)
             o.logprobs.append(lp)
             o.entropies.append(h)

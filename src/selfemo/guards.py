@@ -1,0 +1,126 @@
+"""What a training stage is watched for [ours]: numbers, KL, collapse, reward hacking.
+
+    numbers    a loss, gradient or measure that is not finite. The engine leaves such a step out, so it
+               reaches neither weights nor a checkpoint; the alarm says that it happened
+    kl         mean KL to the reference policy per token over guard.max_kl (measured where kl_coef > 0)
+    collapse   over guard.window rounds: mean sampling entropy under guard.min_entropy, or the most
+               frequent recognised emotion over guard.max_emotion_share
+    hacking    over guard.window rounds: mean R2 of the second half above that of the first by
+               guard.hacking_change or more while mean R1 fell by as much
+
+All of it is a function of the stage's metrics records, so a resumed run raises the alarms of an
+uninterrupted one. An alarm of a kind that has a window starts its window anew.
+
+What then happens is set for each kind: `warn` goes on; `stop` saves the state after the step and raises;
+`rollback` goes back to the last state that was saved before it and does the rest of the stage with half the
+learning rate. Halving and not leaving prompts out, because three of the four kinds are the work of many
+steps: without the last batch, the same policy takes the same way with the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfemo.config import GuardAction, GuardConfig
+
+NOT_FINITE = "not_finite"
+"""Measure of a step: how many optimiser steps were left out because their numbers were not finite."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One thing that is wrong after a step; `kind` is also the key of its action in [guard]."""
+
+    kind: str
+    reason: str
+
+
+def _window(records: Sequence[Mapping[str, Any]], kind: str, size: int) -> list[Mapping[str, Any]]:
+    """The last `size` records with rollouts since the last alarm of a kind; empty if there are fewer."""
+    start = next(
+        (k + 1 for k in reversed(range(len(records))) if kind in records[k].get("alarms", ())), 0
+    )
+    measured = [r for r in records[start:] if "r1" in r]
+    return measured[-size:] if len(measured) >= size else []
+
+
+def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float:
+    return math.fsum(r[key] for r in records) / len(records)
+
+
+def _numbers(record: Mapping[str, Any]) -> str | None:
+    if left_out := record.get(NOT_FINITE):
+        return f"the loss or gradient of {left_out:.0f} optimiser steps is not finite; they were left out"
+    bad = sorted(k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v))
+    return f"not finite: {', '.join(bad)}" if bad else None
+
+
+def _kl(record: Mapping[str, Any], config: GuardConfig) -> str | None:
+    kl = record.get("kl")
+    if kl is None or kl <= config.max_kl:
+        return None
+    return f"KL to the reference is {kl:.3g} nats per token, over guard.max_kl = {config.max_kl:g}"
+
+
+def _collapse(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str | None:
+    window = _window(records, "collapse", config.window)
+    if not window:
+        return None
+    entropy = _mean(window, "sampling_entropy")
+    if entropy < config.min_entropy:
+        return (
+            f"the entropy of the policy is {entropy:.3g} nats per token over {len(window)} rounds, "
+            f"under guard.min_entropy = {config.min_entropy:g}"
+        )
+    emotions = {e for r in window for e in r["emotions"]}
+    shares = {e: math.fsum(r["emotions"].get(e, 0.0) for r in window) for e in emotions}
+    if not shares:
+        return None
+    most = max(sorted(shares), key=lambda e: shares[e])
+    share = shares[most] / len(window)
+    if share <= config.max_emotion_share:
+        return None
+    return (
+        f"{share:.1%} of the completions of {len(window)} rounds recognise {most!r}, over "
+        f"guard.max_emotion_share = {config.max_emotion_share:g}"
+    )
+
+
+def _hacking(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str | None:
+    window = _window(records, "hacking", config.window)
+    if not window:
+        return None
+    early, late = window[: len(window) // 2], window[-(len(window) // 2) :]
+    r1, r2 = (_mean(late, k) - _mean(early, k) for k in ("r1", "r2"))
+    if r2 < config.hacking_change or -r1 < config.hacking_change:
+        return None
+    return (
+        f"over {len(window)} rounds mean R2 rose by {r2:.3f} while mean R1 fell by {-r1:.3f}: the "
+        "policy learns to agree with itself and not with the target"
+    )
+
+
+def alarms(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> list[Alarm]:
+    """What is wrong after the last of a stage's metrics records (all of them, in order)."""
+    found = {
+        "numbers": _numbers(records[-1]),
+        "kl": _kl(records[-1], config),
+        "collapse": _collapse(records, config),
+        "hacking": _hacking(records, config),
+    }
+    return [Alarm(kind, reason) for kind, reason in found.items() if reason]
+
+
+def decide(found: Sequence[Alarm], config: GuardConfig) -> GuardAction | None:
+    """The strictest of the actions that are set for some alarms: stop, then rollback, then warn."""
+    actions: set[GuardAction] = {getattr(config, a.kind) for a in found}
+    strict: tuple[GuardAction, ...] = ("stop", "rollback", "warn")
+    return next((a for a in strict if a in actions), None)
+
+
+def rate_scale(rollbacks: Sequence[Mapping[str, Any]], step: int) -> float:
+    """What the learning rate of a step is multiplied with: half for each rollback to it or before it."""
+    return float(0.5 ** sum(r["to"] <= step for r in rollbacks))

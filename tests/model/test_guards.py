@@ -1,0 +1,203 @@
+"""A run that goes wrong: what was planted is seen, told, stored and acted upon, and never saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from selfemo.config import Config
+from selfemo.engines.local import LocalEngine
+from selfemo.errors import GuardError
+from selfemo.pipeline import Run, evolve, extend_run, load_conversations, training_conversations
+from selfemo.progress import Quiet
+from selfemo.prompts import conversation_prompts
+from tests.conftest import toy_conversations
+from tests.model.test_pipeline import content, settings, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "toy.jsonl"
+    write_jsonl(path, [*toy_conversations(10), *toy_conversations(3, "test")])
+    return path
+
+
+SHORT = ("sft.epochs=1", "flywheel.iterations=1", "save.every_steps=1", "sampling.max_new_tokens=8",
+         "evaluation.max_new_tokens=8")  # fmt: skip
+
+
+class Said(Quiet):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class Poison:
+    """Makes the gradient of some backward passes NaN, as an overflow would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, at: set[int]):
+        real, self.calls = getattr(LocalEngine, method), 0
+
+        def backward(engine, *args):
+            measures = real(engine, *args)
+            if self.calls in at:
+                engine.policy.core.model.norm.weight.grad[0] = float("nan")
+            self.calls += 1
+            return measures
+
+        monkeypatch.setattr(LocalEngine, method, backward)
+
+
+def metrics(run: Run, stage: str) -> list[dict]:
+    return [m for m in run.store.metrics() if m["stage"] == stage]
+
+
+def all_finite(folder: Path) -> int:
+    files = list(folder.rglob("*.safetensors"))
+    for path in files:
+        assert all(torch.isfinite(t.float()).all() for t in load_file(path).values()), path
+    return len(files)
+
+
+def cold(run: Run) -> dict:
+    run.cold_start(training_conversations(load_conversations(run.config), run.config))
+    return json.loads(run.store.stage("cold-start")["info"])
+
+
+def rl(run: Run) -> dict:
+    """The RL stage from the untrained model (kl_coef and rates as configured)."""
+    train = training_conversations(load_conversations(run.config), run.config)
+    run.rl([p for c in train for p in conversation_prompts(c, future=True)], train, "start", 1)
+    return json.loads(run.store.stage("iteration-1-rl")["info"])
+
+
+def test_a_nan_step_under_warn_is_left_out_and_told(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Poison(monkeypatch, "sft_backward", {1})
+    said = Said()
+    run = Run(tmp_path / "run", settings(tiny_model, data, *SHORT, "guard.numbers=warn"), said)
+    assert cold(run)["alarms"] == {"numbers": 1}
+    record = metrics(run, "cold-start")[1]
+    assert record["not_finite"] == 1 and record["alarms"] == ["numbers"]
+    assert record["grad_norm"] is None and record["loss"] > 0
+    assert any("not finite" in line and "(warn)" in line for line in said.lines)
+    assert all_finite(run.folder)
+    run.close()
+
+
+@pytest.mark.parametrize("stage", ["cold-start", "iteration-1-rl"])
+def test_a_nan_step_under_stop_saves_the_state_and_says_how_to_go_on(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    sft = stage == "cold-start"
+    config = settings(tiny_model, data, *SHORT, "save.every_steps=0")
+    # The whole run leaves the same step out and only warns: what a stop and a resume must come to.
+    method, do = ("sft_backward", cold) if sft else ("rl_backward", rl)
+    with monkeypatch.context() as m:
+        Poison(m, method, {2})
+        calm = Run(tmp_path / "calm", config.model_copy(update={"guard": config.guard.model_copy(
+            update={"numbers": "warn"})}))  # fmt: skip
+        do(calm)
+    with monkeypatch.context() as m:
+        Poison(m, method, {2})
+        run = Run(tmp_path / "run", config)
+        with pytest.raises(GuardError, match=rf"{stage}: .*not finite.*step \d is saved.*--resume"):
+            do(run)
+        run.close()
+    extend_run(tmp_path / "run", ["guard.numbers=warn"])
+    run = Run(tmp_path / "run", None)
+    do(run)
+    assert content(run.folder) == content(calm.folder)
+    a, b = (r.folder / "checkpoints" / stage / "model.safetensors" for r in (run, calm))
+    assert a.read_bytes() == b.read_bytes() and all_finite(run.folder) == 1
+    run.close()
+    calm.close()
+
+
+def test_a_rollback_goes_on_with_half_the_rate_and_survives_a_kill(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(tiny_model, data, *SHORT, "sft.epochs=3", "guard.numbers=rollback",
+                      "save.every_steps=2")  # fmt: skip
+    with monkeypatch.context() as m:
+        Poison(m, "sft_backward", {3})  # step 3; the state is that after step 2
+        said = Said()
+        whole = Run(tmp_path / "whole", config, said)
+        info = cold(whole)
+    assert info["rollbacks"] == [{"to": 2, "at": 4, "kinds": ["numbers"]}]
+    assert any("goes back to step 2, with 0.5 of the learning rate" in s for s in said.lines)
+    plain = Run(tmp_path / "plain", settings(tiny_model, data, *SHORT, "sft.epochs=3"))
+    cold(plain)
+    rates, usual = ([m["lr"] for m in metrics(r, "cold-start")] for r in (whole, plain))
+    assert rates[:2] == usual[:2] and rates[2:] == [0.5 * r for r in usual[2:]]
+    assert not any("alarms" in m for m in metrics(whole, "cold-start")), "the bad step is rewound"
+
+    class Killed(Quiet):
+        def say(self, text: str) -> None:
+            if "goes back" in text:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        Poison(m, "sft_backward", {3})
+        run = Run(tmp_path / "run", config, Killed())
+        with pytest.raises(KeyboardInterrupt):
+            cold(run)
+        run.close()
+    run = Run(tmp_path / "run", None)
+    assert cold(run) == info and content(run.folder) == content(whole.folder)
+    a, b = (r.folder / "checkpoints/cold-start/model.safetensors" for r in (run, whole))
+    assert a.read_bytes() == b.read_bytes()
+    for r in (run, whole, plain):
+        r.close()
+
+
+def test_kl_that_explodes_is_rolled_back_and_in_the_end_stopped(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    """No planting: a learning rate of 0.3 really throws the policy away from its reference."""
+    wild = ("grpo.lr=0.3", "grpo.kl_coef=0.001", "guard.max_kl=1", "grpo.lam_max=1")
+    config = settings(tiny_model, data, *SHORT, *wild, "guard.kl=rollback", "guard.max_rollbacks=2")
+    run = Run(tmp_path / "run", config)
+    # An untrained model fails every group: give the update something to do.
+    train = training_conversations(load_conversations(config), config)
+    run.cold_start(train)
+    prompts = [p for c in train for p in conversation_prompts(c, future=True)]
+    with pytest.raises(GuardError, match=r"KL to the reference is .*rolled back 2 times"):
+        run.rl(prompts, train, "cold-start", 1)
+    row = run.store.stage("iteration-1-rl")
+    assert [r["kinds"] for r in json.loads(row["info"])["rollbacks"]] == [["kl"], ["kl"]]
+    assert all_finite(run.folder)
+    run.close()
+
+
+def test_a_policy_that_says_one_thing_only_is_seen(tiny_model: Path, tmp_path: Path) -> None:
+    """Cold start on one emotion alone: the trained policy recognises nothing else."""
+    from dataclasses import replace
+
+    from tests.conftest import dist
+
+    data = tmp_path / "joy.jsonl"
+    turned = [
+        replace(c, turns=tuple(replace(t, emotion=dist(joy=1)) for t in c.turns))
+        for c in [*toy_conversations(10), *toy_conversations(2, "test")]
+    ]
+    write_jsonl(data, turned)
+    own = ("flywheel.iterations=1", "flywheel.refit=none", "guard.window=2", "guard.collapse=stop")
+    with pytest.raises(GuardError, match=r"100\.0% of the completions of 2 rounds recognise 'joy'"):
+        evolve(tmp_path / "run", settings(tiny_model, data, *own))
+    assert list((tmp_path / "run/checkpoints/.iteration-1-rl-partial").glob("step-2.safetensors"))
+
+
+def test_guard_settings_are_checked() -> None:
+    from pydantic import ValidationError
+
+    for bad in ({"guard": {"kl": "explode"}}, {"guard": {"window": 1}}, {"guard": {"max_kl": 0}}):
+        with pytest.raises(ValidationError):
+            Config.model_validate(bad)

@@ -1,0 +1,75 @@
+"""What must not change a result: the process, its hash seed, the number of workers or threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfemo.config import GrpoConfig, to_toml
+from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.store import Store
+from tests.conftest import toy_conversations
+from tests.endpoint.conftest import expert  # noqa: F401
+from tests.endpoint.test_experts import extract, records
+from tests.model.test_engine import assert_same_gradients, engine, gradients, rl_items
+from tests.model.test_pipeline import content, settings, write_jsonl
+
+
+@pytest.mark.slow
+def test_the_same_seed_is_the_same_run_in_any_process(tiny_model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "toy.jsonl"
+    write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])
+
+    def run(name: str, hash_seed: str, *more: str) -> Path:
+        folder, toml = tmp_path / name, tmp_path / f"{name}.toml"
+        own = ("flywheel.iterations=1", "sft.epochs=20", "model.threads=1", *more)
+        toml.write_text(to_toml(settings(tiny_model, data, *own)))
+        command = [sys.executable, "-m", "selfemo.cli", "evolve", "-c", toml, "--out", folder]
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        subprocess.run(command, check=True, capture_output=True, env=env)
+        return folder
+
+    one, two = run("one", "1"), run("two", "77777")
+    assert content(one) == content(two)
+    for name in ("cold-start", "iteration-1-rl", "iteration-1"):
+        a, b = (f / "checkpoints" / name / "model.safetensors" for f in (one, two))
+        assert a.read_bytes() == b.read_bytes()
+    assert content(run("other", "1", "seed=1"))["rollouts"] != content(one)["rollouts"]
+
+
+def test_threads_change_no_sample_and_gradients_by_rounding_alone(tiny_model: Path) -> None:
+    before = torch.get_num_threads()
+    items, found = rl_items(8, 2), []
+    try:
+        for threads in (1, 2):
+            e = engine(tiny_model, threads=threads)
+            assert torch.get_num_threads() == threads
+            requests = [Request(i.prompt_ids, 4, seed=k) for k, i in enumerate(items[::2])]
+            samples = e.generate(requests, SamplingSettings(16))
+            e.begin_stage(GrpoConfig())
+            e.set_reference()
+            e.rl_backward(items, GrpoConfig(kl_coef=0.1))
+            ids = [[s.token_ids for s in group] for group in samples]
+            found.append((ids, gradients(e.policy.core)))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0][0] == found[1][0]
+    assert_same_gradients(found[0][1], found[1][1])
+
+
+def test_the_number_of_workers_changes_no_record(
+    expert,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    url, found = expert(latency=0.01), []
+    for workers in (1, 16):
+        store = Store(tmp_path / f"{workers}.sqlite")
+        extract(store, 30, url, concurrency=workers)
+        found.append(records(store))
+        store.close()
+    assert found[0] == found[1] and len(found[0]) == 60

@@ -1,0 +1,72 @@
+"""What the source must never do: run code that data, a model or a file brings along."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "selfemo"
+MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "marshal",
+    "shelve",
+    "joblib",
+    "code",
+    "runpy",
+}
+BUILTINS = {"eval", "exec", "compile", "__import__", "input"}
+CALLS = {("os", "system"), ("os", "popen"), ("torch", "load"), ("yaml", "load"), ("tarfile", "open"),
+         ("shutil", "unpack_archive"), ("pandas", "read_pickle"), ("importlib", "import_module")}  # fmt: skip
+KEYWORDS = {"trust_remote_code", "allow_pickle", "shell"}
+
+
+def offences(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        at = f"line {getattr(node, 'lineno', 0)}: "
+        if isinstance(node, ast.Import):
+            found += [at + a.name for a in node.names if a.name.split(".")[0] in MODULES]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
+            found.append(at + str(node.module))
+        elif isinstance(node, ast.Call):
+            f = node.func
+            if isinstance(f, ast.Name) and f.id in BUILTINS:
+                found.append(at + f.id)
+            if (
+                isinstance(f, ast.Attribute)
+                and isinstance(f.value, ast.Name)
+                and (f.value.id, f.attr) in CALLS
+            ):
+                found.append(at + f"{f.value.id}.{f.attr}")
+            for k in node.keywords:
+                off = isinstance(k.value, ast.Constant) and k.value.value is False
+                if k.arg in KEYWORDS and not off:
+                    found.append(at + str(k.arg))
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.name)
+def test_no_code_from_data(path: Path) -> None:
+    assert not offences(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "import pickle", "from dill import loads", "import joblib.memory", "eval(x)", "exec('1')",
+        "__import__('os')", "torch.load(p)", "os.system(c)", "f(trust_remote_code=True)",
+        "f(trust_remote_code=flag)", "np.load(p, allow_pickle=True)", "subprocess.run(c, shell=True)",
+    ],
+)  # fmt: skip
+def test_the_rule_sees_what_it_forbids(bad: str) -> None:
+    assert offences(ast.parse(bad))
+
+
+def test_the_rule_lets_the_rest_be() -> None:
+    fine = "model.eval(); re.compile(x); f(trust_remote_code=False); ast.literal_eval(x)"
+    assert not offences(ast.parse(fine))

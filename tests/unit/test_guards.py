@@ -1,0 +1,131 @@
+"""Each alarm planted in the records of a stage, with values worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from selfemo.config import GuardConfig
+from selfemo.guards import Alarm, alarms, decide, rate_scale
+from selfemo.training import finite_means
+
+CALM = {
+    "r1": 0.5,
+    "r2": 0.5,
+    "kl": 0.1,
+    "sampling_entropy": 1.0,
+    "emotions": {"joy": 0.6, "fear": 0.4},
+}
+
+
+def records(n: int, **changes) -> list[dict]:
+    """n calm rounds; a change is a value, or a function of the round."""
+    return [
+        {**CALM, **{k: v(i) if callable(v) else v for k, v in changes.items()}} for i in range(n)
+    ]
+
+
+def kinds(found: list[Alarm]) -> list[str]:
+    return [a.kind for a in found]
+
+
+def test_calm_rounds_and_sft_records_raise_nothing() -> None:
+    assert not alarms(records(50), GuardConfig())
+    assert not alarms([{"loss": 1.0, "grad_norm": 2.0, "lr": 1e-3}] * 50, GuardConfig())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers(value: float) -> None:
+    (alarm,) = alarms([{"loss": 1.0}, {"loss": value, "r1": 0.0}], GuardConfig())
+    assert alarm == Alarm("numbers", "not finite: loss")
+    (alarm,) = alarms([{"loss": None, "not_finite": 2.0}], GuardConfig())
+    assert alarm.kind == "numbers" and "2 optimiser steps" in alarm.reason
+    assert not alarms([{"loss": None, "not_finite": 2.0}, {"loss": 1.0}], GuardConfig())
+
+
+def test_kl_is_over_its_limit_not_at_it() -> None:
+    config = GuardConfig(max_kl=3)
+    assert not alarms(records(1, kl=3.0), config)
+    (alarm,) = alarms(records(1, kl=3.5), config)
+    assert alarm.kind == "kl" and "3.5 nats" in alarm.reason
+
+
+def test_collapse_of_entropy_is_a_mean_over_the_window() -> None:
+    config = GuardConfig(window=4, min_entropy=0.5)
+    # Means 0.75, 0.5 and 0.25 over the last four rounds.
+    for low, found in ((1, []), (2, []), (3, ["collapse"])):
+        rounds = records(8, sampling_entropy=lambda i, low=low: 0.0 if i >= 8 - low else 1.0)
+        assert kinds(alarms(rounds, config)) == found, low
+    assert not alarms(records(3, sampling_entropy=0.0), config), "no full window yet"
+
+
+def test_collapse_onto_one_emotion() -> None:
+    config = GuardConfig(window=2, max_emotion_share=0.9)
+    assert not alarms(records(2, emotions={"joy": 0.9, "fear": 0.1}), config)
+    alternating = records(4, emotions=lambda i: {("joy", "fear")[i % 2]: 1.0})
+    assert not alarms(alternating, config), "0.5 each over the window"
+    (alarm,) = alarms(records(2, emotions=lambda i: {"joy": 1.0} if i else {"joy": 0.9}), config)
+    assert alarm.kind == "collapse" and "95.0%" in alarm.reason and "'joy'" in alarm.reason
+    assert not alarms(records(2, emotions={}), config), "nothing parsed is no collapse onto one"
+
+
+def test_hacking_needs_r2_up_and_r1_down() -> None:
+    config = GuardConfig(window=4, hacking_change=0.1)
+    up, down = (lambda i: 0.3 + 0.1 * i), (lambda i: 0.8 - 0.1 * i)  # halves differ by 0.2
+    assert kinds(alarms(records(4, r1=down, r2=up), config)) == ["hacking"]
+    for r1, r2 in ((up, up), (down, down), (down, 0.5), (0.5, up)):
+        assert not alarms(records(4, r1=r1, r2=r2), config)
+    assert not alarms(records(4, r1=down, r2=up), GuardConfig(window=4, hacking_change=0.21))
+    assert not alarms(records(3, r1=down, r2=up), config)
+
+
+def test_an_alarm_starts_its_window_anew_and_no_other() -> None:
+    config = GuardConfig(window=3, min_entropy=0.5, hacking_change=0.1)
+    rounds = records(3, sampling_entropy=0.0)
+    assert kinds(alarms(rounds, config)) == ["collapse"]
+    rounds[-1]["alarms"] = ["collapse"]
+    for _ in range(2):
+        rounds.append(records(1, sampling_entropy=0.0)[0])
+        assert not alarms(rounds, config)
+    rounds.append(records(1, sampling_entropy=0.0)[0])
+    assert kinds(alarms(rounds, config)) == ["collapse"]
+    rounds[2]["alarms"] = ["kl"]
+    assert kinds(alarms(rounds, config)) == ["collapse"]
+
+
+def test_rounds_without_rollouts_do_not_count() -> None:
+    config = GuardConfig(window=2, min_entropy=0.5)
+    empty = {"iteration": 1, "lambda": 0.0, "kept": 0}
+    assert not alarms([*records(1, sampling_entropy=0.0), empty], config)
+
+
+def test_the_strictest_action_is_taken() -> None:
+    config = GuardConfig(numbers="warn", kl="rollback", collapse="stop")
+    numbers, kl, collapse = (Alarm(k, "") for k in ("numbers", "kl", "collapse"))
+    assert decide([], config) is None
+    assert decide([numbers], config) == "warn"
+    assert decide([numbers, kl], config) == "rollback"
+    assert decide([numbers, kl, collapse], config) == "stop"
+
+
+def test_each_rollback_halves_the_rate_from_where_it_goes_back_to() -> None:
+    rollbacks = [{"to": 4}, {"to": 4}, {"to": 8}]
+    assert [rate_scale(rollbacks, s) for s in (0, 3, 4, 7, 8, 9)] == [
+        1,
+        1,
+        0.25,
+        0.25,
+        0.125,
+        0.125,
+    ]
+
+
+def test_means_leave_out_what_is_not_finite_and_count_it() -> None:
+    steps = [
+        {"loss": 1.0, "kl": math.nan},
+        {"loss": math.inf, "kl": math.nan, "not_finite": 1.0},
+        {"loss": 3.0, "kl": math.nan, "not_finite": 1.0},
+    ]
+    assert finite_means(steps) == {"loss": 2.0, "kl": None, "not_finite": 2.0}
+    assert finite_means([{"loss": 1.0}]) == {"loss": 1.0}
