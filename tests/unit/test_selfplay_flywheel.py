@@ -258,7 +258,7 @@ def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
 def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     bad = tmp_path / "bad.sqlite"
     bad.write_text("not a database, but long enough to be read as one" * 20)
-    with pytest.raises(StoreError, match=r"bad\.sqlite: cannot be used"):
+    with pytest.raises(StoreError, match=r"bad\.sqlite: is damaged: file is not a database"):
         Store(bad)
 
 
