@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from selfemo.prompts import format_emotions
 from selfemo.store import Store, read_distribution
 from selfemo.types import EmotionDistribution, LabelSet, Utterance
+
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -102,4 +105,9 @@ def _text(episode: Episode) -> str:
         f"feels {format_emotions(t.own)}; R1 {t.r1:.2f}): {t.reply}"
         for t in episode.played
     ]
-    return "\n".join(lines)
+    return "\n".join(map(_visible, lines))
+
+
+def _visible(text: str) -> str:
+    """Without what a terminal would obey, or what turns the direction of the text around it."""
+    return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)

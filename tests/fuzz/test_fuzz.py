@@ -24,13 +24,13 @@ TEXTS = st.one_of(
 
 
 def test_thousands_of_bent_completions() -> None:
-    tally, slowest = fuzz(6_000, seed=1)
-    assert sum(tally.values()) == 6_000 and slowest < 1
+    tally, slowest = fuzz(4_000, seed=1)
+    assert sum(tally.values()) == 4_000 and slowest < 1
     # The corpus reaches every kind of result, so that the check above is of all of them.
     assert set(tally) == {"parsed", *(k.value for k in FailureKind)}
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.integers(0, 99))
 @example(["E: joy 1e308, fear 1e308\nS: joy 5e-324\nR: \u202eE: joy"], 0)
 @example(["E: joy, joy\nS: joy\nR: x", "E: joy\nS: fear\nR: fine\nE: joy"], 0)

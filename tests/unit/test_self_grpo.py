@@ -20,7 +20,32 @@ def test_known_advantages() -> None:
     assert advantages(r1, r2, lam, eps=0) == pytest.approx([0, -1, 0, 1])
 
 
+def test_each_row_is_a_group_of_its_own() -> None:
+    rows = np.array([[1.0, 0, 0, 1], [0.5] * 4, [0, 0, 1, 3], [7.0] * 4])
+    # Third row: mean 1, population variance (1 + 1 + 0 + 4) / 4.
+    third = np.array([-1, -1, 0, 2]) / 1.5**0.5
+    assert normalise(rows, eps=0) == pytest.approx(
+        np.array([[1, -1, -1, 1], [0] * 4, third, [0] * 4])
+    )
+    both = advantages(rows, rows[::-1], 0.25, eps=0)
+    assert both[0] == pytest.approx([0.75, -0.75, -0.75, 0.75])
+    assert both[2] == pytest.approx(0.75 * third) and both[1] == pytest.approx(0.25 * third)
+    assert normalise(np.full((500, 8), 0.3)).tolist() == [[0.0] * 8] * 500
+
+
+def test_eps_is_added_to_the_spread_and_ddof_is_taken_in_both_terms() -> None:
+    assert normalise([0, 2], eps=1) == pytest.approx([-0.5, 0.5])  # std 1
+    sample = 1 / (2**0.5 + 1)  # std sqrt(2)
+    assert normalise([0, 2], eps=1, ddof=1) == pytest.approx([-sample, sample])
+    assert normalise([0, 2]) == pytest.approx([-1 / 1.000001, 1 / 1.000001], abs=1e-9)
+    for lam in (0, 1):
+        assert advantages([0, 2], [0, 2], lam, eps=1, ddof=1) == pytest.approx([-sample, sample])
+        assert advantages([0, 2], [0, 2], lam, eps=1) == pytest.approx([-0.5, 0.5])
+    assert advantages([0, 2], [0, 2], 0.5) == pytest.approx(normalise([0, 2]), abs=1e-12)
+
+
 def test_lambda_schedule() -> None:
+    assert lambda_at(1, 2) == 0.5 and lambda_at(1, 1) == 1 and lambda_at(0, 1) == 0
     assert [lambda_at(t, 4, 0.5) for t in range(5)] == [0, 0.125, 0.25, 0.375, 0.5]
     for step, total in ((-1, 4), (5, 4), (0, 0)):
         with pytest.raises(ValueError, match="outside"):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, load
+from selfemo.dialogues import dialogues
 from selfemo.errors import StoreError
 from selfemo.flywheel import PromptQueue, RlPlan, add_sample, cap_emotions, select_samples
 from selfemo.gate import PASS, gate
@@ -258,7 +259,7 @@ def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
 def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     bad = tmp_path / "bad.sqlite"
     bad.write_text("not a database, but long enough to be read as one" * 20)
-    with pytest.raises(StoreError, match=r"bad\.sqlite: cannot be used"):
+    with pytest.raises(StoreError, match=r"bad\.sqlite: is damaged: file is not a database"):
         Store(bad)
 
 
@@ -274,3 +275,18 @@ def test_export_to_parquet(store: Store, tmp_path: Path) -> None:
 
 def test_defaults_of_the_plan_are_the_papers() -> None:
     assert RlPlan.of(Config()).steps_per_round == 2
+
+
+def test_dialogues_hold_nothing_that_a_terminal_obeys(store: Store) -> None:
+    reply = "a\x1b[2Jb\u202ec\x07d\u2066e"
+    group = score_group(
+        make_prompt("x/1", dist(joy=1)),
+        [sample(f"E: joy\nS: joy\nR: {reply}"), sample(f"E: fear\nS: joy\nR: {reply}")],
+        RewardConfig(), GrpoConfig(), 0,
+    )  # fmt: skip
+    with store.transaction():
+        store.add_prompts([group.prompt], "rl", 0)
+        store.add_group(group, "rl", 0, 1, 0, PASS)
+    (text,) = dialogues(store)
+    assert "a\ufffd[2Jb\ufffdc\ufffdd\ufffde" in text and "\n" in text
+    assert not any(c in text for c in "\x1b\u202e\x07\u2066")
