@@ -493,12 +493,16 @@ class Service:
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         job = self.submit(ask, queue.put_nowait)
         job.future.add_done_callback(lambda _: queue.put_nowait(None))
+        # Not asyncio.timeout: the parts of a stream are asked for by more than one task.
+        end = time.monotonic() + self.limits.timeout
         try:
-            async with asyncio.timeout(self.limits.timeout):
-                while (event := await queue.get()) is not None:
-                    if isinstance(event, Done):
-                        self.checked(event.response)
-                    yield event
+            while True:
+                event = await asyncio.wait_for(queue.get(), max(0, end - time.monotonic()))
+                if event is None:
+                    break
+                if isinstance(event, Done):
+                    self.checked(event.response)
+                yield event
         except TimeoutError:
             raise Problem(504, "timeout", f"no answer within {self.limits.timeout:g} s") from None
         finally:
