@@ -48,6 +48,12 @@ def resident_mib(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time of the server: unlike wall time, other work on the machine does not add to it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def ask_all(url: str, questions: list[dict[str, Any]], clients: int) -> tuple[float, int]:
     """Wall seconds and tokens written, with so many clients at once."""
     written, rest = 0, iter(questions)
@@ -140,18 +146,26 @@ def main() -> None:
         asyncio.run(ask_all(url, questions[:2], 2))  # what is compiled once is not measured
         pairs = []
         for _ in range(given.repeats):
+            before = cpu_seconds(server.pid)
             single, tokens = asyncio.run(ask_all(url, questions, 1))
+            between = cpu_seconds(server.pid)
             together, _ = asyncio.run(ask_all(url, questions, given.questions))
-            pairs.append({"one_at_a_time_s": single, "batched_s": together, "tokens": tokens})
+            cpu = (between - before, cpu_seconds(server.pid) - between)
+            pairs.append(
+                {
+                    "one_at_a_time_s": single, "batched_s": together, "tokens": tokens,
+                    "one_at_a_time_cpu_s": cpu[0], "batched_cpu_s": cpu[1],
+                }
+            )  # fmt: skip
             print(f"{single:.1f} s one at a time, {together:.1f} s batched", file=sys.stderr)
-        ratios = sorted(p["one_at_a_time_s"] / p["batched_s"] for p in pairs)
+        ratios = sorted(p["one_at_a_time_cpu_s"] / p["batched_cpu_s"] for p in pairs)
         result = {
             "model": given.model,
             "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} core(s), 1 thread",
             "questions": given.questions,
             "max_tokens": given.max_tokens,
             "pairs": pairs,
-            "ratio_median": ratios[len(ratios) // 2],
+            "cpu_ratio_median": ratios[len(ratios) // 2],
             "load": asyncio.run(
                 load(url, server.pid, given.clients, given.seconds, given.max_tokens)
             ),

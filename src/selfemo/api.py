@@ -676,8 +676,9 @@ class SelfEmo:
                     Request(
                         policy.encode_chat(said),
                         seed=derive(seed, str(said)),
-                        # One key for all: what is alike (the instructions, a shared past) is computed once.
-                        share="answers",
+                        # Prompts that begin with one turn share a past. To have all share the
+                        # instructions alone makes trees too wide: measured, a quarter slower.
+                        share=prompt.history[0],
                         constraints=limited,
                     )
                 )
