@@ -188,6 +188,25 @@ class RespondBody(BaseModel):
     usage: Usage
 
 
+class ChatChoice(BaseModel):
+    index: int
+    message: dict[str, Any]
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatBody(BaseModel):
+    """OpenAI's chat completion; `selfemo` holds emotion and self_emotion."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    selfemo: dict[str, ReadingBody]
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str
@@ -206,6 +225,14 @@ class Problem(HTTPException):
         self.code = code
 
 
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": _EVENT}}}
+}
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -471,12 +498,16 @@ class Service:
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         job = self.submit(ask, queue.put_nowait)
         job.future.add_done_callback(lambda _: queue.put_nowait(None))
+        # Not asyncio.timeout: the parts of a stream are asked for by more than one task.
+        end = time.monotonic() + self.limits.timeout
         try:
-            async with asyncio.timeout(self.limits.timeout):
-                while (event := await queue.get()) is not None:
-                    if isinstance(event, Done):
-                        self.checked(event.response)
-                    yield event
+            while True:
+                event = await asyncio.wait_for(queue.get(), max(0, end - time.monotonic()))
+                if event is None:
+                    break
+                if isinstance(event, Done):
+                    self.checked(event.response)
+                yield event
         except TimeoutError:
             raise Problem(504, "timeout", f"no answer within {self.limits.timeout:g} s") from None
         finally:
@@ -646,7 +677,7 @@ def create_app(
         """The emotion of each turn, with the probability of every label."""
         return await service.emotions(body)
 
-    @app.post("/v1/respond", response_model=RespondBody, dependencies=guarded)
+    @app.post("/v1/respond", response_model=RespondBody, responses=_STREAMED, dependencies=guarded)
     async def respond(body: RespondRequest) -> Any:
         """What a character hears in the last turn, feels, and answers.
 
@@ -658,12 +689,17 @@ def create_app(
         first, rest = await _begun(service.events(ask))
         return _sse(_respond_stream(service, first, rest))
 
-    @app.post("/v1/chat/completions", dependencies=guarded)
+    @app.post(
+        "/v1/chat/completions",
+        response_model=ChatBody,
+        responses=_STREAMED,
+        dependencies=guarded,
+    )
     async def chat_completions(body: ChatRequest) -> Any:
         """OpenAI's chat completions; the emotions are in the extra field `selfemo`."""
         ask = await service.ask_of_chat(body)
         if not body.stream:
-            return JSONResponse(_chat_body(service, ask, await service.respond(ask)))
+            return _chat_body(service, ask, await service.respond(ask))
         first, rest = await _begun(service.events(ask))
         return _sse(_chat_stream(service, body, ask, first, rest))
 

@@ -152,3 +152,37 @@ def test_the_probabilities_of_labels_are_those_of_plain_rows(policy: Policy) -> 
         total = sum(mass.values())
         for e in labels:
             assert distribution.weight(e) == pytest.approx(mass[e] / total, abs=1e-4)
+
+
+def test_what_is_read_off_while_writing_is_the_models_own_probability(policy: Policy) -> None:
+    labels = LABEL_SETS["meld"]
+    format_ = OwnFormat(policy, labels)
+    if format_.firsts is None:
+        labels = LabelSet("own", ("joy", "anger", "neutral"))
+        format_ = OwnFormat(policy, labels)
+    assert format_.firsts is not None
+    ids = policy.encode_chat([{"role": "user", "content": "Ann: hello"}])
+    limited = format_.limited(100)
+    settings = SamplingSettings(100, temperature=0)
+    ((drawn,),) = LocalGenerator(policy, settings).generate([Request(ids, constraints=limited)])
+    for field in "ES":
+        end = drawn.text.index(f"{field}:") + 2
+        # The tokens that were drawn up to there: the model may have written them in another way.
+        n = next(n for n in range(99) if len(policy.decode(drawn.token_ids[:n])) == end)
+        with torch.no_grad():
+            tokens = torch.tensor([[*ids, *drawn.token_ids[:n]]])
+            logits = policy.core(tokens).logits[0, -1].float()
+        expected = torch.softmax(logits[format_.firsts], -1).tolist()
+        found = limited.probabilities(field)
+        assert found is not None
+        assert found.vector(labels) == pytest.approx(expected, abs=1e-4)
+
+
+def test_labels_that_begin_alike_are_told_apart_at_the_end(tiny_model: Path) -> None:
+    from selfemo.api import SelfEmo
+
+    model = SelfEmo(tiny_model, labels=["sad", "sadly"], max_tokens=90)
+    assert model.policy and OwnFormat(model.policy, model.labels).firsts is None
+    response = model.respond([("Ann", "Hello.")])
+    assert response.heard.distribution and set(response.heard.distribution) == {"sad", "sadly"}
+    assert response.heard.confidence == response.heard.distribution[response.emotion or ""]

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from selfemo.errors import NotFiniteError
 from selfemo.generation.no_repeat import NoRepeat
-from selfemo.generation.requests import Constraint, Request, SamplingSettings
+from selfemo.generation.requests import Constraint, Observer, Request, SamplingSettings
 from selfemo.models import Policy
 from selfemo.packing import PackedRows, bins, group_by_key, micro_batches, pack
 from selfemo.types import Sample
@@ -293,6 +293,9 @@ class LocalGenerator:
     def _append(self, live: list[_Open], logits: torch.Tensor, step: int) -> None:
         settings = self.settings
         draws = torch.tensor([o.uniforms[step] for o in live])
+        for o, row in zip(live, logits, strict=True):
+            if isinstance(o.constraint, Observer):
+                o.constraint.observe(row)
         allowed = _allowed(live, logits)
         ids, logp, entropy = sample_tokens(
             logits, draws, settings.temperature, settings.top_p, allowed

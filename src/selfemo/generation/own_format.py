@@ -100,6 +100,10 @@ class OwnFormat(Compiled):
         longest = max(len(self.encode(f", {e} 3")) for e in labels)
         self.slack = 2 * longest + 2 * _CHARACTER
         self._tails: torch.Tensor | None = None
+        # The token that each label begins with behind "E:"; none where two begin alike.
+        begin = len(self.encode("E:"))
+        firsts = [self.encode(f"E: {e}")[begin] for e in labels]
+        self.firsts = firsts if len(set(firsts)) == len(firsts) else None
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.tokenize_str(text))
@@ -178,19 +182,30 @@ class LimitedFormat:
 
     def __init__(self, format_: OwnFormat, max_tokens: int):
         self.format, self.max_tokens = format_, max_tokens
+        self.opened: _Open | None = None
+
+    def probabilities(self, field: str) -> EmotionDistribution | None:
+        """What the completion begun last gave each label at "E" or "S", normalised over the set.
+
+        By the token that each label begins with: the grammar leaves nothing but that label behind it. None
+        before that place, and where labels begin alike (label_scores.py tells those apart).
+        """
+        return self.opened.seen.get(field) if self.opened else None
 
     def start(self) -> _Open:
-        return _Open(self.format, self.max_tokens)
+        self.opened = _Open(self.format, self.max_tokens)
+        return self.opened
 
 
 class _Open:
-    """One completion under way; a `Constraint` of requests.py."""
+    """One completion under way; a `Constraint` and an `Observer` of requests.py."""
 
     def __init__(self, format_: OwnFormat, max_tokens: int):
         self._format, self._left = format_, max_tokens
         self._matcher: Matcher = format_.start()
         self._no_repeat = format_.no_repeat()
         self._raw = b""
+        self.seen: dict[str, EmotionDistribution] = {}
         self._replies_from = 2 if format_.reasoning == "none" else 3
 
     def allowed(self) -> torch.Tensor:
@@ -210,6 +225,15 @@ class _Open:
         self._left -= 1
         if self._no_repeat is not None:
             self._no_repeat.take(token)
+
+    def observe(self, logits: torch.Tensor) -> None:
+        line = self._raw[self._raw.rfind(b"\n") + 1 :]
+        if line not in (b"E:", b"S:") or self._format.firsts is None:
+            return
+        chosen = torch.softmax(logits[self._format.firsts].double(), -1).tolist()
+        self.seen[line[:1].decode()] = EmotionDistribution(
+            dict(zip(self._format.labels, chosen, strict=True))
+        )
 
     def _forced(self, mask: torch.Tensor) -> torch.Tensor | None:
         """The one way on where the limit is near; None where there is room."""

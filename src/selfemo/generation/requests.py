@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class Constraint(Protocol):
@@ -15,6 +15,14 @@ class Constraint(Protocol):
 
     def take(self, token: int) -> None:
         """Tell that this token was drawn."""
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A constraint that also looks at what the model would say."""
+
+    def observe(self, logits: Any) -> None:
+        """(v,) float tensor: the logits of the next token, before anything is cut."""
 
 
 class Constraints(Protocol):
