@@ -33,7 +33,7 @@ from selfemo.metrics import (
     paired_measures,
 )
 from selfemo.parsing import parse, parse_recognition
-from selfemo.prompts import conversation_prompts, fit, messages, prompt_at
+from selfemo.prompts import conversation_prompts, fit, messages
 from selfemo.rewards import weighted_iou
 from selfemo.seeds import rng
 from selfemo.selfplay import fit_all
@@ -455,8 +455,3 @@ def compare(
         )
         for d, o in counted_b.items()
     }  # fmt: skip
-
-
-def all_prompts(conversation: Conversation) -> list[Prompt]:
-    """One prompt per turn, gold or not, without the future: what `selfemo predict` asks."""
-    return [prompt_at(conversation, i, future=False) for i in range(len(conversation.turns))]

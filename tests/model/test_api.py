@@ -180,3 +180,13 @@ def test_unconstrained_answers_may_fail_and_say_why(tiny_model: Path) -> None:
     response = free.respond(TALK)
     assert response.failure is not None and response.emotion is None and response.text
     assert free.recognise(TALK)[0].failure is not None
+
+
+def test_the_package_loads_no_model_library_before_it_is_used() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, selfemo; assert not {'torch', 'pydantic'} & set(sys.modules); selfemo.SelfEmo"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
