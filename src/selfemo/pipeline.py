@@ -259,8 +259,8 @@ class _TrainingState:
         kinds = " ".join(f"--set guard.{a.kind}=warn" for a in found)
         return GuardError(
             f"{self.stage}: {'; '.join(a.reason for a in found)}. Stopped; {kept}. To go on all the same: "
-            f"selfemo evolve --resume {self.run.folder} {kinds} (or =rollback: half the learning rate "
-            "from the last saved state on)"
+            f"selfemo evolve --resume {self.run.folder} {kinds} (or =rollback: the next such alarm goes "
+            "back to the state saved last and halves the learning rate)"
         )
 
     def report(self) -> dict[str, Any]:

@@ -349,6 +349,9 @@ def run_job(name: str, folder: Path, kills: int, seed: int, say=print) -> Outcom
     folder.mkdir(parents=True, exist_ok=True)
     if name == "evolve":
         return kill_anywhere(evolve_job(folder), folder / "runs", kills, seed, say)
+    from selfemo.generation import endpoint
+
+    endpoint.FIRST_WAIT = 0.02  # waiting for the faulty server would be most of the time
     log = folder / "answers.log"
     faults = (
         ("--faults", 0.2, "--hang", 2.5) if name == "personas" else ("--only", "500", "--times", 2)
