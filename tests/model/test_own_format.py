@@ -37,7 +37,7 @@ def sample(policy: Policy, format_: OwnFormat, limit: int, n: int, seed: int, he
     return generator.generate([Request(ids, n, seed, constraints=format_.limited(limit))])[0]
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**31),
     labels=st.sampled_from(SETS),
@@ -68,7 +68,7 @@ def test_without_the_grammar_the_same_model_writes_nothing_that_parses(policy: P
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     labels=st.sampled_from(SETS),
     weights=st.lists(st.floats(0.01, 1), min_size=1, max_size=3),
