@@ -610,6 +610,66 @@ def table1(
 
 
 @app.command()
+def chat(
+    model: Annotated[
+        str, typer.Argument(help="Run, RUN@CHECKPOINT, model folder or id, endpoint.")
+    ],
+    persona: Annotated[
+        str,
+        typer.Option(help="NAME: what they are like; or a name of the sample set."),
+    ] = "Mia: warm, quick to laugh, hides it when she is hurt",
+    second: Annotated[
+        str, typer.Option(help="A second character, to watch the two talk.")
+    ] = "Bo: calm and dry, slow to trust",
+    scene: Annotated[str, typer.Option(help="Where the conversation takes place.")] = "",
+    you: Annotated[str, typer.Option(help="Your name in it.")] = "You",
+    web: Annotated[bool, typer.Option("--web", help="A page in the browser.")] = False,
+    compare: Annotated[
+        str | None, typer.Option(help="Another model for blind votes on the page.")
+    ] = None,
+    votes: Annotated[Path, typer.Option(help="Where blind votes go.")] = Path("votes.jsonl"),
+    host: Annotated[str, typer.Option(help="Address of the page.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 7860,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 0.7,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    config: Configs = None,
+    overrides: Overrides = None,
+) -> None:
+    """Talk with a character, in the terminal or on a page, with the emotions beside each turn."""
+    from selfemo.api import SelfEmo
+    from selfemo.app.session import Session, character
+    from selfemo.errors import ConfigError
+
+    if compare and not web:
+        raise ConfigError("--compare needs --web")
+    pair = (character(persona), character(second))
+    names = [*(c.name for c in pair), you]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"three have to have different names: {', '.join(names)}")
+
+    def opened(name: str) -> SelfEmo:
+        return SelfEmo(
+            name, temperature=temperature, seed=seed, files=config or [], overrides=overrides or []
+        )
+
+    if not web:
+        from rich.console import Console
+
+        from selfemo.app.terminal import chat as talk
+
+        talk(opened(model), Session(pair[:1], scene, you), Console())
+        return
+    from selfemo.app.web import build, launch
+
+    page = build(
+        opened(model), opened(compare) if compare else None, Session(pair, scene, you), votes
+    )
+    address = launch(page, host, port, wait=False)
+    typer.echo(f"{address} (Ctrl-C ends it)")
+    page.block_thread()
+
+
+@app.command()
 def judge(
     a: Annotated[str, typer.Argument(help="Run, RUN@CHECKPOINT, model folder or id, endpoint.")],
     b: Annotated[str, typer.Argument(help="The other one.")],

@@ -105,9 +105,9 @@ def _text(episode: Episode) -> str:
         f"feels {format_emotions(t.own)}; R1 {t.r1:.2f}): {t.reply}"
         for t in episode.played
     ]
-    return "\n".join(map(_visible, lines))
+    return "\n".join(map(visible, lines))
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Without what a terminal would obey, or what turns the direction of the text around it."""
     return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)
