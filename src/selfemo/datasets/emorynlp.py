@@ -151,7 +151,7 @@ class EmoryNlp:
                 except ValueError as e:
                     rows.fail(line, f"scene {place}, utterances[{n}]: {e}")
             if not turns:
-                rows.fail(lines.get(given), f"scene {place} has no utterance")
+                rows.fail(lines.get(str(given)), f"scene {place} has no utterance")
                 continue
             conversations[place] = Conversation(
                 f"{self.name}-{split}-{place}", self.name, split, tuple(turns), self.label_set
