@@ -245,3 +245,11 @@ def test_names_in_the_data_are_no_paths(tmp_path: Path) -> None:
     assert store.prompt("../../../etc/x/0") == prompts[0]
     store.close()
     assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_a_scene_id_can_always_be_stored(tmp_path: Path) -> None:
+    """Found by the fuzzing above: JSON can spell half of a surrogate pair."""
+    path = tmp_path / "emotion-detection-trn.json"
+    path.write_text(emory_json().replace("s01_e02_c03", "s01_\\ud800c03"))
+    (conversation,) = load(str(path)).conversations
+    assert conversation.id.encode() == b"emorynlp-train-s01_c03"

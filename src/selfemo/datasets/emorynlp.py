@@ -131,8 +131,11 @@ class EmoryNlp:
                 lines.setdefault(found[1], n)
         conversations: dict[str, Conversation] = {}
         for number, scene in enumerate(scenes):
-            place = scene.get("scene_id") if isinstance(scene, dict) else None
-            if not isinstance(place, str) or not place or place in conversations:
+            given = scene.get("scene_id") if isinstance(scene, dict) else None
+            place = (
+                clean_text(given, report, path, lines.get(given)) if isinstance(given, str) else ""
+            )
+            if not place or place in conversations:
                 rows.fail(None, f"scenes[{number}] has no scene_id of its own")
                 continue
             items = scene.get("utterances")
@@ -148,7 +151,7 @@ class EmoryNlp:
                 except ValueError as e:
                     rows.fail(line, f"scene {place}, utterances[{n}]: {e}")
             if not turns:
-                rows.fail(lines.get(place), f"scene {place} has no utterance")
+                rows.fail(lines.get(str(given)), f"scene {place} has no utterance")
                 continue
             conversations[place] = Conversation(
                 f"{self.name}-{split}-{place}", self.name, split, tuple(turns), self.label_set
