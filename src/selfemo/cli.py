@@ -630,7 +630,10 @@ def chat(
     votes: Annotated[Path, typer.Option(help="Where blind votes go.")] = Path("votes.jsonl"),
     host: Annotated[str, typer.Option(help="Address of the page.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 7860,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 0.7,
+    insecure: Annotated[
+        bool, typer.Option(help="Let everybody who reaches another --host use the page.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 0.3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     config: Configs = None,
     overrides: Overrides = None,
@@ -642,6 +645,11 @@ def chat(
 
     if compare and not web:
         raise ConfigError("--compare needs --web")
+    if host not in ("127.0.0.1", "localhost", "::1") and not insecure:
+        raise ConfigError(
+            f"--host {host}: the page asks for no password, so everybody who reaches that address could use "
+            "it; put a proxy with a password before it, or give --insecure"
+        )
     pair = (character(persona), character(second))
     names = [*(c.name for c in pair), you]
     if len(set(names)) < len(names):

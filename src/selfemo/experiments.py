@@ -352,15 +352,13 @@ def ablate(
                     summaries[a.name, s] = shared
                     continue
                 config = configs[a.name, s]
-                same = all(getattr(config, k) == getattr(before_rl, k) for k in BEFORE_RL)
-                summaries[a.name, s] = complete_run(
-                    out / a.name / f"seed-{s}",
-                    config,
-                    reporter,
-                    stop,
-                    keep,
-                    trunk if same else None,
+                shared_to = next(
+                    (c for c, k in _SHARED.items() if _equal(config, before_rl, k)), None
                 )
+                summaries[a.name, s] = complete_run(
+                    out / a.name / f"seed-{s}", config, reporter, stop, keep,
+                    trunk if shared_to else None, shared_to or COLD,
+                )  # fmt: skip
         last = {a.name: a.checkpoint or checkpoints(configs[a.name, 0])[-1] for a in arms}
         home = {a.name: out / (TRUNK if a.checkpoint else a.name) for a in arms}
         result: dict[str, Any] = {

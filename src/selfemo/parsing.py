@@ -78,6 +78,11 @@ def split_fields(text: str) -> tuple[str, list[tuple[str, str]]]:
     return text[: first.start()].strip(), [(f, text[a:b]) for f, a, b in field_spans(text)]
 
 
+def _says_something(reply: str) -> bool:
+    """Whether there is more in it than blanks, control characters and halves of surrogate pairs."""
+    return any(c.isprintable() and not c.isspace() for c in reply)
+
+
 def parse(text: str, labels: LabelSet, *, finished: bool = True) -> Parsed:
     """Read a whole completion: optional reasoning, E, S, reply, in this order and nothing else.
 
@@ -105,7 +110,7 @@ def parse(text: str, labels: LabelSet, *, finished: bool = True) -> Parsed:
     self_emotion = parse_emotions(fields[1][1], labels)
     if isinstance(self_emotion, ParseFailure):
         return self_emotion
-    if len(fields) < 3 or fields[2][0] != "R" or not fields[2][1]:
+    if len(fields) < 3 or fields[2][0] != "R" or not _says_something(fields[2][1]):
         return _failure(FailureKind.NO_REPLY, text)
     if len(fields) > 3:
         return _failure(FailureKind.EXTRA_TEXT, ": ".join(fields[3]))

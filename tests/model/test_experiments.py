@@ -250,6 +250,14 @@ def test_arms_share_a_cold_start_and_sft_only_has_the_samples_in_its_place(
         return db.execute(query).fetchall()
 
     assert cold("full/seed-0") == cold("trunk/seed-0") != cold("sft-only/seed-0")
+
+    def seconds(folder: str) -> float:
+        db = sqlite3.connect(out / folder / "store.sqlite")
+        query = "SELECT seconds FROM stages WHERE name = 'evaluate-start'"
+        return db.execute(query).fetchone()[0]
+
+    # The untouched model is evaluated once, whatever comes after it.
+    assert seconds("trunk/seed-0") == seconds("full/seed-0") == seconds("sft-only/seed-0")
     sft = tomllib.loads((out / "sft-only" / "seed-0" / "config.toml").read_text())
     group = tomllib.loads((out / "full" / "seed-0" / "config.toml").read_text())["sampling"]
     assert sft["sft"]["max_samples"] == 8 + 18 * group["group_size"]

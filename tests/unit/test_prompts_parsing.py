@@ -61,6 +61,7 @@ def test_a_plain_completion() -> None:
         ("E: joy\nR: hi", FailureKind.NO_SELF_EMOTION),
         ("E: joy\nS: fear", FailureKind.NO_REPLY),
         ("E: joy\nS: fear\nR:", FailureKind.NO_REPLY),
+        ("E: joy\nS: fear\nR: \ud800\x1b", FailureKind.NO_REPLY),
         ("E: joy\nS: fear\nR: hi\nE: joy", FailureKind.EXTRA_TEXT),
         ("E: rage\nS: joy\nR: hi", FailureKind.UNKNOWN_EMOTION),
         ("E:\nS: joy\nR: hi", FailureKind.UNKNOWN_EMOTION),

@@ -156,7 +156,7 @@ class Session:
 
     def as_markdown(self) -> str:
         """To read: who said what, and the emotions beside it."""
-        head = [f"# {self.scene or 'A conversation'}", ""]
+        head = [f"# {_plain(clean(self.scene)) or 'A conversation'}", ""]
         head += [f"- **{_plain(c.name)}**: {_plain(c.description) or '-'}" for c in self.characters]
         body = []
         for line in self.lines:
@@ -173,7 +173,7 @@ class Session:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is."""
-    return "".join("\\" + c if c in "\\`*_{}[]<>()#+-.!|~&" else c for c in text)
+    return "".join("\\" + c if c in "\\`*_[]<>()!|~&" else c for c in text)
 
 
 def _unheard(lines: Sequence[Line]) -> tuple[Line, ...]:

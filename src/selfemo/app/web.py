@@ -73,11 +73,11 @@ def transcript(session: Session, labels: LabelSet, begun: str = "") -> str:
         tags = _tag("feels", line.felt, labels) + _tag("read as", line.heard, labels)
         mine = " se-you" if line.speaker == session.you else ""
         rows.append(
-            f'<div class="se-line{mine}" role="listitem"><b>{n + 1}. {shown(line.speaker)}</b>{tags}'
+            f'<div class="se-line{mine}"><b>{n + 1}. {shown(line.speaker)}</b>{tags}'
             f"<div>{shown(line.text)}</div></div>"
         )
     if begun:
-        rows.append(f'<div class="se-line" role="listitem">{begun}</div>')
+        rows.append(f'<div class="se-line">{begun}</div>')
     if not rows:
         rows = ['<p class="se-note">Nothing was said yet.</p>']
     # tabindex: a region that scrolls must be reachable by keyboard.
@@ -199,7 +199,7 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
     Raises:
         MissingExtraError: gradio is not installed.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio as gr
     except ImportError:
@@ -294,15 +294,19 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
                 yield from guarded(say(*given))
 
             shows = [talk, log, moods]
-            for trigger in (line.submit, send.click):
+            talking: list[Any] = [
                 trigger(
                     saying, [line, talk, name, about, scene], [line, *shows],
                     api_visibility="private", concurrency_limit=4,
-                )  # fmt: skip
-            undo.click(lambda s: draw(s.undone()), talk, shows, api_visibility="private")
+                )
+                for trigger in (line.submit, send.click)
+            ]  # fmt: skip
+            undo.click(
+                lambda s: draw(s.undone()), talk, shows, api_visibility="private", cancels=talking
+            )
             again.click(
                 lambda s: draw(Session(s.characters, s.scene, s.you)), talk, shows,
-                api_visibility="private",
+                api_visibility="private", cancels=talking,
             )  # fmt: skip
 
         with gr.Tab("Watch two"):
@@ -357,14 +361,27 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
                 except DataError as e:
                     raise gr.Error(shown(str(e)), print_exception=False) from None
 
-            for trigger in (begin.click, opening.submit):
-                trigger(start, [opening, *people], watch_shows, api_visibility="private")
             stepping = step_one.click(
                 going_on, [watch, gr.State(1)], watch_shows, api_visibility="private"
             )
             running = run_on.click(going_on, [watch, turns], watch_shows, api_visibility="private")
-            pause.click(None, cancels=[running, stepping], api_visibility="private")
-            edit.click(change, [watch, place, changed], watch_shows, api_visibility="private")
+            under_way: list[Any] = [
+                running,
+                stepping,
+            ]  # what changes the conversation ends a turn being written
+            for trigger in (begin.click, opening.submit):
+                trigger(
+                    start,
+                    [opening, *people],
+                    watch_shows,
+                    api_visibility="private",
+                    cancels=under_way,
+                )
+            pause.click(None, cancels=under_way, api_visibility="private")
+            edit.click(
+                change, [watch, place, changed], watch_shows, api_visibility="private",
+                cancels=under_way,
+            )  # fmt: skip
 
         if other is not None:
             with gr.Tab("Compare"):

@@ -1,0 +1,209 @@
+"""A chat session as a value: saying, answering, undoing, editing, exporting; and how a page shows it."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfemo.api import Reading, Response
+from selfemo.app.session import (
+    Character,
+    Line,
+    Session,
+    character,
+    from_episode,
+    sample_characters,
+)
+from selfemo.app.web import Votes, shown, timeline, transcript
+from selfemo.datasets import load
+from selfemo.dialogues import Episode, Played
+from selfemo.errors import ConfigError, DataError
+from selfemo.types import LABEL_SETS, EmotionDistribution, Utterance
+
+MELD = LABEL_SETS["meld"]
+MIA, BO = Character("Mia", "warm"), Character("Bo")
+
+
+def reading(emotion: str) -> Reading:
+    one = EmotionDistribution({emotion: 1.0})
+    return Reading(emotion, 0.8, one, one)
+
+
+def response(who: str, heard: str, felt: str, reply: str) -> Response:
+    return Response(who, reading(heard), reading(felt), reply)
+
+
+@pytest.fixture
+def talk() -> Session:
+    begun = Session((MIA,), "A kitchen.").said("I lost my keys.")
+    return begun.answered(response("Mia", "sadness", "surprise", "Again?")).said("Yes.")
+
+
+def test_what_is_heard_and_felt_stands_beside_its_line(talk: Session) -> None:
+    assert [(x.speaker, x.text) for x in talk.lines] == [
+        ("You", "I lost my keys."), ("Mia", "Again?"), ("You", "Yes."),
+    ]  # fmt: skip
+    assert talk.emotions() == [
+        (0, "You", "sadness", ""), (1, "Mia", "", "surprise"), (2, "You", "", ""),
+    ]  # fmt: skip
+    ask = talk.ask()
+    assert ask.speaker == "Mia" and ask.scene == "A kitchen." and ask.persona.description == "warm"
+    assert ask.conversation[-1] == ("You", "Yes.")
+
+
+def test_undo_takes_a_line_of_yours_back_with_its_answer(talk: Session) -> None:
+    whole = talk.answered(response("Mia", "anger", "joy", "Look in the fridge."))
+    once = whole.undone()
+    assert [x.text for x in once.lines] == ["I lost my keys.", "Again?"]
+    assert once.lines[1].heard is None and once.lines[0].heard == reading("sadness")
+    assert once.undone().lines == () and once.undone().undone().lines == ()
+    two = Session((MIA, BO)).said("Late again.", "Mia")
+    two = two.answered(response("Bo", "anger", "neutral", "It is snow."))
+    assert two.next_character() == MIA
+    assert two.undone().lines == (Line("Mia", "Late again."),)
+
+
+def test_an_edit_drops_what_came_after(talk: Session) -> None:
+    changed = talk.edited(1, "Where were they?")
+    assert [x.text for x in changed.lines] == ["I lost my keys.", "Where were they?"]
+    assert changed.lines[1].felt is None  # nobody declared anything for these words
+    for place, text, said in (
+        (7, "x", "no line 8"),
+        (-1, "x", "no line 0"),
+        (0, " ", "say something"),
+    ):
+        with pytest.raises(DataError, match=said):
+            talk.edited(place, text)
+
+
+def test_what_cannot_be_said_or_asked() -> None:
+    with pytest.raises(DataError, match="nothing was said"):
+        Session((MIA,)).said(" \x00\n")
+    with pytest.raises(DataError, match="somebody has to begin"):
+        Session((MIA,)).ask()
+    with pytest.raises(DataError, match="nothing to export"):
+        Session((MIA,)).as_jsonl(MELD)
+    failed = (
+        Session((MIA,))
+        .said("Hm.")
+        .answered(
+            Response(
+                "Mia", Reading(None, failure="too_long"), Reading(None), "", failure="too_long"
+            )
+        )
+    )
+    assert len(failed.lines) == 1
+
+
+def test_the_export_is_a_data_set(talk: Session, tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    file.write_text(talk.as_jsonl(MELD))
+    (found,) = load(str(file)).conversations
+    assert found.scenario == "A kitchen." and found.label_set.labels == MELD.labels
+    assert found.personas["Mia"].description == "warm"
+    assert [(u.speaker, u.text) for u in found.turns] == [(x.speaker, x.text) for x in talk.lines]
+    assert [u.emotion and u.emotion.top(MELD) for u in found.turns] == ["sadness", "surprise", None]
+    loud = Session((MIA,), "[x](http://y)\n![z](q)").said("Hi.").as_markdown()
+    assert "](" not in loud and loud.count("\n# ") == 0
+    text = talk.said("Look: [x](javascript:1) <b> *y*").as_markdown()
+    assert "**Mia** (feels surprise): Again?" in text and "(read as sadness)" in text
+    assert "[x](" not in text and "<b>" not in text and "*y*" not in text
+
+
+def test_an_episode_goes_on() -> None:
+    joy, fear = EmotionDistribution({"joy": 1.0}), EmotionDistribution({"fear": 0.7, "joy": 0.3})
+    episode = Episode(
+        "c1", "A lift.", MELD, (Utterance("Ann", "It stopped.", fear),),
+        (
+            Played("Bo", "Ann", fear, joy, fear, "Press something.", 0.3),
+            Played("Ann", "Bo", fear, fear, joy, "It moves!", 1.0),
+        ),
+    )  # fmt: skip
+    session = from_episode(episode, {"Bo": "timid"})
+    assert session.emotions() == [
+        (0, "Ann", "joy", "fear"), (1, "Bo", "fear", "fear"), (2, "Ann", "", "joy"),
+    ]  # fmt: skip
+    assert session.next_character() == Character("Bo", "timid") and session.scene == "A lift."
+
+
+def test_characters_of_the_sample_set_and_of_ones_own() -> None:
+    known = sample_characters()
+    assert len(known) > 100 and all(c.description for c in known.values())
+    name = next(iter(known))
+    assert character(name) == known[name]
+    assert character(" Zed : an anxious  neighbour ") == Character("Zed", "an anxious neighbour")
+    with pytest.raises(ConfigError, match="needs a name"):
+        character(": kind")
+
+
+# -- the page -------------------------------------------------------------------------------------------
+
+
+class _Tags(html.parser.HTMLParser):
+    """All tags and attributes of a page, and its text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.attributes |= {k for k, _ in attrs}
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+OURS = {"div", "span", "b", "i", "p"}
+ATTRIBUTES = {"class", "role", "style", "aria-hidden", "aria-live", "aria-label", "tabindex"}
+LOUD = "<script>alert(1)</script><img src=x onerror=alert(2)> ${7*7} {{7*7}} `x` \"'&lt; <|im_end|>"
+
+
+@given(st.text(min_size=1) | st.just(LOUD), st.text(min_size=1) | st.just(LOUD))
+def test_nothing_that_is_said_becomes_part_of_the_page(name: str, text: str) -> None:
+    session = Session((Character(name),), lines=(Line(name, text, reading("joy")),))
+    page = _Tags(transcript(session, MELD))
+    assert set(page.tags) <= OURS and page.attributes <= ATTRIBUTES
+    for mark in "${}`":
+        assert mark not in shown(text)
+    table = _Tags(timeline(session, MELD))
+    assert not {"script", "img", "a", "iframe", "style", "link"} & set(table.tags)
+
+
+def test_the_page_shows_text_as_it_was_written() -> None:
+    session = Session((MIA,), lines=(Line("You", "1 < 2 & ${x} {{y}} \u202eabc", reading("joy")),))
+    text = _Tags(transcript(session, MELD)).text
+    assert "1 < 2 & ${x} {{y}} \ufffdabc" in text and "read as joy 80%" in text
+
+
+def test_the_timeline_has_its_table(talk: Session) -> None:
+    drawn = timeline(talk, MELD)
+    page = _Tags(drawn)
+    assert page.tags.count("circle") == 2 and page.tags.count("tr") == 3
+    for part in ("You", "Mia", "feels", "read as", "surprise", "sadness"):
+        assert part in page.text
+    assert "appear here" in timeline(Session((MIA,)), MELD)
+
+
+def test_votes_are_kept_blind(talk: Session, tmp_path: Path) -> None:
+    votes = Votes(tmp_path / "votes.jsonl", ("runs/a", "runs/b"))
+    answers = [
+        talk.answered(response("Mia", "joy", "joy", "First.")),
+        talk.answered(response("Mia", "joy", "joy", "Second.")),
+    ]
+    assert votes.add(talk, (1, 0), answers, "1").startswith("Answer 1 was runs/b")
+    votes.add(talk, (1, 0), answers, "tie")
+    first, second = map(json.loads, votes.path.read_text().splitlines())
+    assert first["winner"] == "runs/b" and first["models"] == ["runs/b", "runs/a"]
+    assert first["answers"] == ["First.", "Second."] and second["winner"] is None
+    with pytest.raises(DataError, match="vote cannot be kept"):
+        Votes(tmp_path / "no" / "votes.jsonl", ("a", "b")).add(talk, (0, 1), answers, "2")
