@@ -46,7 +46,7 @@ bench: $(VENV)/dev.stamp
 
 # Licences (copyleft of the strong kind fails), a CycloneDX bill of materials, and known vulnerabilities of
 # all that is installed. The auditors live in an environment of their own, so they are not audited with it.
-# The last step asks PyPI's advisories; where they cannot be had it fails and says so, never passes unasked.
+# The last step asks a service for advisories; where it cannot be had it fails and says so, never passes unasked.
 AUDIT ?= .venv-audit
 AUDIT_OUT ?= build/audit
 audit: $(VENV)/dev.stamp
@@ -60,7 +60,7 @@ audit: $(VENV)/dev.stamp
 	  --output-reproducible --of JSON -o $(AUDIT_OUT)/sbom.json
 	$(AUDIT)/bin/pip-audit --strict --skip-editable \
 	  --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-	  || (echo "not audited: advisories found above, or PyPI's advisory service cannot be reached"; exit 1)
+	  || (echo "not audited: advisories found above, or the advisory service cannot be reached"; exit 1)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .

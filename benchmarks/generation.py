@@ -58,7 +58,7 @@ def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) 
     row.details = {
         "prompt tokens": [len(f.ids) for f in fitted],
         "reply tokens": {k: v[n:] for k, v in lengths.items()},
-        "data": data,
+        "data": data.split(":")[0],
         "model": model.rsplit("/", 1)[-1],
     }
     return row
