@@ -19,7 +19,7 @@ MODULES = {
     "code",
     "runpy",
 }
-BUILTINS = {"eval", "exec", "compile", "__import__", "input"}
+BUILTINS = {"eval", "exec", "compile", "__import__"}
 CALLS = {("os", "system"), ("os", "popen"), ("torch", "load"), ("yaml", "load"), ("tarfile", "open"),
          ("shutil", "unpack_archive"), ("pandas", "read_pickle"), ("importlib", "import_module")}  # fmt: skip
 KEYWORDS = {"trust_remote_code", "allow_pickle", "shell"}
