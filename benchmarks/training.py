@@ -358,5 +358,8 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
 
     name = f"SFT step, {batch} samples of mixed length"
     row = Row(name, "TRL SFTTrainer", 1.5, checked="loss, 1e-3")
-    row.details = {"tokens of a batch": [[len(r["input_ids"]) for r in rows][:batch]], "data": data.split(":")[0]}
+    row.details = {
+        "tokens of a batch": [[len(r["input_ids"]) for r in rows][:batch]],
+        "data": data.split(":")[0],
+    }
     return in_turn(row, ours, theirs, repeats, lambda a, b: close(a, b, "loss"))
