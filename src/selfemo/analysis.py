@@ -29,6 +29,7 @@ from selfemo.rewards import exact_match, weighted_iou
 from selfemo.seeds import derive, rng
 from selfemo.selfplay import PersonaOf, fit_all, next_prompt, persona_book, sampling_settings
 from selfemo.stopping import StopRequest
+from selfemo.store import write_text
 from selfemo.types import Completion, EmotionDistribution, LabelSet, ParseFailure, Prompt, Sample
 
 ANALYSIS_FILE = "analysis.json"
@@ -250,9 +251,7 @@ def analyse(
                 result["checkpoints"][name] = analyse_checkpoint(
                     run, name, prompts, persona_of, on_done
                 )
-            staging = folder / f"{ANALYSIS_FILE}.tmp"
-            staging.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            staging.replace(folder / ANALYSIS_FILE)
+            write_text(folder / ANALYSIS_FILE, json.dumps(result, indent=1) + "\n")
     finally:
         run.close()
     return result

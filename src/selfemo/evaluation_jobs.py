@@ -21,7 +21,7 @@ from typing import Any
 
 from selfemo import __version__
 from selfemo.config import Config, load
-from selfemo.errors import ConfigError, DataError, StoreError
+from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation import (
     UNION,
     Comparison,
@@ -50,7 +50,14 @@ from selfemo.pipeline import (
 from selfemo.progress import Reporter
 from selfemo.prompts import FORMAT_VERSION, messages
 from selfemo.stopping import StopRequest
-from selfemo.store import STORE_FILE, Store, lock_folder, read_distribution
+from selfemo.store import (
+    STORE_FILE,
+    Store,
+    lock_folder,
+    read_distribution,
+    write_rows,
+    write_text,
+)
 from selfemo.types import LabelSet, Prompt
 
 NAME = "evaluate"
@@ -263,9 +270,7 @@ def evaluate_model(
             }
             result = Evaluation(about, scores, average(store, NAME, labels, config), comparison)
             if out is not None:
-                staging = out / (SCORES_FILE + ".tmp")
-                staging.write_text(json.dumps(result.as_dict(), indent=1))
-                staging.replace(out / SCORES_FILE)
+                write_text(out / SCORES_FILE, json.dumps(result.as_dict(), indent=1))
                 _write_parquet(store, labels, out / PREDICTIONS_FILE, reporter)
             return result
         finally:
@@ -319,11 +324,6 @@ def _write_parquet(
 ) -> None:
     """One row an utterance: ids, top emotions ("(failed)" where there is none), both distributions as
     JSON, failure kind, R1, and the completion's text."""
-    try:
-        import polars as pl
-    except ImportError:
-        reporter.say(f"no {path.name}: it needs polars (pip install 'selfemo[parquet]')")
-        return
     rows = []
     for r in prediction_rows(store, NAME):
         label_set = labels[r["dataset"]]
@@ -344,13 +344,7 @@ def _write_parquet(
                 "text": r["text"],
             }
         )
-    frame = pl.DataFrame(rows, infer_schema_length=None).sort("dataset", "conversation", "turn")
-    staging = path.with_name(path.name + ".tmp")
-    try:
-        frame.write_parquet(staging)
-        staging.replace(path)
-    except OSError as e:
-        raise DataError(f"cannot be written: {e.strerror or e}", path) from e
+    write_rows(path, rows, ("dataset", "conversation", "turn"), reporter.say)
 
 
 def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]]:

@@ -46,7 +46,7 @@ from selfemo.pipeline import (
 )
 from selfemo.progress import Reporter
 from selfemo.stopping import StopRequest
-from selfemo.store import STORE_FILE, Store, lock_folder
+from selfemo.store import STORE_FILE, Store, lock_folder, write_text
 from selfemo.summary import SUMMARY_FILE, finish
 from selfemo.tables import published, render
 
@@ -529,6 +529,4 @@ def _write(out: Path, result: Mapping[str, Any]) -> None:
                         more = [*against["difference"], against["p_value"]] if against else [""] * 4
                         ends = ["" if v is None else v for v in value]
                         writer.writerow([arm["name"], run["seed"], d, m, *ends, *more])
-    staging = out / "ablation.json.tmp"
-    staging.write_text(json.dumps(result, indent=1))
-    staging.replace(out / "ablation.json")
+    write_text(out / "ablation.json", json.dumps(result, indent=1))

@@ -39,7 +39,7 @@ from selfemo.pipeline import load_conversations, settings_for
 from selfemo.progress import Reporter
 from selfemo.seeds import rng
 from selfemo.stopping import StopRequest
-from selfemo.store import Store
+from selfemo.store import Store, write_rows, write_text
 from selfemo.types import Completion, EmotionDistribution, Prompt
 
 JUDGE_FILE, JUDGEMENTS_FILE = "judge.json", "judgements.parquet"
@@ -203,10 +203,9 @@ def judge_models(
         "judges": {j.name: {"model": j.model, **asked[j.name][0].as_dict()} for j in judges},
         "kinds": {k: summarise(pairs, k, names, verdicts(k)) for k in KINDS},
     }
-    staging = out / (JUDGE_FILE + ".tmp")
-    staging.write_text(json.dumps(result, indent=1))
-    staging.replace(out / JUDGE_FILE)
-    _write_parquet(rows, out / JUDGEMENTS_FILE, reporter)
+    write_text(out / JUDGE_FILE, json.dumps(result, indent=1))
+    order = ("prompt", "kind", "judge", "order")
+    write_rows(out / JUDGEMENTS_FILE, rows, order, reporter.say)
     return result
 
 
@@ -284,21 +283,3 @@ def _row(pair: Pair, kind: Kind, order: str, judge: str, given: Judgement) -> di
         "verdict": given.verdict,
         "winner": winner(given.verdict, order),
     }
-
-
-def _write_parquet(rows: list[dict[str, Any]], path: Path, reporter: Reporter) -> None:
-    """The judgements in order of prompt, kind, judge and order."""
-    try:
-        import polars as pl
-    except ImportError:
-        reporter.say(f"no {path.name}: it needs polars (pip install 'selfemo[parquet]')")
-        return
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    if rows:
-        frame = frame.sort("prompt", "kind", "judge", "order")
-    staging = path.with_name(path.name + ".tmp")
-    try:
-        frame.write_parquet(staging)
-        staging.replace(path)
-    except OSError as e:
-        raise DataError(f"cannot be written: {e.strerror or e}", path) from e

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -161,6 +161,29 @@ def write_text(path: Path, text: str) -> None:
         raise StoreError(
             f"{path}: cannot be written ({e.strerror or e}); what it held before is kept"
         ) from e
+
+
+def write_rows(
+    path: Path, rows: Sequence[Mapping[str, Any]], sort: Sequence[str], say: Callable[[str], None]
+) -> None:
+    """Write rows as Parquet in the order of some columns; without polars, say so and write nothing.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        import polars as pl
+    except ImportError:
+        say(f"no {path.name}: it needs polars (pip install 'selfemo[parquet]')")
+        return
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    staging = path.with_name(path.name + ".tmp")
+    try:
+        (frame.sort(sort) if rows else frame).write_parquet(staging)
+        staging.replace(path)
+    except OSError as e:
+        staging.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written ({e.strerror or e})") from e
 
 
 class Store:
