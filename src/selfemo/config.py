@@ -228,6 +228,7 @@ class SaveConfig(_Section):
     """States of the stage in hand that are kept: where the last one turns out damaged, the one before it
     is gone on from. Each holds weights and optimiser, three times the trained parameters."""
     keep_stage_checkpoints: bool = True
+    """Whether the policy after RL (iteration-i-rl) stays once the iteration's own model is evaluated."""
 
 
 class Config(_Section):

@@ -390,6 +390,9 @@ class Run:
             for begun in self.store.rows("SELECT name FROM stages WHERE status = 'running'"):
                 self.store.forget(begun["name"])
             self.store.set_stage(rows[-1]["name"], "running")
+            before = rows[-1]["name"].removesuffix("-refit") + "-rl"
+            if self.store.stage(before) and not (self.folder / "checkpoints" / before).exists():
+                self.store.set_stage(before, "running")  # pruned: what the refit begins with
 
     def _remove_unfinished(self) -> None:
         """Delete what a killed process was writing: half checkpoints, half training states."""
@@ -661,6 +664,8 @@ def evolve(
             after_rl = run.rl(originals, train, checkpoint, i)
             checkpoint = run.refit(after_rl, i)
             run.evaluate(held, checkpoint)
+            if not run.config.save.keep_stage_checkpoints:
+                shutil.rmtree(run.folder / "checkpoints" / after_rl, ignore_errors=True)
         run._release()
     except BaseException:
         run.close()

@@ -154,6 +154,24 @@ def test_a_damaged_checkpoint_is_made_again(
     assert "stage cold-start is done again" in resumed(folder, whole)
 
 
+def test_a_run_that_prunes_ends_the_same_and_makes_a_damaged_model_again(
+    whole: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    config = settings(tiny_model, data, *SHORT, "save.keep_stage_checkpoints=false")
+    evolve(folder, config, Quiet()).close()
+
+    def kept(run: Path) -> set[str]:
+        return {p.name for p in (run / "checkpoints").iterdir()}
+
+    assert kept(folder) == {"cold-start", "iteration-1"} == kept(whole) - {"iteration-1-rl"}
+    assert content(folder) == content(whole)
+    os.truncate(folder / "checkpoints/iteration-1/model.safetensors", 1000)
+    # The refit begins with the policy that was pruned, so the RL stage is done again too.
+    assert "stage iteration-1-refit is done again" in resumed(folder, whole)
+    assert kept(folder) == {"cold-start", "iteration-1"}
+
+
 def damaged_page(store: Path) -> None:
     """Random bytes over a page of the table tree in the middle of the file."""
     db = sqlite3.connect(store)
