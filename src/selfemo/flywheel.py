@@ -155,28 +155,70 @@ def rl_stage(
             key=(stage, round_),
         )
         measures = _update(engine, fitted, turns, config, plan, round_, scale(round_))
-        with store.transaction():
-            store.add_prompts(drawn, stage, round_)
-            store.skip(whole.keys() - {f.prompt.id for f in fitted})
-            kept = 0
-            for turn in turns:
-                store.add_group(turn.group, stage, round_, iteration, turn.best, turn.verdict)
-                if turn.verdict == PASS:
-                    kept += _keep(turn, persona_of, config, store, stage, round_, iteration)
-            record = {
-                "iteration": iteration,
-                "lambda": lam,
-                **_group_measures(turns),
-                **measures,
-                "kept": kept,
-                "lengths": lengths,
-            }
-            if watch:
-                watch(round_, record)
-            store.add_metrics(stage, round_, record)
+        record = record_round(
+            store,
+            drawn,
+            turns,
+            persona_of,
+            config,
+            stage=stage,
+            round_=round_,
+            iteration=iteration,
+            lam=lam,
+            measures=measures,
+            lengths=lengths,
+            watch=watch,
+        )
         if on_round:
             on_round(round_, plan, record)
     return stage_counts(store, stage)
+
+
+def record_round(
+    store: Store,
+    drawn: Sequence[Prompt],
+    turns: Sequence[Turn],
+    persona_of: PersonaOf,
+    config: Config,
+    *,
+    stage: str,
+    round_: int,
+    iteration: int,
+    lam: float,
+    measures: dict[str, Any],
+    lengths: dict[str, int],
+    watch: Callable[[int, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Put a round into the store as one transaction; returns its metrics.
+
+    Args:
+        drawn: the prompts of the round; those without a turn are marked as skipped.
+        turns: the scored groups; each that passed leaves an SFT sample and its next prompt.
+        measures: what the engine says of the update.
+        lengths: what the length limit did to the prompts.
+        watch: called with the metrics before they are stored; it may add to them.
+    """
+    played = {t.group.prompt.id for t in turns}
+    with store.transaction():
+        store.add_prompts(drawn, stage, round_)
+        store.skip(p.id for p in drawn if p.id not in played)
+        kept = 0
+        for turn in turns:
+            store.add_group(turn.group, stage, round_, iteration, turn.best, turn.verdict)
+            if turn.verdict == PASS:
+                kept += _keep(turn, persona_of, config, store, stage, round_, iteration)
+        record = {
+            "iteration": iteration,
+            "lambda": lam,
+            **_group_measures(turns),
+            **measures,
+            "kept": kept,
+            "lengths": lengths,
+        }
+        if watch:
+            watch(round_, record)
+        store.add_metrics(stage, round_, record)
+    return record
 
 
 def stage_counts(store: Store, stage: str) -> dict[str, int]:

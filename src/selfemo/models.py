@@ -158,8 +158,88 @@ def resolve(model_id: str) -> str:
     return model_id
 
 
+class _Speaks:
+    """What a tokenizer alone can do: write a chat as token ids, read ids as text."""
+
+    tokenizer: Any
+    _special: re.Pattern[str] | None
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        raise NotImplementedError
+
+    def defused(self, text: str) -> str:
+        """`text` with a blank inside whatever the tokenizer would read as one of its special tokens."""
+        if self._special is None:
+            names = {t.content for t in self.tokenizer.added_tokens_decoder.values()}
+            # One of a single character, or of white space, is no mark that a role could start with.
+            marks = sorted((n for n in names if len(n) > 1 and not n.isspace()), key=len)
+            self._special = re.compile("|".join(map(re.escape, reversed(marks))) or r"(?!)")
+        while (apart := self._special.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)) != text:
+            text = apart  # two that overlap are parted one after the other
+        return text
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a chat up to where the assistant's completion starts.
+
+        What is said in it cannot speak as a role: special tokens come from the template alone.
+        """
+        messages = [{**m, "content": self.defused(m["content"])} for m in messages]
+        if getattr(self.tokenizer, "chat_template", None):
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        else:
+            text = "\n\n".join(m["content"] for m in messages) + "\n\n"
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        kept = [i for i in ids if i not in self.end_ids]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+
 @dataclass
-class Policy:
+class ChatTokenizer(_Speaks):
+    """The tokenizer of a model without its weights."""
+
+    tokenizer: Any
+    generation_config: Any = None
+    _special: re.Pattern[str] | None = field(default=None, repr=False)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        return _end_ids(self.tokenizer, self.generation_config)
+
+    @staticmethod
+    def load(model_id: str) -> ChatTokenizer:
+        """That of a model id, folder or hub id.
+
+        Raises:
+            EngineError: there is no such model, or no tokenizer with it.
+        """
+        from transformers import AutoTokenizer, GenerationConfig
+
+        path = resolve(model_id)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as e:
+            raise EngineError(f"{model_id}: its tokenizer cannot be loaded: {e}") from e
+        try:
+            return ChatTokenizer(tokenizer, GenerationConfig.from_pretrained(path))
+        except OSError:
+            return ChatTokenizer(tokenizer)
+
+
+def _end_ids(tokenizer: Any, generation_config: Any) -> frozenset[int]:
+    """The tokens that end a completion: the tokenizer's and those of the generation settings."""
+    ids: set[int] = set()
+    for value in (getattr(generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        ids.update(value if isinstance(value, Sequence) else [] if value is None else [value])
+    return frozenset(ids)
+
+
+@dataclass
+class Policy(_Speaks):
     """A causal language model with its tokenizer, on one device.
 
     `model` is what trains (a PEFT wrapper under LoRA); `core` is the transformers model inside it.
@@ -204,11 +284,7 @@ class Policy:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        ids: set[int] = set()
-        config = getattr(self.core, "generation_config", None)
-        for value in (getattr(config, "eos_token_id", None), self.tokenizer.eos_token_id):
-            ids.update(value if isinstance(value, Sequence) else [] if value is None else [value])
-        return frozenset(ids)
+        return _end_ids(self.tokenizer, getattr(self.core, "generation_config", None))
 
     def hidden(self, rows: Any, cache: Any = None) -> torch.Tensor:
         """(b, s, d) last hidden states of packed rows, each token seeing its ancestors alone."""
@@ -238,40 +314,11 @@ class Policy:
             self._line_ends = np.array([t.count("\n") for t in texts])
         return self._line_ends
 
-    def defused(self, text: str) -> str:
-        """`text` with a blank inside whatever the tokenizer would read as one of its special tokens."""
-        if self._special is None:
-            names = {t.content for t in self.tokenizer.added_tokens_decoder.values()}
-            # One of a single character, or of white space, is no mark that a role could start with.
-            marks = sorted((n for n in names if len(n) > 1 and not n.isspace()), key=len)
-            self._special = re.compile("|".join(map(re.escape, reversed(marks))) or r"(?!)")
-        while (apart := self._special.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)) != text:
-            text = apart  # two that overlap are parted one after the other
-        return text
-
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a chat up to where the assistant's completion starts.
-
-        What is said in it cannot speak as a role: special tokens come from the template alone.
-        """
-        messages = [{**m, "content": self.defused(m["content"])} for m in messages]
-        if getattr(self.tokenizer, "chat_template", None):
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        else:
-            text = "\n\n".join(m["content"] for m in messages) + "\n\n"
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
     def encode_completion(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a completion, closed by the end token, with each token's characters."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded.input_ids), [tuple(o) for o in encoded.offset_mapping]
         return [*ids, self.tokenizer.eos_token_id], [*offsets, (len(text), len(text))]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        kept = [i for i in ids if i not in self.end_ids]
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
 
 def pick_device(name: str) -> torch.device:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,11 +28,12 @@ import torch
 
 from selfemo import losses
 from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
+from selfemo.engines.checkpoints import seal_checkpoint
 from selfemo.errors import EngineError, MissingExtraError, NotFiniteError
 from selfemo.generation.local import LocalGenerator
 from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.guards import NOT_FINITE
-from selfemo.models import CHECKSUMS, Policy, load_policy, sha256
+from selfemo.models import Policy, load_policy, sha256
 from selfemo.packing import Pack, bins, group_by_key, micro_batches, pack
 from selfemo.store import sync, write_text
 from selfemo.training import RlItem, SftItem
@@ -395,14 +395,7 @@ class LocalEngine:
         try:
             self._mergeable().save_pretrained(staging)
             self.policy.tokenizer.save_pretrained(staging)
-            sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
-            (staging / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-            for file in staging.iterdir():
-                sync(file)
-            if folder.exists():
-                shutil.rmtree(folder)
-            staging.rename(folder)
-            sync(folder.parent)
+            seal_checkpoint(staging, folder)
         except Exception as e:
             # safetensors reports a full disk with an error of its own, not with OSError.
             if not isinstance(e, OSError) and "afetensor" not in type(e).__name__:
