@@ -70,6 +70,42 @@ ModelName = Annotated[
 ]
 
 
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", help="local (one device) or verl (a cluster of GPUs); --set engine=."),
+]
+ShowPlan = Annotated[
+    bool, typer.Option("--dry-run", help="Show what verl would be told to run; run nothing.")
+]
+
+
+def _with_engine(overrides: list[str] | None, engine: str | None) -> list[str]:
+    return [*(overrides or []), *([f"engine={engine}"] if engine else [])]
+
+
+def _show_plan(config: Config, model: str, folder: Path) -> None:
+    """The launches of an RL stage with verl, their commands ready for a shell."""
+    import shlex
+
+    from selfemo.engines.verl import plan
+    from selfemo.errors import ConfigError
+
+    if config.engine != "verl":
+        raise ConfigError("--dry-run shows what verl would run; add --engine verl")
+    found = plan(config, model, folder)
+    for i, wave in enumerate(found["waves"]):
+        first, last = wave["steps"]
+        typer.echo(
+            f"# wave {i}: steps {first} to {last}, {wave['prompts']} prompts, of them at most "
+            f"{wave['synthetic_at_most']} of self-play"
+        )
+        typer.echo(" \\\n  ".join(map(shlex.quote, wave["command"])) + "\n")
+    typer.echo(
+        f"# {found['gpus']} GPUs, {found['prompts']} prompts, {found['completions']} completions, "
+        f"{found['rounds']} rounds, {found['optimiser_steps']} optimiser steps"
+    )
+
+
 def _config(files: list[Path] | None, overrides: list[str] | None) -> Config:
     from selfemo.config import load
 
@@ -149,6 +185,8 @@ def evolve(
     overrides: Overrides = None,
     out: Out = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    engine: EngineName = None,
+    dry_run: ShowPlan = False,
     as_json: AsJson = False,
 ) -> None:
     """Cold start, then iterations of self-play with SELF-GRPO and the data flywheel (algorithm 1)."""
@@ -159,16 +197,19 @@ def evolve(
     from selfemo.summary import finish
 
     if resume is not None:
-        if config or out:
+        if config or out or engine or dry_run:
             raise ConfigError(
-                "--resume takes its settings from the run; leave out --config and --out"
+                "--resume takes its settings from the run; leave out --config, --out, --engine, --dry-run"
             )
         folder, settings = resume, None
         if overrides:
             extend_run(resume, overrides)
     else:
-        settings = _config(config, overrides)
+        settings = _config(config, _with_engine(overrides, engine))
         folder = out or new_run_folder()
+        if dry_run:
+            _show_plan(settings, settings.model.id, folder)
+            return
     reporter = _reporter()
     reporter.say(f"run folder: {folder}")
     stop = StopRequest()
@@ -207,11 +248,33 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder; the model goes to checkpoints/.")],
     config: Configs = None,
     overrides: Overrides = None,
+    engine: EngineName = None,
+    dry_run: ShowPlan = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the stage that --out holds.")
+    ] = False,
 ) -> None:
     """SELF-GRPO alone, with self-play, from a model that already writes the format."""
+    from selfemo.errors import ConfigError
+    from selfemo.pipeline import find_checkpoint
     from selfemo.standalone import train_alone
+    from selfemo.stopping import Stopped, StopRequest
 
-    counts = train_alone(model, out, _config(config, overrides), _reporter())
+    settings = None
+    if not resume:
+        settings = _config(config, _with_engine(overrides, engine))
+    elif config or overrides or engine or dry_run:
+        raise ConfigError("--resume takes its settings from the run; leave out the others")
+    if dry_run and settings is not None:
+        _show_plan(settings, find_checkpoint(model), out)
+        return
+    reporter, stop = _reporter(), StopRequest()
+    try:
+        with stop.on_signals(reporter.say):
+            counts = train_alone(model, out, settings, reporter, stop)
+    except (Stopped, KeyboardInterrupt):
+        reporter.say(f"stopped; go on with: selfemo train {model} --out {out} --resume")
+        raise typer.Exit(130) from None
     typer.echo(f"{out}: {json.dumps(counts)}")
 
 

@@ -231,10 +231,37 @@ class SaveConfig(_Section):
     """Whether the policy after RL (iteration-i-rl) stays once the iteration's own model is evaluated."""
 
 
+class ClusterConfig(_Section):
+    """What verl is told beyond the settings of all engines (engine = "verl"); defaults are table 12's."""
+
+    nodes: Positive = 1
+    gpus_per_node: Positive = 8
+    address: str = ""
+    """Address of a running Ray cluster ("auto": the one of this node); empty starts one on this node."""
+    rollout: Literal["vllm", "sglang"] = "vllm"
+    tensor_parallel: Positive = 8
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
+    max_batched_tokens: Positive = 12400
+    micro_batch_per_gpu: Positive = 16
+    """Sequences of one micro-batch on a GPU."""
+    offload_reference: bool = True
+    offload_policy: bool = False
+    """Keep the policy's weights and optimiser in CPU memory while completions are sampled."""
+    test_every: Annotated[int, Field(ge=0)] = 10
+    """RL rounds between two tests on held-out prompts; 0 for none."""
+    save_every: Positive = 480
+    """RL rounds between two states that a stage goes on from; one more stands at the end of each wave."""
+    reward_workers: Positive = 8
+    overrides: tuple[str, ...] = ()
+    """Further Hydra overrides of verl's own configuration; the last word."""
+
+
 class Config(_Section):
     """All settings of a run."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    engine: Literal["local", "verl"] = "local"
+    """What trains: this process on one device, or verl on a cluster of GPUs (docs/cluster.md)."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
@@ -248,6 +275,7 @@ class Config(_Section):
     evaluation: EvalConfig = EvalConfig()
     guard: GuardConfig = GuardConfig()
     save: SaveConfig = SaveConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Config:

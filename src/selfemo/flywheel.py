@@ -95,20 +95,25 @@ class PromptQueue:
         self._after = 0
         self._order: tuple[int, np.ndarray] | None = None
 
-    def draw(self, n: int) -> list[Prompt]:
-        """The next n prompts; fewer where there are no originals. Each is drawn once."""
-        limit = round(self.config.selfplay.synthetic_share * n)
-        synthetic, self._after = self.store.pending(limit, self._after)
+    def draw(self, n: int, synthetic: int | None = None) -> list[Prompt]:
+        """The next n prompts; fewer where there are no originals. Each is drawn once.
+
+        Args:
+            synthetic: at most so many of them of self-play; None takes their share of n.
+        """
+        share = self.config.selfplay.synthetic_share
+        limit = round(share * n) if synthetic is None else min(n, synthetic)
+        pending, self._after = self.store.pending(limit, self._after)
         chosen: list[Prompt] = []
-        while self.originals and len(chosen) < n - len(synthetic):
+        while self.originals and len(chosen) < n - len(pending):
             epoch, position = divmod(self._used, len(self.originals))
             if self._order is None or self._order[0] != epoch:
                 generator = rng(self.config.seed, "original prompts", epoch)
                 self._order = epoch, generator.permutation(len(self.originals))
-            take = self._order[1][position : position + n - len(synthetic) - len(chosen)]
+            take = self._order[1][position : position + n - len(pending) - len(chosen)]
             chosen.extend(self.originals[k] for k in take)
             self._used += len(take)
-        return [*synthetic, *chosen]
+        return [*pending, *chosen]
 
 
 def rl_stage(

@@ -229,6 +229,18 @@ class _TrainingState:
             if int(file.stem.removeprefix("step-")) not in kept:
                 file.unlink()
 
+    def after_elsewhere(self, done: int) -> None:
+        """Act on alarms of a round that another process took; it keeps states of its own.
+
+        Raises:
+            GuardError: an alarm stops the stage.
+        """
+        action = decide(self.found, self.run.config.guard)
+        for alarm in self.found:
+            self.run.reporter.say(f"{self.stage}, step {done}: {alarm.reason} ({action})")
+        if action == "stop":
+            raise self._stopped(self.found, "the last state of the engine is kept")
+
     def _record(self, step: int) -> None:
         info = {"rollbacks": self.rollbacks} if self.rollbacks else {}
         self.run.store.set_stage(self.stage, "running", step=step, info=info)
@@ -470,18 +482,79 @@ class Run:
         def attempt(state: _TrainingState) -> dict[str, Any]:
             samples, source = cold_start_samples(train, config)
             engine = state.open(lambda: self._begin(START, config.sft))
-            with self.store.transaction():
-                self.store.add_prompts([p for p, _ in samples], COLD, 0)
-                for p, c in samples:
-                    add_sample(
-                        self.store, p, c, 1.0, stage=COLD, step=0, iteration=0, source=source
-                    )
+            self._add_cold(samples, source)
             info = self._sft(engine, state, config.sft, config.sft.epochs, 1.0)
             self.save(engine, COLD)
-            (kept,) = self.store.rows("SELECT count(*) FROM samples WHERE stage = ?", COLD)
-            return {**info, "duplicates": len(samples) - kept[0]}
+            return info | self._cold_duplicates(samples)
 
-        self.stage(COLD, lambda: self._train(COLD, attempt), COLD)
+        def on_cluster() -> dict[str, Any]:
+            samples, source = cold_start_samples(train, config)
+            self.store.rewind(COLD, self.cluster().done(COLD))
+            self._add_cold(samples, source)
+            if config.sft.epochs:
+                info = self._sft_on_cluster(START, COLD, COLD, config.sft, config.sft.epochs, 1.0)
+            else:
+                self.save(self.training_engine(START), COLD)
+                info = {"samples": 0, "steps": 0}
+            return info | self._cold_duplicates(samples)
+
+        work = on_cluster if config.engine == "verl" else lambda: self._train(COLD, attempt)
+        self.stage(COLD, work, COLD)
+
+    def _add_cold(self, samples: Sequence[tuple[Prompt, Completion]], source: str) -> None:
+        with self.store.transaction():
+            self.store.add_prompts([p for p, _ in samples], COLD, 0)
+            for p, c in samples:
+                add_sample(self.store, p, c, 1.0, stage=COLD, step=0, iteration=0, source=source)
+
+    def _cold_duplicates(self, samples: Sequence[Any]) -> dict[str, int]:
+        (kept,) = self.store.rows("SELECT count(*) FROM samples WHERE stage = ?", COLD)
+        return {"duplicates": len(samples) - kept[0]}
+
+    def _sft_set(self, stage: str, replay: float, iteration: int) -> list[tuple[Any, Prompt]]:
+        """The SFT set in the store: all of `iteration`'s samples, `replay` of the others."""
+        return [
+            (row, prompt)
+            for row, prompt in self.store.samples()
+            if row["iteration"] == iteration
+            or replay >= 1
+            or rng(self.config.seed, stage, "replay", row["id"]).random() < replay
+        ]
+
+    def cluster(self) -> Any:
+        """The cluster engine; what this process holds of a model is let go before."""
+        from selfemo.engines.verl import VerlEngine
+
+        self._release()
+        return VerlEngine(self.config, self.store, self.folder, self.reporter, self.stop)
+
+    def _model(self, checkpoint: str) -> str:
+        """What another process loads for a checkpoint name: the configured id, or the folder."""
+        if checkpoint == START:
+            return self.config.model.id
+        from selfemo.models import verify_checkpoint
+
+        path = self.folder / "checkpoints" / checkpoint
+        verify_checkpoint(path)
+        return str(path)
+
+    def _sft_on_cluster(
+        self,
+        start: str,
+        stage: str,
+        name: str,
+        sft: SftConfig,
+        epochs: int,
+        replay: float,
+        iteration: int = 0,
+    ) -> dict[str, Any]:
+        """`_sft` by the cluster engine; the result is the checkpoint `name`."""
+        chosen = [(p, r["completion"]) for r, p in self._sft_set(stage, replay, iteration)]
+        target = self.folder / "checkpoints" / name
+        info: dict[str, Any] = self.cluster().sft(
+            chosen, self._model(start), stage, sft, epochs, target
+        )
+        return info
 
     def _sft(
         self,
@@ -492,15 +565,9 @@ class Run:
         replay: float,
         iteration: int = 0,
     ) -> dict[str, Any]:
-        """Train on the SFT set in the store: all of `iteration`'s samples, `replay` of the others."""
+        """Train on `_sft_set`."""
         config, stage = self.config, state.stage
-        chosen = [
-            (row, prompt)
-            for row, prompt in self.store.samples()
-            if row["iteration"] == iteration
-            or replay >= 1
-            or rng(config.seed, stage, "replay", row["id"]).random() < replay
-        ]
+        chosen = self._sft_set(stage, replay, iteration)
         counts: dict[str, int] = {}
         fitted = {f.prompt.id: f for f in fit_all([p for _, p in chosen], engine, config, counts)}
         items: list[SftItem] = [
@@ -554,9 +621,18 @@ class Run:
         return engine
 
     def rl(
-        self, prompts: Sequence[Prompt], conversations: Sequence[Conversation], start: str, i: int
+        self,
+        prompts: Sequence[Prompt],
+        conversations: Sequence[Conversation],
+        held: Sequence[Conversation],
+        start: str,
+        i: int,
     ) -> str:
-        """Step (a) of algorithm 1; returns the checkpoint's name."""
+        """Step (a) of algorithm 1; returns the checkpoint's name.
+
+        Args:
+            held: what a cluster engine tests on between its rounds.
+        """
         name = f"iteration-{i}-rl"
         config = self.config
 
@@ -601,7 +677,30 @@ class Run:
                 counts["originals_too_long"] = left_out
             return counts
 
-        self.stage(name, lambda: self._train(name, attempt), name)
+        def on_cluster() -> dict[str, Any]:
+            state = _TrainingState(self, name)
+            engine = self.cluster()
+
+            def watch(round_: int, record: dict[str, Any]) -> None:
+                if not state.records:  # what earlier processes took, behind the engine's own rewind
+                    state.records = [m for m in self.store.metrics() if m["stage"] == name]
+                state.watch(round_, record)
+
+            counts: dict[str, Any] = engine.rl(
+                prompts,
+                [p for c in held for p in conversation_prompts(c, future=False)],
+                persona_book(conversations),
+                self._model(start),
+                name,
+                i,
+                self.folder / "checkpoints" / name,
+                watch=watch,
+                after=state.after_elsewhere,
+            )
+            return counts | state.report()
+
+        work = on_cluster if config.engine == "verl" else lambda: self._train(name, attempt)
+        self.stage(name, work, name)
         return name
 
     def refit(self, after_rl: str, i: int) -> str:
@@ -614,11 +713,16 @@ class Run:
             keep = fly.refit == "none" or not info["used"]
             base = START if fly.refit == "base" and not keep else after_rl
             if keep:
-                self.save(self.training_engine(base), name)
+                self._keep(base, name)
                 return info | {"refit": "none: the RL policy is kept"}
             sft = config.sft
             if fly.refit_lr is not None:
                 sft = sft.model_copy(update={"lr": fly.refit_lr})
+
+            if config.engine == "verl":
+                return info | self._sft_on_cluster(
+                    base, f"{name}-refit", name, sft, fly.refit_epochs, fly.replay, i
+                )
 
             def attempt(state: _TrainingState) -> dict[str, Any]:
                 engine = state.open(lambda: self._begin(base, sft))
@@ -630,6 +734,18 @@ class Run:
 
         self.stage(f"{name}-refit", work, name)
         return name
+
+    def _keep(self, base: str, name: str) -> None:
+        """Have the checkpoint `base` be the checkpoint `name` too."""
+        if self.config.engine == "local":
+            self.save(self.training_engine(base), name)
+            return
+        folder = self.folder / "checkpoints"
+        staging = folder / f".{name}-copy"
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(folder / base, staging, copy_function=_link)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        staging.rename(folder / name)
 
 
 def evaluation_name(checkpoint: str) -> str:
@@ -661,7 +777,7 @@ def evolve(
         run.evaluate(held, COLD)
         checkpoint = COLD
         for i in range(1, run.config.flywheel.iterations + 1):
-            after_rl = run.rl(originals, train, checkpoint, i)
+            after_rl = run.rl(originals, train, held, checkpoint, i)
             checkpoint = run.refit(after_rl, i)
             run.evaluate(held, checkpoint)
             if not run.config.save.keep_stage_checkpoints:

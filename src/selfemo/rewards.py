@@ -45,6 +45,18 @@ def exact_match(
     return float(predicted is not None and predicted.top(labels) == target.top(labels))
 
 
+def primary_reward(
+    predicted: EmotionDistribution | None,
+    target: EmotionDistribution,
+    labels: LabelSet,
+    kind: str = "iou",
+) -> float:
+    """R1 as configured: weighted IoU ("iou"), or the exact match of fig. 5a ("exact")."""
+    if kind == "iou":
+        return weighted_iou(predicted, target)
+    return exact_match(predicted, target, labels)
+
+
 def weights(group: Sequence[EmotionDistribution | None], labels: LabelSet) -> np.ndarray:
     """(G, K) weights in the order of the label set; zeros where a completion failed."""
     return np.array(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from selfemo.config import Config, GrpoConfig, RewardConfig
 from selfemo.gate import PASS, gate
 from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.parsing import parse
 from selfemo.prompts import Fitted, fit
-from selfemo.rewards import consensus, exact_match, weighted_iou
+from selfemo.rewards import consensus, primary_reward
 from selfemo.seeds import derive
 from selfemo.self_grpo import advantages
 from selfemo.store import Store
@@ -61,10 +62,7 @@ def score_group(
         raise ValueError(f"prompt {prompt.id} has no target emotion to score against")
     parsed = [parse(s.text, prompt.label_set, finished=s.finished) for s in samples]
     predicted = [p.emotion if isinstance(p, Completion) else None for p in parsed]
-    if reward.primary == "iou":
-        r1 = [weighted_iou(p, prompt.target) for p in predicted]
-    else:
-        r1 = [exact_match(p, prompt.target, prompt.label_set) for p in predicted]
+    r1 = [primary_reward(p, prompt.target, prompt.label_set, reward.primary) for p in predicted]
     r2 = consensus(predicted, prompt.label_set, weighted=reward.secondary == "weighted")
     adv = advantages(r1, r2, lam, eps=grpo.eps, ddof=grpo.ddof)
     rollouts = zip(samples, parsed, r1, r2, adv.tolist(), strict=True)
@@ -108,8 +106,14 @@ def next_prompt(
     )
 
 
+class ChatEncoder(Protocol):
+    """The part of an engine that counts a prompt's tokens."""
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]: ...
+
+
 def fit_all(
-    prompts: Sequence[Prompt], engine: Engine, config: Config, counts: dict[str, int]
+    prompts: Sequence[Prompt], engine: ChatEncoder, config: Config, counts: dict[str, int]
 ) -> list[Fitted]:
     """Prompts inside the length limit; those that cannot be are left out and counted.
 

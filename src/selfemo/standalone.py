@@ -26,7 +26,9 @@ from selfemo.progress import Reporter
 from selfemo.prompts import conversation_prompts
 from selfemo.seeds import rng
 from selfemo.selfplay import persona_book, play_episodes
+from selfemo.stopping import StopRequest
 from selfemo.store import STORE_FILE, Store
+from selfemo.types import Conversation
 
 
 def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
@@ -45,15 +47,32 @@ def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
         run.close()
 
 
-def train_alone(model: str, out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
-    """SELF-GRPO from a model; the policy goes to OUT/checkpoints/iteration-1-rl."""
-    checkpoint = find_checkpoint(model)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"id": checkpoint})})
-    run = Run(out, config, reporter)
+def train_alone(
+    model: str,
+    out: Path,
+    config: Config | None,
+    reporter: Reporter,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """SELF-GRPO from a model; the policy goes to OUT/checkpoints/iteration-1-rl.
+
+    Args:
+        config: None goes on with the stage that OUT holds.
+    """
+    if config is not None:
+        own = config.model.model_copy(update={"id": find_checkpoint(model)})
+        config = config.model_copy(update={"model": own})
+    run = Run(out, config, reporter, stop)
+    config = run.config
     try:
-        train = training_conversations(load_conversations(config), config)
+        conversations = load_conversations(config)
+        train = training_conversations(conversations, config)
         originals = [p for c in train for p in conversation_prompts(c, future=True)]
-        name = run.rl(originals, train, START, 1)
+        held: list[Conversation] = []
+        if config.engine == "verl":
+            limit = config.data.eval_conversations
+            held = held_out(conversations, config.data.eval_split, limit, 0)
+        name = run.rl(originals, train, held, START, 1)
         row = run.store.stage(name)
         assert row is not None
         return dict(json.loads(row["info"]))

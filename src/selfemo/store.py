@@ -413,6 +413,15 @@ class Store:
         )
         return int(found[0][0])
 
+    def drawn_synthetic(self, stage: str) -> int:
+        """How many prompts of self-play a stage has sampled for."""
+        found = self.rows(
+            "SELECT count(*) FROM rollouts r JOIN prompts p ON p.id = r.prompt "
+            "WHERE r.stage = ? AND p.parent IS NOT NULL AND r.member = 0",
+            stage,
+        )
+        return int(found[0][0])
+
     # -- rollouts and samples ---------------------------------------------------------------------
 
     def add_group(

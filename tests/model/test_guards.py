@@ -73,7 +73,7 @@ def cold(run: Run) -> dict:
 def rl(run: Run) -> dict:
     """The RL stage from the untrained model (kl_coef and rates as configured)."""
     train = training_conversations(load_conversations(run.config), run.config)
-    run.rl([p for c in train for p in conversation_prompts(c, future=True)], train, "start", 1)
+    run.rl([p for c in train for p in conversation_prompts(c, future=True)], train, [], "start", 1)
     return json.loads(run.store.stage("iteration-1-rl")["info"])
 
 
@@ -170,7 +170,7 @@ def test_kl_that_explodes_is_rolled_back_and_in_the_end_stopped(
     run.cold_start(train)
     prompts = [p for c in train for p in conversation_prompts(c, future=True)]
     with pytest.raises(GuardError, match=r"KL to the reference is .*rolled back 2 times"):
-        run.rl(prompts, train, "cold-start", 1)
+        run.rl(prompts, train, [], "cold-start", 1)
     row = run.store.stage("iteration-1-rl")
     assert [r["kinds"] for r in json.loads(row["info"])["rollbacks"]] == [["kl"], ["kl"]]
     assert all_finite(run.folder)
