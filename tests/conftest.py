@@ -98,7 +98,7 @@ def build_tiny_model(folder: Path) -> Path:
     )
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-        "{% endfor %}<|im_start|>assistant\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(

@@ -553,3 +553,17 @@ def test_an_altered_checkpoint_is_refused_wherever_it_is_loaded(
     weights.write_bytes(content)
     with pytest.raises(EngineError, match=r"model\.safetensors: missing or altered"):
         load_policy(str(tmp_path / "c"), "cpu")
+
+
+def test_auto_is_bf16_only_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfemo.models import pick_dtype
+
+    cpu = torch.device("cpu")
+    for flags, dtype in (
+        ("flags : avx avx2 fma", "fp32"),
+        ("flags : avx512f avx512_bf16", "bf16"),
+        ("Features : asimd bf16 i8mm", "bf16"),
+    ):
+        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: flags)
+        assert pick_dtype("auto", cpu) == dtype
+        assert pick_dtype("bf16", cpu) == "bf16" and pick_dtype("fp32", cpu) == "fp32"

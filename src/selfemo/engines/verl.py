@@ -401,9 +401,10 @@ def sft_overrides(
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """What each process of verl must find in its environment."""
+    """What each process of verl must find in its environment; modules of the user's own stay in it."""
+    asked = os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(",")
     return {
-        "VERL_USE_EXTERNAL_MODULES": PLUGIN,
+        "VERL_USE_EXTERNAL_MODULES": ",".join(dict.fromkeys([*filter(None, asked), PLUGIN])),
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
     }
 
