@@ -119,6 +119,7 @@ def _one_backend() -> None:
         return begin("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
 
     torch.distributed.init_process_group = init_process_group
+    torch.Tensor.pin_memory = lambda self, *_, **__: self  # there is no device to pin it for
 
 
 def _register() -> None:

@@ -174,8 +174,8 @@ for step in range(done + 1, last + 1):
         task = Task.from_json(row["reward_model"]["ground_truth"])
         prompt = replace(make_prompt(task.prompt, task.target), label_set=task.labels)
         right = task.target.top(task.labels)
-        texts = [f"E: {right}\\nS: joy\\nR: I say {step} to number {n}, gladly.", "E: joy\\nS: fear\\nR: Oh, no.",
-                 "E: anger\\nS: joy\\nR: Stop.", "nonsense"]
+        texts = [f"E: {right}\\nS: joy\\nR: I say {step} to number {n}, gladly.",
+                 "E: joy\\nS: fear\\nR: Oh, no.", "E: anger\\nS: joy\\nR: Stop.", "nonsense"]
         samples = [Sample(t, (1, 2, 3), (-1.0 - i,), (0.5,), True) for i, t in enumerate(texts)]
         group = score_group(prompt, samples, config.reward, config.grpo, lam)
         wrong = float(os.environ.get("WRONG", 0))
@@ -250,7 +250,10 @@ class Train:
     def content(self) -> dict[str, list[tuple]]:
         tables = ("prompts", "rollouts", "samples", "metrics")
         return {
-            t: [tuple(r)[1 if t != "prompts" else 0 :] for r in self.store.rows(f"SELECT * FROM {t}")]
+            t: [
+                tuple(r)[1 if t != "prompts" else 0 :]
+                for r in self.store.rows(f"SELECT * FROM {t}")
+            ]
             for t in tables
         }
 
@@ -291,14 +294,18 @@ def test_a_stage_goes_into_the_store_as_a_local_one(
 
 @pytest.mark.parametrize("deaths", [(1,), (2,), (3,), (4,), (1, 3, 5)])
 def test_a_stage_whose_launches_die_ends_as_one_that_did_not(
-    tiny_model: Path, tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch, deaths: tuple[int, ...]
+    tiny_model: Path,
+    tmp_path: Path,
+    student: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deaths: tuple[int, ...],
 ) -> None:
     whole = Train(small(tiny_model), tmp_path / "whole")
     whole.run()
     torn = Train(small(tiny_model), tmp_path / "torn")
     for step in deaths:
         monkeypatch.setenv("DIE_AFTER", str(step))
-        with pytest.raises(EngineError, match="code 7.*\n(?s:.*)out of memory on GPU 3"):
+        with pytest.raises(EngineError, match=r"code 7[^$]*out of memory on GPU 3"):
             torn.run()
     monkeypatch.delenv("DIE_AFTER")
     torn.run()
@@ -329,7 +336,9 @@ def test_another_advantage_than_ours_stops_the_stage(
 def test_an_orphan_of_a_killed_run_is_ended(tmp_path: Path) -> None:
     code = "import time; time.sleep(60)  # verl.trainer"
     orphan = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
+    )
     try:
         note = tmp_path / "process"
         note.write_text(str(other.pid))

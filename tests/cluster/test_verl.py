@@ -1,0 +1,360 @@
+"""SELF-GRPO inside verl itself: its configuration, registries, loaders and Ray workers, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from selfemo.config import load
+from selfemo.engines import verl as cluster
+from selfemo.models import ChatTokenizer
+from selfemo.rewards import consensus, weighted_iou
+from selfemo.self_grpo import advantages
+from selfemo.selfplay import fit_all
+from selfemo.types import LABEL_SETS, Completion
+from tests.conftest import dist, make_prompt
+
+pytest.importorskip("verl", reason="verl has an environment of its own: make test-verl")
+torch = pytest.importorskip("torch")
+
+MELD = LABEL_SETS["meld"]
+CONFIGS = Path(__file__).parents[2] / "configs"
+PAPER = sorted(CONFIGS.glob("paper_*.toml"))
+
+
+def compose(name: str, overrides: Sequence[str]) -> Any:
+    """verl's own configuration with overrides; a key that does not exist is an error of Hydra's."""
+    import verl
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    folder = Path(verl.__file__).parent / "trainer" / "config"
+    with initialize_config_dir(str(folder), version_base=None):
+        return hydra_compose(name, overrides=[o for o in overrides if not o.startswith("hydra.")])
+
+
+def rl_config(config: Any, model: str = "Qwen/Qwen3-4B", folder: Path = Path("/r/stage")) -> Any:
+    made = cluster.rl_overrides(
+        config, model, folder, train=folder / "t.parquet", held=folder / "h.parquet", last_step=10,
+        rounds=40,
+    )  # fmt: skip
+    return compose("ppo_trainer", made)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.name)
+def test_hydra_composes_the_trainer_of_the_papers_configuration(path: Path) -> None:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    config = load([path])
+    made = rl_config(config)
+    assert made.algorithm.adv_estimator == "self_grpo"
+    assert made.actor_rollout_ref.rollout.response_length == 8192
+    assert need_reference_policy(made) and not need_critic(made)
+    validate_config(made, use_reference_policy=True, use_critic=False)
+    sft = compose(
+        "sft_trainer_engine",
+        cluster.sft_overrides(
+            config, "m", Path("/r"), train=Path("/r/s.parquet"), sft=config.sft, epochs=3
+        ),
+    )
+    assert (sft.data.train_batch_size, sft.trainer.total_epochs) == (64, 3)
+    assert (sft.optim.lr, sft.optim.lr_scheduler_type) == (1e-5, "cosine")
+
+
+def test_a_key_that_verl_does_not_have_is_an_error() -> None:
+    with pytest.raises(Exception, match="no_such_key"):
+        compose("ppo_trainer", ["trainer.no_such_key=1"])
+
+
+# -- estimator ------------------------------------------------------------------------------------
+
+
+def through_verl(
+    r1: Sequence[float],
+    r2: Sequence[float],
+    groups: Sequence[str],
+    lengths: Sequence[int],
+    **own: Any,
+) -> np.ndarray:
+    """(b, s) advantages that verl's own function gives on verl's own data object."""
+    from omegaconf import OmegaConf
+    from tensordict import TensorDict
+    from verl import DataProto
+    from verl.trainer.ppo.ray_trainer import compute_advantage
+
+    from selfemo.integrations.verl import put_rewards
+
+    width = max(lengths)
+    mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
+    data = DataProto(
+        batch=TensorDict(
+            {"token_level_rewards": put_rewards(r1, r2, mask), "response_mask": mask},
+            batch_size=len(groups),
+        ),
+        non_tensor_batch={"uid": np.array(list(groups), dtype=object)},
+    )
+    config = OmegaConf.create({"self_grpo": own})
+    done = compute_advantage(data, adv_estimator="self_grpo", config=config)
+    assert torch.equal(done.batch["advantages"], done.batch["returns"])
+    return done.batch["advantages"].numpy()
+
+
+def test_the_worked_group_of_the_specification() -> None:
+    found = through_verl(
+        (1, 0, 0, 1), (1 / 3, 1 / 3, 2 / 3, 2 / 3), "gggg", (3, 2, 4, 2), lam=0.5, eps=0.0
+    )
+    assert found[:, 0] == pytest.approx([0, -1, 0, 1], abs=1e-6)
+    assert found[2].tolist() == [0, 0, 0, 0] and found[3].tolist() == pytest.approx([1, 1, 0, 0])
+
+
+def test_interleaved_groups_singletons_and_flat_ones() -> None:
+    groups = ["a", "b", "a", "single", "b", "flat", "a", "flat"]
+    r1 = [1.0, 0.2, 0.0, 0.9, 0.7, 0.4, 0.5, 0.4]
+    r2 = [1 / 3, 1, 2 / 3, 1, 0, 2 / 3, 1, 2 / 3]
+    found = through_verl(r1, r2, groups, [3] * 8, lam=0.3)
+    for group in "ab":
+        rows = [i for i, g in enumerate(groups) if g == group]
+        ours = advantages([r1[i] for i in rows], [r2[i] for i in rows], 0.3)
+        assert found[rows, 0] == pytest.approx(ours, abs=1e-5)
+    assert not found[3].any(), "verl's own estimators give a group of one its raw reward"
+    assert not found[[5, 7]].any()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from("abcd"),
+            st.sampled_from([0.0, 1 / 3, 0.5, 1.0]),
+            st.sampled_from([0.0, 1 / 3, 2 / 3, 1.0]),
+            st.integers(2, 5),
+        ),
+        min_size=1,
+        max_size=24,
+    ),
+    lam=st.floats(0, 1),
+    ddof=st.sampled_from([0, 1]),
+)
+def test_equals_self_grpo_for_any_batch(rows: list[tuple], lam: float, ddof: int) -> None:
+    groups, r1, r2, lengths = (list(c) for c in zip(*rows, strict=True))
+    found = through_verl(r1, r2, groups, lengths, lam=lam, ddof=ddof)
+    for group in set(groups):
+        at = [i for i, g in enumerate(groups) if g == group]
+        ours = advantages([r1[i] for i in at], [r2[i] for i in at], lam, ddof=ddof)
+        assert found[at, 0] == pytest.approx(ours, abs=2e-5)
+    for i, n in enumerate(lengths):
+        assert (found[i, :n] == found[i, 0]).all() and not found[i, n:].any()
+
+
+def test_vanilla_with_the_sample_deviation_is_verls_grpo() -> None:
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+    generator = np.random.default_rng(0)
+    r1 = generator.random(24)
+    groups = np.array([f"g{i % 3}" for i in range(24)], dtype=object)
+    mask = torch.ones(24, 2, dtype=torch.long)
+    rewards = torch.zeros(24, 2)
+    rewards[:, 1] = torch.as_tensor(r1, dtype=torch.float32)
+    theirs, _ = get_adv_estimator_fn("grpo")(
+        token_level_rewards=rewards, response_mask=mask, index=groups
+    )
+    ours = through_verl(r1, np.zeros(24), groups, [2] * 24, lam=0.0, ddof=1)
+    assert ours == pytest.approx(theirs.numpy(), abs=1e-5)
+
+
+# -- rewards --------------------------------------------------------------------------------------
+
+
+TEXTS = [
+    "E: joy 6, surprise 4\nS: joy\nR: We made it!",
+    "E: joy\nS: joy\nR: Yes.",
+    "E: neutral\nS: neutral\nR: Fine.",
+    "E: anger 6, disgust 4\nS: fear\nR: Stop it.",
+    "E: rage\nS: joy\nR: No such emotion.",
+    "no format at all",
+]
+
+
+def score(text: str, **more: Any) -> dict[str, Any]:
+    from selfemo.integrations.verl import compute_score
+
+    task = cluster.Task("c/1", MELD, dist(joy=1))
+    return compute_score("toy", text, task.to_json(), **more)
+
+
+def test_the_reward_is_loaded_by_verls_loader() -> None:
+    from verl.trainer.ppo.reward import get_custom_reward_fn, resolve_reward_manager_cls
+
+    from selfemo.integrations.verl import EmotionRewardManager
+
+    made = rl_config(load([PAPER[0]]))
+    assert resolve_reward_manager_cls(made) is EmotionRewardManager
+    loaded = get_custom_reward_fn(made)
+    truth = cluster.Task("c/1", MELD, dist(joy=1)).to_json()
+    found = loaded(data_source="toy", solution_str=TEXTS[0], ground_truth=truth, extra_info={})
+    assert found["score"] == pytest.approx(0.6 / 1.4) and found["acc"] == 1.0
+    exact = get_custom_reward_fn(rl_config(load([PAPER[0]], ["reward.primary=exact"])))
+    assert exact(data_source="t", solution_str=TEXTS[0], ground_truth=truth)["score"] == 1.0
+
+
+def test_scores_and_failures() -> None:
+    found = [score(t) for t in TEXTS]
+    assert [f["score"] for f in found] == [pytest.approx(0.6 / 1.4), 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert [f["failure"] for f in found[4:]] == ["unknown_emotion", "no_emotion"]
+    assert score(TEXTS[1], extra_info={"finished": False})["failure"] == "truncated"
+    assert {type(v) for f in found for v in f.values()} <= {float, str}
+
+
+def test_r2_of_the_worked_group() -> None:
+    from selfemo.integrations.verl import secondary_rewards
+
+    texts = ["E: joy 5, surprise 5\nS: joy\nR: A.", *TEXTS[1:4]]
+    infos = [score(t) for t in texts] + [score(TEXTS[5])]
+    tasks = [cluster.Task("c/1", MELD, dist(joy=1))] * 5
+    found = secondary_rewards(infos, list("ggggh"), tasks, "count")
+    assert found == pytest.approx([1 / 3] * 4 + [0])
+
+
+# -- Ray ------------------------------------------------------------------------------------------
+
+
+def score_batch(batch: Sequence[str]) -> list[dict[str, Any]]:
+    return [score(text) for text in batch]
+
+
+def die_once(batch: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Kills its own process the first time that it meets the fourth kind of text."""
+    for text, mark in batch:
+        if text == TEXTS[3] and not Path(mark).exists():
+            Path(mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return [score(text) for text, _ in batch]
+
+
+def die_always(batch: Sequence[str]) -> list[str]:
+    os._exit(1)
+
+
+def refuse(batch: Sequence[str]) -> list[str]:
+    raise ValueError("not this one")
+
+
+class Fit:
+    """Fits prompts in a worker, as `VerlEngine` does in its own process."""
+
+    def __init__(self, model: str):
+        self.model = model
+
+    def __call__(self, batch: Sequence[Any]) -> list[Any]:
+        return fit_all(batch, ChatTokenizer.load(self.model), load([PAPER[0]]), {})
+
+
+@pytest.fixture(scope="module")
+def ray_processes() -> Any:
+    ray = pytest.importorskip("ray")
+    root = str(Path(__file__).parents[2])
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {
+            "PYTHONPATH": f"{root}:{root}/src", "OMP_NUM_THREADS": "1",
+            "VERL_USE_EXTERNAL_MODULES": cluster.PLUGIN,
+        }},
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_four_processes_give_what_one_gives(ray_processes: Any, tiny_model: Path) -> None:
+    from selfemo.integrations.ray import ray_map
+
+    texts = [TEXTS[i % 6] for i in range(200)]
+    assert ray_map(score_batch, texts, workers=4) == score_batch(texts)
+    prompts = [make_prompt(f"c{i}/1", dist(joy=1)) for i in range(40)]
+    fit = Fit(str(tiny_model))
+    assert ray_map(fit, prompts, workers=4) == fit(prompts)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced(ray_processes: Any, tmp_path: Path) -> None:
+    from selfemo.errors import EngineError
+    from selfemo.integrations.ray import ray_map
+
+    mark = tmp_path / "died"
+    items = [(TEXTS[i % 6], str(mark)) for i in range(48)]
+    assert ray_map(die_once, items, workers=4) == score_batch([t for t, _ in items])
+    assert mark.exists()
+    with pytest.raises(EngineError, match="died 2 times"):
+        ray_map(die_always, ["x"], workers=1, retries=1)
+    with pytest.raises(ValueError, match="not this one"):
+        ray_map(refuse, ["x"], workers=1)
+
+
+@pytest.mark.slow
+def test_verls_reward_workers_give_what_one_process_gives(
+    ray_processes: Any, tiny_model: Path
+) -> None:
+    """verl's RewardLoopManager, four of its workers, on its own data object."""
+    from tensordict import TensorDict
+    from verl import DataProto
+    from verl.experimental.reward_loop import RewardLoopManager
+
+    reader = ChatTokenizer.load(str(tiny_model))
+    config = load([PAPER[0]], ["cluster.reward_workers=4"])
+    made = rl_config(config, str(tiny_model))
+    targets = [dist(joy=1), dist(anger=0.5, joy=0.5)]
+    rows = [(TEXTS[i % 6], targets[i % 2], i % 5 != 4) for i in range(24)]
+    end = reader.tokenizer.eos_token_id
+    ids = [
+        [*reader.tokenizer(t, add_special_tokens=False).input_ids, *([end] if done else [])]
+        for t, _, done in rows
+    ]
+    width = max(map(len, ids))
+    responses = torch.tensor([[*r, *[end] * (width - len(r))] for r in ids])
+    seen = torch.tensor([[1, 1, *[1] * len(r), *[0] * (width - len(r))] for r in ids])
+    tasks = [cluster.Task(f"c/{i}", MELD, y).to_json() for i, (_, y, _) in enumerate(rows)]
+    data = DataProto(
+        batch=TensorDict(
+            {"prompts": torch.ones(24, 2, dtype=torch.long), "responses": responses,
+             "attention_mask": seen}, batch_size=24,
+        ),
+        non_tensor_batch={
+            "data_source": np.array(["toy"] * 24, dtype=object),
+            "reward_model": np.array([{"ground_truth": t} for t in tasks], dtype=object),
+        },
+    )  # fmt: skip
+    manager = RewardLoopManager(made)
+    assert len(manager.reward_loop_workers) == 4
+    found = manager.compute_rm_score(data)
+    from selfemo.integrations.verl import compute_score
+
+    alone = [
+        compute_score("toy", t, task, {"finished": done})
+        for (t, _, done), task in zip(rows, tasks, strict=True)
+    ]
+    scores = found.batch["rm_scores"].sum(-1).tolist()
+    assert scores == pytest.approx([a["score"] for a in alone])
+    assert found.non_tensor_batch["failure"].tolist() == [a["failure"] for a in alone]
+    assert {"truncated", "unknown_emotion", ""} <= set(found.non_tensor_batch["failure"].tolist())
+
+
+def test_scores_agree_with_the_parts_they_are_made_of() -> None:
+    from selfemo.parsing import parse
+
+    parsed = [parse(t, MELD) for t in TEXTS]
+    predicted = [p.emotion if isinstance(p, Completion) else None for p in parsed]
+    assert [score(t)["score"] for t in TEXTS] == [weighted_iou(p, dist(joy=1)) for p in predicted]
+    assert json.loads(score(TEXTS[0])["emotions"]) == {"joy": 0.6, "surprise": 0.4}
+    assert consensus(predicted, MELD)[5] == 0
