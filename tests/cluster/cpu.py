@@ -53,8 +53,8 @@ class PlatformCPU(PlatformBase):
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
         return False  # only where VERL_PLATFORM names it
 
-    def current_device(self) -> int:
-        return 0
+    def current_device(self) -> Any:
+        return torch.device("cpu")  # a number would be read as one of an accelerator's
 
     def device_count(self) -> int:
         return 1

@@ -318,8 +318,9 @@ class SelfGrpoTrainer(PPOTrainerSync):
 
 
 def _infos(data: Any) -> list[dict[str, Any]]:
-    return [fields["reward_extra_info"] for fields in data["extra_fields"].tolist()]
+    # Whatever holds what is no tensor (it depends on the backend), it can be gone through.
+    return [fields["reward_extra_info"] for fields in data["extra_fields"]]
 
 
 def _tasks(data: Any) -> list[Task]:
-    return [Task.from_json(r["ground_truth"]) for r in data["reward_model"].tolist()]
+    return [Task.from_json(r["ground_truth"]) for r in data["reward_model"]]
