@@ -1,0 +1,1 @@
+"""SELF-GRPO inside other trainers, one a file."""
