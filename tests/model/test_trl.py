@@ -189,9 +189,10 @@ def test_groups_of_an_evaluation(tiny_model: Path, tmp_path: Path, tokenizer: An
     held = prompt_dataset(toy_conversations(1), tokenizer, future=False)
     trainer = trainer_for(tiny_model, tmp_path, eval_dataset=held, num_generations_eval=2)
     trainer.evaluate()
+    before = trainer.state.log_history[-1]
     trainer.train()
     trainer.evaluate()
-    before, after = (h for h in trainer.state.log_history if "eval_lambda" in h)
+    after = trainer.state.log_history[-1]
     assert before["eval_lambda"] == 0, "before the first step"
     assert after["eval_lambda"] == 0.5, "of the last step"
     evals = [b for b in trainer.batches if b["mode"] == "eval"]
@@ -313,16 +314,12 @@ def test_lora_trains_adapters_only(tiny_model: Path, tmp_path: Path) -> None:
     assert any(h.get("kl", 0) > 0 for h in trainer.state.log_history), "against the model without"
 
 
-@pytest.mark.slow
-def test_two_processes_are_one(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
-    """Two processes of 6 completions share 3 groups of 4, the middle one half each; DDP over gloo."""
-    one = trainer_for(tiny_model, tmp_path / "one")
-    one.train()
-    # --multi_gpu: without a GPU, accelerate starts a single process otherwise.
+def in_two_processes(*command: str) -> str:
+    """Run under `accelerate launch`. --multi_gpu: without GPUs it would start one process otherwise."""
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, *launch, "-m", "tests.model.trl_job", str(tiny_model), str(tmp_path)],
+        [sys.executable, *launch, *command],
         cwd=root,
         env={
             **os.environ,
@@ -334,6 +331,15 @@ def test_two_processes_are_one(tiny_model: Path, tmp_path: Path, tokenizer: Any)
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
+    """Two processes of 6 completions share 3 groups of 4, the middle one half each; DDP over gloo."""
+    one = trainer_for(tiny_model, tmp_path / "one")
+    one.train()
+    in_two_processes("-m", "tests.model.trl_job", str(tiny_model), str(tmp_path))
     ranks = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)]
     for step, whole in enumerate(one.batches):
         halves = [r[step] for r in ranks]
@@ -347,6 +353,21 @@ def test_two_processes_are_one(tiny_model: Path, tmp_path: Path, tokenizer: Any)
     two = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     for (name, a), b in zip(one.model.named_parameters(), two.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6), name
+
+
+@pytest.mark.slow
+def test_the_example_in_two_processes(tiny_model: Path, tmp_path: Path) -> None:
+    """Each group of four spans both processes; the adapters are saved once."""
+    example = Path(__file__).parents[2] / "examples" / "trl_selfgrpo.py"
+    assert len(example.read_text().splitlines()) < 60
+    out = tmp_path / "out"
+    said = in_two_processes(
+        str(example),
+        *("--model", str(tiny_model), "--out", str(out), "--lora"),
+        *("--steps", "2", "--batch", "2", "--group", "4", "--lam-max", "0.5"),
+    )
+    assert "'lambda': '0.25'" in said, said[-2000:]
+    assert (out / "adapter_model.safetensors").exists()
 
 
 # -- without the subclass --------------------------------------------------------------------------
