@@ -23,6 +23,8 @@ from selfemo.training import Engine
 from selfemo.types import (
     Completion,
     Conversation,
+    EmotionDistribution,
+    LabelSet,
     Lineage,
     Persona,
     Prompt,
@@ -46,6 +48,24 @@ def persona_book(conversations: Sequence[Conversation]) -> PersonaOf:
     return persona_of
 
 
+def score_samples(
+    labels: LabelSet,
+    target: EmotionDistribution,
+    samples: Sequence[Sample],
+    reward: RewardConfig,
+    grpo: GrpoConfig,
+    lam: float,
+) -> tuple[Rollout, ...]:
+    """Parse and score the G completions of one prompt: R1, R2, advantage (SPEC sections 2-3)."""
+    parsed = [parse(s.text, labels, finished=s.finished) for s in samples]
+    predicted = [p.emotion if isinstance(p, Completion) else None for p in parsed]
+    r1 = [primary_reward(p, target, labels, reward.primary) for p in predicted]
+    r2 = consensus(predicted, labels, weighted=reward.secondary == "weighted")
+    adv = advantages(r1, r2, lam, eps=grpo.eps, ddof=grpo.ddof)
+    rollouts = zip(samples, parsed, r1, r2, adv.tolist(), strict=True)
+    return tuple(Rollout(*r) for r in rollouts)
+
+
 def score_group(
     prompt: Prompt,
     samples: Sequence[Sample],
@@ -53,20 +73,15 @@ def score_group(
     grpo: GrpoConfig,
     lam: float,
 ) -> RolloutGroup:
-    """Parse and score the G completions of one prompt: R1, R2, advantage (SPEC sections 2-3).
+    """`score_samples` against the prompt's own target.
 
     Raises:
         ValueError: the prompt has no target.
     """
     if prompt.target is None:
         raise ValueError(f"prompt {prompt.id} has no target emotion to score against")
-    parsed = [parse(s.text, prompt.label_set, finished=s.finished) for s in samples]
-    predicted = [p.emotion if isinstance(p, Completion) else None for p in parsed]
-    r1 = [primary_reward(p, prompt.target, prompt.label_set, reward.primary) for p in predicted]
-    r2 = consensus(predicted, prompt.label_set, weighted=reward.secondary == "weighted")
-    adv = advantages(r1, r2, lam, eps=grpo.eps, ddof=grpo.ddof)
-    rollouts = zip(samples, parsed, r1, r2, adv.tolist(), strict=True)
-    return RolloutGroup(prompt, tuple(Rollout(*r) for r in rollouts))
+    rollouts = score_samples(prompt.label_set, prompt.target, samples, reward, grpo, lam)
+    return RolloutGroup(prompt, rollouts)
 
 
 def select_best(group: RolloutGroup, lam: float) -> int:

@@ -1,0 +1,58 @@
+"""SELF-GRPO with TRL on the sample set: python examples/trl_selfgrpo.py --model FOLDER (docs/trl.md)."""
+
+import argparse
+
+import torch
+from transformers import AutoTokenizer
+
+from selfemo.datasets import load
+from selfemo.integrations.trl import SelfGRPOConfig, SelfGRPOTrainer, prompt_dataset
+from selfemo.models import resolve
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="builtin:smollm2-135m", help="better a cold-started folder")
+parser.add_argument("--data", default="sample", help="as in selfemo: a path, or meld:PATH")
+parser.add_argument("--out", default="runs/trl")
+parser.add_argument("--steps", type=int, default=8)
+parser.add_argument("--batch", type=int, default=8, help="completions of a step and process")
+parser.add_argument("--group", type=int, default=4)
+parser.add_argument("--lam-max", type=float, default=0.3)
+parser.add_argument("--lora", action="store_true")
+parser.add_argument("--vllm", choices=["colocate", "server"], help="generate with vLLM (GPU)")
+cli = parser.parse_args()
+
+gpu = torch.cuda.is_available()
+tokenizer = AutoTokenizer.from_pretrained(resolve(cli.model))
+conversations = load(cli.data).conversations
+split = {
+    name: prompt_dataset(
+        [c for c in conversations if c.split == name],
+        tokenizer,
+        max_prompt_tokens=512,
+        future=name == "train",
+    )
+    for name in ("train", "test")
+}
+peft_config = None
+if cli.lora:
+    from peft import LoraConfig
+
+    peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+args = SelfGRPOConfig(
+    cli.out,
+    max_steps=cli.steps,
+    per_device_train_batch_size=cli.batch,
+    num_generations=cli.group,
+    max_completion_length=48,
+    learning_rate=1e-4 if cli.lora else 1e-5,
+    lam_max=cli.lam_max,
+    temperature=0.8,
+    logging_steps=1,
+    log_completions=True,
+    report_to="none",
+    **({"use_vllm": True, "vllm_mode": cli.vllm} if cli.vllm else {}),
+    **({} if gpu else {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}),
+)
+trainer = SelfGRPOTrainer(cli.model, args, split["train"], split["test"], peft_config=peft_config)
+trainer.train()
+trainer.save_model()
