@@ -134,9 +134,19 @@ def fit_all(
 
     Counts: `too_long` prompts left out; `shortened` prompts and the `turns_dropped` from them.
     """
+    return keep_fitted(
+        [
+            fit(p, engine.encode_chat, config.prompt.max_tokens, config.prompt.reasoning)
+            for p in prompts
+        ],
+        counts,
+    )
+
+
+def keep_fitted(results: Sequence[Fitted | None], counts: dict[str, int]) -> list[Fitted]:
+    """What fits, with the counts of `fit_all`."""
     fitted = []
-    for prompt in prompts:
-        f = fit(prompt, engine.encode_chat, config.prompt.max_tokens, config.prompt.reasoning)
+    for f in results:
         if f is None:
             counts["too_long"] = counts.get("too_long", 0) + 1
             continue

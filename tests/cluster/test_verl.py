@@ -19,7 +19,6 @@ from selfemo.engines import verl as cluster
 from selfemo.models import ChatTokenizer
 from selfemo.rewards import consensus, weighted_iou
 from selfemo.self_grpo import advantages
-from selfemo.selfplay import fit_all
 from selfemo.types import LABEL_SETS, Completion
 from tests.conftest import dist, make_prompt
 
@@ -210,7 +209,7 @@ def test_the_reward_is_loaded_by_verls_loader() -> None:
 def test_scores_and_failures() -> None:
     found = [score(t) for t in TEXTS]
     assert [f["score"] for f in found] == [pytest.approx(0.6 / 1.4), 1.0, 0.0, 0.0, 0.0, 0.0]
-    assert [f["failure"] for f in found[4:]] == ["unknown_emotion", "no_emotion"]
+    assert [f["failure"] for f in found[4:]] == ["unknown_emotion", "extra_text"]
     assert score(TEXTS[1], extra_info={"finished": False})["failure"] == "truncated"
     assert {type(v) for f in found for v in f.values()} <= {float, str}
 
@@ -249,16 +248,6 @@ def refuse(batch: Sequence[str]) -> list[str]:
     raise ValueError("not this one")
 
 
-class Fit:
-    """Fits prompts in a worker, as `VerlEngine` does in its own process."""
-
-    def __init__(self, model: str):
-        self.model = model
-
-    def __call__(self, batch: Sequence[Any]) -> list[Any]:
-        return fit_all(batch, ChatTokenizer.load(self.model), load([PAPER[0]]), {})
-
-
 @pytest.fixture(scope="module")
 def ray_processes() -> Any:
     ray = pytest.importorskip("ray")
@@ -278,19 +267,20 @@ def ray_processes() -> Any:
 
 @pytest.mark.slow
 def test_four_processes_give_what_one_gives(ray_processes: Any, tiny_model: Path) -> None:
-    from selfemo.integrations.ray import ray_map
+    from selfemo.engines.ray_workers import ray_map
 
     texts = [TEXTS[i % 6] for i in range(200)]
     assert ray_map(score_batch, texts, workers=4) == score_batch(texts)
     prompts = [make_prompt(f"c{i}/1", dist(joy=1)) for i in range(40)]
-    fit = Fit(str(tiny_model))
-    assert ray_map(fit, prompts, workers=4) == fit(prompts)
+    fit = cluster.FitBatch(load([PAPER[0]], [f'model.id="{tiny_model}"']))
+    found = ray_map(fit, prompts, workers=4)
+    assert found == fit(prompts) and all(found)
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(ray_processes: Any, tmp_path: Path) -> None:
+    from selfemo.engines.ray_workers import ray_map
     from selfemo.errors import EngineError
-    from selfemo.integrations.ray import ray_map
 
     mark = tmp_path / "died"
     items = [(TEXTS[i % 6], str(mark)) for i in range(48)]
@@ -356,5 +346,5 @@ def test_scores_agree_with_the_parts_they_are_made_of() -> None:
     parsed = [parse(t, MELD) for t in TEXTS]
     predicted = [p.emotion if isinstance(p, Completion) else None for p in parsed]
     assert [score(t)["score"] for t in TEXTS] == [weighted_iou(p, dist(joy=1)) for p in predicted]
-    assert json.loads(score(TEXTS[0])["emotions"]) == {"joy": 0.6, "surprise": 0.4}
+    assert json.loads(score(TEXTS[0])["emotions"]) == pytest.approx({"joy": 0.6, "surprise": 0.4})
     assert consensus(predicted, MELD)[5] == 0

@@ -38,14 +38,15 @@ import numpy as np
 
 from selfemo.config import Config, SftConfig
 from selfemo.engines.checkpoints import seal_checkpoint
+from selfemo.engines.ray_workers import ray_map
 from selfemo.errors import ConfigError, DataError, EngineError, MissingExtraError
 from selfemo.flywheel import PromptQueue, record_round, stage_counts
 from selfemo.gate import gate
 from selfemo.models import ChatTokenizer, resolve
 from selfemo.progress import Reporter
-from selfemo.prompts import Fitted, messages
+from selfemo.prompts import Fitted, fit, messages
 from selfemo.self_grpo import lambda_at
-from selfemo.selfplay import PersonaOf, Turn, fit_all, score_group, select_best
+from selfemo.selfplay import PersonaOf, Turn, keep_fitted, score_group, select_best
 from selfemo.stopping import StopRequest
 from selfemo.store import Store, write_text
 from selfemo.types import EmotionDistribution, LabelSet, Prompt, Sample
@@ -397,7 +398,7 @@ def sft_overrides(
         "trainer.max_ckpt_to_keep": config.save.keep_states,
         **_cluster(config, folder),
     }
-    return [hydra(k, v) for k, v in settings.items()]
+    return [*(hydra(k, v) for k, v in settings.items()), *config.cluster.sft_overrides]
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -605,6 +606,27 @@ def turns_of(
 # -- the engine -----------------------------------------------------------------------------------
 
 
+class FitBatch:
+    """Prompts inside the length limit, or None, by the tokenizer of the configured model."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self._reader: ChatTokenizer | None = None
+
+    @property
+    def reader(self) -> ChatTokenizer:
+        if self._reader is None:
+            self._reader = ChatTokenizer.load(self.config.model.id)
+        return self._reader
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Fitted | None]:
+        limit, reasoning = self.config.prompt.max_tokens, self.config.prompt.reasoning
+        return [fit(p, self.reader.encode_chat, limit, reasoning) for p in prompts]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "_reader": None}  # each process loads its own
+
+
 class VerlEngine:
     """Runs training stages on a cluster for one run.
 
@@ -627,10 +649,19 @@ class VerlEngine:
         check_config(config)
         self.config, self.store, self.reporter, self.stop = config, store, reporter, stop
         self.folder, self.launch = folder.resolve(), launch
-        self.reader = ChatTokenizer.load(config.model.id)
+        self.fit_batch = FitBatch(config)
 
-    def encode_chat(self, chat: list[dict[str, str]]) -> list[int]:
-        return self.reader.encode_chat(chat)
+    @property
+    def reader(self) -> ChatTokenizer:
+        return self.fit_batch.reader
+
+    def fit(self, prompts: Sequence[Prompt], counts: dict[str, int]) -> list[Fitted]:
+        """`selfplay.fit_all`, in several processes where cluster.data_workers asks for them."""
+        c = self.config.cluster
+        if c.data_workers == 1:
+            return keep_fitted(self.fit_batch(prompts), counts)
+        found = ray_map(self.fit_batch, prompts, workers=c.data_workers, address=c.address)
+        return keep_fitted(found, counts)
 
     def stage_folder(self, stage: str) -> Path:
         return self.folder / "cluster" / stage
@@ -659,10 +690,7 @@ class VerlEngine:
         Prompts over the length limit are shortened or left out, and counted.
         """
         counts: dict[str, int] = {}
-        fitted = {
-            f.prompt.id: f.prompt
-            for f in fit_all([p for p, _ in samples], self, self.config, counts)
-        }
+        fitted = {f.prompt.id: f.prompt for f in self.fit([p for p, _ in samples], counts)}
         usable = [(fitted[p.id], text) for p, text in samples if p.id in fitted]
         batches = len(usable) // sft.batch_size
         if not batches:
@@ -727,7 +755,7 @@ class VerlEngine:
             Counts over the whole stage, as `flywheel.rl_stage`'s.
         """
         folder, parts = self.stage_folder(stage), waves(self.config)
-        tests = fit_all([p for p in held if p.target], self, self.config, {})
+        tests = self.fit([p for p in held if p.target], {})
         if not tests:
             raise DataError(f"{stage}: no held-out prompt fits prompt.max_tokens; raise it")
         write_parquet(folder / "held.parquet", prompt_rows(tests, self.reader, self.config))
@@ -810,7 +838,7 @@ class VerlEngine:
             while len(fitted) < need:
                 synthetic = left - sum(p.lineage.synthetic for p in drawn)
                 batch = queue.draw(need - len(fitted), max(0, synthetic))
-                fits = fit_all(batch, self, self.config, {})
+                fits = self.fit(batch, {})
                 if not fits:
                     raise DataError(
                         f"no prompt fits prompt.max_tokens = {self.config.prompt.max_tokens}; raise it"

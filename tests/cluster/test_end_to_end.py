@@ -1,0 +1,132 @@
+"""verl's own trainers on a CPU: RL with self-play, and the cold start, from data to checkpoint.
+
+Real: verl's PPO and SFT trainers, FSDP workers, TransferQueue, replay buffer, agent loop and reward loop, our
+plugin in all of them, states and weights. Replaced: vLLM, by a server on transformers (cpu_rollout.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from selfemo.config import Config, load
+from selfemo.models import verify_checkpoint
+from selfemo.progress import Quiet
+from selfemo.standalone import sft_alone, train_alone
+from selfemo.store import Store
+from tests.conftest import build_tiny_model, toy_conversations
+from tests.model.test_pipeline import SETTINGS, write_jsonl
+
+pytest.importorskip("verl", reason="verl has an environment of its own: make test-cluster")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ON_A_CPU = [
+    "actor_rollout_ref.rollout.name=cpu", "trainer.device=cpu", "actor_rollout_ref.actor.strategy=fsdp2",
+    "actor_rollout_ref.ref.strategy=fsdp2", "actor_rollout_ref.model.use_remove_padding=false",
+    "+actor_rollout_ref.model.override_config.attn_implementation=eager",
+    "actor_rollout_ref.rollout.agent.num_workers=1", "data.dataloader_num_workers=0",
+    "actor_rollout_ref.actor.use_torch_compile=false",
+    "actor_rollout_ref.actor.fsdp_config.use_torch_compile=false",
+    "actor_rollout_ref.ref.fsdp_config.use_torch_compile=false",
+    "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_PLATFORM=cpu", "ray_kwargs.ray_init.num_cpus=32",
+    "+ray_kwargs.ray_init.num_gpus=1", "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+]  # fmt: skip
+SFT_ON_A_CPU = [
+    "trainer.device=cpu", "engine.strategy=fsdp2", "model.use_remove_padding=false",
+    "+model.override_config.attn_implementation=eager", "engine.use_torch_compile=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with toy data, an untrained tiny model, and one that the local engine taught the format."""
+    folder = tmp_path_factory.mktemp("cluster")
+    build_tiny_model(folder / "tiny")
+    write_jsonl(folder / "toy.jsonl", [*toy_conversations(10), *toy_conversations(3, "test")])
+    sft_alone(folder / "cold", settings(folder, "engine=local", "sft.label_weight=2"), Quiet())
+    return folder
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(Path(__file__).parents[2])
+    for name, value in {
+        "VERL_PLATFORM": "cpu", "PYTHONPATH": root, "OMP_NUM_THREADS": "1",
+        "VERL_USE_EXTERNAL_MODULES": "tests.cluster.cpu",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+def settings(folder: Path, *more: str) -> Config:
+    own = [f'model.id="{folder}/tiny"', f'data.sources=["{folder}/toy.jsonl"]', "model.threads=1"]
+    cluster = [
+        "engine=verl", "sft.label_weight=1", "sft.schedule=constant", "grpo.prompts_per_step=6",
+        "grpo.mini_batch=6", "grpo.kl_coef=0.001", "flywheel.prompts=18", "selfplay.max_turns=2",
+        "selfplay.synthetic_share=0.34", "cluster.gpus_per_node=1", "cluster.tensor_parallel=1",
+        "cluster.micro_batch_per_gpu=4", "cluster.reward_workers=1", "cluster.test_every=2",
+        "cluster.offload_reference=false", f"cluster.overrides={json.dumps(ON_A_CPU)}",
+        f"cluster.sft_overrides={json.dumps(SFT_ON_A_CPU)}",
+    ]  # fmt: skip
+    return load([], [*SETTINGS.split(), *own, *cluster, *more])
+
+
+def weights(folder: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
+    run = work / "run"
+    counts = train_alone(str(work / "cold"), run, settings(work), Quiet())
+    assert sum(counts.get(k, 0) for k in ("pass", "low_reward", "unparsed")) > 0
+    checkpoint = run / "checkpoints" / "iteration-1-rl"
+    verify_checkpoint(checkpoint)
+    before, after = weights(work / "cold"), weights(checkpoint)
+    assert before.keys() == after.keys()
+    assert any((before[k] != after[k].float()).any() for k in before), "the policy was trained"
+    store = Store(run / "store.sqlite")
+    try:
+        # Two waves, of one round and of two; the second draws what the first left (eq. 7).
+        groups = store.rows(
+            "SELECT step, count(*) AS n FROM rollouts WHERE member = 0 GROUP BY step"
+        )
+        assert [(r["step"], r["n"]) for r in groups] == [(0, 6), (1, 6), (2, 6)]
+        passed = store.rows("SELECT * FROM rollouts WHERE gate = 'pass' AND step = 0")
+        left = store.rows("SELECT * FROM prompts WHERE parent IS NOT NULL AND step = 0")
+        assert len(left) == len(passed) > 0
+        for row in left:
+            said = json.loads(row["history"])[-1]
+            assert any(
+                (p["prompt"], p["reply"], json.loads(p["self_emotion"]))
+                == (row["parent"], said[1], json.loads(row["target"]))
+                for p in passed
+            )
+        assert store.drawn_synthetic("iteration-1-rl") == min(len(left), round(0.34 * 18))
+        rounds = [m for m in store.metrics() if m["stage"] == "iteration-1-rl"]
+        assert [m["lambda"] for m in rounds] == pytest.approx([0, 0.5 / 3, 1 / 3])
+        assert all(m["grad_norm"] >= 0 and "kl" in m and m["r1"] >= 0 for m in rounds)
+        assert rounds[0]["kl"] == pytest.approx(0, abs=1e-3), (
+            "the reference is where the stage starts"
+        )
+        assert any("test" in m for m in rounds)
+        spread = store.rows("SELECT count(*) AS n FROM rollouts WHERE advantage != 0")
+        assert spread[0]["n"] > 0
+    finally:
+        store.close()
+
+
+def test_the_cold_start(work: Path, on_a_cpu: None) -> None:
+    config = settings(work, "sft.epochs=4", "sft.lr=2e-3")
+    info = sft_alone(work / "taught", config, Quiet())
+    assert info["steps"] == 4 * (info["samples"] // 8) > 0
+    before, after = weights(work / "tiny"), weights(work / "taught")
+    assert any((before[k] != after[k].float()).any() for k in before)
+    store = Store(work / "taught.run" / "store.sqlite")
+    try:
+        losses = [m["loss"] for m in store.metrics() if m["stage"] == "cold-start"]
+        assert len(losses) == info["steps"] and losses[-1] < 0.7 * losses[0]
+    finally:
+        store.close()
