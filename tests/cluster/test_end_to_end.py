@@ -7,6 +7,10 @@ plugin in all of them, states and weights. Replaced: vLLM, by a server on transf
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +61,20 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "VERL_USE_EXTERNAL_MODULES": "tests.cluster.cpu",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def ray_address(on_a_cpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A cluster that runs already, as on several nodes; it says that it has a GPU."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray wants a token on each node
+    ray = Path(sys.executable).with_name("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = ["start", "--head", f"--port={port}", "--num-cpus=32", "--num-gpus=1"]
+    subprocess.run([ray, *start, "--include-dashboard=false"], check=True, timeout=120)
+    yield f"127.0.0.1:{port}"
+    subprocess.run([ray, "stop", "--force"], check=True, timeout=120)
 
 
 def settings(folder: Path, *more: str) -> Config:
@@ -118,8 +136,9 @@ def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
         store.close()
 
 
-def test_the_cold_start(work: Path, on_a_cpu: None) -> None:
-    config = settings(work, "sft.epochs=4", "sft.lr=2e-3")
+def test_the_cold_start_on_a_running_cluster(work: Path, ray_address: str) -> None:
+    more = ["sft.epochs=4", "sft.lr=2e-3", f'cluster.address="{ray_address}"']
+    config = settings(work, *more)
     info = sft_alone(work / "taught", config, Quiet())
     assert info["steps"] == 4 * (info["samples"] // 8) > 0
     before, after = weights(work / "tiny"), weights(work / "taught")

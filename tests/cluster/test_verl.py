@@ -75,6 +75,46 @@ def test_a_key_that_verl_does_not_have_is_an_error() -> None:
         compose("ppo_trainer", ["trainer.no_such_key=1"])
 
 
+# -- data sets --------
+
+
+def test_verls_data_sets_read_what_is_written(tiny_model: Path, tmp_path: Path) -> None:
+    """RL: the prompt ids of the local engine. SFT: the loss is on the completion and its end token alone."""
+    from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    config = load([PAPER[0]], [f'model.id="{tiny_model}"'])
+    batch = cluster.FitBatch(config)
+    tokenizer, (fitted,) = batch.reader.tokenizer, batch([make_prompt()])
+    assert fitted is not None
+    prompts, samples = tmp_path / "p.parquet", tmp_path / "s.parquet"
+    cluster.write_parquet(prompts, cluster.prompt_rows([fitted], batch.reader, config))
+    made = rl_config(config, str(tiny_model))
+    item = RLHFDataset([str(prompts)], tokenizer, made.data)[0]
+    ids = tokenizer.apply_chat_template(
+        item["raw_prompt"], add_generation_prompt=True, tokenize=True, return_dict=False,
+        **made.data.apply_chat_template_kwargs,
+    )  # fmt: skip
+    assert tuple(ids) == fitted.ids
+    assert cluster.Task.from_json(item["reward_model"]["ground_truth"]).prompt == fitted.prompt.id
+
+    completion = "E: joy\nS: joy\nR: We won!"
+    cluster.write_parquet(
+        samples, cluster.sft_rows([(fitted.prompt, completion)], batch.reader, config)
+    )
+    sft = compose(
+        "sft_trainer_engine",
+        cluster.sft_overrides(
+            config, str(tiny_model), tmp_path, train=samples, sft=config.sft, epochs=1
+        ),
+    )
+    row = MultiTurnSFTDataset([str(samples)], tokenizer, sft.data)[0]
+    seen = row["input_ids"].tolist()
+    assert tuple(seen[: len(fitted.ids)]) == fitted.ids
+    learned = [t for t, m in zip(seen, row["loss_mask"].tolist(), strict=True) if m]
+    assert tokenizer.decode(learned).rstrip("\n") == completion + tokenizer.eos_token
+
+
 # -- estimator ------------------------------------------------------------------------------------
 
 
