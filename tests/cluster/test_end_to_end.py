@@ -146,6 +146,6 @@ def test_the_cold_start_on_a_running_cluster(work: Path, ray_address: str) -> No
     store = Store(work / "taught.run" / "store.sqlite")
     try:
         losses = [m["loss"] for m in store.metrics() if m["stage"] == "cold-start"]
-        assert len(losses) == info["steps"] and losses[-1] < 0.7 * losses[0]
+        assert len(losses) == info["steps"] and losses[-1] < losses[0] - 0.5
     finally:
         store.close()
