@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from selfemo.errors import DamagedStoreError, StoreError
+from selfemo.errors import DamagedStoreError, MissingExtraError, StoreError
 from selfemo.generation.chat import Answer
 from selfemo.types import (
     LABEL_SETS,
@@ -161,6 +161,21 @@ def write_text(path: Path, text: str) -> None:
         raise StoreError(
             f"{path}: cannot be written ({e.strerror or e}); what it held before is kept"
         ) from e
+
+
+def need_polars() -> Any:
+    """The polars module, for what cannot be done without it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import polars
+    except ImportError:
+        raise MissingExtraError(
+            "polars, which reads and writes Parquet,", "pip install 'selfemo[parquet]'"
+        ) from None
+    return polars
 
 
 def write_rows(
@@ -365,7 +380,8 @@ class Store:
         )
 
     @staticmethod
-    def _prompt(row: sqlite3.Row) -> Prompt:
+    def read_prompt(row: Any) -> Prompt:
+        """The prompt of a row of the table: its columns by name."""
         history = tuple(
             Utterance(s, t, None if e is None else EmotionDistribution(e))
             for s, t, e in json.loads(row["history"])
@@ -387,7 +403,7 @@ class Store:
         found = self.rows("SELECT * FROM prompts WHERE id = ?", prompt_id)
         if not found:
             raise StoreError(f"{self.path}: no prompt {prompt_id!r}")
-        return self._prompt(found[0])
+        return self.read_prompt(found[0])
 
     def pending(self, limit: int, after: int = 0) -> tuple[list[Prompt], int]:
         """Synthetic prompts that no rollout has answered, oldest first, and the place behind them.
@@ -403,7 +419,7 @@ class Store:
             after,
             limit,
         )
-        return [self._prompt(r) for r in rows], (rows[-1]["place"] if rows else after)
+        return [self.read_prompt(r) for r in rows], (rows[-1]["place"] if rows else after)
 
     def drawn_originals(self) -> int:
         """How often original prompts were drawn so far, over all stages and rounds."""
@@ -580,8 +596,7 @@ class Store:
         """Write one table to Parquet; returns its rows."""
         if table not in ("prompts", "rollouts", "samples", "predictions", "personas", "profiles"):
             raise StoreError(f"no table {table!r} to export")
-        import polars as pl
-
+        pl = need_polars()
         rows = self.rows(f"SELECT * FROM {table}")
         frame = pl.DataFrame([dict(r) for r in rows], infer_schema_length=None)
         frame.write_parquet(path)
