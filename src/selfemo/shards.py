@@ -18,9 +18,10 @@ is appended. `select` takes, as the flywheel does inside one iteration: the best
 the gate (`selfplay.select_best`), no sample twice (`flywheel.fingerprint`), no emotion over its share
 (`flywheel.select_samples`), and, where asked for, n of them drawn by a seed.
 
-Memory of a selection is that of one shard, of 1/256 of the candidates' fingerprints, and one byte a
-candidate, whatever the number of shards. A candidate is the best rollout of a group that passed. So it is
-because
+A selection reads the shards twice: first for what is selected by, then for the rows to write. Its memory is
+that of one shard, of 1/256 of the candidates' fingerprints, and one byte a candidate, whatever the number of
+shards; its scratch folder holds 62 bytes a candidate. A candidate is the best rollout of a group that passed.
+So it is because
 - no group lies in two shards;
 - fingerprints are dealt out to 256 files by their first byte, and equal ones meet in one of them;
 - `flywheel.share_level` needs counts alone, and which samples of an emotion stay is a threshold on (reward,
@@ -175,10 +176,10 @@ def fault(folder: Path, file: ShardFile) -> str:
 
 def _write(folder: Path, table: str, number: int, frame: Any, last: int = 0) -> ShardFile:
     name = f"{table}-{number:05d}.parquet"
-    return ShardFile(table, name, frame.height, *_write_frame(folder / name, frame), last)
+    return ShardFile(table, name, frame.height, *write_frame(folder / name, frame), last)
 
 
-def _write_frame(path: Path, frame: Any) -> tuple[int, str]:
+def write_frame(path: Path, frame: Any) -> tuple[int, str]:
     """Bytes and sha256 of a frame written beside and renamed."""
     staging = path.with_name(path.name + ".tmp")
     try:
@@ -384,7 +385,7 @@ def best_of_groups(frame: Any, lam: float | None) -> Any:
     )
 
 
-_NARROW = np.dtype([("emotion", "<u2"), ("reward", "<f8"), ("hash", "<u8")])
+_NARROW = np.dtype([("row", "<u4"), ("emotion", "<u2"), ("reward", "<f8"), ("hash", "<u8")])
 _PRINT = np.dtype([("words", "<u8", 4), ("at", "<i8")])
 _GIVEN = -1
 """`at` of a fingerprint that is in the SFT set already."""
@@ -477,32 +478,27 @@ class _Selector:
             with (self.scratch / f"prints-{part:03d}").open("ab") as f:
                 f.write(prints[order[ends[part] : ends[part + 1]]].tobytes())
 
-    def add(self, wide: Any, digests: Sequence[str], emotions: Sequence[str]) -> None:
-        """The candidates of one shard: what is selected by, and the rows that would be written."""
+    def add(
+        self, digests: Sequence[str], rows: Sequence[int], emotions: Sequence[str], rewards: Any
+    ) -> None:
+        """The candidates of the next shard: `rows` is where they stand in it."""
         number, first = len(self.sizes), self.n
         narrow = np.zeros(len(digests), dtype=_NARROW)
+        narrow["row"] = rows
         narrow["emotion"] = [self.emotions.setdefault(e, len(self.emotions)) for e in emotions]
-        narrow["reward"] = wide["reward"].to_numpy()
+        narrow["reward"] = rewards
         narrow["hash"] = [derive(self.seed, "select", d) for d in digests]
         (self.scratch / f"narrow-{number:05d}").write_bytes(narrow.tobytes())
         self.add_prints(digests, np.arange(first, first + len(digests)))
-        wide.write_parquet(self.wide(number), compression="lz4")
         self.sizes.append(len(digests))
-
-    def wide(self, number: int) -> Path:
-        return self.scratch / f"wide-{number:05d}.parquet"
-
-    def spans(self) -> Iterator[tuple[int, slice]]:
-        first = 0
-        for number, size in enumerate(self.sizes):
-            yield number, slice(first, first + size)
-            first += size
 
     def narrow(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(a view of `kept`, the narrow columns) of each shard."""
-        for number, span in self.spans():
+        first = 0
+        for number, size in enumerate(self.sizes):
             raw = (self.scratch / f"narrow-{number:05d}").read_bytes()
-            yield self.kept[span], np.frombuffer(raw, dtype=_NARROW)
+            yield self.kept[first : first + size], np.frombuffer(raw, dtype=_NARROW)
+            first += size
 
     def drop_duplicates(self) -> int:
         """Keep the first of each fingerprint, and none that is in the SFT set already."""
@@ -569,42 +565,85 @@ class _Selector:
         )
 
 
-def _candidates(
-    rows: Any, prompts: Mapping[str, Prompt], manifest: Manifest, source: str
-) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """(row to write, fingerprint, emotion) of the best rollouts that pass the gate."""
-    for row in rows.iter_rows(named=True):
-        prompt = prompts[row["prompt"]]
-        emotion = read_distribution(row["emotion"])
-        self_emotion = read_distribution(row["self_emotion"])
-        if emotion is None or self_emotion is None:
-            continue
-        thought = ""
-        if manifest.reasoning != "none":
-            parsed = parse(row["text"], prompt.label_set)
-            thought = parsed.reasoning if isinstance(parsed, Completion) else ""
-        completion = Completion(emotion, self_emotion, row["reply"], thought)
-        if row["gate"] is None:
-            rollout = Rollout(Sample(row["text"]), completion, row["r1"], row["r2"], 0.0)
-            if gate(prompt, rollout, manifest.gate) != PASS:
-                continue
-        digest, top = fingerprint(prompt, completion), emotion.top(prompt.label_set)
-        written = {
-            **parquet_row(prompt, completion, manifest.reasoning, source),
-            "emotion": top,
-            "reward": row["r1"],
-            "fingerprint": digest,
-            "stage": row["stage"],
-            "step": row["step"],
-            "iteration": row["iteration"],
-            "turn": prompt.lineage.turn,
-            "parent": prompt.lineage.parent,
+@dataclass(frozen=True)
+class _Pair:
+    """A shard of rollouts and the one of its prompts."""
+
+    folder: Path
+    manifest: Manifest
+    rollouts: ShardFile
+    prompts: ShardFile
+
+    def frame(self) -> Any:
+        """The rollouts, with the place of each as `row`."""
+        needed = _NEEDED if self.manifest.reasoning == "none" else (*_NEEDED, "text")
+        return _read(self.folder, self.rollouts, needed).with_row_index("row")
+
+    def samples(self, rows: Any) -> Iterator[tuple[dict[str, Any], Prompt, Completion]]:
+        """Rollouts that parsed, with their prompts and what they say."""
+        pl = need_polars()
+        found = _read(self.folder, self.prompts)
+        asked = {
+            row["id"]: Store.read_prompt(row, emotions=False)
+            for row in found.filter(pl.col("id").is_in(rows["prompt"].to_list())).iter_rows(
+                named=True
+            )
         }
-        yield written, digest, top
+        for row in rows.iter_rows(named=True):
+            prompt = asked.get(row["prompt"])
+            emotion = read_distribution(row["emotion"])
+            self_emotion = read_distribution(row["self_emotion"])
+            if prompt is None or emotion is None or self_emotion is None:
+                raise StoreError(
+                    f"{self.folder / self.rollouts.name}: row {row['row']}: its prompt {row['prompt']!r} "
+                    "or its emotions are not there; this is no shard of `selfemo store export`"
+                )
+            thought = ""
+            if self.manifest.reasoning != "none":
+                parsed = parse(row["text"], prompt.label_set)
+                thought = parsed.reasoning if isinstance(parsed, Completion) else ""
+            yield row, prompt, Completion(emotion, self_emotion, row["reply"], thought)
+
+    def candidates(self, best: Any) -> Iterator[tuple[str, int, str, float]]:
+        """(fingerprint, row, emotion, reward) of those that pass the gate."""
+        pl = need_polars()
+        verdict = pl.col("gate")
+        asked = best.filter(pl.col("failure").is_null() & (verdict.is_null() | (verdict == PASS)))
+        for row, prompt, completion in self.samples(asked):
+            if row["gate"] is None:
+                rollout = Rollout(Sample(""), completion, row["r1"], row["r2"], 0.0)
+                if gate(prompt, rollout, self.manifest.gate) != PASS:
+                    continue
+            top = completion.emotion.top(prompt.label_set)
+            yield fingerprint(prompt, completion), row["row"], top, row["r1"]
+
+    def written(self, rows: Sequence[int]) -> Any:
+        """The selected rows as they are written."""
+        pl = need_polars()
+        made = [
+            {
+                **parquet_row(prompt, completion, self.manifest.reasoning, "selfplay"),
+                "reward": row["r1"],
+                "emotion": completion.emotion.top(prompt.label_set),
+                "fingerprint": fingerprint(prompt, completion),
+                "stage": row["stage"],
+                "parent": prompt.lineage.parent,
+                "step": row["step"],
+                "iteration": row["iteration"],
+                "turn": prompt.lineage.turn,
+            }
+            for row, prompt, completion in self.samples(self.frame()[rows])
+        ]
+        schema = {
+            **parquet_schema(pl),
+            "reward": pl.Float64,
+            **dict.fromkeys(("emotion", "fingerprint", "stage", "parent"), pl.String),
+            **dict.fromkeys(("step", "iteration", "turn"), pl.Int64),
+        }
+        return pl.DataFrame(made, schema=schema)
 
 
-_TEXTS, _WHOLE = ("emotion", "fingerprint", "stage", "parent"), ("step", "iteration", "turn")
-_NEEDED = ("stage", "step", "iteration", "prompt", "member", "text", "failure", "emotion", "self_emotion",
+_NEEDED = ("stage", "step", "iteration", "prompt", "member", "failure", "emotion", "self_emotion",
            "reply", "r1", "r2", "mean_logprob", "best", "gate")  # fmt: skip
 
 
@@ -650,12 +689,36 @@ def select(
             raise StoreError(
                 f"{folder}: the export was stopped; run it again to go on: selfemo store export"
             )
-    scratch = out.with_name(f".{out.name}-scratch")
+    pairs = [
+        _Pair(folder, manifest, *pair)
+        for folder, manifest in manifests
+        for pair in zip(manifest.of("rollouts"), manifest.of("prompts"), strict=True)
+    ]
+    scratch, result = out.with_name(f".{out.name}-scratch"), Selection()
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        found = _gather(manifests, scratch, lam, seed, set(iterations), reporter, stop)
-        chosen, result = found
+        chosen = _Selector(scratch, seed)
+        for folder, manifest in manifests:
+            for file in manifest.of("samples"):
+                given = _read(folder, file, ["source", "fingerprint"])
+                prints = given.filter(pl.col("source") != "selfplay")["fingerprint"].to_list()
+                chosen.add_prints(prints, np.full(len(prints), _GIVEN))
+        with reporter.bar("shards read", len(pairs)) as advance:
+            for pair in pairs:
+                stop.check()
+                frame = pair.frame()
+                if iterations:
+                    frame = frame.filter(pl.col("iteration").is_in(list(iterations)))
+                best = best_of_groups(frame, lam)
+                found = list(pair.candidates(best))
+                digests, rows, emotions, rewards = zip(*found, strict=True) if found else ((),) * 4
+                chosen.add(digests, rows, emotions, rewards)
+                result.shards += 1
+                result.rollouts += frame.height
+                result.groups += best.height
+                advance(1, f"{chosen.n:,} passed")
+        result.passed = chosen.n
         result.duplicates = chosen.drop_duplicates()
         result.over_share = chosen.cap(max_share)
         result.not_drawn = chosen.draw(n)
@@ -665,7 +728,7 @@ def select(
             raise StoreError(
                 f"{', '.join(map(str, folders))}: no sample was left to write: {result.as_dict()}"
             )
-        _write_selection(chosen, out, reporter, stop)
+        _write_selection(chosen, pairs, out, reporter, stop)
     except (OSError, pl.exceptions.PolarsError) as e:
         raise StoreError(f"{out}: the selection could not be written: {e}") from e
     finally:
@@ -681,85 +744,23 @@ def _read(folder: Path, file: ShardFile, columns: Sequence[str] | None = None) -
     return need_polars().read_parquet(folder / file.name, columns=columns)
 
 
-def _gather(
-    manifests: Sequence[tuple[Path, Manifest]],
-    scratch: Path,
-    lam: float | None,
-    seed: int,
-    iterations: Collection[int],
-    reporter: Reporter,
-    stop: StopRequest,
-) -> tuple[_Selector, Selection]:
-    """The first pass: candidates of all shards."""
-    pl = need_polars()
-    schema = {
-        **parquet_schema(pl),
-        "reward": pl.Float64,
-        **dict.fromkeys(_TEXTS, pl.String),
-        **dict.fromkeys(_WHOLE, pl.Int64),
-    }
-    chosen, result = _Selector(scratch, seed), Selection()
-    for folder, manifest in manifests:
-        for file in manifest.of("samples"):
-            given = _read(folder, file, ["source", "fingerprint"])
-            given = given.filter(pl.col("source") != "selfplay")["fingerprint"].to_list()
-            chosen.add_prints(given, np.full(len(given), _GIVEN))
-    pairs = [
-        (folder, manifest, *pair)
-        for folder, manifest in manifests
-        for pair in zip(manifest.of("rollouts"), manifest.of("prompts"), strict=True)
-    ]
-    with reporter.bar("shards read", len(pairs)) as advance:
-        for folder, manifest, rollouts, prompts in pairs:
-            stop.check()
-            frame = _read(folder, rollouts, _NEEDED)
-            if iterations:
-                frame = frame.filter(pl.col("iteration").is_in(list(iterations)))
-            best = best_of_groups(frame, lam)
-            result.shards += 1
-            result.rollouts += frame.height
-            result.groups += best.height
-            passed = best.filter(
-                pl.col("failure").is_null() & (pl.col("gate").is_null() | (pl.col("gate") == PASS))
-            )
-            wanted = set(passed["prompt"])
-            asked = {
-                row["id"]: Store.read_prompt(row)
-                for row in _read(folder, prompts).iter_rows(named=True)
-                if row["id"] in wanted
-            }
-            if missing := next((p for p in wanted if p not in asked), None):
-                raise StoreError(f"{folder / prompts.name}: prompt {missing!r} is not in it")
-            made = list(_candidates(passed, asked, manifest, "selfplay"))
-            result.passed += len(made)
-            chosen.add(
-                pl.DataFrame([m[0] for m in made], schema=schema),
-                [m[1] for m in made],
-                [m[2] for m in made],
-            )
-            advance(1, f"{result.passed} passed")
-    return chosen, result
-
-
-def _write_selection(chosen: _Selector, out: Path, reporter: Reporter, stop: StopRequest) -> None:
+def _write_selection(
+    chosen: _Selector, pairs: Sequence[_Pair], out: Path, reporter: Reporter, stop: StopRequest
+) -> None:
     pl = need_polars()
     final = chosen.scratch / "final"
     final.mkdir()
     parts = []
-    with reporter.bar("shards written", len(chosen.sizes)) as advance:
-        for number, span in chosen.spans():
+    with reporter.bar("samples written", int(chosen.kept.sum())) as advance:
+        for number, (pair, (kept, columns)) in enumerate(zip(pairs, chosen.narrow(), strict=True)):
             stop.check()
-            mask = chosen.kept[span]
-            if mask.any():
-                path = final / f"part-{number:05d}.parquet"
-                wide = pl.read_parquet(chosen.wide(number)).filter(pl.Series(mask))
-                wide.write_parquet(path, compression="zstd")
-                parts.append(path)
-            chosen.wide(number).unlink()
-            advance(1)
+            if kept.any():
+                parts.append(final / f"part-{number:05d}.parquet")
+                pair.written(columns["row"][kept].tolist()).write_parquet(parts[-1])
+                advance(int(kept.sum()))
     if out.suffix == ".parquet":
         staging = chosen.scratch / out.name
-        pl.scan_parquet(parts).sink_parquet(staging, compression="zstd", maintain_order=True)
+        pl.scan_parquet(parts).sink_parquet(staging, maintain_order=True)
         sync(staging)
         staging.replace(out)
         return

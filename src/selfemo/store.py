@@ -15,6 +15,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -104,11 +105,13 @@ def _dist(distribution: EmotionDistribution | None) -> str | None:
     return None if distribution is None else json.dumps(dict(distribution))
 
 
+@lru_cache(maxsize=4096)
 def read_distribution(text: str | None) -> EmotionDistribution | None:
     """The stored JSON of a distribution, or None."""
     return None if text is None else EmotionDistribution(json.loads(text))
 
 
+@lru_cache(maxsize=256)
 def _label_set(text: str) -> LabelSet:
     name, labels = json.loads(text)
     known = LABEL_SETS.get(name)
@@ -380,10 +383,14 @@ class Store:
         )
 
     @staticmethod
-    def read_prompt(row: Any) -> Prompt:
-        """The prompt of a row of the table: its columns by name."""
+    def read_prompt(row: Any, *, emotions: bool = True) -> Prompt:
+        """The prompt of a row of the table: its columns by name.
+
+        Args:
+            emotions: also those of the history, which neither the format nor a fingerprint holds.
+        """
         history = tuple(
-            Utterance(s, t, None if e is None else EmotionDistribution(e))
+            Utterance(s, t, EmotionDistribution(e) if emotions and e is not None else None)
             for s, t, e in json.loads(row["history"])
         )
         return Prompt(

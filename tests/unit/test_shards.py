@@ -160,11 +160,11 @@ def test_a_stopped_export_goes_on_and_a_later_one_appends(run: Path, tmp_path: P
 
 
 def test_a_killed_export_goes_on(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", n=300)
+    make_run(tmp_path / "run", n=150)
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-m", "selfemo.cli", "store", "export", str(tmp_path / "run")]
     process = subprocess.Popen(
-        [*command, "--out", str(out), "--rows-per-shard", "4"], stderr=subprocess.DEVNULL
+        [*command, "--out", str(out), "--rows-per-shard", "8"], stderr=subprocess.DEVNULL
     )
     while not (out / "rollouts-00005.parquet").exists():
         assert process.poll() is None
@@ -172,8 +172,8 @@ def test_a_killed_export_goes_on(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert not read_manifest(out).complete
-    export(tmp_path / "run", out, 4)
-    export(tmp_path / "run", whole, 4)
+    export(tmp_path / "run", out, 8)
+    export(tmp_path / "run", whole, 8)
     assert content(out) == content(whole)
 
 

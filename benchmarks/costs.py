@@ -1,0 +1,262 @@
+"""The cost model of `selfemo.costs` against measured points on one CPU core.
+
+    python -m benchmarks.costs
+
+Each point runs in a process of its own, one thread, and is timed in CPU seconds, so that other work on the
+machine counts for little. One constant is fitted, the FLOP/s of the machine, on the update of the first point;
+the bandwidth is that of a plain copy. Everything else is predicted. Writes costs.json here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MIB = 2**20
+
+# model, prompt tokens, completion tokens, G, groups of one update
+POINTS: dict[str, dict[str, Any]] = {
+    "135M, P 300, R 48, G 4": {"model": "builtin", "p": 300, "r": 48, "g": 4, "n": 1},
+    "135M, P 900, R 32, G 8": {"model": "builtin", "p": 900, "r": 32, "g": 8, "n": 1},
+    "135M, P 200, R 96, G 8": {"model": "builtin", "p": 200, "r": 96, "g": 8, "n": 1},
+    "41M, P 300, R 48, G 8": {"model": "small", "p": 300, "r": 48, "g": 8, "n": 2},
+    "135M in fp32, P 300, R 48, G 4": {
+        "model": "builtin", "p": 300, "r": 48, "g": 4, "n": 1, "dtype": "fp32", "kl": 0.001,
+    },
+}  # fmt: skip
+
+
+def peak_mib() -> float:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def small_model(folder: Path) -> str:
+    """A randomly initialised Llama of 41 million parameters with the built-in tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from selfemo.models import resolve
+    from selfemo.types import BUILTIN_MODEL
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve(BUILTIN_MODEL))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, num_key_value_heads=2,
+        intermediate_size=1280, vocab_size=49152, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def cpu_seconds(work: Callable[[], Any], repeats: int = 2) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def measure(point: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    from selfemo.config import GrpoConfig, ModelConfig
+    from selfemo.engines.local import LocalEngine
+    from selfemo.generation.requests import Request, SamplingSettings
+    from selfemo.training import RlItem
+    from selfemo.types import BUILTIN_MODEL
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        small = point["model"] == "small"
+        model = small_model(Path(folder)) if small else BUILTIN_MODEL
+        runtime = peak_mib()
+        dtype = point.get("dtype", "bf16")
+        e = LocalEngine(ModelConfig(id=model, device="cpu", dtype=dtype, threads=1))
+    rng = np.random.default_rng(0)
+    p, r, g, n = (point[k] for k in "prgn")
+
+    def draw(k: int) -> list[int]:
+        return [int(x) for x in rng.integers(1000, 40000, k)]
+
+    prompts = [draw(p) for _ in range(n)]
+    requests = [Request(ids, g, i) for i, ids in enumerate(prompts)]
+
+    def sample(length: int) -> int:
+        settings = SamplingSettings(length, 1.0, 1.0, token_budget=65536)
+        made = e.generate(requests, settings)
+        return sum(len(s.token_ids) for group in made for s in group)
+
+    sample(2)
+    reset_peak()
+    one = cpu_seconds(lambda: sample(1))
+    tokens: list[int] = []
+    whole = cpu_seconds(lambda: tokens.append(sample(r)))
+    sampling = peak_mib()
+    kl = float(point.get("kl", 0.0))
+    config = GrpoConfig(lr=1e-6, kl_coef=kl, micro_tokens=p + g * r)
+    items = [
+        RlItem(ids, draw(r), float(a), f"{i}")
+        for i, ids in enumerate(prompts)
+        for a in rng.normal(size=g)
+    ]
+    e.begin_stage(config)
+    if kl:
+        e.set_reference()
+    packed = e.rl_round([items], config, [1e-6])[0]["packed_tokens"]
+    reset_peak()
+    update = cpu_seconds(lambda: e.rl_round([items], config, [1e-6]))
+    core = e.policy.core
+    return {
+        "parameters": sum(x.numel() for x in core.parameters()), "config": core.config.to_dict(),
+        "runtime_mib": runtime, "generated": tokens[-1], "packed": packed,
+        "prefill_s": one, "decode_s": whole - one, "update_s": update,
+        "sampling_mib": sampling, "training_mib": peak_mib(),
+    }  # fmt: skip
+
+
+def bandwidth() -> float:
+    """Bytes per CPU second that a copy reads and writes."""
+    import numpy as np
+
+    a = np.ones(64 * MIB, dtype=np.float64)
+    b = np.empty_like(a)
+    np.copyto(b, a)
+    return 2 * a.nbytes / cpu_seconds(lambda: np.copyto(b, a), 5)
+
+
+def real_tokens() -> dict[str, Any]:
+    """Token counts of a real round on the sample set against the formulas from its mean lengths."""
+    import torch
+
+    from selfemo.config import load
+    from selfemo.costs import workload
+    from selfemo.engines.local import LocalEngine
+    from selfemo.flywheel import RlPlan, _update
+    from selfemo.pipeline import load_conversations
+    from selfemo.prompts import conversation_prompts
+    from selfemo.selfplay import fit_all, play_turn
+
+    torch.set_num_threads(1)
+    config = load(
+        ["configs/quickstart.toml"],
+        ["flywheel.prompts=8", "sampling.max_new_tokens=24", "flywheel.refit=none",
+         "model.device=cpu"],
+    )  # fmt: skip
+    engine = LocalEngine(config.model, temperature=config.sampling.temperature)
+    train = [c for c in load_conversations(config) if c.split == "train"]
+    prompts = [p for c in train[:20] for p in conversation_prompts(c, future=True)][::20][:8]
+    fitted = fit_all(prompts, engine, config, {})
+    turns = play_turn(engine, fitted, prompts, config, lam=0.0, key=("costs", 0))
+    # An untouched model writes nothing that parses; random advantages let every group into the update.
+    scored = [
+        replace(
+            t,
+            group=replace(
+                t.group,
+                rollouts=tuple(
+                    replace(r, advantage=(-1.0) ** k) for k, r in enumerate(t.group.rollouts)
+                ),
+            ),
+        )
+        for t in turns
+    ]
+    engine.begin_stage(config.grpo)
+    measures = _update(engine, fitted, scored, config, RlPlan.of(config), 0, 1.0)
+    lengths = [len(f.ids) for f in fitted]
+    said = [len(r.sample.token_ids) for t in turns for r in t.group.rollouts]
+    mean_p, mean_r = sum(lengths) / len(lengths), sum(said) / len(said)
+    work = workload(config, mean_p, mean_r)
+    return {
+        "prompts": len(fitted), "group": work.group, "mean prompt": mean_p, "mean completion": mean_r,
+        "generated": [sum(said), work.generated], "packed": [measures["packed_tokens"], work.packed],
+    }  # fmt: skip
+
+
+def predicted(point: dict[str, Any], seen: dict[str, Any], machine: Any) -> dict[str, Any]:
+    from selfemo.config import load
+    from selfemo.costs import decoding, memory, shape_from, stages, workload
+
+    p, r, g, n = (point[k] for k in "prgn")
+    dtype, kl = point.get("dtype", "bf16"), float(point.get("kl", 0.0))
+    config = load([], [
+        f"sampling.group_size={g}", f"sampling.max_new_tokens={r}", f"flywheel.prompts={n}",
+        f"grpo.prompts_per_step={n}", f"grpo.mini_batch={n}", f"grpo.kl_coef={kl}",
+        f"grpo.micro_tokens={p + g * r}", f'model.dtype="{dtype}"', 'flywheel.refit="none"',
+    ])  # fmt: skip
+    shape = shape_from(seen["config"], "point")
+    assert shape.parameters == seen["parameters"]
+    work = workload(config, p, r)
+    how = decoding(shape, config, work, machine, "local")
+    by_name = {s.name: s for s in stages(shape, work, machine, how)}
+    update = by_name["update"].seconds
+    if "reference" in by_name:
+        update += by_name["reference"].seconds
+    need = memory(shape, config, work, machine, "local")
+    cache = n * (p + g * r) * how.kv
+    need = replace(need, cache=cache, runtime=seen["runtime_mib"] * MIB)
+    flops = sum(s.flops for k, s in by_name.items() if k in ("update", "reference"))
+    return {
+        "generated": work.generated, "packed": work.packed, "update_tflop": flops / 1e12,
+        "prefill_s": by_name["prefill"].seconds, "decode_s": by_name["decode"].seconds,
+        "decode bound": by_name["decode"].bound, "update_s": update,
+        "sampling_mib": (need.sampling - need.optimiser - need.reference) / MIB,
+        "training_mib": need.training / MIB,
+    }  # fmt: skip
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        job = json.loads(sys.argv[1])
+        print(json.dumps(measure(job) if job else real_tokens()))
+        return
+
+    from selfemo.costs import MACHINES
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        command = [sys.executable, "-m", "benchmarks.costs", json.dumps(job)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    machine = replace(MACHINES["cpu-core"], bandwidth=bandwidth())
+    results: dict[str, Any] = {"copy bytes/s": machine.bandwidth, "real round": run({})}
+    print(json.dumps(results), flush=True)
+    points: dict[str, Any] = {}
+    for name, point in POINTS.items():
+        seen = run(point)
+        if not points:
+            # The one constant: what is left of the first update when AdamW's bytes are read.
+            without = replace(machine, flops=1e30)
+            moved = predicted(point, seen, without)["update_s"]
+            flops = predicted(point, seen, machine)["update_tflop"] * 1e12
+            machine = replace(machine, flops=flops / (seen["update_s"] - moved))
+            results["flop/s"] = machine.flops
+        told = predicted(point, seen, machine)
+        points[name] = {
+            key: {"measured": seen[key], "predicted": told[key], "ratio": told[key] / seen[key]}
+            for key in ("generated", "packed", "prefill_s", "decode_s", "update_s", "sampling_mib",
+                        "training_mib")
+        } | {"decode bound": told["decode bound"]}  # fmt: skip
+        print(name, json.dumps(points[name]), flush=True)
+    results["points"] = points
+    (HERE / "costs.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
