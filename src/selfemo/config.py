@@ -43,7 +43,8 @@ class ModelConfig(_Section):
 
     id: str = BUILTIN_MODEL
     device: str = "auto"
-    dtype: Literal["fp32", "bf16"] = "bf16"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on devices that compute in it, fp32 on those that would emulate it."""
     lora: LoraConfig | None = None
     gradient_checkpointing: bool = False
     threads: Annotated[int, Field(ge=0)] = 0

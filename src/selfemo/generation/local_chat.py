@@ -29,7 +29,7 @@ class LocalChat:
     def __init__(self, spec: ExpertSpec, policy: Policy | None = None):
         self.spec, self.name, self.model = spec, spec.name, spec.model
         self.concurrency = spec.concurrency
-        self.policy = policy or load_policy(spec.model, dtype="bf16")
+        self.policy = policy or load_policy(spec.model, dtype="auto")
         self._waiting: list[tuple[ChatRequest, asyncio.Future[Answer]]] = []
         self._worker: asyncio.Task[None] | None = None
         self._grammars: dict[str, Grammar] = {}
