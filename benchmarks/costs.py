@@ -2,8 +2,8 @@
 
     python -m benchmarks.costs
 
-Each point runs in a process of its own, one thread, and is timed in CPU seconds, so that other work on the
-machine counts for little. One constant is fitted, the FLOP/s of the machine, on the update of the first point;
+Each point runs in a process of its own, one thread, timed in CPU seconds, so that other work on the
+machine counts for little. One constant is fitted, the FLOP/s, on the update of the first point;
 the bandwidth is that of a plain copy. Everything else is predicted. Writes costs.json here.
 """
 
@@ -27,11 +27,15 @@ POINTS: dict[str, dict[str, Any]] = {
     "135M, P 300, R 48, G 4": {"model": "builtin", "p": 300, "r": 48, "g": 4, "n": 1},
     "135M, P 900, R 32, G 8": {"model": "builtin", "p": 900, "r": 32, "g": 8, "n": 1},
     "135M, P 200, R 96, G 8": {"model": "builtin", "p": 200, "r": 96, "g": 8, "n": 1},
-    "41M, P 300, R 48, G 8": {"model": "small", "p": 300, "r": 48, "g": 8, "n": 2},
-    "135M in fp32, P 300, R 48, G 4": {
-        "model": "builtin", "p": 300, "r": 48, "g": 4, "n": 1, "dtype": "fp32", "kl": 0.001,
+    "135M, P 300, R 48, G 4, KL": {
+        "model": "builtin", "p": 300, "r": 48, "g": 4, "n": 1, "kl": 0.001,
+    },
+    "41M, P 300, R 48, G 8, two prompts": {"model": "small", "p": 300, "r": 48, "g": 8, "n": 2},
+    "41M in bf16, P 128, R 24, G 4": {
+        "model": "small", "p": 128, "r": 24, "g": 4, "n": 1, "dtype": "bf16",
     },
 }  # fmt: skip
+"""bf16 is emulated on a CPU without it: that point is for memory alone."""
 
 
 def peak_mib() -> float:
@@ -87,7 +91,7 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
         small = point["model"] == "small"
         model = small_model(Path(folder)) if small else BUILTIN_MODEL
         runtime = peak_mib()
-        dtype = point.get("dtype", "bf16")
+        dtype = point.get("dtype", "fp32")
         e = LocalEngine(ModelConfig(id=model, device="cpu", dtype=dtype, threads=1))
     rng = np.random.default_rng(0)
     p, r, g, n = (point[k] for k in "prgn")
@@ -157,7 +161,7 @@ def real_tokens() -> dict[str, Any]:
     config = load(
         ["configs/quickstart.toml"],
         ["flywheel.prompts=8", "sampling.max_new_tokens=24", "flywheel.refit=none",
-         "model.device=cpu"],
+         "model.device=cpu", "model.dtype=fp32"],
     )  # fmt: skip
     engine = LocalEngine(config.model, temperature=config.sampling.temperature)
     train = [c for c in load_conversations(config) if c.split == "train"]
@@ -194,7 +198,7 @@ def predicted(point: dict[str, Any], seen: dict[str, Any], machine: Any) -> dict
     from selfemo.costs import decoding, memory, shape_from, stages, workload
 
     p, r, g, n = (point[k] for k in "prgn")
-    dtype, kl = point.get("dtype", "bf16"), float(point.get("kl", 0.0))
+    dtype, kl = point.get("dtype", "fp32"), float(point.get("kl", 0.0))
     config = load([], [
         f"sampling.group_size={g}", f"sampling.max_new_tokens={r}", f"flywheel.prompts={n}",
         f"grpo.prompts_per_step={n}", f"grpo.mini_batch={n}", f"grpo.kl_coef={kl}",
@@ -252,6 +256,7 @@ def main() -> None:
             key: {"measured": seen[key], "predicted": told[key], "ratio": told[key] / seen[key]}
             for key in ("generated", "packed", "prefill_s", "decode_s", "update_s", "sampling_mib",
                         "training_mib")
+            if not (point.get("dtype") and key.endswith("_s"))
         } | {"decode bound": told["decode bound"]}  # fmt: skip
         print(name, json.dumps(points[name]), flush=True)
     results["points"] = points

@@ -296,6 +296,9 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=10_000_000)
     parser.add_argument("--store", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="where to work; removed at the end")
+    parser.add_argument(
+        "--shards", type=Path, help="shards of an earlier run; made here if missing"
+    )
     parser.add_argument("--results", type=Path, default=HERE / "shards.json")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=args.folder))
@@ -320,36 +323,30 @@ def main() -> None:
         size = sum(f.stat().st_size for f in (folder / "exported").iterdir())
         note("export", {**done, "bytes a rollout": round(size / args.store)})
         shutil.rmtree(folder / "run")
-        whole = job(what="select", n=0, **{"from": str(folder / "exported"),
-                                           "out": str(folder / "x.parquet")})  # fmt: skip
+        out = folder / "x.parquet"
+
+        def select_from(source: Path, n: int = 0) -> dict[str, Any]:
+            done = job(what="select", n=n, **{"from": str(source), "out": str(out)})
+            done["bytes a sample"] = round(out.stat().st_size / done["selected"])
+            print("select", json.dumps(done), flush=True)
+            return done
+
+        selections = [select_from(folder / "exported")]
+        note("select 10,000", select_from(folder / "exported", 10_000))
         shutil.rmtree(folder / "exported")
-        start = time.perf_counter()
-        make_export(folder / "all", args.rollouts)
-        files = [f.bytes for f in read_manifest(folder / "all").files]
+        made = args.shards or folder / "all"
+        if not made.exists():
+            make_export(made, args.rollouts)
+        files = [f.bytes for f in read_manifest(made).files]
         note("shards", {
             "rollouts": args.rollouts, "files": len(files),
-            "seconds to make": round(time.perf_counter() - start, 1),
             "bytes a rollout": round(sum(files) / args.rollouts),
         })  # fmt: skip
-        selections = []
-        for rollouts in (1_000_000, 3_000_000, 10_000_000):
-            if rollouts > args.rollouts:
-                continue
-            part = part_of(folder / "all", folder / f"{rollouts}", rollouts // PER_SHARD)
-            out = folder / "x.parquet"
-            done = job(what="select", n=0, **{"from": str(part), "out": str(out)})
-            done["bytes a sample"] = round(out.stat().st_size / done["selected"])
-            selections.append(done)
-            print("select", json.dumps(done), flush=True)
+        for rollouts in (3_000_000, 10_000_000):
+            if rollouts <= args.rollouts:
+                part = part_of(made, folder / f"{rollouts}", rollouts // PER_SHARD)
+                selections.append(select_from(part))
         results["select"] = selections
-        same = ("selected", "duplicates", "over_share", "emotions")
-        if args.store == 1_000_000 == selections[0]["rollouts"]:
-            assert all(whole[k] == selections[0][k] for k in same), (
-                "exported and made shards differ"
-            )
-        drawn = job(what="select", n=10_000, **{"from": str(folder / "1000000"),
-                                                "out": str(folder / "x.parquet")})  # fmt: skip
-        note("select 10,000 of 1,000,000", drawn)
         part = folder / "80000"
         part.mkdir()
         manifest = Manifest(GateConfig(), "none", [], complete=True)

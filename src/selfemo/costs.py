@@ -212,12 +212,20 @@ MACHINES = {
         Machine("a100", 312e12, 2.04e12, 80e9),
         Machine("l40s", 362e12, 0.864e12, 48e9),
         Machine("rtx4090", 165e12, 1.01e12, 24e9),
-        # What two matrix products and a copy reach on one core of the machine that docs/scaling.md names:
-        # achieved figures, so no shares are taken of them.
-        Machine("cpu-core", 95e9, 6e9, 0, 1, 1.0, 1.0, 1.0),
+        # What an update in fp32 and a copy reach on one core of the machine of docs/scaling.md: achieved
+        # figures, so no shares are taken of them.
+        Machine("cpu-core", 70e9, 6e9, 0, 1, 1.0, 1.0, 1.0),
     )
 }
 """Published dense bf16 peaks. The shares are assumptions, not measurements: scale hours with your own."""
+
+
+def precision(config: Config, machine: Machine) -> Dtype:
+    """Of the forward pass on a machine: "auto" is bf16 but on CPUs, most of which would emulate it."""
+    asked = str(config.model.dtype)
+    if asked in ("fp32", "bf16"):
+        return "fp32" if asked == "fp32" else "bf16"
+    return "fp32" if machine.name.startswith("cpu") else "bf16"
 
 
 # -- one iteration --------------------------------------------------------------------------------------
@@ -402,23 +410,24 @@ class Decoding:
 
 def decoding(
     shape: ModelShape, config: Config, work: Workload, machine: Machine, engine: EngineName,
-    tensor_parallel: int = 1,
+    tensor_parallel: int = 1, vllm_share: float = 0.5,
 ) -> Decoding:  # fmt: skip
     """What the engine decodes together.
 
     local: as many groups as fit `sampling.token_budget` with room for max_new_tokens. verl: what fits the
-    cache of vLLM, 0.5 of the memory without the weights (at most 1,024 sequences a replica, its default).
+    cache of vLLM, its share of the memory without the weights (at most 1,024 sequences a replica, its
+    default).
     """
     if engine == "local":
         room = work.prompt_tokens + work.group * config.sampling.max_new_tokens
         groups = max(1.0, config.sampling.token_budget // room)
         groups = min(groups, work.prompts / work.rounds)
-        kv = shape.kv_bytes(4, 2 if config.model.dtype == "bf16" else 4)
-        weight = 2 if config.model.dtype == "bf16" else 4
+        half = precision(config, machine) == "bf16"
+        kv, weight = shape.kv_bytes(4, 2 if half else 4), 2 if half else 4
         return Decoding(groups * work.group, weight, 1, kv, True, True)
     replicas = max(1, machine.count // tensor_parallel)
     kv = shape.kv_bytes()
-    free = 0.5 * machine.memory * tensor_parallel - 2 * shape.parameters
+    free = vllm_share * machine.memory * tensor_parallel - 2 * shape.parameters
     each = max(1.0, min(1024.0, free / (kv * (work.prompt_tokens + work.completion_tokens))))
     rows = min(each * replicas, work.completions / work.rounds)
     return Decoding(rows, 2, replicas, kv, False, False)
@@ -547,7 +556,7 @@ class Memory:
 
 def memory(
     shape: ModelShape, config: Config, work: Workload, machine: Machine, engine: EngineName,
-    tensor_parallel: int = 1, micro_batch: int = 16,
+    micro_batch: int = 16, vllm_share: float = 0.5,
 ) -> Memory:  # fmt: skip
     """Peak memory by device.
 
@@ -556,7 +565,8 @@ def memory(
     (or one group, if that is longer); logits of the completions among them; the cache of `token_budget`
     tokens. The runtime is what Python and torch hold before a model is loaded.
     verl: 16 bytes a parameter over all GPUs, two layers and the embedding gathered in bf16; activations and
-    logits (bf16, then float32) of `micro_batch` sequences; while sampling 0.5 of the memory is vLLM's.
+    logits (bf16, then float32) of `micro_batch` sequences; while sampling `vllm_share` of the memory is
+    vLLM's.
 
     Args:
         micro_batch: sequences of one backward pass on a GPU (verl).
@@ -571,10 +581,10 @@ def memory(
             4 * each, 4 * each, 8 * each, 0.0, gathered,
             tokens * activation_bytes(shape, "bf16", True),
             tokens * shape.vocabulary * 6.0,
-            0.5 * machine.memory, 1.5 * GIB,
+            vllm_share * machine.memory, 1.5 * GIB,
             host=4.0 * n,
         )  # fmt: skip
-    dtype = config.model.dtype
+    dtype = precision(config, machine)
     group = work.prompt_tokens + work.group * work.completion_tokens
     tokens = max(group, min(config.grpo.micro_tokens, group * work.prompts))
     share = work.group * work.completion_tokens / group

@@ -73,6 +73,8 @@ MANIFEST = "manifest.json"
 _RUN_CONFIG = "config.toml"
 _PARTS = 256
 _DIGIT = 16
+_ROW_GROUP = 5_000
+"""Samples of one row group: polars gathers a row group whole before it writes it."""
 _IDS_A_QUERY = 500
 """SQLite takes a limited number of parameters."""
 
@@ -760,7 +762,7 @@ def _write_selection(
                 advance(int(kept.sum()))
     if out.suffix == ".parquet":
         staging = chosen.scratch / out.name
-        pl.scan_parquet(parts).sink_parquet(staging, maintain_order=True)
+        pl.scan_parquet(parts).sink_parquet(staging, row_group_size=_ROW_GROUP, maintain_order=True)
         sync(staging)
         staging.replace(out)
         return
