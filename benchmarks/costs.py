@@ -167,7 +167,9 @@ def real_tokens() -> dict[str, Any]:
     train = [c for c in load_conversations(config) if c.split == "train"]
     prompts = [p for c in train[:20] for p in conversation_prompts(c, future=True)][::20][:8]
     fitted = fit_all(prompts, engine, config, {})
+    start = time.process_time()
     turns = play_turn(engine, fitted, prompts, config, lam=0.0, key=("costs", 0))
+    sampling = time.process_time() - start
     # An untouched model writes nothing that parses; random advantages let every group into the update.
     scored = [
         replace(
@@ -182,7 +184,9 @@ def real_tokens() -> dict[str, Any]:
         for t in turns
     ]
     engine.begin_stage(config.grpo)
+    start = time.process_time()
     measures = _update(engine, fitted, scored, config, RlPlan.of(config), 0, 1.0)
+    update = time.process_time() - start
     lengths = [len(f.ids) for f in fitted]
     said = [len(r.sample.token_ids) for t in turns for r in t.group.rollouts]
     mean_p, mean_r = sum(lengths) / len(lengths), sum(said) / len(said)
@@ -190,6 +194,51 @@ def real_tokens() -> dict[str, Any]:
     return {
         "prompts": len(fitted), "group": work.group, "mean prompt": mean_p, "mean completion": mean_r,
         "generated": [sum(said), work.generated], "packed": [measures["packed_tokens"], work.packed],
+        "sampling_s": sampling, "update_s": update,
+    }  # fmt: skip
+
+
+def real_store() -> dict[str, Any]:
+    """Bytes of a store of real texts, and of its shards: the sample set's prompts, each with eight gold
+    completions of other turns."""
+    from selfemo.config import load
+    from selfemo.costs import CHARACTERS, store_bytes
+    from selfemo.pipeline import load_conversations
+    from selfemo.prompts import conversation_prompts, format_completion, gold_completion, messages
+    from selfemo.shards import export
+    from selfemo.store import STORE_FILE, Store
+
+    conversations = load_conversations(load([]))
+    prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
+    gold = [g for c in conversations for i in range(len(c.turns)) if (g := gold_completion(c, i))]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "run").mkdir()
+        store = Store(folder / "run" / STORE_FILE)
+        rows = []
+        for i, p in enumerate(prompts):
+            for k in range(8):
+                g = gold[(31 * i + 7 * k) % len(gold)]
+                emotion, own = (json.dumps(dict(d)) for d in (g.emotion, g.self_emotion))
+                rows.append(
+                    ("iteration-1-rl", i // 64, 1, p.id, k, format_completion(g), 30, None, emotion, own,
+                     g.reply, 0.123456789 * k, k % 4 / 3, 0.1 * k, -1.23456 - 0.01 * i,
+                     1.23456 + 0.01 * i, int(k == 0), "pass" if k == 0 else None)
+                )  # fmt: skip
+        with store.transaction():
+            store.add_prompts(prompts, "iteration-1-rl", 0)
+            store.add_rollout_rows(rows)
+        store.close()
+        size = sum(f.stat().st_size for f in (folder / "run").iterdir())
+        export(folder / "run", folder / "out")
+        shards = sum(f.stat().st_size for f in (folder / "out").glob("*.parquet"))
+    characters = sum(len(m["content"]) for p in prompts for m in messages(p)) / len(prompts)
+    said = sum(len(r[5]) for r in rows) / len(rows)
+    told = store_bytes(characters / CHARACTERS, said / CHARACTERS, 8)
+    return {
+        "rollouts": len(rows), "characters of a prompt": characters,
+        "characters of a completion": said, "bytes a rollout": [size / len(rows), told],
+        "bytes a rollout in shards": shards / len(rows), "share": shards / size,
     }  # fmt: skip
 
 
@@ -225,7 +274,42 @@ def predicted(point: dict[str, Any], seen: dict[str, Any], machine: Any) -> dict
     }  # fmt: skip
 
 
+def growth() -> str:
+    """The table of docs/scaling.md: one iteration on 8 H100 in the paper's settings, P 600, R 300."""
+    from selfemo.config import load
+    from selfemo.costs import (
+        KNOWN,
+        MACHINES,
+        PARQUET_SHARE,
+        decoding,
+        stages,
+        store_bytes,
+        workload,
+    )
+
+    lines = []
+    for prompts in (23_000, 1_000_000, 100_000_000, 1_000_000_000):
+        config = load([], [f"flywheel.prompts={prompts}"])
+        machine = replace(MACHINES["h100"], count=8)
+        work = workload(config, 600, 300, engine="verl")
+        stored = work.completions * store_bytes(600, 300, 8)
+        cells = [f"{prompts:,}", f"{work.completions:,}", f"{work.generated:.2g}"]
+        for name in ("Qwen/Qwen3-4B", "Qwen/Qwen3-8B"):
+            shape = KNOWN[name]
+            how = decoding(shape, config, work, machine, "verl", 8)
+            parts = stages(shape, work, machine, how)
+            hours = 8 * sum(s.seconds for s in parts) / 3600
+            cells += [f"{sum(s.flops for s in parts):.2g}", f"{hours:,.3g}"]
+        sizes = (stored, stored * PARQUET_SHARE, 62 * prompts / 2, prompts / 2)
+        cells += [f"{x / 1e9:,.3g} GB" for x in sizes]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
+    if sys.argv[1:] == ["--growth"]:
+        print(growth())
+        return
     if len(sys.argv) > 1:
         job = json.loads(sys.argv[1])
         print(json.dumps(measure(job) if job else real_tokens()))
@@ -260,6 +344,20 @@ def main() -> None:
         } | {"decode bound": told["decode bound"]}  # fmt: skip
         print(name, json.dumps(points[name]), flush=True)
     results["points"] = points
+    # The real round by the same constant.
+    from selfemo.config import load
+    from selfemo.costs import decoding, find_shape, stages, workload
+
+    real = results["real round"]
+    config = load(["configs/quickstart.toml"], ["flywheel.prompts=8", "flywheel.refit=none",
+                  "sampling.max_new_tokens=24", "model.dtype=fp32"])  # fmt: skip
+    shape = find_shape(config.model.id)
+    work = workload(config, real["mean prompt"], real["mean completion"])
+    how = decoding(shape, config, work, machine, "local")
+    seconds = {s.name: s.seconds for s in stages(shape, work, machine, how)}
+    real["sampling_s"] = [real["sampling_s"], seconds["prefill"] + seconds["decode"]]
+    real["update_s"] = [real["update_s"], seconds["update"]]
+    results["store"] = real_store()
     (HERE / "costs.json").write_text(json.dumps(results, indent=1) + "\n")
 
 

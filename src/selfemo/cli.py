@@ -511,6 +511,47 @@ def coldstart_generate(
         typer.echo(f"use them: selfemo evolve --set sft.samples={out} ...")
 
 
+@app.command()
+def doctor(
+    config: Configs = None,
+    overrides: Overrides = None,
+    engine: Annotated[str, typer.Option(help="local or verl (default: the configuration's).")] = "",
+    out: Annotated[Path, typer.Option(help="Where the run would go.")] = Path("runs"),
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs (verl) or cores to estimate for.")] = 0,
+    machine: Annotated[
+        str, typer.Option(help="Estimate for h100, h200, a100, l40s, rtx4090 or cpu-core.")
+    ] = "",
+    parameters: Annotated[
+        float, typer.Option(min=0, help="Size of a model that is not on this machine, as 4e9.")
+    ] = 0,
+    prompt_tokens: Annotated[float, typer.Option(min=0, help="Mean; 0: that of the data.")] = 0,
+    completion_tokens: Annotated[float, typer.Option(min=0, help="Mean; 0: of gold ones.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check GPUs, versions, disk, data and model, say what is missing, and estimate an iteration."""
+    from selfemo.doctor import diagnose, estimate_rows
+
+    told = diagnose(
+        _config(config, overrides), out, engine=engine, count=gpus, machine=machine,
+        parameters=int(parameters), prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(told.as_dict()))
+    else:
+        for f in told.findings:
+            how = f"\n{'':9}{f.get}" if f.get else ""
+            typer.echo(f"{f.state:<8} {f.what}: {f.found}{how}")
+        if e := told.estimate:
+            title = f"{e['model']} on {e['machine']}, prompts of {e['prompt_tokens']} and completions of "
+            _print_tables([(f"{title}{e['completion_tokens']} tokens", *estimate_rows(e))])
+            parts = ", ".join(f"{k} {v:.1f}" for k, v in e["memory_gib"].items())
+            typer.echo(f"memory by device, GiB: {e['peak_gib']:.1f} at the peak ({parts})")
+            typer.echo("disk, GiB: " + ", ".join(f"{k} {v:.1f}" for k, v in e["disk_gib"].items()))
+    if not told.healthy:
+        raise typer.Exit(1)
+
+
 @store_app.command("export")
 def export_store(
     run: Annotated[Path, typer.Argument(help="Run folder.")],

@@ -606,23 +606,24 @@ def memory(
 
 # -- disk -----------------------------------------------------------------------------------------------
 
-CHARACTERS = 4.2
-"""Characters of a token of dialogue (measured on MELD with the built-in tokenizer)."""
+CHARACTERS = 3.0
+"""Characters of a token: 2.9 to 3.4 in prompts and 2.8 to 3.1 in completions of MELD, EmoryNLP and the sample
+set with the built-in tokenizer of 49,152 tokens; larger vocabularies need fewer tokens."""
 
 
 def store_bytes(prompt_tokens: float, completion_tokens: float, group: int) -> float:
     """Bytes of the SQLite store by rollout, its share of the prompt's row and of the indices included.
 
     A rollout: 220 of numbers, keys and index entries, its text, and the reply once more (about 0.6 of it). A
-    prompt: 420, the history as JSON (about 1.3 of the characters), the persona.
+    prompt: 420, and the history as JSON (about 1.3 of the characters).
     """
     rollout = 220 + 1.6 * CHARACTERS * completion_tokens
     prompt = 420 + 1.3 * CHARACTERS * prompt_tokens
     return rollout + prompt / group
 
 
-PARQUET_SHARE = 0.25
-"""Bytes of shards (zstd) against those of the store."""
+PARQUET_SHARE = 0.2
+"""Bytes of shards (zstd) against those of the store: 0.18 in benchmarks/shards.json."""
 
 
 def disk_bytes(shape: ModelShape, config: Config, work: Workload) -> dict[str, float]:
