@@ -1,10 +1,12 @@
 """The cost model of `selfemo.costs` against measured points on one CPU core.
 
-    python -m benchmarks.costs
+    python -m benchmarks.costs               measure and compare
+    python -m benchmarks.costs --predict     compare again with what is in costs.json
+    python -m benchmarks.costs --growth      the table of a billion turns
 
 Each point runs in a process of its own, one thread, timed in CPU seconds, so that other work on the
-machine counts for little. One constant is fitted, the FLOP/s, on the update of the first point;
-the bandwidth is that of a plain copy. Everything else is predicted. Writes costs.json here.
+machine counts for little. One constant is fitted, the FLOP/s, on the update of the first point; the
+bandwidths are those of a plain copy and of a plain product with few rows. All else is predicted.
 """
 
 from __future__ import annotations
@@ -43,6 +45,11 @@ def peak_mib() -> float:
     return int(text.split("VmHWM:")[1].split()[0]) / 1024
 
 
+def resident_mib() -> float:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+
 def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
@@ -67,7 +74,7 @@ def small_model(folder: Path) -> str:
     return str(folder)
 
 
-def cpu_seconds(work: Callable[[], Any], repeats: int = 2) -> float:
+def cpu_seconds(work: Callable[[], Any], repeats: int = 1) -> float:
     best = float("inf")
     for _ in range(repeats):
         start = time.process_time()
@@ -90,9 +97,9 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         small = point["model"] == "small"
         model = small_model(Path(folder)) if small else BUILTIN_MODEL
-        runtime = peak_mib()
         dtype = point.get("dtype", "fp32")
         e = LocalEngine(ModelConfig(id=model, device="cpu", dtype=dtype, threads=1))
+    runtime = resident_mib() - 4 * sum(x.numel() for x in e.policy.core.parameters()) / MIB
     rng = np.random.default_rng(0)
     p, r, g, n = (point[k] for k in "prgn")
 
@@ -135,14 +142,19 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def bandwidth() -> float:
-    """Bytes per CPU second that a copy reads and writes."""
+def machine_rates() -> dict[str, float]:
+    """Bytes per CPU second that a copy reads and writes, and of weights that a product with 4 rows reads."""
     import numpy as np
+    import torch
 
+    torch.set_num_threads(1)
     a = np.ones(64 * MIB, dtype=np.float64)
     b = np.empty_like(a)
     np.copyto(b, a)
-    return 2 * a.nbytes / cpu_seconds(lambda: np.copyto(b, a), 5)
+    copy = 2 * a.nbytes / cpu_seconds(lambda: np.copyto(b, a), 5)
+    weight, rows = torch.randn(49152, 576), torch.randn(4, 576)
+    product = cpu_seconds(lambda: torch.nn.functional.linear(rows, weight), 7)
+    return {"copy bytes/s": copy, "product bytes/s": weight.numel() * 4 / product}
 
 
 def real_tokens() -> dict[str, Any]:
@@ -310,55 +322,93 @@ def main() -> None:
     if sys.argv[1:] == ["--growth"]:
         print(growth())
         return
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 1 and sys.argv[1] != "--predict":
         job = json.loads(sys.argv[1])
-        print(json.dumps(measure(job) if job else real_tokens()))
+        rates = "rates" in job
+        print(json.dumps(machine_rates() if rates else measure(job) if job else real_tokens()))
         return
 
-    from selfemo.costs import MACHINES
+    path = HERE / "costs.json"
+    if sys.argv[1:] == []:
 
-    def run(job: dict[str, Any]) -> dict[str, Any]:
-        command = [sys.executable, "-m", "benchmarks.costs", json.dumps(job)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        def run(job: dict[str, Any]) -> dict[str, Any]:
+            command = [sys.executable, "-m", "benchmarks.costs", json.dumps(job)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            return dict(json.loads(done.stdout.splitlines()[-1]))
 
-    machine = replace(MACHINES["cpu-core"], bandwidth=bandwidth())
-    results: dict[str, Any] = {"copy bytes/s": machine.bandwidth, "real round": run({})}
-    print(json.dumps(results), flush=True)
-    points: dict[str, Any] = {}
-    for name, point in POINTS.items():
-        seen = run(point)
-        if not points:
-            # The one constant: what is left of the first update when AdamW's bytes are read.
-            without = replace(machine, flops=1e30)
-            moved = predicted(point, seen, without)["update_s"]
-            flops = predicted(point, seen, machine)["update_tflop"] * 1e12
-            machine = replace(machine, flops=flops / (seen["update_s"] - moved))
-            results["flop/s"] = machine.flops
-        told = predicted(point, seen, machine)
-        points[name] = {
-            key: {"measured": seen[key], "predicted": told[key], "ratio": told[key] / seen[key]}
-            for key in ("generated", "packed", "prefill_s", "decode_s", "update_s", "sampling_mib",
-                        "training_mib")
-            if not (point.get("dtype") and key.endswith("_s"))
-        } | {"decode bound": told["decode bound"]}  # fmt: skip
-        print(name, json.dumps(points[name]), flush=True)
-    results["points"] = points
-    # The real round by the same constant.
+        measured = {"machine": run({"rates": True}), "store": real_store(), "real round": run({})}
+        for name, point in POINTS.items():
+            measured[name] = run(point)
+            print(name, json.dumps({k: v for k, v in measured[name].items() if k != "config"}))
+            sys.stdout.flush()
+        path.write_text(json.dumps({"measured": measured}, indent=1) + "\n")
+    results = json.loads(path.read_text())
+    results.update(compared(results["measured"]))
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+def compared(measured: dict[str, Any]) -> dict[str, Any]:
+    """Predictions for what was measured, with the machine's FLOP/s from the first update."""
     from selfemo.config import load
-    from selfemo.costs import decoding, find_shape, stages, workload
+    from selfemo.costs import MACHINES, decoding, find_shape, stages, workload
 
-    real = results["real round"]
+    rates = measured["machine"]
+    machine = replace(
+        MACHINES["cpu-core"],
+        bandwidth=rates["copy bytes/s"],
+        reading=rates["product bytes/s"] / rates["copy bytes/s"],
+    )
+    first = next(iter(POINTS))
+    moved = predicted(POINTS[first], measured[first], replace(machine, flops=1e30))["update_s"]
+    flops = predicted(POINTS[first], measured[first], machine)["update_tflop"] * 1e12
+    machine = replace(machine, flops=flops / (measured[first]["update_s"] - moved))
+    points = {}
+    for name, point in POINTS.items():
+        seen, told = measured[name], predicted(point, measured[name], machine)
+        points[name] = {
+            key: [seen[key], told[key]]
+            for key in (
+                "packed",
+                "prefill_s",
+                "decode_s",
+                "update_s",
+                "sampling_mib",
+                "training_mib",
+            )
+            if not (point.get("dtype") and key.endswith("_s"))
+        }
+    real = measured["real round"]
     config = load(["configs/quickstart.toml"], ["flywheel.prompts=8", "flywheel.refit=none",
                   "sampling.max_new_tokens=24", "model.dtype=fp32"])  # fmt: skip
     shape = find_shape(config.model.id)
     work = workload(config, real["mean prompt"], real["mean completion"])
     how = decoding(shape, config, work, machine, "local")
     seconds = {s.name: s.seconds for s in stages(shape, work, machine, how)}
-    real["sampling_s"] = [real["sampling_s"], seconds["prefill"] + seconds["decode"]]
-    real["update_s"] = [real["update_s"], seconds["update"]]
-    results["store"] = real_store()
-    (HERE / "costs.json").write_text(json.dumps(results, indent=1) + "\n")
+    points["a real round, sample set, 8 prompts"] = {
+        "packed": real["packed"],
+        "prefill and decode": [real["sampling_s"], seconds["prefill"] + seconds["decode"]],
+        "update_s": [real["update_s"], seconds["update"]],
+    }
+    return {"flop/s": machine.flops, "compared": points}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Predicted / measured, for docs/scaling.md."""
+    names = {
+        "packed": "packed tokens", "prefill_s": "prefill, s", "decode_s": "decode, s",
+        "prefill and decode": "prefill and decode, s", "update_s": "update, s",
+        "sampling_mib": "peak in sampling, MiB", "training_mib": "peak in the update, MiB",
+    }  # fmt: skip
+    lines = [
+        "| point | quantity | measured | predicted | ratio |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for point, values in results["compared"].items():
+        for key, (seen, told) in values.items():
+            ratio = f"{told / seen:.2f}"
+            lines.append(f"| {point} | {names[key]} | {seen:,.4g} | {told:,.4g} | {ratio} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,9 @@ class Machine:
         bandwidth: of its memory, bytes/s.
         memory: bytes; 0 where it is not known.
         training, prefill: share of the peak that forward and backward passes, and prefilling, reach.
-        reading: share of the bandwidth that decoding and the optimiser reach.
+        reading, streaming: share of the bandwidth that decoding, and the optimiser, reach.
+        packs: products with few rows first copy the weights into another order (BLAS on CPUs), so reading
+            and computing follow each other instead of overlapping.
     """
 
     name: str
@@ -202,7 +204,11 @@ class Machine:
     training: float = 0.35
     prefill: float = 0.5
     reading: float = 0.6
+    streaming: float = 0.8
+    packs: bool = False
 
+
+CPU_FLOPS, CPU_COPY, CPU_READING = 35e9, 19e9, 0.12
 
 MACHINES = {
     m.name: m
@@ -212,9 +218,9 @@ MACHINES = {
         Machine("a100", 312e12, 2.04e12, 80e9),
         Machine("l40s", 362e12, 0.864e12, 48e9),
         Machine("rtx4090", 165e12, 1.01e12, 24e9),
-        # What an update in fp32 and a copy reach on one core of the machine of docs/scaling.md: achieved
-        # figures, so no shares are taken of them.
-        Machine("cpu-core", 70e9, 6e9, 0, 1, 1.0, 1.0, 1.0),
+        # Measured on one core of the machine of docs/scaling.md: an update in fp32, a copy, a product of the
+        # head with four rows.
+        Machine("cpu-core", CPU_FLOPS, CPU_COPY, 0, 1, 1.0, 1.0, CPU_READING, 1.0, True),
     )
 }
 """Published dense bf16 peaks. The shares are assumptions, not measurements: scale hours with your own."""
@@ -436,7 +442,7 @@ def decoding(
 def stages(shape: ModelShape, work: Workload, machine: Machine, how: Decoding) -> list[Stage]:
     """The parts of one iteration in order."""
     n, g, p, r = work.prompts, work.group, work.prompt_tokens, work.completion_tokens
-    peak, band = machine.flops * machine.count, machine.bandwidth * machine.count * machine.reading
+    peak, band = machine.flops * machine.count, machine.bandwidth * machine.count
 
     def prefill(prompts: float) -> Stage:
         flops = forward_flops(shape, prompts * p, prompts, prompts * p * p / 2)
@@ -451,7 +457,8 @@ def stages(shape: ModelShape, work: Workload, machine: Machine, how: Decoding) -
         weights = steps * how.replicas * how.weight_bytes * (shape.body + shape.head)
         keys = prompts * r * (p * (1 if how.prefix_once else group) + group * r / 2)
         total = weights + keys * how.kv
-        return Stage(name, tokens, flops, total, flops / (peak * machine.prefill), total / band)
+        compute, reading = flops / (peak * machine.prefill), total / (band * machine.reading)
+        return Stage(name, tokens, flops, total, compute, reading, machine.packs)
 
     forward = forward_flops(shape, work.packed, work.generated, work.scores)
     scoring = forward / (peak * machine.training)
@@ -466,9 +473,8 @@ def stages(shape: ModelShape, work: Workload, machine: Machine, how: Decoding) -
     def train(name: str, tokens: float, flops: float, steps: int) -> Stage:
         # AdamW reads 16 and writes 12 bytes a parameter; norm and clipping read and write the gradient.
         moved = 36.0 * shape.parameters * steps
-        return Stage(
-            name, tokens, flops, moved, flops / (peak * machine.training), moved / band, True
-        )
+        compute, reading = flops / (peak * machine.training), moved / (band * machine.streaming)
+        return Stage(name, tokens, flops, moved, compute, reading, True)
 
     result.append(train("update", work.packed * active, times * forward * active, work.steps))
     if work.sft_samples:
@@ -562,8 +568,9 @@ def memory(
 
     local: 4 bytes a parameter for weights, as many for gradients, 8 for Adam's two moments, 4 for the frozen
     reference (full training with a KL term), 2 for bf16 casts; activations of `micro_tokens` packed tokens
-    (or one group, if that is longer); logits of the completions among them; the cache of `token_budget`
-    tokens. The runtime is what Python and torch hold before a model is loaded.
+    (or one group, if that is longer), and the keys and values of the prompt that each completion but the
+    first gathers (attention.py): (G - 1) P x 2 a a layer; logits of the completions among them; the cache of
+    `token_budget` tokens. The runtime is what Python, torch and transformers hold besides.
     verl: 16 bytes a parameter over all GPUs, two layers and the embedding gathered in bf16; activations and
     logits (bf16, then float32) of `micro_batch` sequences; while sampling `vllm_share` of the memory is
     vLLM's.
@@ -591,13 +598,16 @@ def memory(
     lora = config.model.lora
     trained = n if lora is None else lora_parameters(shape, lora.rank)
     kv = shape.kv_bytes(4, 2 if dtype == "bf16" else 4)
+    kept = 1 if config.model.gradient_checkpointing else shape.layers
+    gathered = kept * 2 * shape.attention * (2 if dtype == "bf16" else 4)
     return Memory(
         4.0 * n + (4.0 * trained if lora else 0.0),
         4.0 * trained,
         8.0 * trained,
         4.0 * n if work.reference and lora is None else 0.0,
         2.0 * (shape.body + shape.head) if dtype == "bf16" else 0.0,
-        tokens * activation_bytes(shape, dtype, config.model.gradient_checkpointing),
+        tokens * activation_bytes(shape, dtype, config.model.gradient_checkpointing)
+        + tokens / group * (work.group - 1) * work.prompt_tokens * gathered,
         tokens * share * logit_bytes(shape, dtype),
         float(config.sampling.token_budget * kv),
         0.45 * GIB,

@@ -17,7 +17,7 @@ from selfemo.errors import ConfigError, EngineError
 TOY = ModelShape("toy", 3, 4, 2, 1, 2, 8, 10)
 # P 10, R 2, G 3, n 5.
 WORK = Workload(prompts=5, group=3, prompt_tokens=10, completion_tokens=2)
-SLOW = Machine("slow", 1000.0, 100.0, 0, 1, 1.0, 1.0, 1.0)
+SLOW = Machine("slow", 1000.0, 100.0, 0, 1, 1.0, 1.0, 1.0, 1.0)
 
 
 def test_public_sizes() -> None:
@@ -95,6 +95,9 @@ def test_seconds_and_what_bounds_them() -> None:
     assert update.flops == 1.5 * forward and update.tokens == 40
     assert update.reading == 36 * TOY.parameters * 2 / 100
     assert update.seconds == update.compute + update.reading
+    assert decode.seconds == max(decode.compute, decode.reading)
+    packed = costs.stages(TOY, work, replace(SLOW, packs=True), how)[1]
+    assert packed.seconds == decode.compute + decode.reading
     fast = replace(SLOW, flops=1e12)
     assert costs.stages(TOY, work, fast, how)[1].bound == "bandwidth"
     eight = costs.stages(TOY, work, replace(SLOW, count=8), how)
@@ -138,7 +141,8 @@ def test_local_memory_by_hand() -> None:
         4 * n,
     )
     # One group is 16 tokens, more than the 8 that were asked for; a layer keeps 16 (4 + 4 + 8) bytes a token.
-    assert need.activations == 16 * 3 * 16 * (4 + 4 + 8)
+    # Two of three completions gather the prompt's keys and values anew: 2 x 10 x 2 a of 4 bytes a layer.
+    assert need.activations == 16 * 3 * 16 * (4 + 4 + 8) + 2 * 10 * 8 * 4 * 3
     assert need.logits == pytest.approx(6 * 16 * 10)
     assert need.cache == 100 * TOY.kv_bytes(4, 4) and need.casts == 0
     checkpointed = load([], ["model.dtype=fp32", "model.gradient_checkpointing=true"])
