@@ -27,6 +27,8 @@ personas_app = typer.Typer(no_args_is_help=True, help="Personas: extract, merge,
 app.add_typer(personas_app, name="personas")
 coldstart_app = typer.Typer(no_args_is_help=True, help="Cold-start samples.")
 app.add_typer(coldstart_app, name="coldstart")
+store_app = typer.Typer(no_args_is_help=True, help="A run's store as Parquet shards.")
+app.add_typer(store_app, name="store")
 
 Configs = Annotated[
     list[Path] | None,
@@ -570,6 +572,115 @@ def coldstart_generate(
     _counts(counts, as_json)
     if not as_json:
         typer.echo(f"use them: selfemo evolve --set sft.samples={out} ...")
+
+
+@app.command()
+def doctor(
+    config: Configs = None,
+    overrides: Overrides = None,
+    engine: Annotated[str, typer.Option(help="local or verl (default: the configuration's).")] = "",
+    out: Annotated[Path, typer.Option(help="Where the run would go.")] = Path("runs"),
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs (verl) or cores to estimate for.")] = 0,
+    machine: Annotated[
+        str, typer.Option(help="Estimate for h100, h200, a100, l40s, rtx4090 or cpu-core.")
+    ] = "",
+    parameters: Annotated[
+        float, typer.Option(min=0, help="Size of a model that is not on this machine, as 4e9.")
+    ] = 0,
+    prompt_tokens: Annotated[float, typer.Option(min=0, help="Mean; 0: that of the data.")] = 0,
+    completion_tokens: Annotated[float, typer.Option(min=0, help="Mean; 0: of gold ones.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check GPUs, versions, disk, data and model, say what is missing, and estimate an iteration."""
+    from selfemo.doctor import diagnose, estimate_rows
+
+    told = diagnose(
+        _config(config, overrides), out, engine=engine, count=gpus, machine=machine,
+        parameters=int(parameters), prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(told.as_dict()))
+    else:
+        for f in told.findings:
+            how = f"\n{'':9}{f.get}" if f.get else ""
+            typer.echo(f"{f.state:<8} {f.what}: {f.found}{how}")
+        if e := told.estimate:
+            title = f"{e['model']} on {e['machine']}, prompts of {e['prompt_tokens']} and completions of "
+            _print_tables([(f"{title}{e['completion_tokens']} tokens", *estimate_rows(e))])
+            parts = ", ".join(f"{k} {v:.1f}" for k, v in e["memory_gib"].items())
+            typer.echo(f"memory by device, GiB: {e['peak_gib']:.1f} at the peak ({parts})")
+            typer.echo("disk, GiB: " + ", ".join(f"{k} {v:.1f}" for k, v in e["disk_gib"].items()))
+    if not told.healthy:
+        raise typer.Exit(1)
+
+
+@store_app.command("export")
+def export_store(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the shards; go on if stopped.")],
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rollouts of one shard.")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """Prompts, rollouts and samples as Parquet shards with a manifest; again: append what is new."""
+    from selfemo.shards import MANIFEST, export
+    from selfemo.stopping import Stopped, StopRequest
+
+    reporter, stop = _reporter(), StopRequest()
+    try:
+        with stop.on_signals(reporter.say):
+            manifest = export(run, out, rows_per_shard, reporter, stop)
+    except (Stopped, KeyboardInterrupt):
+        reporter.say(f"stopped; run the same command again to go on in {out}")
+        raise typer.Exit(130) from None
+    counts = manifest.rows()
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "files": len(manifest.files), **counts}))
+        return
+    said = ", ".join(f"{n:,} {t}" for t, n in counts.items())
+    typer.echo(f"{out / MANIFEST}: {len(manifest.files)} files, {said}")
+
+
+@store_app.command("select")
+def select_samples(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of `selfemo store export`.")],
+    out: Annotated[Path, typer.Option(help="NAME.parquet, or a folder for a file a shard.")],
+    lam: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Rank groups anew by (1 - LAM) R1 + LAM R2 (default: as recorded)."
+        ),
+    ] = None,
+    max_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Most of the samples of any one emotion.")
+    ] = 0.5,
+    n: Annotated[int, typer.Option("-n", min=0, help="Draw so many by the seed; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    iteration: Annotated[
+        list[int] | None, typer.Option(help="Rollouts of this one alone; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """SFT samples from shards, out of core: best of each group, gate, no duplicates, emotion cap."""
+    from selfemo.shards import select
+    from selfemo.stopping import Stopped, StopRequest
+
+    reporter, stop = _reporter(), StopRequest()
+    try:
+        with stop.on_signals(reporter.say):
+            result = select(
+                folders, out, lam=lam, max_share=max_share, n=n, seed=seed,
+                iterations=iteration or [], reporter=reporter, stop=stop,
+            )  # fmt: skip
+    except (Stopped, KeyboardInterrupt):
+        reporter.say("stopped; nothing was written")
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+        return
+    for name, value in result.as_dict().items():
+        typer.echo(f"{name.replace('_', ' '):<12} {value}")
+    typer.echo(f"use them: selfemo evolve --set sft.samples={out} ...")
 
 
 def _print_tables(tables: list[tuple[str, list[str], list[list[str]]]]) -> None:

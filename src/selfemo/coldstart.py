@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import GateConfig
-from selfemo.errors import DataError, MissingExtraError
+from selfemo.errors import DataError
 from selfemo.experts import MalformedError, Question, Reply, Tally, ask_experts, one_line, read_json
 from selfemo.gate import reply_fault
 from selfemo.generation.chat import ExpertSpec
@@ -32,7 +32,7 @@ from selfemo.prompts import (
 )
 from selfemo.rewards import weighted_iou
 from selfemo.seeds import rng
-from selfemo.store import Store
+from selfemo.store import Store, need_polars
 from selfemo.types import (
     LABEL_SETS,
     MAX_EMOTIONS,
@@ -260,6 +260,42 @@ def _weights(distribution: EmotionDistribution | None) -> list[dict[str, Any]]:
     return [{"emotion": e, "weight": w} for e, w in (distribution or {}).items()]
 
 
+def parquet_row(
+    prompt: Prompt, completion: Completion, reasoning: Reasoning, source: str
+) -> dict[str, Any]:
+    """One sample as a row of the files that `read_parquet` reads."""
+    return {
+        "prompt": messages(prompt, reasoning),
+        "completion": [{"role": "assistant", "content": format_completion(completion)}],
+        "id": prompt.id,
+        "dataset": prompt.dataset,
+        "conversation": prompt.conversation_id,
+        "labels": list(prompt.label_set.labels),
+        "answerer": prompt.answerer,
+        "persona": prompt.persona.description,
+        "scene": prompt.scenario,
+        "history": [{"speaker": u.speaker, "text": u.text} for u in prompt.history],
+        "gold": _weights(prompt.target),
+        "source": source,
+    }
+
+
+def parquet_schema(pl: Any) -> dict[str, Any]:
+    """The columns of `parquet_row` as polars types."""
+    turn = pl.List(pl.Struct({"speaker": pl.String, "text": pl.String}))
+    message = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+    weights = pl.List(pl.Struct({"emotion": pl.String, "weight": pl.Float64}))
+    nested = {
+        "prompt": message, "completion": message, "labels": pl.List(pl.String), "history": turn,
+        "gold": weights,
+    }  # fmt: skip
+    names = (
+        "prompt", "completion", "id", "dataset", "conversation", "labels", "answerer", "persona", "scene",
+        "history", "gold", "source",
+    )  # fmt: skip
+    return {n: nested.get(n, pl.String) for n in names}
+
+
 def write_parquet(
     path: Path, samples: Iterable[tuple[Prompt, Completion]], reasoning: Reasoning, source: str
 ) -> int:
@@ -270,28 +306,11 @@ def write_parquet(
         MissingExtraError: polars is not installed.
         DataError: the file cannot be written.
     """
-    pl = _polars()
-    rows = [
-        {
-            "prompt": messages(prompt, reasoning),
-            "completion": [{"role": "assistant", "content": format_completion(completion)}],
-            "id": prompt.id,
-            "dataset": prompt.dataset,
-            "conversation": prompt.conversation_id,
-            "labels": list(prompt.label_set.labels),
-            "answerer": prompt.answerer,
-            "persona": prompt.persona.description,
-            "scene": prompt.scenario,
-            "history": [{"speaker": u.speaker, "text": u.text} for u in prompt.history],
-            "gold": _weights(prompt.target),
-            "source": source,
-        }
-        for prompt, completion in samples
-    ]
+    pl = need_polars()
+    rows = [parquet_row(p, c, reasoning, source) for p, c in samples]
     if not rows:
         raise DataError("no sample was left to write; see the counts of what was dropped", path)
-    weights = pl.List(pl.Struct({"emotion": pl.String, "weight": pl.Float64}))
-    frame = pl.DataFrame(rows, schema_overrides={"gold": weights}, infer_schema_length=None)
+    frame = pl.DataFrame(rows, schema=parquet_schema(pl))
     staging = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,7 +327,7 @@ def read_parquet(path: Path) -> list[tuple[Prompt, Completion]]:
     Raises:
         DataError: missing, no such file, or a row that does not parse; the message names row and reason.
     """
-    pl = _polars()
+    pl = need_polars()
     try:
         frame = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as e:
@@ -352,11 +371,3 @@ def read_parquet(path: Path) -> list[tuple[Prompt, Completion]]:
     if not samples:
         raise DataError("holds no sample", path)
     return samples
-
-
-def _polars() -> Any:
-    try:
-        import polars
-    except ImportError:
-        raise MissingExtraError("polars, which writes Parquet,", "pip install polars") from None
-    return polars

