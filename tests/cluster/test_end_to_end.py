@@ -23,8 +23,8 @@ from selfemo.store import Store
 from tests.conftest import build_tiny_model, toy_conversations
 from tests.model.test_pipeline import SETTINGS, write_jsonl
 
-pytest.importorskip("verl", reason="verl has an environment of its own: make test-cluster")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytest.importorskip("verl", reason="verl has an environment of its own: make test-cluster-whole")
+pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(900)]
 
 ON_A_CPU = [
     "actor_rollout_ref.rollout.name=cpu", "trainer.device=cpu", "actor_rollout_ref.actor.strategy=fsdp2",

@@ -22,7 +22,7 @@ from selfemo.self_grpo import advantages
 from selfemo.types import LABEL_SETS, Completion
 from tests.conftest import dist, make_prompt
 
-pytest.importorskip("verl", reason="verl has an environment of its own: make test-verl")
+pytest.importorskip("verl", reason="verl has an environment of its own: make test-cluster")
 torch = pytest.importorskip("torch")
 
 MELD = LABEL_SETS["meld"]
