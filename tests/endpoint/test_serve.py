@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from selfemo.api import SelfEmo
+from selfemo.api import Ask, SelfEmo
 from selfemo.errors import ConfigError
 from selfemo.types import LABEL_SETS
 
@@ -297,6 +297,53 @@ def test_the_server_is_an_endpoint_for_the_api(url: str) -> None:
         ["extra_text"] * 2
     )
     with_endpoint.close()
+
+
+@pytest.mark.slow
+def test_64_clients_lose_and_mix_up_nothing_and_memory_is_flat(model: SelfEmo) -> None:
+    """SELFEMO_LOAD: for how many seconds. Each answer must be the one that its question gets alone."""
+    seconds, clients = float(os.environ.get("SELFEMO_LOAD", "4")), 64
+    questions = [
+        {"turns": [{"speaker": f"P{n}", "text": f"Say {n}, {'again ' * (n % 7)}please."}],
+         "persona": f"Number {n}.", "speaker": f"Q{n}", "max_tokens": 60, "temperature": 1.0, "seed": n}
+        for n in range(16)
+    ]  # fmt: skip
+    asks = [Ask(**{k: v for k, v in q.items() if k != "turns"}, conversation=q["turns"])
+            for q in questions]  # fmt: skip
+    alone = [model.respond_many([ask])[0] for ask in asks]
+    assert len({a.reply for a in alone}) == len(alone), "a mix-up would show"
+    memory: list[int] = []
+    answered = [0] * clients
+
+    async def client(n: int, http: Any, end: float) -> None:
+        while not answered[n] or time.monotonic() < end:
+            k = (7 * n + answered[n]) % len(questions)
+            answer = await http.post("/v1/respond", json=questions[k])
+            assert answer.status_code == 200, answer.text
+            body = answer.json()
+            assert body["speaker"] == f"Q{k}" and body["reply"] == alone[k].reply
+            assert body["emotion"]["emotion"] == alone[k].emotion
+            assert body["self_emotion"]["emotion"] == alone[k].self_emotion
+            answered[n] += 1
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]))
+
+    async def all_of_them(url: str) -> None:
+        limits = httpx.Limits(max_connections=clients)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
+            end = time.monotonic() + seconds
+            await asyncio.gather(*(client(n, http, end) for n in range(clients)))
+
+    with running(model) as url:
+        asyncio.run(all_of_them(url))
+        counted = re.search(
+            r'selfemo_requests_total\{path="/v1/respond",status="200"\} (\S+)',
+            httpx.get(url + "/metrics").text,
+        )
+    assert counted and float(counted[1]) == sum(answered), "as many answers as the server gave"
+    page, third = os.sysconf("SC_PAGE_SIZE") / 2**20, len(memory) // 3
+    first, last = (page * max(m) for m in (memory[third : 2 * third], memory[-third:]))
+    print(f"{sum(answered)} answers in {seconds:g} s; {first:.0f} MiB, then {last:.0f} MiB")
+    assert last < first + 32
 
 
 @pytest.mark.slow
