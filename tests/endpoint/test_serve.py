@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pytest
 
 from selfemo.api import Ask, SelfEmo
 from selfemo.errors import ConfigError
+from selfemo.generation import endpoint
 from selfemo.types import LABEL_SETS
 
 httpx = pytest.importorskip("httpx2")
@@ -287,6 +288,36 @@ def test_what_takes_too_long_ends(model: SelfEmo) -> None:
         assert 504 in {a.status_code for a in answers}
         streamed = post(url, "/v1/respond", {**body, "stream": True})
         assert streamed.status_code == 504 or events(streamed.text)[-1][0] in ("error", "done")
+
+
+@pytest.mark.parametrize("streams", [1, 0])
+def test_an_endpoint_behind_the_server(
+    expert: Callable[..., str], monkeypatch: pytest.MonkeyPatch, streams: int
+) -> None:
+    """vLLM or any OpenAI-compatible server as what answers; here each question's first try ends in a 500."""
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.02)
+    behind = SelfEmo(f"e={expert(only='500', streams=streams)},model=planted", max_tokens=96)
+    kinds = set()
+    with running(behind) as url:
+        for k in range(12):  # one in eight of its answers cannot be read
+            talk = [*TALK, {"speaker": "Ann", "text": f"Number {k}."}]
+            read = post(url, "/v1/emotions", {"turns": talk}).json()["emotions"]
+            for told, direct in zip(read, behind.recognise(talk), strict=True):
+                assert (told["emotion"], told["failure"]) == (direct.emotion, direct.failure)
+            said = behind.respond(talk, "Shy.", speaker="Cy")
+            body = {"turns": talk, "persona": "Shy.", "speaker": "Cy"}
+            answer = post(url, "/v1/respond", body).json()
+            assert answer["reply"] == said.reply and answer["failure"] == said.failure
+            chat = {
+                "messages": [
+                    {"role": "system", "content": "Shy."},
+                    {"role": "user", "content": str(k)},
+                ]
+            }
+            status = post(url, "/v1/chat/completions", chat).status_code
+            kinds |= {said.failure, status}
+    behind.close()
+    assert kinds >= {None, 200} and kinds <= {None, 200, 502, "unknown_emotion"}, kinds
 
 
 def test_the_server_is_an_endpoint_for_the_api(url: str) -> None:
