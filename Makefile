@@ -34,9 +34,10 @@ $(CLUSTER)/stamp: pyproject.toml constraints-verl.txt
 demo: $(VENV)/run.stamp
 	$(BIN)/selfemo evolve --config configs/quickstart.toml $(ARGS)
 
+# Two at a time; an idle worker takes over tests of the other. What measures time runs after them, alone.
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 # The cluster engine inside verl, and TRL at its oldest version.
 test-cluster: $(CLUSTER)/stamp

@@ -153,12 +153,25 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if args.latency:
                 time.sleep(args.latency)
-            self._answer(messages, key, server.fault(key, n))
+            self._answer(messages, key, server.fault(key, n), bool(body.get("stream")))
         finally:
             with server.lock:
                 server.open_requests -= 1
 
-    def _answer(self, messages: list[dict[str, str]], key: str, fault: str) -> None:
+    def _stream(self, text: str) -> None:
+        """Server-sent events, a few letters each."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.close_connection = True
+        for k in range(0, len(text), 7):
+            delta = {"index": 0, "delta": {"content": text[k : k + 7]}, "finish_reason": None}
+            chunk = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "planted",
+                     "choices": [delta]}  # fmt: skip
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _answer(self, messages: list[dict[str, str]], key: str, fault: str, stream: bool) -> None:
         error = b'{"error": {"message": "planted"}}'
         if fault == "429-after":
             return self._send(429, error, Retry_After="0.05")
@@ -207,6 +220,8 @@ class Handler(BaseHTTPRequestHandler):
         whole = json.dumps(chat).encode()
         if fault == "cut-body":
             return self._send(200, whole, short=len(whole) // 2)
+        if stream and self.server.args.streams:
+            return self._stream(text)
         if self.server.args.log:
             with self.server.lock, self.server.args.log.open("a") as log:
                 log.write(key + "\n")
@@ -228,6 +243,7 @@ def main() -> None:
         "--judge", default="random", help="1, 2, tie, random, or a word to look for"
     )
     parser.add_argument("--reply", default="", help="a word at the end of each reply of a model")
+    parser.add_argument("--streams", type=int, default=1, help="0: stream=true is ignored")
     parser.add_argument("--log", type=Path)
     args = parser.parse_args()
     JUDGE[0] = args.judge

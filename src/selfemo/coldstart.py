@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from selfemo.errors import DataError
 from selfemo.experts import MalformedError, Question, Reply, Tally, ask_experts, one_line, read_json
 from selfemo.gate import reply_fault
 from selfemo.generation.chat import ExpertSpec
+from selfemo.models import sha256
 from selfemo.parsing import parse, parse_emotions
 from selfemo.prompts import (
     Reasoning,
@@ -32,7 +35,7 @@ from selfemo.prompts import (
 )
 from selfemo.rewards import weighted_iou
 from selfemo.seeds import rng
-from selfemo.store import Store, need_polars
+from selfemo.store import Store, need_polars, write_text
 from selfemo.types import (
     LABEL_SETS,
     MAX_EMOTIONS,
@@ -300,7 +303,7 @@ def write_parquet(
     path: Path, samples: Iterable[tuple[Prompt, Completion]], reasoning: Reasoning, source: str
 ) -> int:
     """Write samples as chats: `prompt` and `completion` are lists of messages, as TRL's SFTTrainer takes
-    them; the other columns say what the prompt was made of. Returns the rows.
+    them; the other columns say what the prompt was made of. Its sha256 goes beside it. Returns the rows.
 
     Raises:
         MissingExtraError: polars is not installed.
@@ -315,20 +318,57 @@ def write_parquet(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         frame.write_parquet(staging)
+        line = f"{sha256(staging)}  {path.name}\n"
+        # Without a checksum for a moment, rather than with that of another file.
+        _checksum_file(path).unlink(missing_ok=True)
         staging.replace(path)
+        write_text(_checksum_file(path), line)
     except OSError as e:
         raise DataError(f"cannot be written: {e.strerror or e}", path) from e
     return len(rows)
+
+
+def _checksum_file(path: Path) -> Path:
+    """Beside the samples, as `sha256sum -c` reads it."""
+    return path.with_name(path.name + ".sha256")
+
+
+_READ = "import sys, polars; polars.read_parquet(sys.argv[1])"
+
+
+def _check_whole(path: Path) -> None:
+    """See that a Parquet file can be read at all before this process reads it.
+
+    Where the file has its checksum beside it, that is compared. Else another process reads it first: a
+    damaged file can end a process that reads it (polars aborts on some) without an error to catch.
+
+    Raises:
+        DataError: it is damaged, or altered since it was written.
+    """
+    checksum = _checksum_file(path)
+    if checksum.exists():
+        if checksum.read_text(encoding="utf-8", errors="replace").split()[:1] != [sha256(path)]:
+            raise DataError(
+                f"differs from its checksum in {checksum.name}: damaged or altered since it was written; "
+                f"make it again, or delete {checksum.name} if you altered it yourself",
+                path,
+            )
+        return
+    probe = subprocess.run([sys.executable, "-c", _READ, path], capture_output=True, check=False)
+    if probe.returncode < 0 or b"PanicException" in probe.stderr:
+        raise DataError("cannot be read as Parquet: it is damaged", path)
 
 
 def read_parquet(path: Path) -> list[tuple[Prompt, Completion]]:
     """The samples of a file that `write_parquet` wrote.
 
     Raises:
-        DataError: missing, no such file, or a row that does not parse; the message names row and reason.
+        DataError: missing, no such file, damaged or altered, or a row that does not parse; the message names
+            row and reason.
     """
     pl = need_polars()
     try:
+        _check_whole(path)
         frame = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as e:
         raise DataError(f"cannot be read as Parquet: {str(e).splitlines()[0]}", path) from None

@@ -43,7 +43,7 @@ class Episode:
 def episodes(store: Store, n: int = 3) -> list[Episode]:
     """The n longest self-play episodes of different conversations, the latest first among equals."""
     ends = store.rows(
-        "SELECT p.id, p.turn FROM prompts p JOIN rollouts r ON r.prompt = p.id "
+        "SELECT p.id, r.id AS rollout FROM prompts p JOIN rollouts r ON r.prompt = p.id "
         "WHERE r.best = 1 AND r.gate = 'pass' AND p.id NOT IN "
         "(SELECT c.parent FROM prompts c JOIN rollouts q ON q.prompt = c.id "
         "WHERE c.parent IS NOT NULL AND q.best = 1 AND q.gate = 'pass') "
@@ -56,20 +56,22 @@ def episodes(store: Store, n: int = 3) -> list[Episode]:
         if prompt.conversation_id in seen:
             continue
         seen.add(prompt.conversation_id)
-        found.append(_episode(store, end["id"]))
+        found.append(_episode(store, end["id"], end["rollout"]))
         if len(found) == n:
             break
     return found
 
 
-def _episode(store: Store, last: str) -> Episode:
+def _episode(store: Store, last: str, rollout: int) -> Episode:
+    """The way to a rollout that passed the gate.
+
+    A prompt may be answered again in a later round, and fail there: what led on to the next turn is the
+    answer of the round that the next turn's prompt was made in.
+    """
     played = []
     prompt = store.prompt(last)
+    (best,) = store.rows("SELECT * FROM rollouts WHERE id = ?", rollout)
     while True:
-        best = store.rows(
-            "SELECT * FROM rollouts WHERE prompt = ? AND best = 1 ORDER BY id DESC LIMIT 1",
-            prompt.id,
-        )[0]
         emotion, own = (read_distribution(best[k]) for k in ("emotion", "self_emotion"))
         assert emotion is not None and own is not None
         played.append(
@@ -80,6 +82,11 @@ def _episode(store: Store, last: str) -> Episode:
         )  # fmt: skip
         if prompt.lineage.parent is None:
             break
+        (best,) = store.rows(
+            "SELECT r.* FROM prompts c JOIN rollouts r ON r.prompt = c.parent AND r.stage = c.stage "
+            "AND r.step = c.step WHERE c.id = ? AND r.best = 1",
+            prompt.id,
+        )
         prompt = store.prompt(prompt.lineage.parent)
     return Episode(
         prompt.conversation_id, prompt.scenario, prompt.label_set, prompt.history,

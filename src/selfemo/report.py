@@ -558,15 +558,18 @@ def build(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         places = [*([run] if source.last is not None else []), *evaluations]
+        # Folders that were named are read first: a wrong one is told before anything is drawn.
+        judged, described = _judge(judges, folder), _personas(source, personas)
+        ablated = _ablation(ablation, folder)
         sections = [
             _headline(source),
             _what_ran(source),
             _table1(places),
             _curves(source, folder),
             _analysis(source, folder),
-            _ablation(ablation, folder),
-            _judge(judges, folder),
-            _personas(source, personas),
+            ablated,
+            judged,
+            described,
             _confusions(source, evaluations, folder),
             _dialogues(source),
             _examples(source),

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from selfemo.cli import app
 from selfemo.datasets import load
 from selfemo.parsing import parse
 from selfemo.prompts import conversation_prompts, format_completion, gold_completion
@@ -92,7 +94,7 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     sets = [
         "sft.max_samples=64", "flywheel.iterations=1", "flywheel.prompts=8", "flywheel.replay=0.1",
-        "data.eval_conversations=3", "selfplay.max_turns=2",
+        "data.eval_conversations=1", "selfplay.max_turns=2",
     ]  # fmt: skip
     command = [
         sys.executable, "-m", "selfemo.cli", "evolve", "-c", str(ROOT / "configs/quickstart.toml"),
@@ -114,10 +116,10 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
     entropies = [m["sampling_entropy"] for m in metrics if m["stage"] == "iteration-1-rl"]
     assert all(0 < h < 10 for h in entropies)
     out = tmp_path / "predictions.jsonl"
-    subprocess.run(
-        [sys.executable, "-m", "selfemo.cli", "predict", str(tiny_data(tmp_path)), "--model",
-         str(folder), "--out", str(out)], check=True, capture_output=True,
-    )  # fmt: skip
+    told = CliRunner().invoke(
+        app, ["predict", str(tiny_data(tmp_path)), "--model", str(folder), "--out", str(out)]
+    )
+    assert told.exit_code == 0, told.output
     assert len(out.read_text().splitlines()) == len(
         conversation_prompts(sample_one(), future=False)
     )

@@ -266,7 +266,8 @@ def _request(i: int) -> ChatRequest:
     return experts_module.first_request(personas.question(segment))
 
 
-@pytest.mark.slow  # a busy machine would fail it
+@pytest.mark.alone  # a busy machine would fail it
+@pytest.mark.slow
 def test_32_concurrent_calls_reach_nine_tenths_of_the_possible_rate(expert, tmp_path: Path) -> None:
     url, n, latency = expert(latency=0.3), 960, 0.3
     rates = []

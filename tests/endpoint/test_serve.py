@@ -14,15 +14,16 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfemo.api import SelfEmo
+from selfemo.api import Ask, SelfEmo
 from selfemo.errors import ConfigError
+from selfemo.generation import endpoint
 from selfemo.types import LABEL_SETS
 
 httpx = pytest.importorskip("httpx2")
@@ -289,6 +290,36 @@ def test_what_takes_too_long_ends(model: SelfEmo) -> None:
         assert streamed.status_code == 504 or events(streamed.text)[-1][0] in ("error", "done")
 
 
+@pytest.mark.parametrize("streams", [1, 0])
+def test_an_endpoint_behind_the_server(
+    expert: Callable[..., str], monkeypatch: pytest.MonkeyPatch, streams: int
+) -> None:
+    """vLLM or any OpenAI-compatible server as what answers; here each question's first try ends in a 500."""
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.02)
+    behind = SelfEmo(f"e={expert(only='500', streams=streams)},model=planted", max_tokens=96)
+    kinds = set()
+    with running(behind) as url:
+        for k in range(12):  # one in eight of its answers cannot be read
+            talk = [*TALK, {"speaker": "Ann", "text": f"Number {k}."}]
+            read = post(url, "/v1/emotions", {"turns": talk}).json()["emotions"]
+            for told, direct in zip(read, behind.recognise(talk), strict=True):
+                assert (told["emotion"], told["failure"]) == (direct.emotion, direct.failure)
+            said = behind.respond(talk, "Shy.", speaker="Cy")
+            body = {"turns": talk, "persona": "Shy.", "speaker": "Cy"}
+            answer = post(url, "/v1/respond", body).json()
+            assert answer["reply"] == said.reply and answer["failure"] == said.failure
+            chat = {
+                "messages": [
+                    {"role": "system", "content": "Shy."},
+                    {"role": "user", "content": str(k)},
+                ]
+            }
+            status = post(url, "/v1/chat/completions", chat).status_code
+            kinds |= {said.failure, status}
+    behind.close()
+    assert kinds >= {None, 200} and kinds <= {None, 200, 502, "unknown_emotion"}, kinds
+
+
 def test_the_server_is_an_endpoint_for_the_api(url: str) -> None:
     """SelfEmo behind an OpenAI-compatible endpoint: answers without the format fail with a reason."""
     with_endpoint = SelfEmo(f"tiny={url}/v1,model=tiny,attempts=1", max_tokens=96)
@@ -297,6 +328,53 @@ def test_the_server_is_an_endpoint_for_the_api(url: str) -> None:
         ["extra_text"] * 2
     )
     with_endpoint.close()
+
+
+@pytest.mark.slow
+def test_64_clients_lose_and_mix_up_nothing_and_memory_is_flat(model: SelfEmo) -> None:
+    """SELFEMO_LOAD: for how many seconds. Each answer must be the one that its question gets alone."""
+    seconds, clients = float(os.environ.get("SELFEMO_LOAD", "4")), 64
+    questions = [
+        {"turns": [{"speaker": f"P{n}", "text": f"Say {n}, {'again ' * (n % 7)}please."}],
+         "persona": f"Number {n}.", "speaker": f"Q{n}", "max_tokens": 60, "temperature": 1.0, "seed": n}
+        for n in range(16)
+    ]  # fmt: skip
+    asks = [Ask(**{k: v for k, v in q.items() if k != "turns"}, conversation=q["turns"])
+            for q in questions]  # fmt: skip
+    alone = [model.respond_many([ask])[0] for ask in asks]
+    assert len({a.reply for a in alone}) == len(alone), "a mix-up would show"
+    memory: list[int] = []
+    answered = [0] * clients
+
+    async def client(n: int, http: Any, end: float) -> None:
+        while not answered[n] or time.monotonic() < end:
+            k = (7 * n + answered[n]) % len(questions)
+            answer = await http.post("/v1/respond", json=questions[k])
+            assert answer.status_code == 200, answer.text
+            body = answer.json()
+            assert body["speaker"] == f"Q{k}" and body["reply"] == alone[k].reply
+            assert body["emotion"]["emotion"] == alone[k].emotion
+            assert body["self_emotion"]["emotion"] == alone[k].self_emotion
+            answered[n] += 1
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]))
+
+    async def all_of_them(url: str) -> None:
+        limits = httpx.Limits(max_connections=clients)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
+            end = time.monotonic() + seconds
+            await asyncio.gather(*(client(n, http, end) for n in range(clients)))
+
+    with running(model) as url:
+        asyncio.run(all_of_them(url))
+        counted = re.search(
+            r'selfemo_requests_total\{path="/v1/respond",status="200"\} (\S+)',
+            httpx.get(url + "/metrics").text,
+        )
+    assert counted and float(counted[1]) == sum(answered), "as many answers as the server gave"
+    page, third = os.sysconf("SC_PAGE_SIZE") / 2**20, len(memory) // 3
+    first, last = (page * max(m) for m in (memory[third : 2 * third], memory[-third:]))
+    print(f"{sum(answered)} answers in {seconds:g} s; {first:.0f} MiB, then {last:.0f} MiB")
+    assert last < first + 32
 
 
 @pytest.mark.slow

@@ -40,8 +40,8 @@ def test_any_text(texts: list[str], seed: int) -> None:
 
 
 def test_json_bombs_in_experts_answers_are_typed_and_cheap() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for bomb in (*BOMBS, '{"a":' * 200_000, '{"a":[' * 100_000, '{"a":"b",' * 100_000, "{" * 10**6):
         with contextlib.suppress(MalformedError):
             assert isinstance(read_json(bomb), dict)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5

@@ -542,6 +542,23 @@ def test_a_broken_model_folder_is_one_error(
         load_policy(str(folder), "cpu")
 
 
+def test_a_model_in_shards_loads_and_one_of_them_gone_is_named(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    core = load_policy(str(folder), "cpu").core
+    (folder / "model.safetensors").unlink()
+    core.save_pretrained(folder, max_shard_size="60KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    again = load_policy(str(folder), "cpu").core.state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in core.state_dict().items())
+    shards[1].unlink()
+    with pytest.raises(EngineError, match=rf"cannot load model .*{shards[1].name}"):
+        load_policy(str(folder), "cpu")
+
+
 def test_an_altered_checkpoint_is_refused_wherever_it_is_loaded(
     tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
@@ -16,11 +15,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import selfemo.cli
 from selfemo.cli import app
 from selfemo.config import Config, load
 from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.evaluation_jobs import evaluate_model
-from selfemo.pipeline import Run, evolve, scores_of
+from selfemo.pipeline import CONFIG_FILE, Run, evolve, save_config, scores_of
 from selfemo.stopping import Stopped, StopRequest
 from selfemo.summary import finish
 from tests.conftest import toy_conversations
@@ -68,13 +68,83 @@ def settings(tiny_model: Path, data: Path, *more: str) -> Config:
     return load([], [*SETTINGS.split(), *own, *more])
 
 
+STAGES = [
+    "evaluate-start", "cold-start", "evaluate-cold-start",
+    *(f"{a}iteration-{i}{b}" for i in (1, 2) for a, b in (("", "-rl"), ("", "-refit"), ("evaluate-", ""))),
+]  # fmt: skip
+
+
+class Watcher(Silent):
+    """Sees a run go by: `on_begin(stage)` at the beginning of each stage, `on_advance(stage, note)` in it."""
+
+    def __init__(self, on_begin=lambda stage: None, on_advance=lambda stage, note: None):
+        self.on_begin, self.on_advance = on_begin, on_advance
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def bar(self, label: str, total: int):
+        self.on_begin(label)
+
+        @contextmanager
+        def watched():
+            yield lambda n=1, note="": self.on_advance(label, note)
+
+        return watched()
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted; beside it, what it was at the beginning of each stage."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    run = evolve(folder, settings(tiny_model, data, "save.every_steps=1"), Silent())
+    # A copy of the folder is what a kill at that moment would leave.
+    camera = Watcher(lambda stage: shutil.copytree(folder, folder.parent / stage))
+    run = evolve(folder, settings(tiny_model, data, "save.every_steps=1"), camera)
     finish(run)
     run.close()
+    assert {p.name for p in folder.parent.iterdir()} == {"whole", *STAGES}
     return folder
+
+
+def begun(finished: Path, stage: str, folder: Path, config: Config | None = None) -> Path:
+    """A copy of the run as it was when a stage began; with other settings for what comes after it."""
+    shutil.copytree(finished.parent / stage, folder)
+    if config is not None:
+        save_config(folder / CONFIG_FILE, config)
+    return folder
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    assert content(folder) == content(reference)
+    weights = [
+        {p.parent.name: p.read_bytes() for p in f.glob("checkpoints/[!.]*/model.safetensors")}
+        for f in (folder, reference)
+    ]
+    assert weights[0] == weights[1]
+
+
+def assert_goes_on_as_if_never_stopped(
+    folder: Path, finished: Path, stage: str, watcher: Watcher | None = None
+) -> None:
+    """Resume a run that was stopped in `stage`, up to the next one: it is as the whole run was there.
+
+    What comes after depends on the folder alone. Behind the last stages the run goes on to its end.
+    """
+    watcher = watcher or Watcher()
+    after = next(iter(STAGES[STAGES.index(stage) + 1 : -1]), "")
+    if not after:
+        evolve(folder, None, watcher).close()
+        return assert_same_run(folder, finished)
+
+    def end(begins: str) -> None:
+        if begins == after:
+            raise KeyboardInterrupt
+
+    watcher.on_begin = end
+    with pytest.raises(KeyboardInterrupt):
+        evolve(folder, None, watcher)
+    return assert_same_run(folder, finished.parent / after)
 
 
 def content(folder: Path) -> dict[str, list]:
@@ -144,37 +214,20 @@ def test_a_finished_run_resumes_to_itself(finished: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("stop_at", ["iteration-1-rl", "iteration-2-refit", "evaluate-iteration-1"])
 def test_an_interrupted_stage_resumes_to_the_same_run(
-    finished: Path, tiny_model: Path, data: Path, tmp_path: Path, stop_at: str
+    finished: Path, tmp_path: Path, stop_at: str
 ) -> None:
     """Interrupted in the middle of a stage, then resumed: same store, metrics and weights."""
+    folder, n = begun(finished, stop_at, tmp_path / "run"), 0
 
-    class Stopper(Silent):
-        def bar(self, label: str, total: int):
-            @contextmanager
-            def counted():
-                n = 0
+    def interrupt(stage: str, note: str) -> None:
+        nonlocal n
+        n += stage == stop_at
+        if n == (1 if stop_at.startswith("evaluate") else 2):
+            raise KeyboardInterrupt
 
-                def advance(k: int = 1, note: str = "") -> None:
-                    nonlocal n
-                    n += 1
-                    if label == stop_at and n == min(2, total):
-                        raise KeyboardInterrupt
-
-                yield advance
-
-            return counted()
-
-    folder = tmp_path / "run"
-    config = settings(tiny_model, data, "save.every_steps=1")
-    try:
-        evolve(folder, config, Stopper()).close()
-    except KeyboardInterrupt:
-        run = evolve(folder, None, Silent())
-        run.close()
-    assert content(folder) == content(finished)
-    for name in ("iteration-1", "iteration-2"):
-        a, b = (f / "checkpoints" / name / "model.safetensors" for f in (folder, finished))
-        assert a.read_bytes() == b.read_bytes(), name
+    with pytest.raises(KeyboardInterrupt):
+        evolve(folder, None, Watcher(on_advance=interrupt))
+    assert_goes_on_as_if_never_stopped(folder, finished, stop_at)
 
 
 @pytest.mark.parametrize(
@@ -183,66 +236,43 @@ def test_an_interrupted_stage_resumes_to_the_same_run(
 def test_a_stop_request_ends_the_step_and_saves_it(
     finished: Path, tiny_model: Path, data: Path, tmp_path: Path, stop_at: str
 ) -> None:
+    """The first two from the very beginning of a run, without save.every_steps: the stop saves."""
     stop, steps = StopRequest(), {"before": 0, "after": 0}
 
-    class Asking(Silent):
-        def __init__(self, key: str):
-            self.key = key
+    def ask(stage: str, note: str) -> None:
+        if stage == stop_at:
+            steps["before"] += bool(note)
+            stop.asked = steps["before"] == 2 or stage == "evaluate-start"
 
-        def bar(self, label: str, total: int):
-            @contextmanager
-            def counted():
-                def advance(k: int = 1, note: str = "") -> None:
-                    if label == stop_at and note:
-                        steps[self.key] += 1
-                    if label == stop_at and self.key == "before":
-                        stop.asked = steps["before"] == 2 or label == "evaluate-start"
+    def count(stage: str, note: str) -> None:
+        steps["after"] += bool(note) and stage == stop_at
 
-                yield advance
-
-            return counted()
-
-    folder = tmp_path / "run"
+    folder, config = tmp_path / "run", settings(tiny_model, data)
+    if "iteration" in stop_at:
+        begun(finished, stop_at, folder, config)
     with pytest.raises(Stopped):
-        evolve(folder, settings(tiny_model, data), Asking("before"), stop)
-    evolve(folder, None, Asking("after")).close()
-    assert content(folder) == content(finished)
+        evolve(folder, None if folder.exists() else config, Watcher(on_advance=ask), stop)
+    assert_goes_on_as_if_never_stopped(folder, finished, stop_at, Watcher(on_advance=count))
     if stop_at != "evaluate-start":
         total = sum(m[0] == stop_at for m in content(finished)["metrics"])
         assert steps == {"before": 2, "after": total - 2}, "no step is done twice"
 
 
-def test_a_damaged_training_state_starts_its_stage_again(
-    finished: Path, tiny_model: Path, data: Path, tmp_path: Path
-) -> None:
-    class Stopper(Silent):
-        said: list[str] = []
+def test_a_damaged_training_state_starts_its_stage_again(finished: Path, tmp_path: Path) -> None:
+    folder = begun(finished, "iteration-1-rl", tmp_path / "run")
 
-        def say(self, text: str) -> None:
-            self.said.append(text)
+    def interrupt(stage: str, note: str) -> None:
+        if list(folder.glob("checkpoints/.*/step-1.*")):
+            raise KeyboardInterrupt
 
-        def bar(self, label: str, total: int):
-            @contextmanager
-            def counted():
-                def advance(k: int = 1, note: str = "") -> None:
-                    if label == "iteration-1-rl" and list(folder.glob("checkpoints/.*/step-1.*")):
-                        raise KeyboardInterrupt
-
-                yield advance
-
-            return counted()
-
-    folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        evolve(folder, settings(tiny_model, data, "save.every_steps=1"), Stopper())
+        evolve(folder, None, Watcher(on_advance=interrupt))
     (state,) = folder.glob("checkpoints/.*/step-1.safetensors")
     state.write_bytes(state.read_bytes()[:5000])
-    reporter = Stopper()
-    reporter.bar = Silent().bar  # type: ignore[method-assign]
-    evolve(folder, None, reporter).close()
-    assert any("step-1.safetensors: not a whole training state" in s for s in Stopper.said)
-    assert "iteration-1-rl starts again" in Stopper.said
-    assert content(folder) == content(finished)
+    watcher = Watcher()
+    assert_goes_on_as_if_never_stopped(folder, finished, "iteration-1-rl", watcher)
+    assert any("step-1.safetensors: not a whole training state" in s for s in watcher.said)
+    assert "iteration-1-rl starts again" in watcher.said
 
 
 @pytest.mark.slow
@@ -293,14 +323,16 @@ def test_sigterm_says_how_to_resume(
     assert "Traceback" not in err
 
 
-def test_refit_from_base_and_none(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+def test_refit_from_base_and_none(
+    finished: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
     for refit in ("base", "none"):
-        folder = tmp_path / refit
         config = settings(
             tiny_model, data, f"flywheel.refit={refit}", "flywheel.iterations=1",
             "flywheel.prompts=6",
         )  # fmt: skip
-        run = evolve(folder, config, Silent())
+        folder = begun(finished, "iteration-1-rl", tmp_path / refit, config)
+        run = evolve(folder, None, Silent())
         info = json.loads(run.store.stage("iteration-1-refit")["info"])
         rl, after = (
             (folder / "checkpoints" / n / "model.safetensors").read_bytes()
@@ -357,17 +389,22 @@ def test_long_histories_are_shortened_counted_or_skipped(
 # -- refused input, through the command as a user meets it -------------------------------------------
 
 
-def cli(*args: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "selfemo.cli", *args], capture_output=True, text=True, check=False,
-        env={**os.environ, "COLUMNS": "400"},
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout + done.stderr
+def cli(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    """The entry point of the command, in this process: what it prints and its exit code."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sys, "argv", ["selfemo", *args])
+        m.setattr(signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as ended:
+            selfemo.cli.run()
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err, said.err
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code, said.out + said.err
 
 
 def test_bad_input_is_one_message(
-    tiny_model: Path, data: Path, tmp_path: Path, finished: Path
+    tiny_model: Path, data: Path, tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.toml"
     bad.write_text("[grpo]\nlam_mx = 1\n")
@@ -393,8 +430,14 @@ def test_bad_input_is_one_message(
             "no such file or folder",
         ),
     ]:
-        code, text = cli(*args)
+        code, text = cli(capsys, *args)
         assert code == 1 and says in text.replace("\n", " "), (args, text)
+    # And once as a process of its own.
+    done = subprocess.run(
+        [sys.executable, "-m", "selfemo.cli", "evolve", "-c", str(bad)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and not done.stdout and done.stderr.startswith(f"error: {bad}:")
 
 
 def test_a_run_folder_is_used_by_one_process(tiny_model: Path, data: Path, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
     python -m tests.reliability.kill_anywhere --job evolve --kills 60 --out docs/data/kill_evolve.json
 
-Jobs: `evolve` (a tiny model that really trains), `personas` (extraction from a server with faults) and
-`evaluate` (an endpoint with faults). Each is the command of a user, in a process of its own that gets
-SIGKILL; half of the kills wait for a write to begin (a staging file or folder appears) and come right then.
+Jobs: `evolve` (a tiny model that really trains), `personas` (extraction from a server with faults),
+`evaluate` (an endpoint with faults) and `judge` (two systems and a judge, endpoints with faults). Each is the
+command of a user, in a process of its own that gets SIGKILL; half of the kills wait for a write to begin (a
+staging file or folder appears) and come right then.
 When a run has come to its end it is compared, and a new one begins until all kills are spent. Every
 comparison is of bytes or rows: store content, metrics, scores, weights, and the list of files.
 
@@ -31,6 +32,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process with threads cannot be forked safely
 
@@ -68,7 +70,7 @@ def content(folder: Path, tables: list[str]) -> dict[str, list]:
 
 def files(folder: Path) -> dict[str, str]:
     """Hashes of what must be equal, by name; "" for files that hold times or are no result."""
-    same = (".safetensors", ".jsonl", ".toml", "scores.json", "predictions.parquet")
+    same = (".safetensors", ".jsonl", ".toml", "scores.json", ".parquet")
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         if p.name.endswith(same) else ""
@@ -154,7 +156,12 @@ def _ended(pid: int) -> int | None:
 
 def _staging(folder: Path) -> set[str]:
     """Staging files and folders of writes that are under way."""
-    places = [folder, folder / "checkpoints", *folder.glob("checkpoints/.*-partial")]
+    places = [
+        folder,
+        folder / "checkpoints",
+        *folder.glob("checkpoints/.*-partial"),
+        *folder.glob("answers-*"),
+    ]
     found = set()
     for place in places:
         with contextlib.suppress(OSError):
@@ -330,12 +337,7 @@ def personas_job(folder: Path, url: str, log: Path, concurrency: int = 8) -> Job
 def evaluate_job(folder: Path, url: str, log: Path, concurrency: int = 4) -> Job:
     import selfemo.evaluation_jobs  # noqa: F401
 
-    data = folder / "data.jsonl"
-    with data.open("w") as f:
-        for i in range(80):
-            turns = [{"speaker": "AB"[k % 2], "text": f"Line {k} of {i}.",
-                      "emotion": "joy" if (i + k) % 3 else "anger"} for k in range(4)]  # fmt: skip
-            f.write(json.dumps({"id": f"c{i}", "split": "test", "turns": turns}) + "\n")
+    data = _labelled(folder / "data.jsonl", 80)
 
     def command(run: Path) -> list[str]:
         model = f"e={url},model=planted,concurrency={concurrency},timeout=2,attempts=12"
@@ -345,6 +347,45 @@ def evaluate_job(folder: Path, url: str, log: Path, concurrency: int = 4) -> Job
     return Job(command, ["predictions", "answers"], finish=finish)
 
 
+def _labelled(path: Path, conversations: int) -> Path:
+    """Held-out conversations of four turns each."""
+    with path.open("w") as f:
+        for i in range(conversations):
+            turns = [{"speaker": "AB"[k % 2], "text": f"Line {k} of {i}.",
+                      "emotion": "joy" if (i + k) % 3 else "anger"} for k in range(4)]  # fmt: skip
+            f.write(json.dumps({"id": f"c{i}", "split": "test", "turns": turns}) + "\n")
+    return path
+
+
+def judge_job(folder: Path, urls: list[str], logs: list[Path], concurrency: int = 4) -> Job:
+    """Two systems answer, a judge compares: `urls` and `logs` are of the three servers, the judge's last."""
+    import selfemo.judge_jobs  # noqa: F401
+
+    data = _labelled(folder / "data.jsonl", 20)
+    x, y, judge = (
+        f"{n}={url},model=m-{n},concurrency={concurrency},timeout=2,attempts=12"
+        for n, url in zip("xyj", urls, strict=True)
+    )
+    lost = [_no_answer_lost(log, concurrency) for log in logs]
+    verdicts: list[Any] = []
+
+    def command(run: Path) -> list[str]:
+        return ["judge", x, y, "--judge", judge, "--data", str(data), "--split", "test",
+                "--conversations", "0", "--limit", "0", "--out", str(run)]  # fmt: skip
+
+    def stage(run: Path) -> str:
+        if (run / "store.sqlite").exists():
+            return "judging"
+        return "second system" if (run / "answers-b").exists() else "first system"
+
+    def finish(run: Path, kills: int) -> list[str]:
+        verdicts.append(json.loads((run / "judge.json").read_text())["kinds"])
+        other = ["judge.json has other verdicts"] if verdicts[-1] != verdicts[0] else []
+        return other + [fault for each in lost for fault in each(run, kills)]
+
+    return Job(command, ["answers", "failures"], stage, finish)
+
+
 def run_job(name: str, folder: Path, kills: int, seed: int, say=print) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     if name == "evolve":
@@ -352,18 +393,30 @@ def run_job(name: str, folder: Path, kills: int, seed: int, say=print) -> Outcom
     from selfemo.generation import endpoint
 
     endpoint.FIRST_WAIT = 0.02  # waiting for the faulty server would be most of the time
-    log = folder / "answers.log"
     faults = (
         ("--faults", 0.2, "--hang", 2.5) if name == "personas" else ("--only", "500", "--times", 2)
     )
-    with _server("--latency", 0.04, "--log", log, *faults) as url:
-        job = (personas_job if name == "personas" else evaluate_job)(folder, url, log)
+    # Judging: two systems whose replies end differently, and a judge that goes by one of the words.
+    kinds = ([("--salt", "x", "--reply", "gladly"), ("--salt", "y"), ("--judge", "gladly")]
+             if name == "judge" else [()])  # fmt: skip
+    logs = [folder / f"answers-{k}.log" for k in range(len(kinds))]
+    with contextlib.ExitStack() as servers:
+        urls = [
+            servers.enter_context(_server("--latency", 0.04, "--log", log, *faults, *kind))
+            for log, kind in zip(logs, kinds, strict=True)
+        ]
+        if name == "judge":
+            job = judge_job(folder, urls, logs)
+        else:
+            job = (personas_job if name == "personas" else evaluate_job)(folder, urls[0], logs[0])
         return kill_anywhere(job, folder / "runs", kills, seed, say)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--job", choices=("evolve", "personas", "evaluate"), default="evolve")
+    parser.add_argument(
+        "--job", choices=("evolve", "personas", "evaluate", "judge"), default="evolve"
+    )
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where the result goes as JSON")

@@ -27,7 +27,13 @@ def test_the_same_seed_is_the_same_run_in_any_process(tiny_model: Path, tmp_path
 
     def run(name: str, hash_seed: str, *more: str) -> Path:
         folder, toml = tmp_path / name, tmp_path / f"{name}.toml"
-        own = ("flywheel.iterations=1", "sft.epochs=20", "model.threads=1", *more)
+        own = (
+            "flywheel.iterations=1",
+            "flywheel.prompts=6",
+            "sft.epochs=20",
+            "model.threads=1",
+            *more,
+        )
         toml.write_text(to_toml(settings(tiny_model, data, *own)))
         command = [sys.executable, "-m", "selfemo.cli", "evolve", "-c", toml, "--out", folder]
         env = {**os.environ, "PYTHONHASHSEED": hash_seed}

@@ -93,6 +93,27 @@ def copied(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
+class BeginsAt(Said):
+    """Interrupts a run where a stage begins: what was seen and mended before is told and stored."""
+
+    def __init__(self, stage: str):
+        super().__init__()
+        self.stage = stage
+
+    def bar(self, label: str, total: int):
+        if label == self.stage:
+            raise KeyboardInterrupt
+        return super().bar(label, total)
+
+
+def opened(folder: Path, stage: str) -> tuple[Said, dict[str, list]]:
+    """Resume up to the beginning of a stage: what was said, and the store then."""
+    said = BeginsAt(stage)
+    with pytest.raises(KeyboardInterrupt):
+        evolve(folder, None, said)
+    return said, content(folder)
+
+
 def resumed(folder: Path, whole: Path) -> Said:
     """Resume to the end; the outcome is that of the run that was never damaged."""
     said = Said()
@@ -132,26 +153,30 @@ def test_states_that_are_gone_start_the_stage_again(
     assert "iteration-1-rl starts again" in resumed(folder, whole)
 
 
-@pytest.mark.parametrize("damage", ["cut", "altered", "no checksums", "deleted file", "deleted"])
-def test_a_damaged_checkpoint_is_made_again(
-    halfway: Path, whole: Path, tmp_path: Path, damage: str
-) -> None:
-    folder = copied(halfway, tmp_path)
-    checkpoint = folder / "checkpoints" / "cold-start"
-    weights = checkpoint / "model.safetensors"
-    if damage == "cut":
-        os.truncate(weights, 1000)
-    elif damage == "altered":
-        content_ = bytearray(weights.read_bytes())
-        content_[-3] ^= 1
-        weights.write_bytes(content_)
-    elif damage == "no checksums":
-        (checkpoint / "selfemo_checksums.json").unlink()
-    elif damage == "deleted file":
-        (checkpoint / "tokenizer.json").unlink()
-    else:
-        shutil.rmtree(checkpoint)
-    assert "stage cold-start is done again" in resumed(folder, whole)
+def test_a_damaged_checkpoint_is_made_again(halfway: Path, whole: Path, tmp_path: Path) -> None:
+    """However it is damaged, the run begins anew at the same place; from there it is as if never damaged."""
+    stores, folder = [], tmp_path / "run"
+    for damage in ("cut", "altered", "no checksums", "deleted file", "deleted"):
+        shutil.rmtree(folder, ignore_errors=True)
+        checkpoint = copied(halfway, tmp_path) / "checkpoints" / "cold-start"
+        weights = checkpoint / "model.safetensors"
+        if damage == "cut":
+            os.truncate(weights, 1000)
+        elif damage == "altered":
+            content_ = bytearray(weights.read_bytes())
+            content_[-3] ^= 1
+            weights.write_bytes(content_)
+        elif damage == "no checksums":
+            (checkpoint / "selfemo_checksums.json").unlink()
+        elif damage == "deleted file":
+            (checkpoint / "tokenizer.json").unlink()
+        else:
+            shutil.rmtree(checkpoint)
+        said, store = opened(folder, "cold-start")
+        assert "stage cold-start is done again" in said, damage
+        stores.append(store)
+    assert all(store == stores[0] for store in stores)
+    resumed(folder, whole)
 
 
 def test_a_run_that_prunes_ends_the_same_and_makes_a_damaged_model_again(
@@ -184,25 +209,30 @@ def damaged_page(store: Path) -> None:
         f.write(random.Random(0).randbytes(size))
 
 
-@pytest.mark.parametrize("damage", ["page", "header", "cut", "deleted"])
 def test_a_damaged_store_is_put_aside_for_its_copy(
-    halfway: Path, whole: Path, tmp_path: Path, damage: str
+    halfway: Path, whole: Path, tmp_path: Path
 ) -> None:
-    folder = copied(halfway, tmp_path)
-    store = folder / "store.sqlite"
-    if damage == "page":
-        damaged_page(store)
-    elif damage == "header":
-        with store.open("r+b") as f:
-            f.write(b"not a database at all")
-    elif damage == "cut":
-        os.truncate(store, store.stat().st_size // 2 // 4096 * 4096)
-    else:
-        for part in folder.glob("store.sqlite*"):
-            part.unlink()
-    said = resumed(folder, whole)
-    assert "the run goes on from store.backup.sqlite" in said
-    assert bool(list(folder.glob("damaged-*-store.sqlite"))) == (damage != "deleted")
+    """However it is damaged, the copy takes its place; from there the run is as if never damaged."""
+    stores, folder = [], tmp_path / "run"
+    for damage in ("page", "header", "cut", "deleted"):
+        shutil.rmtree(folder, ignore_errors=True)
+        store = copied(halfway, tmp_path) / "store.sqlite"
+        if damage == "page":
+            damaged_page(store)
+        elif damage == "header":
+            with store.open("r+b") as f:
+                f.write(b"not a database at all")
+        elif damage == "cut":
+            os.truncate(store, store.stat().st_size // 2 // 4096 * 4096)
+        else:
+            for part in folder.glob("store.sqlite*"):
+                part.unlink()
+        said, rows = opened(folder, "iteration-1-rl")
+        assert "the run goes on from store.backup.sqlite" in said, damage
+        assert bool(list(folder.glob("damaged-*-store.sqlite"))) == (damage != "deleted")
+        stores.append(rows)
+    assert all(rows == stores[0] for rows in stores)
+    resumed(folder, whole)
 
 
 def test_a_damaged_store_without_a_copy_is_one_message(halfway: Path, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import random
 from pathlib import Path
 
 import pytest
 
+from selfemo import coldstart
 from selfemo.coldstart import (
     expert_prompts,
     gold_samples,
@@ -123,6 +127,7 @@ def test_bad_files_are_named_with_the_row(tmp_path: Path) -> None:
         read_parquet(tmp_path / "other.parquet")
     file = tmp_path / "cold.parquet"
     write_parquet(file, gold_samples(toy_conversations(2))[:2], "none", "gold")
+    file.with_name("cold.parquet.sha256").unlink()
     frame = pl.read_parquet(file)
     broken = [*frame["completion"].to_list()[:1], [{"role": "assistant", "content": "E: bliss"}]]
     frame.with_columns(completion=pl.Series(broken)).write_parquet(file)
@@ -130,6 +135,35 @@ def test_bad_files_are_named_with_the_row(tmp_path: Path) -> None:
         read_parquet(file)
     with pytest.raises(DataError, match="no sample was left"):
         write_parquet(file, [], "none", "gold")
+
+
+def test_a_damaged_file_is_seen_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some damage makes polars abort the whole process: only another one may find that out."""
+    file, checksum = tmp_path / "cold.parquet", tmp_path / "cold.parquet.sha256"
+    write_parquet(file, gold_samples(toy_conversations(4)), "none", "gold")
+    whole = file.read_bytes()
+    assert checksum.read_text() == f"{hashlib.sha256(whole).hexdigest()}  cold.parquet\n"
+    draw = random.Random(0)
+    for k in range(12):
+        bent = bytearray(whole)
+        for _ in range(3):
+            bent[draw.randrange(len(bent))] ^= 1 << draw.randrange(8)
+        file.write_bytes(bent[: draw.randrange(len(bent))] if k % 4 == 0 else bent)
+        with pytest.raises(DataError, match=r"differs from its checksum in cold\.parquet\.sha256"):
+            read_parquet(file)
+    checksum.unlink()
+    for k in range(6):  # what no checksum tells: an error, or other samples, and never the end
+        at = (k + 1) * len(whole) // 8
+        file.write_bytes(whole[:at] + bytes(64) + whole[at + 64 :])
+        with contextlib.suppress(DataError):
+            assert read_parquet(file)
+    file.write_bytes(whole)
+    assert read_parquet(file)
+    monkeypatch.setattr(coldstart, "_READ", "import os; os.abort()")
+    with pytest.raises(DataError, match="cannot be read as Parquet: it is damaged"):
+        read_parquet(file)
 
 
 def test_a_run_takes_its_cold_start_from_a_file(tmp_path: Path) -> None:

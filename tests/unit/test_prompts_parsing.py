@@ -134,10 +134,10 @@ def test_fragments_of_the_format_give_a_result(parts: list[str]) -> None:
 def test_bombs_are_read_in_no_time(text: str) -> None:
     import time
 
-    start = time.perf_counter()
+    start = time.process_time()
     parse("E: " + text, MELD)
     parse_emotions(text, MELD)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_rounding_keeps_three_at_most_and_sums_to_ten() -> None:

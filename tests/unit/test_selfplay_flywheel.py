@@ -290,3 +290,27 @@ def test_dialogues_hold_nothing_that_a_terminal_obeys(store: Store) -> None:
     (text,) = dialogues(store)
     assert "a\ufffd[2Jb\ufffdc\ufffdd\ufffde" in text and "\n" in text
     assert not any(c in text for c in "\x1b\u202e\x07\u2066")
+
+
+def test_an_episode_is_what_led_on_not_what_its_prompts_were_answered_later(store: Store) -> None:
+    """A long run asks a prompt again: the later answer may not even parse."""
+    prompt = make_prompt("x/1", dist(joy=1))
+    person = lambda conversation, speaker: Persona(speaker, "Plain.")  # noqa: E731
+
+    def answer(asked: Prompt, step: int, text: str, verdict: str) -> Rollout:
+        group = score_group(asked, [sample(text)] * 2, RewardConfig(), GrpoConfig(), 0)
+        store.add_group(group, "rl", step, 1, 0, verdict)
+        return group.rollouts[0]
+
+    with store.transaction():
+        store.add_prompts([prompt], "rl", 0)
+        first = answer(prompt, 0, "E: joy\nS: fear\nR: Who is there?", PASS).parsed
+        assert isinstance(first, Completion)
+        child = next_prompt(prompt, first, person, 1, "rl/0")
+        store.add_prompts([child], "rl", 0)
+        answer(child, 1, "E: fear\nS: joy\nR: Only the cat.", PASS)
+        answer(prompt, 2, "no format at all", "failed")
+        answer(child, 2, "no format at all", "failed")
+    (text,) = dialogues(store)
+    played = [line for line in text.splitlines() if line.startswith(">")]
+    assert [line.split("): ")[1] for line in played] == ["Who is there?", "Only the cat."]

@@ -169,10 +169,11 @@ class Endpoint:
         return body
 
     async def _streamed(self, request: ChatRequest, on_text: Callable[[str], bool]) -> Answer:
-        text, usage = "", None
+        text, usage, streams = "", None, False
         chunks = await self._client.chat.completions.create(**self._body(request), stream=True)
         try:
             async for chunk in chunks:
+                streams = True
                 usage = getattr(chunk, "usage", None) or usage
                 new = (chunk.choices[0].delta.content or "") if chunk.choices else ""
                 text += new
@@ -184,10 +185,24 @@ class Endpoint:
             raise UnansweredError("unreachable", f"broke off in its answer: {e}") from None
         finally:
             await chunks.close()
+        if not streams:  # some servers know no streams and send the answer as a whole
+            whole = await self._whole(request)
+            on_text(whole.text)
+            return whole
         return Answer(
             text,
             usage.prompt_tokens if usage else 0,
             usage.completion_tokens if usage else 0,
+        )
+
+    async def _whole(self, request: ChatRequest) -> Answer:
+        done = await self._client.chat.completions.create(**self._body(request))
+        text = done.choices[0].message.content or ""
+        usage = done.usage
+        return Answer(
+            _storable(text),
+            _tokens(usage.prompt_tokens if usage else 0),
+            _tokens(usage.completion_tokens if usage else 0),
         )
 
     async def _once(
@@ -198,16 +213,8 @@ class Endpoint:
         try:
             if on_text is not None:
                 answer = await self._streamed(request, on_text)
-                self._answered = True
-                return answer
-            done = await self._client.chat.completions.create(**self._body(request))
-            text = done.choices[0].message.content or ""
-            usage = done.usage
-            answer = Answer(
-                _storable(text),
-                _tokens(usage.prompt_tokens if usage else 0),
-                _tokens(usage.completion_tokens if usage else 0),
-            )
+            else:
+                answer = await self._whole(request)
             self._answered = True
             return answer
         except openai.APITimeoutError:
