@@ -36,12 +36,13 @@ demo: $(VENV)/run.stamp
 
 # Two at a time; an idle worker takes over tests of the other. What measures time runs after them, alone.
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone and not whole"
 	$(BIN)/pytest -m alone
+	$(MAKE) test-cluster
 
 # The cluster engine inside verl, and TRL at its oldest version.
 test-cluster: $(CLUSTER)/stamp
-	$(CLUSTER)/bin/pytest -m "not whole" tests/cluster
+	$(CLUSTER)/bin/pytest -m "not whole" tests/cluster/test_verl.py
 	$(CLUSTER)/bin/pytest tests/model/test_trl.py
 
 # verl's own trainers on the CPU, from data to checkpoints: some minutes more.
