@@ -466,17 +466,7 @@ def plan(config: Config, model: str, folder: Path) -> dict[str, Any]:
                 - (_synthetic(config, w.first) if w.index > 1 else 0)
                 if w.index
                 else 0,
-                "command": rl_command(
-                    rl_overrides(
-                        config,
-                        _path(model),
-                        stage,
-                        train=_wave_files(stage, w)[0],
-                        held=stage / "held.parquet",
-                        last_step=w.last,
-                        rounds=parts[-1].last,
-                    )
-                ),
+                "command": _wave_command(config, model, stage, w),
             }
             for w in parts
         ],
@@ -486,6 +476,21 @@ def plan(config: Config, model: str, folder: Path) -> dict[str, Any]:
         "optimiser_steps": parts[-1].last * (size // config.grpo.mini_batch),
         "gpus": config.cluster.nodes * config.cluster.gpus_per_node,
     }
+
+
+def _wave_command(config: Config, model: str, folder: Path, wave: Wave) -> list[str]:
+    """The launch of a wave of the stage in `folder`."""
+    return rl_command(
+        rl_overrides(
+            config,
+            _path(model),
+            folder,
+            train=_wave_files(folder, wave)[0],
+            held=folder / "held.parquet",
+            last_step=wave.last,
+            rounds=waves(config)[-1].last,
+        )
+    )
 
 
 def _synthetic(config: Config, rounds: int) -> int:
@@ -784,16 +789,7 @@ class VerlEngine:
                         # Here the place in the data of the wave before means nothing.
                         for place in (folder / "states" / f"global_step_{done}").glob("data*.pt"):
                             place.unlink()
-                    overrides = rl_overrides(
-                        self.config,
-                        _path(model),
-                        folder,
-                        train=_wave_files(folder, wave)[0],
-                        held=folder / "held.parquet",
-                        last_step=wave.last,
-                        rounds=parts[-1].last,
-                    )
-                    self._run(rl_command(overrides), folder, follow)
+                    self._run(_wave_command(self.config, model, folder, wave), folder, follow)
                 if collect.next != wave.last:
                     raise EngineError(
                         f"{folder}: verl ended, and step {collect.next + 1} of {wave.last} left no rollouts; "
