@@ -171,8 +171,16 @@ def policy_update(model: str, prompt: int, repeats: int, goal: float, micro: int
     return row
 
 
+_JOINED = 12
+
+
 def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
-    """n real prompts of about `tokens` tokens: the longest under it, each of another conversation."""
+    """n real prompts of about `tokens` tokens: the longest under it, each of another conversation.
+
+    Where a data set's conversations are too short for that, consecutive ones are joined.
+    """
+    from dataclasses import replace
+
     from selfemo.pipeline import load_conversations
     from selfemo.prompts import conversation_prompts
     from selfemo.selfplay import fit_all
@@ -180,11 +188,25 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
     settings = [f'data.sources=["{data}"]', f"prompt.max_tokens={tokens}"]
     config = load([], settings)
     best: dict[str, Any] = {}
-    for c in load_conversations(config):
+    conversations = load_conversations(config)
+    for c in conversations:
         for f in fit_all(conversation_prompts(c, future=True), e, config, {}):
             if len(f.ids) > len(best[c.id].ids if c.id in best else ()):
                 best[c.id] = f
-    return sorted(best.values(), key=lambda f: -len(f.ids))[:n]
+    found = sorted(best.values(), key=lambda f: -len(f.ids))[:n]
+    for k in range(len(found)):
+        if len(found[k].ids) >= 0.9 * tokens:
+            continue
+        joined = conversations[k * _JOINED : (k + 1) * _JOINED]
+        whole = replace(
+            joined[0],
+            id=f"joined-{k}",
+            turns=tuple(t for c in joined for t in c.turns),
+            personas={name: p for c in joined for name, p in c.personas.items()},
+        )
+        # Its oldest turns are dropped until it fits.
+        (found[k],) = fit_all(conversation_prompts(whole, future=True)[-1:], e, config, {})
+    return found
 
 
 def rl_step(model: str, data: str, repeats: int, prompt: int = 400) -> Row:

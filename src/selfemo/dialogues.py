@@ -66,7 +66,7 @@ def _episode(store: Store, last: str, rollout: int) -> Episode:
     """The way to a rollout that passed the gate.
 
     A prompt may be answered again in a later round, and fail there: what led on to the next turn is the
-    answer of the round that the next turn's prompt was made in.
+    answer that the next turn's history ends with.
     """
     played = []
     prompt = store.prompt(last)
@@ -83,9 +83,10 @@ def _episode(store: Store, last: str, rollout: int) -> Episode:
         if prompt.lineage.parent is None:
             break
         (best,) = store.rows(
-            "SELECT r.* FROM prompts c JOIN rollouts r ON r.prompt = c.parent AND r.stage = c.stage "
-            "AND r.step = c.step WHERE c.id = ? AND r.best = 1",
-            prompt.id,
+            "SELECT * FROM rollouts WHERE prompt = ? AND best = 1 AND gate = 'pass' AND reply = ? "
+            "ORDER BY id LIMIT 1",
+            prompt.lineage.parent,
+            prompt.history[-1].text,
         )
         prompt = store.prompt(prompt.lineage.parent)
     return Episode(

