@@ -83,8 +83,8 @@ def _episode(store: Store, last: str, rollout: int) -> Episode:
         if prompt.lineage.parent is None:
             break
         (best,) = store.rows(
-            "SELECT * FROM rollouts WHERE prompt = ? AND best = 1 AND gate = 'pass' AND reply = ? "
-            "ORDER BY id LIMIT 1",
+            "SELECT * FROM rollouts WHERE prompt = ? AND best = 1 AND gate = 'pass' "
+            "ORDER BY reply = ? DESC, id LIMIT 1",
             prompt.lineage.parent,
             prompt.history[-1].text,
         )

@@ -90,7 +90,12 @@ def test_rows_are_the_prompts_of_the_package(tiny_model: Path, tokenizer: Any) -
 
 def test_long_prompts_lose_their_oldest_turns(tokenizer: Any) -> None:
     whole = prompt_dataset(toy_conversations(1), tokenizer)
-    sizes = [len(ids) for ids in tokenizer.apply_chat_template(list(whole["prompt"])).input_ids]
+    sizes = [
+        len(ids)
+        for ids in tokenizer.apply_chat_template(
+            list(whole["prompt"]), add_generation_prompt=True
+        ).input_ids
+    ]
     short = prompt_dataset(toy_conversations(1), tokenizer, max_prompt_tokens=sizes[1])
     assert len(short) == len(whole), "all fit once shortened"
     assert "---" in short[4]["prompt"][1]["content"]
