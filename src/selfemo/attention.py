@@ -58,19 +58,13 @@ def plan(packs: Sequence[Pack], length: int, device: torch.device | str) -> Tree
     rows = []
     for p in packs:
         runs: list[Run] = []
-        done = 0
-        for path in p.paths:
-            # The tokens that a sequence adds were appended to the row together.
-            new = int((path >= done).sum())
-            if not new:
+        for start, stop, path in p.runs():
+            if start == 0:
+                runs.append(Run(0, stop, None, None))
                 continue
-            if done == 0:
-                runs.append(Run(0, new, None, None))
-            else:
-                mask = torch.ones(new, len(path), dtype=torch.bool).tril(len(path) - new)
-                keys = torch.from_numpy(path).to(device)
-                runs.append(Run(done, done + new, keys, mask.to(device)))
-            done += new
+            new = stop - start
+            mask = torch.ones(new, len(path), dtype=torch.bool).tril(len(path) - new)
+            runs.append(Run(start, stop, torch.from_numpy(path).to(device), mask.to(device)))
         rows.append(tuple(runs))
     return TreePlan(tuple(rows), length)
 

@@ -11,7 +11,7 @@ Shapes: b rows (trees), s padded row length, n tokens of one tree.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,25 @@ class Pack:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def runs(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(start, stop, path): the tokens that each sequence adds, which stand together, and its path.
+
+        Sequences that add none are left out.
+        """
+        done = 0
+        for path in self.paths:
+            new = int((path >= done).sum())
+            if new:
+                yield done, done + new, path
+                done += new
+
     def ancestors(self) -> np.ndarray:
         """(n, n) bool: row i is true at i and at each ancestor of i, the keys token i may attend to."""
         n = len(self)
         mask = np.zeros((n, n), dtype=bool)
-        for i, parent in enumerate(self.parents):
-            if parent >= 0:
-                mask[i] = mask[parent]
-            mask[i, i] = True
+        for start, stop, path in self.runs():
+            mask[start:stop, path[: len(path) - (stop - start)]] = True
+            mask[start:stop, start:stop] = np.tri(stop - start, dtype=bool)
         return mask
 
 
@@ -59,26 +70,35 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
     """
     if not sequences or any(len(s) == 0 for s in sequences):
         raise ValueError("pack needs at least one sequence and none of them empty")
-    tokens: list[int] = []
-    parents: list[int] = []
-    positions: list[int] = []
-    children: dict[tuple[int, int], int] = {}
-    paths = []
-    for sequence in sequences:
-        node, path = -1, np.empty(len(sequence), dtype=np.int64)
-        for depth, token in enumerate(sequence):
-            child = children.get((node, token))
-            if child is None:
-                child = children[node, token] = len(tokens)
-                tokens.append(token)
-                parents.append(node)
-                positions.append(depth)
-            path[depth] = node = child
+    arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
+    tokens: list[np.ndarray] = []
+    parents: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    paths: list[np.ndarray] = []
+    n = 0
+    for k, sequence in enumerate(arrays):
+        # The tree is the union of the sequences so far: its longest match is the longest with one of them.
+        shared, with_ = 0, 0
+        for j in range(k - 1, -1, -1):  # neighbours share most
+            if shared == len(sequence):
+                break
+            if len(arrays[j]) <= shared or arrays[j][shared] != sequence[shared]:
+                continue
+            if (common := shared_prefix(arrays[j], sequence)) > shared:
+                shared, with_ = common, j
+        before = paths[with_][:shared] if shared else np.empty(0, dtype=np.int64)
+        own = np.arange(n, n + len(sequence) - shared)
+        path = np.concatenate([before, own])
+        if len(own):
+            tokens.append(sequence[shared:])
+            parents.append(np.concatenate([before[-1:] if shared else [-1], own[:-1]]))
+            positions.append(np.arange(shared, len(sequence)))
+            n += len(own)
         paths.append(path)
     return Pack(
-        np.asarray(tokens, dtype=np.int64),
-        np.asarray(parents, dtype=np.int64),
-        np.asarray(positions, dtype=np.int64),
+        np.concatenate(tokens),
+        np.concatenate(parents).astype(np.int64),
+        np.concatenate(positions),
         tuple(paths),
     )
 
@@ -126,11 +146,12 @@ def to_rows(
     return PackedRows(*rows, torch.from_numpy(mask).to(device))
 
 
-def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def shared_prefix(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
     """Number of leading tokens that two sequences have in common."""
     n = min(len(a), len(b))
-    differ = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
-    return int(differ[0]) if len(differ) else n
+    differ = np.asarray(a[:n]) != np.asarray(b[:n])
+    first = int(differ.argmax()) if n else 0
+    return first if n and differ[first] else n
 
 
 def group_by_key(

@@ -235,16 +235,17 @@ class LocalEngine:
         """Accumulate the gradient of the weighted token mean of -log p over all items."""
         self.policy.model.train()
         total = sum(float(np.sum(i.weights)) for i in items)
-        loss_sum, tokens = 0.0, 0
+        # Sums stay on the device: reading one would wait for it at each micro-batch.
+        loss_sum, tokens = torch.zeros((), device=self.policy.device), 0
         for batch in _trees(self.policy, items, micro_tokens):
             packs, starts, order = _pack_items(items, batch)
             scores = score_tokens(self.policy, packs, starts, entropy=False)
             weights = _pad_values([items[i].weights for i in order], scores.logp)
             loss = losses.masked_sum(-scores.logp * weights, scores.mask) / total
             loss.backward()
-            loss_sum += float(loss.detach())
+            loss_sum += loss.detach()
             tokens += sum(len(p) for p in packs)
-        return {"loss": loss_sum, "packed_tokens": tokens}
+        return {"loss": float(loss_sum), "packed_tokens": tokens}
 
     # -- reinforcement ----------------------------------------------------------------------------
 
@@ -335,7 +336,8 @@ class LocalEngine:
         chosen = [items[k] for k in active]
         ref = self._reference_logprobs(chosen, config.micro_tokens) if config.kl_coef else None
         self.policy.model.train()
-        sums = {"loss": 0.0, "entropy": 0.0, "kl": 0.0, "clipped": 0.0}
+        # On the device: reading one would wait for it at each micro-batch.
+        sums = torch.zeros(4, device=self.policy.device)
         seen = packed = 0
         for batch in _trees(self.policy, chosen, config.micro_tokens):
             packs, starts, order = _pack_items(chosen, batch)
@@ -360,16 +362,16 @@ class LocalEngine:
             )
             loss = losses.masked_sum(token.loss, scores.mask) / tokens
             loss.backward()
-            sums["loss"] += float(loss.detach())
-            sums["entropy"] += float(losses.masked_sum(scores.entropy, scores.mask))
-            sums["kl"] += float(losses.masked_sum(token.kl, scores.mask))
-            sums["clipped"] += float(losses.masked_sum(token.clipped.float(), scores.mask))
-            seen += int(scores.mask.sum())
+            with torch.no_grad():
+                parts = (scores.entropy, token.kl, token.clipped.float())
+                sums += torch.stack([loss, *(losses.masked_sum(x, scores.mask) for x in parts)])
+            seen += sum(len(chosen[i].completion_ids) for i in order)
             packed += sum(len(p) for p in packs)
-        mean = {k: v / max(1, seen) for k, v in sums.items() if k != "loss"}
+        loss_sum, *token_sums = sums.tolist()
+        means = (v / max(1, seen) for v in token_sums)
         return {
-            "loss": sums["loss"],
-            **mean,
+            "loss": loss_sum,
+            **dict(zip(("entropy", "kl", "clipped"), means, strict=True)),
             "tokens": tokens,
             "packed_tokens": packed,
             "silent_groups": len(silent),

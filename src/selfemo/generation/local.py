@@ -66,13 +66,11 @@ class _GrowingLayer(DynamicLayer):
 
 @dataclass
 class _Open:
-    """One completion under way: where it hangs in its tree, and what has been sampled so far."""
+    """One completion under way, and what has been sampled so far."""
 
     request: int
     copy: int
     uniforms: np.ndarray
-    position: int
-    visible: np.ndarray
     constraint: Constraint | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -80,6 +78,61 @@ class _Open:
     lines: int = 0
     done: bool = False
     finished: bool = False
+
+
+class _Slots:
+    """Where the completions of a batch stand: b rows of w slots, in arrays so that a step is a few calls.
+
+    Attributes:
+        open: (b, w) bool, slots whose completion goes on.
+        who: (b, w) index of the slot's completion.
+        tokens, positions: (b, w) the last token, and the position in its sequence.
+        seen: (b, w, capacity) bool on the device, the keys that a slot may attend to.
+    """
+
+    def __init__(self, rows: int, width: int, capacity: int, device: torch.device):
+        self.open = np.zeros((rows, width), dtype=bool)
+        self.who = np.zeros((rows, width), dtype=np.int64)
+        self.tokens = np.zeros((rows, width), dtype=np.int64)
+        self.positions = np.zeros((rows, width), dtype=np.int64)
+        self.seen = torch.zeros(rows, width, capacity, dtype=torch.bool)
+        self.device = device
+
+    def keep(self, rows: np.ndarray) -> torch.Tensor:
+        """Let go of all other rows; returns the indices of the kept ones, on the device."""
+        for name in ("open", "who", "tokens", "positions"):
+            setattr(self, name, getattr(self, name)[rows])
+        index = torch.from_numpy(rows).to(self.device)
+        self.seen = self.seen[index]
+        return index
+
+    def queries(self, length: int) -> tuple[PackedRows, torch.Tensor, int]:
+        """The open slots as query positions (b, q) behind `length` keys.
+
+        Returns:
+            the rows, (n, 2) the place of each open slot in them, in the order of `open`, and the number
+            of keys after this step.
+        """
+        # Open slots first, in their order; the rest of a row is padding that nothing attends to.
+        order = np.argsort(~self.open, axis=1, kind="stable")[:, : int(self.open.sum(1).max())]
+        valid = np.take_along_axis(self.open, order, 1)
+        b, q = order.shape
+        ids, positions = (
+            np.where(valid, np.take_along_axis(x, order, 1), 0)
+            for x in (self.tokens, self.positions)
+        )
+        self.positions += self.open
+        rows, columns = np.nonzero(valid)
+        where, chosen, filled, ids_, positions_ = (
+            torch.from_numpy(x).to(self.device)
+            for x in (np.stack([rows, columns], 1), order, valid, ids, positions)
+        )
+        own = torch.arange(q, device=self.device)
+        at = torch.arange(b, device=self.device)[:, None]
+        self.seen[at, chosen, length + own] = filled
+        mask = self.seen[at, chosen, : length + q] & filled[..., None]
+        mask[:, own, length + own] = True
+        return PackedRows(ids_, positions_, mask[:, None]), where, length + q
 
 
 def _uniforms(seed: int, copy: int, n: int) -> np.ndarray:
@@ -211,111 +264,81 @@ class LocalGenerator:
         settings, policy = self.settings, self.policy
         packs = [pack([requests[i].prompt_ids for i in tree]) for tree in trees]
         prefix = max(len(p) for p in packs)
-        rows: list[list[_Open]] = []
-        starts: list[list[int]] = []
-        for tree, p in zip(trees, packs, strict=True):
-            row, start = [], []
-            ancestors = p.ancestors()
-            for i, path in zip(tree, p.paths, strict=True):
-                visible = np.zeros(prefix, dtype=bool)
-                visible[: len(p)] = ancestors[path[-1]]
-                for copy in range(requests[i].n):
-                    draws = _uniforms(requests[i].seed, copy, settings.max_new_tokens)
-                    constraint = self._constraint(requests[i])
-                    row.append(_Open(i, copy, draws, len(path), visible, constraint))
-                    start.append(int(path[-1]))
-            rows.append(row)
-            starts.append(start)
-        width = max(len(row) for row in rows)
+        width = max(sum(requests[i].n for i in tree) for tree in trees)
         capacity = prefix + width * settings.max_new_tokens
+        slots = _Slots(len(trees), width, capacity, policy.device)
+        live: list[_Open] = []
+        starts: list[tuple[int, int]] = []
+        for b, (tree, p) in enumerate(zip(trees, packs, strict=True)):
+            ancestors = p.ancestors()
+            slot = 0
+            for i, path in zip(tree, p.paths, strict=True):
+                n = requests[i].n
+                slots.seen[b, slot : slot + n, : len(p)] = torch.from_numpy(ancestors[path[-1]])
+                slots.positions[b, slot : slot + n] = len(path)
+                slots.open[b, slot : slot + n] = True
+                for copy in range(n):
+                    draws = _uniforms(requests[i].seed, copy, settings.max_new_tokens)
+                    live.append(_Open(i, copy, draws, self._constraint(requests[i])))
+                    starts.append((b, int(path[-1])))
+                slot += n
+        slots.who[slots.open] = np.arange(len(live))
+        slots.seen = slots.seen.to(policy.device)
         layers = policy.core.config.num_hidden_layers
         cache = Cache(layers=[_GrowingLayer(capacity) for _ in range(layers)])
         with policy.autocast():
             hidden = policy.hidden(policy.rows(packs), cache)
-            first = [(b, s) for b, start in enumerate(starts) for s in start]
-            where = torch.tensor(first, device=policy.device)
+            where = torch.tensor(starts, device=policy.device)
             logits = policy.logits(hidden[where[:, 0], where[:, 1]])
-            live = [o for row in rows for o in row]
-            self._append(live, logits, 0)
-            # seen[b, slot] are the keys that slot may attend to; slots stay put, queries are gathered.
-            seen = torch.zeros(len(rows), width, capacity, dtype=torch.bool)
-            for b, row in enumerate(rows):
-                for slot, o in enumerate(row):
-                    seen[b, slot, :prefix] = torch.from_numpy(o.visible)
+            self._append(live, logits, 0, slots)
             length = prefix
             for step in range(1, settings.max_new_tokens):
-                slots = [[k for k, o in enumerate(row) if not o.done] for row in rows]
-                kept = [b for b, s in enumerate(slots) if s]
-                if not kept:
+                rows: np.ndarray = np.any(slots.open, axis=1)
+                if not rows.any():
                     break
-                if len(kept) <= len(rows) * 3 // 4:
-                    index = torch.tensor(kept)
+                if rows.sum() <= rows.size * 3 // 4:
+                    kept = slots.keep(np.flatnonzero(rows))
                     for layer in cache.layers:
-                        layer.keep_rows(index.to(policy.device))
-                    rows, slots = [rows[b] for b in kept], [slots[b] for b in kept]
-                    seen = seen[index]
-                length = self._step(rows, slots, seen, cache, length, step)
+                        layer.keep_rows(kept)
+                length = self._step(live, slots, cache, length, step)
         return live
 
-    def _step(
-        self,
-        rows: list[list[_Open]],
-        slots: list[list[int]],
-        seen: torch.Tensor,
-        cache: Any,
-        length: int,
-        step: int,
-    ) -> int:
-        b, q = len(rows), max(len(s) for s in slots)
-        ids = torch.zeros(b, q, dtype=torch.long)
-        positions = torch.zeros(b, q, dtype=torch.long)
-        mask = torch.zeros(b, 1, q, length + q, dtype=torch.bool)
-        mask[:, 0, torch.arange(q), length + torch.arange(q)] = True
-        live: list[_Open] = []
-        where: list[tuple[int, int]] = []
-        for row, chosen in enumerate(slots):
-            for column, slot in enumerate(chosen):
-                o = rows[row][slot]
-                ids[row, column], positions[row, column] = o.ids[-1], o.position
-                o.position += 1
-                seen[row, slot, length + column] = True
-                mask[row, 0, column] = seen[row, slot, : length + q]
-                live.append(o)
-                where.append((row, column))
-        device = self.policy.device
-        hidden = self.policy.hidden(
-            PackedRows(ids.to(device), positions.to(device), mask.to(device)), cache
-        )
-        index = torch.tensor(where, device=device)
-        self._append(live, self.policy.logits(hidden[index[:, 0], index[:, 1]]), step)
-        return length + q
+    def _step(self, live: list[_Open], slots: _Slots, cache: Any, length: int, step: int) -> int:
+        rows, where, end = slots.queries(length)
+        hidden = self.policy.hidden(rows, cache)
+        logits = self.policy.logits(hidden[where[:, 0], where[:, 1]])
+        self._append([live[k] for k in slots.who[slots.open]], logits, step, slots)
+        return end
 
-    def _append(self, live: list[_Open], logits: torch.Tensor, step: int) -> None:
+    def _append(self, live: list[_Open], logits: torch.Tensor, step: int, slots: _Slots) -> None:
+        """Draw a token for each open completion (`live`, in the order of `slots`)."""
         settings = self.settings
-        draws = torch.tensor([o.uniforms[step] for o in live])
-        for o, row in zip(live, logits, strict=True):
-            if isinstance(o.constraint, Observer):
-                o.constraint.observe(row)
+        draws = torch.from_numpy(np.array([o.uniforms[step] for o in live]))
+        if any(isinstance(o.constraint, Observer) for o in live):
+            for o, row in zip(live, logits, strict=True):
+                if isinstance(o.constraint, Observer):
+                    o.constraint.observe(row)
         allowed = _allowed(live, logits)
         ids, logp, entropy = sample_tokens(
             logits, draws, settings.temperature, settings.top_p, allowed
         )
-        values = zip(live, ids.tolist(), logp.tolist(), entropy.tolist(), strict=True)
-        for o, token, lp, h in values:
-            if math.isnan(lp):
-                raise NotFiniteError(
-                    "the policy's probabilities are not numbers: its weights are not"
-                )
+        tokens, values = ids.tolist(), logp.tolist()
+        if any(map(math.isnan, values)):
+            raise NotFiniteError("the policy's probabilities are not numbers: its weights are not")
+        end_ids = self.policy.end_ids
+        ends = self.policy.line_ends() if settings.max_lines else None
+        for o, token, lp, h in zip(live, tokens, values, entropy.tolist(), strict=True):
             o.ids.append(token)
             o.logprobs.append(lp)
             o.entropies.append(h)
-            if o.constraint and token not in self.policy.end_ids:
+            if o.constraint and token not in end_ids:
                 o.constraint.take(token)
-            if token in self.policy.end_ids:
+            if token in end_ids:
                 o.done = o.finished = True
-            elif settings.max_lines:
-                o.lines += int(self.policy.line_ends()[token])
-                o.done = o.lines >= settings.max_lines
-                o.finished = o.done
+            elif ends is not None:
+                o.lines += int(ends[token])
+                o.done = o.finished = o.lines >= settings.max_lines
             if self._on_token and not self._on_token(o.request, o.copy, o.ids):
                 o.done = True
+        slots.tokens[slots.open] = tokens
+        slots.open[slots.open] = [not o.done for o in live]
