@@ -440,8 +440,48 @@ def load_policy(model_id: str, device: str = "auto", dtype: str = "fp32") -> Pol
         raise EngineError(f"{model_id}: its tokenizer names no end token (eos_token)")
     model.to(where).eval()
     policy = Policy(model, model, tokenizer, where, pick_dtype(dtype, where), source)
+    if policy.dtype == "bf16":
+        _lean_bf16(model)
+    if where.type == "cuda":
+        # cuDNN's attention plans each new shape anew, for longer than it takes to compute; a decoding step
+        # has one key more than the last, and packs hardly ever have one shape twice.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     _check_packing(policy)
     return policy
+
+
+def _lean_bf16(model: Any) -> None:
+    """Let norms and rotary embeddings hand on bf16 where autocast would take fp32 and cast it again.
+
+    transformers' norms return fp32 from fp32 weights, which autocast then casts once for each projection;
+    fp32 cosines make queries and keys fp32, cached ones too. What is computed inside stays fp32.
+    """
+    import types
+
+    import torch
+    from torch.nn import functional
+
+    def norm(self: Any, hidden: torch.Tensor) -> Any:
+        if not torch.is_autocast_enabled(hidden.device.type):
+            return type(self).forward(self, hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            out = functional.rms_norm(
+                hidden.float(), self.weight.shape, self.weight.float(), self.variance_epsilon
+            )
+        return out.bfloat16()
+
+    def rotary(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = type(self).forward(self, hidden, *args, **kwargs)
+        if not torch.is_autocast_enabled(hidden.device.type):
+            return found
+        return tuple(x.bfloat16() for x in found)
+
+    for module in model.modules():
+        name = type(module).__name__
+        if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            module.forward = types.MethodType(norm, module)
+        elif name.endswith("RotaryEmbedding"):
+            module.forward = types.MethodType(rotary, module)
 
 
 def _check_packing(policy: Policy) -> None:

@@ -1,0 +1,123 @@
+"""The local engine on a CUDA device against itself on the CPU; skipped where there is none.
+
+pytest -m "slow or not slow" tests/model/test_cuda.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfemo.config import GrpoConfig, ModelConfig, SftConfig
+from selfemo.engines.local import LocalEngine, score_tokens
+from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.packing import pack
+from selfemo.training import SftItem
+from tests.model.test_engine import gradients, plain_logprobs, rl_items
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def engine(model: Path, device: str = "cuda", dtype: str = "fp32", **kw) -> LocalEngine:
+    return LocalEngine(ModelConfig(id=str(model), device=device, dtype=dtype, **kw))
+
+
+def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest relative distance of two sets of gradients, by parameter."""
+    assert a.keys() == b.keys() and a
+    distances = [
+        (x.cpu().double() - b[n].cpu().double()).norm() / (b[n].cpu().double().norm() + 1e-12)
+        for n, x in a.items()
+    ]
+    return float(max(distances))
+
+
+def test_packed_scores_and_gradients_equal_separate_rows(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    items = rl_items(1, 6)
+    tree = pack([[*i.prompt_ids, *i.completion_ids] for i in items])
+    scores = score_tokens(e.policy, [tree], [[len(i.prompt_ids) for i in items]])
+    (scores.logp * scores.mask).sum().backward()
+    packed = gradients(e.policy.core)
+    plain = engine(tiny_model, "cpu")
+    for row, item in enumerate(items):
+        expected = plain_logprobs(plain.policy.core, item)
+        assert torch.allclose(scores.logp[row, : len(expected)].cpu(), expected, atol=1e-3)
+        expected.sum().backward()
+    assert apart(packed, gradients(plain.policy.core)) < 5e-3
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 5e-3), ("bf16", 0.1)])
+def test_the_rl_gradient_is_that_of_the_cpu(tiny_model: Path, dtype: str, tolerance: float) -> None:
+    items = rl_items(4, 4)
+    found = {}
+    for device, precision in (("cuda", dtype), ("cpu", "fp32")):
+        e = engine(tiny_model, device, precision)
+        config = GrpoConfig(kl_coef=0.01, entropy_coef=0.01, micro_tokens=120)
+        e.begin_stage(config)
+        e.set_reference()
+        measures = e.rl_backward(items, config)
+        found[device] = gradients(e.policy.core), measures
+    assert apart(found["cuda"][0], found["cpu"][0]) < tolerance
+    for name in ("entropy", "tokens", "packed_tokens"):
+        assert found["cuda"][1][name] == pytest.approx(found["cpu"][1][name], rel=2e-2)
+
+
+def test_greedy_completions_are_those_of_the_cpu(tiny_model: Path) -> None:
+    requests = [Request(i.prompt_ids, 2, 7, share="s") for i in rl_items(6, 1)]
+    settings = SamplingSettings(max_new_tokens=12, temperature=0.0, token_budget=400)
+    a, b = (engine(tiny_model, d).generate(requests, settings) for d in ("cuda", "cpu"))
+    same = [
+        x.token_ids == y.token_ids
+        for g, h in zip(a, b, strict=True)
+        for x, y in zip(g, h, strict=True)
+    ]
+    assert sum(same) >= len(same) - 1  # rounding may break one tie
+    for g, h in zip(a, b, strict=True):
+        for x, y in zip(g, h, strict=True):
+            if x.token_ids == y.token_ids:
+                assert x.logprobs == pytest.approx(y.logprobs, abs=1e-3)
+
+
+def test_a_sampled_completion_does_not_depend_on_its_batch(tiny_model: Path) -> None:
+    e = engine(tiny_model)
+    requests = [Request(i.prompt_ids, 4, 11 + k) for k, i in enumerate(rl_items(5, 1))]
+    settings = SamplingSettings(max_new_tokens=10)
+    together = e.generate(requests, settings)
+    alone = [e.generate([r], settings)[0] for r in requests]
+    same = [
+        x.token_ids == y.token_ids
+        for g, h in zip(together, alone, strict=True)
+        for x, y in zip(g, h, strict=True)
+    ]
+    assert sum(same) >= 0.9 * len(same)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_training_learns_and_its_state_goes_on(
+    tiny_model: Path, tmp_path: Path, dtype: str
+) -> None:
+    items = [
+        SftItem(i.prompt_ids, i.completion_ids, [1.0] * len(i.completion_ids), i.share)
+        for i in rl_items(4, 2)
+    ]
+    config = SftConfig(lr=1e-2, micro_tokens=200)
+    e = engine(tiny_model, dtype=dtype)
+    e.begin_stage(config)
+    losses = [e.sft_step(items, config, 1e-2)["loss"] for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.3
+    e.save_training_state(tmp_path / "state.safetensors")
+    following = [e.sft_step(items, config, 1e-2)["loss"] for _ in range(2)]
+    again = engine(tiny_model, dtype=dtype)
+    again.begin_stage(config)
+    again.load_training_state(tmp_path / "state.safetensors")
+    assert [again.sft_step(items, config, 1e-2)["loss"] for _ in range(2)] == pytest.approx(
+        following, rel=2e-2
+    )
+    e.save(tmp_path / "whole")
+    assert LocalEngine(ModelConfig(id=str(tmp_path / "whole"), device="cpu")).policy
