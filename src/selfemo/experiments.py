@@ -30,6 +30,7 @@ from selfemo.config import Config, load
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation import UNION, compare, label_sets, prediction_rows
 from selfemo.flywheel import RlPlan
+from selfemo.parallel import Job, side_by_side
 from selfemo.pipeline import (
     BEFORE_RL,
     BEFORE_SFT,
@@ -256,6 +257,42 @@ def complete_run(
     return summary
 
 
+def _complete(
+    folder: Path, config: Config, keep: Keep, reporter: Reporter, stop: StopRequest
+) -> None:
+    complete_run(folder, config, reporter, stop, keep)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A run that is to be there: its folder and configuration, and what it takes over (`pipeline.fork`)."""
+
+    folder: Path
+    config: Config
+    keep: Keep = "all"
+    trunk: Path | None = None
+    at: str = COLD
+
+
+def _together(
+    planned: Sequence[_Planned], out: Path, jobs: int, reporter: Reporter, stop: StopRequest | None
+) -> None:
+    """Complete those runs that are not finished, `jobs` at a time."""
+    open_ = [p for p in planned if not (p.folder / SUMMARY_FILE).exists()]
+    for p in open_:  # one after the other: a trunk that is copied is locked
+        if p.trunk is not None and not (p.folder / CONFIG_FILE).exists():
+            fork(p.trunk, p.folder, p.config, p.at)
+    side_by_side(
+        [
+            Job(str(p.folder.relative_to(out)), _complete, (p.folder, p.config, p.keep))
+            for p in open_
+        ],
+        jobs,
+        reporter,
+        stop,
+    )
+
+
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """mean, sd (n - 1) and 95% t interval of one value a seed; sd and interval None for one seed."""
     array = np.asarray(values, dtype=np.float64)
@@ -316,6 +353,7 @@ def ablate(
     stop: StopRequest | None = None,
     keep: Keep = "last",
     only: Sequence[str] = (),
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Run all arms over the seeds 0 to `seeds` - 1 and compare; writes ablation.json, .md, .csv and figures.
 
@@ -325,8 +363,10 @@ def ablate(
 
     Args:
         only: arms to run besides the full one, shipped ones by name or TOML files; empty for table 2.
+        jobs: runs at a time, each in a process of its own.
 
     Raises:
+        SelfEmoError: of `jobs` runs at a time one failed; the others are finished.
         ConfigError: the configuration has no self-play or no lambda to take away, or an unknown arm.
         StoreError: the folder holds runs with other settings.
         Stopped: `stop` was asked for; the same call goes on.
@@ -337,28 +377,38 @@ def ablate(
         (a.name, s): _config_of(a, files, overrides, s) for a in arms for s in range(seeds)
     }
     labels = label_sets(load_conversations(base))
+    trunks = [load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"]) for s in range(seeds)]
+
+    def planned(a: Arm, s: int) -> _Planned:
+        config = configs[a.name, s]
+        shared = next((c for c, k in _SHARED.items() if _equal(config, trunks[s], k)), None)
+        trunk = out / TRUNK / f"seed-{s}" if shared else None
+        return _Planned(out / a.name / f"seed-{s}", config, keep, trunk, shared or COLD)
+
     lock = lock_folder(out)
     try:
+        if jobs > 1:
+            rest = [planned(a, s) for s in range(seeds) for a in arms if not a.checkpoint]
+            first = [_Planned(out / TRUNK / f"seed-{s}", c) for s, c in enumerate(trunks)]
+            # What takes over no more than the untouched model's scores need not wait for a trunk.
+            first += [replace(p, trunk=None) for p in rest if p.at == START]
+            _together(first, out, jobs, reporter, stop)
+            _together(rest, out, jobs, reporter, stop)
         summaries: dict[tuple[str, int], dict[str, Any]] = {}
         for s in range(seeds):  # seed by seed: what is done can be compared early
             trunk = out / TRUNK / f"seed-{s}"
-            before_rl = load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"])
             reporter.say(f"cold start of seed {s}")
-            first = out / TRUNK / "seed-0" if s else None
-            shared = complete_run(trunk, before_rl, reporter, stop, trunk=first, at=START)
+            untouched = out / TRUNK / "seed-0" if s else None
+            shared = complete_run(trunk, trunks[s], reporter, stop, trunk=untouched, at=START)
             for a in arms:
                 reporter.say(f"{a.name}, seed {s} (run {len(summaries) + 1} of {len(configs)})")
                 if a.checkpoint:
                     summaries[a.name, s] = shared
                     continue
-                config = configs[a.name, s]
-                shared_to = next(
-                    (c for c, k in _SHARED.items() if _equal(config, before_rl, k)), None
-                )
+                p = planned(a, s)
                 summaries[a.name, s] = complete_run(
-                    out / a.name / f"seed-{s}", config, reporter, stop, keep,
-                    trunk if shared_to else None, shared_to or COLD,
-                )  # fmt: skip
+                    p.folder, p.config, reporter, stop, p.keep, p.trunk, p.at
+                )
         last = {a.name: a.checkpoint or checkpoints(configs[a.name, 0])[-1] for a in arms}
         home = {a.name: out / (TRUNK if a.checkpoint else a.name) for a in arms}
         result: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class Console:
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
         if not self.console.is_terminal:
-            yield from self._lines(label, total)
+            yield from lines(self.say, label, total)
             return
         from rich.progress import (
             BarColumn,
@@ -65,16 +66,32 @@ class Console:
             task = progress.add_task(label, total=total, note="")
             yield lambda n=1, note="": progress.update(task, advance=n, note=note)
 
-    def _lines(self, label: str, total: int) -> Iterator[Advance]:
-        start, done, shown = time.monotonic(), 0, 0
 
-        def advance(n: int = 1, note: str = "") -> None:
-            nonlocal done, shown
-            done += n
-            if done * 4 // max(1, total) > shown or done >= total:
-                shown = done * 4 // max(1, total)
-                spent = time.monotonic() - start
-                left = spent / done * (total - done) if done else 0.0
-                self.say(f"{label}: {done}/{total}, {spent:.0f} s, {left:.0f} s left {note}")
+def lines(say: Callable[[str], None], label: str, total: int) -> Iterator[Advance]:
+    """A bar in words: a line for each quarter."""
+    start, done, shown = time.monotonic(), 0, 0
 
-        yield advance
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, shown
+        done += n
+        if done * 4 // max(1, total) > shown or done >= total:
+            shown = done * 4 // max(1, total)
+            spent = time.monotonic() - start
+            left = spent / done * (total - done) if done else 0.0
+            say(f"{label}: {done}/{total}, {spent:.0f} s, {left:.0f} s left {note}")
+
+    yield advance
+
+
+class Lines:
+    """Plain lines on standard error, each with the name of what says it: for jobs side by side."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def say(self, text: str) -> None:
+        print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        yield from lines(self.say, label, total)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sqlite3
+import threading
+import time
 import tomllib
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from scipy import stats
 
 from selfemo import experiments
 from selfemo.config import load
-from selfemo.errors import ConfigError, StoreError
+from selfemo.errors import ConfigError, SelfEmoError, StoreError
 from selfemo.experiments import (
     ablate,
     arms_for,
@@ -25,6 +27,7 @@ from selfemo.experiments import (
     read_arm,
     shipped_arms,
 )
+from selfemo.parallel import Job, side_by_side
 from selfemo.pipeline import fork
 from selfemo.progress import Quiet
 from selfemo.stopping import Stopped, StopRequest
@@ -66,6 +69,70 @@ def ablated(config: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     assert not (out / "ablation.json").exists()
     ablate([], config, out, 2, Quiet())
     return out
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_equal_runs_one_after_the_other(
+    ablated: Path, config: list[str], tmp_path: Path
+) -> None:
+    ablate(
+        [], config, tmp_path, 1, Quiet(), only=["vanilla-grpo", "sft-only", "cold-start"], jobs=2
+    )
+    for arm in ("full", "vanilla-grpo"):
+        alone, beside = (
+            json.loads((out / arm / "seed-0" / "summary.json").read_text())["scores"]
+            for out in (ablated, tmp_path)
+        )
+        assert alone == beside
+
+
+def _fails(*args: object) -> None:
+    raise StoreError("nothing here")
+
+
+def _breaks(*args: object) -> None:
+    raise ValueError("a mistake of ours")
+
+
+def _touches(path: Path, *args: object) -> None:
+    path.touch()
+
+
+def _waits(path: Path, reporter: object, stop: StopRequest) -> None:
+    path.touch()
+    while not stop.asked:
+        time.sleep(0.01)
+    stop.check()
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_does_not_end_the_others(tmp_path: Path, capfd) -> None:
+    jobs = [
+        Job("first", _fails, ()),
+        Job("second", _breaks, ()),
+        Job("third", _touches, (tmp_path / "done",)),
+    ]
+    with pytest.raises(SelfEmoError, match=r"^first: nothing here$"):
+        side_by_side(jobs, 1, Quiet())
+    assert (tmp_path / "done").exists()
+    assert "a mistake of ours" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_stop_reaches_the_jobs_that_run_and_no_other_begins(tmp_path: Path, capfd) -> None:
+    stop = StopRequest()
+    jobs = [Job(n, _waits, (tmp_path / n,)) for n in ("a", "b", "c")]
+
+    def ask() -> None:
+        while not ((tmp_path / "a").exists() and (tmp_path / "b").exists()):
+            time.sleep(0.05)
+        stop.asked = True
+
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises(Stopped):
+        side_by_side(jobs, 2, Quiet(), stop)
+    assert not (tmp_path / "c").exists()
+    assert "[a] stopping after this step" in capfd.readouterr().err
 
 
 @pytest.mark.slow
