@@ -24,7 +24,8 @@ def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) 
     t = grpo_trainer(model, max_completion_length=LONGEST)
     fitted = sample_prompts(data, prompt, (repeats + 1) * groups, e)
     batches = [fitted[k : k + groups] for k in range(0, len(fitted), groups)]
-    settings = SamplingSettings(max_new_tokens=LONGEST, token_budget=65536)
+    budget = max(65536, groups * (prompt + G * LONGEST))
+    settings = SamplingSettings(max_new_tokens=LONGEST, token_budget=budget)
     at = {"ours": -1, "theirs": -1}
     lengths: dict[str, list[int]] = {"ours": [], "theirs": []}
 
@@ -64,11 +65,11 @@ def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) 
     return row
 
 
-def evaluation(model: str, data: str, prompts: int, parts: int = 5) -> Row:
+def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int = 5) -> Row:
     """Greedy recognition of held-out prompts; a pair is one part of them.
 
-    The peer is the loop that one writes first: batches of 16 in order, padded on the left, `generate`
-    with a stop string after the emotion line. Predicted lines are asserted to be equal.
+    The peer is the loop that one writes first: batches in order, padded on the left, `generate` with a
+    stop string after the emotion line. Predicted lines are asserted to be equal.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, StopStringCriteria
 
@@ -80,13 +81,14 @@ def evaluation(model: str, data: str, prompts: int, parts: int = 5) -> Row:
     e = engine(model)
     config = load(
         [], [f'data.sources=["{data}"]', "prompt.max_tokens=1024", "evaluation.max_new_tokens=32",
-             "evaluation.token_budget=16384"],
+             f"evaluation.token_budget={1024 * batch}"],
     )  # fmt: skip
     held = [c for c in load_conversations(config) if c.split == "dev"]
     asked = gold_prompts(held)[:prompts]
     size = -(-len(asked) // parts)
     source = resolve(model)
-    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    plain.to(e.policy.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     fitted = {f.prompt.id: f.ids for f in fit_all(asked, e, config, {})}
     slices = [asked[k : k + size] for k in range(0, len(asked), size)]
@@ -102,15 +104,17 @@ def evaluation(model: str, data: str, prompts: int, parts: int = 5) -> Row:
         part = slices[at["theirs"]]
         at["theirs"] += 1
         lines: list[str] = []
-        for k in range(0, len(part), 16):
-            batch = tokenizer.pad(
-                {"input_ids": [list(fitted[p.id]) for p in part[k : k + 16]]}, return_tensors="pt"
-            )
+        for k in range(0, len(part), batch):
+            rows = tokenizer.pad(
+                {"input_ids": [list(fitted[p.id]) for p in part[k : k + batch]]},
+                return_tensors="pt",
+            ).to(e.policy.device)
             stop: Any = StopStringCriteria(tokenizer, ["\n"])
-            out = plain.generate(
-                **batch, max_new_tokens=32, do_sample=False, stopping_criteria=[stop]
-            )
-            new = out[:, batch["input_ids"].shape[1] :]
+            with e.policy.autocast():
+                out = plain.generate(
+                    **rows, max_new_tokens=32, do_sample=False, stopping_criteria=[stop]
+                )
+            new = out[:, rows["input_ids"].shape[1] :]
             texts = tokenizer.batch_decode(new, skip_special_tokens=True)
             lines += [x.split("\n")[0] for x in texts]
         return lines
@@ -122,7 +126,9 @@ def evaluation(model: str, data: str, prompts: int, parts: int = 5) -> Row:
         if agree[-1] < 0.97:
             raise AssertionError(f"predicted lines agree in {agree[-1]:.1%} only")
 
-    row = Row(f"greedy evaluation of {len(asked)} dev prompts", "batched generate, 16 a batch", 4.0)
+    row = Row(
+        f"greedy evaluation of {len(asked)} dev prompts", f"batched generate, {batch} a batch", 4.0
+    )
     in_turn(row, ours, theirs, len(slices), check, warm=False)
     row.checked = f"predicted lines equal: {min(agree):.1%} at least (rounding breaks ties)"
     row.details = {"data": data.split(":")[0], "model": model.rsplit("/", 1)[-1]}

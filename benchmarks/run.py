@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -26,12 +27,19 @@ RESULTS, PAGE = HERE / "results.json", HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 
+def _options(args: argparse.Namespace) -> list[str]:
+    """The settings that a row's own process needs."""
+    left = vars(args).keys() - {"rows", "one", "memory", "together"}
+    return [x for o in sorted(left) for x in (f"--{o.replace('_', '-')}", str(getattr(args, o)))]
+
+
 def _memory(args: argparse.Namespace) -> Row:
-    row = Row("peak memory of one RL step, prompt 400 + 96, G 8", "TRL GRPOTrainer", 1 / 0.6, "GiB")
+    name = "peak memory of one RL step, prompt 400 + 96, G 8"
+    name += f", {args.groups} groups" if args.groups > 1 else ""
+    row = Row(name, "TRL GRPOTrainer", 1 / 0.6, "GiB")
     for _ in range(args.repeats):
         for side, into in (("ours", row.ours), ("theirs", row.theirs)):
-            command = [sys.executable, "-m", "benchmarks.run", "--memory", side]
-            command += ["--model", args.model, "--threads", str(args.threads)]
+            command = [sys.executable, "-m", "benchmarks.run", "--memory", side, *_options(args)]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             into.append(float(out.split()[-1]))
     row.checked = "the same tokens; a generation and two updates each"
@@ -63,16 +71,16 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
 
         return run
 
-    n = args.repeats
+    n, groups, micro = args.repeats, args.groups, args.micro
     return {
-        "update-1000": training("policy_update", 1000, n, 4.5, args.micro),
-        "update-400": training("policy_update", 400, n, 3.5, args.micro),
-        "rollouts-400": generation("rollouts", 400, n),
-        "rollouts-1000": generation("rollouts", 1000, n),
-        "rl-step": training("rl_step", args.data, n),
+        "update-1000": training("policy_update", 1000, n, 4.5, micro, groups),
+        "update-400": training("policy_update", 400, n, 3.5, micro, groups),
+        "rollouts-400": generation("rollouts", 400, n, args.rollout_groups),
+        "rollouts-1000": generation("rollouts", 1000, n, args.rollout_groups),
+        "rl-step": training("rl_step", args.data, n, micro, groups),
         "memory": lambda: _memory(args),
-        "evaluation": generation("evaluation", args.prompts),
-        "sft-step": training("sft_step", args.data, n),
+        "evaluation": generation("evaluation", args.prompts, args.batch),
+        "sft-step": training("sft_step", args.data, n, args.sft_batch),
         "rewards": data("rewards", 1_000_000, n),
         "store": data("store", 1_000_000, n),
         "start": data("start", 5),
@@ -115,7 +123,12 @@ def _write(name: str, row: Row, args: argparse.Namespace) -> None:
         except metadata.PackageNotFoundError:
             continue
     results[name] = {**row.as_dict(), "threads": args.threads, "device": args.device,
-                     "dtype": args.dtype, "versions": versions}  # fmt: skip
+                     "dtype": args.dtype, "model": Path(args.model).name,
+                     "versions": versions}  # fmt: skip
+    if args.device == "cuda":
+        import torch
+
+        results[name]["device"] = torch.cuda.get_device_name()
     order = list(rows(args))
     results = {k: results[k] for k in sorted(results, key=order.index)}
     path.write_text(json.dumps(results, indent=1) + "\n")
@@ -135,6 +148,12 @@ def main() -> None:
     parser.add_argument("--data", default="sample", help="conversations, as in data.sources")
     parser.add_argument("--model", default="builtin:smollm2-135m", help="id or folder")
     parser.add_argument("--micro", type=int, default=8, help="rows of TRL's micro-batches (memory)")
+    parser.add_argument("--groups", type=int, default=1, help="of G completions in an update")
+    parser.add_argument("--rollout-groups", type=int, default=4, help="of G completions sampled")
+    parser.add_argument("--batch", type=int, default=16, help="of the evaluation row's peer")
+    parser.add_argument("--sft-batch", type=int, default=8, help="samples of an SFT step")
+    parser.add_argument("--micro-tokens", type=int, default=1 << 30, help="of our micro-batches")
+    parser.add_argument("--together", action="store_true", help="all rows in this one process")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device, dense")
@@ -144,33 +163,42 @@ def main() -> None:
     args = parser.parse_args()
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(args.threads)
-    if args.one or args.memory:
+    if args.one or args.memory or args.together:
         from benchmarks.training import SETTINGS
 
-        SETTINGS.update(device=args.device, dtype=args.dtype, peak_tflops=args.peak_tflops)
+        SETTINGS.update({k: getattr(args, k) for k in SETTINGS})
     if args.memory:
         from benchmarks.training import memory
 
-        print(memory(args.model, args.memory).ours[0])
+        print(memory(args.model, args.memory, args.groups, args.micro).ours[0])
         return
     available = rows(args)
     if args.one:
-        row = available[args.one]()
-        _write(args.one, row, args)
-        print(f"{row.name}: {_shown(row.ours)} {row.unit}, ratio {_shown(row.ratios)}")
+        _measure(args.one, available[args.one], args)
         return
     chosen = args.rows.split(",") if args.rows else list(available)
     if unknown := set(chosen) - set(available):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are: {', '.join(available)}")
     failed = []
     for name in chosen:
-        command = [sys.executable, "-m", "benchmarks.run", "--one", name]
-        for option in vars(args).keys() - {"rows", "one", "memory"}:
-            command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
+        if args.together:
+            try:
+                _measure(name, available[name], args)
+            except Exception:  # the rows after it are still wanted
+                traceback.print_exc()
+                failed.append(name)
+            continue
+        command = [sys.executable, "-m", "benchmarks.run", "--one", name, *_options(args)]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _measure(name: str, work: Callable[[], Row], args: argparse.Namespace) -> None:
+    row = work()
+    _write(name, row, args)
+    print(f"{row.name}: {_shown(row.ours)} {row.unit}, ratio {_shown(row.ratios)}", flush=True)
 
 
 if __name__ == "__main__":

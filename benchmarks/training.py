@@ -26,16 +26,19 @@ from selfemo.training import RlItem
 G, REPLY, LR = 8, 96, 1e-6
 
 
-SETTINGS: dict[str, Any] = {"device": "cpu", "dtype": "fp32", "peak_tflops": 0.0}
-"""Set by benchmarks.run; peak_tflops is the device's dense peak in that precision (for utilisation)."""
+SETTINGS: dict[str, Any] = {
+    "device": "cpu", "dtype": "fp32", "peak_tflops": 0.0, "micro_tokens": 1 << 30,
+}  # fmt: skip
+"""Set by benchmarks.run: peak_tflops is the device's dense peak in that precision (for utilisation),
+micro_tokens bounds our micro-batches."""
 
 
 def engine(model: str) -> LocalEngine:
     return LocalEngine(ModelConfig(id=model, device=SETTINGS["device"], dtype=SETTINGS["dtype"]))
 
 
-def update_tflop(e: LocalEngine, prompt: int) -> float:
-    """Floating point operations of one update that a packed group needs, in 10^12.
+def update_tflop(e: LocalEngine, prompt: int, groups: int) -> float:
+    """Floating point operations of one update that the packed groups need, in 10^12.
 
     6 per weight of the layers and distinct token, 6 per weight of the head and predicted token, 12 per
     score of the attention's lower triangle, head dimension and head (forward 4, backward 8).
@@ -47,7 +50,7 @@ def update_tflop(e: LocalEngine, prompt: int) -> float:
     scores = prompt**2 / 2 + G * (REPLY * prompt + REPLY**2 / 2)
     c = core.config
     attention = 12 * scores * c.hidden_size * c.num_hidden_layers
-    return float(6 * (layers * tokens + head * replies) + attention) / 1e12
+    return groups * float(6 * (layers * tokens + head * replies) + attention) / 1e12
 
 
 def grpo_trainer(model: str, **settings: Any) -> Any:
@@ -88,16 +91,16 @@ def grpo_trainer(model: str, **settings: Any) -> Any:
     )
 
 
-def trl_update(
-    t: Any, ids: list[int], items: list[RlItem], micro: int = G
-) -> Callable[[], tuple[float, float]]:
-    """One update by TRL's loss on the completions of one prompt: (loss, gradient norm)."""
-    t.current_gradient_accumulation_steps = G // micro
+def trl_update(t: Any, items: list[RlItem], micro: int) -> Callable[[], tuple[float, float]]:
+    """One update by TRL's loss on completions of equal length: (loss, gradient norm)."""
+    n = len(items)
+    t.current_gradient_accumulation_steps = n // micro
     t.create_optimizer()
     replies = torch.tensor([i.completion_ids for i in items])
+    prompts = torch.tensor([i.prompt_ids for i in items])
     inputs = {
-        "prompt_ids": torch.tensor([ids] * G),
-        "prompt_mask": torch.ones(G, len(ids), dtype=torch.long),
+        "prompt_ids": prompts,
+        "prompt_mask": torch.ones_like(prompts),
         "completion_ids": replies,
         "completion_mask": torch.ones_like(replies),
         "advantages": torch.tensor([i.advantage for i in items], dtype=torch.float32),
@@ -108,7 +111,7 @@ def trl_update(
     def update() -> tuple[float, float]:
         t.model.train()
         total = 0.0
-        for k in range(0, G, micro):
+        for k in range(0, n, micro):
             part = {n: v[k : k + micro] if v.dim() else v for n, v in inputs.items()}
             with t.accelerator.autocast():
                 loss = t._compute_loss(t.model, part)
@@ -122,53 +125,64 @@ def trl_update(
     return update
 
 
-def one_group(prompt: int) -> tuple[list[int], list[RlItem]]:
-    """A prompt of random tokens and G completions that share nothing but it."""
+def random_groups(prompt: int, groups: int) -> list[RlItem]:
+    """Groups of G completions that share nothing but their prompt, all of random tokens."""
     rng = np.random.default_rng(0)
 
     def draw(n: int) -> list[int]:
         return [int(x) for x in rng.integers(1000, 40000, n)]
 
-    ids = draw(prompt)
-    return ids, [RlItem(ids, draw(REPLY), float(a), "g") for a in rng.normal(size=G)]
+    items = []
+    for g in range(groups):
+        ids = draw(prompt)
+        items += [RlItem(ids, draw(REPLY), float(a), f"g{g}") for a in rng.normal(size=G)]
+    return items
 
 
-def policy_update(model: str, prompt: int, repeats: int, goal: float, micro: int = G) -> Row:
-    """Forward, loss, backward and optimiser step on one group of given tokens.
+def policy_update(
+    model: str, prompt: int, repeats: int, goal: float, micro: int = G, groups: int = 1
+) -> Row:
+    """Forward, loss, backward and optimiser step on groups of given tokens.
 
     Args:
-        micro: rows of TRL's micro-batches; all G rows at once are fastest, where memory holds them.
+        micro: rows of TRL's micro-batches; all rows at once are fastest, where memory holds them.
     """
-    ids, items = one_group(prompt)
+    items = random_groups(prompt, groups)
     e = engine(model)
-    config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=prompt + G * REPLY)
+    tokens = (prompt + G * REPLY) * groups
+    config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=min(tokens, SETTINGS["micro_tokens"]))
     e.begin_stage(config)
 
     def ours() -> tuple[float, float]:
         (m,) = e.rl_round([items], config, [LR])
         return m["loss"], m["grad_norm"]
 
-    theirs = trl_update(grpo_trainer(model), ids, items, micro)
+    theirs = trl_update(grpo_trainer(model), items, micro)
     tolerance = 1e-3 if SETTINGS["dtype"] == "fp32" else 5e-2
 
     def check(a: tuple[float, float], b: tuple[float, float]) -> None:
         close(a[0], b[0], "loss", tolerance)
         close(a[1], b[1], "gradient norm", tolerance)
 
-    name = f"policy update, prompt {prompt:,} + {REPLY}, G {G}"
+    name = f"policy update, prompt {prompt:,} + {REPLY}, G {G}" + _of(groups)
     row = Row(name, "TRL GRPOTrainer", goal, checked=f"loss and gradient norm, {tolerance:g}")
     row.details = {
-        "tokens ours": prompt + G * REPLY,
-        "tokens theirs": G * (prompt + REPLY),
+        "tokens ours": tokens,
+        "tokens theirs": groups * G * (prompt + REPLY),
         "rows of TRL's micro-batch": micro,
+        "parameters": sum(p.numel() for p in e.policy.core.parameters()),
     }
     in_turn(row, ours, theirs, repeats, check)
-    tflop = update_tflop(e, prompt)
+    tflop = update_tflop(e, prompt, groups)
     row.details["tflop"] = tflop
     row.details["tflops"] = [tflop / s for s in row.ours]
     if SETTINGS["peak_tflops"]:
         row.details["utilisation"] = [tflop / s / SETTINGS["peak_tflops"] for s in row.ours]
     return row
+
+
+def _of(groups: int) -> str:
+    return f", {groups} groups" if groups > 1 else ""
 
 
 _JOINED = 12
@@ -209,8 +223,10 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
     return found
 
 
-def rl_step(model: str, data: str, repeats: int, prompt: int = 400) -> Row:
-    """Rollouts of one prompt, rewards, advantages, update: TRL's own loop against ours.
+def rl_step(
+    model: str, data: str, repeats: int, micro: int = G, groups: int = 1, prompt: int = 400
+) -> Row:
+    """Rollouts of some prompts, rewards, advantages, update: TRL's own loop against ours.
 
     Alternating single steps: TRL's trainer runs, and after each of its steps ours runs one.
     """
@@ -225,20 +241,20 @@ def rl_step(model: str, data: str, repeats: int, prompt: int = 400) -> Row:
     from selfemo.types import Completion
 
     e = engine(model)
-    fitted = sample_prompts(data, prompt, repeats + 1, e)
+    fitted = sample_prompts(data, prompt, (repeats + 1) * groups, e)
     config: Config = load(
         [],
         [
             f"sampling.max_new_tokens={REPLY}",
             f"sampling.group_size={G}",
             "grpo.kl_coef=0",
-            f"grpo.micro_tokens={prompt + G * REPLY}",
+            f"sampling.token_budget={max(65536, groups * (prompt + G * REPLY))}",
+            f"grpo.micro_tokens={min((prompt + G * REPLY) * groups, SETTINGS['micro_tokens'])}",
         ],
     )
     e.begin_stage(config.grpo)
-    row = Row(
-        f"one RL step, prompt about {prompt} + at most {REPLY}, G {G}", "TRL GRPOTrainer", 3.5
-    )
+    name = f"one RL step, prompt about {prompt} + at most {REPLY}, G {G}" + _of(groups)
+    row = Row(name, "TRL GRPOTrainer", 3.5)
     texts = [e.policy.tokenizer.decode(f.ids) for f in fitted]
     by_text = {t: f.prompt for t, f in zip(texts, fitted, strict=True)}
     tokens: dict[str, list[int]] = {"ours": [], "theirs": []}
@@ -253,13 +269,15 @@ def rl_step(model: str, data: str, repeats: int, prompt: int = 400) -> Row:
         return scores
 
     def ours(k: int) -> None:
-        (turn,) = play_turn(e, [fitted[k]], [fitted[k].prompt], config, lam=0.0, key=("bench", k))
-        samples = [r.sample for r in turn.group.rollouts]
-        tokens["ours"].append(sum(len(s.token_ids) for s in samples))
+        part = fitted[k * groups : (k + 1) * groups]
+        turns = play_turn(e, part, [f.prompt for f in part], config, lam=0.0, key=("bench", k))
         # An advantage of zero would spare us the update.
         items = [
-            RlItem(fitted[k].ids, s.token_ids, (-1.0) ** j, "g") for j, s in enumerate(samples)
+            RlItem(f.ids, r.sample.token_ids, (-1.0) ** j, f.prompt.id)
+            for f, turn in zip(part, turns, strict=True)
+            for j, r in enumerate(turn.group.rollouts)
         ]
+        tokens["ours"].append(sum(len(i.completion_ids) for i in items))
         e.rl_round([items], config.grpo, [LR])
 
     class Alternate(TrainerCallback):
@@ -278,6 +296,8 @@ def rl_step(model: str, data: str, repeats: int, prompt: int = 400) -> Row:
         model,
         rows=[{"prompt": x} for x in texts],
         rewards=reward,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=groups * G // micro,
         max_steps=repeats + 1,
         shuffle_dataset=False,
     )
@@ -288,24 +308,35 @@ def rl_step(model: str, data: str, repeats: int, prompt: int = 400) -> Row:
     return row
 
 
-def memory(model: str, side: str, prompt: int = 400) -> Row:
-    """Peak resident memory of sampling and two updates in a process of its own: ours or theirs."""
+def memory(model: str, side: str, groups: int = 1, micro: int = G, prompt: int = 400) -> Row:
+    """Peak memory of sampling and two updates in a process of its own: ours or theirs.
+
+    Of a GPU what its allocator gave out at most, else the resident memory that came on top.
+    """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ids, items = one_group(prompt)
+    items = random_groups(prompt, groups)
+    prompts = [i.prompt_ids for i in items]
     if side == "ours":
         e = engine(model)
-        config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=prompt + G * REPLY)
-        e.generate([Request(ids, G, 0)], SamplingSettings(max_new_tokens=REPLY, token_budget=65536))
+        micro_tokens = min((prompt + G * REPLY) * groups, SETTINGS["micro_tokens"])
+        config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=micro_tokens)
+        e.generate(
+            [Request(p, G, 0) for p in prompts[::G]],
+            SamplingSettings(max_new_tokens=REPLY, token_budget=65536),
+        )
         e.begin_stage(config)
         for _ in range(2):
             e.rl_round([items], config, [LR])
     else:
         t = grpo_trainer(model)
-        t._generate_single_turn([ids] * G, None, {}, G)
-        update = trl_update(t, ids, items)
+        t._generate_single_turn([list(p) for p in prompts], None, {}, G)
+        update = trl_update(t, items, micro)
         for _ in range(2):
             update()
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    if SETTINGS["device"] == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     return Row(side, "", None, "GiB", [peak])
 
 
@@ -330,7 +361,9 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
         for p, c in samples
         if p.id in fitted
     ]
-    sft = SftConfig(lr=LR, batch_size=batch, micro_tokens=2048)
+    sft = SftConfig(
+        lr=LR, batch_size=batch, micro_tokens=min(batch * 256, SETTINGS["micro_tokens"])
+    )
     batches = epoch_batches([i.share for i in items], batch, sft.run_length, 0, 0)[: repeats + 1]
     e.begin_stage(sft)
     source = resolve(model)
