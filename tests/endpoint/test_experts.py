@@ -336,10 +336,13 @@ def _peak(n: int, store: Store) -> int:
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_100_000_questions(tmp_path: Path) -> None:
+def test_memory_is_flat_over_30_000_questions(tmp_path: Path) -> None:
+    """Two bytes a question that stayed would show; tracing each allocation takes most of the time."""
     store = Store(tmp_path / "s.sqlite")
     small = _peak(2_000, store)
-    assert _peak(100_000, store) < 1.5 * small + 200_000
+    large = _peak(30_000, store)
+    print(small, large)
+    assert large < 1.5 * small + 60_000
 
 
 def test_expert_cold_start_drops_what_disagrees_with_gold_and_counts_it(
