@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # Tests run side by side (pytest -n 2), and their models are too small for a second thread to pay; processes
@@ -126,6 +130,53 @@ def build_tiny_model(folder: Path) -> Path:
     return folder
 
 
+def write_jsonl(path: Path, conversations: Iterable[Conversation]) -> None:
+    with path.open("w") as f:
+        for c in conversations:
+            turns = [
+                {"speaker": t.speaker, "text": t.text, "emotion": dict(t.emotion)} for t in c.turns
+            ]
+            personas = {s: p.description for s, p in c.personas.items()}
+            record = {"id": c.id, "split": c.split, "scene": c.scenario, "personas": personas,
+                      "turns": turns}  # fmt: skip
+            f.write(json.dumps(record) + "\n")
+
+
+Built = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Fill a folder of a name once for all processes of `pytest -n`.
+
+    What more than reads it takes a copy: another process may be reading too.
+    """
+    home = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        home = home.parent
+
+    def built(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = home / "shared" / name, home / "shared" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with (folder.parent / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed in it
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return built
+
+
+@pytest.fixture(scope="session")
+def tiny_model(built_once: Built) -> Path:
+    return built_once("tiny", build_tiny_model)
+
+
+@pytest.fixture(scope="session")
+def data(built_once: Built) -> Path:
+    """Ten conversations to train on, three held out."""
+    everything = [*toy_conversations(10), *toy_conversations(3, "test")]
+    return built_once("toy", lambda f: write_jsonl(f / "toy.jsonl", everything)) / "toy.jsonl"

@@ -20,8 +20,8 @@ from selfemo.models import verify_checkpoint
 from selfemo.progress import Quiet
 from selfemo.standalone import sft_alone, train_alone
 from selfemo.store import Store
-from tests.conftest import build_tiny_model, toy_conversations
-from tests.model.test_pipeline import SETTINGS, write_jsonl
+from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
+from tests.model.test_pipeline import SETTINGS
 
 pytest.importorskip("verl", reason="verl has an environment of its own: make test-cluster-whole")
 pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(900)]

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -56,11 +57,15 @@ def test_data_check_of_the_sample_set() -> None:
     assert "data set: sample" in done.stdout and "train: " in done.stdout
 
 
-@pytest.mark.slow
-def test_format_costs_at_most_25_tokens_beyond_its_content() -> None:
+@pytest.fixture(scope="module")
+def policy() -> Any:
     from selfemo.models import load_policy
 
-    policy = load_policy(BUILTIN, "cpu")
+    return load_policy(BUILTIN, "cpu")
+
+
+@pytest.mark.slow
+def test_format_costs_at_most_25_tokens_beyond_its_content(policy: Any) -> None:
     worst = 0
     for c in load("sample").conversations[:40]:
         for i in range(len(c.turns)):
@@ -76,12 +81,10 @@ def test_format_costs_at_most_25_tokens_beyond_its_content() -> None:
 
 
 @pytest.mark.slow
-def test_builtin_weights_are_checked_and_speak(tmp_path: Path) -> None:
+def test_builtin_weights_are_checked_and_speak(policy: Any) -> None:
     from selfemo.generation.local import LocalGenerator
     from selfemo.generation.requests import Request, SamplingSettings
-    from selfemo.models import load_policy
 
-    policy = load_policy(BUILTIN, "cpu")
     ids = policy.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
     settings = SamplingSettings(max_new_tokens=24, temperature=0)
     text = LocalGenerator(policy, settings).generate([Request(ids)])[0][0].text
@@ -93,9 +96,10 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
     """cold start, self-play, refit, evaluation with real weights and the sample set."""
     folder = tmp_path / "run"
     sets = [
-        "sft.max_samples=16", "sft.epochs=2", "sft.batch_size=4", "sft.lr=4e-4",
-        "flywheel.iterations=1", "flywheel.prompts=8", "flywheel.replay=0.1",
-        "data.eval_conversations=1", "selfplay.max_turns=2", "sampling.group_size=4",
+        "sft.max_samples=8", "sft.epochs=2", "sft.batch_size=2", "sft.lr=4e-4",
+        "flywheel.iterations=1", "flywheel.prompts=4", "grpo.prompts_per_step=4", "grpo.mini_batch=4",
+        "flywheel.replay=0.1", "data.eval_conversations=1", "evaluation.max_new_tokens=40",
+        "selfplay.max_turns=2", "sampling.group_size=4",
     ]  # fmt: skip
     command = [
         sys.executable, "-m", "selfemo.cli", "evolve", "-c", str(ROOT / "configs/quickstart.toml"),

@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 
 from selfemo.analysis import analyse
-from selfemo.pipeline import evolve
 from selfemo.progress import Quiet
 from selfemo.report import build
-from selfemo.summary import finish
-from tests.conftest import toy_conversations
-from tests.model.test_pipeline import settings, write_jsonl
+from tests.model.test_pipeline import finished as finished
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SECTIONS = (
@@ -36,17 +33,11 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def report(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("report")
-    data = home / "toy.jsonl"
-    write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])
-    config = settings(tiny_model, data, "flywheel.iterations=1", "flywheel.prompts=12")
-    run = evolve(home / "run", config)
-    finish(run)
-    run.close()
-    analyse(home / "run", 0, Quiet())
-    build(home / "run", home / "report.html")
-    return home / "report.html"
+def report(finished: Path) -> Path:
+    page = finished.parent / "report.html"
+    analyse(finished, 0, Quiet())
+    build(finished, page)
+    return page
 
 
 @pytest.mark.parametrize("width", [1280, 375])

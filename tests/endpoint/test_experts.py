@@ -266,18 +266,48 @@ def _request(i: int) -> ChatRequest:
     return experts_module.first_request(personas.question(segment))
 
 
+async def _plain_loop(url: str, n: int, at_once: int) -> float:
+    """Calls a second of the client library alone: the questions of `extract`, and nothing kept."""
+    import openai
+
+    questions = list(map(personas.question, personas.segments(conversations(n))))
+    room = asyncio.Semaphore(at_once)
+    start = time.monotonic()
+    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=10)
+
+    async def ask(question: experts_module.Question) -> str | None:
+        async with room:
+            done = await client.chat.completions.create(
+                model="planted",
+                messages=list(question.messages),
+                temperature=0.7,
+                max_tokens=question.max_tokens,
+            )
+            return done.choices[0].message.content
+
+    answers = await asyncio.gather(*map(ask, questions))
+    await client.close()
+    assert all(answers)
+    return n / (time.monotonic() - start)
+
+
 @pytest.mark.alone  # a busy machine would fail it
 @pytest.mark.slow
 def test_32_concurrent_calls_reach_nine_tenths_of_the_possible_rate(expert, tmp_path: Path) -> None:
-    url, n, latency = expert(latency=0.3), 960, 0.3
-    rates = []
+    # Possible is what the client library reaches on this machine when nothing else is done.
+    at_once, n, latency = 32, 640, 0.3
+    url = expert(latency=latency)
+    possible, ours = [], []
     for attempt in range(3):
+        possible.append(asyncio.run(_plain_loop(url, n, at_once)))
         start = time.monotonic()
         store = Store(tmp_path / f"{attempt}.sqlite")
-        tally, _ = extract(store, n, url, concurrency=32, timeout=10)
-        rates.append(n / (time.monotonic() - start))
+        tally, _ = extract(store, n, url, concurrency=at_once, timeout=10)
+        ours.append(n / (time.monotonic() - start))
         assert tally.answered == n
-    assert max(rates) >= 0.9 * 32 / latency, f"{rates} calls/s of {32 / latency:.1f}"
+    assert max(ours) >= 0.9 * max(possible), (
+        f"{ours} calls/s; the client alone {possible}, with an instant client {at_once / latency:.1f}"
+    )
 
 
 class _Instant:
@@ -306,10 +336,13 @@ def _peak(n: int, store: Store) -> int:
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_100_000_questions(tmp_path: Path) -> None:
+def test_memory_is_flat_over_30_000_questions(tmp_path: Path) -> None:
+    """Two bytes a question that stayed would show; tracing each allocation takes most of the time."""
     store = Store(tmp_path / "s.sqlite")
     small = _peak(2_000, store)
-    assert _peak(100_000, store) < 1.5 * small + 200_000
+    large = _peak(30_000, store)
+    print(small, large)
+    assert large < 1.5 * small + 60_000
 
 
 def test_expert_cold_start_drops_what_disagrees_with_gold_and_counts_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sqlite3
 import threading
 import time
@@ -32,23 +33,27 @@ from selfemo.pipeline import fork
 from selfemo.progress import Quiet
 from selfemo.stopping import Stopped, StopRequest
 from selfemo.tables import cross, measured
-from tests.conftest import toy_conversations
-from tests.model.test_pipeline import SETTINGS, write_jsonl
+from tests.conftest import Built, toy_conversations, write_jsonl
+from tests.model.test_pipeline import SETTINGS
 
 SMALL = ("flywheel.iterations=1", "flywheel.prompts=18", "evaluation.resamples=50")
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    data = tmp_path_factory.mktemp("data") / "toy.jsonl"
-    write_jsonl(data, [*toy_conversations(8), *toy_conversations(3, "test")])
+def config(tiny_model: Path, built_once: Built) -> list[str]:
+    everything = [*toy_conversations(8), *toy_conversations(3, "test")]
+    data = built_once("toy8", lambda f: write_jsonl(f / "toy.jsonl", everything)) / "toy.jsonl"
     return [*SETTINGS.split(), f'model.id="{tiny_model}"', f'data.sources=["{data}"]', *SMALL]
 
 
 @pytest.fixture(scope="module")
-def ablated(config: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ablated(config: list[str], built_once: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stopped in the middle of its second run, then gone on with."""
-    out = tmp_path_factory.mktemp("ablation") / "a"
+    whole = built_once("ablated", lambda folder: stopped_and_gone_on(config, folder / "a"))
+    return Path(shutil.copytree(whole / "a", tmp_path_factory.mktemp("ablation") / "a"))
+
+
+def stopped_and_gone_on(config: list[str], out: Path) -> None:
     stop = StopRequest()
 
     class Asking(Quiet):
@@ -68,7 +73,6 @@ def ablated(config: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     assert (out / "full" / "seed-0" / "summary.json").exists()
     assert not (out / "ablation.json").exists()
     ablate([], config, out, 2, Quiet())
-    return out
 
 
 @pytest.mark.slow

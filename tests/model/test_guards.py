@@ -15,16 +15,8 @@ from selfemo.errors import GuardError
 from selfemo.pipeline import Run, evolve, extend_run, load_conversations, training_conversations
 from selfemo.progress import Quiet
 from selfemo.prompts import conversation_prompts
-from tests.conftest import toy_conversations
-from tests.model.test_pipeline import content, settings, write_jsonl
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "toy.jsonl"
-    write_jsonl(path, [*toy_conversations(10), *toy_conversations(3, "test")])
-    return path
-
+from tests.conftest import toy_conversations, write_jsonl
+from tests.model.test_pipeline import content, settings
 
 SHORT = ("sft.epochs=1", "flywheel.iterations=1", "save.every_steps=1", "sampling.max_new_tokens=8",
          "evaluation.max_new_tokens=8")  # fmt: skip

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from selfemo.api import SelfEmo
+from selfemo.cli import app
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.labelling import CHUNK, Source, label_file
 from selfemo.progress import Quiet
@@ -107,7 +109,8 @@ def wait_for_progress(process: subprocess.Popen, out: Path) -> int:
 def test_a_kill_loses_nothing_and_doubles_nothing(tiny_model: Path, tmp_path: Path) -> None:
     source, out, whole = many(tmp_path, 60), tmp_path / "out.csv", tmp_path / "whole.csv"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tiny_model, source, whole), check=True, capture_output=True, env=env)
+    told = CliRunner().invoke(app, command(tiny_model, source, whole)[3:])
+    assert told.exit_code == 0, told.output
 
     process = subprocess.Popen(command(tiny_model, source, out), stderr=subprocess.PIPE, env=env)
     wait_for_progress(process, out)

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from selfemo import personas
 from selfemo.cli import app
 from selfemo.errors import EngineError
-from selfemo.experts import first_request
+from selfemo.experts import Question, Tally, ask_experts, first_request
+from selfemo.generation import local_chat
 from selfemo.generation.chat import UnansweredError, parse_expert
 from selfemo.generation.grammar import Grammar
 from selfemo.generation.local import LocalGenerator, sample_tokens
@@ -102,6 +103,28 @@ def test_a_question_too_long_for_the_model_is_refused_and_others_are_not(tiny_mo
 def test_a_model_that_is_none_names_the_expert(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"expert mine: .*no config\.json"):
         open_local(parse_expert(f"mine=local,model={tmp_path}"))
+
+
+def test_a_model_is_loaded_with_the_first_question_that_has_no_answer(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "s.sqlite")
+    expert = parse_expert(f"mine=local,model={tiny_model}")
+
+    def ask(n: int) -> Tally:
+        chats = [[{"role": "user", "content": f"How are you, {i}?"}] for i in range(n)]
+        questions = [Question(f"q{i}", chat, SCHEMA, str, 60) for i, chat in enumerate(chats)]
+        return ask_experts(questions, [expert], store, "mood", lambda q, r: None)
+
+    def never(*args: object, **more: object) -> None:
+        raise EngineError("was loaded")
+
+    assert ask(2).asked == 2
+    monkeypatch.setattr(local_chat, "load_policy", never)
+    again = ask(2)
+    assert (again.asked, again.cached) == (0, 2)
+    with pytest.raises(EngineError, match="expert mine: was loaded"):
+        ask(3)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from selfemo.evaluation_jobs import evaluate_model
 from selfemo.pipeline import CONFIG_FILE, Run, evolve, save_config, scores_of
 from selfemo.stopping import Stopped, StopRequest
 from selfemo.summary import finish
-from tests.conftest import toy_conversations
+from tests.conftest import Built
 
 
 class Silent:
@@ -33,25 +33,6 @@ class Silent:
         from selfemo.progress import Quiet
 
         return Quiet().bar(label, total)
-
-
-def write_jsonl(path: Path, conversations) -> None:
-    with path.open("w") as f:
-        for c in conversations:
-            turns = [
-                {"speaker": t.speaker, "text": t.text, "emotion": dict(t.emotion)} for t in c.turns
-            ]
-            personas = {s: p.description for s, p in c.personas.items()}
-            record = {"id": c.id, "split": c.split, "scene": c.scenario, "personas": personas,
-                      "turns": turns}  # fmt: skip
-            f.write(json.dumps(record) + "\n")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "toy.jsonl"
-    write_jsonl(path, [*toy_conversations(10), *toy_conversations(3, "test")])
-    return path
 
 
 SETTINGS = """
@@ -95,16 +76,40 @@ class Watcher(Silent):
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    tiny_model: Path, data: Path, built_once: Built, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run that was never interrupted; beside it, what it was at the beginning of each stage."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    # A copy of the folder is what a kill at that moment would leave.
-    camera = Watcher(lambda stage: shutil.copytree(folder, folder.parent / stage))
-    run = evolve(folder, settings(tiny_model, data, "save.every_steps=1"), camera)
-    finish(run)
-    run.close()
-    assert {p.name for p in folder.parent.iterdir()} == {"whole", *STAGES}
-    return folder
+
+    def fill(home: Path) -> None:
+        # A copy of the folder is what a kill at that moment would leave.
+        camera = Watcher(lambda stage: shutil.copytree(home / "whole", home / stage))
+        run = evolve(home / "whole", settings(tiny_model, data, "save.every_steps=1"), camera)
+        finish(run)
+        run.close()
+        assert {p.name for p in home.iterdir()} == {"whole", *STAGES}
+
+    runs = tmp_path_factory.mktemp("runs") / "runs"
+    return Path(shutil.copytree(built_once("finished", fill), runs)) / "whole"
+
+
+SHORT = (
+    "sft.epochs=12", "flywheel.iterations=1", "save.every_steps=1", "model.threads=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def short(
+    tiny_model: Path, data: Path, built_once: Built, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A shorter run, also with what it was at the beginning of each stage beside it."""
+
+    def fill(home: Path) -> None:
+        camera = Watcher(lambda stage: shutil.copytree(home / "whole", home / stage))
+        evolve(home / "whole", settings(tiny_model, data, *SHORT), camera).close()
+
+    runs = tmp_path_factory.mktemp("short") / "runs"
+    return Path(shutil.copytree(built_once("short", fill), runs)) / "whole"
 
 
 def begun(finished: Path, stage: str, folder: Path, config: Config | None = None) -> Path:
@@ -234,7 +239,7 @@ def test_an_interrupted_stage_resumes_to_the_same_run(
     "stop_at", ["evaluate-start", "cold-start", "iteration-1-rl", "iteration-1-refit"]
 )
 def test_a_stop_request_ends_the_step_and_saves_it(
-    finished: Path, tiny_model: Path, data: Path, tmp_path: Path, stop_at: str
+    finished: Path, short: Path, tiny_model: Path, data: Path, tmp_path: Path, stop_at: str
 ) -> None:
     """The first two from the very beginning of a run, without save.every_steps: the stop saves."""
     stop, steps = StopRequest(), {"before": 0, "after": 0}
@@ -247,14 +252,17 @@ def test_a_stop_request_ends_the_step_and_saves_it(
     def count(stage: str, note: str) -> None:
         steps["after"] += bool(note) and stage == stop_at
 
-    folder, config = tmp_path / "run", settings(tiny_model, data)
+    folder = tmp_path / "run"
     if "iteration" in stop_at:
-        begun(finished, stop_at, folder, config)
+        whole, config = finished, settings(tiny_model, data)
+        begun(whole, stop_at, folder, config)
+    else:
+        whole, config = short, settings(tiny_model, data, *SHORT, "save.every_steps=0")
     with pytest.raises(Stopped):
         evolve(folder, None if folder.exists() else config, Watcher(on_advance=ask), stop)
-    assert_goes_on_as_if_never_stopped(folder, finished, stop_at, Watcher(on_advance=count))
+    assert_goes_on_as_if_never_stopped(folder, whole, stop_at, Watcher(on_advance=count))
     if stop_at != "evaluate-start":
-        total = sum(m[0] == stop_at for m in content(finished)["metrics"])
+        total = sum(m[0] == stop_at for m in content(whole)["metrics"])
         assert steps == {"before": 2, "after": total - 2}, "no step is done twice"
 
 
@@ -276,27 +284,42 @@ def test_a_damaged_training_state_starts_its_stage_again(finished: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_sigkill_and_resume(finished: Path, tiny_model: Path, data: Path, tmp_path: Path) -> None:
+def test_sigkill_and_resume(short: Path, tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    """Killed in the cold start and, resumed, in the RL stage."""
     from selfemo.config import to_toml
 
     folder, toml = tmp_path / "run", tmp_path / "c.toml"
-    toml.write_text(to_toml(settings(tiny_model, data, "save.every_steps=1")))
+    toml.write_text(to_toml(settings(tiny_model, data, *SHORT)))
     command = [sys.executable, "-m", "selfemo.cli", "evolve"]
-    first = [*command, "-c", str(toml), "--out", str(folder)]
-    for delay in (9.0, 11.0, 13.0):
+
+    def arguments() -> list[str]:
         resuming = (folder / "config.toml").exists()
+        return [
+            *command,
+            *(["--resume", str(folder)] if resuming else ["-c", str(toml), "--out", str(folder)]),
+        ]
+
+    def steps(stage: str) -> int:
+        with suppress(sqlite3.OperationalError):
+            db = sqlite3.connect(f"file:{folder / 'store.sqlite'}?mode=ro", uri=True)
+            with closing(db):
+                query = "SELECT count(*) FROM metrics WHERE stage = ?"
+                return db.execute(query, [stage]).fetchone()[0]
+        return 0
+
+    for stage in ("cold-start", "iteration-1-rl"):
         process = subprocess.Popen(
-            [*command, "--resume", str(folder)] if resuming else first,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(delay)
+            arguments(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not steps(stage):
+            assert process.poll() is None
+            time.sleep(0.01)
         process.kill()
         process.wait()
-    last = [*command, "--resume", str(folder)] if (folder / "config.toml").exists() else first
-    done = subprocess.run(last, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Mean R1 from cold-start to iteration-2" in done.stdout
-    assert content(folder) == content(finished)
+    assert "Mean R1 from cold-start to iteration-1" in done.stdout
+    assert_same_run(folder, short)
 
 
 @pytest.mark.parametrize("after", [0.0, 2.0])

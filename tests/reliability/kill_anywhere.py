@@ -252,8 +252,7 @@ def evolve_job(folder: Path) -> Job:
     import selfemo.summary  # noqa: F401
     from selfemo.config import load, to_toml
     from selfemo.engines import local  # noqa: F401
-    from tests.conftest import build_tiny_model, toy_conversations
-    from tests.model.test_pipeline import write_jsonl
+    from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
 
     data, toml = folder / "toy.jsonl", folder / "c.toml"
     write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])

@@ -71,8 +71,8 @@ def cycles(folder: Path) -> Iterator[dict[str, Any]]:
     from selfemo.progress import Quiet
     from selfemo.stopping import Stopped, StopRequest
     from selfemo.summary import finish
-    from tests.conftest import build_tiny_model, toy_conversations
-    from tests.model.test_pipeline import SETTINGS, write_jsonl
+    from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
+    from tests.model.test_pipeline import SETTINGS
 
     data, run = folder / "toy.jsonl", folder / "run"
     write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])

@@ -12,40 +12,37 @@ import torch
 
 from selfemo.config import GrpoConfig, to_toml
 from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.pipeline import evolve
+from selfemo.progress import Quiet
 from selfemo.store import Store
-from tests.conftest import toy_conversations
 from tests.endpoint.conftest import expert  # noqa: F401
 from tests.endpoint.test_experts import extract, records
 from tests.model.test_engine import assert_same_gradients, engine, gradients, rl_items
-from tests.model.test_pipeline import content, settings, write_jsonl
+from tests.model.test_pipeline import SHORT, assert_same_run, begun, content, settings
+from tests.model.test_pipeline import short as short
 
 
 @pytest.mark.slow
-def test_the_same_seed_is_the_same_run_in_any_process(tiny_model: Path, tmp_path: Path) -> None:
-    data = tmp_path / "toy.jsonl"
-    write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])
-
-    def run(name: str, hash_seed: str, *more: str) -> Path:
-        folder, toml = tmp_path / name, tmp_path / f"{name}.toml"
-        own = (
-            "flywheel.iterations=1",
-            "flywheel.prompts=6",
-            "sft.epochs=20",
-            "model.threads=1",
-            *more,
-        )
-        toml.write_text(to_toml(settings(tiny_model, data, *own)))
-        command = [sys.executable, "-m", "selfemo.cli", "evolve", "-c", toml, "--out", folder]
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        subprocess.run(command, check=True, capture_output=True, env=env)
-        return folder
-
-    one, two = run("one", "1"), run("two", "77777")
-    assert content(one) == content(two)
+def test_the_same_seed_is_the_same_run_in_any_process(
+    tiny_model: Path,
+    data: Path,
+    short: Path,
+    tmp_path: Path,
+) -> None:
+    folder, toml = tmp_path / "run", tmp_path / "c.toml"
+    toml.write_text(to_toml(settings(tiny_model, data, *SHORT)))
+    command = [sys.executable, "-m", "selfemo.cli", "evolve", "-c", toml, "--out", folder]
+    env = {**os.environ, "PYTHONHASHSEED": "77777"}
+    subprocess.run(command, check=True, capture_output=True, env=env)
+    assert os.environ.get("PYTHONHASHSEED") != env["PYTHONHASHSEED"], "that of the other run"
+    assert_same_run(folder, short)
     for name in ("cold-start", "iteration-1-rl", "iteration-1"):
-        a, b = (f / "checkpoints" / name / "model.safetensors" for f in (one, two))
-        assert a.read_bytes() == b.read_bytes()
-    assert content(run("other", "1", "seed=1"))["rollouts"] != content(one)["rollouts"]
+        assert (folder / "checkpoints" / name / "model.safetensors").exists()
+    other = begun(
+        short, "iteration-1-rl", tmp_path / "other", settings(tiny_model, data, *SHORT, "seed=1")
+    )
+    evolve(other, None, Quiet()).close()
+    assert content(other)["rollouts"] != content(short)["rollouts"]
 
 
 def test_threads_change_no_sample_and_gradients_by_rounding_alone(tiny_model: Path) -> None:

@@ -23,11 +23,16 @@ from selfemo.errors import DamagedStoreError, EngineError, StoreError
 from selfemo.pipeline import Run, evolve
 from selfemo.progress import Quiet
 from selfemo.store import Store, write_text
-from tests.conftest import toy_conversations
-from tests.model.test_pipeline import content, settings, write_jsonl
+from tests.model.test_pipeline import (
+    SHORT,
+    assert_goes_on_as_if_never_stopped,
+    begun,
+    content,
+    settings,
+)
+from tests.model.test_pipeline import short as short
 
 pytestmark = pytest.mark.slow
-SHORT = ("sft.epochs=12", "flywheel.iterations=1", "save.every_steps=1")
 
 
 class Said(Quiet):
@@ -67,25 +72,17 @@ class StopsAt(Said):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "toy.jsonl"
-    write_jsonl(path, [*toy_conversations(10), *toy_conversations(3, "test")])
-    return path
+def whole(short: Path) -> Path:
+    """A run that nothing happened to."""
+    return short
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    evolve(folder, settings(tiny_model, data, *SHORT), Quiet()).close()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def halfway(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def halfway(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted in its RL stage, with two states saved."""
-    folder = tmp_path_factory.mktemp("runs") / "halfway"
+    folder = begun(whole, "iteration-1-rl", tmp_path_factory.mktemp("runs") / "halfway")
     with pytest.raises(KeyboardInterrupt):
-        evolve(folder, settings(tiny_model, data, *SHORT), StopsAt("iteration-1-rl", 2))
+        evolve(folder, None, StopsAt("iteration-1-rl", 2))
     return folder
 
 
@@ -264,25 +261,23 @@ def limited(arguments: list[str], most: int) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize(
-    ("most", "says"),
+    ("most", "says", "stage"),
     [
-        (60_000, "store"),  # the store, in the first evaluation
-        (300_000, "could not be written"),  # the first training state
+        (60_000, "store", "evaluate-start"),  # the store, in the first evaluation
+        (300_000, "could not be written", "cold-start"),  # the first training state
     ],
 )
 def test_a_full_disk_is_one_message_and_the_run_goes_on_afterwards(
-    tiny_model: Path, data: Path, whole: Path, tmp_path: Path, most: int, says: str
+    tiny_model: Path, data: Path, whole: Path, tmp_path: Path, most: int, says: str, stage: str
 ) -> None:
     toml, folder = tmp_path / "c.toml", tmp_path / "run"
     toml.write_text(to_toml(settings(tiny_model, data, *SHORT)))
     done = limited(["evolve", "-c", str(toml), "--out", str(folder)], most)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "error: " in done.stderr and says in done.stderr.replace("\n", " "), done.stderr
-    if (folder / "config.toml").exists():
-        resumed(folder, whole)
-    else:
-        evolve(folder, settings(tiny_model, data, *SHORT), Quiet()).close()
-        assert content(folder) == content(whole)
+    if not (folder / "config.toml").exists():
+        Run(folder, settings(tiny_model, data, *SHORT)).close()
+    assert_goes_on_as_if_never_stopped(folder, whole, stage)
     left = [p for p in folder.rglob("*") if ".tmp" in p.name]
     assert not left, "nothing half-written is left"
 

@@ -18,6 +18,9 @@ from selfemo.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredE
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
 LONGEST_RETRY_AFTER = 600.0
+_APART, _SPREAD = 0.008, 0.25
+"""Seconds between the first requests of an endpoint, and at most between the first and the last of them:
+what starts together is answered together, over and over, and the processor is idle in between."""
 _DEAD_AFTER = 5
 """Refused connections after which an endpoint that never answered counts as dead."""
 _LONGEST_ANSWER = 4_000_000
@@ -87,7 +90,8 @@ class Endpoint:
         )
         self._requests = aiolimiter.AsyncLimiter(1, 60 / spec.rpm) if spec.rpm else None
         self._tokens = aiolimiter.AsyncLimiter(spec.tpm, 60) if spec.tpm else None
-        self._resume_at = 0.0
+        self._resume_at = self._spread_until = 0.0
+        self._to_spread = spec.concurrency
         self._answered = False
         self._limit_field = "max_tokens"
         backoff = tenacity.wait_exponential_jitter(
@@ -145,6 +149,11 @@ class Endpoint:
             raise UnansweredError("unreachable", f"{e} ({self.spec.attempts} attempts)") from None
 
     async def _pause(self, request: ChatRequest) -> None:
+        if self._to_spread:
+            self._to_spread -= 1
+            wait = max(0.0, self._spread_until - time.monotonic())
+            self._spread_until = time.monotonic() + wait + min(_APART, _SPREAD / self.concurrency)
+            await asyncio.sleep(wait)
         while (left := self._resume_at - time.monotonic()) > 0:
             await asyncio.sleep(left)
         if self._requests:
@@ -153,9 +162,12 @@ class Endpoint:
             await self._tokens.acquire(min(estimate_tokens(request), self.spec.tpm))
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
+        # The client tries every message against each of its types of messages, for a quarter of the time that
+        # a call takes; what stands in extra_body is sent as it is.
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": list(request.messages),
+            "messages": (),
+            "extra_body": {"messages": list(map(dict, request.messages))},
             "temperature": self.spec.temperature
             if request.temperature is None
             else request.temperature,

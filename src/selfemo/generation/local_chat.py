@@ -16,7 +16,7 @@ from selfemo.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredE
 from selfemo.generation.grammar import Grammar
 from selfemo.generation.local import LocalGenerator
 from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.models import Policy, load_policy
+from selfemo.models import Policy, load_policy, resolve
 
 _GATHER = 0.02
 """Seconds to wait for more questions before a batch starts."""
@@ -29,10 +29,20 @@ class LocalChat:
     def __init__(self, spec: ExpertSpec, policy: Policy | None = None):
         self.spec, self.name, self.model = spec, spec.name, spec.model
         self.concurrency = spec.concurrency
-        self.policy = policy or load_policy(spec.model, dtype="auto")
+        self._policy = policy
         self._waiting: list[tuple[ChatRequest, asyncio.Future[Answer]]] = []
         self._worker: asyncio.Task[None] | None = None
         self._grammars: dict[str, Grammar] = {}
+
+    @property
+    def policy(self) -> Policy:
+        """The model, loaded with the first question: a job whose answers are all kept needs none."""
+        if self._policy is None:
+            try:
+                self._policy = load_policy(self.spec.model, dtype="auto")
+            except EngineError as e:
+                raise EngineError(f"expert {self.name}: {e}") from None
+        return self._policy
 
     async def close(self) -> None:
         if self._worker:
@@ -101,8 +111,9 @@ class LocalChat:
 
 
 def open_local(spec: ExpertSpec) -> LocalChat:
-    """Raises EngineError where the model cannot be loaded; the message names the expert."""
+    """Raises EngineError where there is no such model; the message names the expert."""
     try:
-        return LocalChat(spec)
+        resolve(spec.model)
     except EngineError as e:
         raise EngineError(f"expert {spec.name}: {e}") from None
+    return LocalChat(spec)
