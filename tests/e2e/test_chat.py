@@ -114,8 +114,11 @@ def test_talk_and_export(browser, page, width: int, scheme: str, tmp_path: Path)
     box = tab.get_by_label("Your line", exact=True)
     box.fill(LOUD)
     box.press("Enter")
+    tab.locator(".se-line").first.wait_for()
+    box.fill("And then")  # typed while the answer is on its way
     tab.locator(".se-line").nth(1).wait_for()
     tab.locator(".se-wrap circle").nth(1).wait_for()  # one read, one felt
+    assert box.input_value() == "And then"
     first = tab.locator(".se-line").first
     assert LOUD in first.inner_text() and "read as" in first.inner_text()
     assert "feels" in tab.locator(".se-line").nth(1).inner_text()

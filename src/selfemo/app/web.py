@@ -288,7 +288,8 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
                 now = Session(cast(who, what), where, state.you, state.lines).said(text)
                 yield "", *draw(now)
                 for step, begun in _answers(model, now):
-                    yield "", *draw(step, begun)
+                    # The box is left alone: somebody may be typing the next line.
+                    yield gr.skip(), *draw(step, begun)
 
             def saying(*given: Any) -> Iterator[Any]:
                 yield from guarded(say(*given))
