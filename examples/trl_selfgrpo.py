@@ -56,3 +56,4 @@ args = SelfGRPOConfig(
 trainer = SelfGRPOTrainer(cli.model, args, split["train"], split["test"], peft_config=peft_config)
 trainer.train()
 trainer.save_model()
+trainer.accelerator.end_training()  # a process that ends with its group still open may abort

@@ -120,6 +120,7 @@ def main(model: str, out: str) -> None:
     if rank == 0:
         trainer.model.save_pretrained(Path(out) / "model")
     barrier()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
