@@ -74,6 +74,11 @@ def small_model(folder: Path) -> str:
     return str(folder)
 
 
+def _dimensions(config: Any) -> dict[str, Any]:
+    """A model's configuration without where it lay."""
+    return {k: v for k, v in config.to_dict().items() if not k.endswith("name_or_path")}
+
+
 def cpu_seconds(work: Callable[[], Any], repeats: int = 1) -> float:
     best = float("inf")
     for _ in range(repeats):
@@ -135,7 +140,7 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
     update = cpu_seconds(lambda: e.rl_round([items], config, [1e-6]))
     core = e.policy.core
     return {
-        "parameters": sum(x.numel() for x in core.parameters()), "config": core.config.to_dict(),
+        "parameters": sum(x.numel() for x in core.parameters()), "config": _dimensions(core.config),
         "runtime_mib": runtime, "generated": tokens[-1], "packed": packed,
         "prefill_s": one, "decode_s": whole - one, "update_s": update,
         "sampling_mib": sampling, "training_mib": peak_mib(),

@@ -1008,7 +1008,7 @@ def run() -> None:
     """Entry point: user errors end as one message on standard error and exit code 1."""
     signal.signal(signal.SIGTERM, _terminate)
     # Before torch loads OpenMP: threads that spin for their turn take it from each other where anything else
-    # runs on the cores (a step of two threads beside two other processes: 4 times as long, and more).
+    # runs on the cores (two threads on two cores beside two busy processes: more than twice as long).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         app()

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -207,15 +208,16 @@ def resolve(model_id: str) -> str:
     return model_id
 
 
-class _Speaks:
+class _Speaks(ABC):
     """What a tokenizer alone can do: write a chat as token ids, read ids as text."""
 
     tokenizer: Any
     _special: re.Pattern[str] | None
 
     @property
+    @abstractmethod
     def end_ids(self) -> frozenset[int]:
-        raise NotImplementedError
+        """The tokens that end a completion."""
 
     def defused(self, text: str) -> str:
         """`text` with a blank inside whatever the tokenizer would read as one of its special tokens."""
@@ -443,8 +445,8 @@ def load_policy(model_id: str, device: str = "auto", dtype: str = "fp32") -> Pol
     if policy.dtype == "bf16":
         _lean_bf16(model)
     if where.type == "cuda":
-        # cuDNN's attention plans each new shape anew, for longer than it takes to compute; a decoding step
-        # has one key more than the last, and packs hardly ever have one shape twice.
+        # cuDNN's attention makes a plan for each new shape, and packs and decoding steps hardly ever have one
+        # shape twice; where memory was short its execution failed instead of saying so.
         torch.backends.cuda.enable_cudnn_sdp(False)
     _check_packing(policy)
     return policy

@@ -341,7 +341,6 @@ def test_memory_is_flat_over_30_000_questions(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.sqlite")
     small = _peak(2_000, store)
     large = _peak(30_000, store)
-    print(small, large)
     assert large < 1.5 * small + 60_000
 
 

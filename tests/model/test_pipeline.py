@@ -75,6 +75,12 @@ class Watcher(Silent):
         return watched()
 
 
+def photographed(home: Path, config: Config) -> Run:
+    """The run HOME/whole; HOME/STAGE is what a kill at the beginning of that stage would leave."""
+    camera = Watcher(lambda stage: shutil.copytree(home / "whole", home / stage))
+    return evolve(home / "whole", config, camera)
+
+
 @pytest.fixture(scope="module")
 def finished(
     tiny_model: Path, data: Path, built_once: Built, tmp_path_factory: pytest.TempPathFactory
@@ -82,9 +88,7 @@ def finished(
     """A run that was never interrupted; beside it, what it was at the beginning of each stage."""
 
     def fill(home: Path) -> None:
-        # A copy of the folder is what a kill at that moment would leave.
-        camera = Watcher(lambda stage: shutil.copytree(home / "whole", home / stage))
-        run = evolve(home / "whole", settings(tiny_model, data, "save.every_steps=1"), camera)
+        run = photographed(home, settings(tiny_model, data, "save.every_steps=1"))
         finish(run)
         run.close()
         assert {p.name for p in home.iterdir()} == {"whole", *STAGES}
@@ -104,12 +108,9 @@ def short(
 ) -> Path:
     """A shorter run, also with what it was at the beginning of each stage beside it."""
 
-    def fill(home: Path) -> None:
-        camera = Watcher(lambda stage: shutil.copytree(home / "whole", home / stage))
-        evolve(home / "whole", settings(tiny_model, data, *SHORT), camera).close()
-
-    runs = tmp_path_factory.mktemp("short") / "runs"
-    return Path(shutil.copytree(built_once("short", fill), runs)) / "whole"
+    config = settings(tiny_model, data, *SHORT)
+    built = built_once("short", lambda home: photographed(home, config).close())
+    return Path(shutil.copytree(built, tmp_path_factory.mktemp("short") / "runs")) / "whole"
 
 
 def begun(finished: Path, stage: str, folder: Path, config: Config | None = None) -> Path:
