@@ -1010,6 +1010,8 @@ def run() -> None:
     # Before torch loads OpenMP: threads that spin for their turn take it from each other where anything else
     # runs on the cores (two threads on two cores beside two busy processes: more than twice as long).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Before torch allocates: large tensors in pages of 2 MiB, where Linux leaves that to the program.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app()
     except SelfEmoError as e:

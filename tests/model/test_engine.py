@@ -83,6 +83,30 @@ def test_entropy_is_that_of_the_policy_at_its_temperature(tiny_model: Path) -> N
         assert torch.allclose(scores.entropy[0], -(logp.exp() * logp).sum(-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("logits", [700, 3000])
+def test_logits_in_chunks_are_those_at_once(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, logits: int
+) -> None:
+    e = engine(tiny_model)
+    items = rl_items(1, 4)
+    # A completion twice: one predictor has several targets, whose order must come back.
+    items = [*items, items[1], items[0]]
+    tree = pack([[*i.prompt_ids, *i.completion_ids] for i in items])
+    starts = [[len(i.prompt_ids) for i in items]]
+    found = []
+    for at_most in (1 << 28, logits):
+        monkeypatch.setattr("selfemo.engines.local._LOGITS", at_most)
+        scores = score_tokens(e.policy, [tree], starts, temperature=0.7)
+        weights = torch.arange(1.0, scores.logp.numel() + 1).reshape(scores.logp.shape)
+        (scores.logp * scores.mask * weights).sum().backward()
+        found.append((scores, gradients(e.policy.core)))
+        e.policy.core.zero_grad(set_to_none=True)
+    (whole, gradient), (chunked, same) = found
+    assert torch.allclose(whole.logp, chunked.logp, atol=1e-6)
+    assert torch.allclose(whole.entropy, chunked.entropy, atol=1e-5)
+    assert_same_gradients(gradient, same)
+
+
 # -- sampling --------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ those rows take while they are read. `faults` says what is beyond that.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -41,8 +42,34 @@ STORE_FACTOR = 3.0
 """Most that a cycle may add to the store, against the median cycle (pages come in lumps)."""
 
 
+class _Mallinfo2(ctypes.Structure):
+    """glibc's struct mallinfo2 (malloc.h, 2.33 and later)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def allocated_mib() -> float:
+    """What glibc's allocator has handed out and not got back, heaps and mappings; NaN elsewhere.
+
+    Where this stays while resident memory grows, the growth is free pieces between what is in use.
+    """
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        return float("nan")
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return (info.uordblks + info.hblkhd) / 2**20
+
+
 def measured(run: Path) -> dict[str, Any]:
-    """Resident memory (MiB), file handles, threads of this process; bytes and names in the run's folder."""
+    """Memory (MiB; Python's blocks), file handles, threads; bytes and names in the run's folder."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     sizes = {p: p.stat().st_size for p in run.rglob("*") if p.is_file()}
@@ -50,6 +77,8 @@ def measured(run: Path) -> dict[str, Any]:
     inside = {p: n for p, n in sizes.items() if checkpoints in p.parents}
     return {
         "rss_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1),
+        "allocated_mib": round(allocated_mib(), 1),
+        "python_blocks": sys.getallocatedblocks(),
         "handles": len(os.listdir("/proc/self/fd")) - 1,  # one is the listing's own
         "threads": len(os.listdir("/proc/self/task")),
         "checkpoints": sorted(p.name for p in checkpoints.iterdir()),
@@ -197,6 +226,8 @@ def main() -> None:
         "cycles": len(rows), "resumes": sum(r["resumes"] for r in rows),
         "minutes": round(sum(r["seconds"] for r in rows) / 60, 1),
         "mib_a_cycle": round(slope([r["rss_mib"] for r in later]), 4),
+        "allocated_mib_a_cycle": round(slope([r["allocated_mib"] for r in later]), 4),
+        "python_blocks_a_cycle": round(slope([r["python_blocks"] for r in later]), 1),
         "handles": sorted({r["handles"] for r in later}), "threads": sorted({r["threads"] for r in later}),
         "checkpoint_bytes_a_cycle": round(slope([r["checkpoint_bytes"] for r in rows])),
         "store_bytes_a_cycle": round(slope([r["store_bytes"] for r in rows])),

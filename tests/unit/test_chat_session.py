@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html.parser
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,3 +209,21 @@ def test_votes_are_kept_blind(talk: Session, tmp_path: Path) -> None:
     assert first["answers"] == ["First.", "Second."] and second["winner"] is None
     with pytest.raises(DataError, match="vote cannot be kept"):
         Votes(tmp_path / "no" / "votes.jsonl", ("a", "b")).add(talk, (0, 1), answers, "2")
+
+
+def test_exports_of_the_page_do_not_outlive_it() -> None:
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from selfemo.app.web import _file\n"
+            "for text in ('a', 'b'):\n"
+            "    path = _file(text, 'chat.md'); print(path, open(path).read())",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (one, a), (two, b) = (line.split() for line in told.stdout.splitlines())
+    assert (a, b) == ("a", "b") and one != two
+    assert not Path(one).parents[1].exists()

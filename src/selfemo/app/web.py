@@ -6,6 +6,7 @@ Markdown or a template. The page asks for nothing from any other host.
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import os
@@ -25,6 +26,7 @@ from selfemo.types import LabelSet
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E", "#B8A800")
 _OWN = "(write one)"
+_HOUR = 3600
 CSS = """
 .se-log { max-height: 26rem; overflow-y: auto; display: flex; flex-direction: column; gap: .5rem; }
 .se-line { border: 1px solid var(--border-color-primary); border-radius: .5rem; padding: .4rem .6rem;
@@ -153,8 +155,14 @@ def _answers(model: SelfEmo, session: Session) -> Iterator[tuple[Session, str]]:
         yield session, f"<b>{shown(ask.speaker)}</b>{tags}<div>{shown(reply)}</div>"
 
 
+@functools.cache
+def _exports() -> tempfile.TemporaryDirectory[str]:
+    """Where exported talks wait for their download; removed at the process's end."""
+    return tempfile.TemporaryDirectory(prefix="selfemo-chat-")
+
+
 def _file(text: str, name: str) -> str:
-    folder = Path(tempfile.mkdtemp(prefix="selfemo-chat-"))
+    folder = Path(tempfile.mkdtemp(dir=_exports().name))
     (folder / name).write_text(text, encoding="utf-8")
     return str(folder / name)
 
@@ -261,7 +269,10 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
 
     first = session.characters[0]
     second = session.characters[1] if len(session.characters) > 1 else Character("Bo", "Calm, dry.")
-    with gr.Blocks(title="SELF-EMO chat", analytics_enabled=False) as page:
+    # gradio copies each export to a cache of its own, and keeps it for good unless it is told not to.
+    with gr.Blocks(
+        title="SELF-EMO chat", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)
+    ) as page:
         gr.Markdown(
             "# SELF-EMO chat\nEmotions beside each turn are what the model read, or declared."
         )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from selfemo import losses
 from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
@@ -33,6 +34,7 @@ from selfemo.errors import EngineError, MissingExtraError, NotFiniteError
 from selfemo.generation.local import LocalGenerator
 from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.guards import NOT_FINITE
+from selfemo.memory import KeptMemory, return_memory
 from selfemo.models import Policy, load_policy, sha256
 from selfemo.packing import Pack, bins, group_by_key, micro_batches, pack
 from selfemo.store import sync, write_text
@@ -40,6 +42,8 @@ from selfemo.training import RlItem, SftItem
 from selfemo.types import Sample
 
 _DIGEST = ".sha256"
+_LOGITS = 1 << 28
+"""Most logits at a time: 1 GiB in fp32, of which the loss takes a few times as much."""
 _LENGTH_STEP = 32
 """Rows are padded to a multiple of it: kernels compiled for few shapes are used again."""
 
@@ -63,8 +67,10 @@ def score_tokens(
 ) -> TokenScores:
     """Score the tokens from `starts` on in each packed sequence, in the order of the packs' paths.
 
-    Logits are computed once for each distinct token that predicts one, nowhere else. The policy is the
-    softmax of logits / temperature: what was sampled from. Without `entropy` that field is zeros.
+    Logits are computed once for each distinct token that predicts one, nowhere else; beyond `_LOGITS` of
+    them chunk by chunk, and again in the backward pass, so that a large vocabulary does not set the size of
+    micro-batches. The policy is the softmax of logits / temperature: what was sampled from. Without `entropy`
+    that field is zeros.
     """
     rows = policy.rows(packs, _LENGTH_STEP)
     s = rows.input_ids.shape[1]
@@ -76,25 +82,53 @@ def score_tokens(
             targets.append(p.tokens[path[first:]])
     unique, inverse = np.unique(np.concatenate(predictors), return_inverse=True)
     lengths = [len(t) for t in targets]
-    with policy.autocast():
-        hidden = policy.hidden(rows).flatten(0, 1)
-        logits = policy.logits(hidden[torch.from_numpy(unique).to(policy.device)])
-    if temperature != 1:
-        logits = logits / temperature
-    lse = torch.logsumexp(logits, -1)
-    at = torch.from_numpy(inverse).to(policy.device)
     token = torch.from_numpy(np.concatenate(targets)).to(policy.device)
-    flat = logits[at, token] - lse[at]
-    with torch.no_grad():
-        if entropy:
-            # H = lse - E[logit]: one temporary of logit size instead of three.
-            expected = torch.softmax(logits, -1).mul_(logits).sum(-1)
-            entropies = (lse - expected)[at]
-        else:
-            entropies = torch.zeros_like(flat)
+    with policy.autocast():
+        hidden = policy.hidden(rows).flatten(0, 1)[torch.from_numpy(unique).to(policy.device)]
+    score = functools.partial(_score, policy, temperature, entropy)
+    chunk = max(1, _LOGITS // policy.core.get_input_embeddings().weight.shape[0])
+    if len(unique) <= chunk:
+        flat, entropies = score(hidden, torch.from_numpy(inverse).to(policy.device), token)
+    else:
+        parts, where = [], []
+        for first in range(0, len(unique), chunk):
+            inside = np.flatnonzero((inverse >= first) & (inverse < first + chunk))
+            where.append(inside)
+            index = torch.from_numpy(inside).to(policy.device)
+            at = torch.from_numpy(inverse[inside] - first).to(policy.device)
+            parts.append(
+                checkpoint(
+                    score, hidden[first : first + chunk], at, token[index], use_reentrant=False
+                )
+            )
+        order = torch.from_numpy(np.argsort(np.concatenate(where))).to(policy.device)
+        flat, entropies = (torch.cat(x)[order] for x in zip(*parts, strict=True))
     return TokenScores(
         _pad(flat, lengths), _pad(entropies, lengths), _length_mask(lengths, policy.device)
     )
+
+
+def _score(
+    policy: Policy,
+    temperature: float,
+    entropy: bool,
+    hidden: torch.Tensor,
+    at: torch.Tensor,
+    token: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(t,) log-probability of each `token` and entropy, by the logits of the hidden states (u, d) `at` it."""
+    with policy.autocast():
+        logits = policy.logits(hidden)
+    if temperature != 1:
+        logits = logits / temperature
+    lse = torch.logsumexp(logits, -1)
+    flat = logits[at, token] - lse[at]
+    with torch.no_grad():
+        if not entropy:
+            return flat, torch.zeros_like(flat)
+        # H = lse - E[logit]: one temporary of logit size instead of three.
+        expected = torch.softmax(logits, -1).mul_(logits).sum(-1)
+        return flat, (lse - expected)[at]
 
 
 def _pad(flat: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
@@ -132,6 +166,7 @@ class LocalEngine:
             )
         self._optimizer: torch.optim.Optimizer | None = None
         self._reference: Policy | None = None
+        self._memory = KeptMemory()
 
     def _add_adapters(self) -> None:
         lora = self.config.lora
@@ -182,7 +217,7 @@ class LocalEngine:
     ) -> list[list[Sample]]:
         self.policy.model.eval()
         samples = LocalGenerator(self.policy, settings).generate(requests, on_done)
-        _return_memory()
+        return_memory()
         return samples
 
     # -- optimiser --------------------------------------------------------------------------------
@@ -190,6 +225,7 @@ class LocalEngine:
     def begin_stage(self, config: OptimConfig) -> None:
         """A fresh optimiser; call at the start of each training stage."""
         self._reference = None
+        self._memory = KeptMemory()
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             parameters,
@@ -203,7 +239,7 @@ class LocalEngine:
         """Free optimiser state and reference policy."""
         self._optimizer = self._reference = None
         self.policy.model.zero_grad(set_to_none=True)
-        _return_memory()
+        return_memory()
 
     def _apply(self, config: OptimConfig, lr: float, loss: float) -> dict[str, float]:
         """The optimiser step; where loss or gradient is not finite, weights and optimiser stay."""
@@ -228,7 +264,7 @@ class LocalEngine:
         """
         measures = self.sft_backward(items, config.micro_tokens)
         applied = self._apply(config, lr, measures["loss"])
-        _return_memory()
+        self._memory.after_step()
         return {**measures, **applied}
 
     def sft_backward(self, items: Sequence[SftItem], micro_tokens: int) -> dict[str, float]:
@@ -310,7 +346,7 @@ class LocalEngine:
                 self._apply(config, lr, measures["loss"]) if measures["packed_tokens"] else idle
             )
             steps.append({**measures, **applied})
-            _return_memory()
+            self._memory.after_step()
         return steps
 
     def rl_backward(
@@ -489,17 +525,6 @@ class LocalEngine:
                 state.setdefault(int(index), {})[key] = value
         whole["state"] = state
         self._optimizer.load_state_dict(whole)
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system.
-
-    glibc keeps it, and the ever-changing sizes of packs fragment what it keeps: a run of ten minutes
-    would grow to twice what it uses.
-    """
-    # Other C libraries have no malloc_trim and need none.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _trees(policy: Policy, items: Sequence[Any], micro_tokens: int) -> Iterator[list[list[int]]]:
