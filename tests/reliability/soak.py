@@ -70,13 +70,14 @@ def allocated_mib() -> float:
 
 def measured(run: Path) -> dict[str, Any]:
     """Memory (MiB; Python's blocks), file handles, threads; bytes and names in the run's folder."""
+    from selfemo.memory import resident_bytes
+
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
     sizes = {p: p.stat().st_size for p in run.rglob("*") if p.is_file()}
     checkpoints = run / "checkpoints"
     inside = {p: n for p, n in sizes.items() if checkpoints in p.parents}
     return {
-        "rss_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1),
+        "rss_mib": round(resident_bytes() / 2**20, 1),
         "allocated_mib": round(allocated_mib(), 1),
         "python_blocks": sys.getallocatedblocks(),
         "handles": len(os.listdir("/proc/self/fd")) - 1,  # one is the listing's own
