@@ -1,8 +1,8 @@
 """What the C library does with freed memory between steps.
 
-glibc keeps what is freed for the next allocation, which saves the page faults and the zeroing of new pages: a
-fifth of a training step on a CPU. But packs change their sizes, which fragments what it keeps: without ever
-giving it back a run of ten minutes grows to twice what it uses. So it is kept until it grows.
+glibc keeps what is freed for the next allocation, which saves the page faults and the zeroing of new pages.
+But packs change their sizes, which fragments what it keeps: without ever giving it back a run of ten minutes
+grows to twice what it uses. So it is kept until it grows.
 """
 
 from __future__ import annotations
