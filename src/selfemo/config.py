@@ -189,8 +189,10 @@ class FlywheelConfig(_Section):
 
 
 class EvalConfig(_Section):
-    span: Literal["all", "emotion"] = "emotion"
-    """"emotion" stops behind the E line and scores it alone; "all" writes whole completions."""
+    span: Literal["all", "emotion", "probabilities"] = "emotion"
+    """"emotion" stops behind the E line and scores it alone; "all" writes whole completions;
+    "probabilities" has nothing written: the prediction is how probable each label is behind "E:", so that
+    an untouched model can be scored, mean R1 moves with each change and calibration is of probabilities."""
     max_new_tokens: Positive = 512
     no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
     """Greedy completions repeat no n-gram of so many tokens within a line; 0 for no such limit."""
@@ -294,6 +296,12 @@ class Config(_Section):
             raise ValueError(
                 "sampling.group_size is 1: a group of one has no advantage and would teach nothing; "
                 "use 2 or more (the paper: 8)"
+            )
+        if self.evaluation.span == "probabilities" and self.prompt.reasoning != "none":
+            raise ValueError(
+                f'evaluation.span = "probabilities" reads the place behind "E:" with nothing before it, and '
+                f"prompt.reasoning = {self.prompt.reasoning!r} has the model reason first; use span "
+                '"emotion" or "all"'
             )
         return self
 

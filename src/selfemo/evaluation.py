@@ -131,6 +131,8 @@ def predict(
     on_done: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
     """Greedy completions of prompts, read by `evaluation.span`; order is kept."""
+    if config.evaluation.span == "probabilities":
+        return _most_probable(engine, prompts, config, on_done)
     whole = config.evaluation.span == "all"
     settings = SamplingSettings(
         max_new_tokens=config.evaluation.max_new_tokens,
@@ -148,6 +150,30 @@ def predict(
         read_prediction(p, texts[p.id].text, texts[p.id].finished, whole=whole)
         if p.id in texts
         else Prediction(p, None, TOO_LONG, None, "")
+        for p in prompts
+    ]
+
+
+def _most_probable(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    config: Config,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """The probability of each label as the prediction; the line of the first one stands for a text."""
+    fitted = fit_all(prompts, engine, config, {})
+    found: dict[str, EmotionDistribution] = {}
+    for labels in dict.fromkeys(f.prompt.label_set for f in fitted):
+        asked = [f for f in fitted if f.prompt.label_set == labels]
+        places = [(f.prompt.conversation_id, f.ids, "E:") for f in asked]
+        read = engine.label_probabilities(places, labels)
+        found.update((f.prompt.id, d) for f, d in zip(asked, read, strict=True))
+        if on_done:
+            on_done(len(asked))
+    return [
+        Prediction(p, None, TOO_LONG, None, "")
+        if (d := found.get(p.id)) is None
+        else Prediction(p, d, None, None, f"E: {d.top(p.label_set)}")
         for p in prompts
     ]
 

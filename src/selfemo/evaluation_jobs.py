@@ -230,6 +230,11 @@ def evaluate_model(
             load(files, [f"data.sources={json.dumps(list(sources))}", *overrides]),
             model,
         )
+        if config.evaluation.span == "probabilities":
+            raise ConfigError(
+                f'{spec.name}: evaluation.span = "probabilities" needs the weights of the model, and an '
+                'endpoint gives what it writes; use span "emotion" or "all"'
+            )
     held = held_out(
         load_conversations(config), config.data.eval_split, config.data.eval_conversations, 0
     )

@@ -343,6 +343,43 @@ def _rows(folder: Path, checkpoint: str) -> list[Any]:
         store.close()
 
 
+_SIGNAL = {
+    "r1_flat": "one R1", "r2_flat": "one R2", "silent": "no advantage", "pass_rate": "passed the gate",
+    "parse_rate": "parsed", "r1": "R1", "r2": "R2", "sampling_entropy": "entropy",
+}  # fmt: skip
+
+
+def _rl_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run's rounds of RL."""
+    store = Store(folder / STORE_FILE, read_only=True)
+    try:
+        return [m for m in store.metrics() if m["stage"].endswith("-rl")]
+    finally:
+        store.close()
+
+
+def _signal(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What RL had to learn from: each measure's mean over rounds, weighted by their groups."""
+    found = {}
+    for key in _SIGNAL:
+        known = [(m[key], m["prompts"]) for m in rounds if m.get(key) is not None]
+        if groups := sum(n for _, n in known):
+            found[key] = sum(v * n for v, n in known) / groups
+    return found
+
+
+def _shares(
+    summaries: Sequence[Mapping[str, Any]], checkpoint: str, which: str
+) -> dict[str, dict[str, float]]:
+    """Share of each emotion by data set, the mean over runs. `which`: predicted_share or gold_share."""
+    by = [s["scores"][checkpoint] for s in summaries]
+    return {
+        d: {e: sum(one[d][which][e] for one in by) / len(by) for e in by[0][d][which]}
+        for d in by[0]
+        if d != UNION
+    }
+
+
 def ablate(
     files: Sequence[Path],
     overrides: Sequence[str],
@@ -419,10 +456,12 @@ def ablate(
             "split": base.data.eval_split,
             "checkpoint": last[FULL],
             "seeds": seeds,
+            "gold_share": _shares([summaries[FULL, 0]], last[FULL], "gold_share"),
             "arms": [],
         }
         full_rows = [_rows(out / FULL / f"seed-{s}", last[FULL]) for s in range(seeds)]
         full_scores = [_scores(summaries[FULL, s], last[FULL]) for s in range(seeds)]
+        rounds: dict[str, list[list[dict[str, Any]]]] = {}
         for a in arms:
             scores = [_scores(summaries[a.name, s], last[a.name]) for s in range(seeds)]
             runs = []
@@ -450,8 +489,14 @@ def ablate(
                 "scores": {
                     d: {m: over_seeds(v) for m, v in by.items()} for d, by in values.items()
                 },
+                "predicted_share": _shares(
+                    [summaries[a.name, s] for s in range(seeds)], last[a.name], "predicted_share"
+                ),
                 "runs": runs,
             }
+            if arm["rl"]:
+                rounds[a.name] = [_rl_metrics(out / r["folder"]) for r in runs]
+                arm["signal"] = _signal([m for seed in rounds[a.name] for m in seed])
             if a.name != FULL:
                 arm["against_full"] = {
                     d: {
@@ -461,7 +506,7 @@ def ablate(
                     for d, by in values.items()
                 }
             result["arms"].append(arm)
-        result["figures"] = _figures(out, result)
+        result["figures"] = _figures(out, result, rounds)
         _write(out, result)
         return result
     finally:
@@ -471,20 +516,16 @@ def ablate(
 _CURVES = {"r1": ("R1", "mean over rollouts"), "sampling_entropy": ("Entropy", "nats per token")}
 
 
-def _figures(out: Path, result: Mapping[str, Any]) -> list[str]:
-    """Scores by arm, and R1 and entropy over the rounds of the arms that have RL; into OUT/figures."""
+def _figures(
+    out: Path, result: Mapping[str, Any], rounds: Mapping[str, list[list[dict[str, Any]]]]
+) -> list[str]:
+    """Scores by arm, and R1 and entropy over the rounds of the arms that have RL; into OUT/figures.
+
+    Args:
+        rounds: the metrics of each seed's rounds, by arm.
+    """
     folder = out / "figures"
     names = [figures.arm_dots(folder, result["arms"], m) for m in ("accuracy", "mean_r1")]
-    rounds: dict[str, list[list[dict[str, Any]]]] = {}
-    for arm in result["arms"]:
-        if arm["rl"]:
-            for run in arm["runs"]:
-                store = Store(out / run["folder"] / STORE_FILE, read_only=True)
-                try:
-                    mine = [m for m in store.metrics() if m["stage"].endswith("-rl")]
-                finally:
-                    store.close()
-                rounds.setdefault(arm["name"], []).append(mine)
     for key, (title, unit) in _CURVES.items():
         curves = {a: [[m.get(key) for m in seed] for seed in by] for a, by in rounds.items()}
         names.append(figures.arm_curves(folder, title, unit, curves))
@@ -535,6 +576,32 @@ def ablation_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]
     return header, rows
 
 
+def signal_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what the RL of each arm had to learn from."""
+    rows = [
+        [a["name"], *(f"{a['signal'][k]:.3f}" if k in a["signal"] else "-" for k in _SIGNAL)]
+        for a in result["arms"]
+        if a["rl"]
+    ]
+    return ["arm", *_SIGNAL.values()], rows
+
+
+def share_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: how often each arm predicts which emotion, the gold emotions first."""
+
+    def show(shares: Mapping[str, float]) -> str:
+        said = sorted(((v, e) for e, v in shares.items() if v > 0), key=lambda x: (-x[0], x[1]))
+        missing = 1 - sum(shares.values())
+        more = [f"(failed {missing:.0%})"] if missing > 1e-9 else []
+        return ", ".join([*(f"{e} {v:.0%}" for v, e in said), *more]) or "-"
+
+    found = [("gold", result["gold_share"])]
+    found += [(a["name"], a["predicted_share"]) for a in result["arms"]]
+    return ["arm", "data", "emotions"], [
+        [name, d, show(s)] for name, by in found for d, s in by.items()
+    ]
+
+
 def _write(out: Path, result: Mapping[str, Any]) -> None:
     header, rows = ablation_table(result)
     arms = [
@@ -557,6 +624,11 @@ def _write(out: Path, result: Mapping[str, Any]) -> None:
         + render(header, rows, "markdown")
         + "\n"
         + render(["arm", "row of table 2", "what", "overrides"], arms, "markdown")
+        + "\nWhat is predicted:\n\n"
+        + render(*share_table(result), "markdown")
+        + "\nWhat RL had to learn from: means over its groups. A group whose completions have one R1, or one "
+        "R2, learns nothing from it.\n\n"
+        + render(*signal_table(result), "markdown")
         + "\nPublished (table 2, accuracy in per cent, Qwen3-4B):\n\n"
         + render(
             ["model", "synthetic", "original", "EmoryNLP", "IEMOCAP", "MELD", "AVG"],

@@ -24,7 +24,7 @@ from selfemo.self_grpo import lambda_at
 from selfemo.selfplay import PersonaOf, Turn, fit_all, next_prompt, play_turn
 from selfemo.store import Store
 from selfemo.training import Engine, RlItem, finite_means, learning_rate
-from selfemo.types import Completion, Prompt
+from selfemo.types import Completion, Prompt, Rollout
 
 
 @dataclass(frozen=True)
@@ -298,9 +298,25 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
         "sampling_entropy": sum(r.sample.mean_entropy for r in rollouts) / n,
         "tokens_per_completion": sum(len(r.sample.token_ids) for r in rollouts) / n,
         "pass_rate": sum(t.verdict == PASS for t in turns) / len(turns),
+        **_silence(turns),
         "label_sets": sorted(labels),
         "emotions": shares([c.emotion.top(p.label_set) for c, p in by_prompt if c]),
         "self_emotions": shares([c.self_emotion.top(p.label_set) for c, p in by_prompt if c]),
+    }
+
+
+def _silence(turns: Sequence[Turn]) -> dict[str, float]:
+    """Shares of the groups whose completions have all one R1, all one R2, and no advantage at all: a
+    reward that does not differ inside a group teaches nothing of it."""
+
+    def share(of: Callable[[Rollout], float]) -> float:
+        values = [[of(r) for r in t.group.rollouts] for t in turns]
+        return sum(max(v) - min(v) < 1e-9 for v in values) / len(turns)
+
+    return {
+        "r1_flat": share(lambda r: r.r1),
+        "r2_flat": share(lambda r: r.r2),
+        "silent": share(lambda r: r.advantage),
     }
 
 

@@ -5,7 +5,7 @@ Engines (engines/*.py) implement `Engine`; the stages know nothing else of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from selfemo.config import GrpoConfig, OptimConfig, SftConfig
 from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.guards import NOT_FINITE
 from selfemo.seeds import rng
-from selfemo.types import Sample
+from selfemo.types import EmotionDistribution, LabelSet, Sample
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Engine(Protocol):
         settings: SamplingSettings,
         on_done: Callable[[int], None] | None = None,
     ) -> list[list[Sample]]: ...
+
+    def label_probabilities(
+        self, places: Sequence[tuple[Hashable, Sequence[int], str]], labels: LabelSet
+    ) -> list[EmotionDistribution]: ...
 
     def begin_stage(self, config: OptimConfig) -> None: ...
 

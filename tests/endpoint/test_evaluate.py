@@ -243,3 +243,11 @@ def test_how_an_endpoint_is_named() -> None:
         endpoint_of("gpt=https://host/v1,model=m,json=schema")
     with pytest.raises(ConfigError, match="model: is missing"):
         endpoint_of("gpt=https://host/v1")
+
+
+def test_an_endpoint_has_no_probabilities_to_read(tmp_path: Path) -> None:
+    asked = ["evaluation.span=probabilities"]
+    with pytest.raises(ConfigError, match=r"gpt: .*needs the weights of the model"):
+        evaluate_model(
+            "gpt=https://host/v1,model=m", ["sample"], tmp_path / "e", [], asked, Quiet()
+        )

@@ -9,7 +9,8 @@ import sqlite3
 import threading
 import time
 import tomllib
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,35 @@ def test_its_figures_follow_from_its_runs(ablated: Path) -> None:
     } == set(values["full"])
     text = (ablated / "ablation.md").read_text()
     assert "w/o SELF-GRPO" in text and "54.11" in text and "original-only" in text
+
+
+@pytest.mark.slow
+def test_what_rl_had_to_learn_from_follows_from_its_rollouts(ablated: Path) -> None:
+    result = json.loads((ablated / "ablation.json").read_text())
+    for arm in result["arms"]:
+        groups, predicted = [], Counter()
+        for run in arm["runs"]:
+            with closing(sqlite3.connect(ablated / run["folder"] / "store.sqlite")) as db:
+                by_prompt = defaultdict(list)
+                for key, *values in db.execute(
+                    "SELECT step || prompt, r1, r2, advantage FROM rollouts WHERE stage = 'iteration-1-rl'"
+                ):
+                    by_prompt[key].append(values)
+                groups += by_prompt.values()
+                rows = db.execute(
+                    "SELECT predicted FROM predictions WHERE evaluation = 'evaluate-iteration-1'"
+                )
+                tops = [max(json.loads(r), key=json.loads(r).get) for (r,) in rows if r]
+                predicted.update({e: n / 15 / len(arm["runs"]) for e, n in Counter(tops).items()})
+        for i, key in enumerate(("r1_flat", "r2_flat", "silent")):
+            flat = [np.ptp([member[i] for member in g]) < 1e-9 for g in groups]
+            assert arm["signal"][key] == pytest.approx(np.mean(flat)), (arm["name"], key)
+        assert {e: v for e, v in arm["predicted_share"]["jsonl"].items() if v} == pytest.approx(
+            dict(predicted)
+        )
+    assert max(a["signal"]["r1_flat"] for a in result["arms"]) > 0
+    text = (ablated / "ablation.md").read_text()
+    assert "| gold | jsonl |" in text and "| no advantage |" in text
 
 
 @pytest.mark.slow

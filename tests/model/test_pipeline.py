@@ -591,6 +591,40 @@ def test_a_stop_request_ends_an_evaluation_after_its_chunk(
         evaluate_model(str(tiny_model), [str(data)], out, [], ["data.eval_split=test"], Silent())
 
 
+def test_predictions_by_probability(finished: Path, data: Path, tmp_path: Path) -> None:
+    """Two data sets with label sets of their own in one evaluation; the untouched model is readable too."""
+    from selfemo.rewards import weighted_iou
+    from selfemo.store import read_distribution
+
+    sources, asked = [str(data), "sample"], "evaluation.span=probabilities"
+    more = ["data.eval_split=test", "data.eval_conversations=2", asked]
+    last, untouched = (
+        evaluate_model(str(finished) + at, sources, tmp_path / f"e{at}", [], more, Silent())
+        for at in ("", "@start")
+    )
+    for d, scores in untouched.scores.items():
+        assert scores.parse_rate.value == 1 and not scores.failures, d
+    with closing(sqlite3.connect(tmp_path / "e" / "store.sqlite")) as db:
+        rows = db.execute("SELECT dataset, gold, predicted, r1, text FROM predictions").fetchall()
+    assert {r[0] for r in rows} == {"jsonl", "sample"}
+    for _, gold, predicted, r1, text in rows:
+        said, truth = read_distribution(predicted), read_distribution(gold)
+        assert sum(w for _, w in said.items()) == pytest.approx(1) and len(said) > 1
+        assert r1 == pytest.approx(weighted_iou(said, truth)) and 0 < r1 < 1
+        assert text == f"E: {max(said.items(), key=lambda x: x[1])[0]}"
+    # It has learned the labels of the one and never saw the other.
+    r1 = {
+        name: e.scores["jsonl"].mean_r1.value for name, e in (("last", last), ("start", untouched))
+    }
+    assert r1["last"] > r1["start"]
+    written = evaluate_model(
+        str(finished), sources, None, [], [*more[:-1], "evaluation.span=emotion"], Silent()
+    )
+    assert last.scores["jsonl"].accuracy.value == written.scores["jsonl"].accuracy.value
+    with pytest.raises(StoreError, match="another settings"):
+        evaluate_model(str(finished), sources, tmp_path / "e", [], more[:-1], Silent())
+
+
 def content_of(folder: Path) -> list:
     db = sqlite3.connect(folder / "store.sqlite")
     return db.execute("SELECT prompt, text FROM predictions").fetchall()

@@ -74,6 +74,13 @@ def test_impossible_settings_say_why(override: str, says: str) -> None:
         load([], [override])
 
 
+def test_probabilities_are_not_read_before_reasoning() -> None:
+    asked = ["evaluation.span=probabilities"]
+    assert load([], asked).evaluation.span == "probabilities"
+    with pytest.raises(ConfigError, match="has the model reason first"):
+        load([], [*asked, "prompt.reasoning=brief"])
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such configuration file"):
         load([tmp_path / "none.toml"])

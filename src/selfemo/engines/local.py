@@ -18,7 +18,7 @@ import copy
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from selfemo import losses
 from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
 from selfemo.engines.checkpoints import seal_checkpoint
 from selfemo.errors import EngineError, MissingExtraError, NotFiniteError
+from selfemo.generation.label_scores import label_probabilities
 from selfemo.generation.local import LocalGenerator
 from selfemo.generation.requests import Request, SamplingSettings
 from selfemo.guards import NOT_FINITE
@@ -39,7 +40,7 @@ from selfemo.models import Policy, load_policy, sha256
 from selfemo.packing import Pack, bins, group_by_key, micro_batches, pack
 from selfemo.store import sync, write_text
 from selfemo.training import RlItem, SftItem
-from selfemo.types import Sample
+from selfemo.types import EmotionDistribution, LabelSet, Sample
 
 _DIGEST = ".sha256"
 _LOGITS = 1 << 28
@@ -219,6 +220,15 @@ class LocalEngine:
         samples = LocalGenerator(self.policy, settings).generate(requests, on_done)
         return_memory()
         return samples
+
+    def label_probabilities(
+        self, places: Sequence[tuple[Hashable, Sequence[int], str]], labels: LabelSet
+    ) -> list[EmotionDistribution]:
+        """How probable each label is behind a prompt and what is written up to it (label_scores.py)."""
+        self.policy.model.eval()
+        found = label_probabilities(self.policy, places, labels)
+        return_memory()
+        return found
 
     # -- optimiser --------------------------------------------------------------------------------
 
