@@ -575,6 +575,25 @@ def coldstart_generate(
         typer.echo(f"use them: selfemo evolve --set sft.samples={out} ...")
 
 
+@coldstart_app.command("soften")
+def coldstart_soften(
+    model: Annotated[str, typer.Argument(help="Run folder, model folder or id.")],
+    samples: Annotated[list[Path], typer.Argument(help="Parquet files of `coldstart generate`.")],
+    out: Annotated[Path, typer.Option(help="Parquet file of chats.")],
+    own_weight: Annotated[
+        float, typer.Option(help="Weight of a sample's own emotion, from 0.6 to 1.")
+    ] = 0.7,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Samples that name several emotions, without an expert: the gold one and what a model believes in."""
+    from selfemo.standalone import soften_alone
+
+    _counts(soften_alone(model, samples, out, own_weight, overrides or [], _reporter()), as_json)
+    if not as_json:
+        typer.echo(f"use them: selfemo evolve --set sft.samples={out} ...")
+
+
 @app.command()
 def doctor(
     config: Configs = None,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from selfemo.prompts import (
     clean,
     conversation_prompts,
     format_completion,
+    format_emotions,
     gold_completion,
     messages,
     prompt_at,
@@ -87,6 +89,63 @@ def gold_samples(
         if max_samples and len(samples) >= max_samples:
             return samples[:max_samples]
     return samples
+
+
+# -- several emotions without an expert ---------------------------------------------------------------------
+
+LEAST_OWN_WEIGHT = 0.6
+"""Below it an emotion that the model believes in could outweigh the sample's own, in whole tenths."""
+Believed = Callable[[Sequence[tuple[Prompt, str]]], list[EmotionDistribution]]
+"""From places (prompt, what is written up to "E:" or "S:") to the probability of each label."""
+
+
+def blend(
+    own: EmotionDistribution, believed: EmotionDistribution, own_weight: float
+) -> EmotionDistribution:
+    """own_weight * own + (1 - own_weight) * believed, cut to the most emotions that a completion may name.
+
+    Where `own` names several emotions already it stays as it is.
+    """
+    if len(own) > 1:
+        return own
+    mixed = {
+        e: own_weight * own.weight(e) + (1 - own_weight) * believed.weight(e)
+        for e in sorted(own.keys() | believed.keys())
+    }
+    kept = sorted(mixed, key=lambda e: (-mixed[e], -own.weight(e), e))[:MAX_EMOTIONS]
+    return EmotionDistribution({e: mixed[e] for e in kept})
+
+
+def soften(
+    samples: Sequence[tuple[Prompt, Completion]], believed: Believed, own_weight: float
+) -> list[tuple[Prompt, Completion]]:
+    """Samples whose E and S, where they name one emotion, name what a model believes in beside it.
+
+    Gold labels name one emotion, so a model that learned from them names one, and the consensus reward
+    (eq. 12) is nearly the same for all completions of a group. Samples of experts name several; this is
+    for those who have none.
+
+    Args:
+        own_weight: from LEAST_OWN_WEIGHT to 1.
+
+    Raises:
+        ValueError: own_weight is outside that range.
+    """
+    if not LEAST_OWN_WEIGHT <= own_weight <= 1:
+        raise ValueError(f"own_weight {own_weight} is not in [{LEAST_OWN_WEIGHT}, 1]")
+    thoughts = [f"T: {clean(c.reasoning)}\n" if c.reasoning else "" for _, c in samples]
+    heard = believed([(p, f"{t}E:") for (p, _), t in zip(samples, thoughts, strict=True)])
+    emotions = [blend(c.emotion, b, own_weight) for (_, c), b in zip(samples, heard, strict=True)]
+    felt = believed(
+        [
+            (p, f"{t}E: {format_emotions(e)}\nS:")
+            for (p, _), t, e in zip(samples, thoughts, emotions, strict=True)
+        ]
+    )
+    return [
+        (p, replace(c, emotion=e, self_emotion=blend(c.self_emotion, b, own_weight)))
+        for (p, c), e, b in zip(samples, emotions, felt, strict=True)
+    ]
 
 
 # -- experts ------------------------------------------------------------------------------------------

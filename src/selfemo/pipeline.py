@@ -114,14 +114,19 @@ def cold_start_samples(
         return samples, "gold"
     # Ids of their own: an original prompt of the same turn may carry another persona.
     samples = [(replace(p, id=f"cold/{p.id}"), c) for p, c in read_parquet(Path(path))]
-    reasons = sum(bool(c.reasoning) for _, c in samples)
-    if (wanted != "none") != bool(reasons):
-        raise ConfigError(
-            f"sft.samples: {reasons} of {len(samples)} samples in {path} reason, and prompt.reasoning = "
-            f"{wanted!r}; generate them with the same --reasoning"
-        )
+    check_reasoning(config, [c for _, c in samples], path)
     limit = config.sft.max_samples
     return (samples[:limit] if limit else samples), "file"
+
+
+def check_reasoning(config: Config, completions: Sequence[Completion], where: str) -> None:
+    """Raises: ConfigError, where samples do not reason as prompt.reasoning asks."""
+    wanted, reasons = config.prompt.reasoning, sum(bool(c.reasoning) for c in completions)
+    if (wanted != "none") != bool(reasons):
+        raise ConfigError(
+            f"{reasons} of {len(completions)} samples in {where} reason, and prompt.reasoning = "
+            f"{wanted!r}; generate them with the same --reasoning"
+        )
 
 
 def open_engine(config: Config, checkpoint: str | None = None) -> Any:

@@ -1,34 +1,41 @@
-"""The stages on their own: `selfemo sft`, `train`, `selfplay`."""
+"""The stages on their own: `selfemo sft`, `train`, `selfplay`, `coldstart soften`."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfemo.config import Config
+from selfemo.coldstart import LEAST_OWN_WEIGHT, read_parquet, soften, write_parquet
+from selfemo.config import Config, load
 from selfemo.dialogues import dialogues
-from selfemo.errors import EngineError
+from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.evaluation import held_out
 from selfemo.pipeline import (
     COLD,
+    CONFIG_FILE,
     START,
     Run,
+    check_reasoning,
     find_checkpoint,
     load_conversations,
     open_engine,
+    run_of,
     settings_for,
     training_conversations,
 )
 from selfemo.progress import Reporter
-from selfemo.prompts import conversation_prompts
+from selfemo.prompts import conversation_prompts, format_emotions
 from selfemo.seeds import rng
-from selfemo.selfplay import persona_book, play_episodes
+from selfemo.selfplay import fit_all, persona_book, play_episodes
 from selfemo.stopping import StopRequest
 from selfemo.store import STORE_FILE, Store
-from selfemo.types import Conversation
+from selfemo.types import Conversation, EmotionDistribution, Prompt
+
+_CHUNK = 64
 
 
 def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
@@ -110,3 +117,56 @@ def selfplay_alone(
         return counts, dialogues(store, n)
     finally:
         store.close()
+
+
+def soften_alone(
+    model: str,
+    files: Sequence[Path],
+    out: Path,
+    own_weight: float,
+    overrides: Sequence[str],
+    reporter: Reporter,
+) -> dict[str, int]:
+    """Samples that name what a model believes in beside their own emotion (`coldstart.soften`).
+
+    Returns: how many were written, how many name several emotions, and what the length limit did.
+
+    Raises:
+        ConfigError: own_weight is out of its range; the model and the samples do not reason alike.
+        DataError: a file cannot be read, or an id occurs twice.
+    """
+    if not LEAST_OWN_WEIGHT <= own_weight <= 1:
+        raise ConfigError(
+            f"--own-weight {own_weight}: valid are {LEAST_OWN_WEIGHT} to 1; with less, an emotion that the "
+            "model believes in could outweigh a sample's own"
+        )
+    samples = [s for f in files for s in read_parquet(f)]
+    twice = [i for i, n in Counter(p.id for p, _ in samples).items() if n > 1]
+    if twice:
+        raise DataError(f"sample {twice[0]!r} occurs twice in {', '.join(map(str, files))}")
+    checkpoint, run = find_checkpoint(model), run_of(model)
+    config = load([run / CONFIG_FILE] if run else [], overrides)
+    check_reasoning(config, [c for _, c in samples], ", ".join(map(str, files)))
+    engine = open_engine(config, checkpoint)
+    counts: dict[str, int] = {}
+    fitted = {f.prompt.id: f for f in fit_all([p for p, _ in samples], engine, config, counts)}
+    samples = [(p, c) for p, c in samples if p.id in fitted]
+
+    def believed(places: Sequence[tuple[Prompt, str]]) -> list[EmotionDistribution]:
+        found: dict[str, EmotionDistribution] = {}
+        for labels in dict.fromkeys(p.label_set for p, _ in places):
+            asked = [(p, written) for p, written in places if p.label_set == labels]
+            for start in range(0, len(asked), _CHUNK):
+                part = asked[start : start + _CHUNK]
+                read = engine.label_probabilities(
+                    [(p.conversation_id, fitted[p.id].ids, written) for p, written in part], labels
+                )
+                found.update((p.id, d) for (p, _), d in zip(part, read, strict=True))
+                advance(len(part))
+        return [found[p.id] for p, _ in places]
+
+    with reporter.bar("soften", 2 * len(samples)) as advance:
+        softened = soften(samples, believed, own_weight)
+    written = write_parquet(out, softened, config.prompt.reasoning, "softened")
+    several = sum("," in format_emotions(c.emotion) for _, c in softened)
+    return {"samples": written, "several_emotions": several, **counts}

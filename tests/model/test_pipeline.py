@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -623,6 +624,53 @@ def test_predictions_by_probability(finished: Path, data: Path, tmp_path: Path) 
     assert last.scores["jsonl"].accuracy.value == written.scores["jsonl"].accuracy.value
     with pytest.raises(StoreError, match="another settings"):
         evaluate_model(str(finished), sources, tmp_path / "e", [], more[:-1], Silent())
+
+
+def test_samples_are_softened_and_a_cold_start_takes_them(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From gold samples of two data sets; what the model believes is what `evaluate` reads of it."""
+    pytest.importorskip("polars")
+    from selfemo.coldstart import read_parquet, write_parquet
+    from selfemo.pipeline import cold_start_samples
+
+    gold, own, soft = (tmp_path / f"{n}.parquet" for n in ("gold", "own", "soft"))
+    assert (
+        cli(capsys, "coldstart", "generate", "sample", "--limit", "3", "--out", str(gold))[0] == 0
+    )
+    assert cli(capsys, "coldstart", "generate", str(data), "--out", str(own))[0] == 0
+    code, text = cli(
+        capsys, "coldstart", "soften", str(finished), str(gold), str(own), "--out", str(soft),
+        "--own-weight", "0.6", "--json",
+    )  # fmt: skip
+    counts = json.loads(next(line for line in text.splitlines() if line.startswith("{")))
+    before = [*read_parquet(gold), *read_parquet(own)]
+    after = read_parquet(soft)
+    assert code == 0 and counts["samples"] == len(after) == len(before)
+    several = 0
+    for (p, c), (q, d) in zip(before, after, strict=True):
+        assert p == q and c.reply == d.reply
+        for given, got in ((c.emotion, d.emotion), (c.self_emotion, d.self_emotion)):
+            assert got.weight(given.top(p.label_set)) >= 0.6 if len(given) == 1 else got == given
+        several += len(d.emotion) > 1
+    assert counts["several_emotions"] == several > 0
+    config = load([], [f"sft.samples={soft}"])
+    assert cold_start_samples([], config)[0][0][1] == after[0][1]
+    write_parquet(
+        tmp_path / "thought.parquet",
+        [(p, replace(c, reasoning="So.")) for p, c in before[:1]],
+        "brief",
+        "x",
+    )
+    for args, says in [
+        (("--own-weight", "0.5"), "valid are 0.6 to 1"),
+        ((str(gold),), "occurs twice"),
+        ((str(tmp_path / "no.parquet"),), "cannot be read as Parquet"),
+        ((str(tmp_path / "thought.parquet"),), "reason, and prompt.reasoning"),
+    ]:
+        files = () if "thought" in args[0] else (str(gold),)
+        code, text = cli(capsys, "coldstart", "soften", str(finished), *files, *args, "--out", "x")
+        assert code == 1 and says in text.replace("\n", " "), (args, text)
 
 
 def content_of(folder: Path) -> list:

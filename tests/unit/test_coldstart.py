@@ -9,21 +9,26 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfemo import coldstart
 from selfemo.coldstart import (
+    blend,
     expert_prompts,
     gold_samples,
     question,
     read_parquet,
     read_sample,
+    soften,
     write_parquet,
 )
 from selfemo.config import load
 from selfemo.errors import ConfigError, DataError
 from selfemo.experts import MalformedError
-from selfemo.parsing import parse
+from selfemo.parsing import parse, parse_emotions
 from selfemo.pipeline import cold_start_samples
+from selfemo.prompts import format_emotions
 from selfemo.types import LABEL_SETS, Completion, EmotionDistribution
 from tests.conftest import make_prompt, toy_conversations
 
@@ -177,3 +182,51 @@ def test_a_run_takes_its_cold_start_from_a_file(tmp_path: Path) -> None:
     assert source == "file" and prompt.id == "cold/c/1" and completion.reasoning == "She laughs."
     with pytest.raises(ConfigError, match="1 of 1 samples"):
         cold_start_samples([], load([], [f"sft.samples={file}"]))
+
+
+def test_a_label_and_what_a_model_believes_are_blended() -> None:
+    gold = EmotionDistribution({"anger": 1})
+    believed = EmotionDistribution({"anger": 0.2, "disgust": 0.4, "neutral": 0.3, "sadness": 0.1})
+    mixed = blend(gold, believed, 0.7)  # 0.76, 0.12, 0.09; the fourth is cut
+    assert dict(mixed) == pytest.approx(
+        {"anger": 0.76 / 0.97, "disgust": 0.12 / 0.97, "neutral": 0.09 / 0.97}
+    )
+    assert format_emotions(mixed) == "anger 8, disgust 1, neutral 1"
+    assert blend(gold, believed, 1.0) == gold
+    several = EmotionDistribution({"joy": 0.6, "surprise": 0.4})
+    assert blend(several, believed, 0.6) == several
+
+
+weights = st.dictionaries(st.sampled_from(MELD.labels), st.floats(0.01, 1), min_size=1)
+
+
+@given(st.sampled_from(MELD.labels), weights, st.floats(0.6, 1))
+def test_what_is_softened_reads_back_with_its_own_label_on_top(
+    label: str, believed: dict[str, float], own_weight: float
+) -> None:
+    mixed = blend(EmotionDistribution({label: 1}), EmotionDistribution(believed), own_weight)
+    assert mixed.top(MELD) == label and mixed.weight(label) >= own_weight - 1e-9
+    read = parse_emotions(format_emotions(mixed), MELD)
+    assert isinstance(read, EmotionDistribution) and read.top(MELD) == label
+
+
+@pytest.mark.parametrize("reasoning", ["", "He shouts."])
+def test_the_own_emotion_is_read_behind_the_softened_one(reasoning: str) -> None:
+    asked: list[str] = []
+    answers = iter(({"joy": 0.5, "anger": 0.5}, {"fear": 1}))
+
+    def believed(places):
+        asked.extend(written for _, written in places)
+        return [EmotionDistribution(next(answers))]
+
+    lone = EmotionDistribution({"joy": 1})
+    ((prompt, softened),) = soften(
+        [(make_prompt(), Completion(lone, lone, "Yes.", reasoning))], believed, 0.6
+    )
+    thought = f"T: {reasoning}\n" if reasoning else ""
+    assert asked == [f"{thought}E:", f"{thought}E: joy 8, anger 2\nS:"]
+    assert dict(softened.emotion) == pytest.approx({"joy": 0.8, "anger": 0.2})
+    assert dict(softened.self_emotion) == pytest.approx({"joy": 0.6, "fear": 0.4})
+    assert (softened.reply, softened.reasoning) == ("Yes.", reasoning) and prompt == make_prompt()
+    with pytest.raises(ValueError, match=r"is not in \[0.6, 1\]"):
+        soften([], believed, 0.5)
