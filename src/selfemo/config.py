@@ -167,6 +167,9 @@ class FlywheelConfig(_Section):
     """Rounds of self-play, SELF-GRPO and refit; 0 ends with the cold start (SFT alone)."""
     prompts: Positive = 23000
     """Prompts of one iteration's RL stage, original and synthetic together."""
+    max_prompt_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Cap on the share of any one gold emotion among a data set's original prompts; 1 draws from all. Where
+    half the data are neutral, the reward of a group pays for saying neutral."""
     refit: Literal["base", "policy", "none"] = "base"
     """What step (b) of algorithm 1 trains again: the base model (paper), the RL policy (far cheaper),
     or nothing, which keeps the RL policy."""

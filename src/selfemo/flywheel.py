@@ -18,13 +18,13 @@ import numpy as np
 
 from selfemo.config import Config
 from selfemo.gate import PASS
-from selfemo.prompts import Fitted, format_completion
+from selfemo.prompts import Fitted, conversation_prompts, format_completion
 from selfemo.seeds import rng
 from selfemo.self_grpo import lambda_at
 from selfemo.selfplay import PersonaOf, Turn, fit_all, next_prompt, play_turn
 from selfemo.store import Store
 from selfemo.training import Engine, RlItem, finite_means, learning_rate
-from selfemo.types import Completion, Prompt, Rollout
+from selfemo.types import Completion, Conversation, Prompt, Rollout
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,25 @@ def add_sample(
         iteration=iteration,
         source=source,
     )
+
+
+def original_prompts(conversations: Sequence[Conversation], config: Config) -> list[Prompt]:
+    """What RL draws its original prompts from: one per gold utterance, in the order of the conversations.
+
+    Of each data set no emotion holds more than flywheel.max_prompt_share; which prompts of a frequent one
+    stay is drawn by the seed.
+    """
+    prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
+    if config.flywheel.max_prompt_share >= 1:
+        return prompts
+    kept: list[int] = []
+    for name in dict.fromkeys(p.dataset for p in prompts):
+        members = np.array([i for i, p in enumerate(prompts) if p.dataset == name])
+        members = rng(config.seed, "prompt share", name).permutation(members)
+        gold = [p.target.top(p.label_set) for i in members if (p := prompts[i]).target]
+        chosen = select_samples(gold, [0.0] * len(gold), config.flywheel.max_prompt_share)
+        kept.extend(members[chosen].tolist())
+    return [prompts[i] for i in sorted(kept)]
 
 
 class PromptQueue:

@@ -39,7 +39,7 @@ from selfemo.errors import (
     StoreError,
 )
 from selfemo.evaluation import Scores, evaluate, held_out, score
-from selfemo.flywheel import RlPlan, add_sample, cap_emotions, rl_stage
+from selfemo.flywheel import RlPlan, add_sample, cap_emotions, original_prompts, rl_stage
 from selfemo.guards import Alarm, alarms, decide, rate_scale
 from selfemo.personas import with_known_personas
 from selfemo.progress import Quiet, Reporter
@@ -776,7 +776,7 @@ def evolve(
         held = held_out(
             conversations, run.config.data.eval_split, run.config.data.eval_conversations, 0
         )
-        originals = [p for c in train for p in conversation_prompts(c, future=True)]
+        originals = original_prompts(train, run.config)
         run.evaluate(held, START)
         run.cold_start(train)
         run.evaluate(held, COLD)

@@ -14,6 +14,7 @@ from selfemo.config import Config, load
 from selfemo.dialogues import dialogues
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.evaluation import held_out
+from selfemo.flywheel import original_prompts
 from selfemo.pipeline import (
     COLD,
     CONFIG_FILE,
@@ -74,7 +75,7 @@ def train_alone(
     try:
         conversations = load_conversations(config)
         train = training_conversations(conversations, config)
-        originals = [p for c in train for p in conversation_prompts(c, future=True)]
+        originals = original_prompts(train, config)
         held: list[Conversation] = []
         if config.engine == "verl":
             limit = config.data.eval_conversations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,28 @@ from hypothesis import strategies as st
 from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, load
 from selfemo.dialogues import dialogues
 from selfemo.errors import StoreError
-from selfemo.flywheel import PromptQueue, RlPlan, add_sample, cap_emotions, select_samples
+from selfemo.flywheel import (
+    PromptQueue,
+    RlPlan,
+    add_sample,
+    cap_emotions,
+    original_prompts,
+    select_samples,
+)
 from selfemo.gate import PASS, gate
 from selfemo.selfplay import next_prompt, score_group, select_best
 from selfemo.store import Store
-from selfemo.types import Completion, Persona, Prompt, Rollout, RolloutGroup, Sample, Utterance
+from selfemo.types import (
+    LABEL_SETS,
+    Completion,
+    Conversation,
+    Persona,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    Sample,
+    Utterance,
+)
 from tests.conftest import dist, make_prompt
 
 
@@ -154,6 +172,33 @@ def test_no_emotion_exceeds_its_share(items: list[tuple[str, float]], share: flo
 def test_share_of_one_keeps_everything() -> None:
     assert select_samples(["joy"] * 5, [0.1] * 5, 1.0) == [True] * 5
     assert sum(select_samples(["joy"] * 5, [0.1] * 5, 0.5)) == 1
+
+
+def test_original_prompts_hold_no_emotion_over_its_share() -> None:
+    """Two data sets, each capped by itself; the seed draws which prompts stay, in their order."""
+    labels = LABEL_SETS["meld"]
+
+    def talk(dataset: str, k: int, emotions: str) -> Conversation:
+        names = {"n": "neutral", "j": "joy", "a": "anger"}
+        turns = tuple(
+            Utterance("AB"[i % 2], f"{i}", dist(**{names[e]: 1})) for i, e in enumerate(emotions)
+        )
+        return Conversation(f"{dataset}{k}", dataset, "train", turns, labels, "", {})
+
+    talks = [talk("x", k, "nnnnnja") for k in range(10)] + [talk("y", 0, "jjjjjjjjjj")]
+    whole = original_prompts(talks, load())
+    assert len(whole) == 80
+
+    def capped(seed: int) -> list[Prompt]:
+        return original_prompts(talks, load([], [f"seed={seed}", "flywheel.max_prompt_share=0.5"]))
+
+    kept = capped(0)
+    tops = Counter((p.dataset, p.target.top(labels)) for p in kept)
+    # 20 of 40 in the one; in the other, where all are of one emotion, a single one is left.
+    assert tops == {("x", "neutral"): 20, ("x", "joy"): 10, ("x", "anger"): 10, ("y", "joy"): 1}
+    ids = [p.id for p in whole]
+    assert [ids.index(p.id) for p in kept] == sorted(ids.index(p.id) for p in kept)
+    assert capped(0) == kept and {p.id for p in capped(1)} != {p.id for p in kept}
 
 
 def test_rl_plan_counts_optimiser_steps() -> None:
