@@ -352,6 +352,9 @@ def _write_parquet(
     write_rows(path, rows, ("dataset", "conversation", "turn"), reporter.say)
 
 
+_FIT = ("ece", "brier", "nll", "temperature", "nll_tempered")
+
+
 def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]]:
     """Tables to read: (title, header, rows) of scores, of each data set's classes, of the comparison."""
     header = [
@@ -365,10 +368,12 @@ def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
         "ECE",
         "Brier",
         "NLL",
+        "T",
+        "NLL at T",
     ]
     rows = []
     for dataset, s in evaluation.scores.items():
-        fit = [s.calibration[k] for k in ("ece", "brier", "nll")]
+        fit = [s.calibration[k] for k in _FIT]
         rows.append(
             [
                 dataset, str(s.utterances), str(s.accuracy), str(s.weighted_f1), str(s.macro_f1),
@@ -378,7 +383,7 @@ def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
         )  # fmt: skip
     if mean := evaluation.average:
         cells = [str(mean[m]) for m in ("accuracy", "weighted_f1", "macro_f1", "mean_r1")]
-        rows.append(["average", "", *cells, f"{mean['parse_rate'].value:.3f}", "", "", ""])
+        rows.append(["average", "", *cells, f"{mean['parse_rate'].value:.3f}", *[""] * len(_FIT)])
     tables = [("Scores, 95% intervals by conversation", header, rows)]
     for dataset, s in evaluation.scores.items():
         if dataset == UNION:  # its classes may be those of several label sets; scores.json has them

@@ -315,17 +315,21 @@ def calibration(
 
     ece: mean |accuracy - weight| of the top emotion over equal-width bins (lower, upper] of its weight,
     each by its share of the predictions (Guo et al. 2017). brier: mean of sum_e (p_e - y_e)^2, 0 to 2.
-    nll: mean of -sum_e y_e log((1 - floor) p_e + floor / k), nats.
+    nll: mean of -sum_e y_e log((1 - floor) p_e + floor / k), nats. temperature: the T whose p^(1/T),
+    normalised, has the least nll (same source), and nll_tempered that nll: two models with the same one
+    differ in how sure they are.
 
     Args:
         predicted, gold: n distributions each; ties of the top emotion go to the label set's order.
         labels: the label set of each.
 
     Returns:
-        n, ece, brier, nll, nll_floor, bins (lower, upper, n, weight, accuracy); ece, brier and nll are None
-        where nothing parsed.
+        n, ece, brier, nll, nll_floor, temperature, nll_tempered, bins (lower, upper, n, weight, accuracy);
+        the measures are None where nothing parsed.
     """
     n = len(predicted)
+    widest = max(map(len, labels), default=0)
+    logs, golds = np.full((n, widest), -np.inf), np.zeros((n, widest))
     top, hit, brier, nll = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
     for i, (p, y, names) in enumerate(zip(predicted, gold, labels, strict=True)):
         pv = np.array([p.get(e, 0.0) for e in names])
@@ -333,7 +337,9 @@ def calibration(
         top[i] = pv.max()
         hit[i] = pv.argmax() == yv.argmax()
         brier[i] = ((pv - yv) ** 2).sum()
-        nll[i] = -(yv * np.log((1 - floor) * pv + floor / len(names))).sum()
+        logs[i, : len(names)] = np.log((1 - floor) * pv + floor / len(names))
+        golds[i, : len(names)] = yv
+        nll[i] = -(yv * logs[i, : len(names)]).sum()
     # Weights are sums of tenths: rounding keeps 0.3 out of the bin above it.
     where = np.clip(np.ceil(np.round(top * bins, 9)).astype(int) - 1, 0, bins - 1)
     rows, gap = [], 0.0
@@ -344,14 +350,37 @@ def calibration(
             row["weight"], row["accuracy"] = float(top[mine].mean()), float(hit[mine].mean())
             gap += abs(row["accuracy"] - row["weight"]) * row["n"] / n
         rows.append(row)
+    temperature, tempered = _best_temperature(logs, golds) if n else (None, None)
     return {
         "n": n,
         "ece": gap if n else None,
         "brier": float(brier.mean()) if n else None,
         "nll": float(nll.mean()) if n else None,
         "nll_floor": floor,
+        "temperature": temperature,
+        "nll_tempered": tempered,
         "bins": rows,
     }
+
+
+def _best_temperature(logs: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
+    """The temperature, from 0.05 to 20, with the least mean negative log-likelihood (nats), and that.
+
+    Args:
+        logs: (n, k) log-probabilities, -inf where a row has fewer labels.
+        gold: (n, k) gold weights.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    there = np.isfinite(logs)
+
+    def nll(sharpness: float) -> float:  # convex in it: one minimum
+        scaled = log_softmax(np.where(there, sharpness * np.where(there, logs, 0), -np.inf), axis=1)
+        return float(-(gold * np.where(there, scaled, 0)).sum() / len(logs))
+
+    found = minimize_scalar(nll, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-4})
+    return 1 / float(found.x), min(float(found.fun), nll(1.0))
 
 
 # -- agreement ------------------------------------------------------------------------------------------

@@ -417,7 +417,12 @@ def _confusions(source: Source, places: Sequence[Path], folder: Path) -> Section
                 continue
             section.text.append(
                 f"{title}: expected calibration error {c['ece']:.3f}, Brier {c['brier']:.3f}, "
-                f"negative log-likelihood {c['nll']:.3f} nats."
+                f"negative log-likelihood {c['nll']:.3f} nats"
+                + (
+                    f"; {c['nll_tempered']:.3f} at a temperature of {c['temperature']:.2f}."
+                    if c.get("temperature")
+                    else "."
+                )
             )
             section.drawings.append(
                 (

@@ -93,6 +93,45 @@ def test_calibration_agrees_with_scikit_learn(rows) -> None:
     assert found["ece"] == pytest.approx(ece)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(weights, st.integers(0, 6)), min_size=1, max_size=40))
+def test_no_other_temperature_is_better(rows) -> None:
+    p = np.array([np.array(w) / sum(w) for w, _ in rows])
+    gold = np.array([g for _, g in rows])
+    found = calibration(
+        [dict(zip(LABELS, row, strict=True)) for row in p],
+        [{LABELS[g]: 1.0} for g in gold],
+        [LABELS] * len(rows),
+    )
+    mixed = (1 - NLL_FLOOR) * p + NLL_FLOOR / 7
+
+    def at(temperature: float) -> float:
+        sharp = mixed ** (1 / temperature)
+        return float(sk.log_loss(gold, sharp / sharp.sum(1, keepdims=True), labels=range(7)))
+
+    assert found["nll_tempered"] <= found["nll"] + 1e-12
+    for t in (0.05, 0.3, 0.9, 1.1, 3, 20):
+        assert found["nll_tempered"] <= at(t) + 1e-4
+
+
+def test_a_sharper_model_that_knows_no_more_has_another_temperature_alone() -> None:
+    """Two label sets of different size; probabilities to the third power need a temperature of three."""
+    generator = np.random.default_rng(0)
+    plain, sharp, gold, sets = [], [], [], []
+    for i in range(600):
+        names = LABELS if i % 2 else LABELS[:4]
+        p = generator.dirichlet(np.full(len(names), 2.0))
+        gold.append({names[generator.choice(len(names), p=p)]: 1.0})
+        plain.append(dict(zip(names, p, strict=True)))
+        sharp.append(dict(zip(names, p**3 / (p**3).sum(), strict=True)))
+        sets.append(names)
+    a, b = (calibration(p, gold, sets, floor=1e-9) for p in (plain, sharp))
+    assert a["temperature"] == pytest.approx(1, abs=0.15)
+    assert b["temperature"] == pytest.approx(3 * a["temperature"], rel=1e-2)
+    assert b["nll_tempered"] == pytest.approx(a["nll_tempered"], abs=1e-5)
+    assert b["nll"] > a["nll"] + 0.2
+
+
 def test_calibration_by_hand_and_of_nothing() -> None:
     found = calibration(
         [{"joy": 0.6, "anger": 0.4}, {"joy": 1.0}, {"anger": 1.0}, {"fear": 0.6, "joy": 0.4}],
@@ -104,7 +143,7 @@ def test_calibration_by_hand_and_of_nothing() -> None:
     assert found["brier"] == pytest.approx((0.32 + 0 + 2 + 0.72) / 4)
     assert found["bins"][5]["n"] == 2 and found["bins"][9]["n"] == 2
     empty = calibration([], [], [])
-    assert empty["n"] == 0 and empty["ece"] is empty["nll"] is None
+    assert empty["n"] == 0 and empty["ece"] is empty["nll"] is empty["temperature"] is None
 
 
 def test_hand_worked_f1_with_a_failed_parse() -> None:
