@@ -389,7 +389,6 @@ def _score(
 ) -> Scores:
     confusion, classes = counted.confusion.sum(0), counted.classes
     n = len(rows)
-    parsed = [r for r in rows if r["predicted"] is not None]
     intervals = counted.intervals(resamples)
     return Scores(
         utterances=n,
@@ -404,11 +403,17 @@ def _score(
         gold_share={e: confusion[i].sum() / n for i, e in enumerate(classes)},
         classes=class_report(confusion, classes),
         confusion={"labels": list(classes), "rows": confusion.astype(int).tolist()},
-        calibration=calibration(
-            [json.loads(r["predicted"]) for r in parsed],
-            [json.loads(r["gold"]) for r in parsed],
-            [labels[r["dataset"]].labels for r in parsed],
-        ),
+        calibration=calibration_of(rows, labels),
+    )
+
+
+def calibration_of(rows: Sequence[Any], labels: Mapping[str, LabelSet]) -> dict[str, Any]:
+    """`metrics.calibration` of stored predictions."""
+    parsed = [r for r in rows if r["predicted"] is not None]
+    return calibration(
+        [json.loads(r["predicted"]) for r in parsed],
+        [json.loads(r["gold"]) for r in parsed],
+        [labels[r["dataset"]].labels for r in parsed],
     )
 
 

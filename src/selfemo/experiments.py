@@ -28,7 +28,7 @@ import numpy as np
 from selfemo import __version__, figures
 from selfemo.config import Config, load
 from selfemo.errors import ConfigError, StoreError
-from selfemo.evaluation import UNION, compare, label_sets, prediction_rows
+from selfemo.evaluation import UNION, calibration_of, compare, label_sets, prediction_rows
 from selfemo.flywheel import RlPlan
 from selfemo.parallel import Job, side_by_side
 from selfemo.pipeline import (
@@ -50,6 +50,7 @@ from selfemo.stopping import StopRequest
 from selfemo.store import STORE_FILE, Store, lock_folder, write_text
 from selfemo.summary import SUMMARY_FILE, finish
 from selfemo.tables import published, render
+from selfemo.types import LabelSet
 
 Keep = Literal["all", "last", "none"]
 KEPT: tuple[Keep, ...] = ("all", "last", "none")
@@ -380,6 +381,19 @@ def _shares(
     }
 
 
+_FIT = {"nll": "NLL", "temperature": "T", "nll_tempered": "NLL at T"}
+
+
+def _fit(seeds: Sequence[Sequence[Any]], labels: Mapping[str, LabelSet]) -> dict[str, Any]:
+    """NLL, best temperature and the NLL at it by data set, means over seeds; None where nothing parsed."""
+    result: dict[str, Any] = {}
+    for d in labels:
+        found = [calibration_of([r for r in rows if r["dataset"] == d], labels) for rows in seeds]
+        known = [c for c in found if c["n"]]
+        result[d] = {k: sum(c[k] for c in known) / len(known) if known else None for k in _FIT}
+    return result
+
+
 def ablate(
     files: Sequence[Path],
     overrides: Sequence[str],
@@ -464,7 +478,7 @@ def ablate(
         rounds: dict[str, list[list[dict[str, Any]]]] = {}
         for a in arms:
             scores = [_scores(summaries[a.name, s], last[a.name]) for s in range(seeds)]
-            runs = []
+            runs, every_row = [], []
             for s in range(seeds):
                 run: dict[str, Any] = {
                     "seed": s,
@@ -472,8 +486,9 @@ def ablate(
                     "checkpoint": last[a.name],
                     "scores": scores[s],
                 }
+                rows = _rows(home[a.name] / f"seed-{s}", last[a.name])
+                every_row.append(rows)
                 if a.name != FULL:
-                    rows = _rows(home[a.name] / f"seed-{s}", last[a.name])
                     found = compare(full_rows[s], rows, labels)
                     run["against_full"] = {d: c.as_dict() for d, c in found.items()}
                 runs.append(run)
@@ -492,6 +507,7 @@ def ablate(
                 "predicted_share": _shares(
                     [summaries[a.name, s] for s in range(seeds)], last[a.name], "predicted_share"
                 ),
+                "fit": _fit(every_row, labels),
                 "runs": runs,
             }
             if arm["rl"]:
@@ -587,7 +603,7 @@ def signal_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def share_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: how often each arm predicts which emotion, the gold emotions first."""
+    """Header and rows: how often each arm predicts which emotion, the gold emotions first; how sure it is."""
 
     def show(shares: Mapping[str, float]) -> str:
         said = sorted(((v, e) for e, v in shares.items() if v > 0), key=lambda x: (-x[0], x[1]))
@@ -595,11 +611,12 @@ def share_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         more = [f"(failed {missing:.0%})"] if missing > 1e-9 else []
         return ", ".join([*(f"{e} {v:.0%}" for v, e in said), *more]) or "-"
 
-    found = [("gold", result["gold_share"])]
-    found += [(a["name"], a["predicted_share"]) for a in result["arms"]]
-    return ["arm", "data", "emotions"], [
-        [name, d, show(s)] for name, by in found for d, s in by.items()
-    ]
+    rows = [["gold", d, show(s), *["-"] * len(_FIT)] for d, s in result["gold_share"].items()]
+    for a in result["arms"]:
+        for d, s in a["predicted_share"].items():
+            fit = [a["fit"][d][k] for k in _FIT]
+            rows.append([a["name"], d, show(s), *("-" if v is None else f"{v:.3f}" for v in fit)])
+    return ["arm", "data", "emotions", *_FIT.values()], rows
 
 
 def _write(out: Path, result: Mapping[str, Any]) -> None:

@@ -221,6 +221,15 @@ def test_what_rl_had_to_learn_from_follows_from_its_rollouts(ablated: Path) -> N
         for i, key in enumerate(("r1_flat", "r2_flat", "silent")):
             flat = [np.ptp([member[i] for member in g]) < 1e-9 for g in groups]
             assert arm["signal"][key] == pytest.approx(np.mean(flat)), (arm["name"], key)
+        fits = [
+            json.loads((ablated / r["folder"] / "summary.json").read_text())["scores"][
+                "iteration-1"
+            ]
+            for r in arm["runs"]
+        ]
+        for key in ("nll", "temperature", "nll_tempered"):
+            mine = [f["jsonl"]["calibration"][key] for f in fits]
+            assert arm["fit"]["jsonl"][key] == pytest.approx(np.mean(mine))
         assert {e: v for e, v in arm["predicted_share"]["jsonl"].items() if v} == pytest.approx(
             dict(predicted)
         )
