@@ -90,12 +90,14 @@ def original_prompts(conversations: Sequence[Conversation], config: Config) -> l
     prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
     if config.flywheel.max_prompt_share >= 1:
         return prompts
+    gold = [p.target.top(p.label_set) for p in prompts if p.target is not None]
+    assert len(gold) == len(prompts)
     kept: list[int] = []
     for name in dict.fromkeys(p.dataset for p in prompts):
         members = np.array([i for i, p in enumerate(prompts) if p.dataset == name])
         members = rng(config.seed, "prompt share", name).permutation(members)
-        gold = [p.target.top(p.label_set) for i in members if (p := prompts[i]).target]
-        chosen = select_samples(gold, [0.0] * len(gold), config.flywheel.max_prompt_share)
+        tops, equal = [gold[i] for i in members], [0.0] * len(members)
+        chosen = select_samples(tops, equal, config.flywheel.max_prompt_share)
         kept.extend(members[chosen].tolist())
     return [prompts[i] for i in sorted(kept)]
 
