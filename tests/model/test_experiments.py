@@ -299,17 +299,19 @@ def test_statistics_over_seeds_agree_with_scipy() -> None:
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_shipped_experiments_are_whole() -> None:
+@pytest.mark.parametrize(("more", "same"), [([], "refit"), (["rl-alone.toml"], "no-refit")])
+def test_the_shipped_experiments_are_whole(more: list[str], same: str) -> None:
     base = [ROOT / "experiments" / "base.toml"]
     changes = sorted(map(str, (ROOT / "experiments" / "changes").glob("*.toml")))
     assert changes
     for budget in sorted((ROOT / "experiments" / "budgets").glob("*.toml")):
-        config = load([*base, budget])
+        files = [*base, budget, *(ROOT / "experiments" / f for f in more)]
+        config = load(files)
         everyone = [n for n in shipped_arms() if n not in ("full", "gold-cold-start")]
         for arm in arms_for(config, [*everyone, *changes]):
-            changed = load([*base, budget], arm.overrides)
+            changed = load(files, arm.overrides)
             # An arm that changes nothing would be the full one under another name.
-            assert (changed == config) == (arm.name in ("full", "backbone", "cold-start"))
+            assert (changed == config) == (arm.name in ("full", "backbone", "cold-start", same))
 
 
 @pytest.mark.parametrize(
