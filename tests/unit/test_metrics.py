@@ -67,16 +67,24 @@ def test_scores_agree_with_scikit_learn(rows) -> None:
 weights = st.lists(st.integers(0, 10), min_size=7, max_size=7).filter(any)
 
 
+def calibrated(rows) -> tuple[np.ndarray, np.ndarray, dict]:
+    p = np.array([np.array(w) / sum(w) for w, _ in rows])
+    gold = np.array([g for _, g in rows])
+    return (
+        p,
+        gold,
+        calibration(
+            [dict(zip(LABELS, row, strict=True)) for row in p],
+            [{LABELS[g]: 1.0} for g in gold],
+            [LABELS] * len(rows),
+        ),
+    )
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(weights, st.integers(0, 6)), min_size=1, max_size=40))
 def test_calibration_agrees_with_scikit_learn(rows) -> None:
-    p = np.array([np.array(w) / sum(w) for w, _ in rows])
-    gold = np.array([g for _, g in rows])
-    found = calibration(
-        [dict(zip(LABELS, row, strict=True)) for row in p],
-        [{LABELS[g]: 1.0} for g in gold],
-        [LABELS] * len(rows),
-    )
+    p, gold, found = calibrated(rows)
     mixed = (1 - NLL_FLOOR) * p + NLL_FLOOR / 7
     assert found["nll"] == pytest.approx(sk.log_loss(gold, mixed, labels=range(7)))
     assert found["brier"] == pytest.approx(
@@ -96,13 +104,7 @@ def test_calibration_agrees_with_scikit_learn(rows) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(weights, st.integers(0, 6)), min_size=1, max_size=40))
 def test_no_other_temperature_is_better(rows) -> None:
-    p = np.array([np.array(w) / sum(w) for w, _ in rows])
-    gold = np.array([g for _, g in rows])
-    found = calibration(
-        [dict(zip(LABELS, row, strict=True)) for row in p],
-        [{LABELS[g]: 1.0} for g in gold],
-        [LABELS] * len(rows),
-    )
+    p, gold, found = calibrated(rows)
     mixed = (1 - NLL_FLOOR) * p + NLL_FLOOR / 7
 
     def at(temperature: float) -> float:
