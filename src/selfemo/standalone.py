@@ -153,20 +153,22 @@ def soften_alone(
     fitted = {f.prompt.id: f for f in fit_all([p for p, _ in samples], engine, config, counts)}
     samples = [(p, c) for p, c in samples if p.id in fitted]
 
-    def believed(places: Sequence[tuple[Prompt, str]]) -> list[EmotionDistribution]:
-        found: dict[str, EmotionDistribution] = {}
-        for labels in dict.fromkeys(p.label_set for p, _ in places):
-            asked = [(p, written) for p, written in places if p.label_set == labels]
-            for start in range(0, len(asked), _CHUNK):
-                part = asked[start : start + _CHUNK]
-                read = engine.label_probabilities(
-                    [(p.conversation_id, fitted[p.id].ids, written) for p, written in part], labels
-                )
-                found.update((p.id, d) for (p, _), d in zip(part, read, strict=True))
-                advance(len(part))
-        return [found[p.id] for p, _ in places]
-
     with reporter.bar("soften", 2 * len(samples)) as advance:
+
+        def believed(places: Sequence[tuple[Prompt, str]]) -> list[EmotionDistribution]:
+            found: dict[str, EmotionDistribution] = {}
+            for labels in dict.fromkeys(p.label_set for p, _ in places):
+                asked = [(p, written) for p, written in places if p.label_set == labels]
+                for start in range(0, len(asked), _CHUNK):
+                    part = asked[start : start + _CHUNK]
+                    read = engine.label_probabilities(
+                        [(p.conversation_id, fitted[p.id].ids, written) for p, written in part],
+                        labels,
+                    )
+                    found.update((p.id, d) for (p, _), d in zip(part, read, strict=True))
+                    advance(len(part))
+            return [found[p.id] for p, _ in places]
+
         softened = soften(samples, believed, own_weight)
     written = write_parquet(out, softened, config.prompt.reasoning, "softened")
     several = sum("," in format_emotions(c.emotion) for _, c in softened)
