@@ -380,7 +380,9 @@ def _best_temperature(logs: np.ndarray, gold: np.ndarray) -> tuple[float, float]
         return float(-(gold * np.where(there, scaled, 0)).sum() / len(logs))
 
     found = minimize_scalar(nll, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-4})
-    return 1 / float(found.x), min(float(found.fun), nll(1.0))
+    # The search stops short of its bounds, where the minimum of a model that is mostly wrong, or never, lies.
+    best = min((float(found.x), 0.05, 1.0, 20.0), key=nll)
+    return 1 / best, nll(best)
 
 
 # -- agreement ------------------------------------------------------------------------------------------
