@@ -23,7 +23,7 @@ from selfemo.config import Config, load
 from selfemo.dialogues import Episode, episodes
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation import UNION, Scores, gold_prompts, score
-from selfemo.experiments import ablation_table
+from selfemo.experiments import ablation_table, share_table, signal_table
 from selfemo.pipeline import (
     COLD,
     CONFIG_FILE,
@@ -302,11 +302,14 @@ def _ablation(place: Path | None, folder: Path) -> Section:
     path = place / "ablation.json"
     try:
         found = _read_json(path, command)
-        header, rows = ablation_table(found)
+        section.tables = [
+            Table("Mean (sd) over seeds", *ablation_table(found)),
+            Table("What each arm predicts, and how sure it is", *share_table(found)),
+            Table("What its RL had to learn from: means over groups", *signal_table(found)),
+        ]
         drawn = figures.arm_dots(folder, found["arms"])
     except (KeyError, TypeError, AttributeError) as e:
         raise StoreError(f"{path}: not what `{command}` writes ({e!r}); run it again") from None
-    section.tables = [Table("Mean (sd) over seeds", header, rows)]
     section.drawings = [("Accuracy by arm: each seed and their mean", drawn)]
     return section
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sqlite3
 import threading
@@ -11,6 +12,7 @@ import time
 import tomllib
 from collections import Counter, defaultdict
 from contextlib import closing, contextmanager
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +24,20 @@ from selfemo.config import load
 from selfemo.errors import ConfigError, SelfEmoError, StoreError
 from selfemo.experiments import (
     ablate,
+    ablation_table,
     arms_for,
     complete_run,
     over_seeds,
     paired_over_seeds,
     read_arm,
+    share_table,
     shipped_arms,
+    signal_table,
 )
 from selfemo.parallel import Job, side_by_side
 from selfemo.pipeline import fork
 from selfemo.progress import Quiet
+from selfemo.report import build
 from selfemo.stopping import Stopped, StopRequest
 from selfemo.tables import cross, measured
 from tests.conftest import Built, toy_conversations, write_jsonl
@@ -236,6 +242,22 @@ def test_what_rl_had_to_learn_from_follows_from_its_rollouts(ablated: Path) -> N
     assert max(a["signal"]["r1_flat"] for a in result["arms"]) > 0
     text = (ablated / "ablation.md").read_text()
     assert "| gold | jsonl |" in text and "| no advantage |" in text
+
+
+@pytest.mark.slow
+def test_the_report_shows_its_tables(ablated: Path, tmp_path: Path) -> None:
+    build(ablated / "full" / "seed-0", tmp_path / "r.html", ablation=ablated)
+    page = (tmp_path / "r.html").read_text()
+    section = page[page.index('id="ablation"') : page.index('id="judge"')]
+    shown = [
+        re.findall(r"<t[hd][^>]*>(?:<bdi>)?(.*?)(?:</bdi>)?</t[hd]>", row)
+        for row in section.split("<tr")[1:]
+    ]
+    result = json.loads((ablated / "ablation.json").read_text())
+    for table in (ablation_table, share_table, signal_table):
+        header, rows = table(result)
+        for row in (header, *rows):
+            assert [escape(str(c)) for c in row] in shown, row
 
 
 @pytest.mark.slow
