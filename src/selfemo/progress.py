@@ -68,15 +68,17 @@ class Console:
 
 
 def lines(say: Callable[[str], None], label: str, total: int) -> Iterator[Advance]:
-    """A bar in words: a line for each quarter."""
+    """A bar in words: a line for each quarter, and after a minute without one."""
     start, done, shown = time.monotonic(), 0, 0
+    last = start
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, shown
+        nonlocal done, shown, last
         done += n
-        if done * 4 // max(1, total) > shown or done >= total:
-            shown = done * 4 // max(1, total)
-            spent = time.monotonic() - start
+        now = time.monotonic()
+        if done * 4 // max(1, total) > shown or done >= total or now - last >= 60:
+            shown, last = done * 4 // max(1, total), now
+            spent = now - start
             left = spent / done * (total - done) if done else 0.0
             say(f"{label}: {done}/{total}, {spent:.0f} s, {left:.0f} s left {note}")
 
