@@ -242,12 +242,13 @@ def arm_dots(folder: Path, arms: Sequence[Mapping[str, Any]], measure: str = "ac
             ablation.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name, title = f"arms_{measure}", measure.replace("_", " ").capitalize()
+    name = f"arms_{measure}"
+    words = " ".join(w.upper() if w in ("r1", "f1") else w for w in measure.split("_"))
     datasets = list(dict.fromkeys(d for a in arms for d in a["scores"]))
-    figure, axes = _axes(
-        f"{title} by arm: seeds and their mean", measure.replace("_", " "), "", 7.0
-    )
-    figure.set_figheight(1.4 + 0.5 * len(arms))
+    title = f"{words[0].upper()}{words[1:]} by arm: seeds and their mean"
+    figure, axes = _axes(title, words, "", 7.0)
+    height = 1.4 + 0.5 * len(arms)  # inches
+    figure.set_figheight(height)
     rows = []
     for n, d in enumerate(datasets):
         at = [i + 0.16 * (n - (len(datasets) - 1) / 2) for i in range(len(arms))]
@@ -259,7 +260,7 @@ def arm_dots(folder: Path, arms: Sequence[Mapping[str, Any]], measure: str = "ac
         axes.plot(means, at, _MARKERS[n % 7], color=_COLOURS[n % 8], markersize=6, label=d)
     axes.set_yticks(range(len(arms)), [a["name"] for a in arms])
     axes.invert_yaxis()
-    axes.legend(frameon=False, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.2))
+    axes.legend(frameon=False, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.6 / height))
     _save(figure, folder, name)
     _write_csv(folder / f"{name}.csv", ["arm", "data", "seed", measure], rows)
     return name
