@@ -34,11 +34,11 @@ $(CLUSTER)/stamp: pyproject.toml constraints-verl.txt
 demo: $(VENV)/run.stamp
 	$(BIN)/selfemo evolve --config configs/quickstart.toml $(ARGS)
 
-# The two environments side by side: Ray and set-up wait more than they compute. What measures time runs after
-# them, alone.
+# The second environment is set up beside the tests of the first. What measures time runs after them, alone.
 test: $(VENV)/dev.stamp
-	$(MAKE) -j 2 test-main test-cluster
+	$(MAKE) -j 2 test-main $(CLUSTER)/stamp
 	$(BIN)/pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests)
+	$(MAKE) test-cluster
 
 # Two at a time; an idle worker takes over tests of the other.
 test-main: $(VENV)/dev.stamp

@@ -22,6 +22,9 @@ from selfemo.self_grpo import advantages
 from selfemo.types import LABEL_SETS, Completion
 from tests.conftest import dist, make_prompt
 
+# Ray's workers are nice by 15 unless told: beside any other work these tests would wait for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 pytest.importorskip("verl", reason="verl has an environment of its own: make test-cluster")
 torch = pytest.importorskip("torch")
 
