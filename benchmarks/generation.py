@@ -8,9 +8,8 @@ import torch
 
 from benchmarks.harness import Row, in_turn
 from benchmarks.training import G, engine, grpo_trainer, sample_prompts
-from selfemo.config import Config, load
+from selfemo.config import load
 from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.types import Prompt
 
 LONGEST = 128
 
@@ -66,18 +65,6 @@ def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) 
     return row
 
 
-def held_out(data: str, batch: int) -> tuple[Config, list[Prompt]]:
-    """Settings for greedy recognition, `batch` prompts of full length at a time, and the prompts of dev."""
-    from selfemo.evaluation import gold_prompts
-    from selfemo.pipeline import load_conversations
-
-    config = load(
-        [], [f'data.sources=["{data}"]', "prompt.max_tokens=1024", "evaluation.max_new_tokens=32",
-             f"evaluation.token_budget={1024 * batch}"],
-    )  # fmt: skip
-    return config, gold_prompts([c for c in load_conversations(config) if c.split == "dev"])
-
-
 def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int = 5) -> Row:
     """Greedy recognition of held-out prompts; a pair is one part of them.
 
@@ -86,13 +73,18 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, StopStringCriteria
 
-    from selfemo.evaluation import predict
+    from selfemo.evaluation import gold_prompts, predict
     from selfemo.models import resolve
+    from selfemo.pipeline import load_conversations
     from selfemo.selfplay import fit_all
 
     e = engine(model)
-    config, asked = held_out(data, batch)
-    asked = asked[:prompts]
+    config = load(
+        [], [f'data.sources=["{data}"]', "prompt.max_tokens=1024", "evaluation.max_new_tokens=32",
+             f"evaluation.token_budget={1024 * batch}"],
+    )  # fmt: skip
+    held = [c for c in load_conversations(config) if c.split == "dev"]
+    asked = gold_prompts(held)[:prompts]
     size = -(-len(asked) // parts)
     source = resolve(model)
     plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
