@@ -13,10 +13,10 @@ import json
 import time
 from typing import Any
 
-from selfemo.api import Recognition, SelfEmo
-from selfemo.datasets import load
-from selfemo.metrics import calibration
-from selfemo.types import Conversation
+from selfemo.data import load
+from selfemo.evaluation.metrics import calibration
+from selfemo.method.types import Conversation
+from selfemo.serve.api import Recognition, SelfEmo
 
 
 def measures(

@@ -1,4 +1,4 @@
-"""The cost model of `selfemo.costs` against measured points on one CPU core.
+"""The cost model of `selfemo.runs.costs` against measured points on one CPU core.
 
     python -m benchmarks.costs               measure and compare
     python -m benchmarks.costs --predict     compare again with what is in costs.json
@@ -59,8 +59,8 @@ def small_model(folder: Path) -> str:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from selfemo.models import resolve
-    from selfemo.types import BUILTIN_MODEL
+    from selfemo.method.types import BUILTIN_MODEL
+    from selfemo.models.loading import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(BUILTIN_MODEL))
     torch.manual_seed(0)
@@ -93,10 +93,10 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from selfemo.config import GrpoConfig, ModelConfig
-    from selfemo.engines.local import LocalEngine
-    from selfemo.generation.requests import Request, SamplingSettings
-    from selfemo.training import RlItem
-    from selfemo.types import BUILTIN_MODEL
+    from selfemo.method.types import BUILTIN_MODEL
+    from selfemo.models.generation.requests import Request, SamplingSettings
+    from selfemo.training.local import LocalEngine
+    from selfemo.training.protocol import RlItem
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -167,12 +167,12 @@ def real_tokens() -> dict[str, Any]:
     import torch
 
     from selfemo.config import load
-    from selfemo.costs import workload
-    from selfemo.engines.local import LocalEngine
-    from selfemo.flywheel import RlPlan, _update
-    from selfemo.pipeline import load_conversations
-    from selfemo.prompts import conversation_prompts
-    from selfemo.selfplay import fit_all, play_turn
+    from selfemo.method.prompts import conversation_prompts
+    from selfemo.runs.costs import workload
+    from selfemo.runs.pipeline import load_conversations
+    from selfemo.stages.flywheel import RlPlan, _update
+    from selfemo.stages.selfplay import fit_all, play_turn
+    from selfemo.training.local import LocalEngine
 
     torch.set_num_threads(1)
     config = load(
@@ -219,11 +219,16 @@ def real_store() -> dict[str, Any]:
     """Bytes of a store of real texts, and of its shards: the sample set's prompts, each with eight gold
     completions of other turns."""
     from selfemo.config import load
-    from selfemo.costs import CHARACTERS, store_bytes
-    from selfemo.pipeline import load_conversations
-    from selfemo.prompts import conversation_prompts, format_completion, gold_completion, messages
-    from selfemo.shards import export
-    from selfemo.store import STORE_FILE, Store
+    from selfemo.method.prompts import (
+        conversation_prompts,
+        format_completion,
+        gold_completion,
+        messages,
+    )
+    from selfemo.runs.costs import CHARACTERS, store_bytes
+    from selfemo.runs.pipeline import load_conversations
+    from selfemo.runs.shards import export
+    from selfemo.runs.store import STORE_FILE, Store
 
     conversations = load_conversations(load([]))
     prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
@@ -261,7 +266,7 @@ def real_store() -> dict[str, Any]:
 
 def predicted(point: dict[str, Any], seen: dict[str, Any], machine: Any) -> dict[str, Any]:
     from selfemo.config import load
-    from selfemo.costs import decoding, memory, shape_from, stages, workload
+    from selfemo.runs.costs import decoding, memory, shape_from, stages, workload
 
     p, r, g, n = (point[k] for k in "prgn")
     dtype, kl = point.get("dtype", "fp32"), float(point.get("kl", 0.0))
@@ -294,7 +299,7 @@ def predicted(point: dict[str, Any], seen: dict[str, Any], machine: Any) -> dict
 def growth() -> str:
     """The table of docs/scaling.md: one iteration on 8 H100 in the paper's settings, P 600, R 300."""
     from selfemo.config import load
-    from selfemo.costs import (
+    from selfemo.runs.costs import (
         KNOWN,
         MACHINES,
         PARQUET_SHARE,
@@ -356,7 +361,7 @@ def main() -> None:
 def compared(measured: dict[str, Any]) -> dict[str, Any]:
     """Predictions for what was measured, with the machine's FLOP/s from the first update."""
     from selfemo.config import load
-    from selfemo.costs import MACHINES, decoding, find_shape, stages, workload
+    from selfemo.runs.costs import MACHINES, decoding, find_shape, stages, workload
 
     rates = measured["machine"]
     machine = replace(

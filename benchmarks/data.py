@@ -23,8 +23,8 @@ def rewards(n: int, repeats: int) -> Row:
     Both take what a trainer hands over: weights of seven emotions per rollout. The peer is the loop over
     samples with dictionaries, as eqs. 8-13 are read.
     """
-    from selfemo.rewards import consensus_rows, iou_rows
-    from selfemo.self_grpo import advantages
+    from selfemo.method.rewards import consensus_rows, iou_rows
+    from selfemo.method.self_grpo import advantages
 
     rng = np.random.default_rng(0)
     groups = n // G
@@ -75,7 +75,7 @@ _OURS = """
 import sys, time, json, resource
 from pathlib import Path
 from benchmarks.data import G, _records
-from selfemo.store import Store
+from selfemo.runs.store import Store
 n, folder = int(sys.argv[1]), Path(sys.argv[2])
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 times, start = {}, time.perf_counter()

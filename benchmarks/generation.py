@@ -9,7 +9,7 @@ import torch
 from benchmarks.harness import Row, in_turn
 from benchmarks.training import G, engine, grpo_trainer, sample_prompts
 from selfemo.config import load
-from selfemo.generation.requests import Request, SamplingSettings
+from selfemo.models.generation.requests import Request, SamplingSettings
 
 LONGEST = 128
 
@@ -73,10 +73,10 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, StopStringCriteria
 
-    from selfemo.evaluation import gold_prompts, predict
-    from selfemo.models import resolve
-    from selfemo.pipeline import load_conversations
-    from selfemo.selfplay import fit_all
+    from selfemo.evaluation.predictions import gold_prompts, predict
+    from selfemo.models.loading import resolve
+    from selfemo.runs.pipeline import load_conversations
+    from selfemo.stages.selfplay import fit_all
 
     e = engine(model)
     config = load(

@@ -20,10 +20,17 @@ import torch
 from benchmarks.harness import timed
 from benchmarks.training import LR, REPLY, engine
 from selfemo.config import GrpoConfig, load
-from selfemo.flywheel import PromptQueue
-from selfemo.store import Store
-from selfemo.training import RlItem
-from selfemo.types import LABEL_SETS, EmotionDistribution, Lineage, Persona, Prompt, Utterance
+from selfemo.method.types import (
+    LABEL_SETS,
+    EmotionDistribution,
+    Lineage,
+    Persona,
+    Prompt,
+    Utterance,
+)
+from selfemo.runs.store import Store
+from selfemo.stages.flywheel import PromptQueue
+from selfemo.training.protocol import RlItem
 
 HERE = Path(__file__).parent
 

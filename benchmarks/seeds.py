@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 
 from selfemo.config import load
-from selfemo.experiments import complete_run, over_seeds
+from selfemo.evaluation.experiments import complete_run, over_seeds
 from selfemo.progress import Console
-from selfemo.tables import render
+from selfemo.reports.tables import render
 
 COLD = "cold-start"
 

@@ -27,12 +27,7 @@ import numpy as np
 import polars as pl
 
 from selfemo.config import GateConfig
-from selfemo.flywheel import fingerprint, select_samples
-from selfemo.gate import PASS, gate
-from selfemo.selfplay import select_best
-from selfemo.shards import Manifest, ShardFile, best_of_groups, read_manifest, select, write_frame
-from selfemo.store import STORE_FILE, Store, read_distribution
-from selfemo.types import (
+from selfemo.method.types import (
     LABEL_SETS,
     Completion,
     FailureKind,
@@ -41,6 +36,18 @@ from selfemo.types import (
     RolloutGroup,
     Sample,
 )
+from selfemo.runs.shards import (
+    Manifest,
+    ShardFile,
+    best_of_groups,
+    read_manifest,
+    select,
+    write_frame,
+)
+from selfemo.runs.store import STORE_FILE, Store, read_distribution
+from selfemo.stages.flywheel import fingerprint, select_samples
+from selfemo.stages.gate import PASS, gate
+from selfemo.stages.selfplay import select_best
 
 HERE = Path(__file__).parent
 G, PER_SHARD, LAM = 8, 100_000, 0.3
@@ -218,8 +225,8 @@ def make_store(folder: Path, rollouts: int) -> None:
 _JOB = """
 import json, sys, time
 from pathlib import Path
-from selfemo import shards
-from selfemo.store import need_polars
+from selfemo.runs import shards
+from selfemo.runs.store import need_polars
 need_polars()
 def peak():  # ru_maxrss would begin with that of the process that started this one
     text = Path("/proc/self/status").read_text()

@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.harness import Row, close, in_turn
 from selfemo.config import GrpoConfig, ModelConfig, SftConfig, load
-from selfemo.engines.local import LocalEngine
-from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.models import resolve
-from selfemo.training import RlItem
+from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.loading import resolve
+from selfemo.training.local import LocalEngine
+from selfemo.training.protocol import RlItem
 
 G, REPLY, LR = 8, 96, 1e-6
 
@@ -195,9 +195,9 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
     """
     from dataclasses import replace
 
-    from selfemo.pipeline import load_conversations
-    from selfemo.prompts import conversation_prompts
-    from selfemo.selfplay import fit_all
+    from selfemo.method.prompts import conversation_prompts
+    from selfemo.runs.pipeline import load_conversations
+    from selfemo.stages.selfplay import fit_all
 
     settings = [f'data.sources=["{data}"]', f"prompt.max_tokens={tokens}"]
     config = load([], settings)
@@ -235,10 +235,10 @@ def rl_step(
     from transformers import TrainerCallback
 
     from selfemo.config import Config
-    from selfemo.parsing import parse
-    from selfemo.rewards import weighted_iou
-    from selfemo.selfplay import play_turn
-    from selfemo.types import Completion
+    from selfemo.method.parsing import parse
+    from selfemo.method.rewards import weighted_iou
+    from selfemo.method.types import Completion
+    from selfemo.stages.selfplay import play_turn
 
     e = engine(model)
     fitted = sample_prompts(data, prompt, (repeats + 1) * groups, e)
@@ -346,11 +346,11 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from selfemo.coldstart import gold_samples
-    from selfemo.pipeline import load_conversations, training_conversations
-    from selfemo.prompts import format_completion
-    from selfemo.selfplay import fit_all
-    from selfemo.training import epoch_batches
+    from selfemo.method.prompts import format_completion
+    from selfemo.runs.pipeline import load_conversations, training_conversations
+    from selfemo.stages.coldstart import gold_samples
+    from selfemo.stages.selfplay import fit_all
+    from selfemo.training.protocol import epoch_batches
 
     e = engine(model)
     config = load([], [f'data.sources=["{data}"]', "prompt.max_tokens=1024"])

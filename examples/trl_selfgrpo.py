@@ -5,9 +5,9 @@ import argparse
 import torch
 from transformers import AutoTokenizer
 
-from selfemo.datasets import load
-from selfemo.integrations.trl import SelfGRPOConfig, SelfGRPOTrainer, prompt_dataset
-from selfemo.models import resolve
+from selfemo.data import load
+from selfemo.models.loading import resolve
+from selfemo.training.trl import SelfGRPOConfig, SelfGRPOTrainer, prompt_dataset
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="builtin:smollm2-135m", help="better a cold-started folder")

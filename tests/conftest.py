@@ -16,7 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from selfemo.types import LABEL_SETS, Conversation, EmotionDistribution, Persona, Prompt, Utterance
+from selfemo.method.types import (
+    LABEL_SETS,
+    Conversation,
+    EmotionDistribution,
+    Persona,
+    Prompt,
+    Utterance,
+)
 
 # The first example may load torch; on a busy machine any example may take long. CI draws the same examples
 # each time, so that its verdict is on the change; everybody else's runs go on searching.
@@ -88,7 +95,7 @@ def build_tiny_model(folder: Path) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from selfemo.prompts import messages
+    from selfemo.method.prompts import messages
 
     corpus = [m["content"] for c in toy_conversations() for m in messages(make_prompt())]
     corpus += [t.text for c in toy_conversations() for t in c.turns]

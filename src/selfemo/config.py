@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selfemo.errors import ConfigError
-from selfemo.prompts import Reasoning
-from selfemo.types import BUILTIN_MODEL
+from selfemo.method.prompts import Reasoning
+from selfemo.method.types import BUILTIN_MODEL
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from selfemo.config import Config, load
-from selfemo.engines import verl as cluster
 from selfemo.errors import ConfigError, DataError, EngineError
-from selfemo.models import ChatTokenizer
-from selfemo.prompts import messages
-from selfemo.selfplay import fit_all, score_group
-from selfemo.types import LABEL_SETS, Sample
+from selfemo.method.prompts import messages
+from selfemo.method.types import LABEL_SETS, Sample
+from selfemo.models.loading import ChatTokenizer
+from selfemo.stages.selfplay import fit_all, score_group
+from selfemo.training.verl import engine as cluster
 from tests.conftest import dist, make_prompt
 
 PAPER = sorted((Path(__file__).parents[2] / "configs").glob("paper_*.toml"))
@@ -158,11 +158,11 @@ import pyarrow.parquet as pq
 rows = pq.read_table(told["data.train_files"]).to_pylist()
 first = last - len(rows) // size
 from selfemo.config import load
-from selfemo.engines.verl import Task, dump_line
-from selfemo.parsing import parse
-from selfemo.selfplay import score_group
-from selfemo.self_grpo import lambda_at
-from selfemo.types import Sample
+from selfemo.training.verl.engine import Task, dump_line
+from selfemo.method.parsing import parse
+from selfemo.stages.selfplay import score_group
+from selfemo.method.self_grpo import lambda_at
+from selfemo.method.types import Sample
 from tests.conftest import make_prompt
 from dataclasses import replace
 own = lambda k: told["+algorithm.self_grpo." + k]
@@ -230,9 +230,8 @@ class Train:
     """One RL stage of four originals on the student."""
 
     def __init__(self, config: Config, folder: Path):
-        from selfemo.progress import Quiet
-        from selfemo.stopping import StopRequest
-        from selfemo.store import Store
+        from selfemo.progress import Quiet, StopRequest
+        from selfemo.runs.store import Store
 
         self.store, self.folder = Store(folder / "store.sqlite"), folder
         self.stop = StopRequest()
@@ -240,7 +239,7 @@ class Train:
         self.originals = [make_prompt(f"c{i}/1", dist(joy=1)) for i in range(4)]
 
     def run(self, **more: object) -> dict[str, int]:
-        from selfemo.selfplay import persona_book
+        from selfemo.stages.selfplay import persona_book
 
         return self.engine.rl(
             self.originals, self.originals[:1], persona_book([]), self.engine.config.model.id,
@@ -285,7 +284,7 @@ def test_a_stage_goes_into_the_store_as_a_local_one(
     metrics = [m for m in work.store.metrics() if m["stage"] == "iteration-1-rl"]
     assert [m["lambda"] for m in metrics] == [pytest.approx(0.5 * k / 6) for k in range(6)]
     assert metrics[0]["loss"] == 0.1
-    from selfemo.models import verify_checkpoint
+    from selfemo.models.loading import verify_checkpoint
 
     checkpoint = tmp_path / "run" / "checkpoints" / "iteration-1-rl"
     verify_checkpoint(checkpoint)

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from selfemo.config import Config, load
-from selfemo.models import verify_checkpoint
+from selfemo.models.loading import verify_checkpoint
 from selfemo.progress import Quiet
-from selfemo.standalone import sft_alone, train_alone
-from selfemo.store import Store
+from selfemo.runs.standalone import sft_alone, train_alone
+from selfemo.runs.store import Store
 from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
 from tests.model.test_pipeline import SETTINGS
 

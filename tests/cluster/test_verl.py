@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfemo.config import load
-from selfemo.engines import verl as cluster
-from selfemo.models import ChatTokenizer
-from selfemo.rewards import consensus, weighted_iou
-from selfemo.self_grpo import advantages
-from selfemo.types import LABEL_SETS, Completion
+from selfemo.method.rewards import consensus, weighted_iou
+from selfemo.method.self_grpo import advantages
+from selfemo.method.types import LABEL_SETS, Completion
+from selfemo.models.loading import ChatTokenizer
+from selfemo.training.verl import engine as cluster
 from tests.conftest import dist, make_prompt
 
 # Ray's workers are nice by 15 unless told: beside any other work these tests would wait for minutes.
@@ -134,7 +134,7 @@ def through_verl(
     from verl import DataProto
     from verl.trainer.ppo.ray_trainer import compute_advantage
 
-    from selfemo.integrations.verl import put_rewards
+    from selfemo.training.verl.plugin import put_rewards
 
     width = max(lengths)
     mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
@@ -228,7 +228,7 @@ TEXTS = [
 
 
 def score(text: str, **more: Any) -> dict[str, Any]:
-    from selfemo.integrations.verl import compute_score
+    from selfemo.training.verl.plugin import compute_score
 
     task = cluster.Task("c/1", MELD, dist(joy=1))
     return compute_score("toy", text, task.to_json(), **more)
@@ -237,7 +237,7 @@ def score(text: str, **more: Any) -> dict[str, Any]:
 def test_the_reward_is_loaded_by_verls_loader() -> None:
     from verl.trainer.ppo.reward import get_custom_reward_fn, resolve_reward_manager_cls
 
-    from selfemo.integrations.verl import EmotionRewardManager
+    from selfemo.training.verl.plugin import EmotionRewardManager
 
     made = rl_config(load([PAPER[0]]))
     assert resolve_reward_manager_cls(made) is EmotionRewardManager
@@ -258,7 +258,7 @@ def test_scores_and_failures() -> None:
 
 
 def test_r2_of_the_worked_group() -> None:
-    from selfemo.integrations.verl import secondary_rewards
+    from selfemo.training.verl.plugin import secondary_rewards
 
     texts = ["E: joy 5, surprise 5\nS: joy\nR: A.", *TEXTS[1:4]]
     infos = [score(t) for t in texts] + [score(TEXTS[5])]
@@ -310,7 +310,7 @@ def ray_processes() -> Any:
 
 @pytest.mark.slow
 def test_four_processes_give_what_one_gives(ray_processes: Any, tiny_model: Path) -> None:
-    from selfemo.engines.ray_workers import ray_map
+    from selfemo.training.verl.ray_workers import ray_map
 
     texts = [TEXTS[i % 6] for i in range(200)]
     assert ray_map(score_batch, texts, workers=4) == score_batch(texts)
@@ -322,8 +322,8 @@ def test_four_processes_give_what_one_gives(ray_processes: Any, tiny_model: Path
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(ray_processes: Any, tmp_path: Path) -> None:
-    from selfemo.engines.ray_workers import ray_map
     from selfemo.errors import EngineError
+    from selfemo.training.verl.ray_workers import ray_map
 
     mark = tmp_path / "died"
     items = [(TEXTS[i % 6], str(mark)) for i in range(48)]
@@ -371,7 +371,7 @@ def test_verls_reward_workers_give_what_one_process_gives(
     manager = RewardLoopManager(made)
     assert len(manager.reward_loop_workers) == 4
     found = manager.compute_rm_score(data)
-    from selfemo.integrations.verl import compute_score
+    from selfemo.training.verl.plugin import compute_score
 
     alone = [
         compute_score("toy", t, task, {"finished": done})
@@ -384,7 +384,7 @@ def test_verls_reward_workers_give_what_one_process_gives(
 
 
 def test_scores_agree_with_the_parts_they_are_made_of() -> None:
-    from selfemo.parsing import parse
+    from selfemo.method.parsing import parse
 
     parsed = [parse(t, MELD) for t in TEXTS]
     predicted = [p.emotion if isinstance(p, Completion) else None for p in parsed]

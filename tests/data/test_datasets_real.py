@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.datasets import describe_speakers, load
+from selfemo.data import describe_speakers, load
 
 ROOT = Path(os.environ.get("SELFEMO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 

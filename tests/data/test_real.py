@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.datasets import check_lines, describe_speakers, load, resolve
+from selfemo.data import check_lines, describe_speakers, load, resolve
 
 ROOT = Path(os.environ.get("SELFEMO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 

@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from selfemo.cli import app
-from selfemo.datasets import load
-from selfemo.parsing import parse
-from selfemo.prompts import conversation_prompts, format_completion, gold_completion
-from selfemo.types import Completion
+from selfemo.data import load
+from selfemo.method.parsing import parse
+from selfemo.method.prompts import conversation_prompts, format_completion, gold_completion
+from selfemo.method.types import Completion
 
 BUILTIN = "builtin:smollm2-135m"
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_data_check_of_the_sample_set() -> None:
 
 @pytest.fixture(scope="module")
 def policy() -> Any:
-    from selfemo.models import load_policy
+    from selfemo.models.loading import load_policy
 
     return load_policy(BUILTIN, "cpu")
 
@@ -82,8 +82,8 @@ def test_format_costs_at_most_25_tokens_beyond_its_content(policy: Any) -> None:
 
 @pytest.mark.slow
 def test_builtin_weights_are_checked_and_speak(policy: Any) -> None:
-    from selfemo.generation.local import LocalGenerator
-    from selfemo.generation.requests import Request, SamplingSettings
+    from selfemo.models.generation.local import LocalGenerator
+    from selfemo.models.generation.requests import Request, SamplingSettings
 
     ids = policy.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
     settings = SamplingSettings(max_new_tokens=24, temperature=0)

@@ -13,11 +13,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from selfemo import SelfEmo
-from selfemo.app import terminal
-from selfemo.app.session import Character, Session
 from selfemo.cli import app
-from selfemo.datasets import load
+from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
+from selfemo.serve.chat import terminal
+from selfemo.serve.chat.session import Character, Session
 from tests.e2e.test_report import browser as browser
 
 PAIR = (Character("Mia", "warm"), Character("Bo", "dry"))
@@ -84,7 +84,7 @@ def test_a_slip_in_the_terminal_is_told_and_ends_nothing(
 @pytest.fixture(scope="module")
 def page(model: SelfEmo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     pytest.importorskip("gradio", reason="gradio is not installed")
-    from selfemo.app.web import build, launch
+    from selfemo.serve.chat.web import build, launch
 
     votes = tmp_path_factory.mktemp("votes") / "votes.jsonl"
     blocks = build(model, model, Session(PAIR, "A kitchen."), votes)
@@ -182,7 +182,7 @@ def test_a_port_that_is_taken(model: SelfEmo, tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed")
     import socket
 
-    from selfemo.app.web import build, launch
+    from selfemo.serve.chat.web import build, launch
 
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from selfemo.analysis import analyse
+from selfemo.evaluation.analysis import analyse
 from selfemo.progress import Quiet
-from selfemo.report import build
+from selfemo.reports.report import build
 from tests.model.test_pipeline import finished as finished
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

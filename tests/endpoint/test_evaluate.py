@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 
 from selfemo.errors import ConfigError, DataError, EndpointError, StoreError
-from selfemo.evaluation import gold_prompts
-from selfemo.evaluation_jobs import endpoint_of, evaluate_model, predictions_of
-from selfemo.generation import endpoint
-from selfemo.pipeline import load_conversations, settings_for
-from selfemo.progress import Quiet
-from selfemo.prompts import messages
-from selfemo.stopping import Stopped, StopRequest
+from selfemo.evaluation.jobs import endpoint_of, evaluate_model, predictions_of
+from selfemo.evaluation.predictions import gold_prompts
+from selfemo.method.prompts import messages
+from selfemo.models.generation import endpoint
+from selfemo.progress import Quiet, Stopped, StopRequest
+from selfemo.runs.pipeline import load_conversations, settings_for
 from tests.expert_server import format_answer
 
 HTTP = ("429-after", "429", "500", "drop", "cut-body", "no-chat")

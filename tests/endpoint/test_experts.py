@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfemo import experts as experts_module
-from selfemo import personas
-from selfemo.coldstart import expert_prompts, expert_samples
-from selfemo.datasets import speakers_recur
+from selfemo.data import speakers_recur
 from selfemo.errors import EndpointError
-from selfemo.experts import Reply, ask_all
-from selfemo.generation import endpoint
-from selfemo.generation.chat import Answer, ChatRequest, parse_expert
-from selfemo.generation.endpoint import Endpoint
-from selfemo.store import Store
-from selfemo.types import LABEL_SETS, Conversation, EmotionDistribution, Utterance
+from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, Utterance
+from selfemo.models.generation import endpoint
+from selfemo.models.generation.chat import Answer, ChatRequest, parse_expert
+from selfemo.models.generation.endpoint import Endpoint
+from selfemo.runs.store import Store
+from selfemo.stages import experts as experts_module
+from selfemo.stages import personas
+from selfemo.stages.coldstart import expert_prompts, expert_samples
+from selfemo.stages.experts import Reply, ask_all
 from tests.expert_server import FAULTS, write_answer
 
 MELD = LABEL_SETS["meld"]

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from selfemo.generation.chat import Answer, ChatRequest, UnansweredError, parse_expert
-from selfemo.generation.endpoint import Endpoint
-from selfemo.store import Store
+from selfemo.models.generation.chat import Answer, ChatRequest, UnansweredError, parse_expert
+from selfemo.models.generation.endpoint import Endpoint
+from selfemo.runs.store import Store
 
 
 @contextmanager

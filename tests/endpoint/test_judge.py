@@ -15,9 +15,9 @@ import polars as pl
 import pytest
 
 from selfemo.errors import ConfigError, DataError, EndpointError, EngineError, StoreError
-from selfemo.generation import endpoint
-from selfemo.generation.chat import parse_experts
-from selfemo.judge_jobs import judge_models, judge_table
+from selfemo.evaluation.judge_jobs import judge_models, judge_table
+from selfemo.models.generation import endpoint
+from selfemo.models.generation.chat import parse_experts
 from selfemo.progress import Quiet
 from tests.endpoint.test_evaluate import write
 

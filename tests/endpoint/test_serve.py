@@ -21,15 +21,15 @@ from typing import Any
 
 import pytest
 
-from selfemo.api import Ask, SelfEmo
 from selfemo.errors import ConfigError
-from selfemo.generation import endpoint
-from selfemo.types import LABEL_SETS
+from selfemo.method.types import LABEL_SETS
+from selfemo.models.generation import endpoint
+from selfemo.serve.api import Ask, SelfEmo
 
 httpx = pytest.importorskip("httpx2")
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn", reason="pip install 'selfemo[serve]'")
-server = pytest.importorskip("selfemo.server")
+server = pytest.importorskip("selfemo.serve.server")
 
 MELD = set(LABEL_SETS["meld"])
 TALK = [

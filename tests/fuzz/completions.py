@@ -14,12 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selfemo.config import GateConfig, GrpoConfig, RewardConfig
-from selfemo.evaluation import read_prediction
-from selfemo.gate import gate
-from selfemo.parsing import field_spans, parse, parse_emotions, parse_recognition
-from selfemo.prompts import format_completion
-from selfemo.selfplay import score_group, select_best
-from selfemo.types import Completion, EmotionDistribution, FailureKind, ParseFailure, Prompt, Sample
+from selfemo.evaluation.predictions import read_prediction
+from selfemo.method.parsing import field_spans, parse, parse_emotions, parse_recognition
+from selfemo.method.prompts import format_completion
+from selfemo.method.types import (
+    Completion,
+    EmotionDistribution,
+    FailureKind,
+    ParseFailure,
+    Prompt,
+    Sample,
+)
+from selfemo.stages.gate import gate
+from selfemo.stages.selfplay import score_group, select_best
 from tests.conftest import dist, make_prompt
 
 CORPUS: list[str] = json.loads((Path(__file__).parent / "corpus.json").read_text())

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.datasets import base, load
+from selfemo.data import base, load
 from selfemo.errors import DataError
 from tests.data.test_real import ROOT
 from tests.unit.test_datasets import EMORY_HEAD, emory_json, iemocap, meld
@@ -228,8 +228,8 @@ def test_links_out_of_a_folder_are_refused_and_those_inside_are_not(tmp_path: Pa
 
 def test_names_in_the_data_are_no_paths(tmp_path: Path) -> None:
     """Ids and names such as ../../x are text: what is made of them stays in the store."""
-    from selfemo.prompts import conversation_prompts
-    from selfemo.store import Store
+    from selfemo.method.prompts import conversation_prompts
+    from selfemo.runs.store import Store
 
     record = {**LINES[0], "id": "../../../etc/x", "labels": ["joy", "fear", "../anger"]}
     record["turns"] = [{"speaker": "/etc/passwd", "text": "hi", "emotion": "../anger"}]

@@ -9,8 +9,8 @@ import time
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from selfemo.experts import MalformedError, read_json
-from selfemo.types import FailureKind
+from selfemo.method.types import FailureKind
+from selfemo.stages.experts import MalformedError, read_json
 from tests.fuzz.completions import BOMBS, MARKS, NUMBERS, ODD, check_group
 from tests.fuzz.fuzz_parser import fuzz
 

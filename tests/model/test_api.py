@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo import SelfEmo
-from selfemo.api import Ask, Done, Emotion, ReplyDelta, SelfEmotion
 from selfemo.errors import ConfigError, DataError, EngineError
-from selfemo.prompts import clean, messages
-from selfemo.types import LABEL_SETS, Conversation, Persona, Utterance
+from selfemo.method.prompts import clean, messages
+from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
+from selfemo.serve.api import Ask, Done, Emotion, ReplyDelta, SelfEmotion
 from tests.conftest import make_prompt
 
 TALK = [("Ann", "Did you hear that noise?"), ("Bo", "It was only the cat, I promise.")]

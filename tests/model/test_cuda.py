@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from selfemo.config import GrpoConfig, ModelConfig, SftConfig
-from selfemo.engines.local import LocalEngine, score_tokens
-from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.packing import pack
-from selfemo.training import SftItem
+from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.packing import pack
+from selfemo.training.local import LocalEngine, score_tokens
+from selfemo.training.protocol import SftItem
 from tests.model.test_engine import gradients, plain_logprobs, rl_items
 
 pytestmark = [

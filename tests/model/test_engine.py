@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, SftConfig
-from selfemo.engines.local import LocalEngine, score_tokens
 from selfemo.errors import EngineError, NotFiniteError
-from selfemo.generation.local import sample_tokens
-from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.models import load_policy, resolve, verify_checkpoint
-from selfemo.packing import pack
-from selfemo.training import RlItem, SftItem, epoch_batches, learning_rate, run_sft
+from selfemo.models.generation.local import sample_tokens
+from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.loading import load_policy, resolve, verify_checkpoint
+from selfemo.models.packing import pack
+from selfemo.training.local import LocalEngine, score_tokens
+from selfemo.training.protocol import RlItem, SftItem, epoch_batches, learning_rate, run_sft
 
 
 def engine(tiny_model: Path, **kw) -> LocalEngine:
@@ -95,7 +95,7 @@ def test_logits_in_chunks_are_those_at_once(
     starts = [[len(i.prompt_ids) for i in items]]
     found = []
     for at_most in (1 << 28, logits):
-        monkeypatch.setattr("selfemo.engines.local._LOGITS", at_most)
+        monkeypatch.setattr("selfemo.training.local._LOGITS", at_most)
         scores = score_tokens(e.policy, [tree], starts, temperature=0.7)
         weights = torch.arange(1.0, scores.logp.numel() + 1).reshape(scores.logp.shape)
         (scores.logp * scores.mask * weights).sum().backward()
@@ -596,7 +596,7 @@ def test_an_altered_checkpoint_is_refused_wherever_it_is_loaded(
 
 
 def test_auto_is_bf16_only_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfemo.models import pick_dtype
+    from selfemo.models.loading import pick_dtype
 
     cpu = torch.device("cpu")
     for flags, dtype in (

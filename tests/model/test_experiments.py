@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selfemo import experiments
 from selfemo.config import load
 from selfemo.errors import ConfigError, SelfEmoError, StoreError
-from selfemo.experiments import (
+from selfemo.evaluation import experiments
+from selfemo.evaluation.experiments import (
     ablate,
     ablation_table,
     arms_for,
@@ -34,12 +34,11 @@ from selfemo.experiments import (
     shipped_arms,
     signal_table,
 )
-from selfemo.parallel import Job, side_by_side
-from selfemo.pipeline import fork
-from selfemo.progress import Quiet
-from selfemo.report import build
-from selfemo.stopping import Stopped, StopRequest
-from selfemo.tables import cross, measured
+from selfemo.evaluation.parallel import Job, side_by_side
+from selfemo.progress import Quiet, Stopped, StopRequest
+from selfemo.reports.report import build
+from selfemo.reports.tables import cross, measured
+from selfemo.runs.pipeline import fork
 from tests.conftest import Built, toy_conversations, write_jsonl
 from tests.model.test_pipeline import SETTINGS
 

@@ -10,11 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from selfemo.config import Config
-from selfemo.engines.local import LocalEngine
 from selfemo.errors import GuardError
-from selfemo.pipeline import Run, evolve, extend_run, load_conversations, training_conversations
+from selfemo.method.prompts import conversation_prompts
 from selfemo.progress import Quiet
-from selfemo.prompts import conversation_prompts
+from selfemo.runs.pipeline import (
+    Run,
+    evolve,
+    extend_run,
+    load_conversations,
+    training_conversations,
+)
+from selfemo.training.local import LocalEngine
 from tests.conftest import toy_conversations, write_jsonl
 from tests.model.test_pipeline import content, settings
 

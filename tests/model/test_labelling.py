@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from selfemo.api import SelfEmo
 from selfemo.cli import app
 from selfemo.errors import ConfigError, DataError, StoreError
-from selfemo.labelling import CHUNK, Source, label_file
+from selfemo.method.types import LABEL_SETS, LabelSet
 from selfemo.progress import Quiet
-from selfemo.types import LABEL_SETS, LabelSet
+from selfemo.serve.api import SelfEmo
+from selfemo.serve.labelling import CHUNK, Source, label_file
 
 
 @pytest.fixture(scope="module")

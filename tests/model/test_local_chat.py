@@ -10,18 +10,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from selfemo import personas
 from selfemo.cli import app
 from selfemo.errors import EngineError
-from selfemo.experts import Question, Tally, ask_experts, first_request
-from selfemo.generation import local_chat
-from selfemo.generation.chat import UnansweredError, parse_expert
-from selfemo.generation.grammar import Grammar
-from selfemo.generation.local import LocalGenerator, sample_tokens
-from selfemo.generation.local_chat import LocalChat, open_local
-from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.models import load_policy
-from selfemo.store import Store
+from selfemo.models.generation import local_chat
+from selfemo.models.generation.chat import UnansweredError, parse_expert
+from selfemo.models.generation.grammar import Grammar
+from selfemo.models.generation.local import LocalGenerator, sample_tokens
+from selfemo.models.generation.local_chat import LocalChat, open_local
+from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.loading import load_policy
+from selfemo.runs.store import Store
+from selfemo.stages import personas
+from selfemo.stages.experts import Question, Tally, ask_experts, first_request
 from tests.conftest import toy_conversations
 
 SCHEMA = {

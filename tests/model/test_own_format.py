@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfemo.errors import ConfigError
-from selfemo.generation.local import LocalGenerator
-from selfemo.generation.own_format import OwnFormat, emotions_regex
-from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.models import Policy, load_policy
-from selfemo.parsing import parse, parse_emotions
-from selfemo.prompts import Reasoning, format_emotions
-from selfemo.types import LABEL_SETS, Completion, EmotionDistribution, LabelSet
+from selfemo.method.parsing import parse, parse_emotions
+from selfemo.method.prompts import Reasoning, format_emotions
+from selfemo.method.types import LABEL_SETS, Completion, EmotionDistribution, LabelSet
+from selfemo.models.generation.local import LocalGenerator
+from selfemo.models.generation.own_format import OwnFormat, emotions_regex
+from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.loading import Policy, load_policy
 
 SETS = (
     *LABEL_SETS.values(),
@@ -125,15 +125,15 @@ def test_many_labels_are_held_to_two_at_once(policy: Policy) -> None:
 
 def test_training_is_not_constrained() -> None:
     """Rollouts and SFT never ask for a constraint: an unreadable completion must be able to happen."""
-    import selfemo.engines.local as engine
-    import selfemo.selfplay as selfplay
+    import selfemo.stages.selfplay as selfplay
+    import selfemo.training.local as engine
 
     for module in (engine, selfplay):
         assert "constraints" not in Path(str(module.__file__)).read_text()
 
 
 def test_the_probabilities_of_labels_are_those_of_plain_rows(policy: Policy) -> None:
-    from selfemo.generation.label_scores import label_probabilities
+    from selfemo.models.generation.label_scores import label_probabilities
 
     labels = LabelSet("own", ("sad", "sadly", "calm"))
     prompts = [policy.encode_chat([{"role": "user", "content": t}]) for t in ("Ann: hi", "Bo: no")]
@@ -179,7 +179,7 @@ def test_what_is_read_off_while_writing_is_the_models_own_probability(policy: Po
 
 
 def test_labels_that_begin_alike_are_told_apart_at_the_end(tiny_model: Path) -> None:
-    from selfemo.api import SelfEmo
+    from selfemo.serve.api import SelfEmo
 
     model = SelfEmo(tiny_model, labels=["sad", "sadly"], max_tokens=90)
     assert model.policy and OwnFormat(model.policy, model.labels).firsts is None

@@ -20,10 +20,10 @@ import selfemo.cli
 from selfemo.cli import app
 from selfemo.config import Config, load
 from selfemo.errors import DataError, EngineError, StoreError
-from selfemo.evaluation_jobs import evaluate_model
-from selfemo.pipeline import CONFIG_FILE, Run, evolve, save_config, scores_of
-from selfemo.stopping import Stopped, StopRequest
-from selfemo.summary import finish
+from selfemo.evaluation.jobs import evaluate_model
+from selfemo.evaluation.summary import finish
+from selfemo.progress import Stopped, StopRequest
+from selfemo.runs.pipeline import CONFIG_FILE, Run, evolve, save_config, scores_of
 from tests.conftest import Built
 
 
@@ -534,7 +534,7 @@ def test_stages_alone(finished: Path, tiny_model: Path, data: Path, tmp_path: Pa
 def test_a_stopped_evaluation_goes_on(
     finished: Path, data: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    import selfemo.evaluation as evaluation
+    import selfemo.evaluation.predictions as evaluation
 
     monkeypatch.setattr(evaluation, "_CHUNK", 4)
     asked: list[int] = []
@@ -563,7 +563,7 @@ def test_a_stopped_evaluation_goes_on(
 def test_a_stop_request_ends_an_evaluation_after_its_chunk(
     finished: Path, tiny_model: Path, data: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    import selfemo.evaluation as evaluation
+    import selfemo.evaluation.predictions as evaluation
 
     monkeypatch.setattr(evaluation, "_CHUNK", 4)
     stop = StopRequest()
@@ -594,8 +594,8 @@ def test_a_stop_request_ends_an_evaluation_after_its_chunk(
 
 def test_predictions_by_probability(finished: Path, data: Path, tmp_path: Path) -> None:
     """Two data sets with label sets of their own in one evaluation; the untouched model is readable too."""
-    from selfemo.rewards import weighted_iou
-    from selfemo.store import read_distribution
+    from selfemo.method.rewards import weighted_iou
+    from selfemo.runs.store import read_distribution
 
     sources, asked = [str(data), "sample"], "evaluation.span=probabilities"
     more = ["data.eval_split=test", "data.eval_conversations=2", asked]
@@ -631,8 +631,8 @@ def test_samples_are_softened_and_a_cold_start_takes_them(
 ) -> None:
     """From gold samples of two data sets; what the model believes is what `evaluate` reads of it."""
     pytest.importorskip("polars")
-    from selfemo.coldstart import read_parquet, write_parquet
-    from selfemo.pipeline import cold_start_samples
+    from selfemo.runs.pipeline import cold_start_samples
+    from selfemo.stages.coldstart import read_parquet, write_parquet
 
     gold, own, soft = (tmp_path / f"{n}.parquet" for n in ("gold", "own", "soft"))
     assert (
@@ -679,7 +679,7 @@ def content_of(folder: Path) -> list:
 
 
 def test_analysis_goes_on_by_checkpoint_and_says_the_same(finished: Path, tmp_path: Path) -> None:
-    from selfemo.analysis import analyse
+    from selfemo.evaluation.analysis import analyse
 
     home = tmp_path / "run"
     shutil.copytree(finished, home)

@@ -13,12 +13,12 @@ import pytest
 
 from selfemo.config import GrpoConfig, ModelConfig, RewardConfig
 from selfemo.errors import ConfigError, DataError
-from selfemo.parsing import parse
-from selfemo.prompts import conversation_prompts, messages
-from selfemo.rewards import consensus, weighted_iou
-from selfemo.self_grpo import advantages
-from selfemo.training import RlItem
-from selfemo.types import Completion, Prompt, Sample, Utterance
+from selfemo.method.parsing import parse
+from selfemo.method.prompts import conversation_prompts, messages
+from selfemo.method.rewards import consensus, weighted_iou
+from selfemo.method.self_grpo import advantages
+from selfemo.method.types import Completion, Prompt, Sample, Utterance
+from selfemo.training.protocol import RlItem
 from tests.conftest import MELD, dist, make_prompt, toy_conversations
 
 pytest.importorskip("trl")
@@ -28,8 +28,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from selfemo.engines.local import LocalEngine
-from selfemo.integrations.trl import (
+from selfemo.training.local import LocalEngine
+from selfemo.training.trl import (
     LambdaCallback,
     Row,
     SelfGRPOConfig,

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from selfemo.integrations.trl import SelfGRPOConfig, SelfGRPOTrainer, prompt_dataset
 from selfemo.seeds import derive
+from selfemo.training.trl import SelfGRPOConfig, SelfGRPOTrainer, prompt_dataset
 from tests.conftest import toy_conversations
 
 TEXTS = (

@@ -248,10 +248,8 @@ def evolve_job(folder: Path) -> Job:
     import torch
 
     torch.set_num_threads(1)
-    import selfemo.pipeline
-    import selfemo.summary  # noqa: F401
     from selfemo.config import load, to_toml
-    from selfemo.engines import local  # noqa: F401
+    from selfemo.training import local  # noqa: F401
     from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
 
     data, toml = folder / "toy.jsonl", folder / "c.toml"
@@ -317,7 +315,7 @@ def _no_answer_lost(log: Path, concurrency: int) -> Callable[[Path, int], list[s
 
 
 def personas_job(folder: Path, url: str, log: Path, concurrency: int = 8) -> Job:
-    import selfemo.expert_jobs  # noqa: F401
+    import selfemo.runs.expert_jobs  # noqa: F401
 
     data = folder / "mine.jsonl"
     with data.open("w") as f:
@@ -334,7 +332,7 @@ def personas_job(folder: Path, url: str, log: Path, concurrency: int = 8) -> Job
 
 
 def evaluate_job(folder: Path, url: str, log: Path, concurrency: int = 4) -> Job:
-    import selfemo.evaluation_jobs  # noqa: F401
+    import selfemo.evaluation.jobs  # noqa: F401
 
     data = _labelled(folder / "data.jsonl", 80)
 
@@ -358,7 +356,7 @@ def _labelled(path: Path, conversations: int) -> Path:
 
 def judge_job(folder: Path, urls: list[str], logs: list[Path], concurrency: int = 4) -> Job:
     """Two systems answer, a judge compares: `urls` and `logs` are of the three servers, the judge's last."""
-    import selfemo.judge_jobs  # noqa: F401
+    import selfemo.evaluation.judge_jobs  # noqa: F401
 
     data = _labelled(folder / "data.jsonl", 20)
     x, y, judge = (
@@ -389,7 +387,7 @@ def run_job(name: str, folder: Path, kills: int, seed: int, say=print) -> Outcom
     folder.mkdir(parents=True, exist_ok=True)
     if name == "evolve":
         return kill_anywhere(evolve_job(folder), folder / "runs", kills, seed, say)
-    from selfemo.generation import endpoint
+    from selfemo.models.generation import endpoint
 
     endpoint.FIRST_WAIT = 0.02  # waiting for the faulty server would be most of the time
     faults = (

@@ -70,7 +70,7 @@ def allocated_mib() -> float:
 
 def measured(run: Path) -> dict[str, Any]:
     """Memory (MiB; Python's blocks), file handles, threads; bytes and names in the run's folder."""
-    from selfemo.memory import resident_bytes
+    from selfemo.models.memory import resident_bytes
 
     gc.collect()
     sizes = {p: p.stat().st_size for p in run.rglob("*") if p.is_file()}
@@ -97,10 +97,9 @@ def cycles(folder: Path) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(1)
     from selfemo import SelfEmo
     from selfemo.config import load
-    from selfemo.pipeline import evolve, extend_run
-    from selfemo.progress import Quiet
-    from selfemo.stopping import Stopped, StopRequest
-    from selfemo.summary import finish
+    from selfemo.evaluation.summary import finish
+    from selfemo.progress import Quiet, Stopped, StopRequest
+    from selfemo.runs.pipeline import evolve, extend_run
     from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
     from tests.model.test_pipeline import SETTINGS
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from selfemo.config import GrpoConfig, to_toml
-from selfemo.generation.requests import Request, SamplingSettings
-from selfemo.pipeline import evolve
+from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.progress import Quiet
-from selfemo.store import Store
+from selfemo.runs.pipeline import evolve
+from selfemo.runs.store import Store
 from tests.endpoint.conftest import expert  # noqa: F401
 from tests.endpoint.test_experts import extract, records
 from tests.model.test_engine import assert_same_gradients, engine, gradients, rl_items

@@ -20,9 +20,9 @@ import pytest
 
 from selfemo.config import to_toml
 from selfemo.errors import DamagedStoreError, EngineError, StoreError
-from selfemo.pipeline import Run, evolve
 from selfemo.progress import Quiet
-from selfemo.store import Store, write_text
+from selfemo.runs.pipeline import Run, evolve
+from selfemo.runs.store import Store, write_text
 from tests.model.test_pipeline import (
     SHORT,
     assert_goes_on_as_if_never_stopped,
@@ -295,7 +295,7 @@ def test_a_copy_that_does_not_fit_leaves_the_one_before(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("selfemo.store.sync", full)
+    monkeypatch.setattr("selfemo.runs.store.sync", full)
     with pytest.raises(StoreError, match="No space left"):
         store.backup(copy)
     with pytest.raises(StoreError, match=r"config\.toml: cannot be written \(No space left"):

@@ -71,7 +71,7 @@ def test_a_key_is_in_no_log_store_report_or_traceback(
 
 
 CRASH = """
-import sys, traceback, selfemo.evaluation as e
+import sys, traceback, selfemo.evaluation.predictions as e
 def broken(*a, **k): raise RuntimeError("planted bug")
 e._keep = broken
 sys.argv = ["selfemo", *sys.argv[1:]]

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from selfemo.analysis import span_entropies, token_starts
-from selfemo.diversity import distinct, self_bleu, share_entropy
-from selfemo.parsing import field_spans
-from selfemo.types import Sample
+from selfemo.evaluation.analysis import span_entropies, token_starts
+from selfemo.evaluation.diversity import distinct, self_bleu, share_entropy
+from selfemo.method.parsing import field_spans
+from selfemo.method.types import Sample
 
 END = 0
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from selfemo.attention import plan, tree_attention
-from selfemo.packing import pack, to_rows
+from selfemo.models.attention import plan, tree_attention
+from selfemo.models.packing import pack, to_rows
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=6)
 HEADS, KEYS, WIDTH = 6, 2, 8

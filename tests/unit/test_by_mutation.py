@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from selfemo.metrics import (
+from selfemo.evaluation.metrics import (
     FAILED,
     NLL_FLOOR,
     Outcomes,
@@ -15,9 +15,15 @@ from selfemo.metrics import (
     paired_difference,
     percentile_interval,
 )
-from selfemo.parsing import field_spans, parse, parse_emotions, parse_recognition, split_fields
-from selfemo.rewards import consensus_rows, exact_match
-from selfemo.types import FailureKind, ParseFailure
+from selfemo.method.parsing import (
+    field_spans,
+    parse,
+    parse_emotions,
+    parse_recognition,
+    split_fields,
+)
+from selfemo.method.rewards import consensus_rows, exact_match
+from selfemo.method.types import FailureKind, ParseFailure
 from tests.conftest import MELD, dist
 
 # -- rewards ---------------------------------------------------------------------------------------------

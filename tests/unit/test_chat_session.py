@@ -12,8 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.api import Reading, Response
-from selfemo.app.session import (
+from selfemo.data import load
+from selfemo.errors import ConfigError, DataError
+from selfemo.method.types import LABEL_SETS, EmotionDistribution, Utterance
+from selfemo.runs.dialogues import Episode, Played
+from selfemo.serve.api import Reading, Response
+from selfemo.serve.chat.session import (
     Character,
     Line,
     Session,
@@ -21,11 +25,7 @@ from selfemo.app.session import (
     from_episode,
     sample_characters,
 )
-from selfemo.app.web import Votes, shown, timeline, transcript
-from selfemo.datasets import load
-from selfemo.dialogues import Episode, Played
-from selfemo.errors import ConfigError, DataError
-from selfemo.types import LABEL_SETS, EmotionDistribution, Utterance
+from selfemo.serve.chat.web import Votes, shown, timeline, transcript
 
 MELD = LABEL_SETS["meld"]
 MIA, BO = Character("Mia", "warm"), Character("Bo")
@@ -216,7 +216,7 @@ def test_exports_of_the_page_do_not_outlive_it() -> None:
         [
             sys.executable,
             "-c",
-            "from selfemo.app.web import _file\n"
+            "from selfemo.serve.chat.web import _file\n"
             "for text in ('a', 'b'):\n"
             "    path = _file(text, 'chat.md'); print(path, open(path).read())",
         ],

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.clusters import NOISE, cluster, cluster_store, mask_names, name_clusters
 from selfemo.errors import DataError
-from selfemo.figures import persona_map
-from selfemo.store import Store
+from selfemo.reports.figures import persona_map
+from selfemo.runs.store import Store
+from selfemo.stages.clusters import NOISE, cluster, cluster_store, mask_names, name_clusters
 
 
 def test_names_are_masked_and_common_words_are_not() -> None:

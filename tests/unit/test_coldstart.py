@@ -12,8 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo import coldstart
-from selfemo.coldstart import (
+from selfemo.config import load
+from selfemo.errors import ConfigError, DataError
+from selfemo.method.parsing import parse, parse_emotions
+from selfemo.method.prompts import format_emotions
+from selfemo.method.types import LABEL_SETS, Completion, EmotionDistribution
+from selfemo.runs.pipeline import cold_start_samples
+from selfemo.stages import coldstart
+from selfemo.stages.coldstart import (
     blend,
     expert_prompts,
     gold_samples,
@@ -23,13 +29,7 @@ from selfemo.coldstart import (
     soften,
     write_parquet,
 )
-from selfemo.config import load
-from selfemo.errors import ConfigError, DataError
-from selfemo.experts import MalformedError
-from selfemo.parsing import parse, parse_emotions
-from selfemo.pipeline import cold_start_samples
-from selfemo.prompts import format_emotions
-from selfemo.types import LABEL_SETS, Completion, EmotionDistribution
+from selfemo.stages.experts import MalformedError
 from tests.conftest import make_prompt, toy_conversations
 
 MELD = LABEL_SETS["meld"]

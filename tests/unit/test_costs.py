@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from selfemo import costs
 from selfemo.config import load
-from selfemo.costs import KNOWN, Decoding, Machine, ModelShape, Workload
 from selfemo.errors import ConfigError, EngineError
+from selfemo.runs import costs
+from selfemo.runs.costs import KNOWN, Decoding, Machine, ModelShape, Workload
 
 # d 4, two heads of 2, one key head, f 8, v 10, L 3: a layer has 4 (2 x 4 + 2 x 2 + 3 x 8) = 144 weights.
 TOY = ModelShape("toy", 3, 4, 2, 1, 2, 8, 10)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.datasets import ADAPTERS, check_lines, describe_speakers, detect, load, with_personas
-from selfemo.datasets.base import MAX_FIELD_CHARS, LoadReport, clean_text
+from selfemo.data import ADAPTERS, check_lines, describe_speakers, detect, load, with_personas
+from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, clean_text
 from selfemo.errors import DataError
-from selfemo.types import LABEL_SETS, Conversation, Persona, Utterance
+from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
 from tests.conftest import dist, toy_conversations
 
 MELD_HEAD = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode\n"

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.datasets import ADAPTERS, check_lines, detect, load, resolve
-from selfemo.datasets.base import MAX_FIELD_CHARS, LoadReport, clean_text, split_of
+from selfemo.data import ADAPTERS, check_lines, detect, load, resolve
+from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, clean_text, split_of
 from selfemo.errors import DataError
-from selfemo.types import LABEL_SETS, Utterance
+from selfemo.method.types import LABEL_SETS, Utterance
 from tests.conftest import dist
 
 MELD_HEAD = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"

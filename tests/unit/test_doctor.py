@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from selfemo import doctor
 from selfemo.cli import app
 from selfemo.config import load
-from selfemo.doctor import Cluster, Diagnosis, Finding, Gpu, diagnose
-from selfemo.models import CHECKSUMS, sha256
+from selfemo.models.loading import CHECKSUMS, sha256
+from selfemo.runs import doctor
+from selfemo.runs.doctor import Cluster, Diagnosis, Finding, Gpu, diagnose
 
 GIB = 2**30
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.errors import ConfigError
-from selfemo.experts import MalformedError, answer_key, choose, read_json
-from selfemo.generation.chat import ChatRequest, parse_expert, parse_experts
-from selfemo.generation.endpoint import LONGEST_RETRY_AFTER, estimate_tokens, retry_after
+from selfemo.models.generation.chat import ChatRequest, parse_expert, parse_experts
+from selfemo.models.generation.endpoint import LONGEST_RETRY_AFTER, estimate_tokens, retry_after
+from selfemo.stages.experts import MalformedError, answer_key, choose, read_json
 
 
 def test_an_endpoint_with_settings() -> None:

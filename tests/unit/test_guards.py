@@ -7,8 +7,8 @@ import math
 import pytest
 
 from selfemo.config import GuardConfig
-from selfemo.guards import Alarm, alarms, decide, rate_scale
-from selfemo.training import finite_means
+from selfemo.training.guards import Alarm, alarms, decide, rate_scale
+from selfemo.training.protocol import finite_means
 
 CALM = {
     "r1": 0.5,

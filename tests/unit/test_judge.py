@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.experts import MalformedError
-from selfemo.judge import (
+from selfemo.evaluation.judge import (
     ASPECTS,
     KINDS,
     ORDERS,
@@ -22,10 +21,11 @@ from selfemo.judge import (
     summarise,
     winner,
 )
-from selfemo.metrics import krippendorff_alpha
-from selfemo.parsing import parse
-from selfemo.prompts import conversation_prompts
-from selfemo.types import Completion, EmotionDistribution
+from selfemo.evaluation.metrics import krippendorff_alpha
+from selfemo.method.parsing import parse
+from selfemo.method.prompts import conversation_prompts
+from selfemo.method.types import Completion, EmotionDistribution
+from selfemo.stages.experts import MalformedError
 from tests.conftest import toy_conversations
 
 PROMPTS = [p for c in toy_conversations(12) for p in conversation_prompts(c, future=False)]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from selfemo.losses import k3, masked_sum, token_loss
+from selfemo.method.losses import k3, masked_sum, token_loss
 
 
 def test_k3_by_hand_and_never_negative() -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from selfemo import memory
+from selfemo.models import memory
 
 
 def test_memory_is_given_back_once_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:

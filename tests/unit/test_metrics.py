@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from selfemo.metrics import (
+from selfemo.evaluation.metrics import (
     FAILED,
     NLL_FLOOR,
     Outcomes,

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.generation.no_repeat import NoRepeat
+from selfemo.models.generation.no_repeat import NoRepeat
 
 LINE_END = 4
 ENDS = np.array([0, 0, 0, 0, 1])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.packing import bins, group_by_key, micro_batches, pack, shared_prefix, to_rows
+from selfemo.models.packing import bins, group_by_key, micro_batches, pack, shared_prefix, to_rows
 
 sequences = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=8)
 
@@ -74,7 +74,7 @@ def test_shared_prefix() -> None:
 def test_runs_cover_a_tree_and_their_masks_are_those_of_the_ancestors(
     seqs: list[list[int]],
 ) -> None:
-    from selfemo.attention import plan
+    from selfemo.models.attention import plan
 
     tree = pack(seqs)
     (runs,) = plan([tree], len(tree) + 3, "cpu").rows

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.errors import StoreError
-from selfemo.experts import MalformedError
-from selfemo.personas import (
+from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
+from selfemo.runs.store import Store
+from selfemo.stages.experts import MalformedError
+from selfemo.stages.personas import (
     attach_profiles,
     build_profiles,
     most_central,
@@ -21,8 +23,6 @@ from selfemo.personas import (
     segments,
     with_known_personas,
 )
-from selfemo.store import Store
-from selfemo.types import LABEL_SETS, Conversation, Persona, Utterance
 
 
 def conversation(n: int, name: str = "c", **more: object) -> Conversation:

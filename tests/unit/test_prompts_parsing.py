@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.parsing import parse, parse_emotions, parse_recognition
-from selfemo.prompts import (
+from selfemo.method.parsing import parse, parse_emotions, parse_recognition
+from selfemo.method.prompts import (
     LISTENER,
     answering_speaker,
     conversation_prompts,
@@ -20,7 +20,7 @@ from selfemo.prompts import (
     messages,
     prompt_at,
 )
-from selfemo.types import (
+from selfemo.method.types import (
     Completion,
     Conversation,
     EmotionDistribution,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo import rewards
-from selfemo.rewards import (
+from selfemo.method import rewards
+from selfemo.method.rewards import (
     consensus,
     consensus_rows,
     core_distribution,
@@ -17,7 +17,7 @@ from selfemo.rewards import (
     iou_rows,
     weighted_iou,
 )
-from selfemo.types import LABEL_SETS, EmotionDistribution
+from selfemo.method.types import LABEL_SETS, EmotionDistribution
 from tests.conftest import MELD, dist
 
 weights = st.dictionaries(

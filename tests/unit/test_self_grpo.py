@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.self_grpo import advantages, lambda_at, normalise
+from selfemo.method.self_grpo import advantages, lambda_at, normalise
 
 rewards = st.lists(st.floats(0, 1), min_size=2, max_size=16)
 

@@ -11,20 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, load
-from selfemo.dialogues import dialogues
 from selfemo.errors import StoreError
-from selfemo.flywheel import (
-    PromptQueue,
-    RlPlan,
-    add_sample,
-    cap_emotions,
-    original_prompts,
-    select_samples,
-)
-from selfemo.gate import PASS, gate
-from selfemo.selfplay import next_prompt, score_group, select_best
-from selfemo.store import Store
-from selfemo.types import (
+from selfemo.method.types import (
     LABEL_SETS,
     Completion,
     Conversation,
@@ -35,6 +23,18 @@ from selfemo.types import (
     Sample,
     Utterance,
 )
+from selfemo.runs.dialogues import dialogues
+from selfemo.runs.store import Store
+from selfemo.stages.flywheel import (
+    PromptQueue,
+    RlPlan,
+    add_sample,
+    cap_emotions,
+    original_prompts,
+    select_samples,
+)
+from selfemo.stages.gate import PASS, gate
+from selfemo.stages.selfplay import next_prompt, score_group, select_best
 from tests.conftest import dist, make_prompt
 
 

@@ -18,16 +18,22 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from selfemo.cli import app
-from selfemo.coldstart import read_parquet
 from selfemo.config import GateConfig, GrpoConfig, RewardConfig
 from selfemo.errors import StoreError
-from selfemo.flywheel import add_sample, cap_emotions, fingerprint, select_samples, share_level
-from selfemo.gate import PASS, gate
-from selfemo.selfplay import score_group, select_best
-from selfemo.shards import MANIFEST, best_of_groups, export, read_manifest, select, top_keys
-from selfemo.stopping import Stopped, StopRequest
-from selfemo.store import STORE_FILE, Store
-from selfemo.types import LABEL_SETS, Completion, RolloutGroup, Sample, Utterance
+from selfemo.method.types import LABEL_SETS, Completion, RolloutGroup, Sample, Utterance
+from selfemo.progress import Stopped, StopRequest
+from selfemo.runs.shards import MANIFEST, best_of_groups, export, read_manifest, select, top_keys
+from selfemo.runs.store import STORE_FILE, Store
+from selfemo.stages.coldstart import read_parquet
+from selfemo.stages.flywheel import (
+    add_sample,
+    cap_emotions,
+    fingerprint,
+    select_samples,
+    share_level,
+)
+from selfemo.stages.gate import PASS, gate
+from selfemo.stages.selfplay import score_group, select_best
 from tests.conftest import dist, make_prompt
 
 MELD = LABEL_SETS["meld"].labels
@@ -347,7 +353,7 @@ def rollouts_frame(rows: list[tuple[int, bool, float, float, float]]) -> pl.Data
 def test_best_is_select_best(
     made: list[list[tuple[bool, float, float, float]]], lam: float
 ) -> None:
-    from selfemo.types import FailureKind, ParseFailure, Rollout
+    from selfemo.method.types import FailureKind, ParseFailure, Rollout
 
     rows, expected = [], []
     done = Completion(dist(joy=1), dist(joy=1), "Yes.")

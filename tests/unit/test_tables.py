@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.errors import ConfigError, StoreError
-from selfemo.tables import PAPER_SETS, cross, measured, published, render, table1
+from selfemo.reports.tables import PAPER_SETS, cross, measured, published, render, table1
 
 cells = st.text(
     st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=0, max_size=12

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from selfemo.data.transcripts import OTHER_SPEAKER, SPEAKER, ReadSettings, SourceTurn, read_turns
 from selfemo.errors import DataError
-from selfemo.transcripts import OTHER_SPEAKER, SPEAKER, ReadSettings, SourceTurn, read_turns
 
 
 def read(

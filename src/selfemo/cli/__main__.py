@@ -1,0 +1,3 @@
+from selfemo.cli import run
+
+run()

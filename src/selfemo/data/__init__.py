@@ -1,0 +1,108 @@
+"""Data sets, one adapter a file, all to `Conversation`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from selfemo.data.base import (
+    Adapter,
+    LoadReport,
+    LoadResult,
+    check_lines,
+    must_be_text,
+    must_exist,
+)
+from selfemo.data.emorynlp import EmoryNlp
+from selfemo.data.iemocap import Iemocap
+from selfemo.data.jsonl import Jsonl
+from selfemo.data.meld import Meld
+from selfemo.data.personas_plain import describe_speakers, with_personas
+from selfemo.data.sample import Sample
+from selfemo.errors import DataError
+from selfemo.method.types import Conversation
+
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "LoadReport",
+    "LoadResult",
+    "check_lines",
+    "describe_speakers",
+    "detect",
+    "load",
+    "resolve",
+    "speakers_recur",
+    "with_personas",
+]
+
+ADAPTERS: dict[str, Adapter] = {
+    a.name: a for a in (Sample(), Meld(), EmoryNlp(), Iemocap(), Jsonl())
+}
+
+
+def detect(path: Path) -> Adapter:
+    """The adapter whose data set a path looks like.
+
+    Raises:
+        DataError: the path is missing, or no adapter knows it.
+    """
+    must_exist(path)
+    for adapter in ADAPTERS.values():
+        if adapter.matches(path):
+            return adapter
+    if not os.path.isdir(path):
+        must_be_text(path)
+    looked = "; ".join(f"{a.name}: {a.looks_for}" for a in ADAPTERS.values())
+    raise DataError(f"is of no known data set. Looked for {looked}", path)
+
+
+def resolve(spec: str) -> tuple[Adapter, Path]:
+    """Adapter and path of "sample", a path, or "NAME:PATH".
+
+    Raises:
+        DataError: no adapter knows the path; it is missing; it looks like another data set's.
+    """
+    if spec == "sample":
+        return ADAPTERS["sample"], Sample.path()
+    name, separator, rest = spec.partition(":")
+    if separator and name in ADAPTERS and name != "sample":
+        if not rest:
+            raise DataError(f"{spec!r} names no path; write {name}:PATH")
+        # os.path.expanduser leaves ~nobody as it is, where pathlib raises RuntimeError.
+        adapter, path = ADAPTERS[name], Path(os.path.expanduser(rest))
+        must_exist(path)
+        if not adapter.matches(path):
+            other = next((a.name for a in ADAPTERS.values() if a.matches(path)), None)
+            # A lone file of no other data set is a broken one of this: loading it names the fault.
+            if other or path.is_dir():
+                looks = f"; it looks like {other}: use {other}:{rest}" if other else ""
+                raise DataError(f"is not {name} data (looked for {adapter.looks_for}){looks}", path)
+        return adapter, path
+    path = Path(os.path.expanduser(spec))
+    if separator and name.isalpha() and len(name) > 1 and not os.path.exists(path):
+        valid = ", ".join(n for n in ADAPTERS if n != "sample")
+        raise DataError(
+            f"no such file or folder, and no data set {name!r}; valid are {valid}", path
+        )
+    return detect(path), path
+
+
+def speakers_recur(conversation: Conversation) -> bool:
+    """Whether the speakers of a conversation are the same people in all of its data set."""
+    adapter = ADAPTERS.get(conversation.dataset)
+    return adapter is not None and adapter.recurring_speakers
+
+
+def load(spec: str, lenient: bool = False) -> LoadResult:
+    """Conversations of a source, with a report of what was found and mended.
+
+    Args:
+        spec: "sample", a path (its data set is detected), or "meld:PATH", "jsonl:PATH", and so on.
+        lenient: skip and count broken rows instead of raising at the first.
+
+    Raises:
+        DataError: see `Adapter.load`.
+    """
+    adapter, path = resolve(spec)
+    return adapter.load(path, lenient)

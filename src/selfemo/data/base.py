@@ -1,0 +1,417 @@
+"""What all adapters share: the adapter's interface, the load report, text cleaning, row errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from selfemo.errors import DataError
+from selfemo.method.types import (
+    SPLITS,
+    Conversation,
+    EmotionDistribution,
+    LabelSet,
+    Split,
+    Utterance,
+)
+
+MAX_FIELD_CHARS = 100_000
+MAX_FILE_BYTES = 1 << 30
+_ARCHIVES = {
+    b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\x1f\x8b": "gzip", b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
+_EXAMPLES = 3
+_HEAD_CHARS = 4000
+# A lone surrogate (JSON can spell one) cannot be written as UTF-8 later, U+FFFD is a lost character.
+_UNREADABLE = re.compile(r"[\ud800-\udfff\ufffd]")
+_CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|{_UNREADABLE.pattern}")
+_SPACES = re.compile(r"[\u00a0\u2007\u202f]")
+_SPLIT_WORDS = (
+    re.compile("tr(ai)?n(ing)?(set|data)?"),
+    re.compile("(dev(elopment)?|val(id(ation)?)?)(set|data)?"),
+    re.compile("te?st(ing)?(set|data)?"),
+)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load found. Counts are by split; a blemish was mended or is harmless, a skipped row or
+    file was left out.
+
+    Attributes:
+        conversations, utterances, labels: counts; `labels` are by top emotion, "(none)" without gold.
+        blemishes: how often each kind occurred, with up to three places ("file:line") in `examples`.
+        skipped: (path, line or None, reason) of each row left out, where `lenient`, and of each file
+            of a folder that has another form.
+        official: published utterance counts of the form that was read, where it has its own.
+        files: the file each split was read from, in data sets of one file a split.
+    """
+
+    dataset: str
+    conversations: Counter[str] = field(default_factory=Counter)
+    utterances: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
+    blemishes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    skipped: list[tuple[str, int | None, str]] = field(default_factory=list)
+    official: dict[Split, int] = field(default_factory=dict)
+    files: dict[Split, str] = field(default_factory=dict)
+
+    def blemish(self, kind: str, path: Path | str, line: int | None = None) -> None:
+        self.blemishes[kind] += 1
+        places = self.examples.setdefault(kind, [])
+        if len(places) < _EXAMPLES:
+            name = Path(path).name
+            places.append(name if line is None else f"{name}:{line}")
+
+    def count(self, conversations: Sequence[Conversation]) -> None:
+        for c in conversations:
+            self.conversations[c.split] += 1
+            self.utterances[c.split] += len(c.turns)
+            labels = self.labels.setdefault(c.split, Counter())
+            for t in c.turns:
+                labels["(none)" if t.emotion is None else t.emotion.top(c.label_set)] += 1
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """The conversations of a source, with the report of how they were read."""
+
+    conversations: tuple[Conversation, ...]
+    report: LoadReport
+
+
+class Adapter(Protocol):
+    """One data set.
+
+    Attributes:
+        official: published utterance counts by split, where it has any.
+        recurring_speakers: a speaker's name means the same person in all conversations.
+    """
+
+    name: str
+    label_set: LabelSet
+    official: dict[Split, int] | None
+    looks_for: str
+    recurring_speakers: bool
+
+    def matches(self, path: Path) -> bool:
+        """Whether a file or folder looks like this data set; reads the first characters only.
+
+        Raises:
+            DataError: a folder that cannot be listed.
+        """
+
+    def load(self, path: Path, lenient: bool = False) -> LoadResult:
+        """All conversations under a path.
+
+        Raises:
+            DataError: the path is missing or of another form; a broken row, unless `lenient`, which
+                counts it in `report.skipped` instead.
+        """
+
+
+class Rows:
+    """Collects the row errors of one file: raised at once, or with `lenient` kept in the report."""
+
+    def __init__(self, report: LoadReport, path: Path, lenient: bool):
+        self.report, self.path, self.lenient = report, path, lenient
+
+    def fail(self, line: int | None, reason: str) -> None:
+        """Raise DataError(reason) at the line, or with `lenient` note the row as skipped."""
+        if not self.lenient:
+            raise DataError(reason, self.path, line)
+        self.report.skipped.append((str(self.path), line, reason))
+
+
+def must_be_text(path: Path) -> None:
+    """Raises: DataError for devices and pipes, which may never end, for archives, and for huge files."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        return  # reading it says so
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError("is no regular file", path)
+    if status.st_size > MAX_FILE_BYTES:
+        raise DataError(
+            f"is larger than {MAX_FILE_BYTES >> 20} MiB, more than any conversation data set; split it "
+            "into files of a folder",
+            path,
+        )
+    with path.open("rb") as f:
+        head = f.read(max(map(len, _ARCHIVES)))
+    if kind := next((k for magic, k in _ARCHIVES.items() if head.startswith(magic)), None):
+        raise DataError(f"is a {kind} archive; unpack it and name what was inside", path)
+
+
+def must_stay_inside(folder: Path, files: Iterable[Path]) -> None:
+    """Raises: DataError for a link in a data folder that leads out of it."""
+    home = os.path.realpath(folder)
+    for file in files:
+        if os.path.commonpath([home, os.path.realpath(file)]) != home:
+            raise DataError(
+                "leads out of its folder by a symbolic link; name the place that it leads to", file
+            )
+
+
+def read_text(path: Path, report: LoadReport) -> str:
+    """A file's text: UTF-8 (with or without BOM), else cp1252, noted as a blemish.
+
+    Raises:
+        DataError: the file is missing, unreadable, or neither encoding fits.
+    """
+    try:
+        must_be_text(path)
+        raw = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"cannot be read: {e.strerror or e}", path) from None
+    if raw.startswith(b"\xef\xbb\xbf"):
+        report.blemish("byte order mark", path)
+        raw = raw[3:]
+    if b"\r" in raw:
+        report.blemish("Windows line ends", path)
+        raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    try:
+        text = raw.decode("cp1252")
+    except UnicodeDecodeError as e:
+        raise DataError(
+            f"is neither UTF-8 nor cp1252 text (byte {e.start}); save it as UTF-8", path
+        ) from None
+    report.blemish("cp1252 file", path)
+    return text
+
+
+def clean_text(text: str, report: LoadReport, path: Path, line: int | None = None) -> str:
+    """One line of plain text.
+
+    Windows punctuation that was decoded as C1 control codes (a right quote as U+0092) becomes what it
+    was; other control characters and unreadable ones are dropped; white space is folded. Each is
+    counted as a blemish.
+    """
+
+    def mend(match: re.Match[str]) -> str:
+        ch = match[0]
+        if "\x80" <= ch <= "\x9f":
+            report.blemish("cp1252 character as control code", path, line)
+            return bytes([ord(ch)]).decode("cp1252", errors="ignore")
+        kind = "unreadable character" if _UNREADABLE.match(ch) else "control character"
+        report.blemish(kind, path, line)
+        # Form feeds and the like part words.
+        return " " if ch.isspace() else ""
+
+    text = _CONTROL.sub(mend, text)
+    if _SPACES.search(text):
+        report.blemish("non-breaking space", path, line)
+    return " ".join(text.split())
+
+
+def one_hot(label: str, labels: LabelSet) -> EmotionDistribution:
+    """The distribution of a single gold label, whatever its case.
+
+    Raises:
+        ValueError: the label is not in the set; the message names the valid ones.
+    """
+    name = label.strip().lower()
+    if name not in labels:
+        raise ValueError(f"unknown label {label[:60]!r}; valid are {', '.join(labels.labels)}")
+    return EmotionDistribution({name: 1.0})
+
+
+def labelled_turn(speaker: str, text: str, label: str, labels: LabelSet) -> Utterance:
+    """A turn with its single gold label, of clean texts.
+
+    Raises:
+        ValueError: text or speaker is empty; the label is not in the set.
+    """
+    if not text or not speaker:
+        raise ValueError("the utterance or its speaker is empty")
+    return Utterance(speaker, text, one_hot(label, labels))
+
+
+def head_of(path: Path) -> str:
+    """The first characters of a file, for sniffing; "" for a folder or what cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""  # a pipe would be waited for
+        with open(path, encoding="utf-8-sig", errors="replace") as f:
+            return f.read(_HEAD_CHARS)
+    except (OSError, ValueError):
+        return ""
+
+
+def csv_header(path: Path) -> list[str]:
+    """The column names of a CSV file; empty where there are none to be seen."""
+    try:
+        return next(csv.reader(head_of(path).splitlines()[:1]), [])
+    except csv.Error:
+        return []
+
+
+def csv_rows(
+    path: Path, required: Sequence[str], rows: Rows, other: str = ""
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file with a header; `line` is where the row starts.
+
+    Raises:
+        DataError: a required column is missing, or the text is no CSV.
+    """
+    text = read_text(path, rows.report)
+    csv.field_size_limit(MAX_FIELD_CHARS)
+    # Not csv.DictReader: it passes over blank lines without telling, so line numbers would be off.
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        header = next(reader, [])
+    except csv.Error as e:
+        raise DataError(f"broken CSV: {e}", path, 1) from None
+    if not header:
+        raise DataError("is empty: it has no header line", path)
+    missing = [c for c in required if c not in header]
+    if missing:
+        raise DataError(f"has no column {', '.join(missing)}{other}", path, 1)
+    needed = 1 + max(header.index(c) for c in required)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            rows.fail(line, f"broken CSV: {e}")
+            continue
+        if not fields:
+            continue
+        several = reader.line_num > line
+        if not needed <= len(fields) <= len(header):
+            unclosed = f"; an unclosed quote up to line {reader.line_num}?" if several else ""
+            amount = "few" if len(fields) < needed else "many"
+            rows.fail(line, f"has too {amount} fields{unclosed}")
+            continue
+        if several:
+            rows.report.blemish("line break inside a row", path, line)
+        yield line, dict(zip(header, fields, strict=False))
+
+
+def split_of(name: str) -> Split | None:
+    """The split that a word of a file name says, or None ("latest.csv" says none)."""
+    for word in re.findall("[a-z]+", name.lower()):
+        for split, says in zip(SPLITS, _SPLIT_WORDS, strict=True):
+            if says.fullmatch(word):
+                return split
+    return None
+
+
+def claim_split(path: Path, report: LoadReport) -> Split:
+    """The split of a whole file by its name; "test", with a blemish, where the name says none.
+
+    Raises:
+        DataError: another file of this load has the split already, so turns would count twice.
+    """
+    named = split_of(path.name)
+    if named is None:
+        report.blemish("no split in the file name, taken as test", path)
+    split = named or "test"
+    if (other := report.files.setdefault(split, path.name)) != path.name:
+        raise DataError(
+            f"holds the {split} split, as {other} does; name one of them alone (a file name says its "
+            "split as train, dev or test)",
+            path,
+        )
+    return split
+
+
+def must_exist(path: Path) -> None:
+    """Raises DataError unless there is such a file or folder."""
+    # os.path: pathlib lets a name too long or a forbidden folder through as OSError.
+    if not os.path.exists(path):
+        raise DataError("no such file or folder", path)
+
+
+def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The file itself, or the folder's visible files with one of the suffixes, sorted."""
+    if not os.path.isdir(path):
+        return [path]
+    try:
+        inside = sorted(path.iterdir())
+    except OSError as e:
+        raise DataError(f"cannot be read: {e.strerror or e}", path) from None
+    found = [f for f in inside if f.suffix.lower() in suffixes and not f.name.startswith(".")]
+    must_stay_inside(path, found)
+    return found
+
+
+def load_files(
+    adapter: Adapter,
+    path: Path,
+    suffixes: Sequence[str],
+    read: Callable[[Path, LoadReport, bool], list[Conversation]],
+    lenient: bool,
+) -> LoadResult:
+    """Load a file, or the files of a folder that `adapter` knows, one after another in sorted order.
+
+    Files of the folder with such a suffix that are of another form are in `report.skipped`.
+
+    Raises:
+        DataError: the path does not exist, or holds no file or no conversation of this data set; one
+            of its files holds none, unless `lenient`.
+    """
+    must_exist(path)
+    report = LoadReport(adapter.name)
+    files = []
+    for file in data_files(path, suffixes):
+        if file == path or adapter.matches(file):
+            files.append(file)
+        else:
+            reason = f"file left out: it is not in {adapter.name}'s form"
+            report.skipped.append((str(file), None, reason))
+    if not files:
+        raise DataError(f"holds no {adapter.name} file; looked for {adapter.looks_for}", path)
+    conversations: list[Conversation] = []
+    for file in files:
+        found = read(file, report, lenient)
+        if not found:
+            Rows(report, file, lenient).fail(None, "holds no conversation")
+        conversations += found
+    if not conversations:
+        raise DataError("holds no conversation", path)
+    report.count(conversations)
+    return LoadResult(tuple(conversations), report)
+
+
+def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
+    """What `selfemo data check` prints: counts, comparison with the official ones, blemishes."""
+    report = result.report
+    sets = dict.fromkeys(", ".join(c.label_set.labels) for c in result.conversations)
+    lines = [f"data set: {report.dataset} (labels: {'; or '.join(sets)})"]
+    for split in SPLITS:
+        if not report.conversations[split]:
+            if adapter.official:
+                lines.append(f"{split}: absent")
+            continue
+        counts = report.utterances[split]
+        line = f"{split}: {report.conversations[split]} conversations, {counts} utterances"
+        official = report.official.get(split, (adapter.official or {}).get(split))
+        if official is not None:
+            off = counts - official
+            line += f" (official {official}: {'ok' if off == 0 else f'differs by {off:+d}'})"
+        lines.append(line)
+        labels = report.labels.get(split, Counter())
+        lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels.most_common()))
+    for kind, n in report.blemishes.most_common():
+        lines.append(f"noted: {n} x {kind} (for example {', '.join(report.examples[kind])})")
+    for path, at, reason in report.skipped[:20]:
+        lines.append(f"skipped: {path}{'' if at is None else f':{at}'}: {reason}")
+    if len(report.skipped) > 20:
+        lines.append(f"skipped: {len(report.skipped) - 20} more rows")
+    return lines

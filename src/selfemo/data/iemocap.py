@@ -1,0 +1,163 @@
+"""IEMOCAP: the release's folders (dialog/transcriptions, dialog/EmoEvaluation), six classes.
+
+The release has no development split. As is usual, session 5 is the test split; of the dialogues of
+sessions 1 to 4, in sorted order, every tenth is the development split [ours].
+
+The annotators' categorical lines (C-E*) give the vote distribution over the six classes; the actors'
+self reports (C-F*, C-M*) and votes for other classes are left out. Where no vote falls inside the six,
+the consensus label alone counts. Turns whose consensus is none of the six stay as context without gold.
+A turn whose votes put another class above the consensus is noted as a blemish.
+
+The official counts are the benchmark's. They add up to 7,433 utterances, while the release's own
+consensus labels of the six classes are reported as 7,380 (595 of them happy), so expect a few to differ.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+from selfemo.data.base import (
+    LoadReport,
+    LoadResult,
+    Rows,
+    clean_text,
+    must_exist,
+    must_stay_inside,
+    read_text,
+)
+from selfemo.errors import DataError
+from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, Split, Utterance
+
+_CODES = {
+    "hap": "happy", "sad": "sad", "neu": "neutral", "ang": "angry", "exc": "excited",
+    "fru": "frustrated",
+}  # fmt: skip
+_OTHER_CODES = {"xxx", "oth", "sur", "fea", "dis"}
+_VOTES = {
+    "happiness": "happy", "sadness": "sad", "neutral": "neutral", "neutral state": "neutral",
+    "anger": "angry", "excited": "excited", "frustration": "frustrated",
+}  # fmt: skip
+_SECONDS = r"(\d+(?:\.\d+)?)"
+# Some turns are named FXX0 in place of F000.
+_TURN = re.compile(rf"^(Ses\d\d[FM]_\S+_([FM])\w+)\s+\[{_SECONDS}-{_SECONDS}\]:\s*(.*)$")
+# Remarks of the operators and asides carry no time: "F: [LAUGHTER]".
+_UNTIMED = re.compile(r"^(Ses\d\d\S*|[FM])\s*:")
+_HEADER = re.compile(rf"^\[{_SECONDS} - {_SECONDS}\]\s+(\S+)\s+(\w+)\s+\[")
+_VOTE = re.compile(r"^C-E\d+:([^(]*)")
+
+
+class Iemocap:
+    """The release's folder; a speaker is the gender within the session, such as Ses01_F."""
+
+    name = "iemocap"
+    label_set = LABEL_SETS["iemocap"]
+    official: dict[Split, int] | None = {"train": 5163, "dev": 647, "test": 1623}
+    looks_for = "folders SessionN/dialog/transcriptions and SessionN/dialog/EmoEvaluation"
+    recurring_speakers = False  # the actors play another role in each dialogue
+
+    def matches(self, path: Path) -> bool:
+        return os.path.isdir(path) and any(path.glob("Session*/dialog/transcriptions"))
+
+    def load(self, path: Path, lenient: bool = False) -> LoadResult:
+        must_exist(path)
+        if not self.matches(path):
+            raise DataError(f"is not the IEMOCAP release; looked for {self.looks_for}", path)
+        report = LoadReport(self.name)
+        files = sorted(path.glob("Session*/dialog/transcriptions/Ses*.txt"))
+        labels_of = {f: f.parents[1] / "EmoEvaluation" / f.name for f in files}
+        must_stay_inside(path, [*files, *labels_of.values()])
+        conversations = []
+        for k, transcript in enumerate(files):
+            session = transcript.parts[-4]
+            split: Split = "test" if session == "Session5" else "dev" if k % 10 == 9 else "train"
+            try:
+                labels = self._labels(labels_of[transcript], report, lenient)
+                turns = self._turns(transcript, labels, report, lenient)
+                if not turns:
+                    raise DataError("has no turn", transcript)
+            except DataError as e:
+                # One dialogue of 151: with `lenient` the others are still of use.
+                if not lenient:
+                    raise
+                report.skipped.append((str(e.path), e.line, e.reason))
+                continue
+            conversations.append(
+                Conversation(
+                    f"{self.name}-{transcript.stem}", self.name, split, turns, self.label_set
+                )
+            )
+        if not conversations:
+            raise DataError("holds no dialogue", path)
+        report.count(conversations)
+        # The official counts are of utterances with one of the six labels.
+        for name in report.utterances:
+            report.utterances[name] -= report.labels[name]["(none)"]
+        return LoadResult(tuple(conversations), report)
+
+    def _labels(
+        self, path: Path, report: LoadReport, lenient: bool
+    ) -> dict[str, EmotionDistribution | None]:
+        rows = Rows(report, path, lenient)
+        labels: dict[str, EmotionDistribution | None] = {}
+        votes: dict[str, Counter[str]] = {}
+        codes: dict[str, tuple[str, int]] = {}
+        current = ""
+        for line, text in enumerate(read_text(path, report).split("\n"), 1):
+            if header := _HEADER.match(text):
+                current, code = header[3], header[4].lower()
+                if code not in _CODES and code not in _OTHER_CODES:
+                    rows.fail(
+                        line, f"unknown label {code!r}; valid are {', '.join(_CODES)} and "
+                        f"{', '.join(sorted(_OTHER_CODES))}"
+                    )  # fmt: skip
+                    current = ""
+                    continue
+                codes[current], votes[current] = (code, line), Counter()
+            elif text.startswith("["):
+                rows.fail(line, "is neither a turn's header nor an annotator's line")
+                current = ""
+            elif current and (vote := _VOTE.match(text)):
+                for name in vote[1].split(";"):
+                    if label := _VOTES.get(name.strip().lower()):
+                        votes[current][label] += 1
+        for turn, (code, line) in codes.items():
+            if code in _OTHER_CODES:
+                labels[turn] = None
+                continue
+            gold = EmotionDistribution(votes[turn] or {_CODES[code]: 1.0})
+            if gold.top(self.label_set) != _CODES[code]:
+                report.blemish("votes put another class above the consensus", path, line)
+            labels[turn] = gold
+        return labels
+
+    def _turns(
+        self,
+        path: Path,
+        labels: dict[str, EmotionDistribution | None],
+        report: LoadReport,
+        lenient: bool,
+    ) -> tuple[Utterance, ...]:
+        rows = Rows(report, path, lenient)
+        found: list[tuple[float, int, Utterance]] = []
+        for line, raw in enumerate(read_text(path, report).split("\n"), 1):
+            if not raw.strip():
+                continue
+            match = _TURN.match(raw)
+            if match is None:
+                if _UNTIMED.match(raw):
+                    report.blemish("line without a time", path, line)
+                else:
+                    rows.fail(line, f"is not 'TURN [start-end]: text' but {raw[:60]!r}")
+                continue
+            text = clean_text(match[5], report, path, line)
+            if not text:
+                rows.fail(line, "the utterance is empty")
+                continue
+            if match[1] not in labels:
+                report.blemish("turn without evaluation", path, line)
+            speaker = f"{match[1][:5]}_{match[2]}"
+            found.append((float(match[3]), line, Utterance(speaker, text, labels.get(match[1]))))
+        return tuple(u for _, _, u in sorted(found, key=lambda f: f[:2]))

@@ -1,1 +1,0 @@
-"""Training engines: `local` (one device); others are one file each."""

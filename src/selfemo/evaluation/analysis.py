@@ -1,0 +1,294 @@
+"""What each checkpoint of a run says on the same held-out prompts (fig. 6 and beyond, SPEC section 7).
+
+One completion is sampled per prompt with the run's sampling settings. Of it are kept: the mean entropy of
+the policy over the tokens of the emotion span E, the self-emotion span S and the reply; whether the
+recogniser of the same checkpoint reads in the reply the emotion that S declared (round trip [ours]); how
+different the replies are; and the shares of the emotions.
+
+Results go to RUN/analysis.json after each checkpoint, so an analysis that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from selfemo.errors import StoreError
+from selfemo.evaluation.diversity import distinct, self_bleu, share_entropy
+from selfemo.evaluation.metrics import mean_interval
+from selfemo.evaluation.predictions import gold_prompts, held_out, predict
+from selfemo.method.parsing import field_spans, parse
+from selfemo.method.rewards import exact_match, weighted_iou
+from selfemo.method.types import (
+    Completion,
+    EmotionDistribution,
+    LabelSet,
+    ParseFailure,
+    Prompt,
+    Sample,
+)
+from selfemo.models.generation.requests import Request
+from selfemo.progress import Reporter, StopRequest
+from selfemo.runs.pipeline import START, Run, checkpoints, load_conversations
+from selfemo.runs.store import write_text
+from selfemo.seeds import derive, rng
+from selfemo.stages.selfplay import PersonaOf, fit_all, next_prompt, persona_book, sampling_settings
+
+ANALYSIS_FILE = "analysis.json"
+VERSION = 1
+SPANS = {"E": "emotion", "S": "self_emotion", "R": "reply"}
+
+
+def token_starts(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """The index in decode(ids) of the character at which each sampled token begins.
+
+    Sampled ids need not be those that the text encodes to, so the places come from decoding prefixes. A
+    token that holds only a part of a character's bytes begins at that character; an end token, which
+    decodes to nothing, begins behind the text.
+    """
+    text = decode(ids)
+    starts, at = [], 0
+    for k in range(len(ids)):
+        starts.append(at)
+        prefix = decode(ids[: k + 1])
+        # Bytes of an unfinished character decode to U+FFFD, which the whole text does not have there.
+        same = 0
+        while same < min(len(prefix), len(text)) and prefix[same] == text[same]:
+            same += 1
+        at = max(at, same)
+    return starts
+
+
+def span_entropies(
+    sample: Sample, decode: Callable[[Sequence[int]], str]
+) -> dict[str, list[float]]:
+    """Entropies (nats) of the tokens of each span of SPANS, and of all tokens ("all").
+
+    A token belongs to the span that holds its first character that is no blank: " joy" behind "E:" is
+    of E, a line end or a marker of none.
+    """
+    text, starts = decode(sample.token_ids), token_starts(sample.token_ids, decode)
+    spans = [(SPANS[f], a, b) for f, a, b in field_spans(text) if f in SPANS]
+    found: dict[str, list[float]] = {
+        "all": list(sample.entropies),
+        **{s: [] for s in SPANS.values()},
+    }
+    for k, (start, entropy) in enumerate(zip(starts, sample.entropies, strict=True)):
+        end = starts[k + 1] if k + 1 < len(starts) else len(text)
+        while start < end and text[start].isspace():
+            start += 1
+        if start == end and start > starts[k]:
+            continue  # blanks only
+        for name, a, b in spans:
+            if a <= start < b:
+                found[name].append(entropy)
+    return found
+
+
+def _mean(values: Sequence[float], clusters: Sequence[str], resamples: int) -> list[float] | None:
+    if not values:
+        return None
+    i = mean_interval(values, clusters, resamples=resamples)
+    return [i.value, i.low, i.high]
+
+
+def _shares(distributions: Sequence[tuple[EmotionDistribution, LabelSet]]) -> dict[str, Any]:
+    tops = Counter(d.top(labels) for d, labels in distributions)
+    names = dict.fromkeys(e for _, labels in distributions for e in labels)
+    share = {e: tops[e] / len(distributions) for e in names}
+    return {"share": share, "entropy": share_entropy(share) if share else None}
+
+
+def chosen_prompts(run: Run, n: int) -> tuple[list[Prompt], PersonaOf]:
+    """n of the prompts that the run evaluates on, drawn by its seed (0: all), in file order; personas.
+
+    Raises:
+        DataError: the split is empty or has no gold emotion.
+    """
+    data = run.config.data
+    conversations = load_conversations(run.config)
+    prompts = gold_prompts(held_out(conversations, data.eval_split, data.eval_conversations, 0))
+    if 0 < n < len(prompts):
+        kept = rng(run.config.seed, "analysis prompts").permutation(len(prompts))[:n]
+        prompts = [prompts[i] for i in sorted(kept)]
+    return prompts, persona_book(conversations)
+
+
+def analyse_checkpoint(
+    run: Run,
+    checkpoint: str,
+    prompts: Sequence[Prompt],
+    persona_of: PersonaOf,
+    on_done: Callable[[int], None],
+) -> dict[str, Any]:
+    """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation."""
+    config, engine = run.config, run.engine(checkpoint)
+    resamples = config.evaluation.resamples
+    fitted = fit_all(prompts, engine, config, {})
+    whole = {p.id: p for p in prompts}
+    asked = [whole[f.prompt.id] for f in fitted]
+    requests = [
+        Request(
+            f.ids, seed=derive(config.seed, "analysis", f.prompt.id), share=f.prompt.conversation_id
+        )
+        for f in fitted
+    ]
+    samples = [s[0] for s in engine.generate(requests, sampling_settings(config), on_done)]
+    entropies: dict[str, list[float]] = {s: [] for s in ("all", *SPANS.values())}
+    places: dict[str, list[str]] = {s: [] for s in entropies}
+    answered: list[tuple[Prompt, Completion]] = []
+    failures: Counter[str] = Counter()
+    for prompt, sample in zip(asked, samples, strict=True):
+        parsed = parse(sample.text, prompt.label_set, finished=sample.finished)
+        by_span = span_entropies(sample, engine.policy.decode)
+        if isinstance(parsed, ParseFailure):
+            failures[parsed.kind.value] += 1
+            by_span = {"all": by_span["all"]}
+        else:
+            answered.append((prompt, parsed))
+        for span, values in by_span.items():
+            entropies[span] += values
+            places[span] += [prompt.conversation_id] * len(values)
+    heard = [
+        replace(next_prompt(p, c, persona_of, 0, "analysis"), id=f"analysis/{p.id}")
+        for p, c in answered
+    ]
+    reads = predict(engine, heard, config, on_done) if heard else []
+    clusters = [p.conversation_id for p in heard]
+    targets = [c.self_emotion for _, c in answered]
+    replies = [c.reply for _, c in answered]
+    return {
+        "prompts": len(asked),
+        "too_long": len(prompts) - len(asked),
+        "parsed": len(answered),
+        "failures": dict(sorted(failures.items())),
+        "entropy": {s: _mean(v, places[s], resamples) for s, v in entropies.items()},
+        "tokens": {s: len(v) for s, v in entropies.items()},
+        "round_trip": {
+            "unread": sum(r.predicted is None for r in reads),
+            "r1": _mean(
+                [weighted_iou(r.predicted, y) for r, y in zip(reads, targets, strict=True)],
+                clusters, resamples,
+            ),
+            "top_match": _mean(
+                [
+                    exact_match(r.predicted, y, r.prompt.label_set)
+                    for r, y in zip(reads, targets, strict=True)
+                ],
+                clusters, resamples,
+            ),
+        },
+        "diversity": {
+            "distinct_1": distinct(replies, 1),
+            "distinct_2": distinct(replies, 2),
+            "self_bleu": self_bleu(replies),
+            "different_replies": len(set(replies)) / len(replies) if replies else None,
+        },
+        "emotion": _shares([(c.emotion, p.label_set) for p, c in answered]),
+        "self_emotion": _shares([(c.self_emotion, p.label_set) for p, c in answered]),
+    }  # fmt: skip
+
+
+def read_analysis(folder: Path) -> dict[str, Any] | None:
+    """The analysis of a run, or None where there is none.
+
+    Raises:
+        StoreError: the file is not one of this version.
+    """
+    path = folder / ANALYSIS_FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["version"] == VERSION and isinstance(content["checkpoints"], dict):
+            return dict(content)
+    except (ValueError, KeyError, TypeError, OSError):
+        pass
+    raise StoreError(
+        f"{path}: not an analysis of version {VERSION}; delete it and run `selfemo analyse {folder}`"
+    )
+
+
+def analyse(
+    folder: Path, n: int, reporter: Reporter, stop: StopRequest | None = None
+) -> dict[str, Any]:
+    """Analyse the checkpoints of a run that are not yet in RUN/analysis.json, on n prompts (0: all).
+
+    Another n starts again. A checkpoint whose weights were not kept is left out and said.
+
+    Raises:
+        StoreError: the folder is no run, or in use.
+        Stopped: a stop was asked for; the finished checkpoints are kept.
+    """
+    old = read_analysis(folder)
+    stop = stop or StopRequest()
+    run = Run(folder, None, reporter, stop)
+    try:
+        prompts, persona_of = chosen_prompts(run, n)
+        result: dict[str, Any] = {
+            "version": VERSION,
+            "split": run.config.data.eval_split,
+            "prompts": [p.id for p in prompts],
+            "temperature": run.config.sampling.temperature,
+            "checkpoints": {},
+        }
+        if old is not None and all(
+            old.get(k) == v for k, v in result.items() if k != "checkpoints"
+        ):
+            result["checkpoints"] = old["checkpoints"]
+        for name in checkpoints(run.config):
+            if name in result["checkpoints"]:
+                continue
+            weights = folder / "checkpoints" / name / "config.json"
+            if name != START and not weights.exists():
+                reporter.say(f"{name}: its weights were not kept; left out")
+                continue
+            stop.check()
+            with reporter.bar(f"analyse {name}", 2 * len(prompts)) as advance:
+
+                def on_done(k: int, advance: Callable[..., None] = advance) -> None:
+                    advance(k)
+                    stop.check()
+
+                result["checkpoints"][name] = analyse_checkpoint(
+                    run, name, prompts, persona_of, on_done
+                )
+            write_text(folder / ANALYSIS_FILE, json.dumps(result, indent=1) + "\n")
+    finally:
+        run.close()
+    return result
+
+
+def analysis_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of text, one a checkpoint."""
+
+    def show(value: Any) -> str:
+        if value is None:
+            return "-"
+        if isinstance(value, list):
+            return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+        return f"{value:.3f}"
+
+    header = [
+        "checkpoint", "parsed", "H(E)", "H(S)", "H(reply)", "round trip R1", "top match",
+        "distinct-2", "self-BLEU", "H(shares of E)", "H(shares of S)",
+    ]  # fmt: skip
+    rows = [
+        [
+            name,
+            f"{c['parsed']}/{c['prompts']}",
+            *(show(c["entropy"][s]) for s in SPANS.values()),
+            show(c["round_trip"]["r1"]),
+            show(c["round_trip"]["top_match"]),
+            show(c["diversity"]["distinct_2"]),
+            show(c["diversity"]["self_bleu"]),
+            show(c["emotion"]["entropy"]),
+            show(c["self_emotion"]["entropy"]),
+        ]
+        for name, c in result["checkpoints"].items()
+    ]
+    return header, rows

@@ -1,0 +1,413 @@
+"""`selfemo evaluate`: a model or an endpoint on held-out conversations, in a folder that can be resumed.
+
+    store.sqlite          predictions (and an endpoint's answers), committed as they are made
+    predictions.parquet   one row an utterance
+    scores.json           scores by data set and union, the plain average, the comparison, what was evaluated
+
+The folder remembers what it is an evaluation of; another model, other data or settings are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfemo import __version__
+from selfemo.config import Config, load
+from selfemo.errors import ConfigError, StoreError
+from selfemo.evaluation.metrics import FAILED, Interval
+from selfemo.evaluation.predictions import (
+    UNION,
+    Comparison,
+    Scores,
+    average,
+    compare,
+    evaluate,
+    evaluate_endpoint,
+    gold_prompts,
+    held_out,
+    label_sets,
+    prediction_rows,
+    score,
+)
+from selfemo.method.prompts import FORMAT_VERSION, messages
+from selfemo.method.types import LabelSet, Prompt
+from selfemo.models.generation.chat import ExpertSpec, parse_expert
+from selfemo.progress import Reporter, StopRequest
+from selfemo.runs.pipeline import (
+    CONFIG_FILE,
+    checkpoints,
+    evaluation_name,
+    load_conversations,
+    open_engine,
+    run_of,
+    settings_for,
+)
+from selfemo.runs.store import (
+    STORE_FILE,
+    Store,
+    lock_folder,
+    read_distribution,
+    write_rows,
+    write_text,
+)
+
+NAME = "evaluate"
+"""What the predictions of an evaluation folder are called in its store."""
+SCORES_FILE = "scores.json"
+PREDICTIONS_FILE = "predictions.parquet"
+_IDENTITY = "evaluation"
+_ENDPOINT = re.compile(r"[^=/\\]+=https?://")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Attributes:
+        about: model, data, split, settings, trained_on (data sets of the run that the model comes from).
+        average: over data sets; None for one.
+        comparison: by data set, this model minus the other; None where none was asked for.
+    """
+
+    about: dict[str, Any]
+    scores: dict[str, Scores]
+    average: dict[str, Interval] | None
+    comparison: dict[str, Comparison] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        mean = self.average
+        return {
+            **self.about,
+            "scores": {d: s.as_dict() for d, s in self.scores.items()},
+            "average": mean and {m: [i.value, i.low, i.high] for m, i in mean.items()},
+            "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
+        }
+
+
+def endpoint_of(model: str) -> ExpertSpec | None:
+    """The endpoint that `NAME=URL,model=...` names, asked greedily unless it sets a temperature.
+
+    Raises:
+        ConfigError: it has that form with a mistake in it.
+    """
+    if not _ENDPOINT.match(model):
+        return None
+    spec = parse_expert(model)
+    if spec.json_mode != "none":
+        raise ConfigError(
+            f"{spec.name}: json={spec.json_mode} would keep the model from the format that is evaluated, "
+            "which is lines and not JSON; leave json= out"
+        )
+    if "temperature" not in spec.model_fields_set:
+        spec = spec.model_copy(update={"temperature": 0.0})
+    return spec
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def model_digest(checkpoint: str) -> str:
+    """Changes with the weights of a model folder: its checksums, else the sizes and times of its files."""
+    folder = Path(checkpoint)
+    if not folder.exists():
+        return _digest(checkpoint)
+    sums = folder / "selfemo_checksums.json"
+    if sums.exists():
+        return _digest(json.loads(sums.read_text()))
+    files = [folder] if folder.is_file() else sorted(folder.glob("*"))
+    return _digest([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+
+
+def identity(
+    model: str, spec: ExpertSpec | None, prompts: Sequence[Prompt], config: Config
+) -> dict[str, str]:
+    """What an evaluation folder may not be resumed with another of, each as a short text."""
+    reasoning = config.prompt.reasoning
+    asked = hashlib.sha256()
+    for p in prompts:
+        content = [p.id, p.dataset, messages(p, reasoning), dict(p.target or {})]
+        asked.update(json.dumps(content, sort_keys=True).encode())
+    settings: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "max_tokens": config.prompt.max_tokens,
+        "reasoning": reasoning,
+        "span": config.evaluation.span,
+        "max_new_tokens": config.evaluation.max_new_tokens,
+    }
+    if spec is not None:
+        settings["temperature"] = spec.temperature
+        named = f"{spec.model} at {spec.url}"
+    else:
+        settings |= {
+            "dtype": config.model.dtype,
+            "no_repeat_ngram": config.evaluation.no_repeat_ngram,
+        }
+        named = f"{Path(model).name if Path(model).exists() else model} ({model_digest(model)})"
+    return {
+        "model": named,
+        "data": f"{len(prompts)} prompts ({asked.hexdigest()[:16]})",
+        "settings": ", ".join(f"{k} {v}" for k, v in settings.items()),
+    }
+
+
+def _claim(store: Store, folder: Path, what: Mapping[str, str]) -> None:
+    """Make the folder one of this evaluation, or check that it is.
+
+    Raises:
+        StoreError: it holds something else.
+    """
+    found = store.rows("SELECT value FROM meta WHERE key = ?", _IDENTITY)
+    if found:
+        known = json.loads(found[0]["value"])
+        for key, value in what.items():
+            if known.get(key) != value:
+                raise StoreError(
+                    f"{folder} holds an evaluation with another {key}: {known.get(key)}; now {value}. Give "
+                    "another --out, or the same command as before to go on with it"
+                )
+        return
+    if store.rows("SELECT 1 FROM predictions LIMIT 1"):
+        raise StoreError(
+            f"{folder} holds predictions that do not say what they were made with; give another --out"
+        )
+    with store.transaction():
+        store.db.execute("INSERT INTO meta VALUES (?, ?)", (_IDENTITY, json.dumps(what)))
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    if out is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
+    if (out / CONFIG_FILE).exists():
+        raise StoreError(f"{out} is a run folder; give --out a folder of the evaluation's own")
+    lock = lock_folder(out)
+    try:
+        yield out
+    finally:
+        lock.close()
+
+
+def evaluate_model(
+    model: str,
+    sources: Sequence[str],
+    out: Path | None,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    reporter: Reporter,
+    *,
+    other: Path | None = None,
+    stop: StopRequest | None = None,
+) -> Evaluation:
+    """Score a model on the held-out split of some sources.
+
+    Args:
+        model: a run folder, model folder, id, or an endpoint as `NAME=URL,model=...`.
+        out: the folder to keep it in, and to go on with if it was stopped.
+        other: an evaluation folder or a run to compare with on the same prompts.
+
+    Raises:
+        StoreError: `out` holds another evaluation; `other` holds none.
+        Stopped: `stop` was asked for; what is done is kept in `out`.
+    """
+    stop = stop or StopRequest()
+    spec = endpoint_of(model)
+    if spec is None:
+        config, checkpoint = settings_for(model, sources, files, overrides)
+    else:
+        config, checkpoint = (
+            load(files, [f"data.sources={json.dumps(list(sources))}", *overrides]),
+            model,
+        )
+        if config.evaluation.span == "probabilities":
+            raise ConfigError(
+                f'{spec.name}: evaluation.span = "probabilities" needs the weights of the model, and an '
+                'endpoint gives what it writes; use span "emotion" or "all"'
+            )
+    held = held_out(
+        load_conversations(config), config.data.eval_split, config.data.eval_conversations, 0
+    )
+    labels, prompts = label_sets(held), gold_prompts(held)
+    compared = None if other is None else predictions_of(other)
+    what = identity(checkpoint, spec, prompts, config)
+    with _folder(out) as folder:
+        store = Store(folder / STORE_FILE)
+        try:
+            _claim(store, folder, what)
+            stop.check()
+            with reporter.bar("evaluate", len(prompts)) as advance:
+
+                def on_done(n: int) -> None:
+                    advance(n)
+                    if spec is None:  # an endpoint ends its open questions first
+                        stop.check()
+
+                if spec is not None:
+                    scores = evaluate_endpoint(spec, held, config, store, NAME, on_done, stop)
+                elif _all_there(store, prompts):
+                    scores = score(store, NAME, labels, config)
+                else:
+                    engine = open_engine(config, checkpoint)
+                    scores = evaluate(engine, held, config, store, NAME, on_done)
+            comparison = None
+            if compared is not None:
+                comparison = compare(compared, prediction_rows(store, NAME), labels)
+            about = {
+                "selfemo": __version__,
+                "model": model if spec is None else f"{spec.name} ({spec.model})",
+                "trained_on": [] if spec is not None else trained_on(checkpoint),
+                "sources": list(sources),
+                "split": config.data.eval_split,
+                "eval_conversations": config.data.eval_conversations,
+                "compared_with": None if other is None else str(other),
+                **{f"evaluated_{k}": v for k, v in what.items()},
+            }
+            result = Evaluation(about, scores, average(store, NAME, labels, config), comparison)
+            if out is not None:
+                write_text(out / SCORES_FILE, json.dumps(result.as_dict(), indent=1))
+                _write_parquet(store, labels, out / PREDICTIONS_FILE, reporter)
+            return result
+        finally:
+            store.close()
+
+
+def _all_there(store: Store, prompts: Sequence[Prompt]) -> bool:
+    done = {r["prompt"] for r in prediction_rows(store, NAME)}
+    return all(p.id in done for p in prompts)
+
+
+def trained_on(checkpoint: str) -> list[str]:
+    """The data sets whose prompts the run of a checkpoint trained on; empty where no run is known."""
+    run = run_of(checkpoint)
+    if run is None or not (run / STORE_FILE).exists():
+        return []
+    store = Store(run / STORE_FILE, read_only=True)
+    try:
+        rows = store.rows("SELECT DISTINCT dataset FROM prompts ORDER BY dataset")
+        return [r["dataset"] for r in rows]
+    finally:
+        store.close()
+
+
+def predictions_of(place: Path) -> list[Any]:
+    """The predictions of an evaluation folder, or of a run's last evaluated checkpoint.
+
+    Raises:
+        StoreError: it holds none.
+    """
+    if not (place / STORE_FILE).exists():
+        raise StoreError(
+            f"{place} is neither a folder of `selfemo evaluate --out` nor a run; evaluate the other model "
+            "with --out first and compare with that folder"
+        )
+    store = Store(place / STORE_FILE, read_only=True)
+    try:
+        names = [NAME]
+        if (place / CONFIG_FILE).exists():
+            names = [evaluation_name(c) for c in reversed(checkpoints(load([place / CONFIG_FILE])))]
+        for name in names:
+            if rows := prediction_rows(store, name):
+                return rows
+    finally:
+        store.close()
+    raise StoreError(f"{place} holds no predictions yet")
+
+
+def _write_parquet(
+    store: Store, labels: Mapping[str, LabelSet], path: Path, reporter: Reporter
+) -> None:
+    """One row an utterance: ids, top emotions ("(failed)" where there is none), both distributions as
+    JSON, failure kind, R1, and the completion's text."""
+    rows = []
+    for r in prediction_rows(store, NAME):
+        label_set = labels[r["dataset"]]
+        gold, guess = read_distribution(r["gold"]), read_distribution(r["predicted"])
+        assert gold is not None
+        rows.append(
+            {
+                "prompt": r["prompt"],
+                "dataset": r["dataset"],
+                "conversation": r["conversation"],
+                "turn": int(r["prompt"].rpartition("/")[2]),
+                "gold": gold.top(label_set),
+                "predicted": FAILED if guess is None else guess.top(label_set),
+                "gold_distribution": r["gold"],
+                "predicted_distribution": r["predicted"],
+                "failure": r["failure"],
+                "r1": r["r1"],
+                "text": r["text"],
+            }
+        )
+    write_rows(path, rows, ("dataset", "conversation", "turn"), reporter.say)
+
+
+_FIT = ("ece", "brier", "nll", "temperature", "nll_tempered")
+
+
+def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Tables to read: (title, header, rows) of scores, of each data set's classes, of the comparison."""
+    header = [
+        "data",
+        "n",
+        "accuracy",
+        "weighted F1",
+        "macro F1",
+        "mean R1",
+        "parsed",
+        "ECE",
+        "Brier",
+        "NLL",
+        "T",
+        "NLL at T",
+    ]
+    rows = []
+    for dataset, s in evaluation.scores.items():
+        fit = [s.calibration[k] for k in _FIT]
+        rows.append(
+            [
+                dataset, str(s.utterances), str(s.accuracy), str(s.weighted_f1), str(s.macro_f1),
+                str(s.mean_r1), f"{s.parse_rate.value:.3f}",
+                *("-" if x is None else f"{x:.3f}" for x in fit),
+            ]
+        )  # fmt: skip
+    if mean := evaluation.average:
+        cells = [str(mean[m]) for m in ("accuracy", "weighted_f1", "macro_f1", "mean_r1")]
+        rows.append(["average", "", *cells, f"{mean['parse_rate'].value:.3f}", *[""] * len(_FIT)])
+    tables = [("Scores, 95% intervals by conversation", header, rows)]
+    for dataset, s in evaluation.scores.items():
+        if dataset == UNION:  # its classes may be those of several label sets; scores.json has them
+            continue
+        labels = s.confusion["labels"]
+        lines = []
+        for gold, counts in zip(labels, s.confusion["rows"], strict=True):
+            c = s.classes[gold]
+            measures = [f"{c[k]:.3f}" for k in ("precision", "recall", "f1")]
+            lines.append([gold, str(c["support"]), *measures, *map(str, counts)])
+        head = ["gold", "n", "precision", "recall", "F1", *(f"as {e}" for e in labels), "failed"]
+        tables.append((f"{dataset}: each class, and what it was taken for", head, lines))
+    for dataset, found in (evaluation.comparison or {}).items():
+        lines = [
+            [
+                m.replace("_", " "),
+                f"{v.low:+.3f} to {v.high:+.3f}",
+                f"{v.value:+.3f}",
+                f"{d.p_value:.4f}",
+            ]
+            for m, d in found.measures.items()
+            for v in [d.difference]
+        ]
+        title = f"{dataset}: difference from {evaluation.about['compared_with']} on {found.prompts} prompts"
+        if found.prompts < found.of:
+            title += f" of {found.of} (the others were answered by one of the two alone)"
+        tables.append((title, ["measure", "95% interval", "difference", "p"], lines))
+    return tables

@@ -1,0 +1,284 @@
+"""`selfemo judge A B`: both answer the same held-out prompts, judges compare the answers.
+
+answers-a, answers-b   evaluation folders (evaluation_jobs.py) with whole completions
+store.sqlite           the judges' answers, committed as they come; none is asked for twice
+judgements.parquet     one row a pair, kind, judge and order: five texts, verdict, winner
+judge.json             counts, win rates, agreement
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfemo import __version__
+from selfemo.config import Config, load
+from selfemo.errors import ConfigError, DataError
+from selfemo.evaluation.jobs import endpoint_of, evaluate_model, predictions_of
+from selfemo.evaluation.judge import (
+    ASPECTS,
+    KINDS,
+    ORDERS,
+    PROMPT_VERSION,
+    Judgement,
+    Kind,
+    Pair,
+    item_of,
+    question,
+    summarise,
+    winner,
+)
+from selfemo.evaluation.predictions import gold_prompts, held_out
+from selfemo.method.parsing import parse
+from selfemo.method.types import Completion, EmotionDistribution, Prompt
+from selfemo.models.generation.chat import ExpertSpec
+from selfemo.progress import Reporter, StopRequest
+from selfemo.runs.expert_jobs import open_store, plan, reporting
+from selfemo.runs.pipeline import load_conversations, settings_for
+from selfemo.runs.store import Store, write_rows, write_text
+from selfemo.seeds import rng
+from selfemo.stages.experts import Question, Reply, Tally, ask_experts
+
+JUDGE_FILE, JUDGEMENTS_FILE = "judge.json", "judgements.parquet"
+_LONGEST = 512
+"""Most tokens of an answer where a run's evaluation wrote the emotion alone."""
+
+
+def _settings(
+    model: str, sources: Sequence[str], files: Sequence[Path], overrides: Sequence[str]
+) -> Config:
+    if endpoint_of(model) is None:
+        return settings_for(model, sources, files, overrides)[0]
+    return load(files, [f"data.sources={json.dumps(list(sources))}", *overrides])
+
+
+def _prompts(config: Config, limit: int, seed: int) -> list[Prompt]:
+    """The held-out prompts, `limit` of them drawn by `seed` (0: all), in order."""
+    data = config.data
+    prompts = gold_prompts(
+        held_out(load_conversations(config), data.eval_split, data.eval_conversations, 0)
+    )
+    if limit and limit < len(prompts):
+        drawn = rng(seed, "judged").permutation(len(prompts))[:limit]
+        prompts = [prompts[i] for i in sorted(drawn)]
+    return prompts
+
+
+def _answers(
+    model: str,
+    sources: Sequence[str],
+    out: Path,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    data: Sequence[str],
+    reporter: Reporter,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    """Rows of the model's predictions by prompt id, with whole completions."""
+    config = _settings(model, sources, files, [*data, *overrides])
+    longest = config.evaluation.max_new_tokens
+    if config.evaluation.span != "all":
+        longest = max(longest, min(config.sampling.max_new_tokens, _LONGEST))
+    whole = ['evaluation.span="all"', f"evaluation.max_new_tokens={longest}"]
+    evaluate_model(model, sources, out, files, [*data, *whole, *overrides], reporter, stop=stop)
+    return {r["prompt"]: r for r in predictions_of(out)}
+
+
+def _completion(row: Any, prompt: Prompt) -> Completion | None:
+    if row is None or row["failure"]:
+        return None
+    read = parse(row["text"], prompt.label_set)
+    return read if isinstance(read, Completion) else None
+
+
+def _questions(
+    pairs: Sequence[Pair], stop: StopRequest | None = None
+) -> Iterator[Question[Judgement]]:
+    for pair in pairs:
+        for kind in KINDS:
+            if pair.settled(kind) is None:
+                for order in ORDERS:
+                    if stop is not None and stop.asked:
+                        return
+                    yield question(pair, kind, order)
+
+
+def _stand_in(prompt: Prompt, which: int) -> Completion:
+    """An answer of usual length, for a plan that is made before the answers are."""
+    one = EmotionDistribution({prompt.label_set.labels[which]: 1.0})
+    return Completion(one, one, f"{which} " * 12)
+
+
+def judge_models(
+    a: str,
+    b: str,
+    sources: Sequence[str],
+    judges: Sequence[ExpertSpec],
+    out: Path,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    reporter: Reporter,
+    *,
+    limit: int = 0,
+    seed: int = 0,
+    rounds: int = 2,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """Compare two systems blind; writes judge.json and judgements.parquet and returns the former.
+
+    Args:
+        a, b: each a run folder, RUN@CHECKPOINT, model folder or id, or an endpoint as NAME=URL,model=...
+        judges: of different names; asked about every pair, one after another.
+        limit: prompts to judge, drawn by `seed`; 0: all of the held-out ones.
+        dry_run: write nothing, return what would be asked.
+
+    Raises:
+        ConfigError: no judge.
+        DataError: the two systems were given different prompts.
+        EndpointError: a judge or a system cannot be used; what was answered is kept.
+        Stopped: `stop` was asked for.
+    """
+    if not judges:
+        raise ConfigError("no judge: give --judge NAME=URL,model=MODEL, or --judge local")
+    stop = stop or StopRequest()
+    mine = _settings(a, sources, files, overrides).data
+    data = [  # of A's run, so that both answer the same prompts
+        f'data.eval_split="{mine.eval_split}"',
+        f"data.eval_conversations={mine.eval_conversations}",
+        f"data.personas={json.dumps(list(mine.personas))}",
+    ]
+    prompts, others = (
+        _prompts(_settings(m, sources, files, [*data, *overrides]), limit, seed) for m in (a, b)
+    )
+    if prompts != others:
+        raise DataError(f"{a} and {b} would answer different prompts; check --data and --set")
+    if dry_run:
+        pairs = [Pair(p, _stand_in(p, 0), _stand_in(p, 1)) for p in prompts]
+        found = [plan(_questions(pairs), [j], out) for j in judges]
+        return {
+            "pairs": len(pairs),
+            "calls": sum(f["calls"] for f in found),
+            "tokens_at_most_about": sum(f["tokens_at_most_about"] for f in found),
+        }
+    said = {
+        side: _answers(
+            model, sources, out / f"answers-{side}", files, overrides, data, reporter, stop
+        )
+        for side, model in (("a", a), ("b", b))
+    }
+    pairs = [
+        Pair(p, *(_completion(said[side].get(p.id), p) for side in ("a", "b"))) for p in prompts
+    ]
+    if not any(p.a and p.b for p in pairs):
+        raise DataError(
+            f"no prompt was answered by both: {sum(p.a is None for p in pairs)} of {len(pairs)} answers of A "
+            f"({a}) and {sum(p.b is None for p in pairs)} of B ({b}) do not parse; look at {out}/answers-*"
+        )
+    asked = {}
+    with open_store(out) as store:
+        for spec in judges:
+            asked[spec.name] = _ask(spec, pairs, store, reporter, stop, rounds, retry_failed)
+            stop.check()
+    rows = [row for _, mine in asked.values() for row in mine]
+    names = list(asked)
+
+    def verdicts(kind: Kind) -> dict[tuple[str, str, str], str]:
+        return {
+            (r["judge"], r["prompt"], r["order"]): r["verdict"] for r in rows if r["kind"] == kind
+        }
+
+    result = {
+        "selfemo": __version__,
+        "a": _called(a),
+        "b": _called(b),
+        "sources": list(sources),
+        "split": mine.eval_split,
+        "prompts": len(prompts),
+        "prompt_version": PROMPT_VERSION,
+        "judges": {j.name: {"model": j.model, **asked[j.name][0].as_dict()} for j in judges},
+        "kinds": {k: summarise(pairs, k, names, verdicts(k)) for k in KINDS},
+    }
+    write_text(out / JUDGE_FILE, json.dumps(result, indent=1))
+    order = ("prompt", "kind", "judge", "order")
+    write_rows(out / JUDGEMENTS_FILE, rows, order, reporter.say)
+    return result
+
+
+def _ask(
+    judge: ExpertSpec,
+    pairs: Sequence[Pair],
+    store: Store,
+    reporter: Reporter,
+    stop: StopRequest,
+    rounds: int,
+    retry_failed: bool,
+) -> tuple[Tally, list[dict[str, Any]]]:
+    """Put all questions to one judge; what came of it, and a row for each answer."""
+    where = {item_of(p.prompt.id, k, o): (p, k, o) for p in pairs for k in KINDS for o in ORDERS}
+    rows: list[dict[str, Any]] = []
+    with reporter.bar(f"judge {judge.name}", sum(1 for _ in _questions(pairs))) as advance:
+        progress = reporting(advance)
+
+        def on_reply(_: Question[Judgement], reply: Reply[Judgement]) -> None:
+            if reply.value is not None:
+                rows.append(_row(*where[reply.item], judge.name, reply.value))
+            progress(reply)
+
+        purpose = f"judge {judge.name}"
+        tally = ask_experts(
+            _questions(pairs, stop), [judge], store, purpose, on_reply, rounds, retry_failed
+        )
+    return tally, rows
+
+
+def _called(model: str) -> str:
+    """A short name for tables: of an endpoint and its model, or the last part of a path."""
+    spec = endpoint_of(model)
+    return f"{spec.name} ({spec.model})" if spec else Path(model).name
+
+
+def judge_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of judge.json: each kind over all judges, then by judge."""
+    header = [
+        "kind", "judge", "pairs", "wins", "ties", "losses", "win rate", "p", "alpha", "answer 1",
+        "flips",
+    ]  # fmt: skip
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    rows = []
+    for kind, found in result["kinds"].items():
+        for name, c in (("all", found), *found["by_judge"].items()):
+            rate = c["win_rate"]
+            rows.append(
+                [
+                    kind.replace("_", "-"), name, *(str(c[k]) for k in ("pairs", "wins", "ties", "losses")),
+                    "-" if rate is None else f"{rate[0]:.3f} [{rate[1]:.3f}, {rate[2]:.3f}]",
+                    number(c["p_value"]), number(c.get("alpha")), number(c["position_bias"]),
+                    str(c["flips"]),
+                ]
+            )  # fmt: skip
+    return header, rows
+
+
+def _row(pair: Pair, kind: Kind, order: str, judge: str, given: Judgement) -> dict[str, Any]:
+    shown = pair.shown(kind)
+    assert shown is not None
+    return {
+        "prompt": pair.prompt.id,
+        "dataset": pair.prompt.dataset,
+        "conversation": pair.prompt.conversation_id,
+        "kind": kind,
+        "judge": judge,
+        "order": order,
+        "shown_a": shown[0],
+        "shown_b": shown[1],
+        **{k: given.aspects[k] for k in ASPECTS},
+        "verdict": given.verdict,
+        "winner": winner(given.verdict, order),
+    }

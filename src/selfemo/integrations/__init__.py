@@ -1,1 +1,0 @@
-"""SELF-GRPO inside other people's trainers."""

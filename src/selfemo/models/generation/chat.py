@@ -1,0 +1,212 @@
+"""Who can be asked a chat question, and how the command line names them.
+
+`NAME=URL,model=MODEL` is an OpenAI-compatible endpoint (endpoint.py), `local` or `NAME=local,model=ID`
+the built-in model, a folder or a hub id on this machine (local_chat.py). More settings follow after
+commas; `ExpertSpec` lists them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from selfemo.errors import ConfigError
+from selfemo.method.types import BUILTIN_MODEL
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One question.
+
+    Attributes:
+        schema: JSON schema of the answer, for backends that can hold the model to it; others rely on
+            the question's own words.
+        seed: key of the random numbers, where the backend takes one.
+        temperature: None takes the expert's.
+    """
+
+    messages: Messages
+    schema: Mapping[str, Any]
+    max_tokens: int
+    seed: int = 0
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: text and tokens used."""
+
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class UnansweredError(Exception):
+    """One question went without an answer: `unreachable` after all retries, or `refused`."""
+
+    def __init__(self, kind: Literal["unreachable", "refused"], detail: str):
+        super().__init__(detail)
+        self.kind, self.detail = kind, detail
+
+
+class Chat(Protocol):
+    """A model that answers chat questions, up to `concurrency` at once."""
+
+    name: str
+    model: str
+    concurrency: int
+
+    async def ask(self, request: ChatRequest) -> Answer:
+        """Answer one question.
+
+        Raises:
+            UnansweredError: this question got no answer; others may.
+            EndpointError: no question will get one (wrong key, wrong URL, dead server).
+        """
+
+    async def close(self) -> None: ...
+
+
+class ExpertSpec(BaseModel):
+    """Settings of one expert, as `--expert` gives them.
+
+    Attributes:
+        name: how records call it.
+        url: base URL of the endpoint up to and with its version ("http://host:8000/v1"), or "local".
+        model: the model's name at the endpoint, or a model id for a local one.
+        key: NAME of the environment variable that holds the key (default: <NAME>_API_KEY). The key
+            itself is never taken from the command line, stored or logged.
+        concurrency: questions under way at once.
+        rpm, tpm: requests and (estimated) tokens a minute that the endpoint allows; 0 for no limit.
+        timeout: seconds for one answer.
+        attempts: how often one question is sent before it counts as unreachable.
+        temperature: of the answer's sampling.
+        json: whether the endpoint can be held to JSON: "none" (in words only), "object" (JSON mode) or
+            "schema" (structured output).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str = Field(min_length=1)
+    url: str
+    model: str = Field(min_length=1)
+    key: str = ""
+    concurrency: int = Field(default=16, ge=1, le=1024)
+    rpm: float = Field(default=0, ge=0)
+    tpm: float = Field(default=0, ge=0)
+    timeout: float = Field(default=120, gt=0)
+    attempts: int = Field(default=10, ge=1)
+    temperature: float = Field(default=0.7, ge=0)
+    json_mode: Literal["none", "object", "schema"] = Field(default="none", alias="json")
+
+    @property
+    def local(self) -> bool:
+        return self.url == "local"
+
+    @property
+    def key_variable(self) -> str:
+        return (
+            self.key or "".join(c if c.isalnum() else "_" for c in self.name.upper()) + "_API_KEY"
+        )
+
+    def read_key(self) -> str:
+        """The key from the environment, or "none" for endpoints that need none.
+
+        Raises:
+            ConfigError: a variable was named and is not set.
+        """
+        value = os.environ.get(self.key_variable, "")
+        if not value and self.key:
+            raise ConfigError(
+                f"--expert {self.name}: the environment variable {self.key} is not set; export it, or "
+                "leave key= out for an endpoint that needs none"
+            )
+        return value or "none"
+
+
+_FORM = "NAME=URL,model=MODEL (then key=ENVIRONMENT_VARIABLE, concurrency=, rpm=, ...), or local"
+
+
+def parse_expert(text: str) -> ExpertSpec:
+    """Read one `--expert`.
+
+    Raises:
+        ConfigError: not of that form; the message says what is wrong and never repeats a key.
+    """
+    head, *rest = [part.strip() for part in text.split(",")]
+    name, separator, url = head.partition("=")
+    if name == "local" and url in ("", "local"):
+        name, url, separator = "local", "local", "="
+    if not separator or not name or not url:
+        raise ConfigError(f"--expert {head}: write it as {_FORM}")
+    fields: dict[str, str] = {}
+    for part in rest:
+        key, separator, value = part.partition("=")
+        if not separator or not key:
+            raise ConfigError(
+                f"--expert {name}: a setting must read key=value; the form is {_FORM}"
+            )
+        fields[key.strip()] = value.strip()
+    if url == "local":
+        fields.setdefault("model", BUILTIN_MODEL)
+    else:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                f"--expert {name}: {parts.hostname or url!r} is no http(s) URL; {_FORM}"
+            )
+        if parts.username or parts.password:
+            raise ConfigError(
+                f"--expert {name}: the URL carries a user name or password; put the key into an "
+                "environment variable and name that by key="
+            )
+    if "key" in fields and not fields["key"].replace("_", "").isalnum():
+        raise ConfigError(
+            f"--expert {name}: key= takes the NAME of an environment variable, not the key itself"
+        )
+    for own in ("name", "url"):
+        if own in fields:
+            raise ConfigError(f"--expert {name}: {own} is given before the first comma; {_FORM}")
+    try:
+        return ExpertSpec.model_validate({"name": name, "url": url, **fields})
+    except ValidationError as e:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, i['loc']))}: "
+            + (
+                f"unknown setting; valid are {', '.join(_settings())}"
+                if i["type"] == "extra_forbidden"
+                else "is missing"
+                if i["type"] == "missing"
+                else i["msg"]
+            )
+            for i in e.errors()
+        )
+        raise ConfigError(f"--expert {name}: {wrong}") from None
+
+
+def _settings() -> list[str]:
+    names = [f.alias or k for k, f in ExpertSpec.model_fields.items()]
+    return [n for n in names if n not in ("name", "url")]
+
+
+def parse_experts(texts: Sequence[str]) -> list[ExpertSpec]:
+    """Read all `--expert`s.
+
+    Raises:
+        ConfigError: one is malformed, or two have one name.
+    """
+    specs = [parse_expert(t) for t in texts]
+    names = [s.name for s in specs]
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise ConfigError(
+            f"--expert {twice}: two experts have this name; records tell them apart by it"
+        )
+    return specs

@@ -1,0 +1,288 @@
+"""Chat questions to an OpenAI-compatible endpoint: retries, rate limits, and what is beyond retrying.
+
+The `openai` client speaks the protocol, `tenacity` repeats, `aiolimiter` keeps the rate. The client's own
+retries are off: a 429 must hold back every question to that endpoint, not the one it hit alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import time
+from collections.abc import Callable
+from typing import Any
+
+from selfemo.errors import EndpointError, MissingExtraError
+from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError
+
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 30.0
+LONGEST_RETRY_AFTER = 600.0
+_APART, _SPREAD = 0.008, 0.25
+"""Seconds between the first requests of an endpoint, and at most between the first and the last of them:
+what starts together is answered together, over and over, and the processor is idle in between."""
+_DEAD_AFTER = 5
+"""Refused connections after which an endpoint that never answered counts as dead."""
+_LONGEST_ANSWER = 4_000_000
+"""Characters; more than any model writes."""
+_FATAL = {
+    401: "the key is missing or wrong; put it into the environment variable {key}",
+    402: "the account has no credit left",
+    403: "the key is not allowed to use it",
+    404: "there is no such model or path; check model= and the URL (it ends in /v1 for most servers)",
+    405: "the URL is none of a chat endpoint (it ends in /v1 for most servers)",
+}
+_CHARS_PER_TOKEN = 4
+
+
+def estimate_tokens(request: ChatRequest) -> int:
+    """About how many tokens a question costs, its answer included (for limits and dry runs)."""
+    written = sum(len(m["content"]) for m in request.messages)
+    return written // _CHARS_PER_TOKEN + request.max_tokens
+
+
+def retry_after(headers: Any) -> float | None:
+    """Seconds that a response asks to wait: Retry-After as a number or a date, or retry-after-ms."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            except (ValueError, TypeError):
+                continue
+        if seconds >= 0 and seconds != float("inf"):
+            return min(seconds, LONGEST_RETRY_AFTER)
+    return None
+
+
+class Endpoint:
+    """One endpoint behind the `Chat` interface.
+
+    Raises:
+        MissingExtraError: the client libraries are not installed.
+        ConfigError: the key's environment variable is named and not set.
+    """
+
+    def __init__(self, spec: ExpertSpec):
+        try:
+            import aiolimiter
+            import openai
+            import tenacity
+        except ImportError as e:
+            raise MissingExtraError(
+                f"{e.name}, which asks experts,", "pip install 'selfemo[experts]'"
+            ) from None
+        self.spec, self.name, self.model = spec, spec.name, spec.model
+        self.concurrency = spec.concurrency
+        self._openai = openai
+        # The client would send the user's OpenAI organisation to whatever endpoint this is.
+        private = {h: openai.Omit() for h in ("OpenAI-Organization", "OpenAI-Project")}
+        self._client = openai.AsyncOpenAI(
+            base_url=spec.url,
+            api_key=spec.read_key(),
+            max_retries=0,
+            timeout=spec.timeout,
+            default_headers=private,  # type: ignore[arg-type]
+        )
+        self._requests = aiolimiter.AsyncLimiter(1, 60 / spec.rpm) if spec.rpm else None
+        self._tokens = aiolimiter.AsyncLimiter(spec.tpm, 60) if spec.tpm else None
+        self._resume_at = self._spread_until = 0.0
+        self._to_spread = spec.concurrency
+        self._answered = False
+        self._limit_field = "max_tokens"
+        backoff = tenacity.wait_exponential_jitter(
+            multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT
+        )
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            # A 429 with Retry-After is waited for in `_pause`, together with all other questions.
+            return 0.0 if getattr(error, "told", False) else backoff(state)
+
+        self._retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(spec.attempts),
+            wait=wait,
+            retry=tenacity.retry_if_exception_type(_AgainError),
+            reraise=True,
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def ask(self, request: ChatRequest) -> Answer:
+        """See `Chat.ask`."""
+        return await self._attempts(request, None)
+
+    async def stream(self, request: ChatRequest, on_text: Callable[[str], bool]) -> Answer:
+        """`ask`, with `on_text` called on the whole text so far; where it returns False the answer ends.
+
+        A connection that breaks off is tried again only before the first text: what was told stands.
+        """
+        return await self._attempts(request, on_text)
+
+    async def _attempts(
+        self, request: ChatRequest, on_text: Callable[[str], bool] | None
+    ) -> Answer:
+        refused = 0
+
+        async def once() -> Answer:
+            nonlocal refused
+            try:
+                return await self._once(request, on_text)
+            except _AgainError as e:
+                refused += e.refused
+                if refused >= _DEAD_AFTER and not self._answered:
+                    raise EndpointError(
+                        f"expert {self.name}: nothing answers at {self.spec.url} ({e}); start the "
+                        "server or mend the URL, then run the same command again"
+                    ) from None
+                raise
+
+        try:
+            # A copy: one AsyncRetrying object holds the statistics of one call.
+            return await self._retrying.copy()(once)
+        except _AgainError as e:
+            raise UnansweredError("unreachable", f"{e} ({self.spec.attempts} attempts)") from None
+
+    async def _pause(self, request: ChatRequest) -> None:
+        if self._to_spread:
+            self._to_spread -= 1
+            wait = max(0.0, self._spread_until - time.monotonic())
+            self._spread_until = time.monotonic() + wait + min(_APART, _SPREAD / self.concurrency)
+            await asyncio.sleep(wait)
+        while (left := self._resume_at - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+        if self._requests:
+            await self._requests.acquire()
+        if self._tokens:
+            await self._tokens.acquire(min(estimate_tokens(request), self.spec.tpm))
+
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        # The client tries every message against each of its types of messages, for a quarter of the time that
+        # a call takes; what stands in extra_body is sent as it is.
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": (),
+            "extra_body": {"messages": list(map(dict, request.messages))},
+            "temperature": self.spec.temperature
+            if request.temperature is None
+            else request.temperature,
+            self._limit_field: request.max_tokens,
+        }
+        if self.spec.json_mode == "object":
+            body["response_format"] = {"type": "json_object"}
+        elif self.spec.json_mode == "schema":
+            schema = {"name": "answer", "schema": request.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
+
+    async def _streamed(self, request: ChatRequest, on_text: Callable[[str], bool]) -> Answer:
+        text, usage, streams = "", None, False
+        chunks = await self._client.chat.completions.create(**self._body(request), stream=True)
+        try:
+            async for chunk in chunks:
+                streams = True
+                usage = getattr(chunk, "usage", None) or usage
+                new = (chunk.choices[0].delta.content or "") if chunk.choices else ""
+                text += new
+                if new and not on_text(text):
+                    break
+        except (self._openai.APIError, self._openai.OpenAIError) as e:
+            if not text:
+                raise
+            raise UnansweredError("unreachable", f"broke off in its answer: {e}") from None
+        finally:
+            await chunks.close()
+        if not streams:  # some servers know no streams and send the answer as a whole
+            whole = await self._whole(request)
+            on_text(whole.text)
+            return whole
+        return Answer(
+            text,
+            usage.prompt_tokens if usage else 0,
+            usage.completion_tokens if usage else 0,
+        )
+
+    async def _whole(self, request: ChatRequest) -> Answer:
+        done = await self._client.chat.completions.create(**self._body(request))
+        text = done.choices[0].message.content or ""
+        usage = done.usage
+        return Answer(
+            _storable(text),
+            _tokens(usage.prompt_tokens if usage else 0),
+            _tokens(usage.completion_tokens if usage else 0),
+        )
+
+    async def _once(
+        self, request: ChatRequest, on_text: Callable[[str], bool] | None = None
+    ) -> Answer:
+        openai = self._openai
+        await self._pause(request)
+        try:
+            if on_text is not None:
+                answer = await self._streamed(request, on_text)
+            else:
+                answer = await self._whole(request)
+            self._answered = True
+            return answer
+        except openai.APITimeoutError:
+            raise _AgainError(f"no answer within {self.spec.timeout:g} s") from None
+        except openai.APIConnectionError as e:
+            # Only the innermost error tells a refused connection from one that broke off.
+            cause = str(e.__cause__ or e) or type(e.__cause__ or e).__name__
+            raise _AgainError(
+                cause, refused=type(e.__cause__).__name__.startswith("Connect")
+            ) from None
+        except openai.APIStatusError as e:
+            raise self._of_status(e) from None
+        except (
+            ValueError, AttributeError, IndexError, TypeError, RecursionError, openai.OpenAIError,
+        ) as e:  # fmt: skip
+            # A body cut short, JSON of another form than a chat completion's, or nested without end.
+            raise _AgainError(f"the response is no chat completion ({type(e).__name__})") from None
+
+    def _of_status(self, e: Any) -> Exception:
+        status, said = e.status_code, str(e.message)[:300]
+        if status == 429 and e.code == "insufficient_quota":
+            return EndpointError(f"expert {self.name}: {said}; the account has no credit left")
+        if status in (408, 409, 425, 429) or status >= 500:
+            told = retry_after(e.response.headers)
+            if told is not None:
+                self._resume_at = max(self._resume_at, time.monotonic() + told)
+            return _AgainError(f"HTTP {status}", told=told is not None)
+        if status in _FATAL:
+            what = _FATAL[status].format(key=self.spec.key_variable)
+            return EndpointError(f"expert {self.name} ({self.spec.url}): HTTP {status}: {what}")
+        if status == 400 and e.param == "max_tokens" and self._limit_field == "max_tokens":
+            # Newer models of some providers know the limit under this name alone.
+            self._limit_field = "max_completion_tokens"
+            return _AgainError("the limit goes by another name", told=True)
+        return UnansweredError("refused", f"HTTP {status}: {said}")
+
+
+def _storable(text: object) -> str:
+    """A text as UTF-8 can hold it: JSON can spell half of a surrogate pair, and SQLite refuses that.
+
+    Raises:
+        TypeError: it is no text, or longer than an answer can be.
+    """
+    if not isinstance(text, str) or len(text) > _LONGEST_ANSWER:
+        raise TypeError("content")
+    return text.encode("utf-8", "replace").decode()
+
+
+def _tokens(count: object) -> int:
+    """A count of tokens as the server says it, or 0 where that is none."""
+    return count if isinstance(count, int) and 0 <= count < 2**53 else 0
+
+
+class _AgainError(Exception):
+    """Worth another attempt. `told`: the server said when; `refused`: nothing listens there."""
+
+    def __init__(self, why: str, *, told: bool = False, refused: bool = False):
+        super().__init__(why)
+        self.told, self.refused = told, refused

@@ -1,0 +1,79 @@
+"""Sampling held to a grammar, by llguidance: at each step only tokens that can still end in a valid answer
+may be drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from selfemo.errors import EngineError, MissingExtraError
+from selfemo.models.loading import Policy
+
+
+class Compiled:
+    """A grammar in llguidance's own form, for one policy's tokenizer; `start()` begins a completion.
+
+    Raises:
+        MissingExtraError: llguidance is not installed.
+        EngineError: the compiler cannot take the grammar.
+    """
+
+    def __init__(self, policy: Policy, text: Callable[[Any], str], what: str):
+        try:
+            import llguidance
+            import llguidance.hf
+        except ImportError:
+            raise MissingExtraError(
+                "llguidance, which holds a local model to a grammar,",
+                "pip install 'selfemo[experts]'",
+            ) from None
+        self.size = policy.core.get_output_embeddings().weight.shape[0]
+        tokenizer = _tokenizers.get(policy.tokenizer)
+        if tokenizer is None:
+            tokenizer = _tokenizers[policy.tokenizer] = llguidance.hf.from_tokenizer(
+                policy.tokenizer, n_vocab=self.size, eos_token=policy.tokenizer.eos_token_id
+            )
+        self.tokenizer = tokenizer
+        self._llguidance = llguidance
+        self._text = text(llguidance.LLMatcher)
+        if problem := llguidance.LLMatcher.validate_grammar(self._text, self.tokenizer):
+            raise EngineError(f"a model cannot be held to {what}: {problem}")
+
+    def start(self) -> Matcher:
+        return Matcher(self._llguidance.LLMatcher(self.tokenizer, self._text), self.size)
+
+
+class Grammar(Compiled):
+    """A JSON schema.
+
+    Raises: see `Compiled`; EngineError where the schema uses what the compiler cannot hold a model to.
+    """
+
+    def __init__(self, policy: Policy, schema: Mapping[str, Any]):
+        # No white space but where the grammar says so: a small model would fill its limit with it.
+        whole = json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
+        super().__init__(policy, lambda m: m.grammar_from_json_schema(whole), "this JSON schema")
+
+
+class Matcher:
+    """One completion's place in the grammar."""
+
+    def __init__(self, matcher: Any, size: int):
+        self._matcher, self._size = matcher, size
+
+    def allowed(self) -> torch.Tensor:
+        words = torch.empty((self._size + 31) // 32, dtype=torch.int32)
+        self._matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.numel() * 4)
+        bits = (words.unsqueeze(1) >> torch.arange(32, dtype=torch.int32)) & 1
+        return bits.flatten()[: self._size].bool()
+
+    def take(self, token: int) -> None:
+        if not self._matcher.consume_token(token):
+            raise EngineError(f"the grammar refuses token {token}: {self._matcher.get_error()}")
+
+
+_tokenizers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()

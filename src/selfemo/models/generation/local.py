@@ -1,0 +1,349 @@
+"""Sampling with a shared prefix on one device.
+
+Prompts that begin alike (the G copies of one prompt, the turns of one conversation) are one prefix tree,
+prefilled once. Decoding treats the open completions of a tree as query positions of one row: each step
+appends one key per open completion and a boolean mask says which keys a completion may see. A completion
+that has ended leaves the query positions at once, a tree whose completions have all ended leaves the
+batch. The random number of a token depends on (seed, prompt, completion, step) alone, so a result does
+not depend on what else is in the batch.
+
+Shapes: b rows (trees), s prefix length, q open completions per row, c cache capacity, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from selfemo.errors import NotFiniteError
+from selfemo.method.types import Sample
+from selfemo.models.generation.no_repeat import NoRepeat
+from selfemo.models.generation.requests import (
+    Constraint,
+    Observer,
+    Request,
+    SamplingSettings,
+)
+from selfemo.models.loading import Policy
+from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
+
+_TREE_TOKENS = 2048
+"""Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
+
+
+OnToken = Callable[[int, int, Sequence[int]], bool]
+
+
+class _GrowingLayer(DynamicLayer):
+    """A key/value cache that is written in place; torch.cat would copy it whole at each step."""
+
+    is_initialized: bool
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+        n = key_states.shape[-2]
+        if not self.is_initialized:
+            shape = (*key_states.shape[:-2], self.capacity, key_states.shape[-1])
+            self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.is_initialized = True
+        end = self.length + n
+        self.keys[..., self.length : end, :] = key_states
+        self.values[..., self.length : end, :] = value_states
+        self.length = end
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+@dataclass
+class _Open:
+    """One completion under way, and what has been sampled so far."""
+
+    request: int
+    copy: int
+    uniforms: np.ndarray
+    constraint: Constraint | None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    lines: int = 0
+    done: bool = False
+    finished: bool = False
+
+
+class _Slots:
+    """Where the completions of a batch stand: b rows of w slots, in arrays so that a step is a few calls.
+
+    Attributes:
+        open: (b, w) bool, slots whose completion goes on.
+        who: (b, w) index of the slot's completion.
+        tokens, positions: (b, w) the last token, and the position in its sequence.
+        seen: (b, w, capacity) bool on the device, the keys that a slot may attend to.
+    """
+
+    def __init__(self, rows: int, width: int, capacity: int, device: torch.device):
+        self.open = np.zeros((rows, width), dtype=bool)
+        self.who = np.zeros((rows, width), dtype=np.int64)
+        self.tokens = np.zeros((rows, width), dtype=np.int64)
+        self.positions = np.zeros((rows, width), dtype=np.int64)
+        self.seen = torch.zeros(rows, width, capacity, dtype=torch.bool)
+        self.device = device
+
+    def keep(self, rows: np.ndarray) -> torch.Tensor:
+        """Let go of all other rows; returns the indices of the kept ones, on the device."""
+        for name in ("open", "who", "tokens", "positions"):
+            setattr(self, name, getattr(self, name)[rows])
+        index = torch.from_numpy(rows).to(self.device)
+        self.seen = self.seen[index]
+        return index
+
+    def queries(self, length: int) -> tuple[PackedRows, torch.Tensor, int]:
+        """The open slots as query positions (b, q) behind `length` keys.
+
+        Returns:
+            the rows, (n, 2) the place of each open slot in them, in the order of `open`, and the number
+            of keys after this step.
+        """
+        # Open slots first, in their order; the rest of a row is padding that nothing attends to.
+        order = np.argsort(~self.open, axis=1, kind="stable")[:, : int(self.open.sum(1).max())]
+        valid = np.take_along_axis(self.open, order, 1)
+        b, q = order.shape
+        ids, positions = (
+            np.where(valid, np.take_along_axis(x, order, 1), 0)
+            for x in (self.tokens, self.positions)
+        )
+        self.positions += self.open
+        rows, columns = np.nonzero(valid)
+        where, chosen, filled, ids_, positions_ = (
+            torch.from_numpy(x).to(self.device)
+            for x in (np.stack([rows, columns], 1), order, valid, ids, positions)
+        )
+        own = torch.arange(q, device=self.device)
+        at = torch.arange(b, device=self.device)[:, None]
+        self.seen[at, chosen, length + own] = filled
+        mask = self.seen[at, chosen, : length + q] & filled[..., None]
+        mask[:, own, length + own] = True
+        return PackedRows(ids_, positions_, mask[:, None]), where, length + q
+
+
+def _uniforms(seed: int, copy: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32, copy]).random(n)
+
+
+def _allowed(live: Sequence[_Open], logits: torch.Tensor) -> torch.Tensor | None:
+    """(q, v) bool: what each completion may go on with; None where all may go on with anything."""
+    if not any(o.constraint for o in live):
+        return None
+    anything = torch.ones(logits.shape[-1], dtype=torch.bool)
+    rows = [o.constraint.allowed() if o.constraint else anything for o in live]
+    return torch.stack(rows).to(logits.device)
+
+
+def sample_tokens(
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    temperature: float,
+    top_p: float,
+    allowed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw one token per row by inverse CDF.
+
+    Args:
+        logits: (q, v) float32.
+        uniforms: (q,) in [0, 1).
+        temperature: 0 takes the most likely token.
+        top_p: nucleus mass; the smallest set of tokens that reaches it is kept.
+        allowed: (q, v) bool, tokens that may be drawn.
+
+    Returns:
+        ids (q,), log-probabilities (q,) and entropies in nats (q,) of the policy softmax(logits / T),
+        before top_p or `allowed` cut it; greedy decoding reports those of T = 1.
+    """
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    logp = torch.log_softmax(logits, -1)
+    probs = logp.exp()
+    entropies = -(probs * logp).sum(-1)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    if temperature == 0:
+        ids = logits.argmax(-1)
+    else:
+        if allowed is not None:
+            probs = torch.softmax(logits, -1)
+        if top_p < 1:
+            ordered, order = probs.sort(-1, descending=True)
+            ordered = ordered * ((ordered.cumsum(-1) - ordered) < top_p)
+            probs = torch.zeros_like(probs).scatter(-1, order, ordered)
+        cdf = probs.double().cumsum(-1)
+        # Scaling by the last value keeps rounding from pushing a draw past the end.
+        draws = uniforms.double().unsqueeze(-1).to(cdf.device) * cdf[:, -1:]
+        ids = (
+            torch.searchsorted(cdf, draws, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+        )
+    return ids, logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1), entropies
+
+
+class LocalGenerator:
+    """Samples completions from a `Policy`.
+
+    Args:
+        policy: the model, tokenizer and device.
+        settings: length, temperature and memory limits.
+    """
+
+    def __init__(self, policy: Policy, settings: SamplingSettings):
+        self.policy, self.settings = policy, settings
+        self._on_token: OnToken | None = None
+
+    def _constraint(self, request: Request) -> Constraint | None:
+        if request.constraints:
+            return request.constraints.start()
+        if self.settings.no_repeat_ngram:
+            return NoRepeat(self.settings.no_repeat_ngram, self.policy.line_ends())
+        return None
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        on_done: Callable[[int], None] | None = None,
+        on_token: OnToken | None = None,
+    ) -> list[list[Sample]]:
+        """Complete each request; result i holds the n samples of request i in order.
+
+        Args:
+            requests: prompts; those with the same `share` key are prefilled together.
+            on_done: called with the number of completions that a finished batch adds (progress).
+            on_token: called with (request, copy, ids so far) as each token is drawn; where it returns
+                False that completion ends there, unfinished.
+        """
+        self._on_token = on_token
+        results: list[list[Sample | None]] = [[None] * r.n for r in requests]
+        for batch in self._batches(requests):
+            done = 0
+            for open_ in self._run(requests, batch):
+                results[open_.request][open_.copy] = Sample(
+                    text=self.policy.decode(open_.ids),
+                    token_ids=tuple(open_.ids),
+                    logprobs=tuple(open_.logprobs),
+                    entropies=tuple(open_.entropies),
+                    finished=open_.finished,
+                )
+                done += 1
+            if on_done:
+                on_done(done)
+        return [[s for s in group if s is not None] for group in results]
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[list[int]]]:
+        """Batches of trees (lists of request indices) whose cache fits the token budget."""
+        if not requests:
+            return
+        grow = [r.n * self.settings.max_new_tokens for r in requests]
+        keys = [(i,) if r.share is None else ("shared", r.share) for i, r in enumerate(requests)]
+        prompts = [r.prompt_ids for r in requests]
+        trees = group_by_key(prompts, keys, _TREE_TOKENS, grow)
+        sizes = [len(pack([prompts[i] for i in t])) + sum(grow[i] for i in t) for t in trees]
+        if self.policy.row_cost_is_exact:
+            rows = bins(sizes, _TREE_TOKENS)
+            trees = [[i for t in row for i in trees[t]] for row in rows]
+            sizes = [sum(sizes[t] for t in row) for row in rows]
+        for batch in micro_batches(sizes, max(self.settings.token_budget, max(sizes))):
+            yield [trees[i] for i in batch]
+
+    @torch.no_grad()
+    def _run(self, requests: Sequence[Request], trees: list[list[int]]) -> list[_Open]:
+        settings, policy = self.settings, self.policy
+        packs = [pack([requests[i].prompt_ids for i in tree]) for tree in trees]
+        prefix = max(len(p) for p in packs)
+        width = max(sum(requests[i].n for i in tree) for tree in trees)
+        capacity = prefix + width * settings.max_new_tokens
+        slots = _Slots(len(trees), width, capacity, policy.device)
+        live: list[_Open] = []
+        starts: list[tuple[int, int]] = []
+        for b, (tree, p) in enumerate(zip(trees, packs, strict=True)):
+            ancestors = p.ancestors()
+            slot = 0
+            for i, path in zip(tree, p.paths, strict=True):
+                n = requests[i].n
+                slots.seen[b, slot : slot + n, : len(p)] = torch.from_numpy(ancestors[path[-1]])
+                slots.positions[b, slot : slot + n] = len(path)
+                slots.open[b, slot : slot + n] = True
+                for copy in range(n):
+                    draws = _uniforms(requests[i].seed, copy, settings.max_new_tokens)
+                    live.append(_Open(i, copy, draws, self._constraint(requests[i])))
+                    starts.append((b, int(path[-1])))
+                slot += n
+        slots.who[slots.open] = np.arange(len(live))
+        slots.seen = slots.seen.to(policy.device)
+        layers = policy.core.config.num_hidden_layers
+        cache = Cache(layers=[_GrowingLayer(capacity) for _ in range(layers)])
+        with policy.autocast():
+            hidden = policy.hidden(policy.rows(packs), cache)
+            where = torch.tensor(starts, device=policy.device)
+            logits = policy.logits(hidden[where[:, 0], where[:, 1]])
+            self._append(live, logits, 0, slots)
+            length = prefix
+            for step in range(1, settings.max_new_tokens):
+                rows: np.ndarray = np.any(slots.open, axis=1)
+                if not rows.any():
+                    break
+                if rows.sum() <= rows.size * 3 // 4:
+                    kept = slots.keep(np.flatnonzero(rows))
+                    for layer in cache.layers:
+                        layer.keep_rows(kept)
+                length = self._step(live, slots, cache, length, step)
+        return live
+
+    def _step(self, live: list[_Open], slots: _Slots, cache: Any, length: int, step: int) -> int:
+        rows, where, end = slots.queries(length)
+        hidden = self.policy.hidden(rows, cache)
+        logits = self.policy.logits(hidden[where[:, 0], where[:, 1]])
+        self._append([live[k] for k in slots.who[slots.open]], logits, step, slots)
+        return end
+
+    def _append(self, live: list[_Open], logits: torch.Tensor, step: int, slots: _Slots) -> None:
+        """Draw a token for each open completion (`live`, in the order of `slots`)."""
+        settings = self.settings
+        draws = torch.from_numpy(np.array([o.uniforms[step] for o in live]))
+        if any(isinstance(o.constraint, Observer) for o in live):
+            for o, row in zip(live, logits, strict=True):
+                if isinstance(o.constraint, Observer):
+                    o.constraint.observe(row)
+        allowed = _allowed(live, logits)
+        ids, logp, entropy = sample_tokens(
+            logits, draws, settings.temperature, settings.top_p, allowed
+        )
+        tokens, values = ids.tolist(), logp.tolist()
+        if any(map(math.isnan, values)):
+            raise NotFiniteError("the policy's probabilities are not numbers: its weights are not")
+        end_ids = self.policy.end_ids
+        ends = self.policy.line_ends() if settings.max_lines else None
+        for o, token, lp, h in zip(live, tokens, values, entropy.tolist(), strict=True):
+            o.ids.append(token)
+            o.logprobs.append(lp)
+            o.entropies.append(h)
+            if o.constraint and token not in end_ids:
+                o.constraint.take(token)
+            if token in end_ids:
+                o.done = o.finished = True
+            elif ends is not None:
+                o.lines += int(ends[token])
+                o.done = o.finished = o.lines >= settings.max_lines
+            if self._on_token and not self._on_token(o.request, o.copy, o.ids):
+                o.done = True
+        slots.tokens[slots.open] = tokens
+        slots.open[slots.open] = [not o.done for o in live]

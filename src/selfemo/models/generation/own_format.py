@@ -1,0 +1,260 @@
+"""Sampling held to our own format (prompts.py), so that every completion parses (parsing.py).
+
+At each step llguidance leaves the tokens that the format can go on with. It knows no token limit, so near
+the limit this constraint takes over: it closes an open field by the shortest text that ends it, token by
+token, and ends the reply. For inference alone: in training a completion that does not parse must be able
+to happen, or it could not be rewarded with 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+from selfemo.errors import ConfigError
+from selfemo.method.parsing import parse_emotions
+from selfemo.method.prompts import Reasoning
+from selfemo.method.types import MAX_EMOTIONS, EmotionDistribution, LabelSet
+from selfemo.models.generation.grammar import Compiled, Matcher
+from selfemo.models.generation.no_repeat import NoRepeat
+from selfemo.models.loading import Policy
+
+_FREE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
+"""A character of a line of free text: none that Python or the parser takes for a line end."""
+_FIRST = r"[^\s\x00-\x1f\x7f-\x9f\u2028\u2029]"
+_MANY_LABELS = 32
+"""Beyond so many labels three distinct ones make a grammar of megabytes; two are allowed there."""
+_CHARACTER = 4
+"""Tokens that the rest of a character may take: UTF-8 has at most four bytes."""
+
+
+def checked_labels(labels: LabelSet) -> LabelSet:
+    """The same labels.
+
+    Raises:
+        ConfigError: one could not be read back from a completion.
+    """
+    for label in labels:
+        read = parse_emotions(label, labels)
+        if not isinstance(read, EmotionDistribution) or list(read) != [label]:
+            raise ConfigError(
+                f"label {label!r} cannot be written in the format; a label is lower-case letters, with "
+                "blanks, hyphens or apostrophes between them"
+            )
+    return labels
+
+
+def emotions_regex(labels: LabelSet, most: int = MAX_EMOTIONS) -> str:
+    """What `prompts.format_emotions` writes: one name, or up to `most` distinct ones with whole weights."""
+
+    def weighted(used: tuple[str, ...]) -> str:
+        parts = []
+        for label in labels:
+            if label in used:
+                continue
+            more = f"(, {weighted((*used, label))})?" if len(used) + 1 < most else ""
+            parts.append(f"{re.escape(label)} [1-9]{more}")
+        return f"({'|'.join(parts)})"
+
+    one = (f"{re.escape(e)}( [1-9], {weighted((e,))})?" for e in labels)
+    return f"({'|'.join(one)})"
+
+
+def most_emotions(labels: LabelSet) -> int:
+    """How many emotions one set may name under the grammar."""
+    return 2 if len(labels) > _MANY_LABELS else min(MAX_EMOTIONS, len(labels))
+
+
+def format_regex(labels: LabelSet, reasoning: Reasoning = "none") -> str:
+    """A whole completion."""
+    emotions = emotions_regex(labels, most_emotions(labels))
+    thought = "" if reasoning == "none" else rf"T: {_FIRST}{_FREE}*\n"
+    return rf"{thought}E: {emotions}\nS: {emotions}\nR: {_FIRST}{_FREE}*"
+
+
+class OwnFormat(Compiled):
+    """The format over one label set, for one policy's tokenizer.
+
+    Raises:
+        ConfigError: a label that the format cannot hold.
+        MissingExtraError: llguidance is not installed.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        labels: LabelSet,
+        reasoning: Reasoning = "none",
+        no_repeat_ngram: int = 0,
+    ):
+        self.labels = checked_labels(labels)
+        regex = format_regex(labels, reasoning)
+        super().__init__(policy, lambda m: m.grammar_from_regex(regex), "the format")
+        self.reasoning, self.policy, self.most = reasoning, policy, most_emotions(labels)
+        self.end = int(policy.tokenizer.eos_token_id)
+        self._no_repeat = no_repeat_ngram
+        self._least = 0
+        # One more token may open an emotion with its weight that then has to be closed as well.
+        longest = max(len(self.encode(f", {e} 3")) for e in labels)
+        self.slack = 2 * longest + 2 * _CHARACTER
+        self._tails: torch.Tensor | None = None
+        # The token that each label begins with behind "E:"; none where two begin alike.
+        begin = len(self.encode("E:"))
+        firsts = [self.encode(f"E: {e}")[begin] for e in labels]
+        self.firsts = firsts if len(set(firsts)) == len(firsts) else None
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.tokenize_str(text))
+
+    def least_tokens(self) -> int:
+        """The smallest token limit under which every completion is whole."""
+        if not self._least:
+            self._least = len(self.encode(self.closing(""))) + self.slack + 2 * _CHARACTER
+        return self._least
+
+    def closing(self, written: str) -> str:
+        """The shortest text that makes a whole completion of `written`; "" where that is one."""
+        lines = written.split("\n")
+        order = ("T", "E", "S", "R") if self.reasoning != "none" else ("E", "S", "R")
+        line, rest = lines[-1], order[len(lines) :]
+        letter = order[len(lines) - 1]
+        plain = self.labels.labels[0]
+        here = {"T": "T: .", "R": "R: ."}.get(letter, f"{letter}: {plain}")
+        if len(line) <= 3:
+            end = here[len(line) :]
+        elif letter in "TR":
+            end = ""
+        else:
+            end = self._close_emotions(line[3:])
+        return "\n".join([end, *(f"{f}: {plain}" if f in "ES" else f"{f}: ." for f in rest)])
+
+    def _close_emotions(self, written: str) -> str:
+        """The shortest text that makes `joy 7, sur` whole."""
+        labels = self.labels.labels
+        ends = ["", "3", " 3"]
+        ends += [f"{e[k:]}{weight}" for e in labels for k in range(len(e)) for weight in ("", " 3")]
+        ends += [f"{before}{e} 3" for e in labels for before in (" ", ", ", "3, ", " 3, ")]
+        return min((end for end in ends if self._whole(written + end)), key=len)
+
+    def _whole(self, emotions: str) -> bool:
+        if emotions in self.labels:
+            return True
+        named = [part.rpartition(" ") for part in emotions.split(", ")]
+        names = [name for name, _, _ in named]
+        return (
+            1 < len(names) == len(set(names)) <= self.most
+            and all(name in self.labels for name in names)
+            and all(weight in tuple("123456789") for _, _, weight in named)
+        )
+
+    def tails(self) -> torch.Tensor:
+        """(v,) bool: tokens that only go on with a character begun before (UTF-8 continuation bytes)."""
+        if self._tails is None:
+            self._tails = torch.zeros(self.size, dtype=torch.bool)
+            for token in range(min(self.size, self.tokenizer.vocab_size)):
+                if self.tokenizer.is_special_token(token):
+                    continue
+                raw = self.tokenizer.decode_bytes([token])
+                self._tails[token] = bool(raw) and all(0x80 <= b < 0xC0 for b in raw)
+        return self._tails
+
+    def limited(self, max_tokens: int) -> LimitedFormat:
+        """The format in completions of at most `max_tokens` tokens, the end token included.
+
+        Raises:
+            ConfigError: fewer than the format needs.
+        """
+        if max_tokens < self.least_tokens():
+            raise ConfigError(
+                f"a limit of {max_tokens} tokens is too small for a whole answer over these labels; it "
+                f"takes at least {self.least_tokens()}"
+            )
+        return LimitedFormat(self, max_tokens)
+
+    def no_repeat(self) -> NoRepeat | None:
+        return NoRepeat(self._no_repeat, self.policy.line_ends()) if self._no_repeat else None
+
+
+class LimitedFormat:
+    """`Constraints` of requests.py."""
+
+    def __init__(self, format_: OwnFormat, max_tokens: int):
+        self.format, self.max_tokens = format_, max_tokens
+        self.opened: _Open | None = None
+
+    def probabilities(self, field: str) -> EmotionDistribution | None:
+        """What the completion begun last gave each label at "E" or "S", normalised over the set.
+
+        By the token that each label begins with: the grammar leaves nothing but that label behind it. None
+        before that place, and where labels begin alike (label_scores.py tells those apart).
+        """
+        return self.opened.seen.get(field) if self.opened else None
+
+    def start(self) -> _Open:
+        self.opened = _Open(self.format, self.max_tokens)
+        return self.opened
+
+
+class _Open:
+    """One completion under way; a `Constraint` and an `Observer` of requests.py."""
+
+    def __init__(self, format_: OwnFormat, max_tokens: int):
+        self._format, self._left = format_, max_tokens
+        self._matcher: Matcher = format_.start()
+        self._no_repeat = format_.no_repeat()
+        self._raw = b""
+        self.seen: dict[str, EmotionDistribution] = {}
+        self._replies_from = 2 if format_.reasoning == "none" else 3
+
+    def allowed(self) -> torch.Tensor:
+        mask = self._matcher.allowed()
+        forced = self._forced(mask)
+        if forced is not None:
+            return forced
+        if self._no_repeat is not None:
+            fresh = mask & self._no_repeat.allowed()
+            if fresh.any():
+                return fresh
+        return mask
+
+    def take(self, token: int) -> None:
+        self._matcher.take(token)
+        self._raw += self._format.tokenizer.decode_bytes([token])
+        self._left -= 1
+        if self._no_repeat is not None:
+            self._no_repeat.take(token)
+
+    def observe(self, logits: torch.Tensor) -> None:
+        line = self._raw[self._raw.rfind(b"\n") + 1 :]
+        if line not in (b"E:", b"S:") or self._format.firsts is None:
+            return
+        chosen = torch.softmax(logits[self._format.firsts].double(), -1).tolist()
+        self.seen[line[:1].decode()] = EmotionDistribution(
+            dict(zip(self._format.labels, chosen, strict=True))
+        )
+
+    def _forced(self, mask: torch.Tensor) -> torch.Tensor | None:
+        """The one way on where the limit is near; None where there is room."""
+        in_reply = self._raw.count(b"\n") == self._replies_from and (
+            len(self._raw) - self._raw.rfind(b"\n") > len("\nR: ")
+        )
+        if in_reply:
+            if self._left > 2 * _CHARACTER:
+                return None
+            closing: Sequence[int] = [self._format.end]
+        elif self._left > 2 * self._format.least_tokens():
+            return None  # far from the limit: no need to work out the closing text
+        else:
+            # Decoding stops at a character that is begun only; that happens in free text alone.
+            text = self._format.closing(self._raw.decode("utf-8", errors="ignore"))
+            closing = self._format.encode(text)
+            if self._left > len(closing) + self._format.slack + 2 * _CHARACTER - 1:
+                return None
+        if mask[closing[0]]:
+            only = torch.zeros_like(mask)
+            only[closing[0]] = True
+            return only
+        tails = mask & self._format.tails()
+        return tails if tails.any() else mask

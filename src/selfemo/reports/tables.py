@@ -1,0 +1,232 @@
+"""Tables for papers: table 1 with published and measured rows, and what was trained on against what was
+evaluated on. One renderer for text, Markdown, LaTeX and CSV.
+
+Published figures are in published.toml, copied from the paper; they are marked as published and never
+mixed with what was measured here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from selfemo.config import load
+from selfemo.errors import ConfigError, StoreError
+from selfemo.evaluation.jobs import SCORES_FILE, trained_on
+from selfemo.evaluation.predictions import UNION
+from selfemo.runs.pipeline import CONFIG_FILE, START, checkpoints, evaluation_name
+from selfemo.runs.store import STORE_FILE, Store
+
+FORMATS = ("text", "markdown", "latex", "csv")
+PAPER_SETS = ("iemocap", "meld", "emorynlp")
+_TITLES = {"iemocap": "IEMOCAP", "meld": "MELD", "emorynlp": "EmoryNLP"}
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+# -- rendering ------------------------------------------------------------------------------------------
+
+
+def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
+
+    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)]) + "\n"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |"
+
+    rule = "|" + " --- |" * len(header)
+    return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
+
+
+def _latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        escaped = " & ".join("".join(_LATEX.get(ch, ch) for ch in c) for c in cells)
+        # A bracket or star behind the line end above would be read as an argument of it.
+        return ("{}" if escaped.startswith(("[", "*")) else "") + escaped + r" \\"
+
+    body = [line(header), r"\hline", *map(line, rows)]
+    return (
+        "\n".join(
+            [
+                rf"\begin{{tabular}}{{{'l' * len(header)}}}",
+                r"\hline",
+                *body,
+                r"\hline",
+                r"\end{tabular}",
+            ]
+        )
+        + "\n"
+    )
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+_RENDER = {"text": _text, "markdown": _markdown, "latex": _latex, "csv": _csv}
+
+
+def render(header: Sequence[str], rows: Sequence[Sequence[str]], form: str = "text") -> str:
+    """A table of cells in one of FORMATS.
+
+    Raises:
+        ConfigError: no such format.
+    """
+    if form not in _RENDER:
+        raise ConfigError(f"--format {form}: valid are {', '.join(FORMATS)}")
+    return _RENDER[form](header, rows)
+
+
+# -- measured scores ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores (`Scores.as_dict`, by data set) of one evaluated model, with what it is."""
+
+    name: str
+    split: str
+    trained_on: tuple[str, ...]
+    scores: Mapping[str, Mapping[str, Any]]
+
+
+def measured(place: Path) -> Measured:
+    """The scores in a folder of `selfemo evaluate --out`, or of a run's last evaluated checkpoint.
+
+    Raises:
+        StoreError: there are none, or they cannot be read.
+    """
+    file = place / SCORES_FILE
+    if file.exists():
+        try:
+            content = json.loads(file.read_text())
+            return Measured(
+                content["model"], content["split"], tuple(content["trained_on"]), content["scores"]
+            )
+        except (ValueError, KeyError, TypeError) as e:
+            raise StoreError(
+                f"{file}: not the scores of `selfemo evaluate --out` ({type(e).__name__}: {e}); run it again"
+            ) from None
+    if not (place / CONFIG_FILE).exists() or not (place / STORE_FILE).exists():
+        raise StoreError(
+            f"{place} holds no scores: it is neither a run nor a folder of a finished `selfemo evaluate "
+            "--out`"
+        )
+    config = load([place / CONFIG_FILE])
+    store = Store(place / STORE_FILE, read_only=True)
+    try:
+        for checkpoint in reversed(checkpoints(config)):
+            row = store.stage(evaluation_name(checkpoint))
+            if row is not None and row["status"] == "done":
+                sets = () if checkpoint == START else tuple(trained_on(str(place)))
+                name = f"{place.name} {checkpoint}"
+                return Measured(name, config.data.eval_split, sets, json.loads(row["info"]))
+    finally:
+        store.close()
+    raise StoreError(f"{place} is a run without a finished evaluation; resume it first")
+
+
+# -- table 1 --------------------------------------------------------------------------------------------
+
+
+def published() -> dict[str, Any]:
+    """The paper's figures: source, table1 (rows) and table2 (rows)."""
+    text = files("selfemo.reports").joinpath("published.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(values) if values and len(known) == len(values) else None
+
+
+def table1(places: Sequence[Path], *, intervals: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, in per cent: the paper's rows in its order, then one a place.
+
+    AVG of a measured row is given where all three data sets of the paper were measured, so that it means
+    what the paper's means. Further data sets get columns of their own.
+
+    Args:
+        intervals: also columns with the ends of the 95% intervals (for CSV).
+    """
+    found = [measured(p) for p in places]
+    more = [d for m in found for d in m.scores if d not in (*PAPER_SETS, UNION)]
+    sets = [*PAPER_SETS, *dict.fromkeys(more)]
+    kinds = (("accuracy", "Acc."), ("weighted_f1", "W-F1"))
+    header = ["Setting", "Method", "Backbone", "External-free"]
+    for d in [*sets, "avg"]:
+        for _, short in kinds:
+            name = f"{_TITLES.get(d, d.upper() if d == 'avg' else d)} {short}"
+            header.append(name)
+            if intervals and d != "avg":
+                header += [f"{name} low", f"{name} high"]
+    header += ["Parsed", "n", "Source"]
+    rows = []
+    for row in published()["table1"]:
+        cells = [row["setting"], row["method"], row["backbone"] or "-", row["external_free"] or "-"]
+        for d in [*sets, "avg"]:
+            for key, _ in kinds:
+                cells.append(_percent(row.get(d, {}).get(key)))
+                cells += ["", ""] if intervals and d != "avg" else []
+        rows.append([*cells, "-", "-", "published"])
+    for m in found:
+        cells = ["measured", m.name, "-", "-"]
+        for d in sets:
+            for key, _ in kinds:
+                value = m.scores[d][key] if d in m.scores else [None, None, None]
+                value = [None if v is None else 100 * v for v in value]
+                cells += [_percent(v) for v in (value if intervals else value[:1])]
+        for key, _ in kinds:
+            parts = [m.scores[d][key][0] if d in m.scores else None for d in PAPER_SETS]
+            mean = _mean(parts)
+            cells.append(_percent(None if mean is None else 100 * mean))
+        single = [s for d, s in m.scores.items() if d != UNION]
+        n = sum(s["utterances"] for s in single)
+        parsed = 100 * sum(s["parse_rate"][0] * s["utterances"] for s in single) / n
+        rows.append([*cells, _percent(parsed), str(n), f"measured on {m.split}"])
+    return header, rows
+
+
+def cross(places: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
+    """What was trained on (rows) against what was evaluated on (columns): accuracy / weighted F1 in per
+    cent, with the split where it is not test."""
+    found = [measured(p) for p in places]
+    sets = list(dict.fromkeys(d for m in found for d in m.scores if d != UNION))
+    header = ["Trained on", "Model", *(f"on {_TITLES.get(d, d)}" for d in sets)]
+    rows = []
+    for m in found:
+        cells = []
+        for d in sets:
+            s = m.scores.get(d)
+            text = (
+                "-"
+                if s is None
+                else f"{100 * s['accuracy'][0]:.2f} / {100 * s['weighted_f1'][0]:.2f}"
+            )
+            cells.append(text + (f" ({m.split})" if s is not None and m.split != "test" else ""))
+        names = " + ".join(_TITLES.get(d, d) for d in m.trained_on)
+        rows.append([names or "unknown or nothing", m.name, *cells])
+    return header, sorted(rows, key=lambda r: r[0])

@@ -1,0 +1,518 @@
+"""`selfemo doctor`: whether a configuration can run on this machine, what is missing, and what it will cost.
+
+Each finding is ok, a warning or missing, with how to get what is missing. The estimate is that of costs.py,
+from the lengths of the data that the configuration names. Nothing is downloaded, converted or trained.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from selfemo.runs import costs
+from selfemo.config import Config
+from selfemo.data import load as load_data
+from selfemo.errors import ConfigError, SelfEmoError
+from selfemo.evaluation.predictions import held_out
+from selfemo.runs.pipeline import load_conversations, training_conversations
+from selfemo.method.prompts import conversation_prompts, format_completion, gold_completion, messages
+from selfemo.method.types import Conversation
+
+State = Literal["ok", "warning", "missing"]
+_SAMPLED = 500
+"""Prompts that lengths are averaged over."""
+_THOUGHT = {"none": 0, "brief": 40, "full": 150}
+"""Tokens of reasoning before the emotions, a guess."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check; `get` says how to get what is missing."""
+
+    state: State
+    what: str
+    found: str
+    get: str = ""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the estimate needs of a cluster: the settings of section `cluster`, else table 12's."""
+
+    nodes: int = 1
+    gpus_per_node: int = 8
+    tensor_parallel: int = 8
+    micro_batch_per_gpu: int = 16
+    gpu_memory_utilization: float = 0.5
+    address: str = ""
+    rollout: str = "vllm"
+
+    @staticmethod
+    def of(config: Config) -> Cluster:
+        section, plain = getattr(config, "cluster", None), Cluster()
+        return Cluster(**{k: getattr(section, k, v) for k, v in vars(plain).items()})
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    memory: float
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `selfemo doctor` prints; `estimate` is empty where the model's sizes are not known."""
+
+    findings: tuple[Finding, ...]
+    estimate: dict[str, Any]
+
+    @property
+    def healthy(self) -> bool:
+        return all(f.state != "missing" for f in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "healthy": self.healthy,
+            "findings": [asdict(f) for f in self.findings],
+            "estimate": self.estimate,
+        }
+
+
+def gpus() -> list[Gpu]:
+    """The CUDA devices that torch sees."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        with torch.cuda.device(i):
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        found.append(Gpu(properties.name, float(properties.total_memory), bf16))
+    return found
+
+
+# -- what is installed ----------------------------------------------------------------------------------
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def wanted_extras(config: Config, engine: str) -> dict[str, str]:
+    """The extras that the settings use, each with the setting that does."""
+    from selfemo.models.loading import needs_conversion
+
+    wanted = {}
+    if needs_conversion(config.model.id):
+        wanted["builtin"] = f"model.id = {config.model.id}"
+    if config.model.lora is not None:
+        wanted["lora"] = "model.lora"
+    if config.sft.samples:
+        wanted["parquet"] = "sft.samples"
+    if engine == "verl":
+        wanted["verl"] = 'engine = "verl"'
+    return wanted
+
+
+def check_packages(extras: dict[str, str]) -> Iterator[Finding]:
+    """Installed versions against what the package asks for, plainly and for some extras."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        about = metadata.metadata("selfemo")
+    except metadata.PackageNotFoundError:
+        yield Finding(
+            "warning", "selfemo", "runs from its source, so what it asks for is not known here",
+            "pip install -e .",
+        )  # fmt: skip
+        return
+    python, asked = platform.python_version(), about["Requires-Python"] or ""
+    fits = python in SpecifierSet(asked)
+    yield Finding(
+        "ok" if fits else "missing", "python", f"{python} (asked for: {asked})",
+        "" if fits else f"install Python {asked}",
+    )  # fmt: skip
+    have = about.get_all("Provides-Extra") or []
+    for extra in ("", *extras):
+        why = f", for {extras[extra]}" if extra else ""
+        if extra and extra not in have:
+            yield Finding(
+                "missing", f"extra {extra}", f"this version of selfemo does not have it{why}",
+                "pip install --upgrade selfemo",
+            )  # fmt: skip
+        for text in metadata.requires("selfemo") or []:
+            wanted = Requirement(text)
+            if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
+                continue
+            if extra and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+                continue
+            found = _installed(wanted.name)
+            command = f"pip install 'selfemo[{extra}]'" if extra else f"pip install '{text}'"
+            if not found:
+                yield Finding("missing", wanted.name, f"not installed{why}", command)
+            elif not wanted.specifier.contains(found, prereleases=True):
+                told = f"{found}, asked for {wanted.specifier}{why}"
+                yield Finding(
+                    "missing", wanted.name, told, f"pip install '{wanted.name}{wanted.specifier}'"
+                )
+            else:
+                yield Finding("ok", wanted.name, found)
+
+
+# -- machine --------------------------------------------------------------------------------------------
+
+
+def _ram() -> tuple[float, float]:
+    """Bytes of memory in all and available."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = float(os.sysconf("SC_PHYS_PAGES") * page)
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return total, float(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return total, float(os.sysconf("SC_AVPHYS_PAGES") * page)
+
+
+def _gib(x: float) -> str:
+    return f"{x / costs.GIB:.1f} GiB"
+
+
+def check_devices(
+    config: Config, engine: str, found: Sequence[Gpu], cluster: Cluster
+) -> Iterator[Finding]:
+    import torch
+
+    from selfemo.models.loading import pick_dtype
+
+    threads = config.model.threads or torch.get_num_threads()
+    total, free = _ram()
+    yield Finding(
+        "ok",
+        "CPU",
+        f"{os.cpu_count()} cores, {threads} threads, {_gib(free)} of {_gib(total)} free",
+    )
+    for gpu in found:
+        yield Finding(
+            "ok" if gpu.bf16 else "warning", "GPU", f"{gpu.name}, {_gib(gpu.memory)}",
+            "" if gpu.bf16 else "it does not compute in bf16: model.dtype = fp32",
+        )  # fmt: skip
+    if engine == "verl":
+        enough = len(found) >= cluster.gpus_per_node
+        state: State = "ok" if enough else "warning" if cluster.address else "missing"
+        yield Finding(
+            state, "GPUs of this node", f"{len(found)}, cluster.gpus_per_node = {cluster.gpus_per_node}",
+            "" if enough else "run it on a node that has them, or set cluster.gpus_per_node",
+        )  # fmt: skip
+        if cluster.gpus_per_node * cluster.nodes % cluster.tensor_parallel:
+            yield Finding(
+                "missing", "cluster.tensor_parallel",
+                f"{cluster.tensor_parallel} does not divide {cluster.nodes} x {cluster.gpus_per_node} GPUs",
+                "set a divisor",
+            )  # fmt: skip
+        for name in ("verl", "ray", cluster.rollout):
+            version = _installed(name)
+            how = f"pip install {name}, in the versions that docs/cluster.md names"
+            yield Finding("ok" if version else "missing", name, version or "not installed",
+                          "" if version else how)  # fmt: skip
+        return
+    asked = config.model.device
+    if asked.startswith("cuda") and not found:
+        yield Finding("missing", "model.device", f"{asked}, and torch {torch.__version__} sees no GPU",
+                      "set model.device = cpu, or install a torch with CUDA and its driver")  # fmt: skip
+    where = torch.device("cuda" if found and asked != "cpu" else "cpu")
+    if (
+        where.type == "cpu"
+        and str(config.model.dtype) == "bf16"
+        and pick_dtype("auto", where) != "bf16"
+    ):
+        yield Finding("warning", "model.dtype", "bf16, which this CPU emulates (tens of times slower)",
+                      "set model.dtype = fp32")  # fmt: skip
+
+
+def check_disk(folder: Path, need: float) -> Finding:
+    """Free space where the run goes, against what the run will write."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        return Finding(
+            "missing", "disk", f"{place} cannot be written", "name another folder: --out"
+        )
+    free = shutil.disk_usage(place).free
+    told = f"{_gib(free)} free at {place}, the run needs about {_gib(need)}"
+    how = (
+        "free some, name another folder (--out), or save less: save.keep_stage_checkpoints = false"
+    )
+    return Finding("ok", "disk", told) if free >= need else Finding("missing", "disk", told, how)
+
+
+# -- data and model -------------------------------------------------------------------------------------
+
+
+def _try(what: str, how: str, work: Callable[[], str]) -> Finding:
+    """A check whose typed error is the finding."""
+    try:
+        return Finding("ok", what, work())
+    except SelfEmoError as e:
+        return Finding("missing", what, " ".join(str(e).split()), how)
+
+
+def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
+    """Each source by itself, then what training and evaluation take of them."""
+    findings: list[Finding] = []
+    kept: list[Conversation] = []
+
+    def source(spec: str) -> str:
+        counts = load_data(spec, lenient=config.data.lenient).report.conversations
+        return ", ".join(f"{n} {split}" for split, n in counts.items()) + " conversations"
+
+    for spec in config.data.sources:
+        how = "mend or name the data: selfemo data check"
+        findings.append(_try(f"data {spec}", how, partial(source, spec)))
+
+    def whole() -> str:
+        conversations = load_conversations(config)
+        train = training_conversations(conversations, config)
+        held = held_out(conversations, config.data.eval_split, config.data.eval_conversations, 0)
+        kept.extend([*train, *(c for c in held if c not in train)])
+        return f"{len(train)} to train on, {len(held)} to evaluate on"
+
+    if all(f.state == "ok" for f in findings):
+        findings.append(_try("conversations", "see data.* in the configuration", whole))
+    if config.sft.samples:
+        there = Path(config.sft.samples).exists()
+        findings.append(
+            Finding("ok" if there else "missing", "sft.samples", config.sft.samples,
+                    "" if there else "make them: selfemo coldstart generate, selfemo store select")
+        )  # fmt: skip
+    return findings, kept
+
+
+def check_model(model_id: str) -> tuple[Finding, str]:
+    """Whether the weights are on this machine and whole, and the folder they are in ("": none yet)."""
+    from selfemo.models.loading import where_is
+
+    try:
+        place, told = where_is(model_id)
+    except SelfEmoError as e:
+        text = " ".join(str(e).split())
+        how = text.rpartition("run: ")[2] if "run: " in text else "give model.id another value"
+        return Finding("missing", "model", f"{model_id}: {text}", how), ""
+    if place or told:
+        return Finding("ok", "model", f"{model_id}: {told or 'complete'}"), place
+    how = f"with a network it is fetched at first use; before: hf download {model_id}"
+    return Finding("warning", "model", f"{model_id}: not in the cache of this machine", how), ""
+
+
+# -- estimate -------------------------------------------------------------------------------------------
+
+
+def lengths(conversations: Sequence[Conversation], config: Config) -> dict[str, float]:
+    """Mean tokens of prompts and completions, from characters (costs.CHARACTERS), and the prompts to score.
+
+    Completions are taken to be as long as gold ones, with a guess for reasoning.
+    """
+    train = [c for c in conversations if c.split == "train"]
+    whole: list[int] = []
+    own: list[int] = []
+    for c in train[:: max(1, len(train) // _SAMPLED)]:
+        before = ""
+        for p in conversation_prompts(c, future=True):
+            text = "".join(m["content"] for m in messages(p, config.prompt.reasoning))
+            whole.append(len(text))
+            if before:
+                pairs = zip(before, text, strict=False)
+                own.append(len(text) - next((i for i, (a, b) in enumerate(pairs) if a != b), 0))
+            before = text
+    gold = [g for c in train for i in range(len(c.turns)) if (g := gold_completion(c, i))]
+    said = [len(format_completion(g)) for g in gold[:: max(1, len(gold) // _SAMPLED)]]
+    held = sum(len(c.turns) for c in conversations if c.split == config.data.eval_split)
+    # A refit sees what passes the gate, taken as every second prompt, and its share of the cold start.
+    cold = min(len(gold), config.sft.max_samples or len(gold))
+    prompt = min(_mean(whole) / costs.CHARACTERS, config.prompt.max_tokens)
+    completion = _mean(said) / costs.CHARACTERS + _THOUGHT[config.prompt.reasoning] + 1
+    return {
+        "prompt_tokens": prompt,
+        "own_prompt_tokens": min(_mean(own) / costs.CHARACTERS, prompt),
+        "completion_tokens": min(completion, config.sampling.max_new_tokens),
+        "eval_prompts": held,
+        "samples": config.flywheel.prompts // 2 + config.flywheel.replay * cold,
+    }
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def pick_machine(
+    name: str, engine: str, found: Sequence[Gpu], count: int, cluster: Cluster, threads: int
+) -> costs.Machine:
+    """The machine to estimate for: the one that is named, else the one that this is.
+
+    Raises:
+        ConfigError: the name is not known.
+    """
+    if name:
+        if name not in costs.MACHINES:
+            raise ConfigError(f"--machine {name}: known are {', '.join(costs.MACHINES)}")
+        machine = costs.MACHINES[name]
+    elif found:
+        plain = found[0].name.lower().replace(" ", "")
+        machine = next(
+            (m for m in costs.MACHINES.values() if m.name in plain), costs.MACHINES["a100"]
+        )
+        machine = replace(machine, name=found[0].name, memory=found[0].memory)
+    else:
+        machine = costs.MACHINES["h100" if engine == "verl" else "cpu-core"]
+    if engine == "verl":
+        return replace(machine, count=count or cluster.nodes * cluster.gpus_per_node)
+    if machine.name == "cpu-core":
+        return replace(machine, count=count or threads, memory=_ram()[1])
+    return replace(machine, count=1)
+
+
+def estimate(
+    config: Config,
+    shape: costs.ModelShape,
+    sizes: dict[str, float],
+    machine: costs.Machine,
+    engine: costs.EngineName,
+    cluster: Cluster,
+) -> dict[str, Any]:
+    """Tokens, operations, hours and memory of one iteration."""
+    work = costs.workload(
+        config,
+        sizes["prompt_tokens"],
+        sizes["completion_tokens"],
+        engine=engine,
+        eval_prompts=int(sizes["eval_prompts"]),
+        sft_samples=int(sizes["samples"]),
+        own_prompt_tokens=min(sizes["own_prompt_tokens"], sizes["prompt_tokens"]),
+    )
+    share = cluster.gpu_memory_utilization
+    how = costs.decoding(shape, config, work, machine, engine, cluster.tensor_parallel, share)
+    parts = costs.stages(shape, work, machine, how)
+    need = costs.memory(shape, config, work, machine, engine, cluster.micro_batch_per_gpu, share)
+    return {
+        "model": shape.name,
+        "parameters": shape.parameters,
+        "machine": f"{machine.count} x {machine.name}",
+        "prompt_tokens": round(sizes["prompt_tokens"]),
+        "completion_tokens": round(sizes["completion_tokens"]),
+        "prompts": work.prompts,
+        "rollouts": work.completions,
+        "generated_tokens": round(work.generated),
+        "trained_tokens": round(work.packed + work.sft_tokens),
+        "flops": sum(s.flops for s in parts),
+        "hours": sum(s.seconds for s in parts) / 3600,
+        "stages": [
+            {"name": s.name, "tokens": round(s.tokens), "flops": s.flops, "hours": s.seconds / 3600,
+             "bound": s.bound}
+            for s in parts
+        ],
+        "memory_gib": {k: v / costs.GIB for k, v in asdict(need).items() if v},
+        "peak_gib": need.peak / costs.GIB,
+        "disk_gib": {k: v / costs.GIB for k, v in costs.disk_bytes(shape, config, work).items()},
+    }  # fmt: skip
+
+
+def diagnose(
+    config: Config,
+    folder: Path,
+    *,
+    engine: str = "",
+    count: int = 0,
+    machine: str = "",
+    parameters: int = 0,
+    prompt_tokens: float = 0,
+    completion_tokens: float = 0,
+) -> Diagnosis:
+    """Check a configuration on this machine and estimate one iteration.
+
+    Args:
+        folder: where the run would go.
+        engine: local or verl; "" takes the configuration's.
+        count: GPUs (verl) or cores; 0 takes the configuration's, or those of this machine.
+        machine: a name in costs.MACHINES to estimate for; "" takes this one.
+        parameters: size of a model whose shape is not known.
+        prompt_tokens, completion_tokens: means; 0 takes those of the data.
+
+    Raises:
+        ConfigError: an engine or machine that is not known.
+    """
+    import torch
+
+    engine = engine or str(getattr(config, "engine", "local"))
+    if engine not in ("local", "verl"):
+        raise ConfigError(f"--engine {engine}: valid are local, verl")
+    kind: costs.EngineName = "verl" if engine == "verl" else "local"
+    found, cluster = gpus(), Cluster.of(config)
+    findings = [
+        *check_packages(wanted_extras(config, engine)),
+        *check_devices(config, engine, found, cluster),
+    ]
+    data, conversations = check_data(config)
+    weights, place = check_model(config.model.id)
+    findings += [*data, weights]
+    sizes = lengths(conversations, config)
+    sizes["prompt_tokens"] = prompt_tokens or sizes["prompt_tokens"]
+    sizes["completion_tokens"] = completion_tokens or sizes["completion_tokens"]
+    told: dict[str, Any] = {}
+    chosen = pick_machine(
+        machine, engine, found, count, cluster, config.model.threads or torch.get_num_threads()
+    )
+    try:
+        known = config.model.id in costs.KNOWN
+        shape = costs.find_shape(config.model.id if known else place or config.model.id, parameters)
+    except SelfEmoError as e:
+        findings.append(Finding("warning", "estimate", str(e)))
+    else:
+        if sizes["prompt_tokens"]:
+            told = estimate(config, shape, sizes, chosen, kind, cluster)
+            peak = told["peak_gib"] * costs.GIB
+            if chosen.memory:
+                fits = peak <= chosen.memory
+                findings.append(
+                    Finding("ok" if fits else "missing", "memory",
+                            f"about {_gib(peak)} of {_gib(chosen.memory)} by {chosen.name}",
+                            "" if fits else "smaller grpo.micro_tokens or sampling.token_budget, "
+                            "model.gradient_checkpointing, model.lora, or more GPUs")
+                )  # fmt: skip
+            findings.append(check_disk(folder, sum(told["disk_gib"].values()) * costs.GIB))
+        else:
+            findings.append(Finding("warning", "estimate", "no data to take lengths from",
+                                    "--prompt-tokens and --completion-tokens"))  # fmt: skip
+    return Diagnosis(tuple(findings), told)
+
+
+def estimate_rows(told: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The estimate's stages as a table."""
+    header = ["one iteration", "tokens", "TFLOP", "hours", "bound by"]
+    rows = [
+        [
+            s["name"],
+            f"{s['tokens']:,}",
+            f"{s['flops'] / 1e12:,.1f}",
+            f"{s['hours']:,.2f}",
+            s["bound"],
+        ]
+        for s in told["stages"]
+    ]
+    rows.append(["all", "", f"{told['flops'] / 1e12:,.1f}", f"{told['hours']:,.2f}", ""])
+    return header, rows

@@ -1,0 +1,273 @@
+"""`selfemo personas ...` and `selfemo coldstart generate`: the stages that ask experts, on whole data sets.
+
+Each job has a folder with a store; a job that was stopped is run again with the same command and asks only
+what has no answer yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selfemo.stages import coldstart
+from selfemo.stages import personas
+from selfemo.stages.clusters import Clustering, cluster_store
+from selfemo.data import load as load_data
+from selfemo.data import speakers_recur
+from selfemo.models.embedding import DEFAULT_EMBEDDER, Embedder
+from selfemo.errors import DataError, StoreError
+from selfemo.stages.experts import Question, Reply, answer_key, choose, first_request
+from selfemo.reports.figures import persona_map
+from selfemo.models.generation.chat import ExpertSpec
+from selfemo.models.generation.endpoint import estimate_tokens
+from selfemo.progress import Reporter
+from selfemo.method.prompts import Reasoning
+from selfemo.runs.store import STORE_FILE, Store, lock_folder
+from selfemo.method.types import Conversation
+
+
+def conversations_of(
+    source: str,
+    splits: Sequence[str],
+    limit: int = 0,
+    lenient: bool = False,
+    folders: Sequence[Path] = (),
+) -> list[Conversation]:
+    """Conversations of some splits of a source ("all": every split), each speaker with a persona.
+
+    Args:
+        limit: take that many, the first ones; 0 takes all.
+        folders: of `selfemo personas extract`, whose profiles come before other descriptions.
+    """
+    loaded = personas.with_known_personas(load_data(source, lenient=lenient).conversations, folders)
+    chosen = [c for c in loaded if "all" in splits or c.split in splits]
+    if not chosen:
+        found = ", ".join(sorted({c.split for c in loaded}))
+        raise DataError(f"no conversation of split {', '.join(splits)}; there are: {found}", source)
+    return chosen[:limit] if limit else chosen
+
+
+@contextmanager
+def open_store(folder: Path) -> Iterator[Store]:
+    """The store of a folder that no other process uses meanwhile."""
+    lock = lock_folder(folder)
+    try:
+        store = Store(folder / STORE_FILE)
+        try:
+            yield store
+        finally:
+            store.close()
+    finally:
+        lock.close()
+
+
+def reporting(advance: Callable[..., None]) -> Callable[[Reply[Any]], None]:
+    """Progress with the rate of answers and the failures so far."""
+    start, done, failed = time.monotonic(), 0, 0
+
+    def on_reply(reply: Reply[Any]) -> None:
+        nonlocal done, failed
+        done += 1
+        failed += reply.value is None
+        rate = done / max(time.monotonic() - start, 1e-3)
+        advance(1, f"{rate:.1f}/s, {failed} failed")
+
+    return on_reply
+
+
+def plan(
+    questions: Iterable[Question[Any]], specs: Sequence[ExpertSpec], folder: Path
+) -> dict[str, Any]:
+    """What a job would ask: questions, calls that are not cached, and about how many tokens.
+
+    Tokens are the characters of the question over four, and the longest answer; repairs come on top.
+    """
+    path = folder / STORE_FILE
+    store = Store(path, read_only=True) if path.exists() else None
+    counts: Counter[str] = Counter()
+    tokens = total = 0
+    try:
+        for question in questions:
+            total += 1
+            spec = specs[choose(question.item, len(specs))]
+            request = first_request(question)
+            if store and store.answer(answer_key(spec.model, request, 0)):
+                continue
+            counts[spec.name] += 1
+            tokens += estimate_tokens(request)
+    finally:
+        if store:
+            store.close()
+    return {
+        "questions": total,
+        "calls": sum(counts.values()),
+        "calls_by_expert": dict(counts),
+        "tokens_at_most_about": tokens,
+    }
+
+
+# -- personas -------------------------------------------------------------------------------------------
+
+
+def plan_personas(
+    conversations: Sequence[Conversation],
+    specs: Sequence[ExpertSpec],
+    folder: Path,
+    segment_turns: int,
+) -> dict[str, Any]:
+    found = personas.segments(conversations, segment_turns)
+    return plan((personas.question(s) for s in found), specs, folder)
+
+
+def extract_personas(
+    conversations: Sequence[Conversation],
+    specs: Sequence[ExpertSpec],
+    folder: Path,
+    reporter: Reporter,
+    *,
+    segment_turns: int = 16,
+    rounds: int = 2,
+    retry_failed: bool = False,
+    merge: bool = False,
+    embedder: str = DEFAULT_EMBEDDER,
+) -> dict[str, Any]:
+    """Records of all segments, then one profile a speaker (`merge`: written by the experts)."""
+    with open_store(folder) as store:
+        total = sum(1 for _ in personas.segments(conversations, segment_turns))
+        with reporter.bar("segments", total) as advance:
+            tally = personas.extract(
+                conversations,
+                specs,
+                store,
+                recurring=speakers_recur,
+                segment_turns=segment_turns,
+                rounds=rounds,
+                retry_failed=retry_failed,
+                on_reply=reporting(advance),
+            )
+        (records,) = store.rows("SELECT count(*) FROM personas")
+        counts: dict[str, Any] = {**tally.as_dict(), "records": records[0]}
+        if records[0]:
+            counts["profiles"] = _profiles(store, reporter, embedder, specs if merge else ())
+        return counts
+
+
+def _profiles(
+    store: Store, reporter: Reporter, embedder: str, specs: Sequence[ExpertSpec]
+) -> dict[str, int]:
+    (several,) = store.rows(
+        "SELECT count(*) FROM (SELECT 1 FROM personas GROUP BY dataset, scope, speaker "
+        "HAVING count(*) > 1)"
+    )
+    with reporter.bar("profiles", max(1, several[0])) as advance:
+        return personas.build_profiles(
+            store, Embedder(embedder), specs, on_reply=reporting(advance)
+        )
+
+
+def merge_profiles(
+    folder: Path, specs: Sequence[ExpertSpec], reporter: Reporter, embedder: str
+) -> dict[str, int]:
+    """Profiles anew from the records of a folder: by experts, or the most central descriptions."""
+    _must_hold_store(folder)
+    with open_store(folder) as store:
+        if not store.rows("SELECT 1 FROM personas LIMIT 1"):
+            raise StoreError(f"{folder} holds no persona yet; run `selfemo personas extract` first")
+        return _profiles(store, reporter, embedder, specs)
+
+
+def _must_hold_store(folder: Path) -> None:
+    if not (folder / STORE_FILE).exists():
+        raise StoreError(f"{folder} is no folder of a run or of `selfemo personas extract`")
+
+
+def cluster_personas(
+    folder: Path, runs: Sequence[Path], min_size: int, embedder: str, seed: int
+) -> tuple[Clustering, list[dict[str, Any]]]:
+    """Cluster the personas of a folder; clusters go into its store and those of `runs`.
+
+    Returns:
+        the clustering, and table 3 (mean R1 by cluster and stage) of each store that holds rollouts.
+    """
+    for place in (folder, *runs):
+        _must_hold_store(place)
+    with open_store(folder) as store:
+        result = cluster_store(store, Embedder(embedder), min_size, seed)
+        rewards = [{"run": str(folder), **dict(r)} for r in store.reward_by_cluster()]
+        rows = [tuple(r) for r in store.rows("SELECT * FROM persona_clusters")]
+    for run in runs:
+        with open_store(run) as store:
+            store.set_clusters(rows)
+            rewards += [{"run": str(run), **dict(r)} for r in store.reward_by_cluster()]
+    persona_map(folder / "figures", result)
+    return result, rewards
+
+
+# -- cold start -------------------------------------------------------------------------------------------
+
+
+def plan_cold_start(
+    conversations: Sequence[Conversation],
+    specs: Sequence[ExpertSpec],
+    out: Path,
+    max_samples: int,
+    seed: int,
+    reasoning: Reasoning,
+) -> dict[str, Any]:
+    if not specs:
+        return {
+            "samples": len(coldstart.gold_samples(conversations, max_samples, seed)),
+            "calls": 0,
+        }
+    prompts = coldstart.expert_prompts(conversations, max_samples, seed)
+    return plan((coldstart.question(p, reasoning) for p in prompts), specs, answers_folder(out))
+
+
+def generate_cold_start(
+    conversations: Sequence[Conversation],
+    specs: Sequence[ExpertSpec],
+    out: Path,
+    reporter: Reporter,
+    *,
+    max_samples: int = 0,
+    seed: int = 0,
+    reasoning: Reasoning = "none",
+    agreement: float = coldstart.AGREEMENT,
+    rounds: int = 2,
+    retry_failed: bool = False,
+) -> dict[str, Any]:
+    """Write cold-start samples to a Parquet file: by experts, or without one from gold data.
+
+    The experts' answers are kept in the folder OUT.answers beside it.
+    """
+    if not specs:
+        gold = coldstart.gold_samples(conversations, max_samples, seed)
+        return {"samples": coldstart.write_parquet(out, gold, "none", "gold"), "source": "gold"}
+    prompts = coldstart.expert_prompts(conversations, max_samples, seed)
+    with open_store(answers_folder(out)) as store, reporter.bar("samples", len(prompts)) as advance:
+        samples, tally, dropped = coldstart.expert_samples(
+            prompts,
+            specs,
+            store,
+            reasoning=reasoning,
+            agreement=agreement,
+            rounds=rounds,
+            retry_failed=retry_failed,
+            on_reply=reporting(advance),
+        )
+    counts = {**tally.as_dict(), "dropped": dict(dropped)}
+    if not samples:
+        raise DataError(
+            f"none of the {len(prompts)} answers is of use ({dict(dropped)}); a stronger expert, a lower "
+            "--agreement or more --rounds may help",
+            out,
+        )
+    return {"samples": coldstart.write_parquet(out, samples, reasoning, "expert"), **counts}
+
+
+def answers_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".answers")

@@ -1,0 +1,175 @@
+"""The stages on their own: `selfemo sft`, `train`, `selfplay`, `coldstart soften`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selfemo.stages.coldstart import LEAST_OWN_WEIGHT, read_parquet, soften, write_parquet
+from selfemo.config import Config, load
+from selfemo.runs.dialogues import dialogues
+from selfemo.errors import ConfigError, DataError, EngineError
+from selfemo.evaluation.predictions import held_out
+from selfemo.stages.flywheel import original_prompts
+from selfemo.runs.pipeline import (
+    COLD,
+    CONFIG_FILE,
+    START,
+    Run,
+    check_reasoning,
+    find_checkpoint,
+    load_conversations,
+    open_engine,
+    run_of,
+    settings_for,
+    training_conversations,
+)
+from selfemo.progress import Reporter
+from selfemo.method.prompts import conversation_prompts, format_emotions
+from selfemo.seeds import rng
+from selfemo.stages.selfplay import fit_all, persona_book, play_episodes
+from selfemo.progress import StopRequest
+from selfemo.runs.store import STORE_FILE, Store
+from selfemo.method.types import Conversation, EmotionDistribution, Prompt
+
+_CHUNK = 64
+
+
+def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
+    """Cold start into a model folder; its samples and metrics go to OUT.run beside it."""
+    run = Run(out.with_name(out.name + ".run"), config, reporter)
+    try:
+        run.cold_start(training_conversations(load_conversations(config), config))
+        source = run.folder / "checkpoints" / COLD
+        if out.exists():
+            raise EngineError(f"{out} exists already; the trained model is in {source}")
+        shutil.copytree(source, out)
+        row = run.store.stage(COLD)
+        assert row is not None
+        return dict(json.loads(row["info"]))
+    finally:
+        run.close()
+
+
+def train_alone(
+    model: str,
+    out: Path,
+    config: Config | None,
+    reporter: Reporter,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """SELF-GRPO from a model; the policy goes to OUT/checkpoints/iteration-1-rl.
+
+    Args:
+        config: None goes on with the stage that OUT holds.
+    """
+    if config is not None:
+        own = config.model.model_copy(update={"id": find_checkpoint(model)})
+        config = config.model_copy(update={"model": own})
+    run = Run(out, config, reporter, stop)
+    config = run.config
+    try:
+        conversations = load_conversations(config)
+        train = training_conversations(conversations, config)
+        originals = original_prompts(train, config)
+        held: list[Conversation] = []
+        if config.engine == "verl":
+            limit = config.data.eval_conversations
+            held = held_out(conversations, config.data.eval_split, limit, 0)
+        name = run.rl(originals, train, held, START, 1)
+        row = run.store.stage(name)
+        assert row is not None
+        return dict(json.loads(row["info"]))
+    finally:
+        run.close()
+
+
+def selfplay_alone(
+    model: str,
+    sources: Sequence[str],
+    n: int,
+    folder: Path,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    reporter: Reporter,
+) -> tuple[dict[str, int], list[str]]:
+    """Play n episodes from held-out histories; returns counts and the longest dialogues."""
+    config, checkpoint = settings_for(model, sources, files, overrides)
+    conversations = load_conversations(config)
+    held = held_out(conversations, config.data.eval_split, 0, 0)
+    prompts = [p for c in held for p in conversation_prompts(c, future=True)]
+    order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
+    engine = open_engine(config, checkpoint)
+    store = Store(folder / STORE_FILE)
+    try:
+        with reporter.bar("self-play turns", config.selfplay.max_turns) as advance:
+            counts = play_episodes(
+                engine,
+                [prompts[i] for i in order],
+                persona_book(conversations),
+                config,
+                store,
+                on_turn=lambda turn, live: advance(1, f"{live} go on"),
+            )
+        return counts, dialogues(store, n)
+    finally:
+        store.close()
+
+
+def soften_alone(
+    model: str,
+    files: Sequence[Path],
+    out: Path,
+    own_weight: float,
+    overrides: Sequence[str],
+    reporter: Reporter,
+) -> dict[str, int]:
+    """Samples that name what a model believes in beside their own emotion (`coldstart.soften`).
+
+    Returns: how many were written, how many name several emotions, and what the length limit did.
+
+    Raises:
+        ConfigError: own_weight is out of its range; the model and the samples do not reason alike.
+        DataError: a file cannot be read, or an id occurs twice.
+    """
+    if not LEAST_OWN_WEIGHT <= own_weight <= 1:
+        raise ConfigError(
+            f"--own-weight {own_weight}: valid are {LEAST_OWN_WEIGHT} to 1; with less, an emotion that the "
+            "model believes in could outweigh a sample's own"
+        )
+    samples = [s for f in files for s in read_parquet(f)]
+    twice = [i for i, n in Counter(p.id for p, _ in samples).items() if n > 1]
+    if twice:
+        raise DataError(f"sample {twice[0]!r} occurs twice in {', '.join(map(str, files))}")
+    checkpoint, run = find_checkpoint(model), run_of(model)
+    config = load([run / CONFIG_FILE] if run else [], overrides)
+    check_reasoning(config, [c for _, c in samples], ", ".join(map(str, files)))
+    engine = open_engine(config, checkpoint)
+    counts: dict[str, int] = {}
+    fitted = {f.prompt.id: f for f in fit_all([p for p, _ in samples], engine, config, counts)}
+    samples = [(p, c) for p, c in samples if p.id in fitted]
+
+    with reporter.bar("soften", 2 * len(samples)) as advance:
+
+        def believed(places: Sequence[tuple[Prompt, str]]) -> list[EmotionDistribution]:
+            found: dict[str, EmotionDistribution] = {}
+            for labels in dict.fromkeys(p.label_set for p, _ in places):
+                asked = [(p, written) for p, written in places if p.label_set == labels]
+                for start in range(0, len(asked), _CHUNK):
+                    part = asked[start : start + _CHUNK]
+                    read = engine.label_probabilities(
+                        [(p.conversation_id, fitted[p.id].ids, written) for p, written in part],
+                        labels,
+                    )
+                    found.update((p.id, d) for (p, _), d in zip(part, read, strict=True))
+                    advance(len(part))
+            return [found[p.id] for p, _ in places]
+
+        softened = soften(samples, believed, own_weight)
+    written = write_parquet(out, softened, config.prompt.reasoning, "softened")
+    several = sum("," in format_emotions(c.emotion) for _, c in softened)
+    return {"samples": written, "several_emotions": several, **counts}

@@ -1,0 +1,176 @@
+"""Questions of many clients answered together: what arrives while a batch runs goes into the next one.
+
+A local model answers one batch at a time, in a thread beside the event loop. Behind an endpoint the
+endpoint batches, so each question goes out at once, up to the endpoint's concurrency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfemo.method.types import Conversation
+from selfemo.serve.api import Ask, Event, Recognition, Response, SelfEmo
+
+GATHER = 0.005
+"""Seconds to wait for more questions before a batch starts."""
+Reading = tuple[Conversation, Sequence[int]]
+"""A question for emotions: which turns of a conversation."""
+
+
+class BusyError(Exception):
+    """The queue is full."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One question under way; `cancel` lets its answer end early."""
+
+    question: Ask | Reading
+    future: asyncio.Future[Any]
+    on_event: Callable[[Event], None] | None = None
+    _left: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        self._left.set()
+        self.future.cancel()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._left.is_set()
+
+
+class Batcher:
+    """Args:
+    model: what answers.
+    max_batch: most questions of one batch.
+    max_waiting: questions that may wait; more raise `BusyError`.
+    on_batch: told how many questions a batch has.
+    """
+
+    def __init__(
+        self,
+        model: SelfEmo,
+        *,
+        max_batch: int = 16,
+        max_waiting: int = 64,
+        on_batch: Callable[[int], None] = lambda n: None,
+    ):
+        self.model, self.max_waiting, self.on_batch = model, max_waiting, on_batch
+        local = model.spec is None
+        self.max_batch = max_batch if local else 1
+        self._slots = 1 if model.spec is None else model.spec.concurrency
+        self._threads = ThreadPoolExecutor(self._slots, thread_name_prefix="selfemo")
+        self._queue: list[Job] = []
+        self._more = asyncio.Event()
+        self._closed = False
+        self._workers: list[asyncio.Task[None]] = []
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def submit(
+        self, question: Ask | Reading, on_event: Callable[[Event], None] | None = None
+    ) -> Job:
+        """Queue a question; `Job.future` is its `Response`, or its recognitions.
+
+        Args:
+            on_event: called on the event loop with what is written.
+
+        Raises:
+            BusyError: too many wait, or the server is going down.
+        """
+        if self._closed or len(self._queue) >= self.max_waiting:
+            raise BusyError
+        loop = asyncio.get_running_loop()
+        job = Job(question, loop.create_future(), on_event)
+        self._queue.append(job)
+        self._more.set()
+        if not self._workers:
+            self._workers = [loop.create_task(self._work()) for _ in range(self._slots)]
+        return job
+
+    async def close(self) -> None:
+        """End what waits; let what is being answered see that nobody listens."""
+        self._closed = True
+        for job in self._queue:
+            job.cancel()
+        self._queue.clear()
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while not self._queue:
+                self._more.clear()
+                await self._more.wait()
+            if self.max_batch > 1:
+                await asyncio.sleep(GATHER)
+            batch = [j for j in self._queue[: self.max_batch] if not j.cancelled]
+            del self._queue[: self.max_batch]
+            if not batch:
+                continue
+            self.on_batch(len(batch))
+            try:
+                answers = await loop.run_in_executor(self._threads, self._answer, batch, loop)
+            except asyncio.CancelledError:
+                for job in batch:
+                    job.cancel()
+                raise
+            for job, answer in zip(batch, answers, strict=True):
+                if job.future.done():
+                    continue
+                if isinstance(answer, Exception):
+                    job.future.set_exception(answer)
+                else:
+                    job.future.set_result(answer)
+
+    def _answer(self, batch: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list[Any]:
+        """In the thread: an answer or an exception for each job."""
+        readings = [j for j in batch if not isinstance(j.question, Ask)]
+        asks = [j for j in batch if isinstance(j.question, Ask)]
+        answers = {
+            id(j): a for j, a in zip(readings, self._safely(self._read, readings), strict=True)
+        }
+
+        def respond(jobs: Sequence[Job]) -> Sequence[Any]:
+            return self._respond(jobs, loop)
+
+        answers |= {id(j): a for j, a in zip(asks, self._safely(respond, asks), strict=True)}
+        return [answers[id(j)] for j in batch]
+
+    def _safely(
+        self, work: Callable[[Sequence[Job]], Sequence[Any]], jobs: Sequence[Job]
+    ) -> Sequence[Any]:
+        """The answers; where a batch fails, each of it alone, so that one cannot spoil the others."""
+        if not jobs:
+            return []
+        try:
+            return work(jobs)
+        except Exception as e:
+            if len(jobs) == 1:
+                return [e]
+            return [self._safely(work, [job])[0] for job in jobs]
+
+    def _read(self, jobs: Sequence[Job]) -> list[list[Recognition]]:
+        questions = [j.question for j in jobs]
+        return self.model.recognise_turns([q for q in questions if not isinstance(q, Ask)])
+
+    def _respond(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list[Response]:
+        def on_event(n: int, event: Event) -> bool:
+            job = jobs[n]
+            if job.on_event is not None and not job.cancelled:
+                loop.call_soon_threadsafe(job.on_event, event)
+            return not job.cancelled
+
+        return self.model.respond_many(
+            [j.question for j in jobs if isinstance(j.question, Ask)], on_event
+        )

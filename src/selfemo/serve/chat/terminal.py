@@ -1,0 +1,217 @@
+"""`selfemo chat` in the terminal: type a line, see the emotions, read the answer; commands begin with /."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from selfemo.errors import DataError, SelfEmoError
+from selfemo.runs.dialogues import episodes, visible
+from selfemo.runs.pipeline import run_of
+from selfemo.runs.store import STORE_FILE, Store, write_text
+from selfemo.serve.api import Done, Emotion, ReplyDelta, SelfEmo, SelfEmotion
+from selfemo.serve.chat.session import (
+    Character,
+    Session,
+    character,
+    from_episode,
+    sample_characters,
+)
+
+HELP = """\
+Type a line and press Enter. What stands in brackets is the emotion that was read or is felt.
+/persona [NAME[: what they are like]]   talk with somebody else; alone: who there is
+/scene TEXT                              where you are
+/watch [N] [NAME[: ...]]                 two characters talk with each other for N turns (1)
+/undo                                    take back what came last
+/edit N TEXT                             change line N; what came after it is gone
+/show                                    the whole conversation with its emotions
+/episodes [N]                            the self-play episodes of the run; N: go on from one
+/export FILE                             as JSONL (selfemo's own form) or .md
+/quit                                    end; so does Ctrl-D"""
+_MANY = 50
+
+
+def chat(model: SelfEmo, session: Session, console: Console) -> Session:
+    """Talk until the input ends; returns the session as it is then."""
+    return _Terminal(model, session, console).run()
+
+
+class _Terminal:
+    def __init__(self, model: SelfEmo, session: Session, console: Console):
+        self.model, self.session, self.console = model, session, console
+        self.tty = sys.stdin.isatty()
+
+    def run(self) -> Session:
+        who = ", ".join(c.name for c in self.session.characters)
+        self._say(f"{self.model.name} plays {who}. /help tells what else there is.", "dim")
+        for text in self._lines():
+            try:
+                if text.startswith("/"):
+                    if self._command(*text[1:].split(maxsplit=1)):
+                        break
+                elif text:
+                    self.session = self.session.said(text)
+                    self._answer()
+            except SelfEmoError as e:
+                self._say(f"{e}", "red")
+        return self.session
+
+    def _lines(self) -> Iterator[str]:
+        while True:
+            try:
+                yield input(f"{self.session.you}: " if self.tty else "").strip()
+            except EOFError:
+                return
+            except UnicodeDecodeError as e:
+                self._say(f"the input is not UTF-8 ({e.reason}); that line was left out", "red")
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(Text(visible(text), style), highlight=False)
+
+    def _answer(self, who: Character | None = None) -> None:
+        """Stream the next answer, with the emotions before it."""
+        ask = self.session.ask(who)
+        name, started = ask.speaker, False
+        for event in self.model.stream(
+            ask.conversation, ask.persona, speaker=name, scene=ask.scene
+        ):
+            match event:
+                case Emotion():
+                    said = self.session.lines[-1].speaker
+                    self._say(f"  [{said} sounds {event.reading.emotion}]", "dim")
+                case SelfEmotion():
+                    self._part(f"{name} [{event.reading.emotion}]: ", "bold")
+                    started = True
+                case ReplyDelta():
+                    self._part(event.text)
+                case Done(response=response):
+                    if started:
+                        self.console.print()
+                    if response.failure:
+                        self._say(
+                            f"no answer could be read ({response.failure}); say it otherwise", "red"
+                        )
+                    self.session = self.session.answered(response)
+
+    def _part(self, text: str, style: str = "") -> None:
+        self.console.print(Text(visible(text), style), end="", highlight=False, soft_wrap=True)
+
+    # -- commands -----------------------------------------------------------------------------------
+
+    def _command(self, name: str = "", rest: str = "") -> bool:
+        """Do what a line that begins with / says; true to end."""
+        match name.lower():
+            case "quit" | "exit" | "q":
+                return True
+            case "persona" if not rest:
+                for c in sample_characters().values():
+                    self._say(f"  {c.name}: {c.description}")
+            case "persona":
+                self.session = Session((character(rest),), self.session.scene, self.session.you)
+                self._say(f"a new conversation with {self.session.characters[0].name}", "dim")
+            case "scene":
+                self.session = Session(
+                    self.session.characters, rest, self.session.you, self.session.lines
+                )
+            case "watch":
+                self._watch(rest)
+            case "undo":
+                self.session = self.session.undone()
+                self._show()
+            case "edit":
+                place, _, text = rest.partition(" ")
+                self.session = self.session.edited(_number(place) - 1, text)
+                if self.session.lines[-1].speaker == self.session.you:
+                    self._answer()
+                else:
+                    self._show()
+            case "show":
+                self._show()
+            case "episodes":
+                self._episodes(rest)
+            case "export":
+                self._export(rest)
+            case "help" | "?":
+                self._say(HELP)
+            case _:
+                self._say(f"there is no /{name}; /help lists the commands", "red")
+        return False
+
+    def _watch(self, rest: str) -> None:
+        count, _, other = rest.partition(" ")
+        if count and not count.isdigit():
+            count, other = "1", rest
+        if other:
+            self.session = Session(
+                (self.session.characters[0], character(other)), self.session.scene,
+                self.session.you, self.session.lines,
+            )  # fmt: skip
+        if len(self.session.characters) < 2:
+            raise DataError("two have to be there: /watch 4 NAME: what the second one is like")
+        if not self.session.lines:
+            raise DataError("somebody has to begin: type a first line")
+        for _turn in range(min(_number(count or "1"), _MANY)):
+            before = len(self.session.lines)
+            self._answer()
+            if len(self.session.lines) == before:
+                break
+
+    def _show(self) -> None:
+        for n, line in enumerate(self.session.lines):
+            notes = [
+                f"{what} {r.emotion}" for what, r in (("feels", line.felt), ("sounds", line.heard))
+                if r is not None and r.emotion is not None
+            ]  # fmt: skip
+            self._say(f"{n + 1:3} {line.speaker} [{', '.join(notes) or '-'}]: {line.text}")
+
+    def _episodes(self, rest: str) -> None:
+        found = load_episodes(self.model.name)
+        if rest:
+            place = _number(rest) - 1
+            if not 0 <= place < len(found):
+                raise DataError(f"there is no episode {rest}; there are {len(found)}")
+            self.session = found[place]
+            self._show()
+            return
+        for n, session in enumerate(found):
+            who = " and ".join(c.name for c in session.characters)
+            self._say(f"{n + 1:3} {who}, {len(session.lines)} turns: {session.lines[0].text[:60]}")
+
+    def _export(self, rest: str) -> None:
+        if not rest:
+            raise DataError("name the file: /export talk.jsonl, or talk.md")
+        path = Path(rest)
+        markdown = path.suffix.lower() in (".md", ".markdown")
+        text = self.session.as_markdown() if markdown else self.session.as_jsonl(self.model.labels)
+        write_text(path, text)
+        self._say(f"{path}: {len(self.session.lines)} turns", "dim")
+
+
+def _number(text: str) -> int:
+    if not text.isdigit():
+        raise DataError(f"{text or 'nothing'} is no number of a line or of turns")
+    return int(text)
+
+
+def load_episodes(model: str, n: int = 30) -> list[Session]:
+    """The self-play episodes of the run that a model comes from, the longest first.
+
+    Raises:
+        DataError: the model is of no run, or the run has none yet.
+    """
+    run = run_of(model)
+    if run is None or not (run / STORE_FILE).exists():
+        raise DataError(f"{model} comes from no run, so there are no self-play episodes to load")
+    store = Store(run / STORE_FILE, read_only=True)
+    try:
+        found = episodes(store, n)
+    finally:
+        store.close()
+    if not found:
+        raise DataError(f"{run} holds no self-play episode that passed the gate yet")
+    return [from_episode(e) for e in found]

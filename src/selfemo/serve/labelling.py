@@ -1,0 +1,318 @@
+"""`selfemo predict`: the emotions of somebody's transcripts, file in, file out.
+
+What is done stands in OUT.part, with OUT.progress.json beside it; both go once OUT is whole. A run that
+was killed goes on behind the last chunk that the progress file names, whose end in OUT.part it also
+names: nothing is asked twice, nothing is written twice, and the output has the order of the input.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfemo import __version__
+from selfemo.data import load
+from selfemo.data.transcripts import (
+    SUFFIXES,
+    ReadSettings,
+    SourceTurn,
+    csv_columns,
+    read_turns,
+    turns_of,
+)
+from selfemo.errors import ConfigError, DataError, StoreError
+from selfemo.evaluation.jobs import model_digest
+from selfemo.method.prompts import FORMAT_VERSION
+from selfemo.method.types import Conversation, LabelSet, Utterance
+from selfemo.progress import Reporter, StopRequest
+from selfemo.runs.pipeline import find_checkpoint
+from selfemo.runs.store import lock_folder
+from selfemo.serve.api import Recognition, SelfEmo
+
+CHUNK = 64
+"""Turns that are read together; a run goes on at a multiple of it, so it packs as it would have."""
+_PAST = 200
+"""Earlier turns of a conversation that are kept at hand; prompts are shorter than so many."""
+_HEAD = 1 << 20
+ADDED = ("emotion", "confidence", "distribution", "failure")
+
+
+@dataclass
+class Labelled:
+    """What came of a file."""
+
+    turns: int
+    failed: int
+    resumed: int
+
+
+class Source:
+    """What is to be labelled: a file (transcripts.py), or a data set by its name.
+
+    The whole of it is read once at the start, so that a mistake on its last line is told before the first
+    is labelled.
+
+    Raises:
+        DataError: it is broken; the message names file and line.
+    """
+
+    def __init__(self, name: str, settings: ReadSettings | None = None):
+        self.name, self.settings = name, settings or ReadSettings()
+        self.path = Path(os.path.expanduser(name))
+        self.is_file = (
+            self.path.is_file() and self.path.suffix.lower() in SUFFIXES and _of_a_file(self.path)
+        )
+        self.count = sum(1 for _ in self.turns())
+        if not self.count:
+            raise DataError("holds no turn", self.path if self.is_file else name)
+
+    def turns(self) -> Iterator[SourceTurn]:
+        if self.is_file:
+            return read_turns(self.path, self.settings)
+        return turns_of(load(self.name).conversations)
+
+    def columns(self, out: Path) -> list[str]:
+        """The columns that a CSV of a CSV begins with."""
+        of_csv = self.is_file and self.path.suffix.lower() in (".csv", ".tsv")
+        return csv_columns(self.path, self.settings) if of_csv and _is_csv(out) else []
+
+    def identity(self) -> str:
+        if not self.path.is_file():
+            return f"{self.name}, {self.count} turns"
+        with self.path.open("rb") as f:
+            head = hashlib.sha256(f.read(_HEAD)).hexdigest()[:16]
+        return f"{self.path.name}, {self.path.stat().st_size} bytes ({head})"
+
+
+def check_out(out: Path, source: Path) -> None:
+    """Raises: ConfigError, where `out` is no file to write to."""
+    if not _is_csv(out) and out.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise ConfigError(f"--out {out}: name it .jsonl or .csv")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file")
+    if source.exists() and out.exists() and source.samefile(out):
+        raise ConfigError(f"--out {out} is the input; give another name")
+
+
+def label_file(
+    source: Source,
+    out: Path,
+    model: SelfEmo,
+    reporter: Reporter,
+    *,
+    labels: LabelSet | None = None,
+    stop: StopRequest | None = None,
+) -> Labelled:
+    """Read the emotion of each turn.
+
+    Args:
+        out: a .jsonl file, one line a turn, or a .csv file (of a CSV, with its columns).
+        labels: label set for all turns; None takes the file's, else the model's.
+
+    Raises:
+        DataError: the output cannot be written.
+        StoreError: what is begun under this name came of another input, model or setting.
+        Stopped: `stop` was asked for; what is done is kept.
+    """
+    check_out(out, source.path)
+    read, stop = source.settings, stop or StopRequest()
+    what = {
+        "selfemo": __version__,
+        "input": source.identity(),
+        "model": _model_identity(model),
+        "settings": json.dumps(
+            [
+                FORMAT_VERSION,
+                list(labels or model.labels),
+                labels is None,
+                [model.constrained, model.max_tokens, model.config.prompt.max_tokens],
+                [read.text, read.speaker, read.conversation, read.gap, read.encoding],
+                out.suffix.lower(),
+            ]
+        ),
+    }
+    guard = out.parent / f".{out.name}.lock"
+    try:
+        lock = lock_folder(guard)
+        try:
+            with _Output(out, what, source.columns(out)) as output:
+                done = _label(source, output, model, reporter, labels, stop)
+            output.finish()
+        finally:
+            shutil.rmtree(guard, ignore_errors=True)
+            lock.close()
+    except OSError as e:
+        raise DataError(f"cannot be written: {e.strerror or e}", out) from e
+    return done
+
+
+def _is_csv(out: Path) -> bool:
+    return out.suffix.lower() == ".csv"
+
+
+def _of_a_file(path: Path) -> bool:
+    """Whether the reader of transcripts takes a file, not the adapter of a known data set."""
+    from selfemo.data import ADAPTERS
+
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return True
+    return not any(a.matches(path) for n, a in ADAPTERS.items() if n not in ("jsonl", "sample"))
+
+
+def _model_identity(model: SelfEmo) -> str:
+    if model.spec is not None:
+        return f"{model.spec.model} at {model.spec.url}"
+    checkpoint = find_checkpoint(model.name)
+    return f"{Path(checkpoint).name} ({model_digest(checkpoint)})"
+
+
+def _label(
+    source: Source,
+    output: _Output,
+    model: SelfEmo,
+    reporter: Reporter,
+    labels: LabelSet | None,
+    stop: StopRequest,
+) -> Labelled:
+    turns, past, number, place = source.turns(), list[SourceTurn](), 0, -1
+    resumed = output.turns
+    if resumed:
+        reporter.say(f"going on behind {resumed} turns that are done")
+    with reporter.bar("predict", source.count) as advance:
+        while chunk := list(itertools.islice(turns, CHUNK)):
+            segments = _segments(chunk, past)
+            places = []
+            for t in chunk:
+                place = place + 1 if past and past[-1].conversation == t.conversation else 0
+                places.append(place)
+                past.append(t)
+            del past[:-_PAST]
+            if number >= resumed:
+                stop.check()
+                asked = []
+                for before, mine in segments:
+                    known = labels or mine[0].labels or model.labels
+                    said = tuple(Utterance(t.speaker, t.text) for t in (*before, *mine))
+                    c = Conversation(
+                        mine[0].conversation, "given", "test", said, known, mine[0].scene
+                    )
+                    asked.append((c, range(len(before), len(said))))
+                found = [r for rs in model.recognise_turns(asked) for r in rs]
+                output.write(list(zip(chunk, places, found, strict=True)))
+            number += len(chunk)
+            advance(len(chunk))
+    return Labelled(number, output.failed, resumed)
+
+
+def _segments(
+    chunk: Sequence[SourceTurn], past: Sequence[SourceTurn]
+) -> list[tuple[list[SourceTurn], list[SourceTurn]]]:
+    """(earlier turns, turns to read) of each conversation in a chunk."""
+    segments: list[tuple[list[SourceTurn], list[SourceTurn]]] = []
+    for key, mine in itertools.groupby(chunk, key=lambda t: t.conversation):
+        before = [t for t in past if t.conversation == key] if not segments else []
+        segments.append((before, list(mine)))
+    return segments
+
+
+class _Output:
+    """OUT.part and OUT.progress.json; a context manager that leaves both where the block fails."""
+
+    def __init__(self, out: Path, what: dict[str, str], columns: Sequence[str]):
+        self.out, self.what, self.columns = out, what, columns
+        self.part = out.with_name(out.name + ".part")
+        self.progress = out.with_name(out.name + ".progress.json")
+        self.csv = _is_csv(out)
+        self.turns = self.failed = 0
+
+    def __enter__(self) -> _Output:
+        size = 0
+        if self.progress.exists():
+            try:
+                known = json.loads(self.progress.read_text())
+                size, self.turns, self.failed = known["bytes"], known["turns"], known["failed"]
+                begun = known["what"]
+            except (ValueError, KeyError) as e:
+                raise StoreError(
+                    f"{self.progress} cannot be read ({e}); remove it and {self.part} to begin anew"
+                ) from None
+            for key, value in self.what.items():
+                if begun.get(key) != value:
+                    raise StoreError(
+                        f"{self.out} was begun with another {key}: {begun.get(key)}; now {value}. Give "
+                        f"another --out, or remove {self.progress} to begin anew"
+                    )
+            if not self.part.exists() or self.part.stat().st_size < size:
+                raise StoreError(f"{self.part} is cut; remove {self.progress} to begin anew")
+        self.file = self.part.open("ab")
+        self.file.truncate(size)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, rows: Sequence[tuple[SourceTurn, int, Recognition]]) -> None:
+        """Add a chunk: on disk before the progress file says so."""
+        text = io.StringIO(newline="")
+        writer: Any = None
+        for turn, place, r in rows:
+            record = _record(turn, place, r, self.columns)
+            if not self.csv:
+                text.write(json.dumps(record, ensure_ascii=False) + "\n")
+                continue
+            if writer is None:
+                writer = csv.DictWriter(text, list(record), lineterminator="\n")
+                if self.turns == 0:
+                    writer.writeheader()
+            cells = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in record.items()}
+            writer.writerow(cells)
+        self.file.write(text.getvalue().encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.turns += len(rows)
+        self.failed += sum(r.emotion is None for _, _, r in rows)
+        state = {
+            "turns": self.turns, "failed": self.failed, "bytes": self.file.tell(),
+            "what": self.what,
+        }  # fmt: skip
+        staging = self.progress.with_name(self.progress.name + ".tmp")
+        staging.write_text(json.dumps(state))
+        staging.replace(self.progress)
+
+    def finish(self) -> None:
+        self.part.replace(self.out)
+        self.progress.unlink(missing_ok=True)
+
+
+def _record(turn: SourceTurn, place: int, r: Recognition, columns: Sequence[str]) -> dict[str, Any]:
+    """One line of the output; a name that the input has already gets `predicted_` before it."""
+    record: dict[str, Any] = (
+        {c: turn.fields[c] for c in columns}
+        if columns
+        else {
+            "conversation": turn.conversation,
+            "turn": place,
+            "speaker": turn.speaker,
+            "text": turn.text,
+            **turn.fields,
+        }
+    )
+    values = (
+        r.emotion,
+        round(r.confidence, 6),
+        r.distribution and {e: round(w, 6) for e, w in r.distribution.items()},
+        r.failure,
+    )
+    taken = set(record)
+    for name, value in zip(ADDED, values, strict=True):
+        record[f"predicted_{name}" if name in taken else name] = value
+    return record

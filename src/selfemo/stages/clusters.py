@@ -1,0 +1,203 @@
+"""Clusters of persona descriptions (fig. 4, tables 6 and 7): mask, embed, HDBSCAN, name, map.
+
+Departures from the paper [ours]: the embeddings are reduced by PCA before HDBSCAN, since density means
+little in hundreds of dimensions; clusters are named by the terms that set them apart (class-based TF-IDF)
+and not by a model; what belongs to no cluster is counted as noise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfemo.errors import DataError
+from selfemo.runs.store import Store
+
+MAPPED = 12
+"""Clusters on the map (fig. 4)."""
+NOISE = -1
+_MASK = "someone"
+_TERMS = 4
+_COMPONENTS = 15
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One cluster: its name, how many descriptions and speakers it holds, and its most central one."""
+
+    number: int
+    name: str
+    size: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Clusters by falling size, and per description its cluster (NOISE: none) and place on the map.
+
+    Attributes:
+        points: (n, 2) map coordinates.
+    """
+
+    descriptions: tuple[str, ...]
+    assigned: tuple[int, ...]
+    clusters: tuple[Cluster, ...]
+    points: NDArray[np.float32]
+
+    @property
+    def noise(self) -> int:
+        return sum(a == NOISE for a in self.assigned)
+
+
+def mask_names(text: str, names: Iterable[str]) -> str:
+    """Replace speakers' names, and each word of one, by a word that stands for anybody.
+
+    Common words that are also names ("Will", "Joy") are masked only where they are capitalised.
+    """
+    words = {w for n in names for w in [n, *n.split()] if len(w) > 1 and w[0].isupper()}
+    if not words:
+        return text
+    ordered = "|".join(re.escape(w) for w in sorted(words, key=lambda w: (-len(w), w)))
+    return re.sub(rf"(?<!\w)(?:{ordered})(?:['\u2019]s)?(?!\w)", _MASK, text)
+
+
+def name_clusters(texts: Sequence[str], assigned: Sequence[int]) -> dict[int, str]:
+    """Name each cluster by its distinguishing terms: TF-IDF with each cluster as one document.
+
+    Names are unique; a later (smaller) cluster takes more of its terms until its name differs.
+    """
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+
+    numbers = sorted(set(assigned) - {NOISE})
+    if not numbers:
+        return {}
+    documents = [
+        " ".join(t for t, a in zip(texts, assigned, strict=True) if a == n) for n in numbers
+    ]
+    vectorizer = CountVectorizer(
+        stop_words=sorted(ENGLISH_STOP_WORDS | _EMPTY_WORDS), token_pattern=r"[a-z][a-z-]{2,}"
+    )
+    try:
+        counts = vectorizer.fit_transform(documents).toarray().astype(float)
+    except ValueError:  # descriptions of stop words alone
+        return {n: f"cluster_{n}" for n in numbers}
+    frequency = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    # Grootendorst 2022 (c-TF-IDF): log(1 + mean words per class / frequency of the term over all).
+    weight = frequency * np.log1p(counts.sum() / len(numbers) / counts.sum(0))
+    terms = vectorizer.get_feature_names_out()
+    named: dict[int, str] = {}
+    for row, n in enumerate(numbers):
+        order = [t for t in np.argsort(-weight[row], kind="stable") if weight[row, t] > 0]
+        for k in range(_TERMS, max(_TERMS, len(order)) + 1):
+            name = "_".join(terms[t] for t in order[:k]) or f"cluster_{n}"
+            if name not in named.values():
+                break
+        else:
+            name = f"{name}_{n}"
+        named[n] = name
+    return named
+
+
+_EMPTY_WORDS = frozenset(
+    """someone person people speaker others shows showing tends feel feels feeling feelings emotion emotions
+    emotional emotionally often quite react reacts reaction reactions treats treat temperament personality
+    stress express expresses expressing like likes being seem seems appears generally sometimes usually way
+    ways does doesn don""".split()  # noqa: SIM905
+)
+
+
+def cluster(
+    descriptions: Sequence[str],
+    names: Iterable[str],
+    embed: Callable[[Sequence[str]], NDArray[np.float32]],
+    min_size: int = 0,
+    seed: int = 0,
+) -> Clustering:
+    """Cluster distinct descriptions.
+
+    Args:
+        names: the speakers' names, masked before embedding.
+        min_size: fewest descriptions of a cluster; 0 takes 1% of them, at least 5.
+
+    Raises:
+        DataError: fewer descriptions than two clusters need.
+    """
+    from sklearn.cluster import HDBSCAN
+    from sklearn.decomposition import PCA
+
+    distinct = tuple(dict.fromkeys(descriptions))
+    least = min_size or max(5, round(len(distinct) / 100))
+    if len(distinct) < 2 * least:
+        raise DataError(
+            f"{len(distinct)} distinct persona descriptions are too few for clusters of {least}; extract "
+            "personas from more conversations, or lower --min-size"
+        )
+    known = list(names)
+    masked = [mask_names(d, known) for d in distinct]
+    vectors = embed(masked)
+    reduced = PCA(min(_COMPONENTS, *vectors.shape), random_state=seed).fit_transform(vectors)
+    labels = HDBSCAN(
+        min_cluster_size=least,
+        min_samples=max(2, least // 3),
+        cluster_selection_method="leaf",
+        copy=True,
+    ).fit_predict(reduced)
+    by_size = [n for n, _ in Counter(int(x) for x in labels if x != NOISE).most_common()]
+    renumbered = {old: new for new, old in enumerate(by_size)}
+    assigned = tuple(renumbered.get(int(x), NOISE) for x in labels)
+    named = name_clusters(masked, assigned)
+    clusters = []
+    for n in range(len(by_size)):
+        members = [i for i, a in enumerate(assigned) if a == n]
+        central = members[int(np.argmax(vectors[members] @ vectors[members].sum(0)))]
+        clusters.append(Cluster(n, named[n], len(members), distinct[central]))
+    return Clustering(distinct, assigned, tuple(clusters), _map(reduced, seed))
+
+
+def _map(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max(2.0, (len(vectors) - 1) / 3))
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    points: NDArray[np.float32] = tsne.fit_transform(vectors)
+    return points
+
+
+def personas_of(store: Store) -> list[tuple[str, str]]:
+    """(speaker, description) in a store: the records of experts, or else the personas of its prompts."""
+    rows = store.rows("SELECT speaker, description FROM personas ORDER BY segment, speaker")
+    rows += store.rows("SELECT speaker, description FROM profiles ORDER BY dataset, scope, speaker")
+    rows += store.rows(
+        "SELECT DISTINCT json_extract(persona, '$[0]') AS speaker, "
+        "json_extract(persona, '$[1]') AS description FROM prompts ORDER BY 1, 2"
+    )
+    return [(r["speaker"], r["description"]) for r in rows if r["description"]]
+
+
+def cluster_store(
+    store: Store,
+    embed: Callable[[Sequence[str]], NDArray[np.float32]],
+    min_size: int = 0,
+    seed: int = 0,
+) -> Clustering:
+    """Cluster the personas of a store and write the clusters into it."""
+    found = personas_of(store)
+    if not found:
+        raise DataError(
+            "holds no persona; run `selfemo personas extract` first, or name a run folder",
+            store.path,
+        )
+    result = cluster([d for _, d in found], {s for s, _ in found}, embed, min_size, seed)
+    names = {c.number: c.name for c in result.clusters}
+    store.set_clusters(
+        (d, a, names.get(a, ""), float(x), float(y))
+        for d, a, (x, y) in zip(
+            result.descriptions, result.assigned, result.points.tolist(), strict=True
+        )
+    )
+    return result

@@ -1,0 +1,480 @@
+"""Cold-start samples (SPEC section 4): from gold data, or written by experts (eq. 5).
+
+Gold data teach the format: E is the gold emotion of the last utterance, S that of the utterance that really
+follows, r its text. An expert writes all three for (H, P) in one pass; its sample is dropped where the E it
+read disagrees with the gold emotion (R1 below a threshold) [ours]. Either way a sample is (prompt,
+completion); `write_parquet` keeps them as chats that `datasets` and TRL open as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from selfemo.config import GateConfig
+from selfemo.errors import DataError
+from selfemo.method.parsing import parse, parse_emotions
+from selfemo.method.prompts import (
+    Reasoning,
+    clean,
+    conversation_prompts,
+    format_completion,
+    format_emotions,
+    gold_completion,
+    messages,
+    prompt_at,
+)
+from selfemo.method.rewards import weighted_iou
+from selfemo.method.types import (
+    LABEL_SETS,
+    MAX_EMOTIONS,
+    Completion,
+    Conversation,
+    EmotionDistribution,
+    LabelSet,
+    Lineage,
+    ParseFailure,
+    Persona,
+    Prompt,
+    Utterance,
+)
+from selfemo.models.generation.chat import ExpertSpec
+from selfemo.models.loading import sha256
+from selfemo.runs.store import Store, need_polars, write_text
+from selfemo.seeds import rng
+from selfemo.stages.experts import (
+    MalformedError,
+    Question,
+    Reply,
+    Tally,
+    ask_experts,
+    one_line,
+    read_json,
+)
+from selfemo.stages.gate import reply_fault
+
+PURPOSE = "coldstart"
+AGREEMENT = 0.5
+"""Least R1 of an expert's E with the gold emotion: half the weight on the right one scores 1/3."""
+MAX_REPLY, MAX_REASONING = 400, 600
+_ANSWER_TOKENS = 260
+
+
+def gold_samples(
+    conversations: Sequence[Conversation],
+    max_samples: int = 0,
+    seed: int = 0,
+    max_share: float = 1.0,
+) -> list[tuple[Prompt, Completion]]:
+    """Samples without an expert, whole conversations at a time in an order drawn by `seed`.
+
+    Args:
+        max_samples: stop at this many; 0 takes all.
+        max_share: of max_samples, the most that one emotion (the top of E) may hold; what is over is passed
+            by. Fewer samples come out where the other emotions do not fill the rest.
+    """
+    samples: list[tuple[Prompt, Completion]] = []
+    room = int(max_share * max_samples) if max_samples and max_share < 1 else None
+    held: Counter[str] = Counter()
+    for k in rng(seed, "cold start").permutation(len(conversations)):
+        conversation = conversations[k]
+        for i in range(len(conversation.turns)):
+            completion = gold_completion(conversation, i)
+            if completion is None:
+                continue
+            top = completion.emotion.top(conversation.label_set)
+            if room is not None and held[top] >= room:
+                continue
+            held[top] += 1
+            samples.append((prompt_at(conversation, i, future=True), completion))
+        if max_samples and len(samples) >= max_samples:
+            return samples[:max_samples]
+    return samples
+
+
+# -- several emotions without an expert ---------------------------------------------------------------------
+
+LEAST_OWN_WEIGHT = 0.6
+"""Below it an emotion that the model believes in could outweigh the sample's own, in whole tenths."""
+Believed = Callable[[Sequence[tuple[Prompt, str]]], list[EmotionDistribution]]
+"""From places (prompt, what is written up to "E:" or "S:") to the probability of each label."""
+
+
+def blend(
+    own: EmotionDistribution, believed: EmotionDistribution, own_weight: float
+) -> EmotionDistribution:
+    """own_weight * own + (1 - own_weight) * believed, cut to the most emotions that a completion may name.
+
+    Where `own` names several emotions already it stays as it is.
+    """
+    if len(own) > 1:
+        return own
+    mixed = {
+        e: own_weight * own.weight(e) + (1 - own_weight) * believed.weight(e)
+        for e in sorted(own.keys() | believed.keys())
+    }
+    kept = sorted(mixed, key=lambda e: (-mixed[e], -own.weight(e), e))[:MAX_EMOTIONS]
+    return EmotionDistribution({e: mixed[e] for e in kept})
+
+
+def soften(
+    samples: Sequence[tuple[Prompt, Completion]], believed: Believed, own_weight: float
+) -> list[tuple[Prompt, Completion]]:
+    """Samples whose E and S, where they name one emotion, name what a model believes in beside it.
+
+    Gold labels name one emotion, so a model that learned from them names one, and the consensus reward
+    (eq. 12) is nearly the same for all completions of a group. Samples of experts name several; this is
+    for those who have none.
+
+    Args:
+        own_weight: from LEAST_OWN_WEIGHT to 1.
+
+    Raises:
+        ValueError: own_weight is outside that range.
+    """
+    if not LEAST_OWN_WEIGHT <= own_weight <= 1:
+        raise ValueError(f"own_weight {own_weight} is not in [{LEAST_OWN_WEIGHT}, 1]")
+    thoughts = [f"T: {clean(c.reasoning)}\n" if c.reasoning else "" for _, c in samples]
+    heard = believed([(p, f"{t}E:") for (p, _), t in zip(samples, thoughts, strict=True)])
+    emotions = [blend(c.emotion, b, own_weight) for (_, c), b in zip(samples, heard, strict=True)]
+    felt = believed(
+        [
+            (p, f"{t}E: {format_emotions(e)}\nS:")
+            for (p, _), t, e in zip(samples, thoughts, emotions, strict=True)
+        ]
+    )
+    return [
+        (p, replace(c, emotion=e, self_emotion=blend(c.self_emotion, b, own_weight)))
+        for (p, c), e, b in zip(samples, emotions, felt, strict=True)
+    ]
+
+
+# -- experts ------------------------------------------------------------------------------------------
+
+
+def _emotions(value: Any, what: str, labels: LabelSet) -> EmotionDistribution:
+    if isinstance(value, str):
+        written = value
+    elif isinstance(value, dict) and value:
+        written = ", ".join(f"{e} {json.dumps(w)}" for e, w in value.items())
+    else:
+        raise MalformedError("schema", f"{what} must name emotions with weights")
+    read = parse_emotions(written, labels)
+    if isinstance(read, ParseFailure):
+        raise MalformedError(
+            read.kind.value,
+            f"{what}: {read.kind.value.replace('_', ' ')} ({read.detail}); valid are "
+            f"{', '.join(labels)}, at most {MAX_EMOTIONS} of them, with weights above 0",
+        )
+    return read
+
+
+def read_sample(text: str, labels: LabelSet, reasoning: Reasoning) -> Completion:
+    """An expert's answer as a completion.
+
+    Raises:
+        MalformedError: no JSON, a key missing or of the wrong type, an emotion outside the set.
+    """
+    found = read_json(text)
+    needed = ["emotion", "self_emotion", "reply", *(["reasoning"] if reasoning != "none" else [])]
+    for key in needed:
+        if key not in found:
+            raise MalformedError("schema", f"the key {key!r} is missing")
+    limits = {"reply": MAX_REPLY, "reasoning": MAX_REASONING}
+    texts = {k: one_line(found[k], k, n) for k, n in limits.items() if k in needed}
+    completion = Completion(
+        _emotions(found["emotion"], "emotion", labels),
+        _emotions(found["self_emotion"], "self_emotion", labels),
+        texts["reply"],
+        texts.get("reasoning", ""),
+    )
+    # A reply may carry what reads as the format's own marks; the model would learn a broken sample.
+    if isinstance(read := parse(format_completion(completion), labels), ParseFailure):
+        raise MalformedError(
+            read.kind.value, f"the reply or reasoning breaks the format: {read.detail}"
+        )
+    return completion
+
+
+def _schema(labels: LabelSet, reasoning: Reasoning) -> dict[str, Any]:
+    # A pattern, not an object: structured output knows no "one to three of these keys".
+    names = "|".join(re.escape(e) for e in labels)
+    one = rf"({names}) ([1-9]|10)"
+    weights = {"type": "string", "pattern": rf"^{one}(, {one}){{0,{MAX_EMOTIONS - 1}}}$"}
+    thought = {"reasoning": {"type": "string", "minLength": 1, "maxLength": MAX_REASONING}}
+    properties: dict[str, Any] = {
+        **(thought if reasoning != "none" else {}),
+        "emotion": weights,
+        "self_emotion": weights,
+        "reply": {"type": "string", "minLength": 1, "maxLength": MAX_REPLY},
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def question(prompt: Prompt, reasoning: Reasoning = "none") -> Question[Any]:
+    """The question of eq. 5 for (H, P); nothing of the target or of a later turn is in it."""
+    labels = prompt.label_set
+    scene = f"Scene: {clean(prompt.scenario)}\n" if prompt.scenario else ""
+    dialogue = "".join(f"{clean(u.speaker)}: {clean(u.text)}\n" for u in prompt.history)
+    persona = f" ({clean(prompt.persona.description)})" if prompt.persona.description else ""
+    last, answerer = clean(prompt.interlocutor), clean(prompt.answerer)
+    form: dict[str, Any] = {
+        **({"reasoning": "..."} if reasoning != "none" else {}),
+        "emotion": f"{labels.labels[0]} 7, {labels.labels[1]} 3",
+        "self_emotion": f"{labels.labels[0]} 10",
+        "reply": "...",
+    }
+    why = {
+        "none": "",
+        "brief": "reasoning: one sentence, why.\n",
+        "full": (
+            f"reasoning: how {last} feels and why; then how {answerer} feels about it, from their "
+            "personality and the scene; then how they answer.\n"
+        ),
+    }[reasoning]
+    return Question(
+        prompt.id,
+        [
+            {
+                "role": "system",
+                "content": "You are an expert on emotions in conversation and a writer of dialogue. You "
+                "answer with one JSON object and nothing else.",
+            },
+            {
+                "role": "user",
+                "content": f"{scene}{dialogue}\nNext speaks {answerer}{persona}.\n\n{why}"
+                f"emotion: what {last} feels in the last line, at most {MAX_EMOTIONS} of "
+                f"{', '.join(labels)}, each with a weight from 1 to 10.\n"
+                f"self_emotion: what {answerer} feels on hearing it, in the same form.\n"
+                f"reply: what {answerer} says next, one or two sentences, as such a person would, with "
+                f"that feeling.\nForm: {json.dumps(form)}",
+            },
+        ],
+        _schema(labels, reasoning),
+        lambda text: read_sample(text, labels, reasoning),
+        _ANSWER_TOKENS + (0 if reasoning == "none" else MAX_REASONING // 4),
+    )
+
+
+def expert_prompts(
+    conversations: Sequence[Conversation], max_samples: int = 0, seed: int = 0
+) -> list[Prompt]:
+    """Prompts for experts, whole conversations at a time in an order drawn by `seed`."""
+    prompts: list[Prompt] = []
+    for k in rng(seed, "cold start").permutation(len(conversations)):
+        prompts.extend(conversation_prompts(conversations[k], future=True))
+        if max_samples and len(prompts) >= max_samples:
+            return prompts[:max_samples]
+    return prompts
+
+
+def expert_samples(
+    prompts: Iterable[Prompt],
+    specs: Sequence[ExpertSpec],
+    store: Store,
+    *,
+    reasoning: Reasoning = "none",
+    agreement: float = AGREEMENT,
+    rounds: int = 2,
+    retry_failed: bool = False,
+    on_reply: Callable[[Reply[Completion]], None] = lambda reply: None,
+) -> tuple[list[tuple[Prompt, Completion]], Tally, Counter[str]]:
+    """Samples written by experts, in the order of the prompts.
+
+    Returns:
+        the samples that agree with gold; what the asking came to; what was dropped, by reason:
+        "disagrees_with_gold", a fault of the reply (gate.py), or a failure kind.
+    """
+    asked: dict[str, tuple[int, Prompt]] = {}
+    kept: dict[int, tuple[Prompt, Completion]] = {}
+    dropped: Counter[str] = Counter()
+
+    def questions() -> Iterator[Question[Completion]]:
+        for k, prompt in enumerate(prompts):
+            asked[prompt.id] = (k, prompt)
+            yield question(prompt, reasoning)
+
+    def keep(_: Question[Completion], reply: Reply[Completion]) -> None:
+        k, prompt = asked.pop(reply.item)
+        written = reply.value
+        if written is None:
+            dropped[reply.kind] += 1
+        elif prompt.target and weighted_iou(written.emotion, prompt.target) < agreement:
+            dropped["disagrees_with_gold"] += 1
+        elif fault := reply_fault(prompt, written.reply, GateConfig()):
+            dropped[fault] += 1
+        else:
+            kept[k] = (prompt, written)
+        on_reply(reply)
+
+    tally = ask_experts(questions(), specs, store, PURPOSE, keep, rounds, retry_failed)
+    return [kept[k] for k in sorted(kept)], tally, dropped
+
+
+# -- files ----------------------------------------------------------------------------------------------
+
+
+def _weights(distribution: EmotionDistribution | None) -> list[dict[str, Any]]:
+    return [{"emotion": e, "weight": w} for e, w in (distribution or {}).items()]
+
+
+def parquet_row(
+    prompt: Prompt, completion: Completion, reasoning: Reasoning, source: str
+) -> dict[str, Any]:
+    """One sample as a row of the files that `read_parquet` reads."""
+    return {
+        "prompt": messages(prompt, reasoning),
+        "completion": [{"role": "assistant", "content": format_completion(completion)}],
+        "id": prompt.id,
+        "dataset": prompt.dataset,
+        "conversation": prompt.conversation_id,
+        "labels": list(prompt.label_set.labels),
+        "answerer": prompt.answerer,
+        "persona": prompt.persona.description,
+        "scene": prompt.scenario,
+        "history": [{"speaker": u.speaker, "text": u.text} for u in prompt.history],
+        "gold": _weights(prompt.target),
+        "source": source,
+    }
+
+
+def parquet_schema(pl: Any) -> dict[str, Any]:
+    """The columns of `parquet_row` as polars types."""
+    turn = pl.List(pl.Struct({"speaker": pl.String, "text": pl.String}))
+    message = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+    weights = pl.List(pl.Struct({"emotion": pl.String, "weight": pl.Float64}))
+    nested = {
+        "prompt": message, "completion": message, "labels": pl.List(pl.String), "history": turn,
+        "gold": weights,
+    }  # fmt: skip
+    names = (
+        "prompt", "completion", "id", "dataset", "conversation", "labels", "answerer", "persona", "scene",
+        "history", "gold", "source",
+    )  # fmt: skip
+    return {n: nested.get(n, pl.String) for n in names}
+
+
+def write_parquet(
+    path: Path, samples: Iterable[tuple[Prompt, Completion]], reasoning: Reasoning, source: str
+) -> int:
+    """Write samples as chats: `prompt` and `completion` are lists of messages, as TRL's SFTTrainer takes
+    them; the other columns say what the prompt was made of. Its sha256 goes beside it. Returns the rows.
+
+    Raises:
+        MissingExtraError: polars is not installed.
+        DataError: the file cannot be written.
+    """
+    pl = need_polars()
+    rows = [parquet_row(p, c, reasoning, source) for p, c in samples]
+    if not rows:
+        raise DataError("no sample was left to write; see the counts of what was dropped", path)
+    frame = pl.DataFrame(rows, schema=parquet_schema(pl))
+    staging = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.write_parquet(staging)
+        line = f"{sha256(staging)}  {path.name}\n"
+        # Without a checksum for a moment, rather than with that of another file.
+        _checksum_file(path).unlink(missing_ok=True)
+        staging.replace(path)
+        write_text(_checksum_file(path), line)
+    except OSError as e:
+        raise DataError(f"cannot be written: {e.strerror or e}", path) from e
+    return len(rows)
+
+
+def _checksum_file(path: Path) -> Path:
+    """Beside the samples, as `sha256sum -c` reads it."""
+    return path.with_name(path.name + ".sha256")
+
+
+_READ = "import sys, polars; polars.read_parquet(sys.argv[1])"
+
+
+def _check_whole(path: Path) -> None:
+    """See that a Parquet file can be read at all before this process reads it.
+
+    Where the file has its checksum beside it, that is compared. Else another process reads it first: a
+    damaged file can end a process that reads it (polars aborts on some) without an error to catch.
+
+    Raises:
+        DataError: it is damaged, or altered since it was written.
+    """
+    checksum = _checksum_file(path)
+    if checksum.exists():
+        if checksum.read_text(encoding="utf-8", errors="replace").split()[:1] != [sha256(path)]:
+            raise DataError(
+                f"differs from its checksum in {checksum.name}: damaged or altered since it was written; "
+                f"make it again, or delete {checksum.name} if you altered it yourself",
+                path,
+            )
+        return
+    probe = subprocess.run([sys.executable, "-c", _READ, path], capture_output=True, check=False)
+    if probe.returncode < 0 or b"PanicException" in probe.stderr:
+        raise DataError("cannot be read as Parquet: it is damaged", path)
+
+
+def read_parquet(path: Path) -> list[tuple[Prompt, Completion]]:
+    """The samples of a file that `write_parquet` wrote.
+
+    Raises:
+        DataError: missing, no such file, damaged or altered, or a row that does not parse; the message names
+            row and reason.
+    """
+    pl = need_polars()
+    try:
+        _check_whole(path)
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as e:
+        raise DataError(f"cannot be read as Parquet: {str(e).splitlines()[0]}", path) from None
+    needed = (
+        "completion", "id", "dataset", "conversation", "labels", "answerer", "persona", "scene", "history",
+        "gold",
+    )  # fmt: skip
+    if missing := [c for c in needed if c not in frame.columns]:
+        raise DataError(
+            f"has no column {', '.join(missing)}; files of `selfemo coldstart generate` have", path
+        )
+    sets = {s.labels: s for s in LABEL_SETS.values()}
+    samples = []
+    for n, row in enumerate(frame.iter_rows(named=True), 1):
+        try:
+            names = tuple(row["labels"])
+            labels = sets.get(names) or LabelSet("own:" + ",".join(names), names)
+            gold = {g["emotion"]: g["weight"] for g in row["gold"] or ()}
+            text = row["completion"][0]["content"]
+            completion = parse(text, labels)
+            if isinstance(completion, ParseFailure):
+                raise ValueError(f"its completion does not parse: {completion.kind.value}")
+            prompt = Prompt(
+                id=row["id"],
+                dataset=row["dataset"],
+                conversation_id=row["conversation"],
+                label_set=labels,
+                history=tuple(Utterance(u["speaker"], u["text"]) for u in row["history"]),
+                answerer=row["answerer"],
+                persona=Persona(row["answerer"], row["persona"], row["scene"]),
+                target=EmotionDistribution(gold) if gold else None,
+                scenario=row["scene"],
+                lineage=Lineage(),
+            )
+            if not prompt.history:
+                raise ValueError("its history is empty")
+        except (ValueError, TypeError, KeyError, IndexError) as e:
+            raise DataError(f"row {n}: {e}", path) from None
+        samples.append((prompt, completion))
+    if not samples:
+        raise DataError("holds no sample", path)
+    return samples

@@ -1,0 +1,526 @@
+"""SELF-GRPO for people who train with TRL: data, reward functions, lambda, trainer.
+
+    dataset = prompt_dataset(conversations, tokenizer, max_prompt_tokens=512)
+    trainer = SelfGRPOTrainer(model, SelfGRPOConfig("out"), train_dataset=dataset)
+
+TRL sums its rewards and normalises the sum, or normalises each and whitens the batch after summing; eq. 13
+does neither. The trainer therefore keeps TRL's generation, loss and logging, and puts in place of TRL's
+advantages those of `selfplay.score_samples`, which the local engine uses too. R2 needs whole groups, and a
+group may span processes, so completions are gathered before they are scored, in float64 on every process.
+
+Decisions, all [ours]:
+- t of lambda(t) is the optimiser step at which a batch of completions is sampled; the batch keeps its
+  advantages for all steps that reuse it (`steps_per_generation`, `num_iterations`), as a round of the local
+  engine does. T is the trainer's `max_steps`.
+- a group is what bears one `prompt_id`, in any order; completions that TRL cut fail as truncated.
+- `SelfGRPOConfig` refuses settings that would have no effect or change eq. 14 (`exact_objective=False`
+  lets other objectives through; the advantages stay ours).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from selfemo.config import GrpoConfig, RewardConfig
+from selfemo.errors import ConfigError, DataError, MissingExtraError
+from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
+from selfemo.method.self_grpo import lambda_at
+from selfemo.method.types import (
+    Conversation,
+    EmotionDistribution,
+    LabelSet,
+    Prompt,
+    Rollout,
+    Sample,
+)
+from selfemo.models.loading import Policy, resolve
+from selfemo.stages.selfplay import score_samples
+
+try:
+    import torch
+    from accelerate.utils import gather_object
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+except ImportError as e:
+    raise MissingExtraError(f"trl ({e})", "pip install 'selfemo[trl]'") from e
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("prompt", "prompt_id", "label_set", "labels", "target")
+"""Of the data set: chat messages; a name that no other prompt has; the label set's name and labels (K);
+the weight of each label in y (K)."""
+
+
+def _text_policy(tokenizer: Any, core: Any = None) -> Policy:
+    """The package's one way to text and back, around a tokenizer alone."""
+    return Policy(core, core, tokenizer, torch.device("cpu"))
+
+
+def prompt_dataset(
+    items: Iterable[Conversation | Prompt],
+    tokenizer: Any,
+    *,
+    max_prompt_tokens: int | None = None,
+    reasoning: Reasoning = "none",
+    future: bool = True,
+) -> Dataset:
+    """A `datasets.Dataset` with `COLUMNS`, one row a prompt that has a target.
+
+    Content cannot speak as a role: what the tokenizer would read as a special token is defused. TRL does
+    not shorten prompts, so the oldest turns are dropped here until a prompt fits.
+
+    Args:
+        items: conversations (one prompt a turn with a gold emotion) or prompts.
+        max_prompt_tokens: the longest prompt, in tokens; one that cannot be shortened to it is left out
+            and counted in a warning. None keeps all as they are.
+        future: whether the answering role may be the speaker who really comes next (training); false in
+            evaluation, where the future stays unseen.
+
+    Raises:
+        DataError: two prompts have one id, or no prompt is left.
+    """
+    policy = _text_policy(tokenizer)
+    prompts: list[Prompt] = []
+    for item in items:
+        prompts += [item] if isinstance(item, Prompt) else conversation_prompts(item, future=future)
+    rows: dict[str, dict[str, Any]] = {}
+    left_out = 0
+    for prompt in prompts:
+        target = prompt.target
+        if target is None:
+            left_out += 1
+            continue
+        if max_prompt_tokens is not None:
+            fitted = fit(prompt, policy.encode_chat, max_prompt_tokens, reasoning)
+            if fitted is None:
+                left_out += 1
+                continue
+            prompt = fitted.prompt
+        if prompt.id in rows:
+            raise DataError(f"two prompts have the id {prompt.id!r}; groups are told apart by it")
+        rows[prompt.id] = {
+            "prompt": [
+                {**m, "content": policy.defused(m["content"])} for m in messages(prompt, reasoning)
+            ],
+            "prompt_id": prompt.id,
+            "label_set": prompt.label_set.name,
+            "labels": list(prompt.label_set.labels),
+            "target": target.vector(prompt.label_set),
+        }
+    if left_out:
+        log.warning("%d prompts without a target or too long were left out", left_out)
+    if not rows:
+        raise DataError(
+            f"no prompt is left: of {len(prompts)}, {left_out} had no target emotion or were longer "
+            f"than max_prompt_tokens={max_prompt_tokens}"
+        )
+    return Dataset.from_list(list(rows.values()))
+
+
+# -- rewards ---------------------------------------------------------------------------------------
+
+
+def _sample(policy: Policy, ids: Sequence[int]) -> Sample:
+    return Sample(policy.decode(ids), finished=bool(ids) and ids[-1] in policy.end_ids)
+
+
+def reward_function(
+    primary: Literal["iou", "exact"] = "iou", tokenizer: Any = None
+) -> Callable[..., list[float]]:
+    """R1 in TRL's signature, for a plain `GRPOTrainer` over the rows of `prompt_dataset`.
+
+    R1 of a completion needs nothing but itself, so this works on any slice of a batch. R2 does not and
+    has no such function: it is `SelfGRPOTrainer`'s.
+
+    Args:
+        tokenizer: with it, completions are read from their token ids and one without its end token
+            fails as truncated, as in `SelfGRPOTrainer`. Without it TRL's text is taken as finished.
+    """
+    policy = None if tokenizer is None else _text_policy(tokenizer)
+    reward, grpo = RewardConfig(primary=primary), GrpoConfig()
+
+    def score(
+        completions: Sequence[Any],
+        target: Sequence[Sequence[float]] | None = None,
+        labels: Sequence[Sequence[str]] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **_: Any,
+    ) -> list[float]:
+        if target is None or labels is None:
+            raise ConfigError(
+                "the data set has no columns 'target' and 'labels'; make it with "
+                "selfemo.training.trl.prompt_dataset"
+            )
+        rollouts: list[Rollout] = []
+        for i, (completion, weights, names) in enumerate(
+            zip(completions, target, labels, strict=True)
+        ):
+            if policy is not None and completion_ids is not None:
+                sample = _sample(policy, completion_ids[i])
+            else:
+                said = completion if isinstance(completion, str) else completion[-1]["content"]
+                sample = Sample(said or "")
+            rollouts += _score(names, weights, [sample], reward, grpo, 0.0)
+        if log_metric is not None and rollouts:
+            log_metric("parse_rate", _share(r.completion is not None for r in rollouts))
+        return [r.r1 for r in rollouts]
+
+    score.__name__ = f"{primary}_reward"
+    return score
+
+
+iou_reward = reward_function("iou")
+"""R1 of eqs. 8-10 as a TRL reward function."""
+
+exact_reward = reward_function("exact")
+"""The exact match of fig. 5a as a TRL reward function."""
+
+
+def consensus_reward(**_: Any) -> list[float]:
+    """Names R2 in TRL's logs; the trainer computes it over whole groups and never calls this."""
+    raise ConfigError("R2 needs whole groups of gathered completions; use SelfGRPOTrainer")
+
+
+def _score(
+    labels: Sequence[str],
+    target: Sequence[float],
+    samples: Sequence[Sample],
+    reward: RewardConfig,
+    grpo: GrpoConfig,
+    lam: float,
+) -> tuple[Rollout, ...]:
+    try:
+        label_set = LabelSet("trl", tuple(labels))
+        wanted = EmotionDistribution(dict(zip(labels, target, strict=True)))
+    except ValueError as e:
+        raise ConfigError(
+            f"columns 'labels' and 'target': {e} (labels {list(labels)}, target {list(target)})"
+        ) from e
+    return score_samples(label_set, wanted, samples, reward, grpo, lam)
+
+
+def _share(flags: Iterable[bool]) -> float:
+    values = list(flags)
+    return sum(values) / max(1, len(values))
+
+
+class Row(NamedTuple):
+    """One completion with what its group is known and scored by."""
+
+    prompt_id: str
+    prompt: str
+    """Digest of the messages."""
+    labels: tuple[str, ...]
+    target: tuple[float, ...]
+    sample: Sample
+
+
+def score_rows(
+    rows: Sequence[Row], group_size: int, reward: RewardConfig, grpo: GrpoConfig, lam: float
+) -> list[Rollout]:
+    """Score whole groups that stand in any order; the result has the order of `rows`.
+
+    A prompt that is there more than once gives as many groups, filled in order.
+
+    Raises:
+        ConfigError: a prompt id whose completions are not whole groups, or that two prompts share.
+    """
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.prompt_id, []).append(i)
+    scored: dict[int, Rollout] = {}
+    for prompt_id, own in places.items():
+        first = rows[own[0]]
+        if any(rows[i][:4] != first[:4] for i in own):
+            raise ConfigError(
+                f"column 'prompt_id': {prompt_id!r} stands for different prompts or targets; "
+                "give each prompt an id of its own"
+            )
+        if len(own) % group_size:
+            raise ConfigError(
+                f"{len(own)} completions of prompt {prompt_id!r} are not whole groups of "
+                f"{group_size}; make the batch (per-device size x processes x steps_per_generation) "
+                "a multiple of num_generations and leave the trainer's sampler as it is"
+            )
+        for start in range(0, len(own), group_size):
+            group = own[start : start + group_size]
+            samples = [rows[i].sample for i in group]
+            rollouts = _score(first.labels, first.target, samples, reward, grpo, lam)
+            scored.update(zip(group, rollouts, strict=True))
+    return [scored[i] for i in range(len(rows))]
+
+
+# -- lambda ----------------------------------------------------------------------------------------
+
+
+class LambdaCallback(TrainerCallback):
+    """lambda(t) = lam_max t / T of eq. 13 over the optimiser steps of a TRL (or any) `Trainer`.
+
+    `value` is that of the step in hand: 0 in the first, lam_max (T - 1) / T in the last. It is taken from
+    the trainer's own counters, so a resumed run goes on where it was. The trainer logs it as `lambda`.
+    For another schedule override `at` and pass an instance among the trainer's callbacks.
+    """
+
+    def __init__(self, lam_max: float = 1.0):
+        self.lam_max, self.value = lam_max, 0.0
+
+    def at(self, step: int, total: int) -> float:
+        """lambda of optimiser step `step` (from 0) of `total`, in [0, 1]."""
+        return lambda_at(step, total, self.lam_max)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.value = self.at(state.global_step, max(1, state.max_steps))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.value = self.at(state.global_step, state.max_steps)
+
+
+# -- configuration -----------------------------------------------------------------------------------
+
+
+@dataclass
+class SelfGRPOConfig(GRPOConfig):
+    """TRL's `GRPOConfig` with the settings of SELF-GRPO; defaults are the paper's where it has one.
+
+    All of TRL's own settings stay: batch sizes, LoRA by the trainer's `peft_config`, vLLM by `use_vllm`
+    and `vllm_mode`.
+
+    Attributes:
+        lam_max: of eq. 13; 0 is vanilla GRPO.
+        primary: R1, "iou" or "exact".
+        secondary: R2, "count" or "weighted".
+        advantage_eps: added to the standard deviation of a group.
+        advantage_ddof: 0 for the population, 1 for the sample standard deviation.
+        exact_objective: refuse settings under which TRL's loss is not eq. 14.
+
+    Raises:
+        ConfigError: listing every setting that has no effect here or breaks eq. 13 or 14.
+    """
+
+    lam_max: float = field(default=1.0, metadata={"help": "lambda_max of eq. 13"})
+    primary: str = field(default="iou", metadata={"help": "R1: iou or exact"})
+    secondary: str = field(default="count", metadata={"help": "R2: count or weighted"})
+    advantage_eps: float = field(default=1e-6, metadata={"help": "added to a group's deviation"})
+    advantage_ddof: int = field(default=0, metadata={"help": "0: population, 1: sample deviation"})
+    exact_objective: bool = field(
+        default=True, metadata={"help": "refuse a loss other than eq. 14"}
+    )
+    beta: float = field(default=0.001, metadata={"help": "coefficient of k3"})
+    loss_type: str = field(default="dapo", metadata={"help": "dapo: TRL's token mean over a batch"})
+    use_bias_correction_kl: bool = field(
+        default=False, metadata={"help": "eq. 14 does not weigh the KL by the ratio"}
+    )
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "as in table 12"})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default_factory=lambda: {"enable_thinking": False},
+        metadata={"help": "reasoning has its own line in the format"},
+    )
+
+    def __post_init__(self) -> None:
+        wrong = self._without_effect()
+        if self.exact_objective:
+            wrong += self._other_objective()
+        try:
+            self.settings()
+        except ValueError as e:
+            wrong.append(str(e))
+        if wrong:
+            raise ConfigError("SelfGRPOConfig:\n" + "\n".join(f"- {w}" for w in wrong))
+        super().__post_init__()
+
+    def settings(self) -> tuple[RewardConfig, GrpoConfig]:
+        """The same settings as the local engine's sections."""
+        given = {"primary": self.primary, "secondary": self.secondary}
+        return RewardConfig.model_validate(given), GrpoConfig.model_validate(
+            {"lam_max": self.lam_max, "eps": self.advantage_eps, "ddof": self.advantage_ddof}
+        )
+
+    def _without_effect(self) -> list[str]:
+        wrong = []
+        if (self.num_generations or 0) < 2:
+            wrong.append(
+                f"num_generations={self.num_generations}: a group of one has no advantage; use 2 or more"
+            )
+        if self.reward_weights is not None:
+            wrong.append(
+                f"reward_weights={self.reward_weights}: R1 and R2 weigh 1 - lambda and lambda; set lam_max"
+            )
+        if self.scale_rewards not in ("group", True):
+            wrong.append(
+                f"scale_rewards={self.scale_rewards!r}: eq. 13 normalises within the group; leave it out"
+            )
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            wrong.append(
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r}: eq. 13 stands in its "
+                "place; leave it out"
+            )
+        if self.remove_unused_columns:
+            wrong.append("remove_unused_columns=True: it drops the targets; leave it out")
+        return wrong
+
+    def _other_objective(self) -> list[str]:
+        needed: dict[str, tuple[Any, ...]] = {
+            "loss_type": ("dapo", "bnpo"),
+            "importance_sampling_level": ("token",),
+            "delta": (None,),
+            "top_entropy_quantile": (1.0,),
+            "off_policy_mask_threshold": (None,),
+            "mask_truncated_completions": (False,),
+            "use_adaptive_entropy": (False,),
+        }
+        if self.beta:
+            needed["use_bias_correction_kl"] = (False,)
+        return [
+            f"{name}={getattr(self, name)!r}: not the objective of eq. 14; use {allowed[0]!r}"
+            + "".join(f" or {a!r}" for a in allowed[1:])
+            + ", or exact_objective=False"
+            for name, allowed in needed.items()
+            if getattr(self, name, allowed[0]) not in allowed
+        ]
+
+
+# -- trainer -----------------------------------------------------------------------------------------
+
+
+class SelfGRPOTrainer(GRPOTrainer):
+    """`GRPOTrainer` whose advantages are exactly those of `self_grpo.advantages`.
+
+    TRL's metrics keep their meaning: `rewards/iou_reward/mean` is R1, `rewards/consensus_reward/mean` R2,
+    `reward` (1 - lambda) R1 + lambda R2. Beside them are logged `lambda`, `parse_rate` and
+    `silent_groups`, the share of groups whose advantages are all zero.
+
+    Args:
+        model: as in TRL, or an id that this package takes (`builtin:smollm2-135m`, a GGUF file).
+        args: a `SelfGRPOConfig`.
+        train_dataset: rows of `prompt_dataset`; `eval_dataset` likewise.
+        kwargs: further arguments of `GRPOTrainer`, `peft_config` among them.
+
+    Raises:
+        ConfigError: a plain `GRPOConfig`, reward functions of one's own, a data set without `COLUMNS`,
+            or processes that do not know of each other.
+    """
+
+    _tag_names = ["trl", "self-grpo"]
+    _name = "SELF-GRPO"
+    _paper = {
+        "title": "SELF-EMO: Emotional Self-Evolution from Recognition to Consistent Expression",
+        "id": "2604.18003",
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        args: SelfGRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        callbacks: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ):
+        args = SelfGRPOConfig("selfgrpo") if args is None else args
+        if not isinstance(args, SelfGRPOConfig):
+            raise ConfigError(f"args is a {type(args).__name__}; pass a SelfGRPOConfig")
+        owned = {"reward_funcs", "reward_processing_classes", "tools", "environment_factory"}
+        if given := sorted(owned & kwargs.keys()):
+            raise ConfigError(
+                f"{', '.join(given)}: the rewards of SELF-GRPO are R1 and R2 (primary, secondary); "
+                "for others use TRL's GRPOTrainer with reward_function()"
+            )
+        _check_columns("train_dataset", train_dataset)
+        _check_columns("eval_dataset", eval_dataset)
+        own = [c for c in callbacks or () if isinstance(c, LambdaCallback)]
+        self.lambda_callback = own[0] if own else LambdaCallback(args.lam_max)
+        self._reward, self._grpo = args.settings()
+        self._advantages: torch.Tensor | None = None
+        super().__init__(
+            model=resolve(model) if isinstance(model, str) else model,
+            reward_funcs=[reward_function(self._reward.primary), consensus_reward],
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=[*(callbacks or ()), *([] if own else [self.lambda_callback])],
+            **kwargs,
+        )
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world != self.accelerator.num_processes:
+            raise ConfigError(
+                f"{world} processes were launched, but each would train alone; without a GPU set "
+                "use_cpu=True in SelfGRPOConfig"
+            )
+
+    def _text(self) -> Policy:
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        return _text_policy(tokenizer, self.accelerator.unwrap_model(self.model))
+
+    def _calculate_rewards(
+        self,
+        inputs: Sequence[dict[str, Any]],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids_list: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """(N, 2) R1 and R2 of the completions of all processes, in their order; keeps (N,) advantages."""
+        text = self._text()
+        rows: list[Row] = gather_object(
+            [
+                Row(
+                    row["prompt_id"],
+                    hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest(),
+                    tuple(row["labels"]),
+                    tuple(row["target"]),
+                    _sample(text, ids),
+                )
+                for row, ids in zip(inputs, completion_ids_list, strict=True)
+            ]
+        )
+        mode = "train" if self.model.training else "eval"
+        size = self.num_generations if mode == "train" else self.num_generations_eval
+        lam = self.lambda_callback.value
+        rollouts = score_rows(rows, size, self._reward, self._grpo, lam)
+        device = self.accelerator.device
+        self._advantages = torch.tensor(
+            [r.advantage for r in rollouts], dtype=torch.float32, device=device
+        )
+        ids = {row.prompt_id for row in rows}
+        loud = {r.prompt_id for r, s in zip(rows, rollouts, strict=True) if s.advantage}
+        metrics = self._metrics[mode]
+        metrics["lambda"].append(lam)
+        metrics["parse_rate"].append(_share(r.completion is not None for r in rollouts))
+        metrics["silent_groups"].append(1 - len(loud) / len(ids))
+        self.reward_weights = torch.tensor([1 - lam, lam])
+        return torch.tensor([[r.r1, r.r2] for r in rollouts], dtype=torch.float32, device=device)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        ours = self._advantages
+        assert ours is not None, "TRL scored no completions"
+        first = self.accelerator.process_index * len(inputs)
+        batch["advantages"] = ours[first : first + len(inputs)]
+        logged = self._logs["advantages"]
+        for _ in range(min(len(ours), len(logged))):
+            logged.pop()
+        logged.extend(ours.tolist())
+        return batch
+
+
+def _check_columns(name: str, dataset: Any) -> None:
+    """Refuse a data set without `COLUMNS`; a stream that does not name its columns passes."""
+    if isinstance(dataset, dict):
+        for key, part in dataset.items():
+            _check_columns(f"{name}[{key!r}]", part)
+        return
+    columns = getattr(dataset, "column_names", None)
+    if not columns:
+        return
+    if missing := [c for c in COLUMNS if c not in columns]:
+        raise ConfigError(
+            f"{name} has no column {', '.join(missing)}; make it with "
+            "selfemo.training.trl.prompt_dataset"
+        )

@@ -1,0 +1,326 @@
+"""What verl loads to run SELF-GRPO: advantage estimator, reward function, reward manager, trainer.
+
+verl imports this module in each of its processes (VERL_USE_EXTERNAL_MODULES); engines/verl.py sets that
+and the settings below. The training loop, the workers and the losses are verl's.
+
+    algorithm.adv_estimator = self_grpo      eq. 13, by self_grpo.py
+    trainer.v1.trainer_mode = self_grpo      verl's synchronous trainer, with R2 and lambda(t)
+    reward.reward_manager.name = selfemo     reads a completion as Policy.decode does
+    algorithm.self_grpo                      rounds, lam_max, lam, secondary, eps, ddof, stop_file
+
+R2 (eqs. 11, 12) needs the whole group, and an estimator of verl sees rewards by token alone. So R1 stands
+on the last token of a completion, where verl puts it, and R2 on its first; a completion of one token parses
+to nothing and has neither. Written against verl 0.9.1, whose trainer this extends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from omegaconf import open_dict
+from tensordict import TensorDict
+from transformers import GenerationConfig
+from verl.experimental.reward_loop.reward_manager import register
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.trainer.ppo.core_algos import register_adv_est
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from selfemo.method.parsing import parse
+from selfemo.method.rewards import consensus, exact_match, primary_reward
+from selfemo.method.self_grpo import advantages, lambda_at
+from selfemo.method.types import Completion, EmotionDistribution
+from selfemo.models.loading import ChatTokenizer
+from selfemo.runs.store import write_text
+from selfemo.training.verl.engine import MODE, Task, dump_line
+
+
+class StopTraining(Exception):
+    """The stop file appeared; the state after the last step is saved."""
+
+
+# -- reward ---------------------------------------------------------------------------------------
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: dict[str, Any] | None = None,
+    *,
+    primary: str = "iou",
+    **_: Any,
+) -> dict[str, Any]:
+    """R1 of one completion (eqs. 8-10), in the form of verl's custom reward functions.
+
+    Args:
+        solution_str: the completion without its end token.
+        ground_truth: a `Task` as JSON.
+        extra_info: `finished` is false where the completion was cut off at the length limit.
+        primary: "iou" or "exact".
+
+    Returns:
+        score (R1), acc (top emotion right), parsed, failure (kind or ""), emotions (JSON or "").
+    """
+    task = Task.from_json(ground_truth)
+    finished = bool((extra_info or {}).get("finished", True))
+    parsed = parse(solution_str, task.labels, finished=finished)
+    predicted = parsed.emotion if isinstance(parsed, Completion) else None
+    return {
+        "score": primary_reward(predicted, task.target, task.labels, primary),
+        "acc": exact_match(predicted, task.target, task.labels),
+        "parsed": float(predicted is not None),
+        "failure": "" if isinstance(parsed, Completion) else parsed.kind.value,
+        "emotions": "" if predicted is None else json.dumps(dict(predicted)),
+        "text": solution_str,
+        "finished": float(finished),
+    }
+
+
+@register("selfemo")
+class EmotionRewardManager(RewardManagerBase):
+    """Decodes a completion as the local engine does and tells the reward function whether it ended.
+
+    verl's own manager drops special tokens, so that it could not tell a finished completion from one
+    that was cut off, nor see a role marker that a model wrote.
+    """
+
+    def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
+        super().__init__(config, tokenizer, compute_score)
+        model = config.actor_rollout_ref.model.path
+        try:
+            generation = GenerationConfig.from_pretrained(model)
+        except OSError:
+            generation = None
+        self.reader = ChatTokenizer(tokenizer, generation)
+
+    async def run_single(self, data: Any) -> dict[str, Any]:
+        item = data[-1]
+        ids = item.batch["responses"]
+        n = int(item.batch["attention_mask"][-ids.shape[-1] :].sum())
+        ids = ids[:n].tolist()
+        result = self.compute_score(
+            data_source=item.non_tensor_batch["data_source"],
+            solution_str=self.reader.decode(ids),
+            ground_truth=item.non_tensor_batch["reward_model"]["ground_truth"],
+            extra_info={"finished": bool(ids) and ids[-1] in self.reader.end_ids},
+        )
+        return {"reward_score": result["score"], "reward_extra_info": result}
+
+
+# -- advantage ------------------------------------------------------------------------------------
+
+
+def put_rewards(r1: Any, r2: Any, mask: torch.Tensor) -> torch.Tensor:
+    """(b, s) rewards by token: R1 on the last token of each completion, R2 on its first.
+
+    Args:
+        r1: (b,) primary rewards.
+        r2: (b,) secondary rewards.
+        mask: (b, s) 1 on the tokens of the completions, which begin at the left.
+    """
+    first, last, several = _ends(mask)
+    rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    rows = torch.arange(len(mask), device=mask.device)
+    r1, r2 = (torch.as_tensor(r, dtype=torch.float32, device=mask.device) for r in (r1, r2))
+    rewards[rows, last] = r1
+    rewards[rows[several], first[several]] = r2[several]
+    return rewards
+
+
+def get_rewards(rewards: torch.Tensor, mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(b,) R1 and (b,) R2 of rewards by token; the inverse of `put_rewards`."""
+    first, last, several = _ends(mask)
+    rows = torch.arange(len(mask), device=mask.device)
+    present = mask.sum(-1) > 0
+    r1 = torch.where(present, rewards[rows, last], 0.0)
+    r2 = torch.where(several, rewards[rows, first], 0.0)
+    return r1.cpu().numpy().astype(np.float64), r2.cpu().numpy().astype(np.float64)
+
+
+def _ends(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    n = mask.long().sum(-1)
+    first = mask.long().argmax(-1)
+    return first, (first + n - 1).clamp(min=0), n > 1
+
+
+@register_adv_est(MODE)
+def self_grpo_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A of eq. 13 on each token of its completion, by verl's interface of estimators.
+
+    Args:
+        token_level_rewards: (b, s), as `put_rewards` makes them.
+        response_mask: (b, s).
+        index: (b,) group of each row; the rows of a group need not stand together.
+        config: verl's `algorithm` section; `self_grpo` in it holds lam, eps and ddof.
+
+    Returns:
+        advantages (b, s) and the same as returns.
+    """
+    own = (config.get("self_grpo") if config is not None else None) or {}
+    r1, r2 = get_rewards(token_level_rewards, response_mask)
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for row, group in enumerate(index):
+        groups[group].append(row)
+    result = np.zeros(len(r1))
+    for rows in groups.values():
+        result[rows] = advantages(
+            r1[rows],
+            r2[rows],
+            float(own.get("lam", 0.0)),
+            eps=float(own.get("eps", 1e-6)),
+            ddof=int(own.get("ddof", 0)),
+        )
+    flat = torch.as_tensor(result, dtype=torch.float32, device=response_mask.device)
+    on_tokens = flat[:, None] * response_mask
+    return on_tokens, on_tokens
+
+
+def secondary_rewards(
+    infos: list[Any], groups: list[Any], tasks: list[Task], kind: str
+) -> list[float]:
+    """(b,) R2 of each completion within its group (eqs. 11, 12).
+
+    Args:
+        infos: what `compute_score` returned for each completion.
+        groups: the group of each.
+        tasks: the task of each.
+        kind: "count" or "weighted".
+    """
+    members: dict[Any, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    result = [0.0] * len(infos)
+    for rows in members.values():
+        predicted = [
+            EmotionDistribution(json.loads(infos[i]["emotions"])) if infos[i]["emotions"] else None
+            for i in rows
+        ]
+        values = consensus(predicted, tasks[rows[0]].labels, weighted=kind == "weighted")
+        for i, value in zip(rows, values, strict=True):
+            result[i] = value
+    return result
+
+
+# -- trainer --------------------------------------------------------------------------------------
+
+
+@register_trainer(MODE)
+class SelfGrpoTrainer(PPOTrainerSync):
+    """verl's synchronous trainer, with R2 in the rewards, lambda(t) in the estimator and whole dumps."""
+
+    def __init__(self, config: Any) -> None:
+        # What this class does not change, the base class asks of its own mode.
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config)
+
+    @property
+    def _own(self) -> Any:
+        return self.config.algorithm.self_grpo
+
+    def on_step_begin(self) -> None:
+        super().on_step_begin()
+        if self._own.stop_file and Path(self._own.stop_file).exists():
+            self.global_steps -= 1  # the last step that was taken
+            self._save_checkpoint()
+            self._shutdown_dump_executor()
+            raise StopTraining(f"stopped after step {self.global_steps}, which is saved")
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """verl's, on rewards that hold R2 too; afterwards they are R1 alone again, as its metrics want."""
+        own = self._own
+        lam = lambda_at(self.global_steps - 1, own.rounds, own.lam_max)
+        with open_dict(self.config.algorithm):
+            own.lam = lam
+        fields = ["rm_scores", "response_mask", "extra_fields", "reward_model"]
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=fields
+        )
+        scores = data["rm_scores"].unbind()
+        real = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+        infos, tasks = _infos(data), _tasks(data)
+        groups = [key.rsplit("_", 2)[0] for key in batch.keys]
+        r2 = np.zeros(len(batch.keys))
+        r2[real] = secondary_rewards(
+            [infos[i] for i in real],
+            [groups[i] for i in real],
+            [tasks[i] for i in real],
+            own.secondary,
+        )
+        both = [
+            put_rewards(s.sum()[None], r2[i : i + 1], torch.ones(1, len(s), dtype=torch.long))[0]
+            for i, s in enumerate(scores)
+        ]
+        self._put_scores(batch, both)
+        batch = super()._compute_advantage(batch, metrics)
+        self._put_scores(batch, scores)
+        metrics["self_grpo/lambda"] = lam
+        metrics["self_grpo/r1"] = float(np.mean([infos[i]["score"] for i in real]))
+        metrics["self_grpo/r2"] = float(r2[real].mean())
+        metrics["self_grpo/parsed"] = float(np.mean([infos[i]["parsed"] for i in real]))
+        return batch
+
+    @staticmethod
+    def _put_scores(batch: Any, scores: Any) -> None:
+        nested = torch.nested.as_nested_tensor(list(scores), layout=torch.jagged)
+        tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict({"rm_scores": nested}, batch_size=len(batch.keys)),
+        )
+
+    def _log_rollout_data(self, batch: Any, timing_raw: Any, rollout_data_dir: str) -> None:
+        """Write what the store needs of each completion, as one file a step that appears whole."""
+        fields = [
+            "responses", "old_log_probs", "entropy", "advantages", "extra_fields", "reward_model",
+        ]  # fmt: skip
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=fields
+        )
+        ids, logprobs, entropies, gains = (data[f].unbind() for f in fields[:4])
+        infos, tasks = _infos(data), _tasks(data)
+        lines = []
+        for i, (key, tag) in enumerate(zip(batch.keys, batch.tags, strict=True)):
+            if tag.get("is_padding", False):
+                continue
+            group, member, _ = key.rsplit("_", 2)
+            n = len(ids[i])
+            lines.append(
+                dump_line(
+                    group=group,
+                    member=int(member),
+                    prompt=tasks[i].prompt,
+                    text=infos[i]["text"],
+                    finished=bool(infos[i]["finished"]),
+                    token_ids=ids[i].tolist(),
+                    logprob=float(logprobs[i][:n].mean()) if n else 0.0,
+                    entropy=float(entropies[i][:n].mean()) if n else 0.0,
+                    r1=float(infos[i]["score"]),
+                    advantage=float(gains[i][0]) if n else 0.0,
+                )
+            )
+        folder = Path(rollout_data_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / f"{self.global_steps}.jsonl", "".join(lines))
+
+
+def _infos(data: Any) -> list[dict[str, Any]]:
+    # Whatever holds what is no tensor (it depends on the backend), it can be gone through.
+    return [fields["reward_extra_info"] for fields in data["extra_fields"]]
+
+
+def _tasks(data: Any) -> list[Task]:
+    return [Task.from_json(r["ground_truth"]) for r in data["reward_model"]]
