@@ -36,6 +36,10 @@ class EngineError(SelfEmoError):
     """A model, checkpoint or device that cannot be used."""
 
 
+class UnsupportedError(EngineError):
+    """Something that a backend cannot do; the message names both and a backend that can."""
+
+
 class NotFiniteError(EngineError):
     """Weights or log-probabilities that are NaN or infinite: nothing of them is written."""
 

@@ -136,7 +136,7 @@ def test_rows_hold_the_local_engines_prompt(tiny_model: Path) -> None:
         row["prompt"], add_generation_prompt=True, tokenize=False, enable_thinking=False
     )
     ids = reader.tokenizer(theirs, add_special_tokens=False).input_ids
-    assert list(fitted.ids) == ids == reader.encode_chat(messages(hostile))
+    assert list(fitted.ids) == ids == reader.encode(messages(hostile))
     assert "<|im_end|> obey" not in row["prompt"][1]["content"]
     with pytest.raises(DataError, match="no target"):
         no_target = replace(fitted, prompt=replace(prompt, target=None))

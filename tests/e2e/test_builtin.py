@@ -85,7 +85,7 @@ def test_builtin_weights_are_checked_and_speak(policy: Any) -> None:
     from selfemo.models.generation.local import LocalGenerator
     from selfemo.models.generation.requests import Request, SamplingSettings
 
-    ids = policy.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    ids = policy.encode([{"role": "user", "content": "What is the capital of France?"}])
     settings = SamplingSettings(max_new_tokens=24, temperature=0)
     text = LocalGenerator(policy, settings).generate([Request(ids)])[0][0].text
     assert "Paris" in text

@@ -161,10 +161,10 @@ def test_no_content_becomes_a_special_token(
     special = {policy.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>")}
     plain = make_prompt()
     said = (Utterance("Ann", before + mark + after + mark[1:]),)
-    ids = policy.encode_chat(messages(make_prompt(history=said)))
-    template = policy.encode_chat(messages(plain))
+    ids = policy.encode(messages(make_prompt(history=said)))
+    template = policy.encode(messages(plain))
     assert sum(i in special for i in ids) == sum(i in special for i in template)
-    raw = policy.encode_chat([{"role": "user", "content": before + mark + after}])
+    raw = policy.encode([{"role": "user", "content": before + mark + after}])
     assert sum(i in special for i in raw) == 3
 
 

@@ -34,7 +34,7 @@ SCHEMA = {
 
 def test_a_random_model_held_to_a_schema_writes_valid_json(tiny_model: Path) -> None:
     policy = load_policy(str(tiny_model), "cpu")
-    prompt = policy.encode_chat([{"role": "user", "content": "How are you?"}])
+    prompt = policy.encode([{"role": "user", "content": "How are you?"}])
     held = Request(prompt, 6, 1, constraints=Grammar(policy, SCHEMA))
     free = Request(prompt, 2, 1)
     samples, loose = LocalGenerator(policy, SamplingSettings(200)).generate([held, free])

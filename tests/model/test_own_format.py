@@ -33,7 +33,7 @@ def policy(tiny_model: Path) -> Policy:
 
 def sample(policy: Policy, format_: OwnFormat, limit: int, n: int, seed: int, heat: float) -> list:
     generator = LocalGenerator(policy, SamplingSettings(limit, temperature=heat))
-    ids = policy.encode_chat([{"role": "user", "content": "Ann: hello"}])
+    ids = policy.encode([{"role": "user", "content": "Ann: hello"}])
     return generator.generate([Request(ids, n, seed, constraints=format_.limited(limit))])[0]
 
 
@@ -61,7 +61,7 @@ def test_each_completion_of_a_random_model_parses(
 
 
 def test_without_the_grammar_the_same_model_writes_nothing_that_parses(policy: Policy) -> None:
-    ids = policy.encode_chat([{"role": "user", "content": "Ann: hello"}])
+    ids = policy.encode([{"role": "user", "content": "Ann: hello"}])
     drawn = LocalGenerator(policy, SamplingSettings(60)).generate([Request(ids, 8)])[0]
     assert not any(
         isinstance(parse(d.text, SETS[0], finished=d.finished), Completion) for d in drawn
@@ -136,7 +136,7 @@ def test_the_probabilities_of_labels_are_those_of_plain_rows(policy: Policy) -> 
     from selfemo.models.generation.label_scores import label_probabilities
 
     labels = LabelSet("own", ("sad", "sadly", "calm"))
-    prompts = [policy.encode_chat([{"role": "user", "content": t}]) for t in ("Ann: hi", "Bo: no")]
+    prompts = [policy.encode([{"role": "user", "content": t}]) for t in ("Ann: hi", "Bo: no")]
     found = label_probabilities(policy, [("a", p, "E:") for p in prompts], labels)
     for ids, distribution in zip(prompts, found, strict=True):
         mass, heads = {}, {}
@@ -161,7 +161,7 @@ def test_what_is_read_off_while_writing_is_the_models_own_probability(policy: Po
         labels = LabelSet("own", ("joy", "anger", "neutral"))
         format_ = OwnFormat(policy, labels)
     assert format_.firsts is not None
-    ids = policy.encode_chat([{"role": "user", "content": "Ann: hello"}])
+    ids = policy.encode([{"role": "user", "content": "Ann: hello"}])
     limited = format_.limited(100)
     settings = SamplingSettings(100, temperature=0)
     ((drawn,),) = LocalGenerator(policy, settings).generate([Request(ids, constraints=limited)])

@@ -192,8 +192,20 @@ class Completion:
     reasoning: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a run something happens: the stage, its step (round of RL, or 0), the iteration (0: before)."""
+
+    stage: str
+    step: int = 0
+    iteration: int = 0
+
+
 class FailureKind(StrEnum):
-    """Why a completion could not be used. Never merged with a wrong answer (SPEC section 2)."""
+    """Why there is no usable completion. Never merged with a wrong answer (SPEC section 2).
+
+    The first group is of the text, the second of the prompt or the backend that was asked.
+    """
 
     EMPTY = "empty"
     NO_EMOTION = "no_emotion"
@@ -206,6 +218,15 @@ class FailureKind(StrEnum):
     REPEATED_EMOTION = "repeated_emotion"
     TOO_MANY_EMOTIONS = "too_many_emotions"
     TRUNCATED = "truncated"
+
+    TOO_LONG = "too_long"
+    """The last utterance and the persona alone pass the length limit."""
+    REFUSED = "refused"
+    """The endpoint refuses to answer this prompt."""
+    UNANSWERED = "unanswered"
+    """The endpoint gave no answer."""
+    STOPPED = "stopped"
+    """The reader of the answer did not wait for its end."""
 
 
 @dataclass(frozen=True, slots=True)

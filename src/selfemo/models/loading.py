@@ -230,7 +230,7 @@ class _Speaks(ABC):
             text = apart  # two that overlap are parted one after the other
         return text
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a chat up to where the assistant's completion starts.
 
         What is said in it cannot speak as a role: special tokens come from the template alone.

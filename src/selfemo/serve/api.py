@@ -554,12 +554,12 @@ class SelfEmo:
             )
         else:
             room = self.policy.core.config.max_position_embeddings - max_tokens
-            fitted = fit(prompt, self.policy.encode_chat, min(limit, room), reasoning)
+            fitted = fit(prompt, self.policy.encode, min(limit, room), reasoning)
         return None if fitted is None else fitted.prompt
 
     def _ids(self, prompt: Prompt) -> list[int]:
         assert self.policy is not None
-        return self.policy.encode_chat(messages(prompt, self.config.prompt.reasoning))
+        return self.policy.encode(messages(prompt, self.config.prompt.reasoning))
 
     # -- emotions -----------------------------------------------------------------------------------
 
@@ -674,7 +674,7 @@ class SelfEmo:
                 limited = self._limited(prompt.label_set, limits[n]) if self.constrained else None
                 requests.append(
                     Request(
-                        policy.encode_chat(said),
+                        policy.encode(said),
                         seed=derive(seed, str(said)),
                         # Prompts that begin with one turn share a past. To have all share the
                         # instructions alone makes trees too wide: measured, a quarter slower.

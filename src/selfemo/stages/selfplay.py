@@ -124,7 +124,7 @@ def next_prompt(
 class ChatEncoder(Protocol):
     """The part of an engine that counts a prompt's tokens."""
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]: ...
+    def encode(self, messages: list[dict[str, str]]) -> list[int]: ...
 
 
 def fit_all(
@@ -135,10 +135,7 @@ def fit_all(
     Counts: `too_long` prompts left out; `shortened` prompts and the `turns_dropped` from them.
     """
     return keep_fitted(
-        [
-            fit(p, engine.encode_chat, config.prompt.max_tokens, config.prompt.reasoning)
-            for p in prompts
-        ],
+        [fit(p, engine.encode, config.prompt.max_tokens, config.prompt.reasoning) for p in prompts],
         counts,
     )
 

@@ -195,8 +195,8 @@ class LocalEngine:
 
     # -- text ---------------------------------------------------------------------------------------
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        return self.policy.encode_chat(messages)
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.policy.encode(messages)
 
     def sft_item(
         self, prompt_ids: Sequence[int], completion: str, share: str, label_weight: float

@@ -41,7 +41,7 @@ class RlItem:
 class Engine(Protocol):
     """A policy that can be sampled and trained."""
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]: ...
+    def encode(self, messages: list[dict[str, str]]) -> list[int]: ...
 
     def sft_item(
         self, prompt_ids: Sequence[int], completion: str, share: str, label_weight: float

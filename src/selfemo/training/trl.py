@@ -98,7 +98,7 @@ def prompt_dataset(
             left_out += 1
             continue
         if max_prompt_tokens is not None:
-            fitted = fit(prompt, policy.encode_chat, max_prompt_tokens, reasoning)
+            fitted = fit(prompt, policy.encode, max_prompt_tokens, reasoning)
             if fitted is None:
                 left_out += 1
                 continue

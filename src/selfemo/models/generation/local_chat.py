@@ -93,7 +93,7 @@ class LocalChat:
         answers: list[Answer | UnansweredError] = []
         requests: list[Request] = []
         for request in batch:
-            ids = self.policy.encode_chat([dict(m) for m in request.messages])
+            ids = self.policy.encode([dict(m) for m in request.messages])
             if len(ids) + longest > room:
                 said = f"{len(ids)} tokens and {longest} to write, the model holds {room}"
                 answers.append(UnansweredError("refused", f"too long: {said}"))

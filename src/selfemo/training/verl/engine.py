@@ -625,7 +625,7 @@ class FitBatch:
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[Fitted | None]:
         limit, reasoning = self.config.prompt.max_tokens, self.config.prompt.reasoning
-        return [fit(p, self.reader.encode_chat, limit, reasoning) for p in prompts]
+        return [fit(p, self.reader.encode, limit, reasoning) for p in prompts]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "_reader": None}  # each process loads its own

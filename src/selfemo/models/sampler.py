@@ -1,0 +1,57 @@
+"""The sampling protocol: what a generation backend can be asked.
+
+One backend a file in `generation/`: local (this device), endpoint (an OpenAI-compatible server), scripted
+(fixed answers, for tests and dry runs). Nothing above this package knows which one it has; what a backend
+cannot do it refuses by name (`UnsupportedError`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
+
+from selfemo.method.types import EmotionDistribution, LabelSet, Sample
+from selfemo.models.generation.requests import Request, SamplingSettings
+
+Message = dict[str, str]
+"""One chat message: {"role": ..., "content": ...}."""
+LabelPlace = tuple[Hashable, Sequence[int], str]
+"""(key, prompt ids, text written so far that ends in "E:" or "S:"); places of one key share a prefix tree."""
+
+
+class Sampler(Protocol):
+    """A model that completes prompts.
+
+    All methods raise UnsupportedError for what the backend cannot do.
+    """
+
+    def encode(self, messages: list[Message]) -> Sequence[int]:
+        """Token ids of a chat up to where the assistant's completion starts."""
+        ...
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: SamplingSettings,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[Sample]]:
+        """`request.n` completions of each request, in order.
+
+        Args:
+            on_done: called with the number of requests that are finished since the last call.
+        """
+        ...
+
+    def label_probabilities(
+        self, places: Sequence[LabelPlace], labels: LabelSet
+    ) -> list[EmotionDistribution]:
+        """The probability of each label of the set behind a prompt and what is written so far."""
+        ...
+
+    def load(self, weights: str) -> None:
+        """Go on with the weights of a model reference (`models.references`).
+
+        Raises:
+            EngineError: there is no such model, or it cannot be loaded.
+        """
+        ...
