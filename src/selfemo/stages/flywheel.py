@@ -19,7 +19,7 @@ import numpy as np
 from selfemo.config import Config
 from selfemo.method.prompts import Fitted, conversation_prompts, format_completion
 from selfemo.method.self_grpo import lambda_at
-from selfemo.method.types import Completion, Conversation, Prompt, Rollout
+from selfemo.method.types import Completion, Conversation, Place, Prompt, Rollout
 from selfemo.runs.store import Store
 from selfemo.seeds import rng
 from selfemo.stages.gate import PASS
@@ -61,10 +61,7 @@ def add_sample(
     prompt: Prompt,
     completion: Completion,
     reward: float,
-    *,
-    stage: str,
-    step: int,
-    iteration: int,
+    place: Place,
     source: str,
 ) -> bool:
     """Put one (x, completion) into the SFT set; false for a duplicate."""
@@ -74,10 +71,8 @@ def add_sample(
         completion.emotion.top(prompt.label_set),
         reward,
         fingerprint(prompt, completion),
-        stage=stage,
-        step=step,
-        iteration=iteration,
-        source=source,
+        place,
+        source,
     )
 
 
@@ -225,14 +220,15 @@ def record_round(
         watch: called with the metrics before they are stored; it may add to them.
     """
     played = {t.group.prompt.id for t in turns}
+    place = Place(stage, round_, iteration)
     with store.transaction():
-        store.add_prompts(drawn, stage, round_)
+        store.add_prompts(drawn, place)
         store.skip(p.id for p in drawn if p.id not in played)
         kept = 0
         for turn in turns:
-            store.add_group(turn.group, stage, round_, iteration, turn.best, turn.verdict)
+            store.add_group(turn.group, place, turn.best, turn.verdict)
             if turn.verdict == PASS:
-                kept += _keep(turn, persona_of, config, store, stage, round_, iteration)
+                kept += _keep(turn, persona_of, config, store, place)
         record = {
             "iteration": iteration,
             "lambda": lam,
@@ -243,7 +239,7 @@ def record_round(
         }
         if watch:
             watch(round_, record)
-        store.add_metrics(stage, round_, record)
+        store.add_metrics(place, record)
     return record
 
 
@@ -350,26 +346,18 @@ def _keep(
     persona_of: PersonaOf,
     config: Config,
     store: Store,
-    stage: str,
-    step: int,
-    iteration: int,
+    place: Place,
 ) -> bool:
     """Store the SFT sample and, inside max_turns, the next prompt of a turn that passed."""
     prompt, completion = turn.group.prompt, turn.completion
     assert completion is not None
     if prompt.lineage.turn + 1 < config.selfplay.max_turns:
-        following = next_prompt(prompt, completion, persona_of, iteration, f"{stage}.{step}")
-        store.add_prompts([following], stage, step)
-    return add_sample(
-        store,
-        prompt,
-        completion,
-        turn.group.rollouts[turn.best].r1,
-        stage=stage,
-        step=step,
-        iteration=iteration,
-        source="selfplay",
-    )
+        following = next_prompt(
+            prompt, completion, persona_of, place.iteration, f"{place.stage}.{place.step}"
+        )
+        store.add_prompts([following], place)
+    reward = turn.group.rollouts[turn.best].r1
+    return add_sample(store, prompt, completion, reward, place, "selfplay")
 
 
 _LEVELS = 1 << 12

@@ -22,6 +22,7 @@ from selfemo.method.types import (
     LabelSet,
     Lineage,
     Persona,
+    Place,
     Prompt,
     Rollout,
     RolloutGroup,
@@ -228,10 +229,11 @@ def play_episodes(
         originals = [whole[f.prompt.id] for f in fitted]
         turns = play_turn(engine, fitted, originals, config, lam=0.0, key=(stage, turn))
         following = []
+        place = Place(stage, turn)
         with store.transaction():
-            store.add_prompts(originals, stage, turn)
+            store.add_prompts(originals, place)
             for t in turns:
-                store.add_group(t.group, stage, turn, 0, t.best, t.verdict)
+                store.add_group(t.group, place, t.best, t.verdict)
                 counts[t.verdict] = counts.get(t.verdict, 0) + 1
                 if t.verdict == PASS and t.completion is not None:
                     following.append(

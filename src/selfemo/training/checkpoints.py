@@ -1,26 +1,30 @@
-"""How a folder of model files becomes a checkpoint, whichever engine wrote it."""
+"""How weights become a checkpoint on the disk, whichever backend wrote them."""
 
 from __future__ import annotations
 
-import json
-import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from selfemo.models.loading import CHECKSUMS, sha256
-from selfemo.runs.store import sync
+from safetensors import SafetensorError
+
+from selfemo.errors import EngineError
+from selfemo.files import replacing_folder
+from selfemo.models.loading import CHECKSUMS
 
 
-def seal_checkpoint(staging: Path, folder: Path) -> None:
-    """Give a folder of model files their checksums and the name of a checkpoint; all of it or nothing.
+def writing_checkpoint(folder: Path) -> AbstractContextManager[Path]:
+    """A block that fills the folder it is given with model files, which then becomes the checkpoint.
+
+    The checkpoint gets its checksums, and is there as a whole or not at all.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
+        EngineError: the disk is full, or the folder cannot be written; nothing is left behind.
     """
-    sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
-    (staging / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-    for file in staging.iterdir():
-        sync(file)
-    if folder.exists():
-        shutil.rmtree(folder)
-    staging.rename(folder)
-    sync(folder.parent)
+    return replacing_folder(
+        folder,
+        EngineError,
+        checksums=CHECKSUMS,
+        also=(SafetensorError,),  # so safetensors reports a full disk
+        fault="the checkpoint could not be written",
+        kept="free some disk space and resume the run: everything before this checkpoint is kept",
+    )

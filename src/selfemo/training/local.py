@@ -13,11 +13,8 @@ Shapes: n sequences, l padded completion length, u distinct predicting tokens, v
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import shutil
-import tempfile
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +26,16 @@ from torch.utils.checkpoint import checkpoint
 
 from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
 from selfemo.errors import EngineError, MissingExtraError, NotFiniteError
+from selfemo.files import fits_checksum, replacing
 from selfemo.method import losses
 from selfemo.method.types import EmotionDistribution, LabelSet, Sample
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.local import LocalGenerator
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import Policy, load_policy, sha256
+from selfemo.models.loading import Policy, load_policy
 from selfemo.models.memory import KeptMemory, return_memory
 from selfemo.models.packing import Pack, bins, group_by_key, micro_batches, pack
-from selfemo.runs.store import sync, write_text
-from selfemo.training.checkpoints import seal_checkpoint
+from selfemo.training.checkpoints import writing_checkpoint
 from selfemo.training.guards import NOT_FINITE
 from selfemo.training.protocol import RlItem, SftItem
 
@@ -435,25 +432,9 @@ class LocalEngine:
             NotFiniteError: a weight is NaN or infinite; nothing is written.
         """
         self._must_be_finite(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        except OSError as e:
-            raise EngineError(f"{folder.parent}: cannot write a checkpoint here: {e}") from e
-        try:
+        with writing_checkpoint(folder) as staging:
             self._mergeable().save_pretrained(staging)
             self.policy.tokenizer.save_pretrained(staging)
-            seal_checkpoint(staging, folder)
-        except Exception as e:
-            # safetensors reports a full disk with an error of its own, not with OSError.
-            if not isinstance(e, OSError) and "afetensor" not in type(e).__name__:
-                raise
-            raise EngineError(
-                f"{folder}: the checkpoint could not be written ({e}); free some disk space and "
-                "resume the run: everything before this checkpoint is kept"
-            ) from e
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     def _must_be_finite(self, path: Path) -> None:
         for name, p in self.policy.model.named_parameters():
@@ -474,6 +455,7 @@ class LocalEngine:
             EngineError: it cannot be written; the one before stays.
             NotFiniteError: a weight is NaN or infinite; nothing is written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         self._must_be_finite(path)
@@ -487,21 +469,15 @@ class LocalEngine:
         for index, state in self._optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 flat[f"o.{index}.{key}"] = torch.as_tensor(value).contiguous()
-        staging, digest = path.with_suffix(".tmp"), path.with_suffix(_DIGEST)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(
+            path,
+            EngineError,
+            checksum=path.with_suffix(_DIGEST),
+            also=(SafetensorError,),
+            fault="the training state could not be written",
+            kept="free some disk space and resume the run: the state before it is kept",
+        ) as staging:
             save_file(flat, staging)
-            write_text(digest, sha256(staging))
-            sync(staging)
-            staging.replace(path)
-            sync(path.parent)
-        except Exception as e:
-            with contextlib.suppress(OSError):
-                staging.unlink(missing_ok=True)
-            raise EngineError(
-                f"{path}: the training state could not be written ({e}); free some disk space and resume "
-                "the run: the state before it is kept"
-            ) from e
 
     def load_training_state(self, path: Path) -> None:
         """Continue from `save_training_state`.
@@ -514,7 +490,7 @@ class LocalEngine:
 
         assert self._optimizer is not None
         try:
-            if path.with_suffix(_DIGEST).read_text().strip() != sha256(path):
+            if not fits_checksum(path, path.with_suffix(_DIGEST)):
                 raise EngineError(
                     f"{path}: not a whole training state: altered since it was written"
                 )

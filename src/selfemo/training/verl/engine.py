@@ -38,16 +38,17 @@ import numpy as np
 
 from selfemo.config import Config, SftConfig
 from selfemo.errors import ConfigError, DataError, EngineError, MissingExtraError
+from selfemo.files import replacing, write_json, write_text
 from selfemo.method.prompts import Fitted, fit, messages
 from selfemo.method.self_grpo import lambda_at
-from selfemo.method.types import EmotionDistribution, LabelSet, Prompt, Sample
+from selfemo.method.types import EmotionDistribution, LabelSet, Place, Prompt, Sample
 from selfemo.models.loading import ChatTokenizer, resolve
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.store import Store, write_text
+from selfemo.runs.store import Store
 from selfemo.stages.flywheel import PromptQueue, record_round, stage_counts
 from selfemo.stages.gate import gate
 from selfemo.stages.selfplay import PersonaOf, Turn, keep_fitted, score_group, select_best
-from selfemo.training.checkpoints import seal_checkpoint
+from selfemo.training.checkpoints import writing_checkpoint
 from selfemo.training.verl.ray_workers import ray_map
 
 MODE = "self_grpo"
@@ -147,14 +148,8 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtraError("pyarrow", "pip install 'selfemo[verl]'") from None
-    staging = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, EngineError) as staging:
         pq.write_table(pa.Table.from_pylist(list(rows)), staging)
-        staging.replace(path)
-    except OSError as e:
-        staging.unlink(missing_ok=True)
-        raise EngineError(f"{path}: cannot be written ({e.strerror or e})") from e
 
 
 # -- settings -------------------------------------------------------------------------------------
@@ -721,7 +716,7 @@ class VerlEngine:
                     record = {"loss": m.get("train/loss"), "grad_norm": m.get("train/grad_norm"),
                               "lr": m.get("train/lr")}  # fmt: skip
                     with self.store.transaction():
-                        self.store.add_metrics(stage, step - 1, record)
+                        self.store.add_metrics(Place(stage, step - 1), record)
                     advance(step - shown, f"loss {record['loss']}")
                     shown = step
                 if self.stop.asked:
@@ -844,7 +839,7 @@ class VerlEngine:
                 fitted += fits
                 drawn += [p for p in batch if p.id in inside]
             write_parquet(table, prompt_rows(fitted, self.reader, self.config))
-            write_text(listed, json.dumps([p.id for p in drawn]))
+            write_json(listed, [p.id for p in drawn])
         return [drawn[i : i + size] for i in range(0, len(drawn), size)]
 
     # -- processes --------------------------------------------------------------------------------
@@ -859,7 +854,7 @@ class VerlEngine:
         folder.mkdir(parents=True, exist_ok=True)
         _end_orphan(folder / "process")
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-        write_text(folder / "command.json", json.dumps(list(command), indent=1))
+        write_json(folder / "command.json", list(command))
         environment = {
             **os.environ, **_environment(folder), "PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1",
         }  # fmt: skip
@@ -906,18 +901,8 @@ class VerlEngine:
             raise EngineError(
                 f"{source}: verl left no safetensors weights here; see {folder / 'verl.log'}"
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.with_name(f".{target.name}-copy")
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
-            shutil.copytree(source, staging)
-            seal_checkpoint(staging, target)
-        except OSError as e:
-            raise EngineError(
-                f"{target}: the checkpoint could not be written ({e}); free some disk space and resume"
-            ) from e
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with writing_checkpoint(target) as staging:
+            shutil.copytree(source, staging, dirs_exist_ok=True)
 
 
 class _Collector:

@@ -32,12 +32,12 @@ from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from selfemo.files import write_text
 from selfemo.method.parsing import parse
 from selfemo.method.rewards import consensus, exact_match, primary_reward
 from selfemo.method.self_grpo import advantages, lambda_at
 from selfemo.method.types import Completion, EmotionDistribution
 from selfemo.models.loading import ChatTokenizer
-from selfemo.runs.store import write_text
 from selfemo.training.verl.engine import MODE, Task, dump_line
 
 
