@@ -37,6 +37,7 @@ from selfemo.evaluation.predictions import (
     prediction_rows,
     score,
 )
+from selfemo.files import lock_folder, write_json, write_rows
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import LabelSet, Prompt
 from selfemo.models.generation.chat import ExpertSpec, parse_expert
@@ -50,14 +51,7 @@ from selfemo.runs.pipeline import (
     run_of,
     settings_for,
 )
-from selfemo.runs.store import (
-    STORE_FILE,
-    Store,
-    lock_folder,
-    read_distribution,
-    write_rows,
-    write_text,
-)
+from selfemo.runs.store import STORE_FILE, Store, read_distribution
 
 NAME = "evaluate"
 """What the predictions of an evaluation folder are called in its store."""
@@ -274,7 +268,7 @@ def evaluate_model(
             }
             result = Evaluation(about, scores, average(store, NAME, labels, config), comparison)
             if out is not None:
-                write_text(out / SCORES_FILE, json.dumps(result.as_dict(), indent=1))
+                write_json(out / SCORES_FILE, result.as_dict())
                 _write_parquet(store, labels, out / PREDICTIONS_FILE, reporter)
             return result
         finally:

@@ -31,13 +31,14 @@ from selfemo.evaluation.judge import (
     winner,
 )
 from selfemo.evaluation.predictions import gold_prompts, held_out
+from selfemo.files import write_json, write_rows
 from selfemo.method.parsing import parse
 from selfemo.method.types import Completion, EmotionDistribution, Prompt
 from selfemo.models.generation.chat import ExpertSpec
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.expert_jobs import open_store, plan, reporting
 from selfemo.runs.pipeline import load_conversations, settings_for
-from selfemo.runs.store import Store, write_rows, write_text
+from selfemo.runs.store import Store
 from selfemo.seeds import rng
 from selfemo.stages.experts import Question, Reply, Tally, ask_experts
 
@@ -202,7 +203,7 @@ def judge_models(
         "judges": {j.name: {"model": j.model, **asked[j.name][0].as_dict()} for j in judges},
         "kinds": {k: summarise(pairs, k, names, verdicts(k)) for k in KINDS},
     }
-    write_text(out / JUDGE_FILE, json.dumps(result, indent=1))
+    write_json(out / JUDGE_FILE, result)
     order = ("prompt", "kind", "judge", "order")
     write_rows(out / JUDGEMENTS_FILE, rows, order, reporter.say)
     return result

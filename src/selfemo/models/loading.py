@@ -6,12 +6,9 @@ in the user's cache, checked by hash. No pickle is loaded, no remote code is run
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selfemo.errors import EngineError, MissingExtraError
+from selfemo.files import replacing_folder, sha256
 from selfemo.method.types import BUILTIN_MODEL
 from selfemo.models.packing import Pack, PackedRows, pack, to_rows
 
@@ -45,11 +43,6 @@ def cache_dir() -> Path:
     if explicit := os.environ.get("SELFEMO_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfemo"
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -107,18 +100,10 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
-    try:
+    # Another process may finish the same conversion first; then its result serves.
+    with replacing_folder(target, EngineError, unless="config.json") as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        staging.rename(target)
-    except OSError:
-        # Another process may have finished the same conversion first; then its result serves.
-        if not (target / "config.json").exists():
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def needs_conversion(model_id: str) -> bool:

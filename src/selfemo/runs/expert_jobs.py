@@ -26,7 +26,8 @@ from selfemo.models.generation.chat import ExpertSpec
 from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.progress import Reporter
 from selfemo.method.prompts import Reasoning
-from selfemo.runs.store import STORE_FILE, Store, lock_folder
+from selfemo.files import lock_folder
+from selfemo.runs.store import STORE_FILE, Store
 from selfemo.method.types import Conversation
 
 

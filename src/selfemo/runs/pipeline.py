@@ -47,9 +47,10 @@ from selfemo.method.prompts import conversation_prompts
 from selfemo.seeds import rng
 from selfemo.stages.selfplay import fit_all, persona_book
 from selfemo.progress import StopRequest
-from selfemo.runs.store import BACKUP_FILE, STORE_FILE, Store, lock_folder, write_text
+from selfemo.files import lock_folder, write_text
+from selfemo.runs.store import BACKUP_FILE, STORE_FILE, Store
 from selfemo.training.protocol import SftItem, finite_means, run_sft
-from selfemo.method.types import Completion, Conversation, Prompt
+from selfemo.method.types import Completion, Conversation, Place, Prompt
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -508,9 +509,9 @@ class Run:
 
     def _add_cold(self, samples: Sequence[tuple[Prompt, Completion]], source: str) -> None:
         with self.store.transaction():
-            self.store.add_prompts([p for p, _ in samples], COLD, 0)
+            self.store.add_prompts([p for p, _ in samples], Place(COLD))
             for p, c in samples:
-                add_sample(self.store, p, c, 1.0, stage=COLD, step=0, iteration=0, source=source)
+                add_sample(self.store, p, c, 1.0, Place(COLD), source)
 
     def _cold_duplicates(self, samples: Sequence[Any]) -> dict[str, int]:
         (kept,) = self.store.rows("SELECT count(*) FROM samples WHERE stage = ?", COLD)
@@ -594,7 +595,7 @@ class Run:
                 record: dict[str, Any] = finite_means([measures])
                 state.watch(step, record)
                 with self.store.transaction():
-                    self.store.add_metrics(stage, step, record)
+                    self.store.add_metrics(Place(stage, step), record)
                 loss = record["loss"]
                 advance(1, "loss not finite" if loss is None else f"loss {loss:.3f}")
                 state.after(engine, step + 1, total)

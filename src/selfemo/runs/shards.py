@@ -50,22 +50,14 @@ from selfemo.config import GateConfig, load
 from selfemo.errors import ConfigError, StoreError
 from selfemo.stages.flywheel import fingerprint, share_level
 from selfemo.stages.gate import PASS, gate
-from selfemo.models.loading import sha256
+from selfemo.files import sha256
 from selfemo.method.parsing import parse
 from selfemo.progress import Quiet, Reporter
 from selfemo.method.prompts import Reasoning
 from selfemo.seeds import derive
 from selfemo.progress import StopRequest
-from selfemo.runs.store import (
-    SCHEMA_VERSION,
-    STORE_FILE,
-    Store,
-    lock_folder,
-    need_polars,
-    read_distribution,
-    sync,
-    write_text,
-)
+from selfemo.files import lock_folder, need_polars, sync, write_text
+from selfemo.runs.store import SCHEMA_VERSION, STORE_FILE, Store, read_distribution
 from selfemo.method.types import Completion, Prompt, Rollout, Sample
 
 SHARDS_VERSION = 1

@@ -52,8 +52,9 @@ def original_prompts(
 ) -> list[Prompt]:
     """The prompts that RL may draw of real data: one per gold utterance, in the order of the conversations.
 
-    Of each data set no emotion holds more than `max_share` (flywheel.max_prompt_share); which prompts of a frequent one
-    stay is drawn by the seed.
+    Args:
+        seed: draws which prompts of a frequent emotion stay.
+        max_share: the most that any one emotion may hold of a data set's prompts.
     """
     prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
     if max_share >= 1:
@@ -71,7 +72,7 @@ def original_prompts(
 
 
 class PromptQueue:
-    """The prompts that the rounds of a stage draw: pending synthetic prompts up to their share, then originals.
+    """What the rounds of a stage draw from: pending synthetic prompts up to their share, then originals.
 
     Originals follow one shuffled order that goes on over rounds and iterations and starts anew (freshly
     shuffled) when all have been seen. Where the buffer stands is read once; a round then costs

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfemo.config import Config
+from selfemo.config import Config, PromptConfig
 from selfemo.method.prompts import Fitted
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Place, Prompt, Rollout
@@ -74,6 +74,11 @@ class Round:
     drawn: list[Prompt] = field(default_factory=list)
     fitted: list[Fitted] = field(default_factory=list)
     lengths: Counter[str] = field(default_factory=Counter)
+
+    def add(self, drawn: list[Prompt], fitted: list[Fitted], lengths: Counter[str]) -> None:
+        self.drawn += drawn
+        self.fitted += fitted
+        self.lengths += lengths
 
 
 def rl_stage(
@@ -166,7 +171,6 @@ def _drawn(
     """Each wave that is not done yet with its rounds; a wave is drawn when the one before it is kept."""
     share = config.selfplay.synthetic_share
     known = {p.id: p for p in originals}
-    limit, reasoning = config.prompt.max_tokens, config.prompt.reasoning
     queue: PromptQueue | None = None
     for wave in trainer.waves(plan.rounds):
         if wave.stop <= place.step:
@@ -174,31 +178,38 @@ def _drawn(
         rounds = [Round() for _ in wave]
         if ids := trainer.drawn(wave):
             prompts = [known.get(i) or buffer.prompt(i) for i in ids]
+            size = plan.prompts_per_round
             for k, round_ in enumerate(rounds):
-                size = plan.prompts_per_round
-                round_.drawn = prompts[k * size : (k + 1) * size]
-                round_.fitted = fit_all(
-                    round_.drawn, trainer.encode, limit, reasoning, round_.lengths
-                )
+                round_.add(*_fit(prompts[k * size : (k + 1) * size], trainer, config.prompt))
             yield wave, rounds
             continue
         queue = queue or PromptQueue(originals, buffer, config.seed, share)
+        if not trainer.whole_rounds:
+            for index, round_ in zip(wave, rounds, strict=True):
+                round_.add(*_fit(queue.draw(plan.size(index)), trainer, config.prompt))
+            yield wave, rounds
+            continue
         # The first of several waves has no synthetic prompts, so the later ones take its share too.
-        left = round(share * plan.prompts_per_round * wave.stop) if trainer.whole_rounds else None
-        if left is not None:
-            left -= buffer.drawn_synthetic(place.stage)
-        for index, round_ in zip(wave, rounds, strict=True):
-            missing = plan.size(index)
-            while missing:
-                drawn = queue.draw(missing, left)
-                fitted = fit_all(drawn, trainer.encode, limit, reasoning, round_.lengths)
-                round_.drawn += drawn
-                round_.fitted += fitted
-                if left is None:
-                    break
+        left = round(share * plan.prompts_per_round * wave.stop)
+        left -= buffer.drawn_synthetic(place.stage)
+        for round_ in rounds:
+            while missing := plan.prompts_per_round - len(round_.fitted):
+                drawn, fitted, lengths = _fit(
+                    queue.draw(missing, max(0, left)), trainer, config.prompt
+                )
+                inside = {f.prompt.id for f in fitted}
+                with buffer.transaction():
+                    buffer.skip(p.id for p in drawn if p.id not in inside)
+                drawn = [p for p in drawn if p.id in inside]
                 left -= sum(p.lineage.synthetic for p in drawn)
-                missing -= len(fitted)
+                round_.add(drawn, fitted, lengths)
         yield wave, rounds
+
+
+def _fit(
+    drawn: list[Prompt], trainer: Trainer, config: PromptConfig
+) -> tuple[list[Prompt], list[Fitted], Counter[str]]:
+    return drawn, *fit_all(drawn, trainer.encode, config.max_tokens, config.reasoning)
 
 
 def _keep_round(

@@ -114,13 +114,13 @@ def fit_all(
     encode: Callable[[list[Message]], Sequence[int]],
     max_tokens: int,
     reasoning: Reasoning,
-    counts: Counter[str],
-) -> list[Fitted]:
-    """Prompts inside the length limit; the others are left out and counted.
+) -> tuple[list[Fitted], Counter[str]]:
+    """Prompts inside the length limit, in order; the others are left out and counted.
 
-    Args:
-        counts: gets `too_long` (prompts left out), `shortened` (prompts) and `turns_dropped` (from them).
+    Returns:
+        Counts beside the prompts: `too_long` (prompts left out), `shortened` (prompts), `turns_dropped`.
     """
+    counts: Counter[str] = Counter()
     fitted = []
     for prompt in prompts:
         f = fit(prompt, encode, max_tokens, reasoning)
@@ -131,7 +131,7 @@ def fit_all(
             counts["shortened"] += 1
             counts["turns_dropped"] += f.dropped
         fitted.append(f)
-    return fitted
+    return fitted, counts
 
 
 def sampling_settings(s: SamplingConfig) -> SamplingSettings:
@@ -181,9 +181,10 @@ def play_episodes(
     settings = sampling_settings(config.sampling)
     for turn in range(config.selfplay.max_turns):
         place = Place(stage, turn)
-        fitted = fit_all(
-            live, sampler.encode, config.prompt.max_tokens, config.prompt.reasoning, counts
+        fitted, lengths = fit_all(
+            live, sampler.encode, config.prompt.max_tokens, config.prompt.reasoning
         )
+        counts.update(lengths)
         whole = {p.id: p for p in live}
         played = [whole[f.prompt.id] for f in fitted]
         requests = [
@@ -192,16 +193,19 @@ def play_episodes(
             )
             for f in fitted
         ]
+        sampled = sampler.generate(requests, settings)
+        turns = [
+            take_turn(score_group(p, s, config.reward, config.grpo, 0.0), 0.0, config.gate)
+            for p, s in zip(played, sampled, strict=True)
+        ]
         following = []
         with buffer.transaction():
             buffer.add_prompts(played, place)
-            sampled = sampler.generate(requests, settings)
-            for prompt, samples in zip(played, sampled, strict=True):
-                group = score_group(prompt, samples, config.reward, config.grpo, 0.0)
-                t = take_turn(group, 0.0, config.gate)
-                buffer.add_group(group, place, t.best, t.verdict)
+            for t in turns:
+                buffer.add_group(t.group, place, t.best, t.verdict)
                 counts[t.verdict] += 1
                 if t.verdict == PASS and t.completion is not None:
+                    prompt = t.group.prompt
                     following.append(next_prompt(prompt, t.completion, persona_of, 0, stage))
         live = following
         if on_turn:

@@ -2,65 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import shutil
-import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from selfemo.errors import EngineError, NotFiniteError
-from selfemo.models.loading import CHECKSUMS, sha256
-from selfemo.runs.store import sync, write_text
+from selfemo.files import fits_checksum, replacing, replacing_folder
+from selfemo.models.loading import CHECKSUMS
 
 _DIGEST = ".sha256"
 
 
-def seal_checkpoint(staging: Path, folder: Path) -> None:
-    """Give a folder of model files their checksums and the name of a checkpoint; all of it or nothing.
+def writing_checkpoint(folder: Path) -> AbstractContextManager[Path]:
+    """A block that fills the folder it is given with model files, which then becomes the checkpoint.
+
+    The checkpoint gets its checksums, and is there as a whole or not at all.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
+        EngineError: the disk is full, or the folder cannot be written; nothing is left behind.
     """
-    sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
-    (staging / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-    for file in staging.iterdir():
-        sync(file)
-    if folder.exists():
-        shutil.rmtree(folder)
-    staging.rename(folder)
-    sync(folder.parent)
+    return replacing_folder(
+        folder,
+        EngineError,
+        checksums=CHECKSUMS,
+        also=(SafetensorError,),  # so safetensors reports a full disk
+        fault="the checkpoint could not be written",
+        kept="free some disk space and resume the run: everything before this checkpoint is kept",
+    )
 
 
 def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model as a safetensors folder that transformers opens.
+    """Write a model as a checkpoint: a safetensors folder that transformers opens.
 
-    Written beside and renamed, with checksums, so that a folder of this name is a whole checkpoint.
-
-    Raises:
-        EngineError: the disk is full or the folder cannot be written; nothing is left behind.
+    Raises: EngineError, see `writing_checkpoint`.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as e:
-        raise EngineError(f"{folder.parent}: cannot write a checkpoint here: {e}") from e
-    try:
+    with writing_checkpoint(folder) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        seal_checkpoint(staging, folder)
-    except Exception as e:
-        # safetensors reports a full disk with an error of its own, not with OSError.
-        if not isinstance(e, OSError) and "afetensor" not in type(e).__name__:
-            raise
-        raise EngineError(
-            f"{folder}: the checkpoint could not be written ({e}); free some disk space and "
-            "resume the run: everything before this checkpoint is kept"
-        ) from e
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def must_be_finite(model: Any, path: Path) -> None:
@@ -73,34 +55,26 @@ def must_be_finite(model: Any, path: Path) -> None:
 
 
 def write_state(model: Any, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Write trained parameters and optimiser state to one safetensors file, beside and renamed.
+    """Write trained parameters and optimiser state to one safetensors file, with its checksum.
 
     Raises:
         EngineError: it cannot be written; the one before stays.
     """
-    from safetensors.torch import save_file
-
     flat = {
         f"p.{n}": p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad
     }
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             flat[f"o.{index}.{key}"] = torch.as_tensor(value).contiguous()
-    staging, digest = path.with_suffix(".tmp"), path.with_suffix(_DIGEST)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(
+        path,
+        EngineError,
+        checksum=path.with_suffix(_DIGEST),
+        also=(SafetensorError,),
+        fault="the training state could not be written",
+        kept="free some disk space and resume the run: the state before it is kept",
+    ) as staging:
         save_file(flat, staging)
-        write_text(digest, sha256(staging))
-        sync(staging)
-        staging.replace(path)
-        sync(path.parent)
-    except Exception as e:
-        with contextlib.suppress(OSError):
-            staging.unlink(missing_ok=True)
-        raise EngineError(
-            f"{path}: the training state could not be written ({e}); free some disk space and resume "
-            "the run: the state before it is kept"
-        ) from e
 
 
 def read_state(model: Any, optimizer: torch.optim.Optimizer, path: Path, device: str) -> None:
@@ -109,11 +83,8 @@ def read_state(model: Any, optimizer: torch.optim.Optimizer, path: Path, device:
     Raises:
         EngineError: the file is missing, cut, altered, or of another model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        if path.with_suffix(_DIGEST).read_text().strip() != sha256(path):
+        if not fits_checksum(path, path.with_suffix(_DIGEST)):
             raise EngineError(f"{path}: not a whole training state: altered since it was written")
         flat = load_file(path, device=device)
     except (OSError, SafetensorError) as e:

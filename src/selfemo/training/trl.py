@@ -5,7 +5,7 @@
 
 TRL sums its rewards and normalises the sum, or normalises each and whitens the batch after summing; eq. 13
 does neither. The trainer therefore keeps TRL's generation, loss and logging, and puts in place of TRL's
-advantages those of `selfplay.score_samples`, which the local engine uses too. R2 needs whole groups, and a
+advantages those of `scoring.score_samples`, which the local engine uses too. R2 needs whole groups, and a
 group may span processes, so completions are gathered before they are scored, in float64 on every process.
 
 Decisions, all [ours]:
@@ -40,7 +40,7 @@ from selfemo.method.types import (
     Sample,
 )
 from selfemo.models.loading import Policy, resolve
-from selfemo.stages.selfplay import score_samples
+from selfemo.method.scoring import score_samples
 
 try:
     import torch
@@ -132,7 +132,7 @@ def _sample(policy: Policy, ids: Sequence[int]) -> Sample:
 
 
 def reward_function(
-    primary: Literal["iou", "exact"] = "iou", tokenizer: Any = None
+    primary: str = "iou", tokenizer: Any = None
 ) -> Callable[..., list[float]]:
     """R1 in TRL's signature, for a plain `GRPOTrainer` over the rows of `prompt_dataset`.
 
@@ -204,7 +204,16 @@ def _score(
         raise ConfigError(
             f"columns 'labels' and 'target': {e} (labels {list(labels)}, target {list(target)})"
         ) from e
-    return score_samples(label_set, wanted, samples, reward, grpo, lam)
+    return score_samples(
+        label_set,
+        wanted,
+        samples,
+        lam=lam,
+        primary=reward.primary,
+        secondary=reward.secondary,
+        eps=grpo.eps,
+        ddof=grpo.ddof,
+    )
 
 
 def _share(flags: Iterable[bool]) -> float:

@@ -15,6 +15,16 @@ from selfemo.method.rewards.exact import exact_match
 from selfemo.method.rewards.iou import weighted_iou
 from selfemo.method.types import EmotionDistribution, LabelSet
 
+__all__ = [
+    "PRIMARY",
+    "SECONDARY",
+    "consensus",
+    "exact_match",
+    "primary_reward",
+    "secondary_rewards",
+    "weighted_iou",
+]
+
 Predicted = EmotionDistribution | None
 
 PRIMARY: dict[str, Callable[[Predicted, EmotionDistribution, LabelSet], float]] = {

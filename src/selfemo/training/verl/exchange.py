@@ -1,4 +1,4 @@
-"""What is written for verl and read from it: prompts and samples as Parquet, completions and metrics as JSON."""
+"""Files between this process and verl: prompts and samples as Parquet, completions and metrics as JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.errors import DataError, EngineError, MissingExtraError
+from selfemo.files import replacing
 from selfemo.method.prompts import Fitted, Reasoning, messages
 from selfemo.method.types import EmotionDistribution, LabelSet, Prompt
 from selfemo.models.loading import ChatTokenizer
@@ -98,14 +99,8 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtraError("pyarrow", "pip install 'selfemo[verl]'") from None
-    staging = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, EngineError) as staging:
         pq.write_table(pa.Table.from_pylist(list(rows)), staging)
-        staging.replace(path)
-    except OSError as e:
-        staging.unlink(missing_ok=True)
-        raise EngineError(f"{path}: cannot be written ({e.strerror or e})") from e
 
 
 _DUMPED = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from selfemo.errors import EngineError
-from selfemo.files import write_text
+from selfemo.files import write_json, write_text
 from selfemo.progress import StopRequest
 from selfemo.training.verl.settings import environment
 
@@ -44,7 +43,7 @@ class Launch:
         folder.mkdir(parents=True, exist_ok=True)
         end_orphan(folder / "process")
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-        write_text(folder / "command.json", json.dumps(list(command), indent=1))
+        write_json(folder / "command.json", list(command))
         told = {
             **os.environ,
             **environment(folder),

@@ -24,14 +24,14 @@ import numpy as np
 
 from selfemo.config import Config, GrpoConfig, SftConfig
 from selfemo.errors import DataError, EngineError
-from selfemo.files import write_text
+from selfemo.files import write_json
 from selfemo.method.prompts import Fitted, fit
 from selfemo.method.types import Prompt, Sample
 from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.loading import ChatTokenizer, load_policy
 from selfemo.models.sampler import Message, Sampler
 from selfemo.progress import StopRequest
-from selfemo.training.checkpoints import seal_checkpoint, write_checkpoint
+from selfemo.training.checkpoints import write_checkpoint, writing_checkpoint
 from selfemo.training.local import LocalTrainer
 from selfemo.training.protocol import Measures, RlItem, SftStep
 from selfemo.training.verl.exchange import (
@@ -173,18 +173,8 @@ class VerlTrainer:
             raise EngineError(
                 f"{source}: verl left no safetensors weights here; see {self.folder / 'verl.log'}"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = folder.with_name(f".{folder.name}-copy")
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
-            shutil.copytree(source, staging)
-            seal_checkpoint(staging, folder)
-        except OSError as e:
-            raise EngineError(
-                f"{folder}: the checkpoint could not be written ({e}); free some disk space and resume"
-            ) from e
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with writing_checkpoint(folder) as staging:
+            shutil.copytree(source, staging, dirs_exist_ok=True)
 
     def _launched(self, command: Sequence[str]) -> Launch:
         return Launch(command, self.folder, self.config.cluster.address, self.stop, self._start)
@@ -210,7 +200,7 @@ class VerlTrainer:
         first: int,
         scale: Callable[[int], float],
     ) -> Iterator[SftStep]:
-        """verl trains; the measures are read as it writes them. `seed` and `scale` are the configuration's."""
+        """verl trains, by the seed of the configuration; the measures are read as it writes them."""
         if first >= self.sft_steps(len(samples), config, epochs):
             return
         train = self.folder / "samples.parquet"
@@ -251,7 +241,7 @@ class VerlTrainer:
             table, listed = wave_files(self.folder, wave)
             prompts = [f for round_ in rounds for f in round_]
             write_parquet(table, prompt_rows(prompts, self.reader, self.config.prompt.reasoning))
-            write_text(listed, json.dumps([f.prompt.id for f in prompts]))
+            write_json(listed, [f.prompt.id for f in prompts])
         self._wave, self._launch = wave, None
         try:
             yield
