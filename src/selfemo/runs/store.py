@@ -182,6 +182,12 @@ class Store:
     def close(self) -> None:
         self.db.close()
 
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def copy_to(self, path: Path) -> None:
         """A copy of all that is committed, as a store of its own."""
         other = sqlite3.connect(path)
@@ -242,6 +248,17 @@ class Store:
                 (name, status, step, checkpoint, json.dumps(info or {}), seconds),
             )
         self.db.execute("PRAGMA synchronous = NORMAL")
+
+    def trained_stages(self) -> list[tuple[str, str]]:
+        """(stage, checkpoint) of the finished stages that wrote a checkpoint, in order."""
+        rows = self.rows(
+            "SELECT * FROM stages WHERE status = 'done' AND checkpoint IS NOT NULL ORDER BY rowid"
+        )
+        return [(r["name"], r["checkpoint"]) for r in rows]
+
+    def running_stages(self) -> list[str]:
+        """Names of the stages that were begun and are not done."""
+        return [r["name"] for r in self.rows("SELECT name FROM stages WHERE status = 'running'")]
 
     def rewind(self, stage: str, step: int = 0) -> None:
         """Forget what `stage` wrote at or after `step`, so that it can be done again."""
@@ -438,6 +455,11 @@ class Store:
             ),
         )  # fmt: skip
         return done.rowcount > 0
+
+    def samples_of_stage(self, stage: str) -> int:
+        """How many SFT samples a stage added."""
+        (kept,) = self.rows("SELECT count(*) FROM samples WHERE stage = ?", stage)
+        return int(kept[0])
 
     def samples(self, *, used: bool = True) -> list[tuple[sqlite3.Row, Prompt]]:
         """(sample, its prompt) in order of insertion."""

@@ -217,8 +217,8 @@ class VerlTrainer:
                 ended = launch.ended
                 found = read_metrics(self.folder / "metrics.jsonl")
                 for step in sorted(s for s in found if s > shown):
-                    names = ("loss", "grad_norm", "lr")
-                    yield SftStep(step - 1, {n: found[step].get(f"train/{n}") for n in names})
+                    named = {n: found[step].get(f"train/{n}") for n in ("loss", "grad_norm", "lr")}
+                    yield SftStep(step - 1, {n: v for n, v in named.items() if v is not None})
                     shown = step
                 self.stop.check()  # SFT of verl has no hook to save in between
                 if not ended:
