@@ -60,7 +60,7 @@ def small_model(folder: Path) -> str:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from selfemo.method.types import BUILTIN_MODEL
-    from selfemo.models.loading import resolve
+    from selfemo.models.references import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(BUILTIN_MODEL))
     torch.manual_seed(0)

@@ -74,7 +74,7 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
     from transformers import AutoModelForCausalLM, AutoTokenizer, StopStringCriteria
 
     from selfemo.evaluation.predictions import gold_prompts, predict
-    from selfemo.models.loading import resolve
+    from selfemo.models.references import resolve
     from selfemo.runs.pipeline import load_conversations
     from selfemo.stages.selfplay import fit_all
 

@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness import Row, close, in_turn
 from selfemo.config import GrpoConfig, ModelConfig, SftConfig, load
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import resolve
+from selfemo.models.references import resolve
 from selfemo.training.local import LocalEngine
 from selfemo.training.protocol import RlItem
 

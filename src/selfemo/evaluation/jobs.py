@@ -40,6 +40,7 @@ from selfemo.evaluation.predictions import (
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import LabelSet, Prompt
 from selfemo.models.generation.chat import ExpertSpec, parse_expert
+from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.pipeline import (
     CONFIG_FILE,
@@ -47,9 +48,8 @@ from selfemo.runs.pipeline import (
     evaluation_name,
     load_conversations,
     open_engine,
-    run_of,
-    settings_for,
 )
+from selfemo.runs.settings import settings_for
 from selfemo.runs.store import (
     STORE_FILE,
     Store,

@@ -36,7 +36,10 @@ from selfemo.method.types import Completion, EmotionDistribution, Prompt
 from selfemo.models.generation.chat import ExpertSpec
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.expert_jobs import open_store, plan, reporting
-from selfemo.runs.pipeline import load_conversations, settings_for
+from selfemo.runs.pipeline import (
+    load_conversations,
+)
+from selfemo.runs.settings import settings_for
 from selfemo.runs.store import Store, write_rows, write_text
 from selfemo.seeds import rng
 from selfemo.stages.experts import Question, Reply, Tally, ask_experts

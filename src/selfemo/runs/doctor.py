@@ -113,7 +113,7 @@ def _installed(name: str) -> str:
 
 def wanted_extras(config: Config, engine: str) -> dict[str, str]:
     """The extras that the settings use, each with the setting that does."""
-    from selfemo.models.loading import needs_conversion
+    from selfemo.models.references import needs_conversion
 
     wanted = {}
     if needs_conversion(config.model.id):
@@ -306,10 +306,10 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
 
 def check_model(model_id: str) -> tuple[Finding, str]:
     """Whether the weights are on this machine and whole, and the folder they are in ("": none yet)."""
-    from selfemo.models.loading import where_is
+    from selfemo.models.references import ModelReference
 
     try:
-        place, told = where_is(model_id)
+        place, told = ModelReference.parse(model_id).on_this_machine()
     except SelfEmoError as e:
         text = " ".join(str(e).split())
         how = text.rpartition("run: ")[2] if "run: " in text else "give model.id another value"

@@ -350,7 +350,7 @@ class Run:
             if checkpoint == START:
                 self._engine = open_engine(self.config)
             else:
-                from selfemo.models.loading import verify_checkpoint
+                from selfemo.models.references import verify_checkpoint
 
                 path = self.folder / "checkpoints" / checkpoint
                 verify_checkpoint(path)
@@ -397,7 +397,7 @@ class Run:
         )
         if not rows:
             return
-        from selfemo.models.loading import verify_checkpoint
+        from selfemo.models.references import verify_checkpoint
 
         try:
             verify_checkpoint(self.folder / "checkpoints" / rows[-1]["checkpoint"])
@@ -537,7 +537,7 @@ class Run:
         """What another process loads for a checkpoint name: the configured id, or the folder."""
         if checkpoint == START:
             return self.config.model.id
-        from selfemo.models.loading import verify_checkpoint
+        from selfemo.models.references import verify_checkpoint
 
         path = self.folder / "checkpoints" / checkpoint
         verify_checkpoint(path)
@@ -887,64 +887,6 @@ def new_run_folder(base: Path = Path("runs")) -> Path:
         n += 1
         folder = base / f"{stamp}-{n}"
     return folder
-
-
-def find_checkpoint(model: str) -> str:
-    """A model id, a model folder, a run folder (its last checkpoint), or RUN@CHECKPOINT.
-
-    Raises:
-        EngineError: the run has no checkpoint (of that name).
-    """
-    path = Path(model)
-    if (named := _run_at(model)) is not None:
-        run, wanted = named
-        if wanted == START:
-            return load([run / CONFIG_FILE]).model.id
-        chosen = run / "checkpoints" / wanted
-        if not (chosen / "config.json").exists():
-            there = sorted(c.parent.name for c in chosen.parent.glob("*/config.json"))
-            raise EngineError(
-                f"{run} has no checkpoint {wanted!r}; there are: {', '.join([START, *there])}"
-            )
-        return str(chosen)
-    if not (path / CONFIG_FILE).exists():
-        return model
-    names = [c for c in reversed(checkpoints(load([path / CONFIG_FILE]))) if c != START]
-    for name in names:
-        if (path / "checkpoints" / name / "config.json").exists():
-            return str(path / "checkpoints" / name)
-    raise EngineError(f"{path} is a run without a checkpoint yet; resume it first")
-
-
-def _run_at(model: str) -> tuple[Path, str] | None:
-    """Run folder and checkpoint name of RUN@CHECKPOINT."""
-    run, _, wanted = model.rpartition("@")
-    if run and not Path(model).exists() and (Path(run) / CONFIG_FILE).exists():
-        return Path(run), wanted
-    return None
-
-
-def run_of(model: str) -> Path | None:
-    """The run that a run folder, RUN@CHECKPOINT, or the folder of a checkpoint in it belongs to."""
-    if (named := _run_at(model)) is not None:
-        return named[0]
-    path = Path(model)
-    homes = (path, path.parent.parent) if path.exists() else ()
-    return next((f for f in homes if (f / CONFIG_FILE).exists()), None)
-
-
-def settings_for(
-    model: str, sources: Sequence[str], files: Sequence[Path], overrides: Sequence[str]
-) -> tuple[Config, str]:
-    """Configuration and checkpoint to use a model with on some sources.
-
-    The settings are those of the run that the model comes from, if any, then files, then overrides.
-    """
-    checkpoint = find_checkpoint(model)
-    run = run_of(model)
-    own = [] if run is None else [run / CONFIG_FILE]
-    config = load([*own, *files], [f"data.sources={json.dumps(list(sources))}", *overrides])
-    return config, checkpoint
 
 
 def save_config(path: Path, config: Config) -> None:

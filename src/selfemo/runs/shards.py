@@ -50,7 +50,7 @@ from selfemo.config import GateConfig, load
 from selfemo.errors import ConfigError, StoreError
 from selfemo.stages.flywheel import fingerprint, share_level
 from selfemo.stages.gate import PASS, gate
-from selfemo.models.loading import sha256
+from selfemo.files import sha256
 from selfemo.method.parsing import parse
 from selfemo.progress import Quiet, Reporter
 from selfemo.method.prompts import Reasoning

@@ -15,19 +15,9 @@ from selfemo.runs.dialogues import dialogues
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.evaluation.predictions import held_out
 from selfemo.stages.flywheel import original_prompts
-from selfemo.runs.pipeline import (
-    COLD,
-    CONFIG_FILE,
-    START,
-    Run,
-    check_reasoning,
-    find_checkpoint,
-    load_conversations,
-    open_engine,
-    run_of,
-    settings_for,
-    training_conversations,
-)
+from selfemo.runs.pipeline import (COLD, CONFIG_FILE, START, Run, check_reasoning, load_conversations, open_engine, training_conversations,)
+from selfemo.models.references import run_of
+from selfemo.runs.settings import find_checkpoint, settings_for
 from selfemo.progress import Reporter
 from selfemo.method.prompts import conversation_prompts, format_emotions
 from selfemo.seeds import rng

@@ -34,7 +34,7 @@ from selfemo.evaluation.jobs import model_digest
 from selfemo.method.prompts import FORMAT_VERSION
 from selfemo.method.types import Conversation, LabelSet, Utterance
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.pipeline import find_checkpoint
+from selfemo.runs.settings import find_checkpoint
 from selfemo.runs.store import lock_folder
 from selfemo.serve.api import Recognition, SelfEmo
 

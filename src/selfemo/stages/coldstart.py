@@ -20,6 +20,7 @@ from typing import Any
 
 from selfemo.config import GateConfig
 from selfemo.errors import DataError
+from selfemo.files import sha256
 from selfemo.method.parsing import parse, parse_emotions
 from selfemo.method.prompts import (
     Reasoning,
@@ -46,7 +47,6 @@ from selfemo.method.types import (
     Utterance,
 )
 from selfemo.models.generation.chat import ExpertSpec
-from selfemo.models.loading import sha256
 from selfemo.runs.store import Store, need_polars, write_text
 from selfemo.seeds import rng
 from selfemo.stages.experts import (

@@ -6,7 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from selfemo.models.loading import CHECKSUMS, sha256
+from selfemo.files import sha256
+from selfemo.models.references import CHECKSUMS
 from selfemo.runs.store import sync
 
 

@@ -19,7 +19,7 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,16 @@ from torch.utils.checkpoint import checkpoint
 
 from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
 from selfemo.errors import EngineError, MissingExtraError, NotFiniteError
+from selfemo.files import sha256
 from selfemo.method import losses
 from selfemo.method.types import EmotionDistribution, LabelSet, Sample
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.local import LocalGenerator
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import Policy, load_policy, sha256
+from selfemo.models.loading import load_policy
 from selfemo.models.memory import KeptMemory, return_memory
 from selfemo.models.packing import Pack, bins, group_by_key, micro_batches, pack
+from selfemo.models.policy import Policy
 from selfemo.runs.store import sync, write_text
 from selfemo.training.checkpoints import seal_checkpoint
 from selfemo.training.guards import NOT_FINITE
@@ -327,8 +329,7 @@ class LocalEngine:
         if self.config.lora is not None:
             return
         core = copy.deepcopy(self.policy.core).requires_grad_(False).eval()
-        p = self.policy
-        self._reference = Policy(core, core, p.tokenizer, p.device, p.dtype, p.source)
+        self._reference = replace(self.policy, model=core, core=core)
 
     def rl_round(
         self,
@@ -544,7 +545,7 @@ def _trees(policy: Policy, items: Sequence[Any], micro_tokens: int) -> Iterator[
     sequences = [[*i.prompt_ids, *i.completion_ids] for i in items]
     trees = group_by_key(sequences, [i.share for i in items], micro_tokens)
     sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
-    if policy.row_cost_is_exact:
+    if policy.attention == "tree":
         for row in bins(sizes, micro_tokens):
             yield [[i for t in row for i in trees[t]]]
         return

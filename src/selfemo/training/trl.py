@@ -39,7 +39,8 @@ from selfemo.method.types import (
     Rollout,
     Sample,
 )
-from selfemo.models.loading import Policy, resolve
+from selfemo.models.policy import Policy
+from selfemo.models.references import resolve
 from selfemo.stages.selfplay import score_samples
 
 try:

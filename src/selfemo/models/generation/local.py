@@ -30,8 +30,8 @@ from selfemo.models.generation.requests import (
     Request,
     SamplingSettings,
 )
-from selfemo.models.loading import Policy
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
+from selfemo.models.policy import Policy
 
 _TREE_TOKENS = 2048
 """Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
@@ -257,7 +257,7 @@ class LocalGenerator:
         prompts = [r.prompt_ids for r in requests]
         trees = group_by_key(prompts, keys, _TREE_TOKENS, grow)
         sizes = [len(pack([prompts[i] for i in t])) + sum(grow[i] for i in t) for t in trees]
-        if self.policy.row_cost_is_exact:
+        if self.policy.attention == "tree":
             rows = bins(sizes, _TREE_TOKENS)
             trees = [[i for t in row for i in trees[t]] for row in rows]
             sizes = [sum(sizes[t] for t in row) for row in rows]

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from selfemo.errors import DataError, SelfEmoError
+from selfemo.models.references import run_of
 from selfemo.runs.dialogues import episodes, visible
-from selfemo.runs.pipeline import run_of
 from selfemo.runs.store import STORE_FILE, Store, write_text
 from selfemo.serve.api import Done, Emotion, ReplyDelta, SelfEmo, SelfEmotion
 from selfemo.serve.chat.session import (

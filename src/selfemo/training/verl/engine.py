@@ -41,7 +41,8 @@ from selfemo.errors import ConfigError, DataError, EngineError, MissingExtraErro
 from selfemo.method.prompts import Fitted, fit, messages
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import EmotionDistribution, LabelSet, Prompt, Sample
-from selfemo.models.loading import ChatTokenizer, resolve
+from selfemo.models.policy import ChatTokenizer
+from selfemo.models.references import resolve
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.store import Store, write_text
 from selfemo.stages.flywheel import PromptQueue, record_round, stage_counts

@@ -36,7 +36,7 @@ from selfemo.method.parsing import parse
 from selfemo.method.rewards import consensus, exact_match, primary_reward
 from selfemo.method.self_grpo import advantages, lambda_at
 from selfemo.method.types import Completion, EmotionDistribution
-from selfemo.models.loading import ChatTokenizer
+from selfemo.models.policy import ChatTokenizer
 from selfemo.runs.store import write_text
 from selfemo.training.verl.engine import MODE, Task, dump_line
 
