@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ from selfemo.evaluation.predictions import (
 )
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import LabelSet, Prompt
-from selfemo.models.generation.chat import ExpertSpec, parse_expert
+from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.pipeline import (
@@ -64,7 +63,6 @@ NAME = "evaluate"
 SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.parquet"
 _IDENTITY = "evaluation"
-_ENDPOINT = re.compile(r"[^=/\\]+=https?://")
 
 
 @dataclass(frozen=True)
@@ -90,25 +88,6 @@ class Evaluation:
             "average": mean and {m: [i.value, i.low, i.high] for m, i in mean.items()},
             "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
         }
-
-
-def endpoint_of(model: str) -> ExpertSpec | None:
-    """The endpoint that `NAME=URL,model=...` names, asked greedily unless it sets a temperature.
-
-    Raises:
-        ConfigError: it has that form with a mistake in it.
-    """
-    if not _ENDPOINT.match(model):
-        return None
-    spec = parse_expert(model)
-    if spec.json_mode != "none":
-        raise ConfigError(
-            f"{spec.name}: json={spec.json_mode} would keep the model from the format that is evaluated, "
-            "which is lines and not JSON; leave json= out"
-        )
-    if "temperature" not in spec.model_fields_set:
-        spec = spec.model_copy(update={"temperature": 0.0})
-    return spec
 
 
 def _digest(*parts: object) -> str:

@@ -172,6 +172,10 @@ class Policy(_Encoder):
             self._line_ends = np.array([t.count("\n") for t in texts])
         return self._line_ends
 
+    def take_tokenizer(self, tokenizer: Any) -> None:
+        """Use another tokenizer from now on; what was derived from the one before is dropped."""
+        self.tokenizer, self._line_ends, self._special = tokenizer, None, None
+
     def encode_completion(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a completion, closed by the end token, with each token's characters."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
