@@ -18,7 +18,7 @@ from selfemo.config import load
 from selfemo.method.rewards import consensus, weighted_iou
 from selfemo.method.self_grpo import advantages
 from selfemo.method.types import LABEL_SETS, Completion
-from selfemo.models.loading import ChatTokenizer
+from selfemo.models.policy import ChatTokenizer
 from selfemo.training.verl import engine as cluster
 from tests.conftest import dist, make_prompt
 
@@ -322,8 +322,9 @@ def test_four_processes_give_what_one_gives(ray_processes: Any, tiny_model: Path
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(ray_processes: Any, tmp_path: Path) -> None:
-    from selfemo.errors import EngineError
     from selfemo.training.verl.ray_workers import ray_map
+
+    from selfemo.errors import EngineError
 
     mark = tmp_path / "died"
     items = [(TEXTS[i % 6], str(mark)) for i in range(48)]

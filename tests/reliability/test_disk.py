@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from selfemo.runs.pipeline import Run, evolve
 
 from selfemo.config import to_toml
 from selfemo.errors import DamagedStoreError, EngineError, StoreError
 from selfemo.files import write_text
 from selfemo.method.types import Place
 from selfemo.progress import Quiet
-from selfemo.runs.pipeline import Run, evolve
 from selfemo.runs.store import Store
 from tests.model.test_pipeline import (
     SHORT,

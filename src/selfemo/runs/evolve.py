@@ -72,7 +72,9 @@ def evolve(
     """
     stop = stop or StopRequest()
     if config is not None:
-        open_trainer(config, path, stop)  # an engine that cannot do it says so before anything is made
+        open_trainer(
+            config, path, stop
+        )  # an engine that cannot do it says so before anything is made
     run = RunFolder(path, config, reporter, stop, overrides)
     try:
         run.redo_damaged()

@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfemo.stages.coldstart import LEAST_OWN_WEIGHT, read_parquet, soften, write_parquet
 from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import conversation_prompts, format_emotions
 from selfemo.method.types import Conversation, EmotionDistribution, Prompt
+from selfemo.models.generation import open_sampler
+from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.evolve import cold_start, rl
 from selfemo.runs.folder import COLD, CONFIG_FILE, START, RunFolder
 from selfemo.runs.inputs import check_reasoning, load_conversations, run_inputs
-from selfemo.runs.settings import find_checkpoint, open_local, run_of, settings_for
+from selfemo.runs.settings import find_checkpoint, settings_for
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
 from selfemo.stages.coldstart import LEAST_OWN_WEIGHT, read_parquet, soften, write_parquet
@@ -88,7 +89,7 @@ def selfplay_alone(
     held = held_out(conversations, config.data.eval_split, 0, 0)
     prompts = [p for c in held for p in conversation_prompts(c, future=True)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
-    sampler = open_local(config, checkpoint)
+    sampler = open_sampler(checkpoint, config.model.device, config.model.dtype)
     with (
         Store(folder / STORE_FILE) as store,
         reporter.bar("self-play turns", config.selfplay.max_turns) as advance,
@@ -133,7 +134,7 @@ def soften_alone(
     config = load([run / CONFIG_FILE] if run else [], overrides)
     reasoning = config.prompt.reasoning
     check_reasoning(reasoning, [c for _, c in samples], ", ".join(map(str, files)))
-    sampler = open_local(config, checkpoint)
+    sampler = open_sampler(checkpoint, config.model.device, config.model.dtype)
     fits, counts = fit_all(
         [p for p, _ in samples], sampler.encode, config.prompt.max_tokens, reasoning
     )

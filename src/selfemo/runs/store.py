@@ -18,7 +18,6 @@ from typing import Any
 
 from selfemo.errors import DamagedStoreError, StoreError
 from selfemo.files import need_polars, replacing, write_text
-from selfemo.models.generation.chat import Answer
 from selfemo.method.types import (
     LABEL_SETS,
     EmotionDistribution,
@@ -30,6 +29,7 @@ from selfemo.method.types import (
     RolloutGroup,
     Utterance,
 )
+from selfemo.models.generation.chat import Answer
 
 SCHEMA_VERSION = 1
 STORE_FILE = "store.sqlite"

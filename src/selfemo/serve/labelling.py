@@ -35,7 +35,7 @@ from selfemo.files import lock_folder, replacing
 from selfemo.method.prompts import FORMAT_VERSION
 from selfemo.method.types import Conversation, LabelSet, Utterance
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.pipeline import find_checkpoint
+from selfemo.runs.settings import find_checkpoint
 from selfemo.serve.api import Recognition, SelfEmo
 
 CHUNK = 64

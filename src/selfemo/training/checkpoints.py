@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from selfemo.errors import EngineError, NotFiniteError
 from selfemo.files import fits_checksum, replacing, replacing_folder
-from selfemo.models.loading import CHECKSUMS
+from selfemo.models.references import CHECKSUMS
 
 _DIGEST = ".sha256"
 

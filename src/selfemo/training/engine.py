@@ -12,8 +12,8 @@ Departures from the paper's stack (verl), all [ours]:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,11 @@ import torch
 from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
 from selfemo.errors import EngineError, MissingExtraError
 from selfemo.method import losses
-from selfemo.method.types import EmotionDistribution, LabelSet, Sample
-from selfemo.models.generation.label_scores import label_probabilities
-from selfemo.models.generation.local import LocalGenerator
-from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import Policy, load_policy
+from selfemo.models.generation.local import LocalSampler
+from selfemo.models.loading import load_policy
 from selfemo.models.memory import KeptMemory, return_memory
 from selfemo.models.packing import Pack, bins, group_by_key, micro_batches, pack
+from selfemo.models.policy import Policy
 from selfemo.training.checkpoints import must_be_finite, read_state, write_checkpoint, write_state
 from selfemo.training.guards import NOT_FINITE
 from selfemo.training.protocol import RlItem
@@ -63,6 +61,7 @@ class LocalEngine:
             torch.set_num_threads(config.threads)
         self.config = config
         self.policy = load_policy(checkpoint or config.id, config.device, config.dtype)
+        self.sampler = LocalSampler(self.policy)
         if config.lora is not None:
             self._add_adapters()
         if config.gradient_checkpointing:
@@ -99,9 +98,6 @@ class LocalEngine:
 
     # -- text ---------------------------------------------------------------------------------------
 
-    def encode(self, messages: list[dict[str, str]]) -> list[int]:
-        return self.policy.encode(messages)
-
     def sft_item(
         self, prompt_ids: Sequence[int], completion: str, share: str, label_weight: float
     ) -> SftItem:
@@ -111,28 +107,6 @@ class LocalEngine:
         end = completion.find("\n", start)
         weights = [label_weight if start <= first < end else 1.0 for first, _ in offsets]
         return SftItem(tuple(prompt_ids), tuple(ids), tuple(weights), share)
-
-    # -- sampling ---------------------------------------------------------------------------------
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        settings: SamplingSettings,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[list[Sample]]:
-        self.policy.model.eval()
-        samples = LocalGenerator(self.policy, settings).generate(requests, on_done)
-        return_memory()
-        return samples
-
-    def label_probabilities(
-        self, places: Sequence[tuple[Hashable, Sequence[int], str]], labels: LabelSet
-    ) -> list[EmotionDistribution]:
-        """How probable each label is behind a prompt and what is written up to it (label_scores.py)."""
-        self.policy.model.eval()
-        found = label_probabilities(self.policy, places, labels)
-        return_memory()
-        return found
 
     # -- optimiser --------------------------------------------------------------------------------
 
@@ -231,8 +205,7 @@ class LocalEngine:
         if self.config.lora is not None:
             return
         core = copy.deepcopy(self.policy.core).requires_grad_(False).eval()
-        p = self.policy
-        self._reference = Policy(core, core, p.tokenizer, p.device, p.dtype, p.source)
+        self._reference = replace(self.policy, model=core, core=core)
 
     def rl_round(
         self,
@@ -356,7 +329,7 @@ def _trees(policy: Policy, items: Sequence[Any], micro_tokens: int) -> Iterator[
     sequences = [[*i.prompt_ids, *i.completion_ids] for i in items]
     trees = group_by_key(sequences, [i.share for i in items], micro_tokens)
     sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
-    if policy.row_cost_is_exact:
+    if policy.attention == "tree":
         for row in bins(sizes, micro_tokens):
             yield [[i for t in row for i in trees[t]]]
         return

@@ -77,10 +77,10 @@ class LocalTrainer:
         return self.engine
 
     def encode(self, messages: list[Message]) -> Sequence[int]:
-        return self.engine.encode(messages)
+        return self.engine.sampler.encode(messages)
 
     def sampler(self, weights: str) -> Sampler:
-        return self._load(weights)
+        return self._load(weights).sampler
 
     # -- stages -------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class LocalTrainer:
         settings: SamplingSettings,
     ) -> list[list[Sample]]:
         requests = [Request(f.ids, n, seed) for f, seed in zip(prompts, seeds, strict=True)]
-        return self.engine.generate(requests, settings)
+        return self.engine.sampler.generate(requests, settings)
 
     def update(
         self,

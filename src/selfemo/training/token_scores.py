@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from selfemo.models.loading import Policy
 from selfemo.models.packing import Pack
+from selfemo.models.policy import Policy
 
 _LOGITS = 1 << 28
 """Most logits at a time: 1 GiB in fp32, of which the loss takes a few times as much."""

@@ -25,11 +25,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from selfemo.config import GrpoConfig, RewardConfig
 from selfemo.errors import ConfigError, DataError, MissingExtraError
 from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
+from selfemo.method.scoring import score_samples
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import (
     Conversation,
@@ -39,8 +40,8 @@ from selfemo.method.types import (
     Rollout,
     Sample,
 )
-from selfemo.models.loading import Policy, resolve
-from selfemo.method.scoring import score_samples
+from selfemo.models.policy import Policy
+from selfemo.models.references import resolve
 
 try:
     import torch
@@ -131,9 +132,7 @@ def _sample(policy: Policy, ids: Sequence[int]) -> Sample:
     return Sample(policy.decode(ids), finished=bool(ids) and ids[-1] in policy.end_ids)
 
 
-def reward_function(
-    primary: str = "iou", tokenizer: Any = None
-) -> Callable[..., list[float]]:
+def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[..., list[float]]:
     """R1 in TRL's signature, for a plain `GRPOTrainer` over the rows of `prompt_dataset`.
 
     R1 of a completion needs nothing but itself, so this works on any slice of a batch. R2 does not and

@@ -13,7 +13,7 @@ from selfemo.errors import DataError, EngineError, MissingExtraError
 from selfemo.files import replacing
 from selfemo.method.prompts import Fitted, Reasoning, messages
 from selfemo.method.types import EmotionDistribution, LabelSet, Prompt
-from selfemo.models.loading import ChatTokenizer
+from selfemo.models.policy import ChatTokenizer
 
 
 @dataclass(frozen=True)

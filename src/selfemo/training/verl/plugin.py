@@ -38,7 +38,7 @@ from selfemo.method.rewards import exact_match, primary_reward
 from selfemo.method.rewards import secondary_rewards as group_rewards
 from selfemo.method.self_grpo import advantages, lambda_at
 from selfemo.method.types import Completion, EmotionDistribution
-from selfemo.models.loading import ChatTokenizer
+from selfemo.models.policy import ChatTokenizer
 from selfemo.training.verl.exchange import Task, dump_line
 from selfemo.training.verl.settings import MODE
 

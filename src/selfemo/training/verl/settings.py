@@ -14,7 +14,7 @@ from typing import Any
 
 from selfemo.config import Config, SftConfig
 from selfemo.errors import ConfigError
-from selfemo.models.loading import resolve
+from selfemo.models.references import resolve
 
 MODE = "self_grpo"
 """Name of the advantage estimator and of the trainer in verl's registries."""

@@ -28,7 +28,8 @@ from selfemo.files import write_json
 from selfemo.method.prompts import Fitted, fit
 from selfemo.method.types import Prompt, Sample
 from selfemo.models.generation.requests import SamplingSettings
-from selfemo.models.loading import ChatTokenizer, load_policy
+from selfemo.models.loading import load_policy
+from selfemo.models.policy import ChatTokenizer
 from selfemo.models.sampler import Message, Sampler
 from selfemo.progress import StopRequest
 from selfemo.training.checkpoints import write_checkpoint, writing_checkpoint
