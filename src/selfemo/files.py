@@ -85,7 +85,7 @@ def replacing(
             for left in filter(None, (staging, sums)):
                 with contextlib.suppress(OSError):
                     left.unlink(missing_ok=True)
-    except (OSError, *also) as e:
+    except (OSError, *also) as e:  # type: ignore[misc]  # a tuple of classes
         raise error(f"{path}: {fault} ({_reason(e)}); {kept}") from e
 
 
@@ -125,7 +125,7 @@ def replacing_folder(
                 shutil.rmtree(folder)
             staging.rename(folder)
             sync(folder.parent)
-    except (OSError, *also) as e:
+    except (OSError, *also) as e:  # type: ignore[misc]  # a tuple of classes
         raise error(f"{folder}: {fault} ({_reason(e)}); {kept}") from e
     finally:
         if staging is not None:

@@ -16,8 +16,9 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.models.packing import pack
 from selfemo.models.references import resolve, verify_checkpoint
-from selfemo.training.local import LocalEngine, score_tokens
+from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem, SftItem, epoch_batches, learning_rate, run_sft
+from selfemo.training.token_scores import score_tokens
 from tests.support.engines import assert_same_gradients, engine, gradients, plain_logprobs, rl_items
 
 # -- packing ---------------------------------------------------------------------------------------

@@ -13,11 +13,10 @@ import torch
 from selfemo.config import GrpoConfig, to_toml
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.progress import Quiet
-from selfemo.runs.pipeline import evolve
 from selfemo.runs.store import Store
 from tests.support.engines import assert_same_gradients, engine, gradients, rl_items
 from tests.support.experts import extract, records
-from tests.support.runs import SHORT, assert_same_run, begun, content, settings
+from tests.support.runs import SHORT, assert_same_run, begun, content, evolve, settings
 
 
 @pytest.mark.slow

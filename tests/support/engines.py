@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from selfemo.config import ModelConfig
-from selfemo.training.local import LocalEngine
+from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
 
 

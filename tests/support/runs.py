@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from selfemo.config import Config, load
-from selfemo.runs.pipeline import CONFIG_FILE, Run, evolve, save_config
+from selfemo.evaluation.predictions import evaluate_checkpoint
+from selfemo.runs.evolve import evolve as run_evolve
+from selfemo.runs.folder import CONFIG_FILE, RunFolder, save_config
+
+
+def evolve(path, config, reporter=None, stop=None, overrides=()) -> RunFolder:
+    """Algorithm 1, its checkpoints scored as the command line scores them."""
+    return run_evolve(path, config, evaluate_checkpoint, reporter, stop, overrides)
 
 
 class Silent:
@@ -67,7 +74,7 @@ class Watcher(Silent):
         return watched()
 
 
-def photographed(home: Path, config: Config) -> Run:
+def photographed(home: Path, config: Config) -> RunFolder:
     """The run HOME/whole; HOME/STAGE is what a kill at the beginning of that stage would leave."""
     camera = Watcher(lambda stage: shutil.copytree(home / "whole", home / stage))
     return evolve(home / "whole", config, camera)

@@ -19,7 +19,7 @@ from selfemo.errors import SelfEmoError
 
 if TYPE_CHECKING:
     from selfemo.config import Config
-    from selfemo.runs.pipeline import Run
+    from selfemo.runs.folder import RunFolder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Look at conversation data.")
@@ -91,7 +91,7 @@ def _show_plan(config: Config, model: str, folder: Path) -> None:
     import shlex
 
     from selfemo.errors import ConfigError
-    from selfemo.training.verl.engine import plan
+    from selfemo.training.verl.waves import plan
 
     if config.engine != "verl":
         raise ConfigError("--dry-run shows what verl would run; add --engine verl")
@@ -139,14 +139,13 @@ def _print_table(title: str, scores: Any) -> None:
     console.print(table)
 
 
-def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
+def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
-    from selfemo.evaluation.summary import change_line, next_commands
-    from selfemo.runs.pipeline import scores_of
+    from selfemo.evaluation.summary import change_line, next_commands, scores_of
 
     if as_json:
-        typer.echo(json.dumps({"run": str(run.folder), **summary}))
+        typer.echo(json.dumps({"run": str(run.path), **summary}))
         return
     console = Console(highlight=False, soft_wrap=True)
     _print_table("Held-out scores, 95% intervals by conversation", scores_of(run))
@@ -156,8 +155,8 @@ def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
         said = ", ".join(f"{k} {v}" for k, v in stage.items() if k not in ("name", "seconds"))
         console.print(f"  {stage['name']:<20} {stage['seconds']:5.0f} s  {said}", markup=False)
     console.print("\nThree self-play dialogues:\n")
-    console.print((run.folder / "dialogues.txt").read_text(), markup=False)
-    console.print(f"Run folder: {run.folder}")
+    console.print((run.path / "dialogues.txt").read_text(), markup=False)
+    console.print(f"Run folder: {run.path}")
     for name, what in (
         ("summary.md, summary.json", "the table above"),
         ("figures/", ", ".join(summary["figures"])),
@@ -168,7 +167,7 @@ def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
     ):
         console.print(f"  {name:<28} {what}", markup=False)
     console.print("\nTry next:")
-    for command in next_commands(run.folder, run.config.data.sources):
+    for command in next_commands(run.path, run.config.data.sources):
         console.print(f"  {command}", markup=False)
 
 
@@ -194,10 +193,11 @@ def evolve(
 ) -> None:
     """Cold start, then iterations of self-play with SELF-GRPO and the data flywheel (algorithm 1)."""
     from selfemo.errors import ConfigError
+    from selfemo.evaluation.predictions import evaluate_checkpoint
     from selfemo.evaluation.summary import finish
     from selfemo.progress import Stopped, StopRequest
-    from selfemo.runs.pipeline import evolve as run_evolve
-    from selfemo.runs.pipeline import extend_run, new_run_folder
+    from selfemo.runs.evolve import evolve as run_evolve
+    from selfemo.runs.folder import new_run_folder
 
     if resume is not None:
         if config or out or engine or dry_run:
@@ -205,8 +205,6 @@ def evolve(
                 "--resume takes its settings from the run; leave out --config, --out, --engine, --dry-run"
             )
         folder, settings = resume, None
-        if overrides:
-            extend_run(resume, overrides)
     else:
         settings = _config(config, _with_engine(overrides, engine))
         folder = out or new_run_folder()
@@ -218,7 +216,8 @@ def evolve(
     stop = StopRequest()
     try:
         with stop.on_signals(reporter.say):
-            run = run_evolve(folder, settings, reporter, stop)
+            changes = overrides or [] if resume else []
+            run = run_evolve(folder, settings, evaluate_checkpoint, reporter, stop, changes)
     except (Stopped, KeyboardInterrupt):
         reporter.say(f"stopped; go on with: selfemo evolve --resume {folder}")
         raise typer.Exit(130) from None
@@ -293,7 +292,7 @@ def selfplay(
     overrides: Overrides = None,
 ) -> None:
     """Let a model talk to itself from real histories, without training, and read the dialogues."""
-    from selfemo.runs.pipeline import new_run_folder
+    from selfemo.runs.folder import new_run_folder
     from selfemo.runs.standalone import selfplay_alone
 
     folder = out or new_run_folder()

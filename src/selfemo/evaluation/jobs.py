@@ -39,16 +39,12 @@ from selfemo.evaluation.predictions import (
 from selfemo.files import lock_folder, write_json, write_rows
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import LabelSet, Prompt
+from selfemo.models.generation import open_sampler
 from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.pipeline import (
-    CONFIG_FILE,
-    checkpoints,
-    evaluation_name,
-    load_conversations,
-    open_engine,
-)
+from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
+from selfemo.runs.inputs import load_conversations
 from selfemo.runs.settings import settings_for
 from selfemo.runs.store import STORE_FILE, Store, read_distribution
 
@@ -208,7 +204,7 @@ def evaluate_model(
                 'endpoint gives what it writes; use span "emotion" or "all"'
             )
     held = held_out(
-        load_conversations(config), config.data.eval_split, config.data.eval_conversations, 0
+        load_conversations(config.data), config.data.eval_split, config.data.eval_conversations, 0
     )
     labels, prompts = label_sets(held), gold_prompts(held)
     compared = None if other is None else predictions_of(other)
@@ -230,7 +226,7 @@ def evaluate_model(
                 elif _all_there(store, prompts):
                     scores = score(store, NAME, labels, config)
                 else:
-                    engine = open_engine(config, checkpoint)
+                    engine = open_sampler(checkpoint, config.model.device, config.model.dtype)
                     scores = evaluate(engine, held, config, store, NAME, on_done)
             comparison = None
             if compared is not None:

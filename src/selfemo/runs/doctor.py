@@ -28,7 +28,7 @@ from selfemo.method.prompts import (
 )
 from selfemo.method.types import Conversation
 from selfemo.runs import costs
-from selfemo.runs.pipeline import load_conversations, training_conversations
+from selfemo.runs.inputs import load_conversations, training_conversations
 
 State = Literal["ok", "warning", "missing"]
 _SAMPLED = 500
@@ -292,8 +292,8 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
         findings.append(_try(f"data {spec}", how, partial(source, spec)))
 
     def whole() -> str:
-        conversations = load_conversations(config)
-        train = training_conversations(conversations, config)
+        conversations = load_conversations(config.data)
+        train = training_conversations(conversations, config.data.train_conversations, config.seed)
         held = held_out(conversations, config.data.eval_split, config.data.eval_conversations, 0)
         kept.extend([*train, *(c for c in held if c not in train)])
         return f"{len(train)} to train on, {len(held)} to evaluate on"

@@ -323,9 +323,10 @@ class SelfEmo:
             )
             run = run_of(checkpoint)
             known = _run_labels(run) if run is not None else None
-            from selfemo.runs.pipeline import open_engine
 
-            self.policy = open_engine(self.config, checkpoint).policy
+            from selfemo.models.loading import load_policy
+
+            self.policy = load_policy(checkpoint, self.config.model.device, self.config.model.dtype)
         else:
             self.config = load(files, overrides)
             if ",temperature=" not in self.name.replace(" ", ""):
