@@ -1,0 +1,68 @@
+"""LoRA through a whole run: trained, interrupted, resumed and used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from selfemo import SelfEmo
+from selfemo.config import Config
+from selfemo.runs.pipeline import evolve
+from selfemo.runs.store import Store
+from tests.support.runs import SHORT, Silent, Watcher, assert_same_run, settings
+
+pytestmark = pytest.mark.slow
+STAGES = ("cold-start", "iteration-1-rl", "iteration-1-refit")
+
+
+@pytest.fixture(scope="module")
+def config(short: Path, data: Path) -> Config:
+    """From a checkpoint that keeps the format: adapters of rank 2 on random weights never learn it."""
+    pytest.importorskip("peft")
+    base = short / "checkpoints" / "cold-start"
+    return settings(
+        base, data, *SHORT, "sft.epochs=1", "sft.lr=1e-3", "flywheel.prompts=8",
+        "grpo.prompts_per_step=4", "grpo.mini_batch=2", "model.lora={rank=2}",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    evolve(folder, config, Silent()).close()
+    return folder
+
+
+def test_every_stage_trains_and_its_checkpoint_is_used(trained: Path) -> None:
+    store = Store(trained / "store.sqlite")
+    (row,) = store.rows("SELECT count(*), sum(failure IS NULL) FROM rollouts")
+    assert row[0] == 32 and row[1] > 16
+    assert json.loads(store.stage("iteration-1-refit")["info"])["refit"] == "policy"
+    store.close()
+    checkpoints = [trained / "checkpoints" / n for n in (*STAGES[:2], "iteration-1")]
+    weights = [(c / "model.safetensors").read_bytes() for c in checkpoints]
+    assert len(set(weights)) == 3, "each stage moved the weights that it began with"
+    model = SelfEmo(checkpoints[-1], max_tokens=64)
+    answer = model.respond([("Ann", "Hooray, we won it!")], persona="Plain.")
+    assert answer.failure is None and answer.reply
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupted_stage_resumes_to_the_same_run(
+    trained: Path, config: Config, tmp_path: Path, stage: str
+) -> None:
+    seen = 0
+
+    def interrupt(at: str, note: str) -> None:
+        nonlocal seen
+        seen += at == stage
+        if seen == 2:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        evolve(folder, config, Watcher(on_advance=interrupt))
+    evolve(folder, None, Silent()).close()
+    assert_same_run(folder, trained)

@@ -1,0 +1,107 @@
+"""A run whose store and weights were recorded: what a change of the code must not change.
+
+The arithmetic is kept from the processor (one thread, no vector extensions), so a digest holds on any x86-64
+machine for the versions of torch that it was recorded with. A change that is meant to alter results records anew:
+
+    python -m tests.reliability.test_recorded
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfemo.config import to_toml
+
+PLAIN = {
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default",
+    "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41", "DNNL_MAX_CPU_ISA": "SSE41",
+    "CUDA_VISIBLE_DEVICES": "",
+}  # fmt: skip
+SETTINGS = (
+    "model.threads=1", "sft.epochs=12", "flywheel.replay=0.5", "grpo.prompts_per_step=4", "grpo.mini_batch=2",
+    "flywheel.prompts=8", "flywheel.iterations=2",
+)  # fmt: skip
+BUILD = "import sys; from pathlib import Path; from tests.conftest import build_tiny_model as f; f(Path(sys.argv[1]))"
+COLUMNS = {
+    "prompts": "id, stage, step, iteration, episode, turn, parent, dataset, conversation, label_set, "
+    "answerer, persona, scenario, history, target, skipped",
+    "rollouts": "stage, step, iteration, prompt, member, text, tokens, failure, emotion, self_emotion, reply, "
+    "r1, r2, advantage, mean_logprob, entropy, best, gate",
+    "samples": "stage, step, iteration, source, prompt, completion, emotion, reward, fingerprint, used",
+    "predictions": "evaluation, prompt, dataset, conversation, gold, predicted, failure, r1, text",
+    "metrics": "stage, step, record",
+    "stages": "name, status, step, checkpoint, info",
+}
+RECORDED: dict[str, dict[str, str]] = {}
+"""Digests by the version of torch."""
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()[:16]
+
+
+def recorded_run(home: Path, data: Path) -> Path:
+    """A run of the command on a model that is built for it, both in processes with plain arithmetic."""
+    from tests.support.runs import settings
+
+    env, model = {**os.environ, **PLAIN}, home / "tiny"
+    subprocess.run([sys.executable, "-c", BUILD, str(model)], check=True, env=env)
+    (home / "c.toml").write_text(to_toml(settings(model, data, *SETTINGS)))
+    command = [sys.executable, "-m", "selfemo.cli", "evolve", "-c", "c.toml", "--out", "run"]
+    done = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return home / "run"
+
+
+def digests(run: Path) -> dict[str, str]:
+    """Of the model that a run began with, each table of its store and each checkpoint's weights."""
+    found = {"tiny model": digest([(run.parent / "tiny" / "model.safetensors").read_bytes()])}
+    with closing(sqlite3.connect(run / "store.sqlite")) as db:
+        for table, columns in COLUMNS.items():
+            order = "1, 2" if table == "predictions" else "rowid"
+            rows = db.execute(f"SELECT {columns} FROM {table} ORDER BY {order}")
+            found[table] = digest(json.dumps(r).encode() + b"\n" for r in rows)
+    for weights in sorted(run.glob("checkpoints/[!.]*/model.safetensors")):
+        found[weights.parent.name] = digest([weights.read_bytes()])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    torch.__version__ not in RECORDED or platform.machine() != "x86_64",
+    reason=f"nothing recorded for torch {torch.__version__} on {platform.machine()}",
+)
+def test_a_run_gives_what_was_recorded(data: Path, tmp_path: Path) -> None:
+    found, recorded = digests(recorded_run(tmp_path, data)), RECORDED[torch.__version__]
+    if found["tiny model"] != recorded["tiny model"]:
+        pytest.fail("the model that the run begins with is already another one")
+    assert found == recorded
+
+
+def main() -> None:
+    from tests.conftest import toy_conversations, write_jsonl
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "toy.jsonl"
+        write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])
+        print(json.dumps({torch.__version__: digests(recorded_run(Path(folder), data))}, indent=4))
+
+
+if __name__ == "__main__":
+    main()
