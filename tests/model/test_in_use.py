@@ -11,7 +11,13 @@ import pytest
 from selfemo.runs.pipeline import Run
 from tests.support.runs import settings
 
-HOLD = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print(flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.mark.xfail(strict=True, reason="the settings are written before the lock is taken")

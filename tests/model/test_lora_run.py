@@ -18,10 +18,10 @@ STAGES = ("cold-start", "iteration-1-rl", "iteration-1-refit")
 
 
 @pytest.fixture(scope="module")
-def config(short: Path, data: Path) -> Config:
+def config(finished: Path, data: Path) -> Config:
     """From a checkpoint that keeps the format: adapters of rank 2 on random weights never learn it."""
     pytest.importorskip("peft")
-    base = short / "checkpoints" / "cold-start"
+    base = finished / "checkpoints" / "cold-start"
     return settings(
         base, data, *SHORT, "sft.epochs=1", "sft.lr=1e-3", "flywheel.prompts=8",
         "grpo.prompts_per_step=4", "grpo.mini_batch=2", "model.lora={rank=2}",

@@ -1,7 +1,8 @@
 """A run whose store and weights were recorded: what a change of the code must not change.
 
 The arithmetic is kept from the processor (one thread, no vector extensions), so a digest holds on any x86-64
-machine for the versions of torch that it was recorded with. A change that is meant to alter results records anew:
+machine for the version of torch that it was recorded with. A change that is meant to alter results records
+anew:
 
     python -m tests.reliability.test_recorded
 """
@@ -31,15 +32,15 @@ PLAIN = {
     "CUDA_VISIBLE_DEVICES": "",
 }  # fmt: skip
 SETTINGS = (
-    "model.threads=1", "sft.epochs=12", "flywheel.replay=0.5", "grpo.prompts_per_step=4", "grpo.mini_batch=2",
+    "model.threads=1", "flywheel.replay=0.5", "grpo.prompts_per_step=4", "grpo.mini_batch=2",
     "flywheel.prompts=8", "flywheel.iterations=2",
 )  # fmt: skip
-BUILD = "import sys; from pathlib import Path; from tests.conftest import build_tiny_model as f; f(Path(sys.argv[1]))"
+BUILD = "import sys; from pathlib import Path; from tests import conftest as c; c.build_tiny_model(Path(sys.argv[1]))"
 COLUMNS = {
     "prompts": "id, stage, step, iteration, episode, turn, parent, dataset, conversation, label_set, "
     "answerer, persona, scenario, history, target, skipped",
-    "rollouts": "stage, step, iteration, prompt, member, text, tokens, failure, emotion, self_emotion, reply, "
-    "r1, r2, advantage, mean_logprob, entropy, best, gate",
+    "rollouts": "stage, step, iteration, prompt, member, text, tokens, failure, emotion, self_emotion, "
+    "reply, r1, r2, advantage, mean_logprob, entropy, best, gate",
     "samples": "stage, step, iteration, source, prompt, completion, emotion, reward, fingerprint, used",
     "predictions": "evaluation, prompt, dataset, conversation, gold, predicted, failure, r1, text",
     "metrics": "stage, step, record",
