@@ -11,7 +11,15 @@ from selfemo import SelfEmo
 from selfemo.config import Config
 from selfemo.runs.pipeline import evolve
 from selfemo.runs.store import Store
-from tests.support.runs import SHORT, Silent, Watcher, assert_same_run, settings
+from tests.support.runs import (
+    SHORT,
+    Silent,
+    Watcher,
+    assert_same_run,
+    begun,
+    photographed,
+    settings,
+)
 
 pytestmark = pytest.mark.slow
 STAGES = ("cold-start", "iteration-1-rl", "iteration-1-refit")
@@ -30,9 +38,9 @@ def config(finished: Path, data: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lora") / "run"
-    evolve(folder, config, Silent()).close()
-    return folder
+    home = tmp_path_factory.mktemp("lora")
+    photographed(home, config).close()
+    return home / "whole"
 
 
 def test_every_stage_trains_and_its_checkpoint_is_used(trained: Path) -> None:
@@ -51,18 +59,15 @@ def test_every_stage_trains_and_its_checkpoint_is_used(trained: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_interrupted_stage_resumes_to_the_same_run(
-    trained: Path, config: Config, tmp_path: Path, stage: str
+    trained: Path, tmp_path: Path, stage: str
 ) -> None:
-    seen = 0
+    folder = begun(trained, stage, tmp_path / "run")
 
     def interrupt(at: str, note: str) -> None:
-        nonlocal seen
-        seen += at == stage
-        if seen == 2:
+        if at == stage:
             raise KeyboardInterrupt
 
-    folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        evolve(folder, config, Watcher(on_advance=interrupt))
+        evolve(folder, None, Watcher(on_advance=interrupt))
     evolve(folder, None, Silent()).close()
     assert_same_run(folder, trained)
