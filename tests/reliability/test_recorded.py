@@ -65,7 +65,21 @@ RECORDED: dict[str, dict[str, dict[str, str]]] = {
             "iteration-1-rl": "d6b77f09f2c87b5b",
             "iteration-2": "9fff21502e0c1189",
             "iteration-2-rl": "9fff21502e0c1189",
-        }
+        },
+        "trained": {
+            "tiny model": "711af5cc66515f66",
+            "prompts": "222d439649c33a5f",
+            "rollouts": "f63c1fd0bc8e7c90",
+            "samples": "b3daeb79cca12607",
+            "predictions": "067c24419d64735d",
+            "metrics": "fc7bc461dce3a0e9",
+            "stages": "01f81800586d6375",
+            "cold-start": "363294a82538bb56",
+            "iteration-1": "6d3eb890d6d13eff",
+            "iteration-1-rl": "c38cd51df16d6865",
+            "iteration-2": "4e601faa34a2482f",
+            "iteration-2-rl": "4e601faa34a2482f",
+        },
     }
 }
 """Digests by the version of torch and the run, each of the first 16 digits of a SHA-256."""
