@@ -155,6 +155,7 @@ def test_damaged_files_end_typed(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("form", FORMS)
 def test_many_damaged_files_end_typed(tmp_path: Path, form: str) -> None:
     run(tmp_path, form, int(os.environ.get("SELFEMO_FUZZ", "200")), seed=1)

@@ -299,6 +299,7 @@ def _peak(n: int, store: Store) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_memory_is_flat_over_30_000_questions(tmp_path: Path) -> None:
     """Two bytes a question that stayed would show; tracing each allocation takes most of the time."""
     store = Store(tmp_path / "s.sqlite")

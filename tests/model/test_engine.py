@@ -357,7 +357,12 @@ def test_a_step_that_is_not_finite_touches_no_weight_and_no_optimiser_state(
     good = RlItem([5, 6], [9], 1.0, "p")
     steps = e.rl_round([items, [good]], GrpoConfig(kl_coef=0.0), [1e-3, 1e-3])
     assert [s.get("not_finite") for s in steps] == [1, None], "the good mini-batch is taken"
-    assert not torch.equal(before, e.policy.core.lm_head.weight)
+    alone = engine(tiny_model)
+    alone.begin_stage(GrpoConfig())
+    alone.rl_round([[good]], GrpoConfig(kl_coef=0.0), [1e-3])
+    moved = (alone.policy.core.lm_head.weight - before).abs().max().item()
+    assert moved == pytest.approx(1e-3, rel=0.01), "Adam's first step is the learning rate"
+    assert torch.allclose(e.policy.core.lm_head.weight, alone.policy.core.lm_head.weight, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

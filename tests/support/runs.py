@@ -80,6 +80,15 @@ def photographed(home: Path, config: Config) -> RunFolder:
     return evolve(home / "whole", config, camera)
 
 
+def assert_drawn(figure: Path) -> None:
+    """A figure is an SVG with lines or areas, a PNG, and the rows of what it shows under names."""
+    svg = figure.with_suffix(".svg").read_text()
+    assert "<svg" in svg and svg.count("<path") > 5 and svg.rstrip().endswith("</svg>")
+    assert figure.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    head, *rows = figure.with_suffix(".csv").read_text().splitlines()
+    assert "," in head and rows and all(r.count(",") >= head.count(",") for r in rows)
+
+
 def begun(finished: Path, stage: str, folder: Path, config: Config | None = None) -> Path:
     """A copy of the run as it was when a stage began; with other settings for what comes after it."""
     shutil.copytree(finished.parent / stage, folder)
