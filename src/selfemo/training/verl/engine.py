@@ -48,7 +48,6 @@ from selfemo.stages.flywheel import PromptQueue, record_round, stage_counts
 from selfemo.stages.gate import gate
 from selfemo.stages.selfplay import PersonaOf, Turn, keep_fitted, score_group, select_best
 from selfemo.training.checkpoints import seal_checkpoint
-from selfemo.training.verl.ray_workers import ray_map
 
 MODE = "self_grpo"
 """Name of the advantage estimator and of the trainer in verl's registries."""
@@ -627,9 +626,6 @@ class FitBatch:
         limit, reasoning = self.config.prompt.max_tokens, self.config.prompt.reasoning
         return [fit(p, self.reader.encode, limit, reasoning) for p in prompts]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "_reader": None}  # each process loads its own
-
 
 class VerlEngine:
     """Runs training stages on a cluster for one run.
@@ -660,12 +656,8 @@ class VerlEngine:
         return self.fit_batch.reader
 
     def fit(self, prompts: Sequence[Prompt], counts: dict[str, int]) -> list[Fitted]:
-        """`selfplay.fit_all`, in several processes where cluster.data_workers asks for them."""
-        c = self.config.cluster
-        if c.data_workers == 1:
-            return keep_fitted(self.fit_batch(prompts), counts)
-        found = ray_map(self.fit_batch, prompts, workers=c.data_workers, address=c.address)
-        return keep_fitted(found, counts)
+        """The prompts that fit the length limit, by the configured tokenizer; `counts` says what was done."""
+        return keep_fitted(self.fit_batch(prompts), counts)
 
     def stage_folder(self, stage: str) -> Path:
         return self.folder / "cluster" / stage
