@@ -22,7 +22,8 @@ from selfemo.config import GateConfig, GrpoConfig, RewardConfig
 from selfemo.errors import StoreError
 from selfemo.method.types import LABEL_SETS, Completion, RolloutGroup, Sample, Utterance
 from selfemo.progress import Stopped, StopRequest
-from selfemo.runs.shards import MANIFEST, best_of_groups, export, read_manifest, select, top_keys
+from selfemo.runs.selection import best_of_groups, select
+from selfemo.runs.shards import MANIFEST, export, read_manifest
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.stages.coldstart import read_parquet
 from selfemo.stages.flywheel import (
