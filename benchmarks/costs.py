@@ -60,7 +60,7 @@ def small_model(folder: Path) -> str:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from selfemo.method.types import BUILTIN_MODEL
-    from selfemo.models.loading import resolve
+    from selfemo.models.references import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(BUILTIN_MODEL))
     torch.manual_seed(0)
@@ -165,11 +165,11 @@ def machine_rates() -> dict[str, float]:
 def real_tokens() -> dict[str, Any]:
     """Token counts of a real round on the sample set against the formulas from its mean lengths."""
     import torch
+    from selfemo.runs.pipeline import load_conversations
 
     from selfemo.config import load
     from selfemo.method.prompts import conversation_prompts
     from selfemo.runs.costs import workload
-    from selfemo.runs.pipeline import load_conversations
     from selfemo.stages.flywheel import RlPlan, _update
     from selfemo.stages.selfplay import fit_all, play_turn
     from selfemo.training.local import LocalEngine
@@ -218,6 +218,8 @@ def real_tokens() -> dict[str, Any]:
 def real_store() -> dict[str, Any]:
     """Bytes of a store of real texts, and of its shards: the sample set's prompts, each with eight gold
     completions of other turns."""
+    from selfemo.runs.pipeline import load_conversations
+
     from selfemo.config import load
     from selfemo.method.prompts import (
         conversation_prompts,
@@ -226,7 +228,6 @@ def real_store() -> dict[str, Any]:
         messages,
     )
     from selfemo.runs.costs import CHARACTERS, store_bytes
-    from selfemo.runs.pipeline import load_conversations
     from selfemo.runs.shards import export
     from selfemo.runs.store import STORE_FILE, Store
 

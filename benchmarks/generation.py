@@ -71,11 +71,11 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
     The peer is the loop that one writes first: batches in order, padded on the left, `generate` with a
     stop string after the emotion line. Predicted lines are asserted to be equal.
     """
+    from selfemo.runs.pipeline import load_conversations
     from transformers import AutoModelForCausalLM, AutoTokenizer, StopStringCriteria
 
     from selfemo.evaluation.predictions import gold_prompts, predict
-    from selfemo.models.loading import resolve
-    from selfemo.runs.pipeline import load_conversations
+    from selfemo.models.references import resolve
     from selfemo.stages.selfplay import fit_all
 
     e = engine(model)

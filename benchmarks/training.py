@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness import Row, close, in_turn
 from selfemo.config import GrpoConfig, ModelConfig, SftConfig, load
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import resolve
+from selfemo.models.references import resolve
 from selfemo.training.local import LocalEngine
 from selfemo.training.protocol import RlItem
 
@@ -195,8 +195,9 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
     """
     from dataclasses import replace
 
-    from selfemo.method.prompts import conversation_prompts
     from selfemo.runs.pipeline import load_conversations
+
+    from selfemo.method.prompts import conversation_prompts
     from selfemo.stages.selfplay import fit_all
 
     settings = [f'data.sources=["{data}"]', f"prompt.max_tokens={tokens}"]
@@ -344,10 +345,10 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
     """One optimiser step on gold samples of mixed length, neighbours of a conversation together."""
     import trl
     from datasets import Dataset
+    from selfemo.runs.pipeline import load_conversations, training_conversations
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from selfemo.method.prompts import format_completion
-    from selfemo.runs.pipeline import load_conversations, training_conversations
     from selfemo.stages.coldstart import gold_samples
     from selfemo.stages.selfplay import fit_all
     from selfemo.training.protocol import epoch_batches

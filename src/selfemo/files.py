@@ -1,1 +1,207 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all: written beside, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from selfemo.errors import MissingExtraError, SelfEmoError, StoreError
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def fits_checksum(path: Path, checksum: Path) -> bool:
+    """Whether a file is the one that `replacing` wrote with this checksum file.
+
+    Raises:
+        OSError: one of the two cannot be read.
+    """
+    return checksum.read_text(encoding="utf-8", errors="replace").split()[:1] == [sha256(path)]
+
+
+@contextmanager
+def replacing(
+    path: Path,
+    error: Callable[[str], SelfEmoError] = StoreError,
+    *,
+    checksum: Path | None = None,
+    also: tuple[type[Exception], ...] = (),
+    fault: str = "cannot be written",
+    kept: str = "what it held before is kept",
+) -> Iterator[Path]:
+    """Replace a file as a whole: the block writes the path it is given, which is then renamed to `path`.
+
+    Where the block or the disk fails, `path` stays as it was and nothing is left beside it.
+
+    Args:
+        error: what a failure of the disk is raised as.
+        checksum: a file that shall hold the SHA-256, as `sha256sum -c` reads it.
+        also: further exceptions that mean a failure of the disk.
+        fault, kept: the words of the message: "PATH: FAULT (REASON); KEPT".
+
+    Raises:
+        SelfEmoError: of the type `error`; the disk is full, or the folder cannot be written.
+    """
+    staging = path.with_name(path.name + ".tmp")
+    sums = None if checksum is None else checksum.with_name(checksum.name + ".tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staging.unlink(missing_ok=True)
+            yield staging
+            sync(staging)
+            if checksum is not None and sums is not None:
+                sums.write_text(f"{sha256(staging)}  {path.name}\n", encoding="utf-8")
+                sync(sums)
+                # Without a checksum for a moment, rather than with that of another file.
+                checksum.unlink(missing_ok=True)
+            staging.replace(path)
+            if checksum is not None and sums is not None:
+                sums.replace(checksum)
+            sync(path.parent)
+        finally:
+            for left in filter(None, (staging, sums)):
+                with contextlib.suppress(OSError):
+                    left.unlink(missing_ok=True)
+    except (OSError, *also) as e:
+        raise error(f"{path}: {fault} ({_reason(e)}); {kept}") from e
+
+
+@contextmanager
+def replacing_folder(
+    folder: Path,
+    error: Callable[[str], SelfEmoError] = StoreError,
+    *,
+    checksums: str | None = None,
+    unless: str | None = None,
+    also: tuple[type[Exception], ...] = (),
+    fault: str = "cannot be written",
+    kept: str = "what it held before is kept",
+) -> Iterator[Path]:
+    """Replace a folder as a whole: the block fills the folder it is given, which is then renamed.
+
+    Args:
+        checksums: the name of a JSON file, in the folder, that shall hold the SHA-256 of each other file.
+        unless: the name of a file; a folder that holds it by the end, of another process, stays.
+        error, also, fault, kept: as for `replacing`.
+
+    Raises:
+        SelfEmoError: of the type `error`; the disk is full, or the folder above cannot be written.
+    """
+    staging = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        yield staging
+        if checksums is not None:
+            sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
+            (staging / checksums).write_text(json.dumps(sums, indent=1))
+        for file in staging.iterdir():
+            sync(file)
+        if unless is None or not (folder / unless).exists():
+            if folder.exists():
+                shutil.rmtree(folder)
+            staging.rename(folder)
+            sync(folder.parent)
+    except (OSError, *also) as e:
+        raise error(f"{folder}: {fault} ({_reason(e)}); {kept}") from e
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _reason(e: Exception) -> object:
+    return getattr(e, "strerror", None) or e
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by a text, as a whole.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    with replacing(path) as staging:
+        staging.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by a value as JSON, as a whole.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def need_polars() -> Any:
+    """The polars module, for what cannot be done without it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import polars
+    except ImportError:
+        raise MissingExtraError(
+            "polars, which reads and writes Parquet,", "pip install 'selfemo[parquet]'"
+        ) from None
+    return polars
+
+
+def write_rows(
+    path: Path, rows: Sequence[Mapping[str, Any]], sort: Sequence[str], say: Callable[[str], None]
+) -> None:
+    """Write rows as Parquet in the order of some columns; without polars, say so and write nothing.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        pl = need_polars()
+    except MissingExtraError:
+        say(f"no {path.name}: it needs polars (pip install 'selfemo[parquet]')")
+        return
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    with replacing(path) as staging:
+        (frame.sort(sort) if rows else frame).write_parquet(staging)
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Make a folder and keep other processes out of it until the returned file is closed.
+
+    Raises:
+        StoreError: it cannot be made, or another process is in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as e:
+        raise StoreError(f"{folder}: cannot be used as a run folder: {e}") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise StoreError(f"{folder} is in use by another process") from None
+    return lock

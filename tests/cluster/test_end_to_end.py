@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from selfemo.config import Config, load
-from selfemo.models.loading import verify_checkpoint
+from selfemo.models.references import verify_checkpoint
 from selfemo.progress import Quiet
 from selfemo.runs.standalone import sft_alone, train_alone
 from selfemo.runs.store import Store

@@ -17,7 +17,7 @@ from selfemo.config import load
 from selfemo.method.rewards import consensus, weighted_iou
 from selfemo.method.self_grpo import advantages
 from selfemo.method.types import LABEL_SETS, Completion
-from selfemo.models.loading import ChatTokenizer
+from selfemo.models.policy import ChatTokenizer
 from selfemo.training.verl import engine as cluster
 from tests.conftest import dist, make_prompt
 

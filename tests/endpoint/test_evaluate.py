@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from selfemo.runs.pipeline import (
+    load_conversations,
+)
 
 from selfemo.errors import ConfigError, DataError, EndpointError, StoreError
 from selfemo.evaluation.jobs import endpoint_of, evaluate_model, predictions_of
@@ -19,7 +22,7 @@ from selfemo.evaluation.predictions import gold_prompts
 from selfemo.method.prompts import messages
 from selfemo.models.generation import endpoint
 from selfemo.progress import Quiet, Stopped, StopRequest
-from selfemo.runs.pipeline import load_conversations, settings_for
+from selfemo.runs.settings import settings_for
 from tests.expert_server import format_answer
 
 HTTP = ("429-after", "429", "500", "drop", "cut-body", "no-chat")

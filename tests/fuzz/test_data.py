@@ -229,6 +229,7 @@ def test_links_out_of_a_folder_are_refused_and_those_inside_are_not(tmp_path: Pa
 def test_names_in_the_data_are_no_paths(tmp_path: Path) -> None:
     """Ids and names such as ../../x are text: what is made of them stays in the store."""
     from selfemo.method.prompts import conversation_prompts
+    from selfemo.method.types import Place
     from selfemo.runs.store import Store
 
     record = {**LINES[0], "id": "../../../etc/x", "labels": ["joy", "fear", "../anger"]}
@@ -241,7 +242,7 @@ def test_names_in_the_data_are_no_paths(tmp_path: Path) -> None:
     store = Store(tmp_path / "out" / "s.sqlite")
     prompts = conversation_prompts(conversation, future=True)
     with store.transaction():
-        store.add_prompts(prompts, "s", 0)
+        store.add_prompts(prompts, Place("s"))
     assert store.prompt("../../../etc/x/0") == prompts[0]
     store.close()
     assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}

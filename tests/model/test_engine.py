@@ -13,8 +13,9 @@ from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, SftConfig
 from selfemo.errors import EngineError, NotFiniteError
 from selfemo.models.generation.local import sample_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import load_policy, resolve, verify_checkpoint
+from selfemo.models.loading import load_policy
 from selfemo.models.packing import pack
+from selfemo.models.references import resolve, verify_checkpoint
 from selfemo.training.local import LocalEngine, score_tokens
 from selfemo.training.protocol import RlItem, SftItem, epoch_batches, learning_rate, run_sft
 

@@ -17,7 +17,8 @@ from selfemo.method.types import LABEL_SETS, Completion, EmotionDistribution, La
 from selfemo.models.generation.local import LocalGenerator
 from selfemo.models.generation.own_format import OwnFormat, emotions_regex
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import Policy, load_policy
+from selfemo.models.loading import load_policy
+from selfemo.models.policy import Policy
 
 SETS = (
     *LABEL_SETS.values(),

@@ -17,12 +17,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from selfemo.runs.pipeline import Run, evolve
 
 from selfemo.config import to_toml
 from selfemo.errors import DamagedStoreError, EngineError, StoreError
+from selfemo.files import write_text
+from selfemo.method.types import Place
 from selfemo.progress import Quiet
-from selfemo.runs.pipeline import Run, evolve
-from selfemo.runs.store import Store, write_text
+from selfemo.runs.store import Store
 from tests.model.test_pipeline import (
     SHORT,
     assert_goes_on_as_if_never_stopped,
@@ -290,12 +292,12 @@ def test_a_copy_that_does_not_fit_leaves_the_one_before(
     before = copy.read_bytes()
     with store.transaction():
         for k in range(300):
-            store.add_metrics("s", k, {"x": "y" * 500})
+            store.add_metrics(Place("s", k), {"x": "y" * 500})
 
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("selfemo.runs.store.sync", full)
+    monkeypatch.setattr("selfemo.files.sync", full)
     with pytest.raises(StoreError, match="No space left"):
         store.backup(copy)
     with pytest.raises(StoreError, match=r"config\.toml: cannot be written \(No space left"):
@@ -330,7 +332,7 @@ def test_folders_that_cannot_be_written_are_one_message(
     checkpoints.chmod(0o555)
     for arguments, says in (
         (["--out", str(closed / "run")], "cannot be used as a run folder"),
-        (["--resume", str(folder)], "cannot write a checkpoint here"),
+        (["--resume", str(folder)], "the checkpoint could not be written (Permission denied)"),
     ):
         done = without_privilege(["evolve", *arguments])
         told = " ".join(done.stderr.split())

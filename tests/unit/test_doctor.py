@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.config import load
-from selfemo.models.loading import CHECKSUMS, sha256
+from selfemo.files import sha256
+from selfemo.models.references import CHECKSUMS
 from selfemo.runs import doctor
 from selfemo.runs.doctor import Cluster, Diagnosis, Finding, Gpu, diagnose
 

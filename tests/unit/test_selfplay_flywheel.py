@@ -17,6 +17,7 @@ from selfemo.method.types import (
     Completion,
     Conversation,
     Persona,
+    Place,
     Prompt,
     Rollout,
     RolloutGroup,
@@ -219,8 +220,8 @@ def test_prompts_survive_the_store(store: Store) -> None:
         lambda c, s: Persona(s, "calm", "night"), 1, "t",
     )  # fmt: skip
     with store.transaction():
-        store.add_prompts([prompt], "stage", 0)
-        store.add_prompts([prompt], "stage", 1)
+        store.add_prompts([prompt], Place("stage", 0))
+        store.add_prompts([prompt], Place("stage", 1))
     assert store.prompt(prompt.id) == prompt
     with pytest.raises(StoreError, match="no prompt 'nope'"):
         store.prompt("nope")
@@ -228,8 +229,8 @@ def test_prompts_survive_the_store(store: Store) -> None:
 
 def test_equal_samples_join_once(store: Store) -> None:
     prompt, completion = make_prompt(), Completion(dist(joy=1), dist(joy=1), "Good.")
-    args = {"stage": "s", "step": 0, "iteration": 1, "source": "selfplay"}
-    store.add_prompts([prompt], "s", 0)
+    args = {"place": Place("s", 0, 1), "source": "selfplay"}
+    store.add_prompts([prompt], Place("s", 0))
     assert add_sample(store, prompt, completion, 1.0, **args)
     shouting = Completion(dist(joy=1), dist(joy=1), "GOOD.")
     assert not add_sample(store, prompt, shouting, 1.0, **args)
@@ -241,10 +242,10 @@ def test_equal_samples_join_once(store: Store) -> None:
 
 def play(store: Store, prompts: list[Prompt], step: int) -> None:
     with store.transaction():
-        store.add_prompts(prompts, "rl", step)
+        store.add_prompts(prompts, Place("rl", step))
         for p in prompts:
             g = score_group(p, [sample(t) for t in TEXTS], RewardConfig(), GrpoConfig(), 0)
-            store.add_group(g, "rl", step, 1, 1, PASS)
+            store.add_group(g, Place("rl", step, 1), 1, PASS)
 
 
 def test_draws_mix_synthetic_and_go_once_through_the_originals(store: Store) -> None:
@@ -256,7 +257,7 @@ def test_draws_mix_synthetic_and_go_once_through_the_originals(store: Store) -> 
     first = queue.draw(4)
     assert PromptQueue(originals, store, config).draw(4) == first, "drawing changes nothing"
     play(store, first, 0)
-    store.add_prompts([child], "rl", 0)
+    store.add_prompts([child], Place("rl", 0))
     second = queue.draw(4)
     assert PromptQueue(originals, store, config).draw(4) == second, "a resumed queue goes on"
     assert second[0] == child and sum(p.lineage.synthetic for p in second) == 1
@@ -276,7 +277,7 @@ def test_skipped_prompts_do_not_block_the_queue(store: Store) -> None:
         next_prompt(make_prompt(f"c{i}/0"), said, lambda c, s: Persona(s, ""), 1, "t")
         for i in range(2)
     ]
-    store.add_prompts(children, "rl", 0)
+    store.add_prompts(children, Place("rl", 0))
     store.skip([children[0].id])
     assert [p.id for p in store.pending(5)[0]] == [children[1].id]
 
@@ -286,8 +287,8 @@ def test_rollouts_keep_rewards_and_failures(store: Store) -> None:
     texts = [*TEXTS[:2], "E: joy -1\nS: joy\nR: x"]
     g = score_group(prompt, [sample(t) for t in texts], RewardConfig(), GrpoConfig(), 0)
     with store.transaction():
-        store.add_prompts([prompt], "rl", 0)
-        store.add_group(g, "rl", 0, 1, 1, PASS)
+        store.add_prompts([prompt], Place("rl", 0))
+        store.add_group(g, Place("rl", 0, 1), 1, PASS)
     rows = store.rows("SELECT * FROM rollouts ORDER BY member")
     assert [r["failure"] for r in rows] == [None, None, "bad_weight"]
     assert [r["best"] for r in rows] == [0, 1, 0] and rows[1]["gate"] == PASS
@@ -296,7 +297,7 @@ def test_rollouts_keep_rewards_and_failures(store: Store) -> None:
 
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     with pytest.raises(RuntimeError), store.transaction():
-        store.add_prompts([make_prompt()], "s", 0)
+        store.add_prompts([make_prompt()], Place("s", 0))
         raise RuntimeError
     assert store.rows("SELECT * FROM prompts") == []
 
@@ -330,8 +331,8 @@ def test_dialogues_hold_nothing_that_a_terminal_obeys(store: Store) -> None:
         RewardConfig(), GrpoConfig(), 0,
     )  # fmt: skip
     with store.transaction():
-        store.add_prompts([group.prompt], "rl", 0)
-        store.add_group(group, "rl", 0, 1, 0, PASS)
+        store.add_prompts([group.prompt], Place("rl", 0))
+        store.add_group(group, Place("rl", 0, 1), 0, PASS)
     (text,) = dialogues(store)
     assert "a\ufffd[2Jb\ufffdc\ufffdd\ufffde" in text and "\n" in text
     assert not any(c in text for c in "\x1b\u202e\x07\u2066")
@@ -344,15 +345,15 @@ def test_an_episode_is_what_led_on_not_what_its_prompts_were_answered_later(stor
 
     def answer(asked: Prompt, step: int, text: str, verdict: str) -> Rollout:
         group = score_group(asked, [sample(text)] * 2, RewardConfig(), GrpoConfig(), 0)
-        store.add_group(group, "rl", step, 1, 0, verdict)
+        store.add_group(group, Place("rl", step, 1), 0, verdict)
         return group.rollouts[0]
 
     with store.transaction():
-        store.add_prompts([prompt], "rl", 0)
+        store.add_prompts([prompt], Place("rl", 0))
         first = answer(prompt, 0, "E: joy\nS: fear\nR: Who is there?", PASS).parsed
         assert isinstance(first, Completion)
         child = next_prompt(prompt, first, person, 1, "rl/0")
-        store.add_prompts([child], "rl", 0)
+        store.add_prompts([child], Place("rl", 0))
         answer(child, 1, "E: fear\nS: joy\nR: Only the cat.", PASS)
         answer(prompt, 2, "no format at all", "failed")
         answer(child, 2, "no format at all", "failed")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.config import GateConfig, GrpoConfig, RewardConfig
 from selfemo.errors import StoreError
-from selfemo.method.types import LABEL_SETS, Completion, RolloutGroup, Sample, Utterance
+from selfemo.method.types import LABEL_SETS, Completion, Place, RolloutGroup, Sample, Utterance
 from selfemo.progress import Stopped, StopRequest
 from selfemo.runs.selection import best_of_groups, select
 from selfemo.runs.shards import MANIFEST, export, read_manifest
@@ -77,17 +77,17 @@ def make_run(folder: Path, seed: int = 0, n: int = 60, lam: float = 0.3) -> list
     with store.transaction():
         first = made[0].prompt
         cold = Completion(dist(joy=1), dist(joy=1), "Yes, I do.")
-        add_sample(store, first, cold, 1.0, stage="cold", step=0, iteration=0, source="gold")
-        store.add_prompts([make_prompt("late/1")], "rl", 9)
+        add_sample(store, first, cold, 1.0, Place("cold"), "gold")
+        store.add_prompts([make_prompt("late/1")], Place("rl", 9))
         for step, g in enumerate(made):
             best = select_best(g, lam)
             verdict = gate(g.prompt, g.rollouts[best], GateConfig())
-            store.add_prompts([g.prompt], "rl", step // 4)
-            store.add_group(g, "rl", step // 4, 1, best, verdict)
+            place = Place("rl", step // 4, 1)
+            store.add_prompts([g.prompt], place)
+            store.add_group(g, place, best, verdict)
             if verdict == PASS:
                 written = g.rollouts[best].completion
-                add_sample(store, g.prompt, written, g.rollouts[best].r1, stage="rl",
-                           step=step // 4, iteration=1, source="selfplay")  # fmt: skip
+                add_sample(store, g.prompt, written, g.rollouts[best].r1, place, "selfplay")
     cap_emotions(store, 1, 0.4)
     store.close()
     return made
@@ -160,7 +160,7 @@ def test_a_stopped_export_goes_on_and_a_later_one_appends(run: Path, tmp_path: P
     assert all((out / name).stat().st_mtime_ns == t for name, t in first.items())
     store = Store(run / STORE_FILE)
     with store.transaction():
-        store.add_group(groups(0, 1)[0], "rl", 99, 2, 0, PASS)
+        store.add_group(groups(0, 1)[0], Place("rl", 99, 2), 0, PASS)
     store.close()
     assert export(run, out, 30).rows()["rollouts"] == 244
     assert table(out, "rollouts").to_dicts() == stored(run, "SELECT * FROM rollouts ORDER BY id")

@@ -260,7 +260,7 @@ def train(
     """SELF-GRPO alone, with self-play, from a model that already writes the format."""
     from selfemo.errors import ConfigError
     from selfemo.progress import Stopped, StopRequest
-    from selfemo.runs.pipeline import find_checkpoint
+    from selfemo.runs.settings import find_checkpoint
     from selfemo.runs.standalone import train_alone
 
     settings = None

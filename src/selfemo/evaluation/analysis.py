@@ -21,6 +21,7 @@ from selfemo.errors import StoreError
 from selfemo.evaluation.diversity import distinct, self_bleu, share_entropy
 from selfemo.evaluation.metrics import mean_interval
 from selfemo.evaluation.predictions import gold_prompts, held_out, predict
+from selfemo.files import write_json
 from selfemo.method.parsing import field_spans, parse
 from selfemo.method.rewards import exact_match, weighted_iou
 from selfemo.method.types import (
@@ -34,7 +35,6 @@ from selfemo.method.types import (
 from selfemo.models.generation.requests import Request
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.pipeline import START, Run, checkpoints, load_conversations
-from selfemo.runs.store import write_text
 from selfemo.seeds import derive, rng
 from selfemo.stages.selfplay import PersonaOf, fit_all, next_prompt, persona_book, sampling_settings
 
@@ -257,7 +257,7 @@ def analyse(
                 result["checkpoints"][name] = analyse_checkpoint(
                     run, name, prompts, persona_of, on_done
                 )
-            write_text(folder / ANALYSIS_FILE, json.dumps(result, indent=1) + "\n")
+            write_json(folder / ANALYSIS_FILE, result)
     finally:
         run.close()
     return result

@@ -37,6 +37,7 @@ from selfemo.evaluation.predictions import (
     prediction_rows,
 )
 from selfemo.evaluation.summary import SUMMARY_FILE, finish
+from selfemo.files import lock_folder, replacing, write_json, write_text
 from selfemo.method.types import LabelSet
 from selfemo.progress import Reporter, StopRequest
 from selfemo.reports import figures
@@ -55,7 +56,7 @@ from selfemo.runs.pipeline import (
     load_conversations,
     training_conversations,
 )
-from selfemo.runs.store import STORE_FILE, Store, lock_folder, write_text
+from selfemo.runs.store import STORE_FILE, Store
 from selfemo.stages.flywheel import RlPlan
 
 Keep = Literal["all", "last", "none"]
@@ -659,8 +660,11 @@ def _write(out: Path, result: Mapping[str, Any]) -> None:
             "markdown",
         )
     )
-    (out / "ablation.md").write_text(text, encoding="utf-8")
-    with (out / "ablation.csv").open("w", newline="", encoding="utf-8") as f:
+    write_text(out / "ablation.md", text)
+    with (
+        replacing(out / "ablation.csv") as staging,
+        staging.open("w", newline="", encoding="utf-8") as f,
+    ):
         writer = csv.writer(f)
         writer.writerow(
             ["arm", "seed", "data", "measure", "value", "low", "high", "difference", "difference_low",
@@ -674,4 +678,4 @@ def _write(out: Path, result: Mapping[str, Any]) -> None:
                         more = [*against["difference"], against["p_value"]] if against else [""] * 4
                         ends = ["" if v is None else v for v in value]
                         writer.writerow([arm["name"], run["seed"], d, m, *ends, *more])
-    write_text(out / "ablation.json", json.dumps(result, indent=1))
+    write_json(out / "ablation.json", result)

@@ -16,7 +16,7 @@ from typing import Any
 from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.errors import ConfigError, DataError
-from selfemo.evaluation.jobs import endpoint_of, evaluate_model, predictions_of
+from selfemo.evaluation.jobs import evaluate_model, predictions_of
 from selfemo.evaluation.judge import (
     ASPECTS,
     KINDS,
@@ -31,13 +31,15 @@ from selfemo.evaluation.judge import (
     winner,
 )
 from selfemo.evaluation.predictions import gold_prompts, held_out
+from selfemo.files import write_json, write_rows
 from selfemo.method.parsing import parse
 from selfemo.method.types import Completion, EmotionDistribution, Prompt
-from selfemo.models.generation.chat import ExpertSpec
+from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.expert_jobs import open_store, plan, reporting
-from selfemo.runs.pipeline import load_conversations, settings_for
-from selfemo.runs.store import Store, write_rows, write_text
+from selfemo.runs.pipeline import load_conversations
+from selfemo.runs.settings import settings_for
+from selfemo.runs.store import Store
 from selfemo.seeds import rng
 from selfemo.stages.experts import Question, Reply, Tally, ask_experts
 
@@ -202,7 +204,7 @@ def judge_models(
         "judges": {j.name: {"model": j.model, **asked[j.name][0].as_dict()} for j in judges},
         "kinds": {k: summarise(pairs, k, names, verdicts(k)) for k in KINDS},
     }
-    write_text(out / JUDGE_FILE, json.dumps(result, indent=1))
+    write_json(out / JUDGE_FILE, result)
     order = ("prompt", "kind", "judge", "order")
     write_rows(out / JUDGEMENTS_FILE, rows, order, reporter.say)
     return result

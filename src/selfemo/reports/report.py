@@ -24,6 +24,7 @@ from selfemo.evaluation.experiments import ablation_table, share_table, signal_t
 from selfemo.evaluation.predictions import UNION, Scores, gold_prompts, score
 from selfemo.evaluation.summary import HEADER as SCORES_HEADER
 from selfemo.evaluation.summary import r1_change, table_rows
+from selfemo.files import write_text
 from selfemo.method.prompts import format_emotions
 from selfemo.method.rewards import exact_match
 from selfemo.method.types import LABEL_SETS, LabelSet, Prompt
@@ -603,7 +604,7 @@ def build(
             lstrip_blocks=True,
         ).from_string(files("selfemo.reports").joinpath(TEMPLATE).read_text(encoding="utf-8"))  # fmt: skip
         html = template.render(name=run.resolve().name, sections=sections)
-        out.write_text(html, encoding="utf-8", errors="replace")
+        write_text(out, html.encode(errors="replace").decode())
     except OSError as e:
         raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from e
     finally:

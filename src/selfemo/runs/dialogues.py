@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from selfemo.method.prompts import format_emotions
-from selfemo.runs.store import Store, read_distribution
 from selfemo.method.types import EmotionDistribution, LabelSet, Utterance
+from selfemo.runs.store import Store, read_distribution
 
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 

@@ -13,21 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selfemo.stages import coldstart
-from selfemo.stages import personas
-from selfemo.stages.clusters import Clustering, cluster_store
 from selfemo.data import load as load_data
 from selfemo.data import speakers_recur
-from selfemo.models.embedding import DEFAULT_EMBEDDER, Embedder
 from selfemo.errors import DataError, StoreError
-from selfemo.stages.experts import Question, Reply, answer_key, choose, first_request
-from selfemo.reports.figures import persona_map
+from selfemo.files import lock_folder
+from selfemo.method.prompts import Reasoning
+from selfemo.method.types import Conversation
+from selfemo.models.embedding import DEFAULT_EMBEDDER, Embedder
 from selfemo.models.generation.chat import ExpertSpec
 from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.progress import Reporter
-from selfemo.method.prompts import Reasoning
-from selfemo.runs.store import STORE_FILE, Store, lock_folder
-from selfemo.method.types import Conversation
+from selfemo.reports.figures import persona_map
+from selfemo.runs.store import STORE_FILE, Store
+from selfemo.stages import coldstart, personas
+from selfemo.stages.clusters import Clustering, cluster_store
+from selfemo.stages.experts import Question, Reply, answer_key, choose, first_request
 
 
 def conversations_of(

@@ -35,38 +35,20 @@ Departures [ours]: all of it; the paper does not say how its data were kept.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 from pydantic import ValidationError
 
-from selfemo.stages.coldstart import parquet_row, parquet_schema
 from selfemo.config import GateConfig, load
-from selfemo.errors import ConfigError, StoreError
-from selfemo.stages.flywheel import fingerprint, share_level
-from selfemo.stages.gate import PASS, gate
-from selfemo.models.loading import sha256
-from selfemo.method.parsing import parse
-from selfemo.progress import Quiet, Reporter
+from selfemo.errors import StoreError
+from selfemo.files import lock_folder, need_polars, sha256, sync, write_text
 from selfemo.method.prompts import Reasoning
-from selfemo.seeds import derive
-from selfemo.progress import StopRequest
-from selfemo.runs.store import (
-    SCHEMA_VERSION,
-    STORE_FILE,
-    Store,
-    lock_folder,
-    need_polars,
-    read_distribution,
-    sync,
-    write_text,
-)
-from selfemo.method.types import Completion, Prompt, Rollout, Sample
+from selfemo.progress import Quiet, Reporter, StopRequest
+from selfemo.runs.store import SCHEMA_VERSION, STORE_FILE, Store
 
 SHARDS_VERSION = 1
 MANIFEST = "manifest.json"

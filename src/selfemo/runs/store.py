@@ -8,29 +8,28 @@ opened; `backup` keeps a whole copy beside it.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from selfemo.errors import DamagedStoreError, MissingExtraError, StoreError
-from selfemo.models.generation.chat import Answer
+from selfemo.errors import DamagedStoreError, StoreError
+from selfemo.files import need_polars, replacing, write_text
 from selfemo.method.types import (
     LABEL_SETS,
     EmotionDistribution,
     LabelSet,
     Lineage,
     Persona,
+    Place,
     Prompt,
     RolloutGroup,
     Utterance,
 )
+from selfemo.models.generation.chat import Answer
 
 SCHEMA_VERSION = 1
 STORE_FILE = "store.sqlite"
@@ -118,92 +117,6 @@ def _label_set(text: str) -> LabelSet:
     return known if known and list(known.labels) == labels else LabelSet(name, tuple(labels))
 
 
-def lock_folder(folder: Path) -> TextIO:
-    """Make a folder and keep other processes out of it until the returned file is closed.
-
-    Raises:
-        StoreError: it cannot be made, or another process is in it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as e:
-        raise StoreError(f"{folder}: cannot be used as a run folder: {e}") from e
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise StoreError(f"{folder} is in use by another process") from None
-    return lock
-
-
-def sync(path: Path) -> None:
-    """Have the system write a file, or a folder's list of names, to the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it, so that it is there as a whole or as it was before.
-
-    Raises:
-        StoreError: the disk is full, or the folder cannot be written.
-    """
-    staging = path.with_name(path.name + ".tmp")
-    try:
-        try:
-            staging.write_text(text, encoding="utf-8")
-            sync(staging)
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
-    except OSError as e:
-        raise StoreError(
-            f"{path}: cannot be written ({e.strerror or e}); what it held before is kept"
-        ) from e
-
-
-def need_polars() -> Any:
-    """The polars module, for what cannot be done without it.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        import polars
-    except ImportError:
-        raise MissingExtraError(
-            "polars, which reads and writes Parquet,", "pip install 'selfemo[parquet]'"
-        ) from None
-    return polars
-
-
-def write_rows(
-    path: Path, rows: Sequence[Mapping[str, Any]], sort: Sequence[str], say: Callable[[str], None]
-) -> None:
-    """Write rows as Parquet in the order of some columns; without polars, say so and write nothing.
-
-    Raises:
-        StoreError: the disk is full, or the folder cannot be written.
-    """
-    try:
-        import polars as pl
-    except ImportError:
-        say(f"no {path.name}: it needs polars (pip install 'selfemo[parquet]')")
-        return
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    staging = path.with_name(path.name + ".tmp")
-    try:
-        (frame.sort(sort) if rows else frame).write_parquet(staging)
-        staging.replace(path)
-    except OSError as e:
-        staging.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written ({e.strerror or e})") from e
-
-
 class Store:
     """Opens or creates `path`, and checks that its pages are whole.
 
@@ -257,24 +170,23 @@ class Store:
         Raises:
             StoreError: the disk is full; the copy before stays.
         """
-        staging = path.with_name(path.name + ".tmp")
-        try:
-            staging.unlink(missing_ok=True)
+        fault = "the copy of the store could not be written"
+        with replacing(path, also=(sqlite3.Error,), fault=fault) as staging:
             copy = sqlite3.connect(staging)
             try:
                 copy.execute("PRAGMA journal_mode = OFF")  # a copy that is cut off is thrown away
                 self.db.backup(copy)
             finally:
                 copy.close()
-            sync(staging)
-            staging.replace(path)
-        except (sqlite3.Error, OSError) as e:
-            with contextlib.suppress(OSError):
-                staging.unlink(missing_ok=True)
-            raise StoreError(f"{path}: the copy of the store could not be written: {e}") from e
 
     def close(self) -> None:
         self.db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def copy_to(self, path: Path) -> None:
         """A copy of all that is committed, as a store of its own."""
@@ -337,6 +249,17 @@ class Store:
             )
         self.db.execute("PRAGMA synchronous = NORMAL")
 
+    def trained_stages(self) -> list[tuple[str, str]]:
+        """(stage, checkpoint) of the finished stages that wrote a checkpoint, in order."""
+        rows = self.rows(
+            "SELECT * FROM stages WHERE status = 'done' AND checkpoint IS NOT NULL ORDER BY rowid"
+        )
+        return [(r["name"], r["checkpoint"]) for r in rows]
+
+    def running_stages(self) -> list[str]:
+        """Names of the stages that were begun and are not done."""
+        return [r["name"] for r in self.rows("SELECT name FROM stages WHERE status = 'running'")]
+
     def rewind(self, stage: str, step: int = 0) -> None:
         """Forget what `stage` wrote at or after `step`, so that it can be done again."""
         with self.transaction():
@@ -353,13 +276,13 @@ class Store:
 
     # -- prompts ----------------------------------------------------------------------------------
 
-    def add_prompts(self, prompts: Iterable[Prompt], stage: str, step: int) -> None:
+    def add_prompts(self, prompts: Iterable[Prompt], place: Place) -> None:
         """Insert prompts; one that is there already stays as it is."""
         self.db.executemany(
             "INSERT OR IGNORE INTO prompts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0)",
             (
                 (
-                    p.id, stage, step, p.lineage.iteration, p.lineage.episode, p.lineage.turn,
+                    p.id, place.stage, place.step, p.lineage.iteration, p.lineage.episode, p.lineage.turn,
                     p.lineage.parent, p.dataset, p.conversation_id,
                     json.dumps([p.label_set.name, list(p.label_set.labels)]), p.answerer,
                     json.dumps([p.persona.speaker, p.persona.description, p.persona.scenario]),
@@ -445,15 +368,42 @@ class Store:
         )
         return int(found[0][0])
 
+    def verdicts(self, stage: str) -> dict[str, int]:
+        """Verdicts of the gate on the best rollouts of a stage, the most frequent first."""
+        rows = self.rows(
+            "SELECT gate, count(*) AS n FROM rollouts WHERE stage = ? AND best = 1 "
+            "GROUP BY gate ORDER BY n DESC, gate",
+            stage,
+        )
+        return {r["gate"]: r["n"] for r in rows}
+
+    def selfplay_samples(self, iteration: int) -> list[tuple[int, str, float]]:
+        """(id, emotion, reward) of the self-play samples of an iteration, in order of insertion."""
+        rows = self.rows(
+            "SELECT id, emotion, reward FROM samples WHERE source = 'selfplay' AND iteration = ? "
+            "ORDER BY id",
+            iteration,
+        )
+        return [(r["id"], r["emotion"], r["reward"]) for r in rows]
+
+    def mark_used(self, used: Mapping[int, bool]) -> None:
+        """Set which samples, by id, the next refit uses."""
+        with self.transaction():
+            self.db.executemany(
+                "UPDATE samples SET used = ? WHERE id = ?", [(int(u), i) for i, u in used.items()]
+            )
+
+    def stage_metrics(self, stage: str) -> list[dict[str, Any]]:
+        """The metrics of a stage, in order."""
+        return [m for m in self.metrics() if m["stage"] == stage]
+
     # -- rollouts and samples ---------------------------------------------------------------------
 
-    def add_group(
-        self, group: RolloutGroup, stage: str, step: int, iteration: int, best: int, verdict: str
-    ) -> None:
+    def add_group(self, group: RolloutGroup, place: Place, best: int, verdict: str) -> None:
         """Insert a scored group; `verdict` is what the gate said of member `best`."""
         self.add_rollout_rows(
             (
-                stage, step, iteration, group.prompt.id, i, r.sample.text,
+                place.stage, place.step, place.iteration, group.prompt.id, i, r.sample.text,
                 len(r.sample.token_ids),
                 None if r.completion else f"{r.parsed.kind.value}",  # type: ignore[union-attr]
                 _dist(r.completion.emotion if r.completion else None),
@@ -492,19 +442,24 @@ class Store:
         emotion: str,
         reward: float,
         fingerprint: str,
-        *,
-        stage: str,
-        step: int,
-        iteration: int,
+        place: Place,
         source: str,
     ) -> bool:
         """Add to the SFT set; false if an equal sample is in it already."""
         done = self.db.execute(
             "INSERT OR IGNORE INTO samples (stage, step, iteration, source, prompt, completion, "
             "emotion, reward, fingerprint) VALUES (?,?,?,?,?,?,?,?,?)",
-            (stage, step, iteration, source, prompt.id, completion, emotion, reward, fingerprint),
-        )
+            (
+                place.stage, place.step, place.iteration, source, prompt.id, completion, emotion,
+                reward, fingerprint,
+            ),
+        )  # fmt: skip
         return done.rowcount > 0
+
+    def samples_of_stage(self, stage: str) -> int:
+        """How many SFT samples a stage added."""
+        (kept,) = self.rows("SELECT count(*) FROM samples WHERE stage = ?", stage)
+        return int(kept[0])
 
     def samples(self, *, used: bool = True) -> list[tuple[sqlite3.Row, Prompt]]:
         """(sample, its prompt) in order of insertion."""
@@ -521,10 +476,11 @@ class Store:
         """(evaluation, prompt, dataset, conversation, gold, predicted, failure, r1, text) each."""
         self.db.executemany("INSERT OR REPLACE INTO predictions VALUES (?,?,?,?,?,?,?,?,?)", rows)
 
-    def add_metrics(self, stage: str, step: int, record: dict[str, Any]) -> None:
+    def add_metrics(self, place: Place, record: dict[str, Any]) -> None:
+        """Add the measures of one step."""
         self.db.execute(
             "INSERT INTO metrics (stage, step, record) VALUES (?,?,?)",
-            (stage, step, json.dumps(record)),
+            (place.stage, place.step, json.dumps(record)),
         )
 
     def metrics(self) -> list[dict[str, Any]]:

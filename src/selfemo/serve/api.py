@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from selfemo.config import load
 from selfemo.errors import ConfigError, DataError
-from selfemo.evaluation.jobs import endpoint_of
 from selfemo.method.parsing import field_spans, parse, parse_emotions, parse_recognition
 from selfemo.method.prompts import clean, fit, messages, prompt_at
 from selfemo.method.types import (
@@ -44,14 +43,21 @@ from selfemo.method.types import (
     Prompt,
     Utterance,
 )
-from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError
-from selfemo.runs.pipeline import run_of, settings_for
+from selfemo.models.generation.chat import (
+    Answer,
+    ChatRequest,
+    ExpertSpec,
+    UnansweredError,
+    endpoint_of,
+)
+from selfemo.models.references import run_of
+from selfemo.runs.settings import settings_for
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import derive
 
 if TYPE_CHECKING:
     from selfemo.models.generation.own_format import LimitedFormat, OwnFormat
-    from selfemo.models.loading import Policy
+    from selfemo.models.policy import Policy
 
 Turns = Conversation | Sequence[tuple[str, str]] | Sequence[Mapping[str, str]] | Sequence[Utterance]
 """A conversation as it may be given: (speaker, text) pairs, {"speaker": ..., "text": ...}, or typed."""

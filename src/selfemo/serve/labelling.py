@@ -31,11 +31,11 @@ from selfemo.data.transcripts import (
 )
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.evaluation.jobs import model_digest
+from selfemo.files import lock_folder, replacing
 from selfemo.method.prompts import FORMAT_VERSION
 from selfemo.method.types import Conversation, LabelSet, Utterance
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.pipeline import find_checkpoint
-from selfemo.runs.store import lock_folder
+from selfemo.runs.settings import find_checkpoint
 from selfemo.serve.api import Recognition, SelfEmo
 
 CHUNK = 64
@@ -142,14 +142,13 @@ def label_file(
     }
     guard = out.parent / f".{out.name}.lock"
     try:
-        lock = lock_folder(guard)
-        try:
-            with _Output(out, what, source.columns(out)) as output:
-                done = _label(source, output, model, reporter, labels, stop)
-            output.finish()
-        finally:
-            shutil.rmtree(guard, ignore_errors=True)
-            lock.close()
+        with lock_folder(guard):
+            try:
+                with _Output(out, what, source.columns(out)) as output:
+                    done = _label(source, output, model, reporter, labels, stop)
+                output.finish()
+            finally:
+                shutil.rmtree(guard, ignore_errors=True)
     except OSError as e:
         raise DataError(f"cannot be written: {e.strerror or e}", out) from e
     return done
@@ -284,9 +283,8 @@ class _Output:
             "turns": self.turns, "failed": self.failed, "bytes": self.file.tell(),
             "what": self.what,
         }  # fmt: skip
-        staging = self.progress.with_name(self.progress.name + ".tmp")
-        staging.write_text(json.dumps(state))
-        staging.replace(self.progress)
+        with replacing(self.progress, DataError) as staging:
+            staging.write_text(json.dumps(state))
 
     def finish(self) -> None:
         self.part.replace(self.out)

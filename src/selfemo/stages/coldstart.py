@@ -20,6 +20,7 @@ from typing import Any
 
 from selfemo.config import GateConfig
 from selfemo.errors import DataError
+from selfemo.files import fits_checksum, need_polars, replacing
 from selfemo.method.parsing import parse, parse_emotions
 from selfemo.method.prompts import (
     Reasoning,
@@ -46,8 +47,7 @@ from selfemo.method.types import (
     Utterance,
 )
 from selfemo.models.generation.chat import ExpertSpec
-from selfemo.models.loading import sha256
-from selfemo.runs.store import Store, need_polars, write_text
+from selfemo.runs.store import Store
 from selfemo.seeds import rng
 from selfemo.stages.experts import (
     MalformedError,
@@ -381,17 +381,8 @@ def write_parquet(
     if not rows:
         raise DataError("no sample was left to write; see the counts of what was dropped", path)
     frame = pl.DataFrame(rows, schema=parquet_schema(pl))
-    staging = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, DataError, checksum=_checksum_file(path)) as staging:
         frame.write_parquet(staging)
-        line = f"{sha256(staging)}  {path.name}\n"
-        # Without a checksum for a moment, rather than with that of another file.
-        _checksum_file(path).unlink(missing_ok=True)
-        staging.replace(path)
-        write_text(_checksum_file(path), line)
-    except OSError as e:
-        raise DataError(f"cannot be written: {e.strerror or e}", path) from e
     return len(rows)
 
 
@@ -414,7 +405,7 @@ def _check_whole(path: Path) -> None:
     """
     checksum = _checksum_file(path)
     if checksum.exists():
-        if checksum.read_text(encoding="utf-8", errors="replace").split()[:1] != [sha256(path)]:
+        if not fits_checksum(path, checksum):
             raise DataError(
                 f"differs from its checksum in {checksum.name}: damaged or altered since it was written; "
                 f"make it again, or delete {checksum.name} if you altered it yourself",

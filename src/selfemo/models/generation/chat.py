@@ -8,6 +8,7 @@ commas; `ExpertSpec` lists them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -41,7 +42,7 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: text and tokens used."""
+    """The text that came back, and the tokens used."""
 
     text: str
     prompt_tokens: int = 0
@@ -129,6 +130,33 @@ class ExpertSpec(BaseModel):
                 "leave key= out for an endpoint that needs none"
             )
         return value or "none"
+
+
+_ENDPOINT = re.compile(r"[^=/\\]+=https?://")
+
+
+def names_endpoint(text: str) -> bool:
+    """Whether a model is given as an endpoint, `NAME=URL,...`."""
+    return _ENDPOINT.match(text) is not None
+
+
+def endpoint_of(model: str) -> ExpertSpec | None:
+    """The endpoint that `NAME=URL,model=...` names, asked greedily unless it sets a temperature.
+
+    Raises:
+        ConfigError: it has that form with a mistake in it.
+    """
+    if not names_endpoint(model):
+        return None
+    spec = parse_expert(model)
+    if spec.json_mode != "none":
+        raise ConfigError(
+            f"{spec.name}: json={spec.json_mode} would keep the model from the format that is evaluated, "
+            "which is lines and not JSON; leave json= out"
+        )
+    if "temperature" not in spec.model_fields_set:
+        spec = spec.model_copy(update={"temperature": 0.0})
+    return spec
 
 
 _FORM = "NAME=URL,model=MODEL (then key=ENVIRONMENT_VARIABLE, concurrency=, rpm=, ...), or local"

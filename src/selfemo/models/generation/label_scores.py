@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from selfemo.method.types import EmotionDistribution, LabelSet
-from selfemo.models.loading import Policy
 from selfemo.models.packing import bins, group_by_key, micro_batches, pack, shared_prefix
+from selfemo.models.policy import Policy
 
 _TREE_TOKENS = 2048
 _BATCH_TOKENS = 4096
@@ -51,7 +51,7 @@ def label_probabilities(
     )
     sizes = [len(pack([s for i in tree for s in seen[i]])) for tree in trees]
     rows = trees
-    if policy.row_cost_is_exact:
+    if policy.attention == "tree":
         rows = [[i for t in row for i in trees[t]] for row in bins(sizes, _TREE_TOKENS)]
         sizes = [len(pack([s for i in row for s in seen[i]])) for row in rows]
     found: list[EmotionDistribution | None] = [None] * len(places)

@@ -16,7 +16,9 @@ from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, Unan
 from selfemo.models.generation.grammar import Grammar
 from selfemo.models.generation.local import LocalGenerator
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import Policy, load_policy, resolve
+from selfemo.models.loading import load_policy
+from selfemo.models.policy import Policy
+from selfemo.models.references import resolve
 
 _GATHER = 0.02
 """Seconds to wait for more questions before a batch starts."""

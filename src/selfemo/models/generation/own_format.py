@@ -19,7 +19,7 @@ from selfemo.method.prompts import Reasoning
 from selfemo.method.types import MAX_EMOTIONS, EmotionDistribution, LabelSet
 from selfemo.models.generation.grammar import Compiled, Matcher
 from selfemo.models.generation.no_repeat import NoRepeat
-from selfemo.models.loading import Policy
+from selfemo.models.policy import Policy
 
 _FREE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 """A character of a line of free text: none that Python or the parser takes for a line end."""

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from selfemo.errors import DataError, SelfEmoError
+from selfemo.files import write_text
+from selfemo.models.references import run_of
 from selfemo.runs.dialogues import episodes, visible
-from selfemo.runs.pipeline import run_of
-from selfemo.runs.store import STORE_FILE, Store, write_text
+from selfemo.runs.store import STORE_FILE, Store
 from selfemo.serve.api import Done, Emotion, ReplyDelta, SelfEmo, SelfEmotion
 from selfemo.serve.chat.session import (
     Character,
