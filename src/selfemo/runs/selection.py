@@ -5,8 +5,8 @@
 (`flywheel.select_samples`), and, where asked for, n of them drawn by a seed.
 
 Each shard is read once; what passed the gate goes to a scratch folder. All further steps are queries over
-that folder. Memory is that of one shard, of the fingerprints of about `_AT_ONCE` candidates, and some 30 bytes
-a candidate for the largest sort. This holds because
+that folder. Memory is that of one shard, of the fingerprints of about `_AT_ONCE` candidates, and about 30
+bytes a candidate for the largest sort. This holds because
 - no group lies in two shards;
 - fingerprints are dealt out by their first digits, and equal ones meet in one part;
 - `flywheel.share_level` needs counts alone, and which samples of an emotion stay is a threshold on (reward,
@@ -26,7 +26,7 @@ from typing import Any
 
 from selfemo.config import GateConfig
 from selfemo.errors import ConfigError, StoreError
-from selfemo.files import need_polars, sync
+from selfemo.files import need_polars, replacing, replacing_folder
 from selfemo.method.parsing import parse
 from selfemo.method.prompts import Reasoning
 from selfemo.method.types import Completion, Prompt, Rollout, Sample
@@ -279,18 +279,18 @@ def select(
             raise StoreError(
                 f"{', '.join(map(str, folders))}: no sample was left to write: {result.as_dict()}"
             )
-        final = scratch / "final"
-        final.mkdir()
+        parts = []
         with reporter.bar("samples written", result.selected) as advance:
             for number, (folder, manifest, rollouts, _) in enumerate(shards):
                 stop.check()
                 passed = pl.read_parquet(scratch / f"passed-{number:05d}.parquet")
                 rows = passed.join(places, "at", how="semi", maintain_order="left")
                 if rows.height:
+                    parts.append(scratch / f"part-{number:05d}.parquet")
                     written = _written(rows, manifest.reasoning, folder / rollouts.name)
-                    written.write_parquet(final / f"part-{number:05d}.parquet")
+                    written.write_parquet(parts[-1])
                     advance(rows.height)
-        _put(final, out)
+        _put(parts, out)
     except (OSError, pl.exceptions.PolarsError) as e:
         raise StoreError(f"{out}: the selection could not be written: {e}") from e
     finally:
@@ -298,22 +298,15 @@ def select(
     return result
 
 
-def _put(final: Path, out: Path) -> None:
-    """The parts as `out`: one file, or the folder itself in the place of an earlier selection."""
-    parts = sorted(final.iterdir())
+def _put(parts: Sequence[Path], out: Path) -> None:
+    """The parts as one file, or as a folder in the place of an earlier selection."""
     if out.suffix == ".parquet":
-        staging = final.parent / out.name
         rows = need_polars().scan_parquet(parts)
-        rows.sink_parquet(staging, row_group_size=_ROW_GROUP, maintain_order=True)
-        sync(staging)
-        staging.replace(out)
+        with replacing(out) as staging:
+            rows.sink_parquet(staging, row_group_size=_ROW_GROUP, maintain_order=True)
         return
-    for path in parts:
-        sync(path)
-    if out.exists():
-        if any(not f.name.startswith("part-") for f in out.iterdir()):
-            raise StoreError(
-                f"{out} holds other files than an earlier selection; name a new folder"
-            )
-        shutil.rmtree(out)
-    final.replace(out)
+    if out.exists() and any(not f.name.startswith("part-") for f in out.iterdir()):
+        raise StoreError(f"{out} holds other files than an earlier selection; name a new folder")
+    with replacing_folder(out) as folder:
+        for path in parts:
+            path.replace(folder / path.name)
