@@ -18,7 +18,6 @@ from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
 from selfemo.serve.chat import terminal
 from selfemo.serve.chat.session import Character, Session
-from tests.e2e.test_report import browser as browser
 
 PAIR = (Character("Mia", "warm"), Character("Bo", "dry"))
 LOUD = "Hi <img src=x onerror=document.title=1> ${document.title=2} {{1}} [a](http://example.com/)"

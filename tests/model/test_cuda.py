@@ -15,7 +15,7 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.packing import pack
 from selfemo.training.local import LocalEngine, score_tokens
 from selfemo.training.protocol import SftItem
-from tests.model.test_engine import gradients, plain_logprobs, rl_items
+from tests.support.engines import gradients, plain_logprobs, rl_items
 
 pytestmark = [
     pytest.mark.slow,

@@ -18,40 +18,7 @@ from selfemo.models.packing import pack
 from selfemo.models.references import resolve, verify_checkpoint
 from selfemo.training.local import LocalEngine, score_tokens
 from selfemo.training.protocol import RlItem, SftItem, epoch_batches, learning_rate, run_sft
-
-
-def engine(tiny_model: Path, **kw) -> LocalEngine:
-    return LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32", **kw))
-
-
-def rl_items(n_groups: int = 3, g: int = 4, seed: int = 0) -> list[RlItem]:
-    rng = np.random.default_rng(seed)
-    items = []
-    for group in range(n_groups):
-        prompt = rng.integers(3, 300, 20 + 5 * group).tolist()
-        for _ in range(g):
-            completion = rng.integers(3, 300, int(rng.integers(3, 12))).tolist()
-            items.append(RlItem(prompt, completion, float(rng.normal()), f"p{group}"))
-    return items
-
-
-def plain_logprobs(model, item) -> torch.Tensor:
-    ids = torch.tensor([[*item.prompt_ids, *item.completion_ids]])
-    logp = torch.log_softmax(model(ids).logits[0, :-1].float(), -1)
-    tokens = logp.gather(-1, ids[0, 1:, None])[:, 0]
-    return tokens[len(item.prompt_ids) - 1 :]
-
-
-def gradients(model) -> dict[str, torch.Tensor]:
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(a: dict, b: dict, rtol: float = 1e-5) -> None:
-    assert a.keys() == b.keys() and a
-    for name in a:
-        scale = a[name].abs().max() + 1e-12
-        assert (a[name] - b[name]).abs().max() / scale < rtol, name
-
+from tests.support.engines import assert_same_gradients, engine, gradients, plain_logprobs, rl_items
 
 # -- packing ---------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from selfemo.runs.pipeline import (
 )
 from selfemo.training.local import LocalEngine
 from tests.conftest import toy_conversations, write_jsonl
-from tests.model.test_pipeline import content, settings
+from tests.support.runs import content, settings
 
 SHORT = ("sft.epochs=1", "flywheel.iterations=1", "save.every_steps=1", "sampling.max_new_tokens=8",
          "evaluation.max_new_tokens=8")  # fmt: skip

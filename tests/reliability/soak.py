@@ -101,7 +101,7 @@ def cycles(folder: Path) -> Iterator[dict[str, Any]]:
     from selfemo.progress import Quiet, Stopped, StopRequest
     from selfemo.runs.pipeline import evolve, extend_run
     from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
-    from tests.model.test_pipeline import SETTINGS
+    from tests.support.runs import SETTINGS
 
     data, run = folder / "toy.jsonl", folder / "run"
     write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])

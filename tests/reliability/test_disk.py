@@ -24,15 +24,15 @@ from selfemo.errors import DamagedStoreError, EngineError, StoreError
 from selfemo.files import write_text
 from selfemo.method.types import Place
 from selfemo.progress import Quiet
+from selfemo.runs.pipeline import Run, evolve
 from selfemo.runs.store import Store
-from tests.model.test_pipeline import (
+from tests.support.runs import (
     SHORT,
     assert_goes_on_as_if_never_stopped,
     begun,
     content,
     settings,
 )
-from tests.model.test_pipeline import short as short
 
 pytestmark = pytest.mark.slow
 
@@ -384,7 +384,7 @@ def test_a_state_is_written_or_the_one_before_stays(
     import safetensors.torch
 
     from selfemo.config import SftConfig
-    from tests.model.test_engine import engine
+    from tests.support.engines import engine
 
     e = engine(tiny_model)
     e.begin_stage(SftConfig())

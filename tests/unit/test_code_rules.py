@@ -70,3 +70,31 @@ def test_the_rule_sees_what_it_forbids(bad: str) -> None:
 def test_the_rule_lets_the_rest_be() -> None:
     fine = "model.eval(); re.compile(x); f(trust_remote_code=False); ast.literal_eval(x)"
     assert not offences(ast.parse(fine))
+
+
+TESTS = SOURCE.parents[1] / "tests"
+
+
+def imported_tests(tree: ast.AST) -> list[str]:
+    """Imports of test modules, which bring their tests along; shared parts are in tests/support."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module or ''}.{a.name}" for a in node.names]
+    return [n for n in names if any(part.startswith("test_") for part in n.split("."))]
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda p: p.name)
+def test_no_test_module_is_imported(path: Path) -> None:
+    assert not imported_tests(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["import tests.unit.test_x", "from tests.unit.test_x import f", "from tests.unit import test_x",
+     "from .test_x import f", "from test_x import f"],
+)  # fmt: skip
+def test_the_import_rule_sees_what_it_forbids(bad: str) -> None:
+    assert imported_tests(ast.parse(bad))

@@ -19,8 +19,7 @@ import pytest
 
 from selfemo.data import base, load
 from selfemo.errors import DataError
-from tests.data.test_real import ROOT
-from tests.unit.test_datasets import EMORY_HEAD, emory_json, iemocap, meld
+from tests.support.files import EMORY_HEAD, ROOT, emory_json, iemocap, meld
 
 MELD_ROWS = (
     '1,"Hi, there.",Ann,joy,positive,0,0,1,1',
