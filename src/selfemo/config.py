@@ -286,8 +286,6 @@ class ClusterConfig(_Section):
     """RL rounds between two states that a stage goes on from; one more stands at the end of each wave."""
     reward_workers: Positive = 8
     """Processes of verl that score completions."""
-    data_workers: Positive = 1
-    """Processes of Ray that count the prompts' tokens; 1 does it in this one."""
     overrides: tuple[str, ...] = ()
     """Further Hydra overrides of verl's RL configuration; the last word."""
     sft_overrides: tuple[str, ...] = ()

@@ -682,7 +682,7 @@ def select_samples(
 ) -> None:
     """SFT samples from shards, out of core: best of each group, gate, no duplicates, emotion cap."""
     from selfemo.progress import Stopped, StopRequest
-    from selfemo.runs.shards import select
+    from selfemo.runs.selection import select
 
     reporter, stop = _reporter(), StopRequest()
     try:

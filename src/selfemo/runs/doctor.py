@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from selfemo.config import Config
 from selfemo.data import load as load_data
+from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, SelfEmoError
-from selfemo.evaluation.predictions import held_out
 from selfemo.method.prompts import (
     conversation_prompts,
     format_completion,
@@ -28,7 +28,7 @@ from selfemo.method.prompts import (
 )
 from selfemo.method.types import Conversation
 from selfemo.runs import costs
-from selfemo.runs.inputs import load_conversations, training_conversations
+from selfemo.runs.inputs import run_inputs
 
 State = Literal["ok", "warning", "missing"]
 _SAMPLED = 500
@@ -292,8 +292,7 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
         findings.append(_try(f"data {spec}", how, partial(source, spec)))
 
     def whole() -> str:
-        conversations = load_conversations(config.data)
-        train = training_conversations(conversations, config.data.train_conversations, config.seed)
+        conversations, train = run_inputs(config)
         held = held_out(conversations, config.data.eval_split, config.data.eval_conversations, 0)
         kept.extend([*train, *(c for c in held if c not in train)])
         return f"{len(train)} to train on, {len(held)} to evaluate on"

@@ -573,3 +573,65 @@ class Store:
         frame = pl.DataFrame([dict(r) for r in rows], infer_schema_length=None)
         frame.write_parquet(path)
         return len(rows)
+
+    # -- export -----------------------------------------------------------------------------------
+    # Streams of rows: tuples in the order of the table's columns. Read them inside one `snapshot`.
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is read inside is of one moment, whatever another process writes meanwhile."""
+        self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.db.rollback()
+
+    def stream(self, query: str, *args: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query one by one, as tuples."""
+        cursor = self.db.cursor()
+        cursor.row_factory = None
+        yield from cursor.execute(query, args)
+
+    def columns(self, table: str) -> dict[str, str]:
+        """The columns of a table in order, each with its SQL type."""
+        return {r["name"]: r["type"] for r in self.rows(f"PRAGMA table_info({table})")}
+
+    def rollout_count(self, up_to: int | None = None) -> int:
+        """How many rollouts there are, of all or of those up to an id."""
+        query = "SELECT count(*) FROM rollouts WHERE ?1 IS NULL OR id <= ?1"
+        return int(self.rows(query, up_to)[0][0])
+
+    def rollout_row(self, rollout: int) -> tuple[Any, ...] | None:
+        """One rollout by its id, or None."""
+        return next(self.stream("SELECT * FROM rollouts WHERE id = ?", rollout), None)
+
+    def rollout_rows(self, after: int = 0) -> Iterator[tuple[Any, ...]]:
+        """The rollouts behind an id, in order."""
+        return self.stream("SELECT * FROM rollouts WHERE id > ? ORDER BY id", after)
+
+    def prompt_rows(self, ids: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The prompts of some ids, in that order.
+
+        Raises:
+            StoreError: one of them is not there.
+        """
+        found: dict[str, tuple[Any, ...]] = {}
+        for start in range(0, len(ids), 500):  # SQLite takes a limited number of values
+            part = ids[start : start + 500]
+            marks = ",".join("?" * len(part))
+            rows = self.stream(f"SELECT * FROM prompts WHERE id IN ({marks})", *part)
+            found.update((r[0], r) for r in rows)
+        if missing := next((i for i in ids if i not in found), None):
+            raise StoreError(f"{self.path}: rollouts of prompt {missing!r}, which is not in it")
+        return [found[i] for i in ids]
+
+    def unanswered_rows(self) -> Iterator[tuple[Any, ...]]:
+        """The prompts without a rollout, in order of insertion."""
+        return self.stream(
+            "SELECT p.* FROM prompts p WHERE NOT EXISTS "
+            "(SELECT 1 FROM rollouts r WHERE r.prompt = p.id) ORDER BY p.rowid"
+        )
+
+    def sample_rows(self) -> Iterator[tuple[Any, ...]]:
+        """The SFT set, in order of insertion."""
+        return self.stream("SELECT * FROM samples ORDER BY id")
