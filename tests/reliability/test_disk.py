@@ -287,7 +287,8 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_afterwards(
 def test_a_copy_that_does_not_fit_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, copy = Store(tmp_path / "s.sqlite"), tmp_path / "copy.sqlite"
+    copy = tmp_path / "copy.sqlite"
+    store = Store(tmp_path / "s.sqlite")
     store.backup(copy)
     before = copy.read_bytes()
     with store.transaction():

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from selfemo import __version__
-from selfemo.stages.coldstart import gold_samples, read_parquet
 from selfemo.config import Config, OptimConfig, SftConfig, load, to_toml
 from selfemo.data import load as load_data
 from selfemo.errors import (
@@ -39,18 +38,18 @@ from selfemo.errors import (
     StoreError,
 )
 from selfemo.evaluation.predictions import Scores, evaluate, held_out, score
-from selfemo.stages.flywheel import RlPlan, add_sample, cap_emotions, original_prompts, rl_stage
-from selfemo.training.guards import Alarm, alarms, decide, rate_scale
-from selfemo.stages.personas import with_known_personas
-from selfemo.progress import Quiet, Reporter
-from selfemo.method.prompts import conversation_prompts
-from selfemo.seeds import rng
-from selfemo.stages.selfplay import fit_all, persona_book
-from selfemo.progress import StopRequest
 from selfemo.files import lock_folder, write_text
-from selfemo.runs.store import BACKUP_FILE, STORE_FILE, Store
-from selfemo.training.protocol import SftItem, finite_means, run_sft
+from selfemo.method.prompts import conversation_prompts
 from selfemo.method.types import Completion, Conversation, Place, Prompt
+from selfemo.progress import Quiet, Reporter, StopRequest
+from selfemo.runs.profiles import with_known_personas
+from selfemo.runs.store import BACKUP_FILE, STORE_FILE, Store
+from selfemo.seeds import rng
+from selfemo.stages.coldstart import gold_samples, read_parquet
+from selfemo.stages.flywheel import RlPlan, add_sample, cap_emotions, original_prompts, rl_stage
+from selfemo.stages.selfplay import fit_all, persona_book
+from selfemo.training.guards import Alarm, alarms, decide, rate_scale
+from selfemo.training.protocol import SftItem, finite_means, run_sft
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -393,22 +392,21 @@ class Run:
 
     def _redo_damaged(self) -> None:
         """Have the last finished training stage done again where its checkpoint is not whole."""
-        rows = self.store.rows(
-            "SELECT * FROM stages WHERE status = 'done' AND checkpoint IS NOT NULL ORDER BY rowid"
-        )
-        if not rows:
+        trained = self.store.trained_stages()
+        if not trained:
             return
+        stage, checkpoint = trained[-1]
         from selfemo.models.loading import verify_checkpoint
 
         try:
-            verify_checkpoint(self.folder / "checkpoints" / rows[-1]["checkpoint"])
+            verify_checkpoint(self.folder / "checkpoints" / checkpoint)
         except EngineError as e:
-            self.reporter.say(f"{e}; stage {rows[-1]['name']} is done again")
+            self.reporter.say(f"{e}; stage {stage} is done again")
             # So is what was begun after it, which may stand on rows of it.
-            for begun in self.store.rows("SELECT name FROM stages WHERE status = 'running'"):
-                self.store.forget(begun["name"])
-            self.store.set_stage(rows[-1]["name"], "running")
-            before = rows[-1]["name"].removesuffix("-refit") + "-rl"
+            for begun in self.store.running_stages():
+                self.store.forget(begun)
+            self.store.set_stage(stage, "running")
+            before = stage.removesuffix("-refit") + "-rl"
             if self.store.stage(before) and not (self.folder / "checkpoints" / before).exists():
                 self.store.set_stage(before, "running")  # pruned: what the refit begins with
 
@@ -514,8 +512,7 @@ class Run:
                 add_sample(self.store, p, c, 1.0, Place(COLD), source)
 
     def _cold_duplicates(self, samples: Sequence[Any]) -> dict[str, int]:
-        (kept,) = self.store.rows("SELECT count(*) FROM samples WHERE stage = ?", COLD)
-        return {"duplicates": len(samples) - kept[0]}
+        return {"duplicates": len(samples) - self.store.samples_of_stage(COLD)}
 
     def _sft_set(self, stage: str, replay: float, iteration: int) -> list[tuple[Any, Prompt]]:
         """The SFT set in the store: all of `iteration`'s samples, `replay` of the others."""
@@ -828,24 +825,18 @@ def fork(trunk: Path, folder: Path, config: Config, at: str = COLD) -> None:
     lock = lock_folder(trunk)
     staging = folder.with_name(f".{folder.name}-fork")
     try:
-        store = Store(trunk / STORE_FILE)
-        try:
+        with Store(trunk / STORE_FILE) as store:
             row = store.stage(evaluation_name(at))
             if row is None or row["status"] != "done":
                 raise StoreError(f"{trunk} has not evaluated {at!r} yet; resume it first")
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             store.copy_to(staging / STORE_FILE)
-        finally:
-            store.close()
         if at == COLD:
             shutil.copytree(trunk / "checkpoints", staging / "checkpoints", copy_function=_link)
         else:
-            copy = Store(staging / STORE_FILE)
-            try:
+            with Store(staging / STORE_FILE) as copy:
                 copy.keep_evaluation(evaluation_name(START))
-            finally:
-                copy.close()
         save_config(staging / CONFIG_FILE, config)
         if folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
@@ -868,10 +859,8 @@ def checkpoints(config: Config) -> list[str]:
 
 def scores_of(run: Run) -> dict[str, dict[str, Scores]]:
     """Scores by checkpoint and data set, of the evaluations that are done."""
-    labels = {
-        r["dataset"]: None for r in run.store.rows("SELECT DISTINCT dataset FROM predictions")
-    }
-    sets = {c.dataset: c.label_set for c in load_conversations(run.config) if c.dataset in labels}
+    known = run.store.predicted_datasets()
+    sets = {c.dataset: c.label_set for c in load_conversations(run.config) if c.dataset in known}
     return {
         name: score(run.store, evaluation_name(name), sets, run.config)
         for name in checkpoints(run.config)

@@ -45,20 +45,18 @@ from typing import Any, get_args
 import numpy as np
 from pydantic import ValidationError
 
-from selfemo.stages.coldstart import parquet_row, parquet_schema
 from selfemo.config import GateConfig, load
 from selfemo.errors import ConfigError, StoreError
+from selfemo.files import lock_folder, need_polars, sha256, sync, write_text
+from selfemo.method.parsing import parse
+from selfemo.method.prompts import Reasoning
+from selfemo.method.types import Completion, Prompt, Rollout, Sample
+from selfemo.progress import Quiet, Reporter, StopRequest
+from selfemo.runs.store import SCHEMA_VERSION, STORE_FILE, Store, read_distribution
+from selfemo.seeds import derive
+from selfemo.stages.coldstart import parquet_row, parquet_schema
 from selfemo.stages.flywheel import fingerprint, share_level
 from selfemo.stages.gate import PASS, gate
-from selfemo.files import sha256
-from selfemo.method.parsing import parse
-from selfemo.progress import Quiet, Reporter
-from selfemo.method.prompts import Reasoning
-from selfemo.seeds import derive
-from selfemo.progress import StopRequest
-from selfemo.files import lock_folder, need_polars, sync, write_text
-from selfemo.runs.store import SCHEMA_VERSION, STORE_FILE, Store, read_distribution
-from selfemo.method.types import Completion, Prompt, Rollout, Sample
 
 SHARDS_VERSION = 1
 MANIFEST = "manifest.json"

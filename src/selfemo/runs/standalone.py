@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfemo.stages.coldstart import LEAST_OWN_WEIGHT, read_parquet, soften, write_parquet
 from selfemo.config import Config, load
-from selfemo.runs.dialogues import dialogues
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.evaluation.predictions import held_out
-from selfemo.stages.flywheel import original_prompts
+from selfemo.method.prompts import conversation_prompts, format_emotions
+from selfemo.method.types import Conversation, EmotionDistribution, Prompt
+from selfemo.progress import Reporter, StopRequest
+from selfemo.runs.dialogues import dialogues
 from selfemo.runs.pipeline import (
     COLD,
     CONFIG_FILE,
@@ -28,13 +29,11 @@ from selfemo.runs.pipeline import (
     settings_for,
     training_conversations,
 )
-from selfemo.progress import Reporter
-from selfemo.method.prompts import conversation_prompts, format_emotions
-from selfemo.seeds import rng
-from selfemo.stages.selfplay import fit_all, persona_book, play_episodes
-from selfemo.progress import StopRequest
 from selfemo.runs.store import STORE_FILE, Store
-from selfemo.method.types import Conversation, EmotionDistribution, Prompt
+from selfemo.seeds import rng
+from selfemo.stages.coldstart import LEAST_OWN_WEIGHT, read_parquet, soften, write_parquet
+from selfemo.stages.flywheel import original_prompts
+from selfemo.stages.selfplay import fit_all, persona_book, play_episodes
 
 _CHUNK = 64
 
@@ -104,8 +103,7 @@ def selfplay_alone(
     prompts = [p for c in held for p in conversation_prompts(c, future=True)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
     engine = open_engine(config, checkpoint)
-    store = Store(folder / STORE_FILE)
-    try:
+    with Store(folder / STORE_FILE) as store:
         with reporter.bar("self-play turns", config.selfplay.max_turns) as advance:
             counts = play_episodes(
                 engine,
@@ -116,8 +114,6 @@ def selfplay_alone(
                 on_turn=lambda turn, live: advance(1, f"{live} go on"),
             )
         return counts, dialogues(store, n)
-    finally:
-        store.close()
 
 
 def soften_alone(

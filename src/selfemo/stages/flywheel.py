@@ -245,12 +245,7 @@ def record_round(
 
 def stage_counts(store: Store, stage: str) -> dict[str, int]:
     """Verdicts on the best rollouts of a stage, and what the length limit did to its prompts."""
-    verdicts = store.rows(
-        "SELECT gate, count(*) AS n FROM rollouts WHERE stage = ? AND best = 1 "
-        "GROUP BY gate ORDER BY n DESC, gate",
-        stage,
-    )
-    counts = Counter({r["gate"]: r["n"] for r in verdicts})
+    counts = Counter(store.verdicts(stage))
     for record in store.metrics():
         if record["stage"] == stage:
             counts.update(record.get("lengths", {}))
@@ -416,15 +411,11 @@ def select_samples(
 
 def cap_emotions(store: Store, iteration: int, max_share: float) -> dict[str, int]:
     """Mark the self-play samples of an iteration that its emotion cap leaves out; counts."""
-    rows = store.rows(
-        "SELECT id, emotion, reward FROM samples WHERE source = 'selfplay' AND iteration = ? "
-        "ORDER BY id",
-        iteration,
-    )
-    kept = select_samples([r["emotion"] for r in rows], [r["reward"] for r in rows], max_share)
-    with store.transaction():
-        store.db.executemany(
-            "UPDATE samples SET used = ? WHERE id = ?",
-            [(int(k), r["id"]) for k, r in zip(kept, rows, strict=True)],
-        )
-    return {"selfplay_samples": len(rows), "used": sum(kept), "over_share": len(kept) - sum(kept)}
+    samples = store.selfplay_samples(iteration)
+    kept = select_samples([s.emotion for s in samples], [s.reward for s in samples], max_share)
+    store.mark_used({s.id: k for s, k in zip(samples, kept, strict=True)})
+    return {
+        "selfplay_samples": len(samples),
+        "used": sum(kept),
+        "over_share": len(kept) - sum(kept),
+    }
