@@ -72,8 +72,8 @@ def make_run(folder: Path, seed: int = 0, n: int = 60, lam: float = 0.3) -> list
     """A run folder as the flywheel leaves it: groups, SFT samples with the cap, one unanswered prompt."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text("[gate]\ntau = 0.5\n")
-    store, made = Store(folder / STORE_FILE), groups(seed, n)
-    with store.transaction():
+    made = groups(seed, n)
+    with Store(folder / STORE_FILE) as store, store.transaction():
         first = made[0].prompt
         cold = Completion(dist(joy=1), dist(joy=1), "Yes, I do.")
         add_sample(store, first, cold, 1.0, Place("cold"), "gold")
@@ -87,8 +87,8 @@ def make_run(folder: Path, seed: int = 0, n: int = 60, lam: float = 0.3) -> list
             if verdict == PASS:
                 written = g.rollouts[best].completion
                 add_sample(store, g.prompt, written, g.rollouts[best].r1, place, "selfplay")
-    cap_emotions(store, 1, 0.4)
-    store.close()
+    with Store(folder / STORE_FILE) as store:
+        cap_emotions(store, 1, 0.4)
     return made
 
 
@@ -103,10 +103,8 @@ def table(folder: Path, name: str) -> pl.DataFrame:
 
 
 def stored(run: Path, query: str) -> list[dict]:
-    store = Store(run / STORE_FILE, read_only=True)
-    rows = [dict(r) for r in store.rows(query)]
-    store.close()
-    return rows
+    with Store(run / STORE_FILE, read_only=True) as store:
+        return [dict(r) for r in store.rows(query)]
 
 
 # -- export ----------------------------------------------------------------------------------------------
@@ -157,10 +155,8 @@ def test_a_stopped_export_goes_on_and_a_later_one_appends(run: Path, tmp_path: P
     export(run, out, 30)
     assert content(out) == content(whole)
     assert all((out / name).stat().st_mtime_ns == t for name, t in first.items())
-    store = Store(run / STORE_FILE)
-    with store.transaction():
+    with Store(run / STORE_FILE) as store, store.transaction():
         store.add_group(groups(0, 1)[0], Place("rl", 99, 2), 0, PASS)
-    store.close()
     assert export(run, out, 30).rows()["rollouts"] == 244
     assert table(out, "rollouts").to_dicts() == stored(run, "SELECT * FROM rollouts ORDER BY id")
 
@@ -205,13 +201,12 @@ def test_damage_is_seen_and_mended(run: Path, tmp_path: Path, kind: str) -> None
 def test_a_store_that_changed_is_refused(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "a", 30)
     export(run, tmp_path / "b", 30)
-    store = Store(run / STORE_FILE)
-    with store.transaction():
-        store.db.execute("UPDATE rollouts SET text = 'other' WHERE id = 240")
-    with pytest.raises(StoreError, match="other rollouts now"):
-        export(run, tmp_path / "a", 30)
-    store.rewind("rl", 3)
-    store.close()
+    with Store(run / STORE_FILE) as store:
+        with store.transaction():
+            store.db.execute("UPDATE rollouts SET text = 'other' WHERE id = 240")
+        with pytest.raises(StoreError, match="other rollouts now"):
+            export(run, tmp_path / "a", 30)
+        store.rewind("rl", 3)
     with pytest.raises(StoreError, match="other rollouts now"):
         export(run, tmp_path / "b", 30)
 
