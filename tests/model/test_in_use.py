@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.runs.pipeline import Run
+from selfemo.runs.folder import RunFolder
 from tests.support.runs import settings
 
 HOLD = """
@@ -25,7 +25,7 @@ def test_settings_of_a_run_in_use_are_not_changed(
     tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    Run(folder, settings(tiny_model, data)).close()
+    RunFolder(folder, settings(tiny_model, data)).close()
     before = (folder / "config.toml").read_bytes()
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -8,7 +8,6 @@ import pytest
 
 from selfemo import SelfEmo
 from selfemo.config import Config
-from selfemo.runs.pipeline import evolve
 from selfemo.runs.store import Store
 from tests.support.runs import (
     SHORT,
@@ -16,6 +15,7 @@ from tests.support.runs import (
     Watcher,
     assert_same_run,
     begun,
+    evolve,
     photographed,
     settings,
 )

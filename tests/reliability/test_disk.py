@@ -287,24 +287,26 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_afterwards(
 def test_a_copy_that_does_not_fit_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, copy = Store(tmp_path / "s.sqlite"), tmp_path / "copy.sqlite"
-    store.backup(copy)
-    before = copy.read_bytes()
-    with store.transaction():
-        for k in range(300):
-            store.add_metrics(Place("s", k), {"x": "y" * 500})
-
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("selfemo.files.sync", full)
-    with pytest.raises(StoreError, match="No space left"):
+    copy = tmp_path / "copy.sqlite"
+    with Store(tmp_path / "s.sqlite") as store:
         store.backup(copy)
-    with pytest.raises(StoreError, match=r"config\.toml: cannot be written \(No space left"):
-        write_text(tmp_path / "config.toml", "x")
-    assert copy.read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir() if "s.sqlite" not in p.name) == ["copy.sqlite"]
-    store.close()
+        before = copy.read_bytes()
+        with store.transaction():
+            for k in range(300):
+                store.add_metrics(Place("s", k), {"x": "y" * 500})
+
+        def full(path: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("selfemo.files.sync", full)
+        with pytest.raises(StoreError, match="No space left"):
+            store.backup(copy)
+        with pytest.raises(StoreError, match=r"config\.toml: cannot be written \(No space left"):
+            write_text(tmp_path / "config.toml", "x")
+        assert copy.read_bytes() == before
+        assert sorted(p.name for p in tmp_path.iterdir() if "s.sqlite" not in p.name) == [
+            "copy.sqlite"
+        ]
 
 
 # -- folders and processes -------------------------------------------------------------------------------

@@ -497,9 +497,11 @@ def personas_cluster(
     as_json: AsJson = False,
 ) -> None:
     """Cluster persona descriptions (fig. 4, tables 6 and 7) and mean R1 by cluster (table 3)."""
+    from selfemo.reports.figures import persona_map
     from selfemo.runs.expert_jobs import cluster_personas
 
     result, rewards = cluster_personas(folder, runs or [], min_size, embedder, seed)
+    persona_map(folder / "figures", result)
     if as_json:
         clusters = [
             {"name": c.name, "count": c.size, "example": c.example} for c in result.clusters

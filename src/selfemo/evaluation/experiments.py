@@ -347,11 +347,8 @@ def _scores(summary: Mapping[str, Any], checkpoint: str) -> dict[str, dict[str, 
 
 
 def _rows(folder: Path, checkpoint: str) -> list[Any]:
-    store = Store(folder / STORE_FILE, read_only=True)
-    try:
+    with Store(folder / STORE_FILE, read_only=True) as store:
         return prediction_rows(store, evaluation_name(checkpoint))
-    finally:
-        store.close()
 
 
 _SIGNAL = {
@@ -362,11 +359,8 @@ _SIGNAL = {
 
 def _rl_metrics(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run's rounds of RL."""
-    store = Store(folder / STORE_FILE, read_only=True)
-    try:
+    with Store(folder / STORE_FILE, read_only=True) as store:
         return [m for m in store.metrics() if m["stage"].endswith("-rl")]
-    finally:
-        store.close()
 
 
 def _signal(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -446,8 +440,7 @@ def ablate(
         trunk = out / TRUNK / f"seed-{s}" if shared else None
         return _Planned(out / a.name / f"seed-{s}", config, keep, trunk, shared or COLD)
 
-    lock = lock_folder(out)
-    try:
+    with lock_folder(out):
         if jobs > 1:
             rest = [planned(a, s) for s in range(seeds) for a in arms if not a.checkpoint]
             first = [_Planned(out / TRUNK / f"seed-{s}", c) for s, c in enumerate(trunks)]
@@ -535,8 +528,6 @@ def ablate(
         result["figures"] = _figures(out, result, rounds)
         _write(out, result)
         return result
-    finally:
-        lock.close()
 
 
 _CURVES = {"r1": ("R1", "mean over rollouts"), "sampling_entropy": ("Entropy", "nats per token")}

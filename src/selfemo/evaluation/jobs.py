@@ -46,7 +46,7 @@ from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.settings import settings_for
-from selfemo.runs.store import STORE_FILE, Store, read_distribution
+from selfemo.runs.store import STORE_FILE, PredictionRow, Store, read_distribution
 
 NAME = "evaluate"
 """What the predictions of an evaluation folder are called in its store."""
@@ -134,9 +134,8 @@ def _claim(store: Store, folder: Path, what: Mapping[str, str]) -> None:
     Raises:
         StoreError: it holds something else.
     """
-    found = store.rows("SELECT value FROM meta WHERE key = ?", _IDENTITY)
-    if found:
-        known = json.loads(found[0]["value"])
+    if (found := store.identity(_IDENTITY)) is not None:
+        known = json.loads(found)
         for key, value in what.items():
             if known.get(key) != value:
                 raise StoreError(
@@ -144,12 +143,11 @@ def _claim(store: Store, folder: Path, what: Mapping[str, str]) -> None:
                     "another --out, or the same command as before to go on with it"
                 )
         return
-    if store.rows("SELECT 1 FROM predictions LIMIT 1"):
+    if store.predicted_datasets():
         raise StoreError(
             f"{folder} holds predictions that do not say what they were made with; give another --out"
         )
-    with store.transaction():
-        store.db.execute("INSERT INTO meta VALUES (?, ?)", (_IDENTITY, json.dumps(what)))
+    store.set_identity(_IDENTITY, json.dumps(what))
 
 
 @contextmanager
@@ -160,11 +158,8 @@ def _folder(out: Path | None) -> Iterator[Path]:
         return
     if (out / CONFIG_FILE).exists():
         raise StoreError(f"{out} is a run folder; give --out a folder of the evaluation's own")
-    lock = lock_folder(out)
-    try:
+    with lock_folder(out):
         yield out
-    finally:
-        lock.close()
 
 
 def evaluate_model(
@@ -260,15 +255,11 @@ def trained_on(checkpoint: str) -> list[str]:
     run = run_of(checkpoint)
     if run is None or not (run / STORE_FILE).exists():
         return []
-    store = Store(run / STORE_FILE, read_only=True)
-    try:
-        rows = store.rows("SELECT DISTINCT dataset FROM prompts ORDER BY dataset")
-        return [r["dataset"] for r in rows]
-    finally:
-        store.close()
+    with Store(run / STORE_FILE, read_only=True) as store:
+        return store.prompt_datasets()
 
 
-def predictions_of(place: Path) -> list[Any]:
+def predictions_of(place: Path) -> list[PredictionRow]:
     """The predictions of an evaluation folder, or of a run's last evaluated checkpoint.
 
     Raises:
@@ -279,16 +270,13 @@ def predictions_of(place: Path) -> list[Any]:
             f"{place} is neither a folder of `selfemo evaluate --out` nor a run; evaluate the other model "
             "with --out first and compare with that folder"
         )
-    store = Store(place / STORE_FILE, read_only=True)
-    try:
+    with Store(place / STORE_FILE, read_only=True) as store:
         names = [NAME]
         if (place / CONFIG_FILE).exists():
             names = [evaluation_name(c) for c in reversed(checkpoints(load([place / CONFIG_FILE])))]
         for name in names:
             if rows := prediction_rows(store, name):
                 return rows
-    finally:
-        store.close()
     raise StoreError(f"{place} holds no predictions yet")
 
 

@@ -44,7 +44,7 @@ from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Sampler
 from selfemo.progress import StopRequest
-from selfemo.runs.store import Store, read_distribution
+from selfemo.runs.store import PredictionRow, Store, read_distribution
 from selfemo.seeds import rng
 from selfemo.stages.experts import Question, Reply, ask_experts, without_thoughts
 from selfemo.stages.selfplay import fit_all
@@ -210,9 +210,7 @@ def _missing(
     prompts: Sequence[Prompt], store: Store, name: str, on_done: Callable[[int], None] | None
 ) -> list[Prompt]:
     """The prompts without a prediction in the store."""
-    done = {
-        r["prompt"] for r in store.rows("SELECT prompt FROM predictions WHERE evaluation = ?", name)
-    }
+    done = store.predicted_prompts(name)
     if on_done and done:
         on_done(len(done))
     return [p for p in prompts if p.id not in done]
@@ -345,9 +343,9 @@ def label_sets(conversations: Sequence[Conversation]) -> dict[str, LabelSet]:
     return {c.dataset: c.label_set for c in conversations}
 
 
-def prediction_rows(store: Store, name: str) -> list[Any]:
-    """The stored predictions of one evaluation, by prompt: the order of answers differs between runs."""
-    return store.rows("SELECT * FROM predictions WHERE evaluation = ? ORDER BY prompt", name)
+def prediction_rows(store: Store, name: str) -> list[PredictionRow]:
+    """The stored predictions of one evaluation, by prompt."""
+    return store.predictions(name)
 
 
 def outcomes(rows: Sequence[Any], labels: Mapping[str, LabelSet]) -> dict[str, Outcomes]:

@@ -58,8 +58,7 @@ def r1_change(store: Store, before: str, after: str) -> PairedDifference | None:
     """Paired change of R1 on the same held-out turns, from checkpoint `before` to `after`."""
 
     def r1(name: str) -> dict[str, tuple[str, float]]:
-        query = "SELECT prompt, conversation, r1 FROM predictions WHERE evaluation = ?"
-        rows = store.rows(query, evaluation_name(name))
+        rows = store.predictions(evaluation_name(name))
         return {r["prompt"]: (r["conversation"], r["r1"]) for r in rows}
 
     a, b = r1(before), r1(after)
@@ -83,7 +82,7 @@ def finish(run: RunFolder) -> dict[str, Any]:
     rounds = [m for m in run.store.metrics() if m["stage"].endswith("-rl")]
     figures = draw(run.path / "figures", rounds, scores)
     played = dialogues(run.store)
-    stages = run.store.rows("SELECT name, status, info, seconds FROM stages ORDER BY rowid")
+    stages = run.store.stages()
     summary: dict[str, Any] = {
         "scores": {c: {d: s.as_dict() for d, s in by.items()} for c, by in scores.items()},
         "r1_change": None

@@ -132,16 +132,13 @@ def measured(place: Path) -> Measured:
             "--out`"
         )
     config = load([place / CONFIG_FILE])
-    store = Store(place / STORE_FILE, read_only=True)
-    try:
+    with Store(place / STORE_FILE, read_only=True) as store:
         for checkpoint in reversed(checkpoints(config)):
             row = store.stage(evaluation_name(checkpoint))
             if row is not None and row["status"] == "done":
                 sets = () if checkpoint == START else tuple(trained_on(str(place)))
                 name = f"{place.name} {checkpoint}"
                 return Measured(name, config.data.eval_split, sets, json.loads(row["info"]))
-    finally:
-        store.close()
     raise StoreError(f"{place} is a run without a finished evaluation; resume it first")
 
 

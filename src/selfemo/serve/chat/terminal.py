@@ -208,11 +208,8 @@ def load_episodes(model: str, n: int = 30) -> list[Session]:
     run = run_of(model)
     if run is None or not (run / STORE_FILE).exists():
         raise DataError(f"{model} comes from no run, so there are no self-play episodes to load")
-    store = Store(run / STORE_FILE, read_only=True)
-    try:
+    with Store(run / STORE_FILE, read_only=True) as store:
         found = episodes(store, n)
-    finally:
-        store.close()
     if not found:
         raise DataError(f"{run} holds no self-play episode that passed the gate yet")
     return [from_episode(e) for e in found]
