@@ -1,4 +1,4 @@
-"""Both attention paths of packed rows on a CPU ("dense" is that of a GPU): each equals plain forward passes."""
+"""Both attention paths of packed rows, forced on a CPU: each equals plain forward passes."""
 
 from __future__ import annotations
 

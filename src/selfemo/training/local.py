@@ -35,7 +35,7 @@ from selfemo.method.types import EmotionDistribution, LabelSet, Sample
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.local import LocalGenerator
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import load_policy
+from selfemo.models.loading import load_configured
 from selfemo.models.memory import KeptMemory, return_memory
 from selfemo.models.packing import Pack, bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
@@ -157,10 +157,8 @@ class LocalEngine:
         self, config: ModelConfig, checkpoint: str | None = None, temperature: float = 1.0
     ):
         self.temperature = temperature
-        if config.threads:
-            torch.set_num_threads(config.threads)
         self.config = config
-        self.policy = load_policy(checkpoint or config.id, config.device, config.dtype)
+        self.policy = load_configured(config, checkpoint)
         if config.lora is not None:
             self._add_adapters()
         if config.gradient_checkpointing:

@@ -348,6 +348,8 @@ class EndpointSampler:
         Raises:
             EndpointError: no question will be answered.
         """
+        if not questions:
+            return []
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
