@@ -1,4 +1,4 @@
-"""What a model answers, typed: emotions that it reads, responses of a character, and events of a stream."""
+"""A model's answers, typed: emotions that it reads, responses of a character, and events of a stream."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a model answers where a question does not say: see `SelfEmo`."""
+    """The sampling of an answer where its question sets none (see `SelfEmo`)."""
 
     max_tokens: int
     temperature: float
