@@ -24,7 +24,8 @@ import pytest
 from selfemo.errors import ConfigError
 from selfemo.method.types import LABEL_SETS
 from selfemo.models.generation import endpoint
-from selfemo.serve.api import Ask, SelfEmo
+from selfemo.serve.asking import Ask
+from selfemo.serve.selfemo import SelfEmo
 
 httpx = pytest.importorskip("httpx2")
 openai = pytest.importorskip("openai")

@@ -18,8 +18,8 @@ from selfemo.cli import app
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.types import LABEL_SETS, LabelSet
 from selfemo.progress import Quiet
-from selfemo.serve.api import SelfEmo
 from selfemo.serve.labelling import CHUNK, Source, label_file
+from selfemo.serve.selfemo import SelfEmo
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.types import LABEL_SETS, EmotionDistribution, Utterance
 from selfemo.runs.dialogues import Episode, Played
-from selfemo.serve.api import Reading, Response
+from selfemo.serve.answers import ReadEmotion, Response
 from selfemo.serve.chat.session import (
     Character,
     Line,
@@ -31,9 +31,9 @@ MELD = LABEL_SETS["meld"]
 MIA, BO = Character("Mia", "warm"), Character("Bo")
 
 
-def reading(emotion: str) -> Reading:
+def reading(emotion: str) -> ReadEmotion:
     one = EmotionDistribution({emotion: 1.0})
-    return Reading(emotion, 0.8, one, one)
+    return ReadEmotion(emotion, 0.8, one, one)
 
 
 def response(who: str, heard: str, felt: str, reply: str) -> Response:
@@ -95,7 +95,11 @@ def test_what_cannot_be_said_or_asked() -> None:
         .said("Hm.")
         .answered(
             Response(
-                "Mia", Reading(None, failure="too_long"), Reading(None), "", failure="too_long"
+                "Mia",
+                ReadEmotion(None, failure="too_long"),
+                ReadEmotion(None),
+                "",
+                failure="too_long",
             )
         )
     )

@@ -331,8 +331,9 @@ def predict(
     """Label each turn of transcripts with its emotion, how sure the model is, and all probabilities."""
     from selfemo.data.transcripts import ReadSettings
     from selfemo.progress import Stopped, StopRequest
-    from selfemo.serve.api import SelfEmo, label_set_of
+    from selfemo.serve.asking import label_set_of
     from selfemo.serve.labelling import Source, check_out, label_file
+    from selfemo.serve.selfemo import SelfEmo
 
     known = None
     if labels:
@@ -380,7 +381,7 @@ def serve(
         raise MissingExtraError(
             f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'"
         ) from None
-    from selfemo.serve.api import SelfEmo
+    from selfemo.serve.selfemo import SelfEmo
 
     token = os.environ.get("SELFEMO_TOKEN", "")
     server.check_binding(host, token, insecure)
@@ -835,8 +836,8 @@ def chat(
 ) -> None:
     """Talk with a character, in the terminal or on a page, with the emotions beside each turn."""
     from selfemo.errors import ConfigError
-    from selfemo.serve.api import SelfEmo
     from selfemo.serve.chat.session import Session, character
+    from selfemo.serve.selfemo import SelfEmo
 
     if compare and not web:
         raise ConfigError("--compare needs --web")

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfemo.method.types import Conversation
-from selfemo.serve.api import Ask, Event, Recognition, Response, SelfEmo
+from selfemo.serve.answers import Event, Recognition, Response
+from selfemo.serve.asking import Ask
+from selfemo.serve.selfemo import SelfEmo
 
 GATHER = 0.005
 """Seconds to wait for more questions before a batch starts."""

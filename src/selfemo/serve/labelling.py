@@ -36,7 +36,8 @@ from selfemo.method.prompts import FORMAT_VERSION
 from selfemo.method.types import Conversation, LabelSet, Utterance
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.settings import find_checkpoint
-from selfemo.serve.api import Recognition, SelfEmo
+from selfemo.serve.answers import Recognition
+from selfemo.serve.selfemo import SelfEmo
 
 CHUNK = 64
 """Turns that are read together; a run goes on at a multiple of it, so it packs as it would have."""

@@ -34,23 +34,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from selfemo import __version__
 from selfemo.errors import ConfigError, DataError, EndpointError, SelfEmoError
-from selfemo.serve.api import (
-    TOO_LONG,
-    UNANSWERED,
-    Ask,
+from selfemo.method.types import FailureKind
+from selfemo.serve.answers import (
     Done,
     Emotion,
     Event,
-    Reading,
+    ReadEmotion,
     Recognition,
     ReplyDelta,
     Response,
-    SelfEmo,
     SelfEmotion,
-    conversation_of,
-    label_set_of,
 )
+from selfemo.serve.asking import Ask, conversation_of, label_set_of
 from selfemo.serve.batching import Batcher, BusyError, Job
+from selfemo.serve.selfemo import SelfEmo
 
 _BEARER = HTTPBearer(auto_error=False)
 logger = logging.getLogger("selfemo.serve.server")
@@ -326,7 +323,7 @@ def check_binding(host: str, token: str, insecure: bool) -> None:
         )
 
 
-def _reading(r: Reading) -> ReadingBody:
+def _reading(r: ReadEmotion) -> ReadingBody:
     weights = None if r.distribution is None else dict(r.distribution)
     return ReadingBody(
         emotion=r.emotion, confidence=r.confidence, distribution=weights, failure=r.failure
@@ -479,11 +476,11 @@ class Service:
 
     def checked(self, response: Response) -> Response:
         """Raises: Problem, where there is no answer at all."""
-        if response.failure == TOO_LONG:
+        if response.failure == FailureKind.TOO_LONG:
             raise Problem(
                 400, "context_length_exceeded", "persona and last turn are too long for the model"
             )
-        if response.failure == UNANSWERED:
+        if response.failure == FailureKind.UNANSWERED:
             raise Problem(502, "endpoint", "the model's endpoint did not answer")
         prompt, written = response.tokens
         self.metrics.tokens.labels("prompt").inc(prompt)

@@ -1,6 +1,6 @@
 """A conversation with characters, as a value: each step gives a new session, so undoing is keeping the old.
 
-Who answers what is the model's part (`selfemo.serve.api.SelfEmo`); a session never holds one.
+Who answers what is the model's part (`selfemo.serve.selfemo.SelfEmo`); a session never holds one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from selfemo.errors import ConfigError, DataError
 from selfemo.method.prompts import clean
 from selfemo.method.types import EmotionDistribution, LabelSet, Persona
 from selfemo.runs.dialogues import Episode
-from selfemo.serve.api import Ask, Reading, Response
+from selfemo.serve.answers import ReadEmotion, Response
+from selfemo.serve.asking import Ask
 
 YOU = "You"
 
@@ -39,8 +40,8 @@ class Line:
 
     speaker: str
     text: str
-    heard: Reading | None = None
-    felt: Reading | None = None
+    heard: ReadEmotion | None = None
+    felt: ReadEmotion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +182,11 @@ def _unheard(lines: Sequence[Line]) -> tuple[Line, ...]:
     return (*lines[:-1], replace(lines[-1], heard=None)) if lines else ()
 
 
-def _name(reading: Reading | None) -> str:
+def _name(reading: ReadEmotion | None) -> str:
     return (reading.emotion or "") if reading else ""
 
 
-def _weights(reading: Reading | None) -> dict[str, float] | None:
+def _weights(reading: ReadEmotion | None) -> dict[str, float] | None:
     if reading is None or reading.emotion is None:
         return None
     return dict(reading.written or EmotionDistribution({reading.emotion: 1.0}))
@@ -204,11 +205,11 @@ def from_episode(episode: Episode, descriptions: dict[str, str] | None = None) -
     )
 
 
-def _reading(weights: EmotionDistribution | None) -> Reading | None:
+def _reading(weights: EmotionDistribution | None) -> ReadEmotion | None:
     if weights is None:
         return None
     top = max(weights.items(), key=lambda item: item[1])[0]
-    return Reading(top, weights[top], weights, weights)
+    return ReadEmotion(top, weights[top], weights, weights)
 
 
 def sample_characters() -> dict[str, Character]:

@@ -14,7 +14,7 @@ from selfemo.files import write_text
 from selfemo.models.references import run_of
 from selfemo.runs.dialogues import episodes, visible
 from selfemo.runs.store import STORE_FILE, Store
-from selfemo.serve.api import Done, Emotion, ReplyDelta, SelfEmo, SelfEmotion
+from selfemo.serve.answers import Done, Emotion, ReplyDelta, SelfEmotion
 from selfemo.serve.chat.session import (
     Character,
     Session,
@@ -22,6 +22,7 @@ from selfemo.serve.chat.session import (
     from_episode,
     sample_characters,
 )
+from selfemo.serve.selfemo import SelfEmo
 
 HELP = """\
 Type a line and press Enter. What stands in brackets is the emotion that was read or is felt.

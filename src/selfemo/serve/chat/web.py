@@ -20,9 +20,16 @@ from typing import Any
 from selfemo.errors import DataError, MissingExtraError, SelfEmoError
 from selfemo.method.types import LabelSet
 from selfemo.runs.dialogues import visible
-from selfemo.serve.api import Done, Emotion, Reading, ReplyDelta, SelfEmo, SelfEmotion
+from selfemo.serve.answers import (
+    Done,
+    Emotion,
+    ReadEmotion,
+    ReplyDelta,
+    SelfEmotion,
+)
 from selfemo.serve.chat.session import Character, Session, sample_characters
 from selfemo.serve.chat.terminal import load_episodes
+from selfemo.serve.selfemo import SelfEmo
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E", "#B8A800")
 _OWN = "(write one)"
@@ -60,7 +67,7 @@ def _colour(emotion: str, labels: LabelSet) -> str:
     )
 
 
-def _tag(what: str, reading: Reading | None, labels: LabelSet) -> str:
+def _tag(what: str, reading: ReadEmotion | None, labels: LabelSet) -> str:
     if reading is None or reading.emotion is None:
         return ""
     sure = f" {reading.confidence:.0%}" if reading.confidence else ""
