@@ -210,7 +210,7 @@ def test_hostile_content_is_answered_like_any(url: str, text: str) -> None:
         (b'{"turns": [{"speaker": "A", "text": "\\u0000"}]}', 400),
         (b'{"turns": [{"speaker": "A", "text": "x"}], "max_tokens": 1}', 400),
         (b'{"turns": []}', 422),
-        (b"[" * 20_000, 422),
+        (b"[" * 200_000, 400),
         (b"\xff\xfe", 422),
         (b"", 422),
     ],

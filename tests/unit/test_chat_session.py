@@ -17,15 +17,16 @@ from selfemo.errors import ConfigError, DataError
 from selfemo.method.types import LABEL_SETS, EmotionDistribution, Utterance
 from selfemo.runs.dialogues import Episode, Played
 from selfemo.serve.api import Reading, Response
+from selfemo.serve.chat.episodes import from_episode
+from selfemo.serve.chat.markup import shown, timeline, transcript
 from selfemo.serve.chat.session import (
     Character,
     Line,
     Session,
     character,
-    from_episode,
     sample_characters,
 )
-from selfemo.serve.chat.web import Votes, shown, timeline, transcript
+from selfemo.serve.chat.votes import Votes
 
 MELD = LABEL_SETS["meld"]
 MIA, BO = Character("Mia", "warm"), Character("Bo")
@@ -216,9 +217,9 @@ def test_exports_of_the_page_do_not_outlive_it() -> None:
         [
             sys.executable,
             "-c",
-            "from selfemo.serve.chat.web import _file\n"
+            "from selfemo.serve.chat.web import export_file\n"
             "for text in ('a', 'b'):\n"
-            "    path = _file(text, 'chat.md'); print(path, open(path).read())",
+            "    path = export_file(text, 'chat.md'); print(path, open(path).read())",
         ],
         capture_output=True,
         text=True,

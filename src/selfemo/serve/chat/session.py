@@ -14,7 +14,6 @@ from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.prompts import clean
 from selfemo.method.types import EmotionDistribution, LabelSet, Persona
-from selfemo.runs.dialogues import Episode
 from selfemo.serve.api import Ask, Reading, Response
 
 YOU = "You"
@@ -189,26 +188,6 @@ def _weights(reading: Reading | None) -> dict[str, float] | None:
     if reading is None or reading.emotion is None:
         return None
     return dict(reading.written or EmotionDistribution({reading.emotion: 1.0}))
-
-
-def from_episode(episode: Episode, descriptions: dict[str, str] | None = None) -> Session:
-    """A self-played episode of a run as a session of its two speakers that can go on."""
-    known = descriptions or {}
-    lines = [Line(u.speaker, u.text, felt=_reading(u.emotion)) for u in episode.history]
-    for played in episode.played:
-        lines[-1] = replace(lines[-1], heard=_reading(played.read))
-        lines.append(Line(played.speaker, played.reply, felt=_reading(played.own)))
-    names = list(dict.fromkeys(n for p in episode.played for n in (p.speaker, p.interlocutor)))
-    return Session(
-        tuple(Character(n, known.get(n, "")) for n in names), episode.scenario, lines=tuple(lines)
-    )
-
-
-def _reading(weights: EmotionDistribution | None) -> Reading | None:
-    if weights is None:
-        return None
-    top = max(weights.items(), key=lambda item: item[1])[0]
-    return Reading(top, weights[top], weights, weights)
 
 
 def sample_characters() -> dict[str, Character]:

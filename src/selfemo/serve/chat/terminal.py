@@ -10,17 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from selfemo.errors import DataError, SelfEmoError
-from selfemo.runs.dialogues import episodes, visible
-from selfemo.runs.pipeline import run_of
-from selfemo.runs.store import STORE_FILE, Store, write_text
+from selfemo.runs.dialogues import visible
+from selfemo.runs.store import write_text
 from selfemo.serve.api import Done, Emotion, ReplyDelta, SelfEmo, SelfEmotion
-from selfemo.serve.chat.session import (
-    Character,
-    Session,
-    character,
-    from_episode,
-    sample_characters,
-)
+from selfemo.serve.chat.episodes import load_episodes
+from selfemo.serve.chat.session import Character, Session, character, sample_characters
 
 HELP = """\
 Type a line and press Enter. What stands in brackets is the emotion that was read or is felt.
@@ -196,22 +190,3 @@ def _number(text: str) -> int:
     if not text.isdigit():
         raise DataError(f"{text or 'nothing'} is no number of a line or of turns")
     return int(text)
-
-
-def load_episodes(model: str, n: int = 30) -> list[Session]:
-    """The self-play episodes of the run that a model comes from, the longest first.
-
-    Raises:
-        DataError: the model is of no run, or the run has none yet.
-    """
-    run = run_of(model)
-    if run is None or not (run / STORE_FILE).exists():
-        raise DataError(f"{model} comes from no run, so there are no self-play episodes to load")
-    store = Store(run / STORE_FILE, read_only=True)
-    try:
-        found = episodes(store, n)
-    finally:
-        store.close()
-    if not found:
-        raise DataError(f"{run} holds no self-play episode that passed the gate yet")
-    return [from_episode(e) for e in found]
