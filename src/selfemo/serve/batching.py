@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from selfemo.method.types import Conversation
@@ -138,13 +139,9 @@ class Batcher:
         """In the thread: an answer or an exception for each job."""
         turns = [j for j in batch if not isinstance(j.question, Ask)]
         asks = [j for j in batch if isinstance(j.question, Ask)]
-        answers = {id(j): a for j, a in zip(turns, self._safely(self._read, turns), strict=True)}
-
-        def respond(jobs: Sequence[Job]) -> Sequence[Any]:
-            return self._respond(jobs, loop)
-
-        answers |= {id(j): a for j, a in zip(asks, self._safely(respond, asks), strict=True)}
-        return [answers[id(j)] for j in batch]
+        answers = dict(zip(turns, self._safely(self._read, turns), strict=True))
+        answers |= zip(asks, self._safely(partial(self._respond, loop), asks), strict=True)
+        return [answers[j] for j in batch]
 
     def _safely(
         self, work: Callable[[Sequence[Job]], Sequence[Any]], jobs: Sequence[Job]
@@ -163,7 +160,7 @@ class Batcher:
         questions = [j.question for j in jobs]
         return self.model.recognise_turns([q for q in questions if not isinstance(q, Ask)])
 
-    def _respond(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list[Response]:
+    def _respond(self, loop: asyncio.AbstractEventLoop, jobs: Sequence[Job]) -> list[Response]:
         def on_event(n: int, event: Event) -> bool:
             job = jobs[n]
             if job.on_event is not None and not job.cancelled:

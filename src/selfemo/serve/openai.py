@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from selfemo.serve.api import Ask, Emotion, Event, ReplyDelta, Response, SelfEmotion
-from selfemo.serve.schemas import EmotionResult, Name, Seed, Temperature, TokenLimit, TopP, Usage
+from selfemo.serve.routes import EmotionResult, Name, Seed, Temperature, TokenLimit, TopP, Usage
 from selfemo.serve.service import Service
 from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_text
 
@@ -116,15 +116,8 @@ async def ask_of(service: Service, body: ChatCompletionBody) -> Ask:
     most = service.token_limit(asked)
     if asked:
         most += await service.check(service.model.least_tokens)
-    ask = Ask(
-        turns,
-        "\n".join(persona),
-        speaker,
-        max_tokens=most,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        seed=body.seed,
-    )
+    sampling = body.model_dump(include={"temperature", "top_p", "seed"})
+    ask = Ask(turns, "\n".join(persona), speaker, max_tokens=most, **sampling)
     await service.check(service.model.prepare, ask)
     return ask
 

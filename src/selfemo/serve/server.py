@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
@@ -27,39 +27,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from selfemo import __version__
 from selfemo.errors import SelfEmoError
-from selfemo.method.types import Conversation
-from selfemo.serve import openai
-from selfemo.serve.api import (
-    Ask,
-    Emotion,
-    Event,
-    Recognition,
-    ReplyDelta,
-    SelfEmo,
-    SelfEmotion,
-    conversation_of,
-    label_set_of,
-)
+from selfemo.serve import openai, routes
+from selfemo.serve.api import SelfEmo
 from selfemo.serve.binding import check_binding, is_loopback
-from selfemo.serve.schemas import (
-    EmotionResult,
-    EmotionsBody,
-    EmotionsResult,
-    ErrorResult,
-    RespondBody,
-    RespondResult,
-    TurnEmotionResult,
-)
 from selfemo.serve.service import Limits as Limits
 from selfemo.serve.service import Service
-from selfemo.serve.transport import (
-    EVENT_STREAM,
-    BodyLimit,
-    Problem,
-    error_response,
-    event_stream,
-    event_text,
-)
+from selfemo.serve.transport import BodyLimit, ErrorResult, Problem, error_response
 
 _BEARER = HTTPBearer(auto_error=False)
 logger = logging.getLogger("selfemo.serve.server")
@@ -101,13 +74,19 @@ def create_app(
     )
     app.state.service = service
     guarded = [Depends(_guard(token))]
-    for router in (_emotion_routes(service), openai.routes(service), _metrics_route(service)):
-        app.include_router(router, dependencies=guarded)
+    app.include_router(routes.routes(service), dependencies=guarded)
+    app.include_router(openai.routes(service), dependencies=guarded)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether the server answers."""
         return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse, dependencies=guarded)
+    async def metrics() -> PlainTextResponse:
+        """Prometheus metrics."""
+        text = generate_latest(service.metrics.registry).decode()
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     _add_error_handlers(app)
     _add_measuring(app, service)
@@ -130,79 +109,6 @@ def _guard(token: str) -> Callable[..., Awaitable[None]]:
             )  # fmt: skip
 
     return allowed
-
-
-def _emotion_routes(service: Service) -> APIRouter:
-    """This project's own routes."""
-    router = APIRouter()
-    model = service.model
-
-    @router.post("/v1/emotions", response_model=EmotionsResult)
-    async def emotions(body: EmotionsBody) -> EmotionsResult:
-        """The emotion of each turn, with the probability of every label."""
-
-        def question() -> tuple[Conversation, range]:
-            labels = model.check_labels(body.labels and label_set_of(body.labels))
-            c = conversation_of([t.model_dump() for t in body.turns], labels, body.scene)
-            return c, range(len(c.turns) - 1 if body.last_only else 0, len(c.turns))
-
-        service.check_turns(len(body.turns))
-        c, turns = await service.check(question)
-        found: list[Recognition] = await service.wait(service.submit((c, turns)))
-        return EmotionsResult(
-            model=service.name,
-            labels=list(c.label_set),
-            emotions=[TurnEmotionResult.of(r, turn=r.turn, speaker=r.speaker) for r in found],
-        )
-
-    @router.post("/v1/respond", response_model=RespondResult, responses=EVENT_STREAM)
-    async def respond(body: RespondBody) -> Any:
-        """A character's answer: the emotion it hears in the last turn, its own emotion, and its reply.
-
-        With "stream": true, server-sent events: emotion, self_emotion, reply (its parts), done, error.
-        """
-        service.check_turns(len(body.turns))
-        ask = Ask(
-            [t.model_dump() for t in body.turns],
-            body.persona,
-            body.speaker,
-            body.scene,
-            body.labels,
-            service.token_limit(body.max_tokens),
-            body.temperature,
-            body.top_p,
-            body.seed,
-        )
-        await service.check(model.prepare, ask)
-        if body.stream:
-            return event_stream(_respond_events(service.name, await service.stream(ask)))
-        return RespondResult.of(service.name, await service.respond(ask))
-
-    return router
-
-
-async def _respond_events(name: str, events: AsyncIterator[Event | Problem]) -> AsyncIterator[str]:
-    async for event in events:
-        if isinstance(event, Problem):
-            yield event_text("error", {"message": event.detail, "code": event.code})
-        elif isinstance(event, Emotion | SelfEmotion):
-            yield event_text(event.kind, EmotionResult.of(event.reading).model_dump())
-        elif isinstance(event, ReplyDelta):
-            yield event_text("reply", {"text": event.text})
-        else:
-            yield event_text("done", RespondResult.of(name, event.response).model_dump())
-
-
-def _metrics_route(service: Service) -> APIRouter:
-    router = APIRouter()
-
-    @router.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> PlainTextResponse:
-        """Prometheus metrics."""
-        text = generate_latest(service.metrics.registry).decode()
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
-
-    return router
 
 
 def _add_error_handlers(app: FastAPI) -> None:

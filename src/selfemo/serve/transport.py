@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -53,6 +54,18 @@ def event_stream(texts: AsyncIterator[str]) -> StreamingResponse:
     """A response of server-sent events that no proxy keeps back."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(texts, media_type="text/event-stream", headers=headers)
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    code: str
+
+
+class ErrorResult(BaseModel):
+    """Every error of the server."""
+
+    error: ErrorDetail
 
 
 class BodyLimit:

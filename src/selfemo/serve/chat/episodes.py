@@ -41,7 +41,7 @@ def load_episodes(model: str, n: int = 30) -> list[Session]:
     """The self-play episodes of the run that a model comes from, the longest first.
 
     Raises:
-        DataError: the model is of no run, or the run has none yet.
+        DataError: the model comes from no run, or the run has no episode yet.
     """
     run = run_of(model)
     if run is None or not (run / STORE_FILE).exists():
