@@ -124,8 +124,8 @@ async def ask_of(service: Service, body: ChatCompletionBody) -> Ask:
 
 def _emotions(r: Response) -> dict[str, Any]:
     return {
-        "emotion": EmotionResult.of(r.heard).model_dump(),
-        "self_emotion": EmotionResult.of(r.felt).model_dump(),
+        "emotion": EmotionResult.model_validate(r.heard).model_dump(),
+        "self_emotion": EmotionResult.model_validate(r.felt).model_dump(),
     }
 
 
@@ -176,7 +176,9 @@ async def _chunks(
     yield chunk({"role": "assistant", "content": ""})
     async for event in events:
         if isinstance(event, Emotion | SelfEmotion):
-            yield chunk({}, selfemo={event.kind: EmotionResult.of(event.reading).model_dump()})
+            yield chunk(
+                {}, selfemo={event.kind: EmotionResult.model_validate(event.reading).model_dump()}
+            )
         elif isinstance(event, ReplyDelta):
             yield chunk({"content": event.text})
         elif isinstance(event, Problem) or event.response.failure is not None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from selfemo.method.types import Conversation
 from selfemo.serve import api
-from selfemo.serve.api import Ask, Reading, Recognition, Response
+from selfemo.serve.api import Ask, Recognition, Response
 from selfemo.serve.service import Service
 from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_text
 
@@ -58,24 +58,13 @@ class RespondBody(_ConversationBody):
 
 
 class EmotionResult(BaseModel):
-    """One emotion; `failure` says why there is none."""
+    """One emotion; `failure` says why there is no emotion."""
 
+    model_config = ConfigDict(from_attributes=True)
     emotion: str | None
     confidence: float
     distribution: dict[str, float] | None
     failure: str | None = None
-
-    @classmethod
-    def of(cls, r: Reading, **more: int | str) -> Self:
-        return cls.model_validate(
-            {
-                "emotion": r.emotion,
-                "confidence": r.confidence,
-                "distribution": None if r.distribution is None else dict(r.distribution),
-                "failure": r.failure,
-                **more,
-            }
-        )
 
 
 class TurnEmotionResult(EmotionResult):
@@ -114,8 +103,8 @@ class RespondResult(BaseModel):
         return cls(
             model=model,
             speaker=r.speaker,
-            emotion=EmotionResult.of(r.heard),
-            self_emotion=EmotionResult.of(r.felt),
+            emotion=EmotionResult.model_validate(r.heard),
+            self_emotion=EmotionResult.model_validate(r.felt),
             reply=r.reply,
             failure=r.failure,
             usage=Usage.of(r),
@@ -142,7 +131,7 @@ def routes(service: Service) -> APIRouter:
         return EmotionsResult(
             model=service.name,
             labels=list(c.label_set),
-            emotions=[TurnEmotionResult.of(r, turn=r.turn, speaker=r.speaker) for r in found],
+            emotions=[TurnEmotionResult.model_validate(r) for r in found],
         )
 
     @router.post("/v1/respond", response_model=RespondResult, responses=EVENT_STREAM)
@@ -170,7 +159,7 @@ async def _respond_events(
         if isinstance(event, Problem):
             yield event_text("error", {"message": event.detail, "code": event.code})
         elif isinstance(event, api.Emotion | api.SelfEmotion):
-            yield event_text(event.kind, EmotionResult.of(event.reading).model_dump())
+            yield event_text(event.kind, EmotionResult.model_validate(event.reading).model_dump())
         elif isinstance(event, api.ReplyDelta):
             yield event_text("reply", {"text": event.text})
         else:
