@@ -384,7 +384,7 @@ def serve(
     from selfemo.serve.selfemo import SelfEmo
 
     token = os.environ.get("SELFEMO_TOKEN", "")
-    server.check_binding(host, token, insecure)
+    server.check_host(host, token, insecure)
     opened = SelfEmo(model, files=config or [], overrides=overrides or [])
     limits = server.Limits(
         max_body=max_body, timeout=timeout, max_batch=max_batch, max_waiting=max_waiting,
@@ -836,16 +836,16 @@ def chat(
 ) -> None:
     """Talk with a character, in the terminal or on a page, with the emotions beside each turn."""
     from selfemo.errors import ConfigError
+    from selfemo.serve.binding import check_binding
     from selfemo.serve.chat.session import Session, character
     from selfemo.serve.selfemo import SelfEmo
 
     if compare and not web:
         raise ConfigError("--compare needs --web")
-    if host not in ("127.0.0.1", "localhost", "::1") and not insecure:
-        raise ConfigError(
-            f"--host {host}: the page asks for no password, so everybody who reaches that address could use "
-            "it; put a proxy with a password before it, or give --insecure"
-        )
+    check_binding(
+        host, protected=False, insecure=insecure,
+        what="the page, which asks for no password: put a proxy with a password before it",
+    )  # fmt: skip
     pair = (character(persona), character(second))
     names = [*(c.name for c in pair), you]
     if len(set(names)) < len(names):
