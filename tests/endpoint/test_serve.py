@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 
-from selfemo.errors import ConfigError
 from selfemo.method.types import LABEL_SETS
 from selfemo.models.generation import endpoint
 from selfemo.serve.api import Ask, SelfEmo
@@ -251,13 +250,6 @@ def test_a_token_is_asked_for(model: SelfEmo) -> None:
 
 
 def test_only_this_machine_may_ask_without_a_token(model: SelfEmo) -> None:
-    for host in ("0.0.0.0", "::", "10.0.0.7", "example.org"):
-        with pytest.raises(ConfigError, match="SELFEMO_TOKEN"):
-            server.check_binding(host, "", insecure=False)
-        server.check_binding(host, "t", insecure=False)
-        server.check_binding(host, "", insecure=True)
-    for host in ("127.0.0.1", "::1", "localhost"):
-        server.check_binding(host, "", insecure=False)
     with running(model, local_only=True) as url:
         assert post(url, "/v1/emotions", {"turns": TALK}).status_code == 200
         other = post(url, "/v1/emotions", {"turns": TALK}, headers={"host": "evil.example"})

@@ -762,12 +762,18 @@ def evolve(
     config: Config | None,
     reporter: Reporter | None = None,
     stop: StopRequest | None = None,
+    overrides: Sequence[str] = (),
 ) -> Run:
     """Run or resume algorithm 1 in `folder`; returns the finished, still open run.
+
+    Args:
+        overrides: of the settings of a run that is resumed.
 
     Raises:
         Stopped: `stop` was asked for; what is done is saved, and the run can be resumed.
     """
+    if overrides:
+        extend_run(folder, overrides)
     run = Run(folder, config, reporter, stop)
     try:
         run._redo_damaged()

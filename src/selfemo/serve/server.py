@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import logging
 import time
@@ -51,6 +50,7 @@ from selfemo.serve.api import (
     label_set_of,
 )
 from selfemo.serve.batching import Batcher, BusyError, Job
+from selfemo.serve.binding import check_binding, is_loopback
 
 _BEARER = HTTPBearer(auto_error=False)
 logger = logging.getLogger("selfemo.serve.server")
@@ -306,24 +306,6 @@ class _Metrics:
         )
         self.tokens = Counter("selfemo_tokens", "Tokens", ["kind"], **own)
         self.waiting = Gauge("selfemo_waiting", "Questions that wait", **own)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def check_binding(host: str, token: str, insecure: bool) -> None:
-    """Raises: ConfigError, where others than this machine could ask without a token."""
-    if not is_loopback(host) and not token and not insecure:
-        raise ConfigError(
-            f"--host {host} lets other machines ask; set a token in the environment variable "
-            "SELFEMO_TOKEN (clients send it as a bearer token), or say --insecure"
-        )
 
 
 def _reading(r: Reading) -> ReadingBody:
