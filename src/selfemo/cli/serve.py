@@ -77,7 +77,10 @@ def serve(
     Clients must send the token in the environment variable SELFEMO_TOKEN, where it is set.
     """
     from selfemo.errors import MissingExtraError
+    from selfemo.serve.binding import check_binding
 
+    token = os.environ.get("SELFEMO_TOKEN", "")
+    check_binding(host, token, insecure)
     try:
         from selfemo.serve import server
     except ImportError as e:
@@ -85,10 +88,7 @@ def serve(
             f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'"
         ) from None
     from selfemo.serve.api import SelfEmo
-    from selfemo.serve.binding import check_binding
 
-    token = os.environ.get("SELFEMO_TOKEN", "")
-    check_binding(host, token, insecure)  # before a model is loaded
     limits = server.Limits(
         max_body=max_body, timeout=timeout, max_batch=max_batch, max_waiting=max_waiting,
         max_tokens=max_tokens,
