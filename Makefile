@@ -32,7 +32,7 @@ $(CLUSTER)/stamp: pyproject.toml constraints-verl.txt
 	touch $@
 
 demo: $(VENV)/run.stamp
-	$(BIN)/selfemo evolve --config configs/quickstart.toml $(ARGS)
+	$(BIN)/selfemo evolve --config quickstart $(ARGS)
 
 # The second environment is set up beside the tests of the first. What measures time runs after them, alone.
 test: $(VENV)/dev.stamp

@@ -176,7 +176,7 @@ def real_tokens() -> dict[str, Any]:
 
     torch.set_num_threads(1)
     config = load(
-        ["configs/quickstart.toml"],
+        ["quickstart"],
         ["flywheel.prompts=8", "sampling.max_new_tokens=24", "flywheel.refit=none",
          "model.device=cpu", "model.dtype=fp32"],
     )  # fmt: skip
@@ -389,7 +389,7 @@ def compared(measured: dict[str, Any]) -> dict[str, Any]:
             if not (point.get("dtype") and key.endswith("_s"))
         }
     real = measured["real round"]
-    config = load(["configs/quickstart.toml"], ["flywheel.prompts=8", "flywheel.refit=none",
+    config = load(["quickstart"], ["flywheel.prompts=8", "flywheel.refit=none",
                   "sampling.max_new_tokens=24", "model.dtype=fp32"])  # fmt: skip
     shape = find_shape(config.model.id)
     work = workload(config, real["mean prompt"], real["mean completion"])

@@ -1,6 +1,6 @@
 """Run one configuration over several seeds and tabulate the change of mean R1 since the cold start.
 
-    python benchmarks/seeds.py --config configs/quickstart.toml --out runs/seeds --seeds 5
+    python benchmarks/seeds.py --config quickstart --out runs/seeds --seeds 5
 
 A seed whose run is in the folder already is not run again; one that was stopped goes on. The table and
 `seeds.json` hold each seed and, over the seeds, mean, standard deviation and a 95% t interval.

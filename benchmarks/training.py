@@ -347,6 +347,7 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from selfemo.method.prompts import format_completion
+    from selfemo.runs.inputs import run_inputs
     from selfemo.stages.coldstart import gold_samples
     from selfemo.stages.selfplay import fit_all
     from selfemo.training.protocol import epoch_batches
@@ -354,7 +355,9 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
     e = engine(model)
     config = load([], [f'data.sources=["{data}"]', "prompt.max_tokens=1024"])
     samples = gold_samples(run_inputs(config)[1], 400, 0)
-    fitted = {f.prompt.id: f for f in fit_all([p for p, _ in samples], e, config, {})}
+    prompts = [p for p, _ in samples]
+    fits, _ = fit_all(prompts, e.sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)
+    fitted = {f.prompt.id: f for f in fits}
     items = [
         e.sft_item(fitted[p.id].ids, format_completion(c), p.conversation_id, 1.0)
         for p, c in samples

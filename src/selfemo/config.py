@@ -1,8 +1,9 @@
 """Settings: pydantic models and `load()`.
 
 Defaults are the paper's where the paper has a value (table 12) and SPEC.md's otherwise; the shipped
-TOML files hold what differs. TOML files are merged left to right, then `--set a.b=c`; every mistake is
-reported at once, with the file or override it came from and the nearest valid key.
+TOML files (`configs/`, found by name) hold what differs. TOML files are merged left to right, then
+`--set a.b=c`; every mistake is reported at once, with the file or override it came from and the nearest
+valid key.
 """
 
 from __future__ import annotations
@@ -397,19 +398,41 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
         return path, value.strip()
 
 
+def shipped() -> dict[str, Path]:
+    """The configurations that come with the package, by name."""
+    return {f.stem: f for f in sorted(Path(__file__).with_name("configs").glob("*.toml"))}
+
+
+def _find(name: Path | str) -> Path:
+    """The file of that name, or else the shipped configuration."""
+    path, known = Path(name), shipped()
+    if path.exists() and not (path.is_dir() and str(name) in known):
+        return path
+    if str(name) in known:
+        return known[str(name)]
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    raise ConfigError(
+        f"{name}: no such configuration file"
+        + (f"; did you mean -c {near[0]}?" if near else ";")
+        + f" shipped with the package: {', '.join(known)}"
+    )
+
+
 def load(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Config:
     """Merge TOML files left to right, then overrides, over the defaults.
+
+    Args:
+        files: paths, or names of shipped configurations; a file goes before a name.
+        overrides: `section.key=value`.
 
     Raises:
         ConfigError: a missing or broken file, or all unknown keys and bad values, each with its origin.
     """
     tree: dict[str, Any] = {}
     origin: dict[tuple[str, ...], str] = {}
-    for file in map(Path, files):
+    for file in files:
         try:
-            content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise ConfigError(f"{file}: no such configuration file") from None
+            content = tomllib.loads(_find(file).read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
             raise ConfigError(f"{file}: cannot be read as TOML: {e}") from None
         for path, value in _flatten(content):

@@ -19,7 +19,6 @@ from selfemo.method.prompts import conversation_prompts, format_completion, gold
 from selfemo.method.types import Completion
 
 BUILTIN = "builtin:smollm2-135m"
-ROOT = Path(__file__).parents[2]
 
 
 def cpu_seconds() -> float:
@@ -102,7 +101,7 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
         "selfplay.max_turns=2", "sampling.group_size=4",
     ]  # fmt: skip
     command = [
-        sys.executable, "-m", "selfemo.cli", "evolve", "-c", str(ROOT / "configs/quickstart.toml"),
+        sys.executable, "-m", "selfemo.cli", "evolve", "-c", "quickstart",
         "--out", str(folder), *[x for s in sets for x in ("--set", s)],
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
-from selfemo.errors import ConfigError
 from selfemo.method.types import LABEL_SETS
 from selfemo.models.generation import endpoint
 from selfemo.serve.answers import Emotion, ReadEmotion
 from selfemo.serve.asking import Ask
+from selfemo.serve.binding import check_binding
 from selfemo.serve.selfemo import SelfEmo
 
 httpx = pytest.importorskip("httpx2")
@@ -254,8 +254,8 @@ def test_a_token_is_asked_for(model: SelfEmo) -> None:
 
 def test_a_token_protects_another_host() -> None:
     with pytest.raises(ConfigError, match="SELFEMO_TOKEN"):
-        server.check_host("0.0.0.0", "", insecure=False)
-    server.check_host("0.0.0.0", "t", insecure=False)
+        check_binding("0.0.0.0", "", insecure=False)
+    check_binding("0.0.0.0", "t", insecure=False)
 
 
 def test_only_this_machine_may_ask_without_a_token(model: SelfEmo) -> None:

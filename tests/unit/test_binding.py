@@ -1,24 +1,40 @@
-"""Where a server may listen."""
+"""Where a server may listen without a password."""
 
 from __future__ import annotations
 
 import pytest
 
 from selfemo.errors import ConfigError
-from selfemo.serve.binding import check_binding
+from selfemo.serve.binding import check_binding, is_loopback
 
-
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.255.0.3", "::1"])
-def test_this_machine_may_always_listen_to_itself(host: str) -> None:
-    check_binding(host, protected=False, insecure=False, what="it")
-
-
-@pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "10.0.0.7", "128.0.0.1", "example.org", "localhost.example.org", ""]
+HERE = ("127.0.0.1", "127.1.2.3", "::1", "localhost")
+ELSEWHERE = (
+    "",
+    "0.0.0.0",
+    "::",
+    "10.0.0.7",
+    "::ffff:10.0.0.7",
+    "example.org",
+    "localhost.example.org",
+    "127.1",
 )
-def test_other_machines_come_in_with_a_token_or_by_will(host: str) -> None:
-    with pytest.raises(ConfigError) as told:
-        check_binding(host, protected=False, insecure=False, what="the page")
-    assert str(told.value) == f"--host {host} lets other machines use the page, or give --insecure"
-    check_binding(host, protected=True, insecure=False, what="the page")
-    check_binding(host, protected=False, insecure=True, what="the page")
+
+
+@pytest.mark.parametrize("host", HERE)
+def test_this_machine_may_always_ask(host: str) -> None:
+    assert is_loopback(host)
+    check_binding(host, "", insecure=False)
+    check_binding(host, None, insecure=False)
+
+
+@pytest.mark.parametrize("host", ELSEWHERE)
+def test_others_need_a_token_or_leave(host: str) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(ConfigError, match=r"SELFEMO_TOKEN.*--insecure"):
+        check_binding(host, "", insecure=False)
+    with pytest.raises(ConfigError, match=r"proxy.*--insecure") as e:  # a page has no tokens
+        check_binding(host, None, insecure=False)
+    assert "SELFEMO_TOKEN" not in str(e.value)
+    check_binding(host, "secret", insecure=False)
+    check_binding(host, "", insecure=True)
+    check_binding(host, None, insecure=True)

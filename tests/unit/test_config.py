@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.config import Config, load, to_toml
+from selfemo.config import Config, load, shipped, to_toml
 from selfemo.errors import ConfigError
-
-SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 
 def test_defaults_are_the_papers() -> None:
@@ -28,9 +26,40 @@ def test_defaults_are_the_papers() -> None:
     assert c.selfplay.synthetic_share == pytest.approx(8 / (15 + 8))
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
-def test_shipped_files_load(path: Path) -> None:
-    load([path])
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_files_load_by_name(name: str) -> None:
+    assert load([name]) == load([shipped()[name]])
+
+
+def test_a_name_that_is_no_file_is_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # a folder is no configuration
+    assert load(["quickstart"], ["seed=3"]).flywheel.prompts == 16
+    (tmp_path / "quickstart").rmdir()
+    (tmp_path / "quickstart").write_text("[flywheel]\nprompts = 5\n")
+    assert load(["quickstart"]).flywheel.prompts == 5, "a file goes before a shipped name"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("quickstrat", "quickstart"),
+        ("configs/quickstart.toml", "quickstart"),
+        ("qwen3_4b", "paper_qwen3_4b"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_and_all(
+    name: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as e:
+        load([name])
+    assert str(e.value) == (
+        f"{name}: no such configuration file; did you mean -c {near}? shipped with the package: "
+        "meld_smollm2, paper_qwen3_4b, paper_qwen3_8b, quickstart, unified_smollm2"
+    )
 
 
 def test_files_and_overrides_merge_in_order(tmp_path: Path) -> None:

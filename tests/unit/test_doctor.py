@@ -23,7 +23,7 @@ def of(told: Diagnosis, what: str) -> Finding:
 
 
 def test_a_configuration_that_can_run(tiny_model: Path, tmp_path: Path) -> None:
-    config = load(["configs/quickstart.toml"], [f'model.id="{tiny_model}"', "model.device=cpu"])
+    config = load(["quickstart"], [f'model.id="{tiny_model}"', "model.device=cpu"])
     told = diagnose(config, tmp_path / "runs")
     assert told.healthy, [f for f in told.findings if f.state == "missing"]
     assert of(told, "data sample").found.startswith("113 train")
@@ -166,7 +166,7 @@ def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
         "--out",
         str(tmp_path),
     ]
-    common = ["doctor", "-c", "configs/quickstart.toml", *sets]
+    common = ["doctor", "-c", "quickstart", *sets]
     done = runner.invoke(app, common)
     assert done.exit_code == 0 and "TFLOP" in done.stdout and "disk, GiB" in done.stdout
     done = runner.invoke(app, [*common, "--set", 'data.sources=["nowhere"]', "--json"])

@@ -1,4 +1,4 @@
-"""The rule on where a server may listen, for `selfemo serve` and `selfemo chat --web` alike."""
+"""Who may reach a server: one rule for `selfemo serve` and the page of `selfemo chat --web`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from selfemo.errors import ConfigError
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`: localhost, 127.0.0.0/8, ::1."""
+    """Whether only this machine reaches `host`; a name other than localhost counts as reachable."""
+    if host == "localhost":
+        return True
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def check_binding(host: str, *, protected: bool, insecure: bool, what: str) -> None:
-    """Refuse to listen where other machines could come in unasked.
+def check_binding(host: str, token: str | None, insecure: bool) -> None:
+    """Refuse to listen where other machines could ask without a password.
 
     Args:
-        protected: clients must send a token.
-        insecure: the user wants it without one.
-        what: what other machines could use, and how to protect it, for the message.
+        host: address or name to listen at.
+        token: what clients must send, "" where none is set; None for a server that knows no tokens.
+        insecure: the user has said that everybody may ask.
 
     Raises:
-        ConfigError: other machines reach `host`, and it is neither protected nor wanted insecure.
+        ConfigError: other machines reach `host`, no token protects it, and `insecure` is false.
     """
-    if not (is_loopback(host) or protected or insecure):
-        raise ConfigError(f"--host {host} lets other machines use {what}, or give --insecure")
+    if is_loopback(host) or token or insecure:
+        return
+    if token is None:
+        advice = "the page asks for no password: put a proxy with one before it"
+    else:
+        advice = "set a token in the environment variable SELFEMO_TOKEN (clients send it as a bearer token)"
+    raise ConfigError(f"--host {host} lets other machines ask; {advice}, or give --insecure")

@@ -150,15 +150,6 @@ def _add_measuring(app: FastAPI, service: Service) -> None:
         return response
 
 
-def check_host(host: str, token: str, insecure: bool) -> None:
-    """Raises: ConfigError, where other machines could ask without a token."""
-    check_binding(
-        host, protected=bool(token), insecure=insecure,
-        what="the model: set a token in the environment variable SELFEMO_TOKEN (clients send it as a "
-        "bearer token)",
-    )  # fmt: skip
-
-
 def serve(
     model: SelfEmo,
     *,
@@ -173,11 +164,11 @@ def serve(
     """Serve until SIGINT or SIGTERM; answers under way get `grace` seconds to end.
 
     Raises:
-        ConfigError: see `check_host`.
+        ConfigError: other machines reach `host` without a token (`binding.check_binding`).
     """
     import uvicorn
 
-    check_host(host, token, insecure)
+    check_binding(host, token, insecure)
     app = create_app(
         model,
         limits=limits,

@@ -1,0 +1,192 @@
+"""Measure models: `selfemo evaluate`, `table1`, `ablate`, `judge` and `analyse`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfemo.cli import options as opt
+from selfemo.cli.options import expert_specs
+from selfemo.cli.output import again, interruptible, print_json, print_tables, write
+
+
+def _sets(overrides: list[str] | None, split: str | None) -> list[str]:
+    return [*(overrides or []), *([f'data.eval_split="{split}"'] if split else [])]
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(help="Model id, folder, run, or an endpoint as NAME=URL,model=MODEL[,...]."),
+    ],
+    data: opt.Sources,
+    split: opt.HeldOut = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep predictions and scores here; go on if stopped.")
+    ] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare", help="Folder of another evaluation, or a run: paired differences."
+        ),
+    ] = None,
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Score a model on held-out conversations (table 1).
+
+    Accuracy, F1, mean R1, calibration and confusion.
+    """
+    from selfemo.evaluation.jobs import evaluate_model, shown
+
+    with interruptible(again(out) if out else "nothing is kept without --out") as (reporter, stop):
+        result = evaluate_model(
+            model, data, out, config or [], _sets(overrides, split), reporter, other=other,
+            stop=stop,
+        )  # fmt: skip
+    if as_json:
+        print_json(result.as_dict())
+        return
+    print_tables(shown(result))
+    for dataset, s in result.scores.items():
+        if s.failures:
+            typer.echo(f"\n{dataset}, failures by kind: {s.failures}")
+    if out is not None:
+        typer.echo(f"\n{out}: scores.json, predictions.parquet")
+
+
+def table1(
+    places: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of `evaluate --out`, or runs.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="text, markdown, latex or csv (with intervals).")
+    ] = "text",
+    out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    cross: Annotated[
+        bool, typer.Option("--cross", help="Trained on against evaluated on instead.")
+    ] = False,
+) -> None:
+    """Print table 1: the paper's rows beside what was measured."""
+    from selfemo.errors import ConfigError
+    from selfemo.reports import tables
+
+    if cross and not places:
+        raise ConfigError("--cross needs folders of `selfemo evaluate --out`, or runs")
+    if cross:
+        header, rows = tables.cross(places or [])
+    else:
+        header, rows = tables.table1(places or [], intervals=form == "csv")
+    write(tables.render(header, rows, form), out)
+
+
+def judge(
+    a: opt.SystemArgument,
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    out: Annotated[Path, typer.Option(help="Folder of judge.json, judgements.parquet.")],
+    data: opt.Sources,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option("--judge", help="NAME=URL,model=MODEL or local; may be repeated."),
+    ] = None,
+    split: opt.HeldOut = None,
+    conversations: Annotated[
+        int, typer.Option(min=0, help="Held-out conversations of each data set; 0: all.")
+    ] = 20,
+    limit: Annotated[int, typer.Option(min=0, help="Prompts to judge; 0: all.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the prompts.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Times a question is put afresh.")] = 2,
+    retry_failed: Annotated[bool, typer.Option(help="Ask again what was unreadable.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be asked; ask nothing.")
+    ] = False,
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Compare two models blind by judges (figure 3, tables 8 to 11).
+
+    Each pair of answers is shown in both orders.
+    """
+    from selfemo.evaluation.judge_jobs import judge_models, judge_table
+
+    sets = [f"data.eval_conversations={conversations}", *_sets(overrides, split)]
+    with interruptible(again(out)) as (reporter, stop):
+        result = judge_models(
+            a, b, data, expert_specs(judges), out, config or [], sets, reporter, limit=limit,
+            seed=seed, rounds=rounds, retry_failed=retry_failed, dry_run=dry_run, stop=stop,
+        )  # fmt: skip
+    if as_json or dry_run:
+        print_json(result)
+        return
+    print_tables([("Wins, ties and losses of the first", *judge_table(result))])
+    typer.echo(f"\n{out}: judge.json, judgements.parquet")
+
+
+def ablate(
+    out: Annotated[Path, typer.Option(help="Folder of the runs and of ablation.json, .md, .csv.")],
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm: seeds 0 to N - 1.")] = 3,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            help="An arm beside the full one, in place of those of table 2: vanilla-grpo, original-only, "
+            "gold-cold-start, sft-only, cold-start, backbone, or a TOML file; may be repeated.",
+        ),
+    ] = None,
+    keep: Annotated[
+        str, typer.Option(help="Checkpoints that stay of a finished run: all, last, none.")
+    ] = "last",
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")
+    ] = 1,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Run table 2: the full system against its ablations.
+
+    Each arm runs over several seeds; arms that are done are not run again.
+    """
+    from selfemo.errors import ConfigError
+    from selfemo.evaluation.experiments import KEPT, ablation_table
+    from selfemo.evaluation.experiments import ablate as run_ablation
+
+    if keep not in KEPT:
+        raise ConfigError(f"--keep {keep}: valid are {', '.join(KEPT)}")
+    with interruptible(again(out)) as (reporter, stop):
+        result = run_ablation(
+            config or [], overrides or [], out, seeds, reporter, stop=stop, keep=keep,
+            only=arm or [], jobs=jobs,
+        )  # fmt: skip
+    if as_json:
+        print_json(result)
+        return
+    print_tables([("Mean (sd) over seeds; difference from the full arm", *ablation_table(result))])
+    typer.echo(f"\n{out}: ablation.json, ablation.md, ablation.csv")
+
+
+def analyse(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    prompts: Annotated[
+        int, typer.Option(min=0, help="Held-out prompts, the same for all checkpoints; 0: all.")
+    ] = 64,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Analyse the checkpoints of a run (figure 6).
+
+    Span entropies, round trip and diversity by checkpoint, into RUN/analysis.json.
+    """
+    from selfemo.evaluation.analysis import analyse as run_analysis
+    from selfemo.evaluation.analysis import analysis_table
+
+    with interruptible("run the same command again to go on") as (reporter, stop):
+        result = run_analysis(run, prompts, reporter, stop)
+    if as_json:
+        print_json(result)
+        return
+    print_tables([("By checkpoint; entropies in nats, 95% intervals", *analysis_table(result))])
+    typer.echo(f"\n{run}: analysis.json")

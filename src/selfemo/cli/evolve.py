@@ -1,0 +1,116 @@
+"""`selfemo evolve`: algorithm 1 from the cold start to the last iteration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from selfemo.cli import options as opt
+from selfemo.cli.options import settings
+from selfemo.cli.output import interruptible, print_json
+from selfemo.cli.train import show_plan
+
+if TYPE_CHECKING:
+    from selfemo.runs.folder import RunFolder
+
+_FILES = (
+    ("dialogues.txt", "self-play to read"),
+    ("checkpoints/", "models that transformers opens"),
+    ("store.sqlite, metrics.jsonl", "every rollout with its lineage, every step"),
+    ("config.toml", "the resolved settings"),
+)
+
+
+def evolve(
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+    out: opt.Out = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    engine: opt.EngineName = None,
+    dry_run: opt.ShowPlan = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Run algorithm 1: cold start, then self-play and refits.
+
+    Each iteration lets the model talk to itself, trains it with SELF-GRPO, and refits it on the best
+    rollouts (the data flywheel).
+    """
+    from selfemo.errors import ConfigError, SelfEmoError
+    from selfemo.evaluation.predictions import evaluate_checkpoint
+    from selfemo.evaluation.summary import finish
+    from selfemo.runs.evolve import evolve as run_evolve
+    from selfemo.runs.folder import new_run_folder
+
+    if resume is not None and (config or out or engine or dry_run):
+        raise ConfigError(
+            "--resume takes its settings from the run; leave out --config, --out, --engine, --dry-run"
+        )
+    # A new run has its overrides in its settings; a run that is resumed checks and takes them itself.
+    chosen = settings(config, overrides, engine) if resume is None else None
+    changes = (overrides or []) if resume is not None else []
+    folder = resume or out or new_run_folder()
+    if dry_run and chosen is not None:
+        show_plan(chosen, chosen.model.id, folder)
+        return
+    go_on = f"go on with: selfemo evolve --resume {folder}"
+    with interruptible(go_on) as (reporter, stop):
+        reporter.say(f"run folder: {folder}")
+        try:
+            run = run_evolve(folder, chosen, evaluate_checkpoint, reporter, stop, changes)
+        except SelfEmoError as e:
+            if not isinstance(e, ConfigError) and (folder / "config.toml").exists():
+                reporter.say(f"what is done is kept; {go_on}")
+            raise
+    try:
+        _show_summary(run, finish(run), as_json)
+    finally:
+        run.close()
+
+
+def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> None:
+    from rich.console import Console
+
+    from selfemo.evaluation.summary import change_line, next_commands, scores_of
+
+    if as_json:
+        print_json({"run": str(run.path), **summary})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    _print_scores("Held-out scores, 95% intervals by conversation", scores_of(run))
+    console.print(change_line(summary))
+    console.print("\nWhat the stages did:")
+    for stage in summary["stages"]:
+        said = ", ".join(f"{k} {v}" for k, v in stage.items() if k not in ("name", "seconds"))
+        console.print(f"  {stage['name']:<20} {stage['seconds']:5.0f} s  {said}", markup=False)
+    console.print("\nThree self-play dialogues:\n")
+    console.print((run.path / "dialogues.txt").read_text(), markup=False)
+    console.print(f"Run folder: {run.path}")
+    first = (
+        ("summary.md, summary.json", "the table above"),
+        ("figures/", ", ".join(summary["figures"])),
+    )
+    for name, what in (*first, *_FILES):
+        console.print(f"  {name:<28} {what}", markup=False)
+    console.print("\nTry next:")
+    for command in next_commands(run.path, run.config.data.sources):
+        console.print(f"  {command}", markup=False)
+
+
+def _print_scores(title: str, scores: Any) -> None:
+    """Scores by checkpoint and data set; intervals may wrap in a narrow terminal, names never do."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from selfemo.evaluation.summary import HEADER, table_rows
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    table = Table(title=title)
+    for name in HEADER:
+        table.add_column(name, no_wrap=name in ("checkpoint", "data", "n"))
+    for row in table_rows(scores):
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,99 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from selfemo.config import Config
+    from selfemo.models.generation.chat import ExpertSpec
+
+BUILTIN = "builtin:smollm2-135m"
+EMBEDDER = "builtin:all-minilm-l6-v2"
+
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="TOML file, or the name of one that is shipped (quickstart, ...); several merge left to right.",
+    ),
+]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder (default: runs/DATE-TIME).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
+
+# data
+Sources = Annotated[
+    list[str], typer.Option("--data", help='"sample", a path, or NAME:PATH; may be repeated.')
+]
+SourceArgument = Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')]
+Splits = Annotated[list[str], typer.Option("--split", help="train, dev, test or all.")]
+HeldOut = Annotated[
+    str | None, typer.Option("--split", help="dev or test (default: the configuration's).")
+]
+Limit = Annotated[int, typer.Option(min=0, help="First N conversations; 0 takes all.")]
+Lenient = Annotated[bool, typer.Option(help="Skip and count broken rows.")]
+
+# models
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Run folder, model folder, id, or endpoint NAME=URL,model=MODEL[,...].",
+    ),
+]
+ModelArgument = Annotated[str, typer.Argument(help="Model id, folder or run.")]
+SystemArgument = Annotated[
+    str, typer.Argument(help="Run, RUN@CHECKPOINT, model folder or id, endpoint.")
+]
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", help="local (one device) or verl (a cluster of GPUs); --set engine=."),
+]
+ShowPlan = Annotated[
+    bool, typer.Option("--dry-run", help="Show what verl would be told to run; run nothing.")
+]
+EmbedderId = Annotated[str, typer.Option(help="Folder or hub id of a sentence embedder.")]
+
+# experts
+Experts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expert",
+        help="NAME=URL,model=MODEL[,key=ENV_VARIABLE,concurrency=,rpm=,tpm=,timeout=,attempts=,"
+        "temperature=,json=none|object|schema], or local[,model=ID]; may be repeated.",
+    ),
+]
+Rounds = Annotated[int, typer.Option(min=1, help="Tries per question, each with one repair.")]
+RetryFailed = Annotated[bool, typer.Option(help="Ask anew what ended in an unusable answer.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say how many calls and tokens; ask nothing.")
+]
+
+# servers
+Host = Annotated[str, typer.Option(help="Address to listen at.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Let other machines ask without a password.")
+]
+
+
+def settings(
+    files: list[Path] | None, overrides: list[str] | None, engine: str | None = None
+) -> Config:
+    """The configuration that --config, --set and --engine give."""
+    from selfemo.config import load
+
+    return load(files or [], [*(overrides or []), *([f"engine={engine}"] if engine else [])])
+
+
+def expert_specs(texts: list[str] | None) -> list[ExpertSpec]:
+    from selfemo.models.generation.chat import parse_experts
+
+    return parse_experts(texts or [])

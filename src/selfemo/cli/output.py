@@ -1,0 +1,89 @@
+"""How commands print results, say progress, and end when they are stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from selfemo.progress import Console, StopRequest
+
+
+def reporter() -> Console:
+    from selfemo.progress import Console
+
+    return Console()
+
+
+@contextmanager
+def interruptible(go_on: str) -> Iterator[tuple[Console, StopRequest]]:
+    """Take SIGINT and SIGTERM as requests to stop while the block runs.
+
+    A stopped block ends the command with exit code 130 and the line "stopped; " + `go_on`.
+
+    Args:
+        go_on: the command that goes on, or what is lost.
+
+    Yields:
+        The reporter and the stop request to hand to the work.
+    """
+    from selfemo.progress import Stopped, StopRequest
+
+    said, stop = reporter(), StopRequest()
+    try:
+        with stop.on_signals(said.say):
+            yield said, stop
+    except (Stopped, KeyboardInterrupt):
+        said.say(f"stopped; {go_on}")
+        raise typer.Exit(130) from None
+
+
+def again(out: Path) -> str:
+    """How to go on with a command that continues what its output folder or file holds."""
+    return f"run the same command again to go on in {out}"
+
+
+def print_json(value: object) -> None:
+    typer.echo(json.dumps(value))
+
+
+def print_counts(counts: Mapping[str, Any], as_json: bool, hint: str = "") -> None:
+    """Counts by name, a line each, then `hint`; or one JSON object."""
+    if as_json:
+        print_json(counts)
+        return
+    for key, value in counts.items():
+        typer.echo(f"{key.replace('_', ' ')}: {value}")
+    if hint:
+        typer.echo(hint)
+
+
+def print_tables(tables: Iterable[tuple[str, list[str], list[list[str]]]]) -> None:
+    """Tables as (title, header, rows)."""
+    from selfemo.reports.tables import render
+
+    for title, header, rows in tables:
+        typer.echo(f"\n{title}\n\n{render(header, rows)}", nl=False)
+
+
+def write(text: str, out: Path | None) -> None:
+    """Write to a file, or to standard output where `out` is None.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    from selfemo.errors import StoreError
+
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from e

@@ -1,0 +1,171 @@
+"""Use a model: `selfemo predict` on files, `serve` over HTTP, `chat` with a character."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfemo.cli import options as opt
+from selfemo.cli.output import interruptible
+
+
+def predict(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="CSV, TSV, JSONL, TXT, SRT or VTT file; or a data set: sample, a path, NAME:PATH.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="A .jsonl or .csv file; go on if stopped.")],
+    model: opt.ModelName = opt.BUILTIN,
+    labels: Annotated[
+        str | None, typer.Option(help="Emotions to tell apart, by commas, or meld, emorynlp, ...")
+    ] = None,
+    text: Annotated[str, typer.Option(help="CSV column of the text.")] = "",
+    speaker: Annotated[str, typer.Option(help="CSV column of the speaker.")] = "",
+    conversation: Annotated[str, typer.Option(help="CSV column of the conversation's id.")] = "",
+    gap: Annotated[
+        float, typer.Option(min=0, help="Seconds of silence that part two scenes of subtitles.")
+    ] = 30.0,
+    encoding: Annotated[str, typer.Option(help="Of the input file.")] = "utf-8-sig",
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+) -> None:
+    """Label each turn of a transcript with its emotion.
+
+    Each line of the result has the emotion, how sure the model is, and all probabilities.
+    """
+    from selfemo.data.transcripts import ReadSettings
+    from selfemo.serve.asking import label_set_of
+    from selfemo.serve.labelling import Source, check_out, label_file
+    from selfemo.serve.selfemo import SelfEmo
+
+    known = label_set_of(labels.split(",") if "," in labels else labels) if labels else None
+    read = Source(source, ReadSettings(text, speaker, conversation, encoding, gap))
+    check_out(out, read.path)
+    go_on = f"run the same command again to go on with {out}"
+    with (
+        closing(
+            SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])
+        ) as opened,
+        interruptible(go_on) as (reporter, stop),
+    ):
+        done = label_file(read, out, opened, reporter, labels=known, stop=stop)
+    typer.echo(f"{out}: {done.turns} turns, {done.failed} without a prediction")
+
+
+def serve(
+    model: opt.ModelName = opt.BUILTIN,
+    host: opt.Host = "127.0.0.1",
+    port: opt.Port = 8000,
+    insecure: opt.Insecure = False,
+    name: Annotated[str, typer.Option(help="How answers call the model.")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer.")] = 60.0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=32, help="Most tokens of an answer.")] = 512,
+    max_body: Annotated[int, typer.Option(min=1000, help="Bytes of a request.")] = 262_144,
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+) -> None:
+    """Serve emotions and answers over HTTP, also to OpenAI clients.
+
+    Clients must send the token in the environment variable SELFEMO_TOKEN, where it is set.
+    """
+    from selfemo.errors import MissingExtraError
+    from selfemo.serve.binding import check_binding
+
+    token = os.environ.get("SELFEMO_TOKEN", "")
+    check_binding(host, token, insecure)
+    try:
+        from selfemo.serve import server
+    except ImportError as e:
+        raise MissingExtraError(
+            f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'"
+        ) from None
+    from selfemo.serve.selfemo import SelfEmo
+
+    limits = server.Limits(
+        max_body=max_body, timeout=timeout, max_batch=max_batch, max_waiting=max_waiting,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+    with closing(SelfEmo(model, files=config or [], overrides=overrides or [])) as opened:
+        try:
+            server.serve(
+                opened,
+                host=host,
+                port=port,
+                limits=limits,
+                token=token,
+                insecure=insecure,
+                name=name,
+            )
+        except KeyboardInterrupt:
+            typer.echo("stopped", err=True)
+
+
+def chat(
+    model: opt.SystemArgument,
+    persona: Annotated[
+        str,
+        typer.Option(help="NAME: what they are like; or a name of the sample set."),
+    ] = "Mia: warm, quick to laugh, hides it when she is hurt",
+    second: Annotated[
+        str, typer.Option(help="A second character, to watch the two talk.")
+    ] = "Bo: calm and dry, slow to trust",
+    scene: Annotated[str, typer.Option(help="Where the conversation takes place.")] = "",
+    you: Annotated[str, typer.Option(help="Your name in it.")] = "You",
+    web: Annotated[bool, typer.Option("--web", help="A page in the browser.")] = False,
+    compare: Annotated[
+        str | None, typer.Option(help="Another model for blind votes on the page.")
+    ] = None,
+    votes: Annotated[Path, typer.Option(help="Where blind votes go.")] = Path("votes.jsonl"),
+    host: opt.Host = "127.0.0.1",
+    port: opt.Port = 7860,
+    insecure: opt.Insecure = False,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 0.3,
+    seed: opt.Seed = 0,
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+) -> None:
+    """Talk with a character and see the emotions of each turn.
+
+    In the terminal, or on a page in the browser with --web.
+    """
+    from selfemo.errors import ConfigError
+    from selfemo.serve.binding import check_binding
+    from selfemo.serve.chat.session import Session, character
+    from selfemo.serve.selfemo import SelfEmo
+
+    if compare and not web:
+        raise ConfigError("--compare needs --web")
+    check_binding(host, None, insecure)
+    pair = (character(persona), character(second))
+    names = [*(c.name for c in pair), you]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"three have to have different names: {', '.join(names)}")
+
+    def opened(name: str) -> SelfEmo:
+        return SelfEmo(
+            name, temperature=temperature, seed=seed, files=config or [], overrides=overrides or []
+        )
+
+    if not web:
+        from rich.console import Console
+
+        from selfemo.serve.chat.terminal import chat as talk
+
+        talk(opened(model), Session(pair[:1], scene, you), Console())
+        return
+    from selfemo.serve.chat.web import build, launch
+
+    page = build(
+        opened(model), opened(compare) if compare else None, Session(pair, scene, you), votes
+    )
+    typer.echo(f"{launch(page, host, port, wait=False)} (Ctrl-C ends it)")
+    page.block_thread()

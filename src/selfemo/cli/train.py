@@ -1,0 +1,108 @@
+"""Stages on their own: `selfemo sft`, `train` and `selfplay`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfemo.cli import options as opt
+from selfemo.cli.options import settings
+from selfemo.cli.output import interruptible, reporter
+
+if TYPE_CHECKING:
+    from selfemo.config import Config
+
+
+def sft(
+    out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+) -> None:
+    """Train on gold data alone: the cold start."""
+    from selfemo.runs.standalone import sft_alone
+
+    info = sft_alone(out, settings(config, overrides), reporter())
+    typer.echo(f"{out}: trained on {info['samples']} samples in {info['steps']} steps")
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="Model id, folder or run to start from.")],
+    out: Annotated[Path, typer.Option(help="Run folder; the model goes to checkpoints/.")],
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+    engine: opt.EngineName = None,
+    dry_run: opt.ShowPlan = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the stage that --out holds.")
+    ] = False,
+) -> None:
+    """Train with SELF-GRPO and self-play alone.
+
+    The model must write the format already, as one of `selfemo sft` does.
+    """
+    from selfemo.errors import ConfigError
+    from selfemo.runs.settings import find_checkpoint
+    from selfemo.runs.standalone import train_alone
+
+    if resume and (config or overrides or engine or dry_run):
+        raise ConfigError("--resume takes its settings from the run; leave out the others")
+    chosen = None if resume else settings(config, overrides, engine)
+    if dry_run and chosen is not None:
+        show_plan(chosen, find_checkpoint(model), out)
+        return
+    go_on = f"go on with: selfemo train {model} --out {out} --resume"
+    with interruptible(go_on) as (said, stop):
+        counts = train_alone(model, out, chosen, said, stop)
+    typer.echo(f"{out}: {json.dumps(counts)}")
+
+
+def selfplay(
+    model: opt.ModelArgument,
+    data: opt.Sources,
+    prompts: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the store of what was played.")
+    ] = None,
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
+) -> None:
+    """Let a model talk to itself, without training, and read it.
+
+    Each dialogue starts from the history of a real conversation.
+    """
+    from selfemo.runs.folder import new_run_folder
+    from selfemo.runs.standalone import selfplay_alone
+
+    folder = out or new_run_folder()
+    counts, texts = selfplay_alone(
+        model, data, prompts, folder, config or [], overrides or [], reporter()
+    )
+    for text in texts:
+        typer.echo(text + "\n")
+    typer.echo(f"{folder / 'store.sqlite'}: {json.dumps(counts)}")
+
+
+def show_plan(config: Config, model: str, folder: Path) -> None:
+    """Print the launches of an RL stage with verl, their commands ready for a shell."""
+    import shlex
+
+    from selfemo.errors import ConfigError
+    from selfemo.training.verl.waves import plan
+
+    if config.engine != "verl":
+        raise ConfigError("--dry-run shows what verl would run; add --engine verl")
+    found = plan(config, model, folder)
+    for i, wave in enumerate(found["waves"]):
+        first, last = wave["steps"]
+        typer.echo(
+            f"# wave {i}: steps {first} to {last}, {wave['prompts']} prompts, of them at most "
+            f"{wave['synthetic_at_most']} of self-play"
+        )
+        typer.echo(" \\\n  ".join(map(shlex.quote, wave["command"])) + "\n")
+    typer.echo(
+        f"# {found['gpus']} GPUs, {found['prompts']} prompts, {found['completions']} completions, "
+        f"{found['rounds']} rounds, {found['optimiser_steps']} optimiser steps"
+    )

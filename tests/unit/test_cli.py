@@ -1,0 +1,189 @@
+"""The command line: its list, help, how it ends when stopped, and bad input to each group of commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from selfemo.cli import app
+from selfemo.cli.output import interruptible
+from selfemo.errors import ConfigError, DataError, SelfEmoError
+from selfemo.progress import Stopped
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Each command and group by the words that name it."""
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
+
+
+def test_the_list_of_commands() -> None:
+    named = {" ".join(c) for c in COMMANDS}
+    assert named == {
+        "", "evolve", "sft", "train", "selfplay", "predict", "serve", "chat", "evaluate", "table1",
+        "ablate", "judge", "analyse", "report", "doctor", "data", "data check", "personas",
+        "personas extract", "personas profiles", "personas cluster", "coldstart", "coldstart generate",
+        "coldstart soften", "store", "store export", "store select",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns(command: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].startswith("  ") and len(lines[2].split()) > 3, "says what the command does"
+    if "Commands:" in lines:
+        for line in lines[lines.index("Commands:") + 1 :]:
+            assert line.endswith("."), f"cut short or wrapped: {line}"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from selfemo.cli import run\n"
+        "try: run()\n"
+        "finally: print(sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "evolve" in done.stdout
+    loaded = set(done.stderr.strip("[]\n").replace("'", "").split(", "))
+    assert "typer" in loaded
+    heavy = {
+        "torch",
+        "transformers",
+        "numpy",
+        "polars",
+        "pydantic",
+        "sklearn",
+        "matplotlib",
+        "rich",
+    }
+    assert not loaded & heavy
+
+
+# -- stopping -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [Stopped, KeyboardInterrupt])
+def test_a_stopped_command_says_how_to_go_on(
+    how: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended, interruptible("run it again"):
+        raise how
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "stopped; run it again\n"
+
+
+def test_a_signal_is_a_request_to_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit), interruptible("run it again") as (_, stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked
+        stop.check()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "stopping after this step" in capsys.readouterr().err
+
+
+def test_other_errors_pass_a_block_that_can_be_stopped() -> None:
+    with pytest.raises(DataError, match="broken"), interruptible("run it again"):
+        raise DataError("broken")
+
+
+# -- bad input ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("evolve -c quickstrat", "did you mean -c quickstart?"),
+        ("evolve --set nonsense", "section.key=value"),
+        ("evolve --resume {empty}", "is not a run folder"),
+        ("evolve --resume {empty} --set grpo.lr=1", "is not a run folder"),
+        ("evolve --resume {empty} -c quickstart", "--resume takes its settings from the run"),
+        ("evolve --dry-run", "add --engine verl"),
+        ("evolve --engine none", "engine"),
+        ("sft --out {empty}/m -c {empty}", "cannot be read as TOML"),
+        ("train x --out {empty} --resume --set seed=1", "--resume takes its settings from the run"),
+        ("selfplay x --data {empty}/none", "no such file or folder"),
+        ("predict {empty}/none.csv --out {empty}/out.csv", "no such file or folder"),
+        ("predict sample --out {empty}/out.txt", ".jsonl or .csv"),
+        ("serve --host 0.0.0.0", "SELFEMO_TOKEN"),
+        ("chat x --web --host 0.0.0.0", "--insecure"),
+        ("chat x --compare y", "--compare needs --web"),
+        ("evaluate {empty} --data sample", "not a model folder"),
+        ("table1 --cross", "--cross needs folders"),
+        ("table1 --format word", "word"),
+        ("ablate --out {empty} --keep some", "valid are all, last, none"),
+        ("ablate --out {empty} --arm none", "none"),
+        ("judge a b --data sample --out {empty} --judge x", "write it as NAME=URL"),
+        ("analyse {empty}", "is not a run folder"),
+        ("report {empty} --out {empty}/r.html", "is not a run folder"),
+        ("doctor --machine abacus", "abacus"),
+        ("data check {empty}/none", "no such file or folder"),
+        ("personas extract sample --out {empty}", "name an expert"),
+        ("personas extract sample --out {empty} --expert x", "--expert x"),
+        ("personas profiles {empty}", "{empty}"),
+        ("personas cluster {empty}", "{empty}"),
+        ("coldstart generate sample --out {empty}/c.parquet --reasoning long", "none, brief, full"),
+        (
+            "coldstart generate sample --out {empty}/c.parquet --reasoning brief",
+            "needs an --expert",
+        ),
+        ("coldstart soften x {empty}/c.parquet --out {empty}/d.parquet", "c.parquet"),
+        ("store export {empty} --out {empty}/s", "{empty}"),
+        ("store select {empty} --out {empty}/s.parquet", "{empty}"),
+    ],
+)
+def test_bad_input_is_an_error_of_the_users(
+    command: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SELFEMO_TOKEN", raising=False)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = CliRunner().invoke(app, [w.format(empty=empty) for w in command.split()])
+    assert isinstance(result.exception, SelfEmoError), result
+    assert says.format(empty=empty) in str(result.exception)
+    assert not list(empty.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evolve --nonsense",
+        "train",
+        "serve --port 70000",
+        "evaluate x",
+        "data",
+        "store select x --max-share 2",
+    ],
+)
+def test_wrong_usage_ends_with_2_and_a_hint(command: str) -> None:
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 2 and "Usage:" in result.output
+
+
+def test_the_two_ways_to_give_settings(tmp_path: Path) -> None:
+    """--engine is the last word over --set, and --set over -c."""
+    from selfemo.cli.options import settings
+
+    found = settings([Path("quickstart")], ["engine=local", "seed=4"], "verl")
+    assert (found.engine, found.seed, found.flywheel.prompts) == ("verl", 4, 16)
+    with pytest.raises(ConfigError, match="engine=none"):
+        settings(None, None, "none")
