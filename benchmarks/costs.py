@@ -116,7 +116,7 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
 
     def sample(length: int) -> int:
         settings = SamplingSettings(length, 1.0, 1.0, token_budget=65536)
-        made = e.generate(requests, settings)
+        made = e.sampler.generate(requests, settings)
         return sum(len(s.token_ids) for group in made for s in group)
 
     sample(2)

@@ -23,7 +23,8 @@ def rewards(n: int, repeats: int) -> Row:
     Both take what a trainer hands over: weights of seven emotions per rollout. The peer is the loop over
     samples with dictionaries, as eqs. 8-13 are read.
     """
-    from selfemo.method.rewards import consensus_rows, iou_rows
+    from selfemo.method.rewards.consensus import consensus_rows
+    from selfemo.method.rewards.iou import iou_rows
     from selfemo.method.self_grpo import advantages
 
     rng = np.random.default_rng(0)

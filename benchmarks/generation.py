@@ -32,7 +32,7 @@ def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) 
     def ours() -> None:
         at["ours"] += 1
         batch = batches[at["ours"] % len(batches)]
-        done = e.generate(
+        done = e.sampler.generate(
             [Request(f.ids, G, at["ours"] * 100 + k) for k, f in enumerate(batch)], settings
         )
         lengths["ours"] += [len(s.token_ids) for g in done for s in g]

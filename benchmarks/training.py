@@ -320,7 +320,7 @@ def memory(model: str, side: str, groups: int = 1, micro: int = G, prompt: int =
         e = engine(model)
         micro_tokens = min((prompt + G * REPLY) * groups, SETTINGS["micro_tokens"])
         config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=micro_tokens)
-        e.generate(
+        e.sampler.generate(
             [Request(p, G, 0) for p in prompts[::G]],
             SamplingSettings(max_new_tokens=REPLY, token_budget=65536),
         )

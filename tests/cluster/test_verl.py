@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfemo.config import load
+from selfemo.method.prompts import fit
 from selfemo.method.rewards import consensus, weighted_iou
 from selfemo.method.self_grpo import advantages
 from selfemo.method.types import LABEL_SETS, Completion
 from selfemo.models.policy import ChatTokenizer
-from selfemo.training.verl import engine as cluster
+from selfemo.training.verl.exchange import Task, prompt_rows, sft_rows, write_parquet
+from selfemo.training.verl.settings import PLUGIN, rl_overrides, sft_overrides
 from tests.conftest import dist, make_prompt
 
 # Ray's workers are nice by 15 unless told: beside any other work these tests would wait for minutes.
@@ -44,7 +46,7 @@ def compose(name: str, overrides: Sequence[str]) -> Any:
 
 
 def rl_config(config: Any, model: str = "Qwen/Qwen3-4B", folder: Path = Path("/r/stage")) -> Any:
-    made = cluster.rl_overrides(
+    made = rl_overrides(
         config, model, folder, train=folder / "t.parquet", held=folder / "h.parquet", last_step=10,
         rounds=40,
     )  # fmt: skip
@@ -64,7 +66,7 @@ def test_hydra_composes_the_trainer_of_the_papers_configuration(path: Path) -> N
     validate_config(made, use_reference_policy=True, use_critic=False)
     sft = compose(
         "sft_trainer_engine",
-        cluster.sft_overrides(
+        sft_overrides(
             config, "m", Path("/r"), train=Path("/r/s.parquet"), sft=config.sft, epochs=3
         ),
     )
@@ -86,11 +88,11 @@ def test_verls_data_sets_read_what_is_written(tiny_model: Path, tmp_path: Path) 
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
     config = load([PAPER[0]], [f'model.id="{tiny_model}"'])
-    batch = cluster.FitBatch(config)
-    tokenizer, (fitted,) = batch.reader.tokenizer, batch([make_prompt()])
+    reader = ChatTokenizer.load(str(tiny_model))
+    tokenizer, fitted = reader.tokenizer, fit(make_prompt(), reader.encode, 4096)
     assert fitted is not None
     prompts, samples = tmp_path / "p.parquet", tmp_path / "s.parquet"
-    cluster.write_parquet(prompts, cluster.prompt_rows([fitted], batch.reader, config))
+    write_parquet(prompts, prompt_rows([fitted], reader, "none"))
     made = rl_config(config, str(tiny_model))
     item = RLHFDataset([str(prompts)], tokenizer, made.data)[0]
     ids = tokenizer.apply_chat_template(
@@ -98,17 +100,13 @@ def test_verls_data_sets_read_what_is_written(tiny_model: Path, tmp_path: Path) 
         **made.data.apply_chat_template_kwargs,
     )  # fmt: skip
     assert tuple(ids) == fitted.ids
-    assert cluster.Task.from_json(item["reward_model"]["ground_truth"]).prompt == fitted.prompt.id
+    assert Task.from_json(item["reward_model"]["ground_truth"]).prompt == fitted.prompt.id
 
     completion = "E: joy\nS: joy\nR: We won!"
-    cluster.write_parquet(
-        samples, cluster.sft_rows([(fitted.prompt, completion)], batch.reader, config)
-    )
+    write_parquet(samples, sft_rows([(fitted.prompt, completion)], reader, "none"))
     sft = compose(
         "sft_trainer_engine",
-        cluster.sft_overrides(
-            config, str(tiny_model), tmp_path, train=samples, sft=config.sft, epochs=1
-        ),
+        sft_overrides(config, str(tiny_model), tmp_path, train=samples, sft=config.sft, epochs=1),
     )
     row = MultiTurnSFTDataset([str(samples)], tokenizer, sft.data)[0]
     seen = row["input_ids"].tolist()
@@ -229,7 +227,7 @@ TEXTS = [
 def score(text: str, **more: Any) -> dict[str, Any]:
     from selfemo.training.verl.plugin import compute_score
 
-    task = cluster.Task("c/1", MELD, dist(joy=1))
+    task = Task("c/1", MELD, dist(joy=1))
     return compute_score("toy", text, task.to_json(), **more)
 
 
@@ -241,7 +239,7 @@ def test_the_reward_is_loaded_by_verls_loader() -> None:
     made = rl_config(load([PAPER[0]]))
     assert resolve_reward_manager_cls(made) is EmotionRewardManager
     loaded = get_custom_reward_fn(made)
-    truth = cluster.Task("c/1", MELD, dist(joy=1)).to_json()
+    truth = Task("c/1", MELD, dist(joy=1)).to_json()
     found = loaded(data_source="toy", solution_str=TEXTS[0], ground_truth=truth, extra_info={})
     assert found["score"] == pytest.approx(0.6 / 1.4) and found["acc"] == 1.0
     exact = get_custom_reward_fn(rl_config(load([PAPER[0]], ["reward.primary=exact"])))
@@ -261,7 +259,7 @@ def test_r2_of_the_worked_group() -> None:
 
     texts = ["E: joy 5, surprise 5\nS: joy\nR: A.", *TEXTS[1:4]]
     infos = [score(t) for t in texts] + [score(TEXTS[5])]
-    tasks = [cluster.Task("c/1", MELD, dist(joy=1))] * 5
+    tasks = [Task("c/1", MELD, dist(joy=1))] * 5
     found = secondary_rewards(infos, list("ggggh"), tasks, "count")
     assert found == pytest.approx([1 / 3] * 4 + [0])
 
@@ -279,7 +277,7 @@ def ray_processes() -> Any:
         log_to_driver=False,
         runtime_env={"env_vars": {
             "PYTHONPATH": f"{root}:{root}/src", "OMP_NUM_THREADS": "1",
-            "VERL_USE_EXTERNAL_MODULES": cluster.PLUGIN,
+            "VERL_USE_EXTERNAL_MODULES": PLUGIN,
         }},
     )  # fmt: skip
     yield ray
@@ -308,7 +306,7 @@ def test_verls_reward_workers_give_what_one_process_gives(
     width = max(map(len, ids))
     responses = torch.tensor([[*r, *[end] * (width - len(r))] for r in ids])
     seen = torch.tensor([[1, 1, *[1] * len(r), *[0] * (width - len(r))] for r in ids])
-    tasks = [cluster.Task(f"c/{i}", MELD, y).to_json() for i, (_, y, _) in enumerate(rows)]
+    tasks = [Task(f"c/{i}", MELD, y).to_json() for i, (_, y, _) in enumerate(rows)]
     data = DataProto(
         batch=TensorDict(
             {"prompts": torch.ones(24, 2, dtype=torch.long), "responses": responses,

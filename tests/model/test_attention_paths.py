@@ -15,8 +15,8 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention
-from selfemo.training.engine import LocalEngine
-from selfemo.training.protocol import RlItem, SftItem
+from selfemo.training.engine import LocalEngine, SftItem
+from selfemo.training.protocol import RlItem
 from selfemo.training.token_scores import score_tokens
 from tests.conftest import MELD
 

@@ -13,8 +13,7 @@ import torch
 from selfemo.config import GrpoConfig, ModelConfig, SftConfig
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.packing import pack
-from selfemo.training.engine import LocalEngine
-from selfemo.training.protocol import SftItem
+from selfemo.training.engine import LocalEngine, SftItem
 from selfemo.training.token_scores import score_tokens
 from tests.support.engines import gradients, plain_logprobs, rl_items
 
@@ -89,8 +88,8 @@ def test_a_sampled_completion_does_not_depend_on_its_batch(tiny_model: Path) -> 
     e = engine(tiny_model)
     requests = [Request(i.prompt_ids, 4, 11 + k) for k, i in enumerate(rl_items(5, 1))]
     settings = SamplingSettings(max_new_tokens=10)
-    together = e.generate(requests, settings)
-    alone = [e.generate([r], settings)[0] for r in requests]
+    together = e.sampler.generate(requests, settings)
+    alone = [e.sampler.generate([r], settings)[0] for r in requests]
     same = [
         x.token_ids == y.token_ids
         for g, h in zip(together, alone, strict=True)

@@ -17,8 +17,8 @@ from selfemo.models.loading import load_policy
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention
 from selfemo.models.references import resolve, verify_checkpoint
-from selfemo.training.engine import LocalEngine
-from selfemo.training.protocol import RlItem, SftItem, epoch_batches, learning_rate, run_sft
+from selfemo.training.engine import LocalEngine, SftItem
+from selfemo.training.protocol import RlItem, epoch_batches, learning_rate
 from selfemo.training.token_scores import score_tokens
 from tests.support.engines import assert_same_gradients, engine, gradients, plain_logprobs, rl_items
 
@@ -89,7 +89,7 @@ def test_greedy_equals_transformers_generate(tiny_model: Path, attention: Attent
     prompts = [shared + rng.integers(3, 300, n).tolist() for n in (3, 9, 1)]
     prompts.append(rng.integers(3, 300, 30).tolist())
     requests = [Request(p, 2, share="s" if k < 3 else None) for k, p in enumerate(prompts)]
-    got = e.generate(requests, SamplingSettings(max_new_tokens=12, temperature=0))
+    got = e.sampler.generate(requests, SamplingSettings(max_new_tokens=12, temperature=0))
     for p, samples in zip(prompts, got, strict=True):
         expected = e.policy.core.generate(
             torch.tensor([p]), max_new_tokens=12, do_sample=False,
@@ -104,7 +104,7 @@ def test_sampled_logprobs_are_the_policys(tiny_model: Path, attention: Attention
     prompt = rl_items(1, 1)[0].prompt_ids
     for t in (1.0, 0.6):
         settings = SamplingSettings(max_new_tokens=8, temperature=t)
-        for s in e.generate([Request(prompt, 4, seed=3)], settings)[0]:
+        for s in e.sampler.generate([Request(prompt, 4, seed=3)], settings)[0]:
             tree = pack([[*prompt, *s.token_ids]])
             with torch.no_grad():
                 scores = score_tokens(e.policy, [tree], [[len(prompt)]], temperature=t)
@@ -116,9 +116,11 @@ def test_samples_do_not_depend_on_the_batch(tiny_model: Path, attention: Attenti
     e = engine(tiny_model, attention)
     prompts = [i.prompt_ids for i in rl_items(3, 1)]
     settings = SamplingSettings(max_new_tokens=16)
-    together = e.generate([Request(p, 3, seed=k) for k, p in enumerate(prompts)], settings)
-    alone = [e.generate([Request(p, 3, seed=k)], settings)[0] for k, p in enumerate(prompts)]
-    small = e.generate(
+    together = e.sampler.generate([Request(p, 3, seed=k) for k, p in enumerate(prompts)], settings)
+    alone = [
+        e.sampler.generate([Request(p, 3, seed=k)], settings)[0] for k, p in enumerate(prompts)
+    ]
+    small = e.sampler.generate(
         [Request(p, 3, seed=k) for k, p in enumerate(prompts)],
         SamplingSettings(max_new_tokens=16, token_budget=1),
     )
@@ -181,9 +183,11 @@ def test_sft_learns(tiny_model: Path) -> None:
     losses = []
     config = SftConfig(lr=3e-3, batch_size=4, micro_tokens=512)
     e.begin_stage(config)
-    run_sft(
-        e, sft_items(), config, epochs=60, seed=0, on_step=lambda s, t, m: losses.append(m["loss"])
-    )
+    items = sft_items()
+    steps = [b for k in range(60) for b in epoch_batches([i.share for i in items], 4, 8, 0, k)]
+    for step, batch in enumerate(steps):
+        lr = learning_rate(config, step, len(steps))
+        losses.append(e.sft_step([items[i] for i in batch], config, lr)["loss"])
     assert losses[-1] < 0.3 * losses[0]
 
 
@@ -337,7 +341,7 @@ def test_rl_raises_what_is_rewarded(tiny_model: Path) -> None:
 
     before = logp()
     for step in range(40):
-        samples = e.generate(
+        samples = e.sampler.generate(
             [Request(prompt, 16, seed=step)], SamplingSettings(max_new_tokens=1, temperature=1.0)
         )[0]
         rewards = np.array([float(s.token_ids[0] == wanted) for s in samples] + [1.0])
@@ -386,7 +390,7 @@ def test_weights_that_are_not_finite_are_never_written(
         e.save_training_state(tmp_path / "s.safetensors")
     assert not list(tmp_path.iterdir())
     with pytest.raises(NotFiniteError, match="not numbers"):
-        e.generate([Request([5, 6], 2, 0)], SamplingSettings(4, 1.0, 1.0))
+        e.sampler.generate([Request([5, 6], 2, 0)], SamplingSettings(4, 1.0, 1.0))
 
 
 # -- adapters, precision, checkpoints --------------------------------------------------------------

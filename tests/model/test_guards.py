@@ -13,8 +13,11 @@ from selfemo.config import Config
 from selfemo.errors import GuardError
 from selfemo.method.prompts import conversation_prompts
 from selfemo.progress import Quiet
+from selfemo.runs.evolve import cold_start
+from selfemo.runs.evolve import rl as rl_stage
 from selfemo.runs.folder import RunFolder
 from selfemo.runs.inputs import run_inputs
+from selfemo.training import open_trainer
 from selfemo.training.engine import LocalEngine
 from tests.conftest import toy_conversations, write_jsonl
 from tests.support.runs import content, evolve, settings
@@ -59,14 +62,15 @@ def all_finite(folder: Path) -> int:
 
 
 def cold(run: RunFolder) -> dict:
-    run.cold_start(run_inputs(run.config)[1])
-    return json.loads(run.store.stage("cold-start")["info"])
+    trainer = open_trainer(run.config, run.path, run.stop)
+    return cold_start(run, trainer, run_inputs(run.config)[1])
 
 
-def rl(run: RunFolder) -> dict:
-    """The RL stage from the untrained model (kl_coef and rates as configured)."""
-    train = run_inputs(run.config)[1]
-    run.rl([p for c in train for p in conversation_prompts(c, future=True)], train, [], "start", 1)
+def rl(run: RunFolder, start: str = "start") -> dict:
+    """The RL stage from a checkpoint (kl_coef and rates as configured)."""
+    trainer, train = open_trainer(run.config, run.path, run.stop), run_inputs(run.config)[1]
+    prompts = [p for c in train for p in conversation_prompts(c, future=True)]
+    rl_stage(run, trainer, prompts, train, [], start, 1)
     return json.loads(run.store.stage("iteration-1-rl")["info"])
 
 
@@ -106,10 +110,9 @@ def test_a_nan_step_under_stop_saves_the_state_and_says_how_to_go_on(
         with pytest.raises(GuardError, match=rf"{stage}: .*not finite.*step \d is saved.*--resume"):
             do(run)
         run.close()
-    extend_run(tmp_path / "run", ["guard.numbers=warn"])
-    run = RunFolder(tmp_path / "run", None)
+    run = RunFolder(tmp_path / "run", overrides=["guard.numbers=warn"])
     do(run)
-    assert content(run.path) == content(calm.folder)
+    assert content(run.path) == content(calm.path)
     a, b = (r.path / "checkpoints" / stage / "model.safetensors" for r in (run, calm))
     assert a.read_bytes() == b.read_bytes() and all_finite(run.path) == 1
     run.close()
@@ -161,11 +164,9 @@ def test_kl_that_explodes_is_rolled_back_and_in_the_end_stopped(
     config = settings(tiny_model, data, *SHORT, *wild, "guard.kl=rollback", "guard.max_rollbacks=2")
     run = RunFolder(tmp_path / "run", config)
     # An untrained model fails every group: give the update something to do.
-    train = run_inputs(config)[1]
-    run.cold_start(train)
-    prompts = [p for c in train for p in conversation_prompts(c, future=True)]
+    cold(run)
     with pytest.raises(GuardError, match=r"KL to the reference is .*rolled back 2 times"):
-        run.rl(prompts, train, [], "cold-start", 1)
+        rl(run, "cold-start")
     row = run.store.stage("iteration-1-rl")
     assert [r["kinds"] for r in json.loads(row["info"])["rollbacks"]] == [["kl"], ["kl"]]
     assert all_finite(run.path)

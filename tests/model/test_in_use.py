@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from selfemo.runs.folder import RunFolder
 from tests.support.runs import settings
 
@@ -20,7 +18,6 @@ with open(sys.argv[1], "w") as lock:
 """
 
 
-@pytest.mark.xfail(strict=True, reason="the settings are written before the lock is taken")
 def test_settings_of_a_run_in_use_are_not_changed(
     tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:

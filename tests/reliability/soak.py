@@ -131,14 +131,15 @@ def cycles(folder: Path) -> Iterator[dict[str, Any]]:
     while True:
         k += 1
         started, where = time.monotonic(), STAGES[k % len(STAGES)]
+        changes: list[str] = []
         if k > 1:
-            extend_run(run, [f"flywheel.iterations={k}"])
+            changes = [f"flywheel.iterations={k}"]
         stop, resumes = StopRequest(), 0
         names = {"evaluate": f"evaluate-iteration-{k}", "": ""}
         reporter = Stopping(names.get(where, f"iteration-{k}-{where}"), stop)
         begin = config if k == 1 else None
         try:
-            done = evolve(run, begin, reporter, stop)
+            done = evolve(run, begin, reporter, stop, changes)
         except Stopped:
             resumes = 1
             done = evolve(run, None, Quiet())

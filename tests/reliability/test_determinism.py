@@ -50,7 +50,7 @@ def test_threads_change_no_sample_and_gradients_by_rounding_alone(tiny_model: Pa
             e = engine(tiny_model, threads=threads)
             assert torch.get_num_threads() == threads
             requests = [Request(i.prompt_ids, 4, seed=k) for k, i in enumerate(items[::2])]
-            samples = e.generate(requests, SamplingSettings(16))
+            samples = e.sampler.generate(requests, SamplingSettings(16))
             e.begin_stage(GrpoConfig())
             e.set_reference()
             e.rl_backward(items, GrpoConfig(kl_coef=0.1))

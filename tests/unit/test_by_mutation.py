@@ -22,7 +22,8 @@ from selfemo.method.parsing import (
     parse_recognition,
     split_fields,
 )
-from selfemo.method.rewards import consensus_rows, exact_match
+from selfemo.method.rewards import exact_match
+from selfemo.method.rewards.consensus import consensus_rows
 from selfemo.method.types import FailureKind, ParseFailure
 from tests.conftest import MELD, dist
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from selfemo.method import rewards
 from selfemo.method.rewards import (
     consensus,
-    consensus_rows,
     core_distribution,
     core_emotions,
     exact_match,
-    iou_rows,
     weighted_iou,
 )
+from selfemo.method.rewards.consensus import consensus_rows
+from selfemo.method.rewards.iou import iou_rows
 from selfemo.method.types import LABEL_SETS, EmotionDistribution
 from tests.conftest import MELD, dist
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, load
+from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig
 from selfemo.errors import StoreError
 from selfemo.method.types import (
     LABEL_SETS,
@@ -29,13 +29,13 @@ from selfemo.runs.dialogues import dialogues
 from selfemo.runs.store import Store
 from selfemo.stages.flywheel import (
     PromptQueue,
-    RlPlan,
     add_sample,
     cap_emotions,
     original_prompts,
     select_samples,
 )
 from selfemo.stages.gate import PASS, gate
+from selfemo.stages.rl import RlPlan
 from selfemo.stages.selfplay import next_prompt, score_group, select_best
 from tests.conftest import dist, make_prompt
 
@@ -188,11 +188,11 @@ def test_original_prompts_hold_no_emotion_over_its_share() -> None:
         return Conversation(f"{dataset}{k}", dataset, "train", turns, labels, "", {})
 
     talks = [talk("x", k, "nnnnnja") for k in range(10)] + [talk("y", 0, "jjjjjjjjjj")]
-    whole = original_prompts(talks, load())
+    whole = original_prompts(talks, 0, 1.0)
     assert len(whole) == 80
 
     def capped(seed: int) -> list[Prompt]:
-        return original_prompts(talks, load([], [f"seed={seed}", "flywheel.max_prompt_share=0.5"]))
+        return original_prompts(talks, seed, 0.5)
 
     kept = capped(0)
     tops = Counter((p.dataset, p.target.top(labels)) for p in kept)
@@ -204,10 +204,10 @@ def test_original_prompts_hold_no_emotion_over_its_share() -> None:
 
 
 def test_rl_plan_counts_optimiser_steps() -> None:
-    plan = RlPlan.of(
-        load([], ["flywheel.prompts=100", "grpo.prompts_per_step=32", "grpo.mini_batch=8"])
-    )
+    plan = RlPlan.of(100, 32, 8, whole_rounds=False)
     assert (plan.rounds, plan.steps_per_round, plan.total_steps) == (4, 4, 16)
+    assert [plan.size(r) for r in range(4)] == [32, 32, 32, 4]
+    assert RlPlan.of(100, 32, 8, whole_rounds=True).rounds == 3
 
 
 @pytest.fixture
@@ -251,26 +251,25 @@ def play(store: Store, prompts: list[Prompt], step: int) -> None:
 
 
 def test_draws_mix_synthetic_and_go_once_through_the_originals(store: Store) -> None:
-    config = load([], ["selfplay.synthetic_share=0.5"])
     originals = [make_prompt(f"c{i}/0", dist(joy=1)) for i in range(6)]
     said = Completion(dist(joy=1), dist(joy=1), "Good.")
     child = next_prompt(originals[0], said, lambda c, s: Persona(s, ""), 1, "t")
-    queue = PromptQueue(originals, store, config)
+    queue = PromptQueue(originals, store, 0, 0.5)
     first = queue.draw(4)
-    assert PromptQueue(originals, store, config).draw(4) == first, "drawing changes nothing"
+    assert PromptQueue(originals, store, 0, 0.5).draw(4) == first, "drawing changes nothing"
     play(store, first, 0)
     store.add_prompts([child], Place("rl", 0))
     second = queue.draw(4)
-    assert PromptQueue(originals, store, config).draw(4) == second, "a resumed queue goes on"
+    assert PromptQueue(originals, store, 0, 0.5).draw(4) == second, "a resumed queue goes on"
     assert second[0] == child and sum(p.lineage.synthetic for p in second) == 1
     seen = [p.id for p in first + second if not p.lineage.synthetic]
     assert len(set(seen[:6])) == 6, "every original once before any twice"
     play(store, second, 1)
     third = queue.draw(4)
     assert not any(p.lineage.synthetic for p in third)
-    assert PromptQueue(originals, store, config).draw(4) == third
+    assert PromptQueue(originals, store, 0, 0.5).draw(4) == third
     store.rewind("rl", 1)
-    assert PromptQueue(originals, store, config).draw(4) == second, "rewound rounds are drawn again"
+    assert PromptQueue(originals, store, 0, 0.5).draw(4) == second, "rewound rounds are drawn again"
 
 
 def test_skipped_prompts_do_not_block_the_queue(store: Store) -> None:
@@ -312,7 +311,11 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
 
 
 def test_defaults_of_the_plan_are_the_papers() -> None:
-    assert RlPlan.of(Config()).steps_per_round == 2
+    c = Config()
+    plan = RlPlan.of(
+        c.flywheel.prompts, c.grpo.prompts_per_step, c.grpo.mini_batch, whole_rounds=False
+    )
+    assert (plan.rounds, plan.steps_per_round) == (360, 2)
 
 
 def test_dialogues_hold_nothing_that_a_terminal_obeys(store: Store) -> None:
