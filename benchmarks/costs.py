@@ -95,7 +95,7 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
     from selfemo.config import GrpoConfig, ModelConfig
     from selfemo.method.types import BUILTIN_MODEL
     from selfemo.models.generation.requests import Request, SamplingSettings
-    from selfemo.training.local import LocalEngine
+    from selfemo.training.engine import LocalEngine
     from selfemo.training.protocol import RlItem
 
     torch.set_num_threads(1)
@@ -165,14 +165,14 @@ def machine_rates() -> dict[str, float]:
 def real_tokens() -> dict[str, Any]:
     """Token counts of a real round on the sample set against the formulas from its mean lengths."""
     import torch
-    from selfemo.runs.pipeline import load_conversations
 
     from selfemo.config import load
     from selfemo.method.prompts import conversation_prompts
     from selfemo.runs.costs import workload
+    from selfemo.runs.inputs import load_conversations
     from selfemo.stages.flywheel import RlPlan, _update
     from selfemo.stages.selfplay import fit_all, play_turn
-    from selfemo.training.local import LocalEngine
+    from selfemo.training.engine import LocalEngine
 
     torch.set_num_threads(1)
     config = load(
@@ -181,7 +181,7 @@ def real_tokens() -> dict[str, Any]:
          "model.device=cpu", "model.dtype=fp32"],
     )  # fmt: skip
     engine = LocalEngine(config.model, temperature=config.sampling.temperature)
-    train = [c for c in load_conversations(config) if c.split == "train"]
+    train = [c for c in load_conversations(config.data) if c.split == "train"]
     prompts = [p for c in train[:20] for p in conversation_prompts(c, future=True)][::20][:8]
     fitted = fit_all(prompts, engine, config, {})
     start = time.process_time()
@@ -218,8 +218,6 @@ def real_tokens() -> dict[str, Any]:
 def real_store() -> dict[str, Any]:
     """Bytes of a store of real texts, and of its shards: the sample set's prompts, each with eight gold
     completions of other turns."""
-    from selfemo.runs.pipeline import load_conversations
-
     from selfemo.config import load
     from selfemo.method.prompts import (
         conversation_prompts,
@@ -228,6 +226,7 @@ def real_store() -> dict[str, Any]:
         messages,
     )
     from selfemo.runs.costs import CHARACTERS, store_bytes
+    from selfemo.runs.inputs import load_conversations
     from selfemo.runs.shards import export
     from selfemo.runs.store import STORE_FILE, Store
 

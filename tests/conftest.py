@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Tests run side by side (pytest -n 2), and their models are too small for a second thread to pay; processes
 # that they start inherit it. Before anything imports torch.
@@ -26,6 +27,9 @@ from selfemo.method.types import (
     Prompt,
     Utterance,
 )
+
+if TYPE_CHECKING:
+    from selfemo.models.policy import Attention
 
 # The first example may load torch; on a busy machine any example may take long. CI draws the same examples
 # each time, so that its verdict is on the change; everybody else's runs go on searching.
@@ -184,6 +188,15 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="session")
 def tiny_model(built_once: Built) -> Path:
     return built_once("tiny", build_tiny_model)
+
+
+@pytest.fixture(params=["tree", "dense"])
+def attention(request: pytest.FixtureRequest) -> Attention:
+    """Both attention paths: that of a CPU, and that of other devices forced on it.
+
+    For a policy that is loaded already: `engine.policy.attention = attention`.
+    """
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def replacing(
     Raises:
         SelfEmoError: of the type `error`; the disk is full, or the folder cannot be written.
     """
+    failures: tuple[type[Exception], ...] = (OSError, *also)
     staging = path.with_name(path.name + ".tmp")
     sums = None if checksum is None else checksum.with_name(checksum.name + ".tmp")
     try:
@@ -85,7 +86,7 @@ def replacing(
             for left in filter(None, (staging, sums)):
                 with contextlib.suppress(OSError):
                     left.unlink(missing_ok=True)
-    except (OSError, *also) as e:
+    except failures as e:
         raise error(f"{path}: {fault} ({_reason(e)}); {kept}") from e
 
 
@@ -110,6 +111,7 @@ def replacing_folder(
     Raises:
         SelfEmoError: of the type `error`; the disk is full, or the folder above cannot be written.
     """
+    failures: tuple[type[Exception], ...] = (OSError, *also)
     staging = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +127,7 @@ def replacing_folder(
                 shutil.rmtree(folder)
             staging.rename(folder)
             sync(folder.parent)
-    except (OSError, *also) as e:
+    except failures as e:
         raise error(f"{folder}: {fault} ({_reason(e)}); {kept}") from e
     finally:
         if staging is not None:

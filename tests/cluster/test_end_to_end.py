@@ -105,8 +105,7 @@ def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
     before, after = weights(work / "cold"), weights(checkpoint)
     assert before.keys() == after.keys()
     assert any((before[k] != after[k].float()).any() for k in before), "the policy was trained"
-    store = Store(run / "store.sqlite")
-    try:
+    with Store(run / "store.sqlite") as store:
         # Two waves, of one round and of two; the second draws what the first left (eq. 7).
         groups = store.rows(
             "SELECT step, count(*) AS n FROM rollouts WHERE member = 0 GROUP BY step"
@@ -132,8 +131,6 @@ def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
         assert any("test" in m for m in rounds)
         spread = store.rows("SELECT count(*) AS n FROM rollouts WHERE advantage != 0")
         assert spread[0]["n"] > 0
-    finally:
-        store.close()
 
 
 def test_the_cold_start_on_a_running_cluster(work: Path, ray_address: str) -> None:
@@ -143,9 +140,6 @@ def test_the_cold_start_on_a_running_cluster(work: Path, ray_address: str) -> No
     assert info["steps"] == 4 * (info["samples"] // 8) > 0
     before, after = weights(work / "tiny"), weights(work / "taught")
     assert any((before[k] != after[k].float()).any() for k in before)
-    store = Store(work / "taught.run" / "store.sqlite")
-    try:
+    with Store(work / "taught.run" / "store.sqlite") as store:
         losses = [m["loss"] for m in store.metrics() if m["stage"] == "cold-start"]
         assert len(losses) == info["steps"] and losses[-1] < losses[0] - 0.5
-    finally:
-        store.close()

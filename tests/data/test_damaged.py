@@ -155,6 +155,7 @@ def test_damaged_files_end_typed(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("form", FORMS)
 def test_many_damaged_files_end_typed(tmp_path: Path, form: str) -> None:
     run(tmp_path, form, int(os.environ.get("SELFEMO_FUZZ", "200")), seed=1)
@@ -238,12 +239,11 @@ def test_names_in_the_data_are_no_paths(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text(json.dumps(record))
     (conversation,) = load(str(path)).conversations
-    store = Store(tmp_path / "out" / "s.sqlite")
     prompts = conversation_prompts(conversation, future=True)
-    with store.transaction():
-        store.add_prompts(prompts, Place("s"))
-    assert store.prompt("../../../etc/x/0") == prompts[0]
-    store.close()
+    with Store(tmp_path / "out" / "s.sqlite") as store:
+        with store.transaction():
+            store.add_prompts(prompts, Place("s"))
+        assert store.prompt("../../../etc/x/0") == prompts[0]
     assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
 
 

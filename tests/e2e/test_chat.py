@@ -57,9 +57,9 @@ def test_a_talk_in_the_terminal(model: SelfEmo, monkeypatch, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("/watch 3", "two have to be there"),
+        ("/watch 3", "it takes two characters"),
         ("/watch 1 Bo: dry", "type a first line"),
-        ("/edit x y", "x is no number"),
+        ("/edit x y", "x is not a number"),
         ("/edit 4 y", "there is no line 4"),
         ("/export", "name the file"),
         ("/export /nowhere/at/all.jsonl", "nothing to export"),

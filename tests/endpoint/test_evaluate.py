@@ -12,9 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from selfemo.runs.pipeline import (
-    load_conversations,
-)
 
 from selfemo.errors import ConfigError, DataError, EndpointError, StoreError
 from selfemo.evaluation.jobs import endpoint_of, evaluate_model, predictions_of
@@ -54,7 +51,7 @@ def predictions(out: Path) -> dict:
 def test_answers_are_read_as_a_local_models_are(expert, data: Path, tmp_path: Path) -> None:
     result = run(expert(), data, tmp_path / "e")
     config, _ = settings_for("x", [str(data)], [], [])
-    prompts = gold_prompts(load_conversations(config))
+    prompts = gold_prompts(load_conversations(config.data))
     found = predictions(tmp_path / "e")
     assert len(found) == len(prompts) == 80
     failed = 0

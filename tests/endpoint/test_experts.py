@@ -184,13 +184,12 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-mine")
     url = expert(key="s3cret-value")
-    store = Store(tmp_path / "s.sqlite")
-    with pytest.raises(EndpointError, match=r"401.*MY_VARIABLE"):
-        monkeypatch.setenv("MY_VARIABLE", "wr0ng-value")
-        extract(store, 2, url, key="MY_VARIABLE")
-    monkeypatch.setenv("MY_VARIABLE", "s3cret-value")
-    assert extract(store, 2, url, key="MY_VARIABLE")[0].answered == 2
-    store.close()
+    with Store(tmp_path / "s.sqlite") as store:
+        with pytest.raises(EndpointError, match=r"401.*MY_VARIABLE"):
+            monkeypatch.setenv("MY_VARIABLE", "wr0ng-value")
+            extract(store, 2, url, key="MY_VARIABLE")
+        monkeypatch.setenv("MY_VARIABLE", "s3cret-value")
+        assert extract(store, 2, url, key="MY_VARIABLE")[0].answered == 2
     files = b"".join(p.read_bytes() for p in tmp_path.iterdir())
     for secret in ("s3cret-value", "wr0ng-value"):
         assert secret.encode() not in files and secret not in caplog.text
@@ -299,6 +298,7 @@ def _peak(n: int, store: Store) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_memory_is_flat_over_30_000_questions(tmp_path: Path) -> None:
     """Two bytes a question that stayed would show; tracing each allocation takes most of the time."""
     store = Store(tmp_path / "s.sqlite")

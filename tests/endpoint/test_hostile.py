@@ -77,13 +77,12 @@ def test_odd_answers_can_be_kept(tmp_path: Path) -> None:
         (body("x", {"prompt_tokens": 7, "completion_tokens": 1}), "x", 7),
         (body(None), "", 0),
     ]
-    store = Store(tmp_path / "s.sqlite")
     found = ask([answer for answer, _, _ in cases])
-    for k, (got, (_, text, tokens)) in enumerate(zip(found, cases, strict=True)):
-        assert isinstance(got, Answer) and (got.text, got.prompt_tokens) == (text, tokens)
-        store.add_answer(str(k), got, "p", "i", "e", "m")
-        assert store.answer(str(k)) == got
-    store.close()
+    with Store(tmp_path / "s.sqlite") as store:
+        for k, (got, (_, text, tokens)) in enumerate(zip(found, cases, strict=True)):
+            assert isinstance(got, Answer) and (got.text, got.prompt_tokens) == (text, tokens)
+            store.add_answer(str(k), got, "p", "i", "e", "m")
+            assert store.answer(str(k)) == got
 
 
 def test_bodies_that_are_no_answer_end_typed() -> None:

@@ -143,9 +143,8 @@ def test_the_commands_with_the_built_in_model(tmp_path: Path) -> None:
     again = json.loads(runner.invoke(app, base).stdout.splitlines()[-1])
     assert again["calls"] == 0 and again["records"] == done["records"]
     assert json.loads(runner.invoke(app, [*base, "--dry-run"]).stdout)["calls"] == 0
-    store = Store(out / "store.sqlite")
-    assert len(store.rows("SELECT * FROM profiles")) == done["profiles"]["speakers"]
-    store.close()
+    with Store(out / "store.sqlite") as store:
+        assert len(store.profiles()) == done["profiles"]["speakers"]
     # How many descriptions come out depends on the machine's arithmetic: greedy ties fall either way.
     few = runner.invoke(app, ["personas", "cluster", str(out), "--min-size", "1000"])
     assert few.exit_code == 1 and "too few" in str(few.exception)

@@ -21,17 +21,19 @@ from selfemo.cli import app
 from selfemo.config import load
 from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.evaluation.jobs import evaluate_model
-from selfemo.evaluation.summary import finish
+from selfemo.evaluation.summary import finish, scores_of
 from selfemo.progress import Stopped, StopRequest
-from selfemo.runs.pipeline import Run, evolve, scores_of
+from selfemo.runs.folder import RunFolder
 from tests.support.runs import (
     SHORT,
     Silent,
     Watcher,
+    assert_drawn,
     assert_goes_on_as_if_never_stopped,
     assert_same_run,
     begun,
     content,
+    evolve,
     settings,
 )
 
@@ -44,8 +46,7 @@ def test_the_loop_learns_the_format_and_writes_everything(finished: Path) -> Non
     assert summary["r1_change"]["from"] == "cold-start"
     assert summary["r1_change"]["to"] == "iteration-2"
     for name in ("reward", "entropy", "parse_rate", "scores_jsonl", "emotions_jsonl"):
-        for suffix in ("svg", "png", "csv"):
-            assert (finished / "figures" / f"{name}.{suffix}").stat().st_size > 100
+        assert_drawn(finished / "figures" / name)
     for checkpoint in ("cold-start", "iteration-1-rl", "iteration-1", "iteration-2"):
         assert (finished / "checkpoints" / checkpoint / "model.safetensors").exists()
     assert not list((finished / "checkpoints").glob(".*")), "partial states are cleaned up"
@@ -335,12 +336,12 @@ def test_bad_input_is_one_message(
 
 def test_a_run_folder_is_used_by_one_process(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     config = settings(tiny_model, data)
-    run = Run(tmp_path / "run", config)
+    run = RunFolder(tmp_path / "run", config)
     with pytest.raises(StoreError, match="in use by another process"):
-        Run(tmp_path / "run", None)
+        RunFolder(tmp_path / "run", None)
     run.close()
     with pytest.raises(StoreError, match="already holds a run"):
-        Run(tmp_path / "run", config)
+        RunFolder(tmp_path / "run", config)
 
 
 def test_an_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -348,7 +349,7 @@ def test_an_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> Non
     shutil.copytree(finished, copy)
     weights = copy / "checkpoints" / "iteration-1" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    run = Run(copy, None)
+    run = RunFolder(copy, None)
     with pytest.raises(EngineError, match="missing or altered"):
         run.engine("iteration-1")
     run.close()
@@ -499,7 +500,7 @@ def test_samples_are_softened_and_a_cold_start_takes_them(
 ) -> None:
     """From gold samples of two data sets; what the model believes is what `evaluate` reads of it."""
     pytest.importorskip("polars")
-    from selfemo.runs.pipeline import cold_start_samples
+    from selfemo.runs.inputs import cold_start_samples
     from selfemo.stages.coldstart import read_parquet, write_parquet
 
     gold, own, soft = (tmp_path / f"{n}.parquet" for n in ("gold", "own", "soft"))
@@ -610,10 +611,7 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_is_the_same_twice(
         assert result.exit_code == 0, result.output
         pages.append(out.read_bytes())
         for drawn in ("fig3_judge", "fig5_held_out", "fig5_self_play", "entropy"):
-            for suffix in ("svg", "png", "csv"):
-                assert (
-                    tmp_path / name / "report-figures" / f"{drawn}.{suffix}"
-                ).stat().st_size > 50
+            assert_drawn(tmp_path / name / "report-figures" / drawn)
     assert pages[0] == pages[1]
     page = pages[0].decode()
     assert page.count("&lt;script&gt;alert(1)") > 5 and "[U+0007][U+202E]gnp" in page

@@ -13,11 +13,10 @@ import torch
 from selfemo.config import GrpoConfig, to_toml
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.progress import Quiet
-from selfemo.runs.pipeline import evolve
 from selfemo.runs.store import Store
 from tests.support.engines import assert_same_gradients, engine, gradients, rl_items
 from tests.support.experts import extract, records
-from tests.support.runs import SHORT, assert_same_run, begun, content, settings
+from tests.support.runs import SHORT, assert_same_run, begun, content, evolve, settings
 
 
 @pytest.mark.slow
@@ -66,8 +65,7 @@ def test_threads_change_no_sample_and_gradients_by_rounding_alone(tiny_model: Pa
 def test_the_number_of_workers_changes_no_record(expert, tmp_path: Path) -> None:
     url, found = expert(latency=0.01), []
     for workers in (1, 16):
-        store = Store(tmp_path / f"{workers}.sqlite")
-        extract(store, 30, url, concurrency=workers)
-        found.append(records(store))
-        store.close()
+        with Store(tmp_path / f"{workers}.sqlite") as store:
+            extract(store, 30, url, concurrency=workers)
+            found.append(records(store))
     assert found[0] == found[1] and len(found[0]) == 60

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 
 from selfemo.config import ModelConfig
-from selfemo.training.local import LocalEngine
+from selfemo.models.policy import Attention
+from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
 
 
-def engine(tiny_model: Path, **kw) -> LocalEngine:
-    return LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32", **kw))
+def engine(tiny_model: Path, attention: Attention = "tree", **kw) -> LocalEngine:
+    made = LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32", **kw))
+    made.policy.attention = attention
+    return made
 
 
 def rl_items(n_groups: int = 3, g: int = 4, seed: int = 0) -> list[RlItem]:

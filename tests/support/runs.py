@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from selfemo.config import Config, load
-from selfemo.runs.pipeline import CONFIG_FILE, Run, evolve, save_config
+from selfemo.evaluation.predictions import evaluate_checkpoint
+from selfemo.runs.evolve import evolve as run_evolve
+from selfemo.runs.folder import CONFIG_FILE, RunFolder, save_config
+
+
+def evolve(path, config, reporter=None, stop=None, overrides=()) -> RunFolder:
+    """Algorithm 1, its checkpoints scored as the command line scores them."""
+    return run_evolve(path, config, evaluate_checkpoint, reporter, stop, overrides)
 
 
 class Silent:
@@ -67,10 +74,19 @@ class Watcher(Silent):
         return watched()
 
 
-def photographed(home: Path, config: Config) -> Run:
+def photographed(home: Path, config: Config) -> RunFolder:
     """The run HOME/whole; HOME/STAGE is what a kill at the beginning of that stage would leave."""
     camera = Watcher(lambda stage: shutil.copytree(home / "whole", home / stage))
     return evolve(home / "whole", config, camera)
+
+
+def assert_drawn(figure: Path) -> None:
+    """A figure is an SVG with lines or areas, a PNG, and the rows of what it shows under names."""
+    svg = figure.with_suffix(".svg").read_text()
+    assert "<svg" in svg and svg.count("<path") > 5 and svg.rstrip().endswith("</svg>")
+    assert figure.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    head, *rows = figure.with_suffix(".csv").read_text().splitlines()
+    assert "," in head and rows and all(r.count(",") >= head.count(",") for r in rows)
 
 
 def begun(finished: Path, stage: str, folder: Path, config: Config | None = None) -> Path:

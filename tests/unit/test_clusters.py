@@ -89,8 +89,8 @@ def test_planted_groups_are_found_named_and_drawn(tmp_path: Path) -> None:
 def test_too_few_descriptions_for_clusters(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few"):
         cluster(["a", "b"], [], embed_planted)
-    with pytest.raises(DataError, match="holds no persona"):
-        cluster_store(Store(tmp_path / "s.sqlite"), embed_planted)
+    with pytest.raises(DataError, match="holds no persona"), Store(tmp_path / "s.sqlite") as store:
+        cluster_store(store, embed_planted)
 
 
 def test_rewards_by_cluster_are_one_query(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,86 @@ def test_no_test_module_is_imported(path: Path) -> None:
 )  # fmt: skip
 def test_the_import_rule_sees_what_it_forbids(bad: str) -> None:
     assert imported_tests(ast.parse(bad))
+
+
+# -- SQL and private names --------------------------------------------------------------------------
+
+SQL = re.compile(
+    r"\b(SELECT\b.*\bFROM\b|SELECT (\d|\*|count|DISTINCT)|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|"
+    r"DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA \w|(GROUP|ORDER) BY)",
+    re.DOTALL,
+)
+SQL_STANDS_IN = "runs/store/"
+
+
+def sql_in(tree: ast.AST) -> list[str]:
+    strings = (
+        n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    )
+    return [f"line {n.lineno}: {n.value[:40]}" for n in strings if SQL.search(n.value)]
+
+
+def private_names(tree: ast.AST) -> list[str]:
+    """Private names of other files of the package that are imported, or taken from a module."""
+    found, modules = [], set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("selfemo"):
+            continue
+        parts = [*(node.module or "").split("."), *(a.name for a in node.names)]
+        found += [f"line {node.lineno}: {p}" for p in parts if re.match(r"_(?!_)", p)]
+        modules |= {a.asname or a.name for a in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr):
+            of = node.value
+            if isinstance(of, ast.Name) and of.id in modules:
+                found.append(f"line {node.lineno}: {of.id}.{node.attr}")
+    return found
+
+
+def test_sql_stands_in_the_store_only() -> None:
+    found = {
+        name: sql_in(ast.parse(path.read_text()))
+        for path in SOURCE.rglob("*.py")
+        if not (name := path.relative_to(SOURCE).as_posix()).startswith(SQL_STANDS_IN)
+    }
+    assert not {name: lines for name, lines in found.items() if lines}
+
+
+def test_no_private_name_crosses_a_file() -> None:
+    found = {
+        path.relative_to(SOURCE).as_posix(): private_names(ast.parse(path.read_text()))
+        for path in SOURCE.rglob("*.py")
+    }
+    assert not {name: lines for name, lines in found.items() if lines}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "q = 'SELECT a, b FROM t'", "q = 'SELECT 1'", "f'DELETE FROM {t}'", "'UPDATE t SET a = 1'",
+        "'INSERT OR IGNORE INTO t VALUES (1)'", "'PRAGMA quick_check'", "'SELECT a\\nFROM t'",
+    ],
+)  # fmt: skip
+def test_the_rule_sees_sql(bad: str) -> None:
+    assert sql_in(ast.parse(bad))
+
+
+def test_the_rule_takes_no_english_for_sql() -> None:
+    fine = "'Select one of these, from the list'; 'delete from here'; 'UPDATE: set it'; 'INSERT it'"
+    assert not sql_in(ast.parse(fine))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "from selfemo.a import _b", "from selfemo._a import b", "from selfemo import a\na._b()",
+        "def f():\n    from selfemo.x.y import _z",
+    ],
+)  # fmt: skip
+def test_the_rule_sees_private_names(bad: str) -> None:
+    assert private_names(ast.parse(bad))
+
+
+def test_the_rule_lets_private_names_of_others_be() -> None:
+    fine = "from selfemo import __version__\nimport torch\ntorch._C\nself._x\nfrom os import _exit"
+    assert not private_names(ast.parse(fine))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from selfemo.errors import StoreError
 from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
+from selfemo.runs.profiles import profiles_of, with_known_personas
 from selfemo.runs.store import Store
 from selfemo.stages.experts import MalformedError
 from selfemo.stages.personas import (
@@ -21,7 +22,6 @@ from selfemo.stages.personas import (
     question,
     read_segment,
     segments,
-    with_known_personas,
 )
 
 
@@ -128,8 +128,7 @@ def _letters(texts):
 
 
 def test_profiles_without_an_expert_are_the_most_central_descriptions(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store.sqlite")
-    with store.transaction():
+    with Store(tmp_path / "store.sqlite") as store, store.transaction():
         store.add_personas(
             [
                 _record("1#0", "Ann", "aaaa"),
@@ -140,16 +139,18 @@ def test_profiles_without_an_expert_are_the_most_central_descriptions(tmp_path: 
                 _record("2#0", "Waiter", "b", scope="2"),
             ]
         )
-    counts = build_profiles(store, _letters)
+    with Store(tmp_path / "store.sqlite") as store:
+        counts = build_profiles(store, _letters)
     assert counts == {"speakers": 4, "single": 3, "central": 1}
-    store.close()
 
     def with_speaker(name: str, who: str) -> Conversation:
         turns = (Utterance(who, "x"), Utterance("Ann", "y"))
         own = {who: Persona(who, "own words")}
         return Conversation(name, "meld", "test", turns, LABEL_SETS["meld"], "", own)
 
-    first, other = attach_profiles([with_speaker("1", "Waiter"), with_speaker("9", "Cy")], tmp_path)
+    first, other = attach_profiles(
+        [with_speaker("1", "Waiter"), with_speaker("9", "Cy")], profiles_of(tmp_path)
+    )
     assert first.personas["Ann"].description == "aab"
     assert first.personas["Waiter"].description == "a"  # of its own conversation
     assert other.personas["Cy"].description == "own words"
@@ -157,7 +158,8 @@ def test_profiles_without_an_expert_are_the_most_central_descriptions(tmp_path: 
 
 def test_a_folder_without_profiles_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no folder of"):
-        attach_profiles([conversation(2)], tmp_path)
-    Store(tmp_path / "store.sqlite").close()
+        profiles_of(tmp_path)
+    with Store(tmp_path / "store.sqlite"):
+        pass
     with pytest.raises(StoreError, match="no profile yet"):
         with_known_personas([conversation(2)], [tmp_path])

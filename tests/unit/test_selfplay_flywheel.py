@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -210,8 +211,9 @@ def test_rl_plan_counts_optimiser_steps() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store.sqlite")
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store.sqlite") as opened:
+        yield opened
 
 
 def test_prompts_survive_the_store(store: Store) -> None:
@@ -307,16 +309,6 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     bad.write_text("not a database, but long enough to be read as one" * 20)
     with pytest.raises(StoreError, match=r"bad\.sqlite: is damaged: file is not a database"):
         Store(bad)
-
-
-def test_export_to_parquet(store: Store, tmp_path: Path) -> None:
-    import polars as pl
-
-    play(store, [make_prompt("a/0", dist(joy=1)), make_prompt("b/0", dist(fear=1))], 0)
-    assert store.export("rollouts", tmp_path / "r.parquet") == 8
-    assert pl.read_parquet(tmp_path / "r.parquet")["r1"].sum() == pytest.approx(0.5 / 1.5 + 1)
-    with pytest.raises(StoreError, match="no table"):
-        store.export("sqlite_master", tmp_path / "x.parquet")
 
 
 def test_defaults_of_the_plan_are_the_papers() -> None:

@@ -33,6 +33,7 @@ from selfemo.evaluation.predictions import (
     UNION,
     calibration_of,
     compare,
+    evaluate_checkpoint,
     label_sets,
     prediction_rows,
 )
@@ -42,22 +43,23 @@ from selfemo.method.types import LabelSet
 from selfemo.progress import Reporter, StopRequest
 from selfemo.reports import figures
 from selfemo.reports.tables import published, render
-from selfemo.runs.pipeline import (
+from selfemo.runs.evolve import evolve
+from selfemo.runs.folder import (
     BEFORE_RL,
     BEFORE_SFT,
     COLD,
     CONFIG_FILE,
     START,
     checkpoints,
-    cold_start_samples,
     evaluation_name,
-    evolve,
     fork,
+)
+from selfemo.runs.inputs import (
+    cold_start_samples,
     load_conversations,
-    training_conversations,
+    run_inputs,
 )
 from selfemo.runs.store import STORE_FILE, Store
-from selfemo.stages.flywheel import RlPlan
 
 Keep = Literal["all", "last", "none"]
 KEPT: tuple[Keep, ...] = ("all", "last", "none")
@@ -152,7 +154,7 @@ def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
             "selfplay.synthetic_share = 0 or selfplay.max_turns = 1 leaves self-play out: the full arm "
             "needs it"
         )
-    if RlPlan.of(config).rounds == 1:
+    if config.flywheel.prompts <= config.grpo.prompts_per_step:
         raise ConfigError(
             "flywheel.prompts is no more than grpo.prompts_per_step: its one round of sampling has lambda 0 "
             "throughout, so that vanilla GRPO would equal the full arm; raise the first or lower the second"
@@ -184,8 +186,8 @@ def _config_of(arm: Arm, files: Sequence[Path], overrides: Sequence[str], seed: 
     elif config.sft.max_samples:
         more = [f"sft.max_samples={config.sft.max_samples + scored}"]
     else:
-        train = training_conversations(load_conversations(full), full)
-        n = len(cold_start_samples(train, full)[0])
+        train = run_inputs(full)[1]
+        n = len(cold_start_samples(train, full.sft, full.prompt.reasoning, full.seed)[0])
         more = [f"sft.epochs={-(-(config.sft.epochs * n + scored) // n)}"]
     return load(files, [*overrides, *arm.overrides, f"seed={seed}", *more])
 
@@ -252,7 +254,8 @@ def complete_run(
         fork(trunk, folder, config, at)
         begun = True
     if not done.exists():
-        run = evolve(folder, None if begun else config, reporter, stop)
+        settings = None if begun else config
+        run = evolve(folder, settings, evaluate_checkpoint, reporter, stop)
         try:
             finish(run)
         finally:
@@ -344,11 +347,8 @@ def _scores(summary: Mapping[str, Any], checkpoint: str) -> dict[str, dict[str, 
 
 
 def _rows(folder: Path, checkpoint: str) -> list[Any]:
-    store = Store(folder / STORE_FILE, read_only=True)
-    try:
+    with Store(folder / STORE_FILE, read_only=True) as store:
         return prediction_rows(store, evaluation_name(checkpoint))
-    finally:
-        store.close()
 
 
 _SIGNAL = {
@@ -359,11 +359,8 @@ _SIGNAL = {
 
 def _rl_metrics(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run's rounds of RL."""
-    store = Store(folder / STORE_FILE, read_only=True)
-    try:
+    with Store(folder / STORE_FILE, read_only=True) as store:
         return [m for m in store.metrics() if m["stage"].endswith("-rl")]
-    finally:
-        store.close()
 
 
 def _signal(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -434,7 +431,7 @@ def ablate(
     configs = {  # all of them before the first run: a mistake shows at once
         (a.name, s): _config_of(a, files, overrides, s) for a in arms for s in range(seeds)
     }
-    labels = label_sets(load_conversations(base))
+    labels = label_sets(load_conversations(base.data))
     trunks = [load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"]) for s in range(seeds)]
 
     def planned(a: Arm, s: int) -> _Planned:
@@ -443,8 +440,7 @@ def ablate(
         trunk = out / TRUNK / f"seed-{s}" if shared else None
         return _Planned(out / a.name / f"seed-{s}", config, keep, trunk, shared or COLD)
 
-    lock = lock_folder(out)
-    try:
+    with lock_folder(out):
         if jobs > 1:
             rest = [planned(a, s) for s in range(seeds) for a in arms if not a.checkpoint]
             first = [_Planned(out / TRUNK / f"seed-{s}", c) for s, c in enumerate(trunks)]
@@ -532,8 +528,6 @@ def ablate(
         result["figures"] = _figures(out, result, rounds)
         _write(out, result)
         return result
-    finally:
-        lock.close()
 
 
 _CURVES = {"r1": ("R1", "mean over rollouts"), "sampling_entropy": ("Entropy", "nats per token")}

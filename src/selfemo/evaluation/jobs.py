@@ -39,18 +39,14 @@ from selfemo.evaluation.predictions import (
 from selfemo.files import lock_folder, write_json, write_rows
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import LabelSet, Prompt
+from selfemo.models.generation import local_sampler
 from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.pipeline import (
-    CONFIG_FILE,
-    checkpoints,
-    evaluation_name,
-    load_conversations,
-    open_engine,
-)
+from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
+from selfemo.runs.inputs import load_conversations
 from selfemo.runs.settings import settings_for
-from selfemo.runs.store import STORE_FILE, Store, read_distribution
+from selfemo.runs.store import STORE_FILE, PredictionRow, Store, read_distribution
 
 NAME = "evaluate"
 """What the predictions of an evaluation folder are called in its store."""
@@ -138,9 +134,8 @@ def _claim(store: Store, folder: Path, what: Mapping[str, str]) -> None:
     Raises:
         StoreError: it holds something else.
     """
-    found = store.rows("SELECT value FROM meta WHERE key = ?", _IDENTITY)
-    if found:
-        known = json.loads(found[0]["value"])
+    if (found := store.identity(_IDENTITY)) is not None:
+        known = json.loads(found)
         for key, value in what.items():
             if known.get(key) != value:
                 raise StoreError(
@@ -148,12 +143,11 @@ def _claim(store: Store, folder: Path, what: Mapping[str, str]) -> None:
                     "another --out, or the same command as before to go on with it"
                 )
         return
-    if store.rows("SELECT 1 FROM predictions LIMIT 1"):
+    if store.predicted_datasets():
         raise StoreError(
             f"{folder} holds predictions that do not say what they were made with; give another --out"
         )
-    with store.transaction():
-        store.db.execute("INSERT INTO meta VALUES (?, ?)", (_IDENTITY, json.dumps(what)))
+    store.set_identity(_IDENTITY, json.dumps(what))
 
 
 @contextmanager
@@ -164,11 +158,8 @@ def _folder(out: Path | None) -> Iterator[Path]:
         return
     if (out / CONFIG_FILE).exists():
         raise StoreError(f"{out} is a run folder; give --out a folder of the evaluation's own")
-    lock = lock_folder(out)
-    try:
+    with lock_folder(out):
         yield out
-    finally:
-        lock.close()
 
 
 def evaluate_model(
@@ -208,7 +199,7 @@ def evaluate_model(
                 'endpoint gives what it writes; use span "emotion" or "all"'
             )
     held = held_out(
-        load_conversations(config), config.data.eval_split, config.data.eval_conversations, 0
+        load_conversations(config.data), config.data.eval_split, config.data.eval_conversations, 0
     )
     labels, prompts = label_sets(held), gold_prompts(held)
     compared = None if other is None else predictions_of(other)
@@ -230,7 +221,7 @@ def evaluate_model(
                 elif _all_there(store, prompts):
                     scores = score(store, NAME, labels, config)
                 else:
-                    engine = open_engine(config, checkpoint)
+                    engine = local_sampler(config.model, checkpoint)
                     scores = evaluate(engine, held, config, store, NAME, on_done)
             comparison = None
             if compared is not None:
@@ -264,15 +255,11 @@ def trained_on(checkpoint: str) -> list[str]:
     run = run_of(checkpoint)
     if run is None or not (run / STORE_FILE).exists():
         return []
-    store = Store(run / STORE_FILE, read_only=True)
-    try:
-        rows = store.rows("SELECT DISTINCT dataset FROM prompts ORDER BY dataset")
-        return [r["dataset"] for r in rows]
-    finally:
-        store.close()
+    with Store(run / STORE_FILE, read_only=True) as store:
+        return store.prompt_datasets()
 
 
-def predictions_of(place: Path) -> list[Any]:
+def predictions_of(place: Path) -> list[PredictionRow]:
     """The predictions of an evaluation folder, or of a run's last evaluated checkpoint.
 
     Raises:
@@ -283,16 +270,13 @@ def predictions_of(place: Path) -> list[Any]:
             f"{place} is neither a folder of `selfemo evaluate --out` nor a run; evaluate the other model "
             "with --out first and compare with that folder"
         )
-    store = Store(place / STORE_FILE, read_only=True)
-    try:
+    with Store(place / STORE_FILE, read_only=True) as store:
         names = [NAME]
         if (place / CONFIG_FILE).exists():
             names = [evaluation_name(c) for c in reversed(checkpoints(load([place / CONFIG_FILE])))]
         for name in names:
             if rows := prediction_rows(store, name):
                 return rows
-    finally:
-        store.close()
     raise StoreError(f"{place} holds no predictions yet")
 
 

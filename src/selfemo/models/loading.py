@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfemo.config import ModelConfig
 from selfemo.errors import EngineError
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention, Policy
@@ -102,6 +103,19 @@ def load_policy(
         torch.backends.cuda.enable_cudnn_sdp(False)
     _check_packing(policy)
     return policy
+
+
+def load_configured(config: ModelConfig, checkpoint: str | None = None) -> Policy:
+    """The policy of some settings, or a checkpoint under them; without adapters, which training adds.
+
+    Raises:
+        EngineError: see `load_policy`.
+    """
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return load_policy(checkpoint or config.id, config.device, config.dtype)
 
 
 def _lean_bf16(model: Any) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 Attention = Literal["tree", "dense"]
-"""How packed rows are attended to: "tree" leaves masked blocks out (attention.py), so a row costs the keys
+"""The attention of packed rows: "tree" leaves masked blocks out (attention.py), so a row costs the keys
 that its tokens see; "dense" is one kernel over a dense mask, so a row costs the square of its length."""
 
 

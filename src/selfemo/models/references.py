@@ -186,7 +186,7 @@ def resolve(text: str) -> str:
 
 
 def needs_conversion(text: str) -> bool:
-    """Whether a reference names GGUF weights, which are converted at first use."""
+    """True for GGUF weights that are still to be converted (for a GGUF file: always)."""
     if text in BUILTIN:
         return not (_converted_builtin(text) / _MODEL_FILE).exists()
     return text.endswith(".gguf")

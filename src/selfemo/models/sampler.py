@@ -29,6 +29,10 @@ class Sampler(Protocol):
         """Token ids of a chat up to where the assistant's completion starts."""
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of sampled token ids, without the end token."""
+        ...
+
     def generate(
         self,
         requests: Sequence[Request],

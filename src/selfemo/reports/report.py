@@ -31,14 +31,8 @@ from selfemo.method.types import LABEL_SETS, LabelSet, Prompt
 from selfemo.reports import figures
 from selfemo.reports.tables import measured, table1
 from selfemo.runs.dialogues import Episode, episodes
-from selfemo.runs.pipeline import (
-    COLD,
-    CONFIG_FILE,
-    START,
-    checkpoints,
-    evaluation_name,
-    load_conversations,
-)
+from selfemo.runs.folder import COLD, CONFIG_FILE, START, checkpoints, evaluation_name
+from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import STORE_FILE, Store, read_distribution
 
 TEMPLATE = "report.html.jinja"
@@ -127,41 +121,28 @@ class Source:
 
     def _labels(self) -> dict[str, LabelSet]:
         """The label set of each data set with predictions, of its stored prompts or its name."""
-        known: dict[str, LabelSet] = {}
-        query = "SELECT dataset, min(id) AS id FROM prompts GROUP BY dataset, label_set"
-        for row in self.store.rows(query):
-            known.setdefault(row["dataset"], self.store.prompt(row["id"]).label_set)
-        wanted = [r["dataset"] for r in self.store.rows("SELECT DISTINCT dataset FROM predictions")]
+        known = self.store.label_sets()
+        wanted = self.store.predicted_datasets()
         return {d: s for d in sorted(wanted) if (s := known.get(d, LABEL_SETS.get(d))) is not None}
 
     def held_out_prompts(self) -> dict[str, Prompt]:
         """Prompts by id where the data can still be read; else none."""
         try:
-            return {p.id: p for p in gold_prompts(load_conversations(self.config))}
+            return {p.id: p for p in gold_prompts(load_conversations(self.config.data))}
         except DataError:
             return {}
 
     def rounds(self) -> list[dict[str, Any]]:
         """Means of both rewards over the rollouts of each RL round, self-played and original."""
-        rows = self.store.rows(
-            "SELECT r.stage, r.step, r.iteration, r.emotion, r.r1, p.target, p.parent, p.dataset, "
-            "p.id FROM rollouts r JOIN prompts p ON p.id = r.prompt WHERE r.stage LIKE '%-rl' "
-            "ORDER BY r.id"
-        )
-        sets: dict[str, LabelSet] = {}
         sums: dict[tuple[str, int], dict[str, Any]] = {}
-        for r in rows:
-            labels = sets.get(r["dataset"])
-            if labels is None:
-                labels = sets[r["dataset"]] = self.store.prompt(r["id"]).label_set
-            target = read_distribution(r["target"])
-            if target is None:
+        for r in self.store.rl_rollouts():
+            if r.target is None:
                 continue
-            hit = exact_match(read_distribution(r["emotion"]), target, labels)
-            record = sums.setdefault((r["stage"], r["step"]), {"iteration": r["iteration"]})
-            tail = "_original" if r["parent"] is None else ""
+            record = sums.setdefault((r.stage, r.step), {"iteration": r.iteration})
+            tail = "_original" if r.original else ""
+            hit = exact_match(r.emotion, r.target, r.label_set)
             record.setdefault("accuracy" + tail, []).append(hit)
-            record.setdefault("r1" + tail, []).append(r["r1"])
+            record.setdefault("r1" + tail, []).append(r.r1)
         return [
             {k: sum(v) / len(v) if isinstance(v, list) else v for k, v in record.items()}
             for record in sums.values()
@@ -182,7 +163,7 @@ def _read_json(path: Path, command: str) -> dict[str, Any]:
 
 
 def _what_ran(source: Source) -> Section:
-    config, stages = source.config, source.store.rows("SELECT * FROM stages ORDER BY rowid")
+    config, stages = source.config, source.store.stages()
     about = [
         ("model", config.model.id),
         ("data", ", ".join(config.data.sources)),
@@ -489,10 +470,8 @@ def _examples(source: Source, n: int = 5) -> Section:
     if source.last is None:
         section.missing = f"selfemo evolve --resume {source.folder}"
         return section
-    rows = source.store.rows(
-        "SELECT * FROM predictions WHERE evaluation = ? ORDER BY r1, prompt",
-        evaluation_name(source.last),
-    )
+    rows = source.store.predictions(evaluation_name(source.last))
+    rows.sort(key=lambda r: (r["r1"], r["prompt"]))
     prompts = source.held_out_prompts()
     chosen = [("worst", r) for r in rows[:n]]
     chosen += [("best", r) for r in reversed(rows[max(n, len(rows) - n) :])]
@@ -517,24 +496,14 @@ def _examples(source: Source, n: int = 5) -> Section:
 
 def _failures(source: Source) -> Section:
     section = Section("failures", "Failures and gate drops")
-    rows = source.store.rows(
-        "SELECT failure, 'self-play' AS place, text, count(*) AS n, min(id) FROM rollouts "
-        "WHERE failure IS NOT NULL GROUP BY failure"
-    ) + source.store.rows(
-        "SELECT failure, evaluation AS place, text, count(*) AS n, min(prompt) FROM predictions "
-        "WHERE failure IS NOT NULL GROUP BY failure, evaluation"
-    )
-    kinds = [[r["failure"], r["place"], str(r["n"]), r["text"][:200]] for r in rows]
+    found = source.store.failures()
+    kinds = [[f.kind, f.place, str(f.n), f.example[:200]] for f in found]
     kinds.sort(key=lambda k: (-int(k[2]), k[0], k[1]))
-    gates = source.store.rows(
-        "SELECT stage, gate, count(*) AS n FROM rollouts WHERE best = 1 GROUP BY stage, gate "
-        "ORDER BY stage, n DESC, gate"
-    )
     section.tables = [
         Table("Failures by kind", ("kind", "where", "count", "first example"), kinds),
         Table(
             "Best rollouts at the gate", ("stage", "verdict", "count"),
-            [[r["stage"], r["gate"] or "-", str(r["n"])] for r in gates],
+            [[v.stage, v.verdict or "-", str(v.n)] for v in source.store.verdicts_by_stage()],
         ),
     ]  # fmt: skip
     section.tables = [t for t in section.tables if t.rows]

@@ -21,7 +21,7 @@ from selfemo.config import load
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation.jobs import SCORES_FILE, trained_on
 from selfemo.evaluation.predictions import UNION
-from selfemo.runs.pipeline import CONFIG_FILE, START, checkpoints, evaluation_name
+from selfemo.runs.folder import CONFIG_FILE, START, checkpoints, evaluation_name
 from selfemo.runs.store import STORE_FILE, Store
 
 FORMATS = ("text", "markdown", "latex", "csv")
@@ -132,16 +132,13 @@ def measured(place: Path) -> Measured:
             "--out`"
         )
     config = load([place / CONFIG_FILE])
-    store = Store(place / STORE_FILE, read_only=True)
-    try:
+    with Store(place / STORE_FILE, read_only=True) as store:
         for checkpoint in reversed(checkpoints(config)):
             row = store.stage(evaluation_name(checkpoint))
             if row is not None and row["status"] == "done":
                 sets = () if checkpoint == START else tuple(trained_on(str(place)))
                 name = f"{place.name} {checkpoint}"
                 return Measured(name, config.data.eval_split, sets, json.loads(row["info"]))
-    finally:
-        store.close()
     raise StoreError(f"{place} is a run without a finished evaluation; resume it first")
 
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from selfemo.method.prompts import format_emotions
-from selfemo.method.types import EmotionDistribution, LabelSet, Utterance
-from selfemo.runs.store import Store, read_distribution
+from selfemo.method.types import EmotionDistribution, LabelSet, Prompt, Utterance
+from selfemo.runs.store import Store
 
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -42,52 +42,32 @@ class Episode:
 
 def episodes(store: Store, n: int = 3) -> list[Episode]:
     """The n longest self-play episodes of different conversations, the latest first among equals."""
-    ends = store.rows(
-        "SELECT p.id, r.id AS rollout FROM prompts p JOIN rollouts r ON r.prompt = p.id "
-        "WHERE r.best = 1 AND r.gate = 'pass' AND p.id NOT IN "
-        "(SELECT c.parent FROM prompts c JOIN rollouts q ON q.prompt = c.id "
-        "WHERE c.parent IS NOT NULL AND q.best = 1 AND q.gate = 'pass') "
-        "ORDER BY p.turn DESC, r.id DESC"
-    )
     found: list[Episode] = []
     seen = set()
-    for end in ends:
-        prompt = store.prompt(end["id"])
+    for last, rollout in store.episode_ends():
+        prompt = store.prompt(last)
         if prompt.conversation_id in seen:
             continue
         seen.add(prompt.conversation_id)
-        found.append(_episode(store, end["id"], end["rollout"]))
+        found.append(_episode(store, prompt, rollout))
         if len(found) == n:
             break
     return found
 
 
-def _episode(store: Store, last: str, rollout: int) -> Episode:
-    """The way to a rollout that passed the gate.
+def _episode(store: Store, prompt: Prompt, rollout: int) -> Episode:
+    """The turns that led to a rollout of `prompt` that passed the gate, and its own.
 
     A prompt may be answered again in a later round, and fail there: what led on to the next turn is the
     answer that the next turn's history ends with.
     """
     played = []
-    prompt = store.prompt(last)
-    (best,) = store.rows("SELECT * FROM rollouts WHERE id = ?", rollout)
+    best = store.passed(rollout)
     while True:
-        emotion, own = (read_distribution(best[k]) for k in ("emotion", "self_emotion"))
-        assert emotion is not None and own is not None
-        played.append(
-            Played(
-                prompt.answerer, prompt.interlocutor, prompt.target, emotion, own, best["reply"],
-                best["r1"],
-            )
-        )  # fmt: skip
+        played.append(Played(prompt.answerer, prompt.interlocutor, prompt.target, *best))
         if prompt.lineage.parent is None:
             break
-        (best,) = store.rows(
-            "SELECT * FROM rollouts WHERE prompt = ? AND best = 1 AND gate = 'pass' "
-            "ORDER BY reply = ? DESC, id LIMIT 1",
-            prompt.lineage.parent,
-            prompt.history[-1].text,
-        )
+        best = store.passed_answer(prompt.lineage.parent, prompt.history[-1].text)
         prompt = store.prompt(prompt.lineage.parent)
     return Episode(
         prompt.conversation_id, prompt.scenario, prompt.label_set, prompt.history,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from selfemo.models.embedding import DEFAULT_EMBEDDER, Embedder
 from selfemo.models.generation.chat import ExpertSpec
 from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.progress import Reporter
-from selfemo.reports.figures import persona_map
+from selfemo.runs.profiles import with_known_personas
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.stages import coldstart, personas
 from selfemo.stages.clusters import Clustering, cluster_store
@@ -43,7 +43,7 @@ def conversations_of(
         limit: take that many, the first ones; 0 takes all.
         folders: of `selfemo personas extract`, whose profiles come before other descriptions.
     """
-    loaded = personas.with_known_personas(load_data(source, lenient=lenient).conversations, folders)
+    loaded = with_known_personas(load_data(source, lenient=lenient).conversations, folders)
     chosen = [c for c in loaded if "all" in splits or c.split in splits]
     if not chosen:
         found = ", ".join(sorted({c.split for c in loaded}))
@@ -54,15 +54,8 @@ def conversations_of(
 @contextmanager
 def open_store(folder: Path) -> Iterator[Store]:
     """The store of a folder that no other process uses meanwhile."""
-    lock = lock_folder(folder)
-    try:
-        store = Store(folder / STORE_FILE)
-        try:
-            yield store
-        finally:
-            store.close()
-    finally:
-        lock.close()
+    with lock_folder(folder), Store(folder / STORE_FILE) as store:
+        yield store
 
 
 def reporting(advance: Callable[..., None]) -> Callable[[Reply[Any]], None]:
@@ -87,10 +80,9 @@ def plan(
     Tokens are the characters of the question over four, and the longest answer; repairs come on top.
     """
     path = folder / STORE_FILE
-    store = Store(path, read_only=True) if path.exists() else None
     counts: Counter[str] = Counter()
     tokens = total = 0
-    try:
+    with Store(path, read_only=True) if path.exists() else nullcontext() as store:
         for question in questions:
             total += 1
             spec = specs[choose(question.item, len(specs))]
@@ -99,9 +91,6 @@ def plan(
                 continue
             counts[spec.name] += 1
             tokens += estimate_tokens(request)
-    finally:
-        if store:
-            store.close()
     return {
         "questions": total,
         "calls": sum(counts.values()),
@@ -149,9 +138,8 @@ def extract_personas(
                 retry_failed=retry_failed,
                 on_reply=reporting(advance),
             )
-        (records,) = store.rows("SELECT count(*) FROM personas")
-        counts: dict[str, Any] = {**tally.as_dict(), "records": records[0]}
-        if records[0]:
+        counts: dict[str, Any] = {**tally.as_dict(), "records": store.persona_count()}
+        if counts["records"]:
             counts["profiles"] = _profiles(store, reporter, embedder, specs if merge else ())
         return counts
 
@@ -159,11 +147,9 @@ def extract_personas(
 def _profiles(
     store: Store, reporter: Reporter, embedder: str, specs: Sequence[ExpertSpec]
 ) -> dict[str, int]:
-    (several,) = store.rows(
-        "SELECT count(*) FROM (SELECT 1 FROM personas GROUP BY dataset, scope, speaker "
-        "HAVING count(*) > 1)"
-    )
-    with reporter.bar("profiles", max(1, several[0])) as advance:
+    records = Counter(p[:3] for p in store.personas())
+    several = sum(n > 1 for n in records.values())
+    with reporter.bar("profiles", max(1, several)) as advance:
         return personas.build_profiles(
             store, Embedder(embedder), specs, on_reply=reporting(advance)
         )
@@ -175,7 +161,7 @@ def merge_profiles(
     """Profiles anew from the records of a folder: by experts, or the most central descriptions."""
     _must_hold_store(folder)
     with open_store(folder) as store:
-        if not store.rows("SELECT 1 FROM personas LIMIT 1"):
+        if not store.persona_count():
             raise StoreError(f"{folder} holds no persona yet; run `selfemo personas extract` first")
         return _profiles(store, reporter, embedder, specs)
 
@@ -198,12 +184,11 @@ def cluster_personas(
     with open_store(folder) as store:
         result = cluster_store(store, Embedder(embedder), min_size, seed)
         rewards = [{"run": str(folder), **dict(r)} for r in store.reward_by_cluster()]
-        rows = [tuple(r) for r in store.rows("SELECT * FROM persona_clusters")]
+        rows = store.clusters()
     for run in runs:
         with open_store(run) as store:
             store.set_clusters(rows)
             rewards += [{"run": str(run), **dict(r)} for r in store.reward_by_cluster()]
-    persona_map(folder / "figures", result)
     return result, rewards
 
 

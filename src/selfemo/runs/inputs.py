@@ -12,9 +12,9 @@ from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.prompts import Reasoning
 from selfemo.method.types import Completion, Conversation, Prompt
+from selfemo.runs.profiles import with_known_personas
 from selfemo.seeds import rng
 from selfemo.stages.coldstart import gold_samples, read_parquet
-from selfemo.stages.personas import with_known_personas
 
 
 def load_conversations(config: DataConfig) -> list[Conversation]:

@@ -11,12 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selfemo.errors import DataError
-from selfemo.runs.store import Store
 
 MAPPED = 12
 """Clusters on the map (fig. 4)."""
@@ -24,6 +25,25 @@ NOISE = -1
 _MASK = "someone"
 _TERMS = 4
 _COMPONENTS = 15
+
+
+class PersonaBook(Protocol):
+    """Holds personas and keeps their clusters; a run's store is one."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def personas(self) -> Iterable[tuple[str, str, str, str]]:
+        """(data set, scope, speaker, description) of each record of an expert."""
+
+    def profiles(self) -> Iterable[tuple[str, str, str, str]]:
+        """The same of each profile."""
+
+    def prompt_personas(self) -> Iterable[tuple[str, str]]:
+        """(speaker, description) of the personas that prompts are answered with."""
+
+    def set_clusters(self, rows: Iterable[tuple[str, int, str, float, float]]) -> None:
+        """Keep (description, cluster or NOISE, name, x, y) of each description."""
 
 
 @dataclass(frozen=True)
@@ -168,33 +188,32 @@ def _map(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     return points
 
 
-def personas_of(store: Store) -> list[tuple[str, str]]:
-    """(speaker, description) in a store: the records of experts, or else the personas of its prompts."""
-    rows = store.rows("SELECT speaker, description FROM personas ORDER BY segment, speaker")
-    rows += store.rows("SELECT speaker, description FROM profiles ORDER BY dataset, scope, speaker")
-    rows += store.rows(
-        "SELECT DISTINCT json_extract(persona, '$[0]') AS speaker, "
-        "json_extract(persona, '$[1]') AS description FROM prompts ORDER BY 1, 2"
-    )
-    return [(r["speaker"], r["description"]) for r in rows if r["description"]]
+def personas_of(book: PersonaBook) -> list[tuple[str, str]]:
+    """(speaker, description): the records of experts, the profiles, and the personas of prompts."""
+    described = [r[2:] for r in (*book.personas(), *book.profiles())]
+    return [(s, d) for s, d in (*described, *book.prompt_personas()) if d]
 
 
 def cluster_store(
-    store: Store,
+    book: PersonaBook,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     min_size: int = 0,
     seed: int = 0,
 ) -> Clustering:
-    """Cluster the personas of a store and write the clusters into it."""
-    found = personas_of(store)
+    """Cluster the personas of a store and write the clusters into it.
+
+    Raises:
+        DataError: it holds no persona, or too few of them.
+    """
+    found = personas_of(book)
     if not found:
         raise DataError(
             "holds no persona; run `selfemo personas extract` first, or name a run folder",
-            store.path,
+            book.path,
         )
     result = cluster([d for _, d in found], {s for s, _ in found}, embed, min_size, seed)
     names = {c.number: c.name for c in result.clusters}
-    store.set_clusters(
+    book.set_clusters(
         (d, a, names.get(a, ""), float(x), float(y))
         for d, a, (x, y) in zip(
             result.descriptions, result.assigned, result.points.tolist(), strict=True

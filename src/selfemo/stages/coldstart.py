@@ -47,9 +47,9 @@ from selfemo.method.types import (
     Utterance,
 )
 from selfemo.models.generation.chat import ExpertSpec
-from selfemo.runs.store import Store
 from selfemo.seeds import rng
 from selfemo.stages.experts import (
+    AnswerBook,
     MalformedError,
     Question,
     Reply,
@@ -283,7 +283,7 @@ def expert_prompts(
 def expert_samples(
     prompts: Iterable[Prompt],
     specs: Sequence[ExpertSpec],
-    store: Store,
+    book: AnswerBook,
     *,
     reasoning: Reasoning = "none",
     agreement: float = AGREEMENT,
@@ -319,7 +319,7 @@ def expert_samples(
             kept[k] = (prompt, written)
         on_reply(reply)
 
-    tally = ask_experts(questions(), specs, store, PURPOSE, keep, rounds, retry_failed)
+    tally = ask_experts(questions(), specs, book, PURPOSE, keep, rounds, retry_failed)
     return [kept[k] for k in sorted(kept)], tally, dropped
 
 

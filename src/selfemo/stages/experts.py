@@ -1,7 +1,7 @@
 """Asking experts many structured questions: spread, cached, repaired, resumable.
 
 Each question goes to one expert, chosen by its content, so that a second run asks the same one. Every
-answer is committed to the store before it is used and is never paid for again: its key is a hash of the
+answer is committed to a book before it is used and is never paid for again: its key is a hash of the
 model and the whole question. An answer that cannot be read gets one repair question, then the question is
 put afresh (`rounds` times in all), then it is a typed failure. Memory holds the questions under way alone.
 """
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from selfemo.errors import EndpointError, SelfEmoError
 from selfemo.method.prompts import clean
@@ -27,7 +27,6 @@ from selfemo.models.generation.chat import (
     ExpertSpec,
     UnansweredError,
 )
-from selfemo.runs.store import Store
 from selfemo.seeds import derive
 
 T = TypeVar("T")
@@ -36,6 +35,24 @@ _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]+")
 _SHOWN = 2000
 """Characters of a bad answer that a repair question quotes."""
+
+
+class AnswerBook(Protocol):
+    """Keeps what experts answered, and which items failed; a run's store is one."""
+
+    def answer(self, key: str) -> Answer | None: ...
+
+    def add_answer(
+        self, key: str, answer: Answer, purpose: str, item: str, expert: str, model: str
+    ) -> None: ...
+
+    def failed_rounds(self, purpose: str) -> dict[str, int]: ...
+
+    def add_failure(
+        self, purpose: str, item: str, expert: str, kind: str, detail: str, rounds: int
+    ) -> None: ...
+
+    def clear_failure(self, purpose: str, item: str) -> None: ...
 
 
 class MalformedError(Exception):
@@ -194,7 +211,7 @@ def first_request(question: Question[Any], round_: int = 0) -> ChatRequest:
 
 
 async def _put(
-    question: Question[T], expert: Chat, store: Store, purpose: str, first: int, rounds: int
+    question: Question[T], expert: Chat, book: AnswerBook, purpose: str, first: int, rounds: int
 ) -> Reply[T]:
     """Ask one question until an answer can be read, or `rounds` rounds from `first` on are over."""
     read = written = paid = 0
@@ -203,10 +220,10 @@ async def _put(
     async def answer(request: ChatRequest, round_: int) -> Answer:
         nonlocal paid, read, written
         key = answer_key(expert.model, request, round_)
-        known = store.answer(key)
+        known = book.answer(key)
         if known is None:
             known = await expert.ask(request)
-            store.add_answer(key, known, purpose, question.item, expert.name, expert.model)
+            book.add_answer(key, known, purpose, question.item, expert.name, expert.model)
             paid += 1
         read += known.prompt_tokens
         written += known.completion_tokens
@@ -240,7 +257,7 @@ async def _put(
 async def ask_all(
     questions: Iterable[Question[T]],
     experts: Sequence[Chat],
-    store: Store,
+    book: AnswerBook,
     purpose: str,
     on_reply: Callable[[Question[T], Reply[T]], None],
     rounds: int = 2,
@@ -252,7 +269,7 @@ async def ask_all(
         questions: read as they are needed; an iterator of any length costs no more memory than a short
             one.
         on_reply: called with each question and its reply, in the order they come in; a failure is in the
-            store by then.
+            book by then.
         rounds: how often a question is put afresh, each time with one repair question.
         retry_failed: put questions again that ended in an unreadable answer, instead of reading it again.
 
@@ -261,7 +278,7 @@ async def ask_all(
             delivered.
     """
     tally = Tally()
-    failed = store.failed_rounds(purpose)
+    failed = book.failed_rounds(purpose)
     queues: list[asyncio.Queue[Question[T] | None]] = [
         asyncio.Queue(maxsize=2 * e.concurrency) for e in experts
     ]
@@ -271,13 +288,13 @@ async def ask_all(
         expert = experts[k]
         while (question := await queues[k].get()) is not None:
             first = failed.get(question.item, 0) if retry_failed else 0
-            reply = await _put(question, expert, store, purpose, first, rounds)
+            reply = await _put(question, expert, book, purpose, first, rounds)
             if reply.value is None:
-                store.add_failure(
+                book.add_failure(
                     purpose, reply.item, reply.expert, reply.kind, reply.detail, reply.rounds
                 )
             elif reply.item in failed:
-                store.clear_failure(purpose, reply.item)
+                book.clear_failure(purpose, reply.item)
             tally.add(reply)
             on_reply(question, reply)
             unreachable[k] = unreachable[k] + 1 if reply.kind == "unreachable" else 0
@@ -325,7 +342,7 @@ def open_chat(spec: ExpertSpec) -> Chat:
 def ask_experts(
     questions: Iterable[Question[T]],
     specs: Sequence[ExpertSpec],
-    store: Store,
+    book: AnswerBook,
     purpose: str,
     on_reply: Callable[[Question[T], Reply[T]], None],
     rounds: int = 2,
@@ -336,7 +353,7 @@ def ask_experts(
     async def run() -> Tally:
         chats = [open_chat(s) for s in specs]
         try:
-            return await ask_all(questions, chats, store, purpose, on_reply, rounds, retry_failed)
+            return await ask_all(questions, chats, book, purpose, on_reply, rounds, retry_failed)
         finally:
             for chat in chats:
                 await chat.close()

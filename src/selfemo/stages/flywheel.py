@@ -164,7 +164,11 @@ def select_samples(
 
 def cap_emotions(buffer: Buffer, iteration: int, max_share: float) -> dict[str, int]:
     """Mark the self-play samples of an iteration that its emotion cap leaves out; counts."""
-    found = buffer.selfplay_samples(iteration)
-    kept = select_samples([e for _, e, _ in found], [r for _, _, r in found], max_share)
-    buffer.mark_used({id_: k for (id_, _, _), k in zip(found, kept, strict=True)})
-    return {"selfplay_samples": len(found), "used": sum(kept), "over_share": len(kept) - sum(kept)}
+    samples = buffer.selfplay_samples(iteration)
+    kept = select_samples([e for _, e, _ in samples], [r for _, _, r in samples], max_share)
+    buffer.mark_used({id_: k for (id_, _, _), k in zip(samples, kept, strict=True)})
+    return {
+        "selfplay_samples": len(samples),
+        "used": sum(kept),
+        "over_share": len(kept) - sum(kept),
+    }

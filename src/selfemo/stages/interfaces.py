@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -60,7 +60,7 @@ class Buffer(Protocol):
         """Add to the SFT set; false if an equal sample is in it already."""
         ...
 
-    def selfplay_samples(self, iteration: int) -> list[tuple[int, str, float]]:
+    def selfplay_samples(self, iteration: int) -> Sequence[tuple[int, str, float]]:
         """(id, emotion, reward) of the self-play samples of an iteration, in order of insertion."""
         ...
 

@@ -12,20 +12,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selfemo.data import describe_speakers, with_personas
-from selfemo.errors import StoreError
 from selfemo.method.prompts import clean
 from selfemo.method.types import Conversation, Persona, Utterance
 from selfemo.models.generation.chat import ExpertSpec
-from selfemo.runs.store import STORE_FILE, Store
 from selfemo.stages.experts import (
+    AnswerBook,
     MalformedError,
     Question,
     Reply,
@@ -44,6 +42,22 @@ _LEAST_WORDS = 3
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to (n, d) unit vectors."""
+
+Who = tuple[str, str, str]
+"""A speaker: data set, scope (the conversation; "" for one who recurs over the data set), name."""
+
+
+class PersonaBook(AnswerBook, Protocol):
+    """Keeps the personas that experts described, and the profiles made of them; a run's store is one."""
+
+    def transaction(self) -> AbstractContextManager[None]: ...
+
+    def add_personas(self, rows: Iterable[Sequence[Any]]) -> None: ...
+
+    def personas(self) -> Iterable[tuple[str, str, str, str]]:
+        """(data set, scope, speaker, description) of each record."""
+
+    def set_profiles(self, rows: Iterable[Sequence[Any]]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -158,7 +172,7 @@ def question(segment: Segment) -> Question[Reading]:
 def extract(
     conversations: Iterable[Conversation],
     specs: Sequence[ExpertSpec],
-    store: Store,
+    book: PersonaBook,
     *,
     recurring: Callable[[Conversation], bool],
     segment_turns: int = 16,
@@ -166,7 +180,7 @@ def extract(
     retry_failed: bool = False,
     on_reply: Callable[[Reply[Reading]], None] = lambda reply: None,
 ) -> Tally:
-    """Ask experts for the personas of all segments; one record a segment and speaker goes to the store.
+    """Ask experts for the personas of all segments; one record a segment and speaker is kept.
 
     Args:
         recurring: whether a conversation's speakers are the same people in all of its data set.
@@ -188,8 +202,8 @@ def extract(
             c, reading = segment.conversation, reply.value
             turns = Counter(clean(t.speaker) for t in segment.turns)
             by_clean = {clean(s): s for s in segment.speakers}
-            with store.transaction():
-                store.add_personas(
+            with book.transaction():
+                book.add_personas(
                     (
                         segment.id, by_clean[name], "" if recurring(c) else c.id, c.dataset, c.id,
                         c.split, turns[name], description, reading.scenario, reply.expert,
@@ -199,7 +213,7 @@ def extract(
                 )  # fmt: skip
         on_reply(reply)
 
-    return ask_experts(questions(), specs, store, PURPOSE, keep, rounds, retry_failed)
+    return ask_experts(questions(), specs, book, PURPOSE, keep, rounds, retry_failed)
 
 
 # -- profiles ---------------------------------------------------------------------------------------
@@ -246,7 +260,7 @@ def merge_question(item: str, descriptions: Sequence[str]) -> Question[str]:
 
 
 def build_profiles(
-    store: Store,
+    book: PersonaBook,
     embed: Embed,
     specs: Sequence[ExpertSpec] = (),
     rounds: int = 2,
@@ -260,13 +274,11 @@ def build_profiles(
     Returns:
         counts: speakers, of one segment, central, merged, merge_failed.
     """
-    speakers: dict[tuple[str, str, str], list[str]] = {}
-    for r in store.rows(
-        "SELECT dataset, scope, speaker, description FROM personas ORDER BY segment, speaker"
-    ):
-        speakers.setdefault((r["dataset"], r["scope"], r["speaker"]), []).append(r["description"])
-    chosen: dict[tuple[str, str, str], tuple[str, str]] = {}
-    questions: dict[str, tuple[tuple[str, str, str], Question[str]]] = {}
+    speakers: dict[Who, list[str]] = {}
+    for dataset, scope, speaker, description in book.personas():
+        speakers.setdefault((dataset, scope, speaker), []).append(description)
+    chosen: dict[Who, tuple[str, str]] = {}
+    questions: dict[str, tuple[Who, Question[str]]] = {}
     for who, descriptions in speakers.items():
         if len(descriptions) == 1:
             chosen[who] = (descriptions[0], "single")
@@ -287,54 +299,24 @@ def build_profiles(
                 chosen[questions[asked.item][0]] = (reply.value, f"merged by {reply.expert}")
             on_reply(reply)
 
-        ask_experts((q for _, q in questions.values()), specs, store, MERGE_PURPOSE, keep, rounds)
+        ask_experts((q for _, q in questions.values()), specs, book, MERGE_PURPOSE, keep, rounds)
     for _, made_by in chosen.values():
         counts[made_by.split()[0]] += 1
-    store.set_profiles(
+    book.set_profiles(
         (*who, *chosen[who], len(descriptions)) for who, descriptions in speakers.items()
     )
     return dict(counts)
 
 
-def with_known_personas(
-    conversations: Sequence[Conversation], folders: Sequence[Path] = ()
+def attach_profiles(
+    conversations: Iterable[Conversation], profiles: Mapping[Who, str]
 ) -> list[Conversation]:
-    """Give each speaker a persona: a profile of one of the folders (the last that has one), the
-    conversation's own, or else the plain description drawn from the training split."""
-    result: list[Conversation] = []
-    for labels in {c.label_set.name: c.label_set for c in conversations}.values():
-        mine = [c for c in conversations if c.label_set.name == labels.name]
-        result.extend(with_personas(mine, describe_speakers(mine, labels)))
-    for folder in folders:
-        result = attach_profiles(result, folder)
-    return result
-
-
-def attach_profiles(conversations: Sequence[Conversation], folder: Path) -> list[Conversation]:
-    """Give speakers the profiles of a folder of `extract`; they take the place of other descriptions.
-
-    Raises:
-        StoreError: the folder holds no store or no profile.
-    """
-    if not (folder / STORE_FILE).exists():
-        raise StoreError(f"{folder} is no folder of `selfemo personas extract`: no {STORE_FILE}")
-    store = Store(folder / STORE_FILE, read_only=True)
-    try:
-        known = {
-            (r["dataset"], r["scope"], r["speaker"]): r["description"]
-            for r in store.rows("SELECT * FROM profiles")
-        }
-    finally:
-        store.close()
-    if not known:
-        raise StoreError(
-            f"{folder} holds no profile yet; run `selfemo personas extract` to its end"
-        )
+    """Give speakers the profiles that are known of them; they take the place of other descriptions."""
     result = []
     for c in conversations:
         own = dict(c.personas)
         for s in c.speakers:
-            found = known.get((c.dataset, c.id, s)) or known.get((c.dataset, "", s))
+            found = profiles.get((c.dataset, c.id, s)) or profiles.get((c.dataset, "", s))
             if found:
                 own[s] = Persona(s, found, c.scenario)
         result.append(replace(c, personas=own))

@@ -24,7 +24,7 @@ from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
 from selfemo.errors import EngineError, MissingExtraError
 from selfemo.method import losses
 from selfemo.models.generation.local import LocalSampler
-from selfemo.models.loading import load_policy
+from selfemo.models.loading import load_configured
 from selfemo.models.memory import KeptMemory, return_memory
 from selfemo.models.packing import Pack, bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
@@ -57,10 +57,8 @@ class LocalEngine:
         self, config: ModelConfig, checkpoint: str | None = None, temperature: float = 1.0
     ):
         self.temperature = temperature
-        if config.threads:
-            torch.set_num_threads(config.threads)
         self.config = config
-        self.policy = load_policy(checkpoint or config.id, config.device, config.dtype)
+        self.policy = load_configured(config, checkpoint)
         self.sampler = LocalSampler(self.policy)
         if config.lora is not None:
             self._add_adapters()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from selfemo.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from selfemo.config import ModelConfig
     from selfemo.models.sampler import Sampler
 
 
@@ -33,6 +34,14 @@ def _scripted(reference: str, device: str, dtype: str) -> Sampler:
     from selfemo.models.generation.scripted import ScriptedSampler, read_script
 
     return ScriptedSampler(read_script(Path(reference)))
+
+
+def local_sampler(config: ModelConfig, weights: str) -> Sampler:
+    """A sampler on this device with some weights, under the settings of a run."""
+    from selfemo.models.generation.local import LocalSampler
+    from selfemo.models.loading import load_configured
+
+    return LocalSampler(load_configured(config, weights))
 
 
 SAMPLERS: dict[str, Callable[[str, str, str], Sampler]] = {

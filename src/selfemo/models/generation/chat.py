@@ -1,4 +1,4 @@
-"""Who can be asked a chat question, and how the command line names them.
+"""Models that answer chat questions, and the form in which the command line names them.
 
 `NAME=URL,model=MODEL` is an OpenAI-compatible endpoint (endpoint.py), `local` or `NAME=local,model=ID`
 the built-in model, a folder or a hub id on this machine (local_chat.py). More settings follow after
@@ -24,11 +24,11 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question.
+    """One question of a chat.
 
     Attributes:
-        schema: JSON schema of the answer, for backends that can hold the model to it; others rely on
-            the question's own words.
+        schema: JSON schema of the answer, for backends that can hold the model to it; with others the
+            question itself has to ask for that form.
         seed: key of the random numbers, where the backend takes one.
         temperature: None takes the expert's.
     """
@@ -136,7 +136,7 @@ _ENDPOINT = re.compile(r"[^=/\\]+=https?://")
 
 
 def names_endpoint(text: str) -> bool:
-    """Whether a model is given as an endpoint, `NAME=URL,...`."""
+    """True for a model given as an endpoint, `NAME=URL,...`."""
     return _ENDPOINT.match(text) is not None
 
 

@@ -291,6 +291,9 @@ class EndpointSampler:
         """As many numbers as the chat has tokens by an estimate; `Request.messages` carries the chat."""
         return range(estimate_tokens(ChatRequest(messages, {}, 0)))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        raise self._refused("read token ids")
+
     def generate(
         self,
         requests: Sequence[Request],
@@ -348,6 +351,8 @@ class EndpointSampler:
         Raises:
             EndpointError: no question will be answered.
         """
+        if not questions:
+            return []
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()

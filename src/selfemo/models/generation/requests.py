@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How completions are drawn.
+    """Settings of sampling, the same for all requests of a call.
 
     Attributes:
         max_new_tokens: most tokens of a completion, the end token included.

@@ -38,6 +38,7 @@ class ScriptedSampler:
             raise DataError("a scripted sampler needs at least one answer")
         self._answers, self._labels = answers, labels or {}
         self._chats: dict[tuple[int, ...], Sequence[Message]] = {}
+        self._said: dict[int, str] = {}
         self.loaded: list[str] = []
         """The weights that it was told to load, in order."""
 
@@ -45,6 +46,10 @@ class ScriptedSampler:
         ids = _ids("\n\n".join(m["content"] for m in messages))
         self._chats[tuple(ids)] = messages
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids that were generated; others are nothing."""
+        return "".join(self._said.get(i, "") for i in ids)
 
     def generate(
         self,
@@ -64,7 +69,8 @@ class ScriptedSampler:
                     "scripted answers cannot be held to constraints; use a model on this machine"
                 )
             messages = request.messages or self._chats.get(tuple(request.prompt_ids), ())
-            texts = (self._answer(messages, request, k) for k in range(request.n))
+            texts = [self._answer(messages, request, k) for k in range(request.n)]
+            self._said.update(p for t in texts for p in zip(_ids(t), _words(t), strict=True))
             samples.append([_sample(text, settings) for text in texts])
             if on_done:
                 on_done(request.n)

@@ -1,0 +1,127 @@
+"""The file of a store: opening, checking, transactions, copies."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from selfemo.errors import DamagedStoreError, StoreError
+from selfemo.files import replacing
+from selfemo.runs.store.schema import SCHEMA, SCHEMA_VERSION
+
+
+class Database:
+    """An open store file; `db`, `rows` and `stream` are for the queries of this package."""
+
+    def __init__(self, path: Path, *, read_only: bool = False):
+        self.path = path
+        try:
+            if read_only:
+                self.db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+                self._check()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.db = sqlite3.connect(path)
+                self._check()
+                self.db.execute("PRAGMA journal_mode = WAL")
+                self.db.execute("PRAGMA synchronous = NORMAL")
+                self.db.executescript(SCHEMA)
+                self.db.execute(
+                    "INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),)
+                )
+                self.db.commit()
+            found = self.db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+        except (sqlite3.Error, OSError) as e:
+            if isinstance(e, sqlite3.Error):
+                self._raise_if_damaged(e)
+            raise StoreError(f"{path}: cannot be used as a run's store: {e}") from e
+        if found is None or found[0] != str(SCHEMA_VERSION):
+            raise StoreError(f"{path}: store version {found and found[0]}, need {SCHEMA_VERSION}")
+        self.db.row_factory = sqlite3.Row
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was not committed is lost."""
+        self.db.close()
+
+    def _check(self) -> None:
+        faults = [r[0] for r in self.db.execute("PRAGMA quick_check(3)")]
+        if faults != ["ok"]:
+            self.db.close()
+            told = "; ".join(" ".join(f.split()) for f in faults)
+            raise DamagedStoreError(f"{self.path}: is damaged: {told[:300]}")
+
+    def _raise_if_damaged(self, e: sqlite3.Error) -> None:
+        code = getattr(e, "sqlite_errorcode", None)  # errors of the module itself have none
+        if code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise DamagedStoreError(f"{self.path}: is damaged: {e}") from e
+
+    @contextmanager
+    def _told(self, more: str = "") -> Iterator[None]:
+        """Turn an error of SQLite into one that names the file."""
+        try:
+            yield
+        except sqlite3.Error as e:
+            self._raise_if_damaged(e)
+            raise StoreError(f"{self.path}: {e}{more}") from e
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All writes inside happen together or not at all.
+
+        Raises:
+            StoreError: the disk is full, or the file cannot be written.
+        """
+        with self._told("; what was committed before is kept"), self.db:
+            yield
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is read inside is of one moment, whatever another process writes meanwhile."""
+        self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.db.rollback()
+
+    def rows(self, query: str, *args: Any) -> list[sqlite3.Row]:
+        """All rows of a query; columns by name or place."""
+        with self._told():
+            return self.db.execute(query, args).fetchall()
+
+    def stream(self, query: str, *args: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query one by one, as tuples."""
+        cursor = self.db.cursor()
+        cursor.row_factory = None
+        with self._told():
+            yield from cursor.execute(query, args)
+
+    def value(self, query: str, *args: Any) -> Any:
+        """The one value that a query is for, or None where it has no row."""
+        found = self.rows(query, *args)
+        return found[0][0] if found else None
+
+    def backup(self, path: Path) -> None:
+        """Write a whole copy to `path`, which is replaced when the copy is on the disk.
+
+        Raises:
+            StoreError: the disk is full; the copy before stays.
+        """
+        fault = "the copy of the store could not be written"
+        with replacing(path, also=(sqlite3.Error,), fault=fault) as staging:
+            self.copy_to(staging, journal=False)  # a copy that is cut off is thrown away
+
+    def copy_to(self, path: Path, *, journal: bool = True) -> None:
+        """A copy of all that is committed, as a store of its own."""
+        with closing(sqlite3.connect(path)) as other:
+            if not journal:
+                other.execute("PRAGMA journal_mode = OFF")
+            self.db.backup(other)

@@ -1,0 +1,54 @@
+"""Predictions: what an evaluation read in each held-out utterance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict, cast
+
+from selfemo.runs.store.base import Database
+
+
+class PredictionRow(TypedDict):
+    """One prediction; `gold` and `predicted` are JSON for `read_distribution`.
+
+    Attributes:
+        failure: the kind of failure where `predicted` is None.
+        text: the completion.
+    """
+
+    evaluation: str
+    prompt: str
+    dataset: str
+    conversation: str
+    gold: str
+    predicted: str | None
+    failure: str | None
+    r1: float
+    text: str
+
+
+class Predictions(Database):
+    """Queries on predictions."""
+
+    def add_predictions(self, rows: Iterable[Sequence[Any]]) -> None:
+        """(evaluation, prompt, dataset, conversation, gold, predicted, failure, r1, text) each."""
+        self.db.executemany("INSERT OR REPLACE INTO predictions VALUES (?,?,?,?,?,?,?,?,?)", rows)
+
+    def predictions(self, evaluation: str) -> list[PredictionRow]:
+        """The predictions of one evaluation, by prompt: the order of answers differs between runs."""
+        return [
+            cast(PredictionRow, dict(r))
+            for r in self.rows(
+                "SELECT * FROM predictions WHERE evaluation = ? ORDER BY prompt", evaluation
+            )
+        ]
+
+    def predicted_prompts(self, evaluation: str) -> set[str]:
+        """The ids of the prompts that have a prediction."""
+        query = "SELECT prompt FROM predictions WHERE evaluation = ?"
+        return {prompt for (prompt,) in self.stream(query, evaluation)}
+
+    def predicted_datasets(self) -> list[str]:
+        """The data sets that have predictions, by name."""
+        query = "SELECT DISTINCT dataset FROM predictions ORDER BY dataset"
+        return [dataset for (dataset,) in self.stream(query)]

@@ -1,0 +1,165 @@
+"""Prompts: stored with their lineage, drawn from, and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from selfemo.errors import StoreError
+from selfemo.method.types import (
+    LABEL_SETS,
+    EmotionDistribution,
+    LabelSet,
+    Lineage,
+    Persona,
+    Place,
+    Prompt,
+    Utterance,
+)
+from selfemo.runs.store.base import Database
+
+
+def write_distribution(distribution: EmotionDistribution | None) -> str | None:
+    """The JSON that a distribution is stored as, or None."""
+    return None if distribution is None else json.dumps(dict(distribution))
+
+
+@lru_cache(maxsize=4096)
+def read_distribution(text: str | None) -> EmotionDistribution | None:
+    """The stored JSON of a distribution, or None."""
+    return None if text is None else EmotionDistribution(json.loads(text))
+
+
+@lru_cache(maxsize=256)
+def read_label_set(text: str) -> LabelSet:
+    """The stored JSON of a label set; one of the known ones where it equals it."""
+    name, labels = json.loads(text)
+    known = LABEL_SETS.get(name)
+    return known if known and list(known.labels) == labels else LabelSet(name, tuple(labels))
+
+
+def read_prompt(row: Any, *, emotions: bool = True) -> Prompt:
+    """The prompt of a row of the table: its columns by name.
+
+    Args:
+        emotions: also those of the history, which neither the format nor a fingerprint holds.
+    """
+    history = tuple(
+        Utterance(s, t, EmotionDistribution(e) if emotions and e is not None else None)
+        for s, t, e in json.loads(row["history"])
+    )
+    return Prompt(
+        id=row["id"],
+        dataset=row["dataset"],
+        conversation_id=row["conversation"],
+        label_set=read_label_set(row["label_set"]),
+        history=history,
+        answerer=row["answerer"],
+        persona=Persona(*json.loads(row["persona"])),
+        target=read_distribution(row["target"]),
+        scenario=row["scenario"],
+        lineage=Lineage(row["iteration"], row["episode"], row["turn"], row["parent"]),
+    )
+
+
+class Prompts(Database):
+    """Queries on prompts."""
+
+    read_prompt = staticmethod(read_prompt)
+
+    def add_prompts(self, prompts: Iterable[Prompt], place: Place) -> None:
+        """Insert prompts; one that is there already stays as it is."""
+        self.db.executemany(
+            "INSERT OR IGNORE INTO prompts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0)",
+            (
+                (
+                    p.id, place.stage, place.step, p.lineage.iteration, p.lineage.episode,
+                    p.lineage.turn, p.lineage.parent, p.dataset, p.conversation_id,
+                    json.dumps([p.label_set.name, list(p.label_set.labels)]), p.answerer,
+                    json.dumps([p.persona.speaker, p.persona.description, p.persona.scenario]),
+                    p.scenario,
+                    json.dumps(
+                        [
+                            [u.speaker, u.text, None if u.emotion is None else dict(u.emotion)]
+                            for u in p.history
+                        ]
+                    ),
+                    write_distribution(p.target),
+                )
+                for p in prompts
+            ),
+        )  # fmt: skip
+
+    def skip(self, prompt_ids: Iterable[str]) -> None:
+        """Mark prompts that do not fit the length limit; they are not drawn again."""
+        self.db.executemany(
+            "UPDATE prompts SET skipped = 1 WHERE id = ?", [(i,) for i in prompt_ids]
+        )
+
+    def prompt(self, prompt_id: str) -> Prompt:
+        """One prompt.
+
+        Raises:
+            StoreError: there is none of this id.
+        """
+        found = self.rows("SELECT * FROM prompts WHERE id = ?", prompt_id)
+        if not found:
+            raise StoreError(f"{self.path}: no prompt {prompt_id!r}")
+        return read_prompt(found[0])
+
+    def pending(self, limit: int, after: int = 0) -> tuple[list[Prompt], int]:
+        """Synthetic prompts that no rollout has answered, oldest first, and the place behind them.
+
+        Args:
+            limit: at most so many.
+            after: a place that an earlier call gave; those before it are not looked at again.
+        """
+        rows = self.rows(
+            "SELECT rowid AS place, * FROM prompts p WHERE rowid > ? AND parent IS NOT NULL "
+            "AND skipped = 0 AND NOT EXISTS (SELECT 1 FROM rollouts r WHERE r.prompt = p.id) "
+            "ORDER BY rowid LIMIT ?",
+            after,
+            limit,
+        )
+        return [read_prompt(r) for r in rows], (rows[-1]["place"] if rows else after)
+
+    def drawn_originals(self) -> int:
+        """How often original prompts were drawn so far, over all stages and rounds."""
+        return int(
+            self.value(
+                "SELECT count(*) FROM rollouts r JOIN prompts p ON p.id = r.prompt "
+                "WHERE p.parent IS NULL AND r.member = 0"
+            )
+        )
+
+    def drawn_synthetic(self, stage: str) -> int:
+        """How many prompts of self-play a stage has sampled for."""
+        return int(
+            self.value(
+                "SELECT count(*) FROM rollouts r JOIN prompts p ON p.id = r.prompt "
+                "WHERE r.stage = ? AND p.parent IS NOT NULL AND r.member = 0",
+                stage,
+            )
+        )
+
+    def prompt_datasets(self) -> list[str]:
+        """The data sets that prompts come from, by name."""
+        return [d for (d,) in self.stream("SELECT DISTINCT dataset FROM prompts ORDER BY dataset")]
+
+    def label_sets(self) -> dict[str, LabelSet]:
+        """The label set of each data set that prompts come from."""
+        found: dict[str, LabelSet] = {}
+        for dataset, text in self.stream(
+            "SELECT dataset, label_set FROM prompts GROUP BY dataset, label_set"
+        ):
+            found.setdefault(dataset, read_label_set(text))
+        return found
+
+    def main_label_set(self) -> LabelSet | None:
+        """The label set that most prompts have; None where there is no prompt."""
+        found = self.value(
+            "SELECT label_set FROM prompts GROUP BY label_set ORDER BY count(*) DESC LIMIT 1"
+        )
+        return None if found is None else read_label_set(found)

@@ -1,0 +1,93 @@
+"""The SFT set: samples from the cold start and from self-play."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypedDict, cast
+
+from selfemo.method.types import Place, Prompt
+from selfemo.runs.store.prompts import Prompts
+
+
+class SampleRow(TypedDict):
+    """A training pair: its prompt's id, the completion as text, and where it comes from.
+
+    Attributes:
+        source: "gold", "file" or "selfplay".
+        emotion: the top emotion of E.
+        used: 0 where the cap on emotions leaves it out.
+    """
+
+    id: int
+    stage: str
+    step: int
+    iteration: int
+    source: str
+    prompt: str
+    completion: str
+    emotion: str
+    reward: float
+    fingerprint: str
+    used: int
+
+
+class SampleValue(NamedTuple):
+    """What the cap on emotions chooses a sample by."""
+
+    id: int
+    emotion: str
+    reward: float
+
+
+class Samples(Prompts):
+    """Queries on the SFT set."""
+
+    def add_sample(
+        self,
+        prompt: Prompt,
+        completion: str,
+        emotion: str,
+        reward: float,
+        fingerprint: str,
+        place: Place,
+        source: str,
+    ) -> bool:
+        """Add to the SFT set; false if an equal sample is in it already."""
+        done = self.db.execute(
+            "INSERT OR IGNORE INTO samples (stage, step, iteration, source, prompt, completion, "
+            "emotion, reward, fingerprint) VALUES (?,?,?,?,?,?,?,?,?)",
+            (
+                place.stage, place.step, place.iteration, source, prompt.id, completion, emotion,
+                reward, fingerprint,
+            ),
+        )  # fmt: skip
+        return done.rowcount > 0
+
+    def samples(self) -> list[tuple[SampleRow, Prompt]]:
+        """(sample, its prompt) of those in use, in order of insertion."""
+        return [
+            (cast(SampleRow, dict(row)), self.prompt(row["prompt"]))
+            for row in self.rows("SELECT * FROM samples WHERE used = 1 ORDER BY id")
+        ]
+
+    def samples_of_stage(self, stage: str) -> int:
+        """How many samples a stage added."""
+        return int(self.value("SELECT count(*) FROM samples WHERE stage = ?", stage))
+
+    def selfplay_samples(self, iteration: int) -> list[SampleValue]:
+        """The self-play samples of an iteration, in order of insertion."""
+        return [
+            SampleValue(*r)
+            for r in self.stream(
+                "SELECT id, emotion, reward FROM samples WHERE source = 'selfplay' "
+                "AND iteration = ? ORDER BY id",
+                iteration,
+            )
+        ]
+
+    def mark_used(self, used: Mapping[int, bool]) -> None:
+        """Set which samples, by id, the next refit uses."""
+        with self.transaction():
+            self.db.executemany(
+                "UPDATE samples SET used = ? WHERE id = ?", [(int(u), i) for i, u in used.items()]
+            )
