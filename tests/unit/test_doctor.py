@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.config import load
 from selfemo.files import sha256
+from selfemo.models.devices import Devices, Gpu, devices
 from selfemo.models.references import CHECKSUMS
 from selfemo.runs import doctor
-from selfemo.runs.doctor import Cluster, Diagnosis, Finding, Gpu, diagnose
+from selfemo.runs.costs import Lengths, ModelShape
+from selfemo.runs.doctor import Diagnosis, Finding, diagnose
 
 GIB = 2**30
 
@@ -34,6 +36,7 @@ def test_a_configuration_that_can_run(tiny_model: Path, tmp_path: Path) -> None:
     assert [s["name"] for s in e["stages"]] == [
         "prefill",
         "decode",
+        "log-probabilities",
         "update",
         "refit",
         "evaluation",
@@ -120,34 +123,58 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
     assert "peft" not in {f.what for f in doctor.check_packages({})}
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load([], ["model.device=cuda"])
-    found = {f.what: f for f in doctor.check_devices(config, "local", [], Cluster())}
-    assert found["CPU"].state == "ok" and found["model.device"].state == "missing"
-    cards = [Gpu("NVIDIA H100 80GB HBM3", 80e9, True), Gpu("Tesla V100", 32e9, False)]
-    findings = list(doctor.check_devices(config, "local", cards, Cluster()))
+CARDS = (Gpu("NVIDIA H100 80GB HBM3", 80e9, True), Gpu("Tesla V100", 32e9, False))
+
+
+def test_devices() -> None:
+    def found(settings: list[str], engine: str, *gpus: Gpu) -> list[Finding]:
+        machine = Devices("2.0", 2, False, gpus)
+        return list(doctor.check_devices(load([], settings), engine, machine))
+
+    alone = {f.what: f for f in found(["model.device=cuda"], "local")}
+    assert alone["CPU"].state == "ok" and alone["model.device"].state == "missing"
+    assert "2 threads" in alone["CPU"].found
+    emulated = {f.what: f for f in found(["model.device=cpu", "model.dtype=bf16"], "local", *CARDS)}
+    assert emulated["model.dtype"].state == "warning"
+    findings = found(["model.device=cuda"], "local", *CARDS)
     assert [f.state for f in findings if f.what == "GPU"] == ["ok", "warning"]
-    two = Cluster(gpus_per_node=2, tensor_parallel=2)
-    states = {f.what: f.state for f in doctor.check_devices(config, "verl", cards, two)}
+    two = found(["cluster.gpus_per_node=2", "cluster.tensor_parallel=2"], "verl", *CARDS)
+    states = {f.what: f.state for f in two}
     assert states["GPUs of this node"] == "ok" and "model.device" not in states
-    eight = {
-        f.what: f for f in doctor.check_devices(config, "verl", cards, Cluster(tensor_parallel=3))
-    }
+    eight = {f.what: f for f in found(["cluster.tensor_parallel=3"], "verl", *CARDS)}
     assert eight["GPUs of this node"].state == eight["cluster.tensor_parallel"].state == "missing"
-    far = {
-        f.what: f.state for f in doctor.check_devices(config, "verl", [], Cluster(address="auto"))
-    }
+    far = {f.what: f.state for f in found(["cluster.address=auto"], "verl")}
     assert far["GPUs of this node"] == "warning"
 
 
+def test_this_machine_has_what_torch_says() -> None:
+    import torch
+
+    here = devices()
+    assert here.torch == torch.__version__ and here.threads == torch.get_num_threads()
+    assert len(here.gpus) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
 def test_machines() -> None:
-    cluster = Cluster(nodes=2)
+    config, none = load([], ["cluster.nodes=2"]), Devices("2.0", 2, False)
     pick = doctor.pick_machine
-    assert pick("", "verl", [], 0, cluster, 1).count == 16
-    assert pick("a100", "verl", [], 4, cluster, 1).count == 4
-    card = pick("", "local", [Gpu("NVIDIA GeForce RTX 4090", 24e9, True)], 0, cluster, 1)
+    assert pick("", "verl", none, 0, config).count == 16
+    assert pick("a100", "verl", none, 4, config).count == 4
+    cards = Devices("2.0", 2, False, (Gpu("NVIDIA GeForce RTX 4090", 24e9, True),))
+    card = pick("", "local", cards, 0, config)
     assert (card.flops, card.memory, card.count) == (165e12, 24e9, 1)
-    assert pick("", "local", [], 0, cluster, 2).count == 2
+    assert pick("", "local", none, 0, config).count == 2
+
+
+def test_the_disk_a_run_needs() -> None:
+    config = load([], ["flywheel.iterations=2", "save.keep_stage_checkpoints=false",
+                       "flywheel.prompts=5", "sampling.group_size=3"])  # fmt: skip
+    toy = ModelShape(3, 4, 4, 2, 8, 10)
+    need = doctor.disk(toy, config, Lengths(10, 2))
+    assert need["checkpoints"] == 3 * 4 * toy.parameters
+    assert need["states"] == 3 * 12 * toy.parameters
+    # A rollout: 220 + 1.6 x 3 x 2; a prompt: 420 + 1.3 x 3 x 10; twice, for two iterations.
+    assert need["store"] == pytest.approx(2 * 2 * (15 * 229.6 + 5 * 459))
 
 
 def test_disk(tmp_path: Path) -> None:
@@ -168,7 +195,7 @@ def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
     ]
     common = ["doctor", "-c", "quickstart", *sets]
     done = runner.invoke(app, common)
-    assert done.exit_code == 0 and "TFLOP" in done.stdout and "disk, GiB" in done.stdout
+    assert done.exit_code == 0 and "one iteration" in done.stdout and "disk, GiB" in done.stdout
     done = runner.invoke(app, [*common, "--set", 'data.sources=["nowhere"]', "--json"])
     told = json.loads(done.stdout)
     assert done.exit_code == 1 and not told["healthy"]

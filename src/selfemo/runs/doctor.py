@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from selfemo.config import Config
+from selfemo.config import ClusterConfig, Config
 from selfemo.data import load as load_data
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, SelfEmoError
@@ -27,14 +27,17 @@ from selfemo.method.prompts import (
     messages,
 )
 from selfemo.method.types import Conversation
+from selfemo.models.devices import Devices, devices
 from selfemo.runs import costs
 from selfemo.runs.inputs import run_inputs
 
 State = Literal["ok", "warning", "missing"]
 _SAMPLED = 500
 """Prompts that lengths are averaged over."""
+CHARACTERS = 3.0
+"""Characters of a token. Measured: 2.8 to 3.4 with the built-in tokenizer (benchmarks/costs.py)."""
 _THOUGHT = {"none": 0, "brief": 40, "full": 150}
-"""Tokens of reasoning before the emotions, a guess."""
+"""Tokens of reasoning before the emotions. Assumed."""
 
 
 @dataclass(frozen=True)
@@ -48,33 +51,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """What the estimate needs of a cluster: the settings of section `cluster`, else table 12's."""
-
-    nodes: int = 1
-    gpus_per_node: int = 8
-    tensor_parallel: int = 8
-    micro_batch_per_gpu: int = 16
-    gpu_memory_utilization: float = 0.5
-    address: str = ""
-    rollout: str = "vllm"
-
-    @staticmethod
-    def of(config: Config) -> Cluster:
-        section, plain = getattr(config, "cluster", None), Cluster()
-        return Cluster(**{k: getattr(section, k, v) for k, v in vars(plain).items()})
-
-
-@dataclass(frozen=True)
-class Gpu:
-    name: str
-    memory: float
-    bf16: bool
-
-
-@dataclass(frozen=True)
 class Diagnosis:
-    """What `selfemo doctor` prints; `estimate` is empty where the model's sizes are not known."""
+    """The result of `selfemo doctor`; `estimate` is empty where the model's sizes are not known."""
 
     findings: tuple[Finding, ...]
     estimate: dict[str, Any]
@@ -89,21 +67,6 @@ class Diagnosis:
             "findings": [asdict(f) for f in self.findings],
             "estimate": self.estimate,
         }
-
-
-def gpus() -> list[Gpu]:
-    """The CUDA devices that torch sees."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    found = []
-    for i in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(i)
-        with torch.cuda.device(i):
-            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        found.append(Gpu(properties.name, float(properties.total_memory), bf16))
-    return found
 
 
 # -- what is installed ----------------------------------------------------------------------------------
@@ -198,56 +161,47 @@ def _gib(x: float) -> str:
     return f"{x / costs.GIB:.1f} GiB"
 
 
-def check_devices(
-    config: Config, engine: str, found: Sequence[Gpu], cluster: Cluster
-) -> Iterator[Finding]:
-    import torch
-
-    from selfemo.models.loading import pick_dtype
-
-    threads = config.model.threads or torch.get_num_threads()
-    total, free = _ram()
-    yield Finding(
-        "ok",
-        "CPU",
-        f"{os.cpu_count()} cores, {threads} threads, {_gib(free)} of {_gib(total)} free",
-    )
-    for gpu in found:
+def check_devices(config: Config, engine: str, found: Devices) -> Iterator[Finding]:
+    """CPU and GPUs; for verl those of this node and its packages, else whether model.device is there."""
+    threads, (total, free) = config.model.threads or found.threads, _ram()
+    told = f"{os.cpu_count()} cores, {threads} threads, {_gib(free)} of {_gib(total)} free"
+    yield Finding("ok", "CPU", told)
+    for gpu in found.gpus:
         yield Finding(
             "ok" if gpu.bf16 else "warning", "GPU", f"{gpu.name}, {_gib(gpu.memory)}",
             "" if gpu.bf16 else "it does not compute in bf16: model.dtype = fp32",
         )  # fmt: skip
     if engine == "verl":
-        enough = len(found) >= cluster.gpus_per_node
-        state: State = "ok" if enough else "warning" if cluster.address else "missing"
-        yield Finding(
-            state, "GPUs of this node", f"{len(found)}, cluster.gpus_per_node = {cluster.gpus_per_node}",
-            "" if enough else "run it on a node that has them, or set cluster.gpus_per_node",
-        )  # fmt: skip
-        if cluster.gpus_per_node * cluster.nodes % cluster.tensor_parallel:
-            yield Finding(
-                "missing", "cluster.tensor_parallel",
-                f"{cluster.tensor_parallel} does not divide {cluster.nodes} x {cluster.gpus_per_node} GPUs",
-                "set a divisor",
-            )  # fmt: skip
-        for name in ("verl", "ray", cluster.rollout):
-            version = _installed(name)
-            how = f"pip install {name}, in the versions that docs/cluster.md names"
-            yield Finding("ok" if version else "missing", name, version or "not installed",
-                          "" if version else how)  # fmt: skip
+        yield from _check_node(config.cluster, len(found.gpus))
         return
     asked = config.model.device
-    if asked.startswith("cuda") and not found:
-        yield Finding("missing", "model.device", f"{asked}, and torch {torch.__version__} sees no GPU",
+    if asked.startswith("cuda") and not found.gpus:
+        yield Finding("missing", "model.device", f"{asked}, and torch {found.torch} sees no GPU",
                       "set model.device = cpu, or install a torch with CUDA and its driver")  # fmt: skip
-    where = torch.device("cuda" if found and asked != "cpu" else "cpu")
-    if (
-        where.type == "cpu"
-        and str(config.model.dtype) == "bf16"
-        and pick_dtype("auto", where) != "bf16"
-    ):
+    on_cpu = not found.gpus or asked == "cpu"
+    if on_cpu and str(config.model.dtype) == "bf16" and not found.cpu_bf16:
         yield Finding("warning", "model.dtype", "bf16, which this CPU emulates (tens of times slower)",
                       "set model.dtype = fp32")  # fmt: skip
+
+
+def _check_node(cluster: ClusterConfig, found: int) -> Iterator[Finding]:
+    enough = found >= cluster.gpus_per_node
+    state: State = "ok" if enough else "warning" if cluster.address else "missing"
+    yield Finding(
+        state, "GPUs of this node", f"{found}, cluster.gpus_per_node = {cluster.gpus_per_node}",
+        "" if enough else "run it on a node that has them, or set cluster.gpus_per_node",
+    )  # fmt: skip
+    if cluster.gpus_per_node * cluster.nodes % cluster.tensor_parallel:
+        yield Finding(
+            "missing", "cluster.tensor_parallel",
+            f"{cluster.tensor_parallel} does not divide {cluster.nodes} x {cluster.gpus_per_node} GPUs",
+            "set a divisor",
+        )  # fmt: skip
+    for name in ("verl", "ray", cluster.rollout):
+        version = _installed(name)
+        how = f"pip install {name}, in the versions that docs/cluster.md names"
+        yield Finding("ok" if version else "missing", name, version or "not installed",
+                      "" if version else how)  # fmt: skip
 
 
 def check_disk(folder: Path, need: float) -> Finding:
@@ -327,8 +281,8 @@ def check_model(model_id: str) -> tuple[Finding, str]:
 # -- estimate -------------------------------------------------------------------------------------------
 
 
-def lengths(conversations: Sequence[Conversation], config: Config) -> dict[str, float]:
-    """Mean tokens of prompts and completions, from characters (costs.CHARACTERS), and the prompts to score.
+def lengths(conversations: Sequence[Conversation], config: Config) -> costs.Lengths:
+    """Mean tokens of prompts and completions, from characters, and counts of samples and held-out prompts.
 
     Completions are taken to be as long as gold ones, with a guess for reasoning.
     """
@@ -346,18 +300,17 @@ def lengths(conversations: Sequence[Conversation], config: Config) -> dict[str, 
             before = text
     gold = [g for c in train for i in range(len(c.turns)) if (g := gold_completion(c, i))]
     said = [len(format_completion(g)) for g in gold[:: max(1, len(gold) // _SAMPLED)]]
-    held = sum(len(c.turns) for c in conversations if c.split == config.data.eval_split)
     # A refit sees what passes the gate, taken as every second prompt, and its share of the cold start.
     cold = min(len(gold), config.sft.max_samples or len(gold))
-    prompt = min(_mean(whole) / costs.CHARACTERS, config.prompt.max_tokens)
-    completion = _mean(said) / costs.CHARACTERS + _THOUGHT[config.prompt.reasoning] + 1
-    return {
-        "prompt_tokens": prompt,
-        "own_prompt_tokens": min(_mean(own) / costs.CHARACTERS, prompt),
-        "completion_tokens": min(completion, config.sampling.max_new_tokens),
-        "eval_prompts": held,
-        "samples": config.flywheel.prompts // 2 + config.flywheel.replay * cold,
-    }
+    prompt = min(_mean(whole) / CHARACTERS, config.prompt.max_tokens)
+    completion = _mean(said) / CHARACTERS + _THOUGHT[config.prompt.reasoning] + 1
+    return costs.Lengths(
+        prompt,
+        min(completion, config.sampling.max_new_tokens),
+        min(_mean(own) / CHARACTERS, prompt),
+        int(config.flywheel.prompts // 2 + config.flywheel.replay * cold),
+        sum(len(c.turns) for c in conversations if c.split == config.data.eval_split),
+    )
 
 
 def _mean(values: Sequence[int]) -> float:
@@ -365,7 +318,7 @@ def _mean(values: Sequence[int]) -> float:
 
 
 def pick_machine(
-    name: str, engine: str, found: Sequence[Gpu], count: int, cluster: Cluster, threads: int
+    name: str, engine: str, found: Devices, count: int, config: Config
 ) -> costs.Machine:
     """The machine to estimate for: the one that is named, else the one that this is.
 
@@ -376,64 +329,64 @@ def pick_machine(
         if name not in costs.MACHINES:
             raise ConfigError(f"--machine {name}: known are {', '.join(costs.MACHINES)}")
         machine = costs.MACHINES[name]
-    elif found:
-        plain = found[0].name.lower().replace(" ", "")
+    elif found.gpus:
+        gpu = found.gpus[0]
+        plain = gpu.name.lower().replace(" ", "")
         machine = next(
             (m for m in costs.MACHINES.values() if m.name in plain), costs.MACHINES["a100"]
         )
-        machine = replace(machine, name=found[0].name, memory=found[0].memory)
+        machine = replace(machine, name=gpu.name, memory=gpu.memory)
     else:
         machine = costs.MACHINES["h100" if engine == "verl" else "cpu-core"]
     if engine == "verl":
-        return replace(machine, count=count or cluster.nodes * cluster.gpus_per_node)
+        return replace(machine, count=count or config.cluster.nodes * config.cluster.gpus_per_node)
     if machine.name == "cpu-core":
+        threads = config.model.threads or found.threads
         return replace(machine, count=count or threads, memory=_ram()[1])
     return replace(machine, count=1)
+
+
+def disk(shape: costs.ModelShape, config: Config, sizes: costs.Lengths) -> dict[str, float]:
+    """Bytes that a run grows to: checkpoints in float32, states of a stage, the store with its backup.
+
+    The store holds a rollout's text 1.6 times and 220 bytes, a prompt's 1.3 times and 420 bytes: measured.
+    """
+    count, save = config.flywheel.iterations, config.save
+    rollout = 220 + 1.6 * CHARACTERS * sizes.completion
+    prompt = 420 + 1.3 * CHARACTERS * sizes.prompt
+    stored = config.flywheel.prompts * (config.sampling.group_size * rollout + prompt)
+    return {
+        "checkpoints": 4.0 * shape.parameters * (1 + count * (1 + save.keep_stage_checkpoints)),
+        "states": 12.0 * shape.parameters * (save.keep_states + 1),
+        "store": 2.0 * count * stored,
+    }
 
 
 def estimate(
     config: Config,
     shape: costs.ModelShape,
-    sizes: dict[str, float],
+    sizes: costs.Lengths,
     machine: costs.Machine,
     engine: costs.EngineName,
-    cluster: Cluster,
 ) -> dict[str, Any]:
-    """Tokens, operations, hours and memory of one iteration."""
-    work = costs.workload(
-        config,
-        sizes["prompt_tokens"],
-        sizes["completion_tokens"],
-        engine=engine,
-        eval_prompts=int(sizes["eval_prompts"]),
-        sft_samples=int(sizes["samples"]),
-        own_prompt_tokens=min(sizes["own_prompt_tokens"], sizes["prompt_tokens"]),
-    )
-    share = cluster.gpu_memory_utilization
-    how = costs.decoding(shape, config, work, machine, engine, cluster.tensor_parallel, share)
-    parts = costs.stages(shape, work, machine, how)
-    need = costs.memory(shape, config, work, machine, engine, cluster.micro_batch_per_gpu, share)
+    """Tokens, hours, memory and disk of one iteration."""
+    parts = costs.parts(shape, config, sizes, machine, engine)
+    phases = costs.memory(shape, config, sizes, machine, engine)
+    peak = max(phases.values(), key=lambda phase: sum(phase.values()))
     return {
-        "model": shape.name,
+        "model": config.model.id,
         "parameters": shape.parameters,
         "machine": f"{machine.count} x {machine.name}",
-        "prompt_tokens": round(sizes["prompt_tokens"]),
-        "completion_tokens": round(sizes["completion_tokens"]),
-        "prompts": work.prompts,
-        "rollouts": work.completions,
-        "generated_tokens": round(work.generated),
-        "trained_tokens": round(work.packed + work.sft_tokens),
-        "flops": sum(s.flops for s in parts),
-        "hours": sum(s.seconds for s in parts) / 3600,
-        "stages": [
-            {"name": s.name, "tokens": round(s.tokens), "flops": s.flops, "hours": s.seconds / 3600,
-             "bound": s.bound}
-            for s in parts
-        ],
-        "memory_gib": {k: v / costs.GIB for k, v in asdict(need).items() if v},
-        "peak_gib": need.peak / costs.GIB,
-        "disk_gib": {k: v / costs.GIB for k, v in costs.disk_bytes(shape, config, work).items()},
-    }  # fmt: skip
+        "prompt_tokens": round(sizes.prompt),
+        "completion_tokens": round(sizes.completion),
+        "prompts": config.flywheel.prompts,
+        "rollouts": config.flywheel.prompts * config.sampling.group_size,
+        "hours": sum(p.hours for p in parts),
+        "stages": [{"name": p.name, "tokens": round(p.tokens), "hours": p.hours} for p in parts],
+        "memory_gib": {k: v / costs.GIB for k, v in peak.items() if v},
+        "peak_gib": sum(peak.values()) / costs.GIB,
+        "disk_gib": {k: v / costs.GIB for k, v in disk(shape, config, sizes).items()},
+    }
 
 
 def diagnose(
@@ -443,7 +396,6 @@ def diagnose(
     engine: str = "",
     count: int = 0,
     machine: str = "",
-    parameters: int = 0,
     prompt_tokens: float = 0,
     completion_tokens: float = 0,
 ) -> Diagnosis:
@@ -454,41 +406,38 @@ def diagnose(
         engine: local or verl; "" takes the configuration's.
         count: GPUs (verl) or cores; 0 takes the configuration's, or those of this machine.
         machine: a name in costs.MACHINES to estimate for; "" takes this one.
-        parameters: size of a model whose shape is not known.
         prompt_tokens, completion_tokens: means; 0 takes those of the data.
 
     Raises:
         ConfigError: an engine or machine that is not known.
     """
-    import torch
-
-    engine = engine or str(getattr(config, "engine", "local"))
+    engine = engine or config.engine
     if engine not in ("local", "verl"):
         raise ConfigError(f"--engine {engine}: valid are local, verl")
     kind: costs.EngineName = "verl" if engine == "verl" else "local"
-    found, cluster = gpus(), Cluster.of(config)
+    found = devices()
     findings = [
         *check_packages(wanted_extras(config, engine)),
-        *check_devices(config, engine, found, cluster),
+        *check_devices(config, engine, found),
     ]
     data, conversations = check_data(config)
     weights, place = check_model(config.model.id)
     findings += [*data, weights]
     sizes = lengths(conversations, config)
-    sizes["prompt_tokens"] = prompt_tokens or sizes["prompt_tokens"]
-    sizes["completion_tokens"] = completion_tokens or sizes["completion_tokens"]
-    told: dict[str, Any] = {}
-    chosen = pick_machine(
-        machine, engine, found, count, cluster, config.model.threads or torch.get_num_threads()
+    sizes = sizes._replace(
+        prompt=prompt_tokens or sizes.prompt, completion=completion_tokens or sizes.completion
     )
+    sizes = sizes._replace(own=min(sizes.own, sizes.prompt))
+    told: dict[str, Any] = {}
+    chosen = pick_machine(machine, engine, found, count, config)
     try:
         known = config.model.id in costs.KNOWN
-        shape = costs.find_shape(config.model.id if known else place or config.model.id, parameters)
+        shape = costs.find_shape(config.model.id if known else place or config.model.id)
     except SelfEmoError as e:
         findings.append(Finding("warning", "estimate", str(e)))
     else:
-        if sizes["prompt_tokens"]:
-            told = estimate(config, shape, sizes, chosen, kind, cluster)
+        if sizes.prompt:
+            told = estimate(config, shape, sizes, chosen, kind)
             peak = told["peak_gib"] * costs.GIB
             if chosen.memory:
                 fits = peak <= chosen.memory
@@ -506,17 +455,6 @@ def diagnose(
 
 
 def estimate_rows(told: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The estimate's stages as a table."""
-    header = ["one iteration", "tokens", "TFLOP", "hours", "bound by"]
-    rows = [
-        [
-            s["name"],
-            f"{s['tokens']:,}",
-            f"{s['flops'] / 1e12:,.1f}",
-            f"{s['hours']:,.2f}",
-            s["bound"],
-        ]
-        for s in told["stages"]
-    ]
-    rows.append(["all", "", f"{told['flops'] / 1e12:,.1f}", f"{told['hours']:,.2f}", ""])
-    return header, rows
+    """The estimate's parts as a table."""
+    rows = [[s["name"], f"{s['tokens']:,}", f"{s['hours']:,.2f}"] for s in told["stages"]]
+    return ["one iteration", "tokens", "hours"], [*rows, ["all", "", f"{told['hours']:,.2f}"]]
