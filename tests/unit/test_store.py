@@ -58,7 +58,7 @@ def keep(store: Store, place: Place, prompt: Prompt, verdict: str, *rollouts: Ro
         store.add_group(RolloutGroup(prompt, rollouts), place, 0, verdict)
 
 
-# -- the file ------------------------------------------------------------------------------------------
+# -- the file -----------------------------------------------------------
 
 
 def test_a_store_is_closed_behind_its_block_and_keeps_what_was_committed(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_what_a_store_is_of_is_noted_once(store: Store) -> None:
         store.set_identity("evaluation", "y")
 
 
-# -- stages ------------------------------------------------------------------------------------------
+# -- stages -----------------------------------------------------------
 
 
 def test_stages_in_order_with_the_time_of_all_processes(store: Store) -> None:
@@ -156,7 +156,7 @@ def test_metrics_of_a_stage(store: Store) -> None:
     assert lines[1] == '{"stage": "b", "step": 0, "loss": 5.0}' and len(lines) == 2
 
 
-# -- prompts ------------------------------------------------------------------------------------------
+# -- prompts -----------------------------------------------------------
 
 
 def test_label_sets_data_sets_and_personas_of_the_prompts(store: Store) -> None:
@@ -170,7 +170,7 @@ def test_label_sets_data_sets_and_personas_of_the_prompts(store: Store) -> None:
     assert store.prompt_personas() == [("Ann", make_prompt().persona.description)]
 
 
-# -- rollouts ------------------------------------------------------------------------------------------
+# -- rollouts -----------------------------------------------------------
 
 
 def test_verdicts_the_most_frequent_first(store: Store) -> None:
@@ -233,7 +233,7 @@ def test_the_longest_episode_first_and_the_answer_that_led_on(store: Store) -> N
     assert store.passed_answer("l/1", "never said").reply == "First."
 
 
-# -- samples and predictions ----------------------------------------------------------------------------------
+# -- samples and predictions -----------------------------------------------------------
 
 
 def test_samples_of_self_play_and_which_are_used(store: Store) -> None:
@@ -277,7 +277,7 @@ def test_predictions_by_prompt_and_those_of_one_evaluation_kept(store: Store) ->
     assert store.predictions("evaluate-x") == []
 
 
-# -- experts ------------------------------------------------------------------------------------------
+# -- experts -----------------------------------------------------------
 
 
 def test_answers_and_failures_of_experts(store: Store) -> None:
@@ -313,7 +313,7 @@ def test_personas_profiles_and_clusters(store: Store) -> None:
     ]
 
 
-# -- streams of rows ------------------------------------------------------------------------------------------
+# -- streams of rows -----------------------------------------------------------
 
 
 def test_tables_as_streams_of_rows(store: Store) -> None:
