@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from selfemo.config import ModelConfig
 from selfemo.errors import DataError, EndpointError, EngineError, UnsupportedError
 from selfemo.method.prompts import messages
 from selfemo.method.types import LABEL_SETS
@@ -33,7 +34,7 @@ def sampler(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path, expert: Callable[..., str]
 ) -> Sampler:
     if request.param == "local":
-        return open_sampler(str(tiny_model), "cpu", "fp32")
+        return open_sampler(str(tiny_model), ModelConfig(device="cpu", dtype="fp32"))
     if request.param == "endpoint":
         return open_sampler(f"mine={expert()},model=m")
     script = tmp_path / "answers.jsonl"
