@@ -142,8 +142,7 @@ def _print_table(title: str, scores: Any) -> None:
 def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
-    from selfemo.evaluation.summary import change_line, next_commands
-    from selfemo.runs.pipeline import scores_of
+    from selfemo.evaluation.summary import change_line, next_commands, scores_of
 
     if as_json:
         typer.echo(json.dumps({"run": str(run.folder), **summary}))
@@ -196,6 +195,7 @@ def evolve(
     from selfemo.errors import ConfigError
     from selfemo.evaluation.summary import finish
     from selfemo.progress import Stopped, StopRequest
+    from selfemo.reports.figures import draw
     from selfemo.runs.pipeline import evolve as run_evolve
     from selfemo.runs.pipeline import extend_run, new_run_folder
 
@@ -227,7 +227,7 @@ def evolve(
             reporter.say(f"what is done is kept; go on with: selfemo evolve --resume {folder}")
         raise
     try:
-        _show_summary(run, finish(run), as_json)
+        _show_summary(run, finish(run, draw), as_json)
     finally:
         run.close()
 
@@ -704,7 +704,7 @@ def select_samples(
 
 
 def _print_tables(tables: list[tuple[str, list[str], list[list[str]]]]) -> None:
-    from selfemo.reports.tables import render
+    from selfemo.evaluation.rendering import render
 
     for title, header, rows in tables:
         typer.echo(f"\n{title}\n\n{render(header, rows)}", nl=False)
@@ -792,6 +792,7 @@ def table1(
 ) -> None:
     """Table 1: the paper's published rows, and beside them what was measured."""
     from selfemo.errors import ConfigError
+    from selfemo.evaluation.rendering import render
     from selfemo.reports import tables
 
     if cross and not places:
@@ -800,7 +801,7 @@ def table1(
         header, rows = tables.cross(places or [])
     else:
         header, rows = tables.table1(places or [], intervals=form == "csv")
-    _write(tables.render(header, rows, form), out)
+    _write(render(header, rows, form), out)
 
 
 @app.command()
@@ -943,9 +944,11 @@ def ablate(
 ) -> None:
     """Table 2: the full system against its ablations, over several seeds, in one command."""
     from selfemo.errors import ConfigError
-    from selfemo.evaluation.experiments import KEPT, ablation_table
-    from selfemo.evaluation.experiments import ablate as run_ablation
+    from selfemo.evaluation.experiments.ablate import ablate as run_ablation
+    from selfemo.evaluation.experiments.runs import KEPT
     from selfemo.progress import Stopped, StopRequest
+    from selfemo.reports.ablation import ablation_table, write
+    from selfemo.reports.figures import draw
 
     if keep not in KEPT:
         raise ConfigError(f"--keep {keep}: valid are {', '.join(KEPT)}")
@@ -954,7 +957,7 @@ def ablate(
         with stop.on_signals(reporter.say):
             result = run_ablation(
                 config or [], overrides or [], out, seeds, reporter, stop=stop, keep=keep,
-                only=arm or [], jobs=jobs,
+                only=arm or [], jobs=jobs, draw=draw, present=write,
             )  # fmt: skip
     except (Stopped, KeyboardInterrupt):
         reporter.say(f"stopped; run the same command again to go on in {out}")

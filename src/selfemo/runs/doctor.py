@@ -20,7 +20,7 @@ from selfemo.runs import costs
 from selfemo.config import Config
 from selfemo.data import load as load_data
 from selfemo.errors import ConfigError, SelfEmoError
-from selfemo.evaluation.predictions import held_out
+from selfemo.data.splits import held_out
 from selfemo.runs.pipeline import load_conversations, training_conversations
 from selfemo.method.prompts import conversation_prompts, format_completion, gold_completion, messages
 from selfemo.method.types import Conversation

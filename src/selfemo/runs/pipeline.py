@@ -38,7 +38,8 @@ from selfemo.errors import (
     NotFiniteError,
     StoreError,
 )
-from selfemo.evaluation.predictions import Scores, evaluate, held_out, score
+from selfemo.data.splits import held_out
+from selfemo.evaluation.predictions import Scores, evaluate_checkpoint, score
 from selfemo.stages.flywheel import RlPlan, add_sample, cap_emotions, original_prompts, rl_stage
 from selfemo.training.guards import Alarm, alarms, decide, rate_scale
 from selfemo.stages.personas import with_known_personas
@@ -476,8 +477,9 @@ class Run:
                     advance(n)
                     self.stop.check()
 
-                scores = evaluate(engine, conversations, self.config, self.store, name, on_done)
-            return {k: s.as_dict() for k, s in scores.items()}
+                return evaluate_checkpoint(
+                    engine, conversations, self.store, name, self.config, on_done
+                )
 
         self.stage(name, work)
 
@@ -872,7 +874,9 @@ def scores_of(run: Run) -> dict[str, dict[str, Scores]]:
     }
     sets = {c.dataset: c.label_set for c in load_conversations(run.config) if c.dataset in labels}
     return {
-        name: score(run.store, evaluation_name(name), sets, run.config)
+        name: score(
+            run.store, evaluation_name(name), sets, resamples=run.config.evaluation.resamples
+        )
         for name in checkpoints(run.config)
         if (row := run.store.stage(evaluation_name(name))) is not None and row["status"] == "done"
     }

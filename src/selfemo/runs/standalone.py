@@ -13,7 +13,7 @@ from selfemo.stages.coldstart import LEAST_OWN_WEIGHT, read_parquet, soften, wri
 from selfemo.config import Config, load
 from selfemo.runs.dialogues import dialogues
 from selfemo.errors import ConfigError, DataError, EngineError
-from selfemo.evaluation.predictions import held_out
+from selfemo.data.splits import held_out
 from selfemo.stages.flywheel import original_prompts
 from selfemo.runs.pipeline import (
     COLD,
