@@ -97,7 +97,7 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
     def ours() -> list[str]:
         part = slices[at["ours"]]
         at["ours"] += 1
-        return [p.text.split("\n")[0] for p in predict(e, part, config)]
+        return [p.text.split("\n")[0] for p in predict(e, part, config.evaluation, config.prompt)]
 
     @torch.no_grad()
     def theirs() -> list[str]:

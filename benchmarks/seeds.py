@@ -13,9 +13,11 @@ import json
 from pathlib import Path
 
 from selfemo.config import load
-from selfemo.evaluation.experiments import complete_run, over_seeds
+from selfemo.evaluation.experiments.runs import PlannedRun, complete_run
+from selfemo.evaluation.experiments.statistics import over_seeds
+from selfemo.evaluation.rendering import render
 from selfemo.progress import Console
-from selfemo.reports.tables import render
+from selfemo.reports.figures import draw
 
 COLD = "cold-start"
 
@@ -30,7 +32,7 @@ def main() -> None:
     rows = []
     for seed in range(args.seeds):
         config = load(args.config, [*args.sets, f"seed={seed}"])
-        summary = complete_run(args.out / f"seed-{seed}", config, Console())
+        summary = complete_run(PlannedRun(args.out / f"seed-{seed}", config), draw, Console())
         last = summary["r1_change"]["to"]
         data = next(iter(summary["scores"][COLD]))
         rows.append(

@@ -212,11 +212,12 @@ def finished(
 ) -> Path:
     """A run that was never interrupted; beside it, what it was at the beginning of each stage."""
     from selfemo.evaluation.summary import finish
+    from selfemo.reports.figures import draw
     from tests.support.runs import STAGES, photographed, settings
 
     def fill(home: Path) -> None:
         run = photographed(home, settings(tiny_model, data, "save.every_steps=1"))
-        finish(run)
+        finish(run, draw)
         run.close()
         assert {p.name for p in home.iterdir()} == {"whole", *STAGES}
 

@@ -21,21 +21,16 @@ from scipy import stats
 
 from selfemo.config import load
 from selfemo.errors import ConfigError, SelfEmoError, StoreError
-from selfemo.evaluation import experiments
-from selfemo.evaluation.experiments import (
-    ablate,
-    ablation_table,
-    arms_for,
-    complete_run,
-    over_seeds,
-    paired_over_seeds,
-    read_arm,
-    share_table,
-    shipped_arms,
-    signal_table,
-)
+from selfemo.evaluation.experiments import runs as experiment_runs
+from selfemo.evaluation.experiments.ablate import ablate
+from selfemo.evaluation.experiments.arms import arms_for, read_arm, shipped_arms
+from selfemo.evaluation.experiments.runs import complete_run
+from selfemo.evaluation.experiments.statistics import over_seeds, paired_over_seeds
 from selfemo.evaluation.parallel import Job, side_by_side
+from selfemo.evaluation.summary import read_summary
 from selfemo.progress import Quiet, Stopped, StopRequest
+from selfemo.reports.ablation import ablation_table, share_table, signal_table, write_tables
+from selfemo.reports.figures import draw
 from selfemo.reports.report import build
 from selfemo.reports.tables import cross, measured
 from selfemo.runs.folder import fork
@@ -78,15 +73,17 @@ def stopped_and_gone_on(config: list[str], out: Path) -> None:
         ablate([], config, out, 2, Asking(), stop=stop)
     assert (out / "full" / "seed-0" / "summary.json").exists()
     assert not (out / "ablation.json").exists()
-    ablate([], config, out, 2, Quiet())
+    ablate([], config, out, 2, Quiet(), present=write_tables)
 
 
 @pytest.mark.slow
 def test_runs_side_by_side_equal_runs_one_after_the_other(
     ablated: Path, config: list[str], tmp_path: Path
 ) -> None:
-    ablate([], config, tmp_path, 1, Quiet(), only=["sft-only"], jobs=2)
-    assert (tmp_path / "sft-only" / "seed-0" / "summary.json").exists()
+    ablate([], config, tmp_path, 1, Quiet(), only=["sft-only"], jobs=2, draw=draw)
+    summary = json.loads((tmp_path / "sft-only" / "seed-0" / "summary.json").read_text())
+    drawn = {f.stem for f in (tmp_path / "sft-only" / "seed-0" / "figures").iterdir()}
+    assert drawn == set(summary["figures"]) == {"scores_jsonl", "emotions_jsonl"}
     alone, beside = (
         json.loads((out / "full" / "seed-0" / "summary.json").read_text())["scores"]
         for out in (ablated, tmp_path)
@@ -201,6 +198,12 @@ def test_its_figures_follow_from_its_runs(ablated: Path) -> None:
     assert {
         float(r["value"]) for r in rows if r["arm"] == "full" and r["measure"] == "mean_r1"
     } == set(values["full"])
+    dots = list(csv.DictReader((ablated / "figures" / "arms_mean_r1.csv").open()))
+    assert {(r["arm"], r["data"], int(r["seed"])): float(r["mean_r1"]) for r in dots} == {
+        (arm, "jsonl", s): v for arm, found in values.items() for s, v in enumerate(found)
+    }
+    svg = (ablated / "figures" / "arms_mean_r1.svg").read_text()
+    assert all(f">{arm}</text>" in svg for arm in values)
     text = (ablated / "ablation.md").read_text()
     assert "w/o SELF-GRPO" in text and "54.11" in text and "original-only" in text
 
@@ -268,8 +271,8 @@ def test_what_is_done_is_not_run_again_and_other_settings_are_refused(
     def never(*args, **kwargs):
         raise AssertionError("a finished run was run again")
 
-    monkeypatch.setattr(experiments, "evolve", never)
-    ablate([], config, ablated, 2, Quiet())
+    monkeypatch.setattr(experiment_runs, "evolve", never)
+    ablate([], config, ablated, 2, Quiet(), present=write_tables)
     assert (ablated / "ablation.json").read_text() == before
     one = ablate([], config, ablated, 1, Quiet(), only=["vanilla-grpo"])
     assert [a["name"] for a in one["arms"]] == ["full", "vanilla-grpo"]
@@ -279,6 +282,40 @@ def test_what_is_done_is_not_run_again_and_other_settings_are_refused(
         ablate([], [*config, "grpo.lr=0.5"], ablated, 2, Quiet())
     kept = sorted(p.name for p in (ablated / "full" / "seed-0" / "checkpoints").iterdir())
     assert kept == ["iteration-1"]
+
+
+class Saying(Quiet):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_cut_summary_is_not_taken_as_done(ablated: Path, config: list[str]) -> None:
+    result = (ablated / "ablation.json").read_text()
+    path, old = ablated / "full" / "seed-1" / "summary.json", ablated / "old.json"
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    old.hardlink_to(path)
+    reporter = Saying()
+    ablate([], config, ablated, 2, reporter, present=write_tables)
+    assert path.read_text() == whole and (ablated / "ablation.json").read_text() == result
+    (said,) = [text for text in reporter.said if "it is made again" in text]
+    assert said.startswith(f"{path}: cannot be read (")
+    assert old.read_text() == whole[: len(whole) // 2], "a new file took the place of the old one"
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"), [('{"scores": {"st', "Unterminated string"), ("[]", "it holds no scores")]
+)
+def test_what_is_no_summary_is_said(tmp_path: Path, content: str, fault: str) -> None:
+    said: list[str] = []
+    assert read_summary(tmp_path, said.append) is None and said == []
+    (tmp_path / "summary.json").write_text(content)
+    assert read_summary(tmp_path, said.append) is None
+    assert said[0].startswith(f"{tmp_path / 'summary.json'}: cannot be read ({fault}")
 
 
 @pytest.mark.slow
@@ -362,7 +399,7 @@ def test_arms_share_a_cold_start_and_sft_only_has_the_samples_in_its_place(
     out = tmp_path / "a"
     found = ablate(
         [],
-        [*config, "sft.max_samples=8"],
+        [*config, "sft.max_samples=8", "sft.epochs=4"],
         out,
         1,
         Quiet(),
@@ -397,8 +434,6 @@ def test_arms_share_a_cold_start_and_sft_only_has_the_samples_in_its_place(
     for m in ("accuracy", "mean_r1"):
         assert scores["cold-start"][m]["mean"] == summary["scores"]["cold-start"]["jsonl"][m][0]
         assert scores["backbone"][m]["mean"] == summary["scores"]["start"]["jsonl"][m][0]
-    for name in found["figures"]:
-        assert (out / "figures" / f"{name}.svg").exists()
 
 
 def _cold_samples(run: Path) -> list:
@@ -409,16 +444,22 @@ def _cold_samples(run: Path) -> list:
 @pytest.mark.slow
 def test_a_forked_run_equals_one_of_its_own(config: list[str], tmp_path: Path) -> None:
     whole = load([], [*config, "seed=5"])
-    complete_run(tmp_path / "alone", whole, Quiet())
-    complete_run(
-        tmp_path / "trunk", load([], [*config, "seed=5", "flywheel.iterations=0"]), Quiet()
-    )
-    complete_run(tmp_path / "forked", whole, Quiet(), trunk=tmp_path / "trunk")
+    trunk = load([], [*config, "seed=5", "flywheel.iterations=0"])
+    for planned in (
+        PlannedRun(tmp_path / "alone", whole),
+        PlannedRun(tmp_path / "trunk", trunk),
+        PlannedRun(tmp_path / "forked", whole, trunk=tmp_path / "trunk"),
+    ):
+        complete_run(planned, None, Quiet())
     last = "checkpoints/iteration-1/model.safetensors"
     assert (tmp_path / "alone" / last).read_bytes() == (tmp_path / "forked" / last).read_bytes()
-    other = load([], [*config, "seed=6"])
-    complete_run(tmp_path / "other", other, Quiet(), trunk=tmp_path / "alone", at="start")
-    complete_run(tmp_path / "other-alone", other, Quiet())
+    more = ["seed=6", "sft.epochs=4", "flywheel.iterations=0"]
+    other = load([], [*config, *more])
+    for planned in (
+        PlannedRun(tmp_path / "other", other, trunk=tmp_path / "alone", at="start"),
+        PlannedRun(tmp_path / "other-alone", other),
+    ):
+        complete_run(planned, None, Quiet())
     scores = [
         json.loads((tmp_path / n / "summary.json").read_text())["scores"]
         for n in ("other", "other-alone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import signal
@@ -28,7 +29,6 @@ from tests.support.runs import (
     SHORT,
     Silent,
     Watcher,
-    assert_drawn,
     assert_goes_on_as_if_never_stopped,
     assert_same_run,
     begun,
@@ -45,8 +45,22 @@ def test_the_loop_learns_the_format_and_writes_everything(finished: Path) -> Non
     assert cold["accuracy"][0] > 0.5
     assert summary["r1_change"]["from"] == "cold-start"
     assert summary["r1_change"]["to"] == "iteration-2"
-    for name in ("reward", "entropy", "parse_rate", "scores_jsonl", "emotions_jsonl"):
-        assert_drawn(finished / "figures" / name)
+    assert summary["figures"] == [
+        "reward", "entropy", "parse_rate", "scores_jsonl", "emotions_jsonl"
+    ]  # fmt: skip
+    figures = finished / "figures"
+    assert {f.name for f in figures.iterdir()} == {
+        f"{n}.{suffix}" for n in summary["figures"] for suffix in ("svg", "png", "csv")
+    }
+    with (figures / "scores_jsonl.csv").open(newline="") as f:
+        for row in csv.DictReader(f):
+            drawn = [float(row[k]) for k in ("value", "low", "high")]
+            assert drawn == summary["scores"][row["checkpoint"]]["jsonl"][row["measure"]]
+    rounds = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    with (figures / "reward.csv").open(newline="") as f:
+        assert [float(row["r1"]) for row in csv.DictReader(f)] == [
+            m["r1"] for m in rounds if m["stage"].endswith("-rl")
+        ]
     for checkpoint in ("cold-start", "iteration-1-rl", "iteration-1", "iteration-2"):
         assert (finished / "checkpoints" / checkpoint / "model.safetensors").exists()
     assert not list((finished / "checkpoints").glob(".*")), "partial states are cleaned up"
@@ -255,7 +269,7 @@ def test_a_model_that_never_parses_is_reported_not_a_crash(
     assert info == {"unparsed": 6}
     refit = json.loads(run.store.stage("iteration-1-refit")["info"])
     assert refit["refit"].startswith("none")
-    summary = finish(run)
+    summary = finish(run, draw)
     scores = summary["scores"]["iteration-1"]["jsonl"]
     assert scores["parse_rate"][0] == 0 and sum(scores["failures"].values()) == 15
     run.close()
@@ -409,11 +423,11 @@ def test_a_stopped_evaluation_goes_on(
     asked: list[int] = []
     real = evaluation.predict
 
-    def counted(engine, prompts, config, on_done=None):
+    def counted(sampler, prompts, *settings):
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(len(prompts))
-        return real(engine, prompts, config, on_done)
+        return real(sampler, prompts, *settings)
 
     monkeypatch.setattr(evaluation, "predict", counted)
     args = (str(finished), [str(data)], tmp_path / "e", [], ["data.eval_split=test"], Silent())
@@ -610,9 +624,12 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_is_the_same_twice(
         )
         assert result.exit_code == 0, result.output
         pages.append(out.read_bytes())
-        for drawn in ("fig3_judge", "fig5_held_out", "fig5_self_play", "entropy"):
-            assert_drawn(tmp_path / name / "report-figures" / drawn)
     assert pages[0] == pages[1]
+    drawn = {f.name: f.read_bytes() for f in (tmp_path / "one" / "report-figures").iterdir()}
+    names = ("fig3_judge", "fig5_held_out", "fig5_self_play", "entropy")
+    assert {f"{n}.{suffix}" for n in names for suffix in ("svg", "png", "csv")} <= drawn.keys()
+    for name, content in drawn.items():
+        assert (tmp_path / "two" / "report-figures" / name).read_bytes() == content, name
     page = pages[0].decode()
     assert page.count("&lt;script&gt;alert(1)") > 5 and "[U+0007][U+202E]gnp" in page
     assert "\x07" not in page and "\u202e" not in page

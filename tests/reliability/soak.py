@@ -99,6 +99,7 @@ def cycles(folder: Path) -> Iterator[dict[str, Any]]:
     from selfemo.config import load
     from selfemo.evaluation.summary import finish
     from selfemo.progress import Quiet, Stopped, StopRequest
+    from selfemo.reports.figures import draw
     from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
     from tests.support.runs import SETTINGS, evolve
 
@@ -144,7 +145,7 @@ def cycles(folder: Path) -> Iterator[dict[str, Any]]:
             resumes = 1
             done = evolve(run, None, Quiet())
         if k % SUMMARY_EVERY == 1:
-            finish(done)
+            finish(done, draw)
         (rollouts,) = done.store.rows("SELECT count(*) FROM rollouts")
         done.close()
         model = SelfEmo(run, max_tokens=72)

@@ -12,11 +12,11 @@ from sklearn import metrics as sk
 from selfemo.evaluation.metrics import (
     FAILED,
     NLL_FLOOR,
+    Interval,
     Outcomes,
     average_intervals,
     calibration,
     class_report,
-    cluster_bootstrap,
     mean_interval,
     paired_difference,
     paired_measures,
@@ -24,6 +24,20 @@ from selfemo.evaluation.metrics import (
 from tests.conftest import MELD
 
 LABELS = MELD.labels
+
+
+def cluster_bootstrap(statistic, clusters, resamples: int) -> Interval:
+    """95% interval of `statistic(indices)` over resampled clusters, one resample after the other."""
+    members = [np.flatnonzero(np.equal(clusters, c)) for c in dict.fromkeys(clusters)]
+    rng = np.random.default_rng(0)
+    draws = [
+        statistic(np.concatenate([members[j] for j in rng.integers(0, len(members), len(members))]))
+        for _ in range(resamples)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(statistic(np.arange(len(clusters))), low, high)
+
+
 observations = st.lists(
     st.tuples(
         st.sampled_from(LABELS), st.sampled_from([*LABELS, FAILED]), st.floats(0, 1),

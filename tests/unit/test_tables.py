@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.errors import ConfigError, StoreError
-from selfemo.reports.tables import PAPER_SETS, cross, measured, published, render, table1
+from selfemo.evaluation.rendering import render
+from selfemo.reports.tables import PAPER_SETS, cross, measured, published, table1
 
 cells = st.text(
     st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=0, max_size=12

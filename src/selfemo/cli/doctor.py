@@ -24,9 +24,6 @@ def doctor(
     machine: Annotated[
         str, typer.Option(help="Estimate for h100, h200, a100, l40s, rtx4090 or cpu-core.")
     ] = "",
-    parameters: Annotated[
-        float, typer.Option(min=0, help="Size of a model that is not on this machine, as 4e9.")
-    ] = 0,
     prompt_tokens: Annotated[float, typer.Option(min=0, help="Mean; 0: that of the data.")] = 0,
     completion_tokens: Annotated[float, typer.Option(min=0, help="Mean; 0: of gold ones.")] = 0,
     as_json: opt.AsJson = False,
@@ -39,7 +36,7 @@ def doctor(
 
     told = diagnose(
         settings(config, overrides), out, engine=engine, count=gpus, machine=machine,
-        parameters=int(parameters), prompt_tokens=prompt_tokens,
+        prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
     )  # fmt: skip
     if as_json:

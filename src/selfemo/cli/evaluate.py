@@ -72,6 +72,7 @@ def table1(
 ) -> None:
     """Print table 1: the paper's rows beside what was measured."""
     from selfemo.errors import ConfigError
+    from selfemo.evaluation.rendering import render
     from selfemo.reports import tables
 
     if cross and not places:
@@ -80,7 +81,7 @@ def table1(
         header, rows = tables.cross(places or [])
     else:
         header, rows = tables.table1(places or [], intervals=form == "csv")
-    write(tables.render(header, rows, form), out)
+    write(render(header, rows, form), out)
 
 
 def judge(
@@ -152,15 +153,17 @@ def ablate(
     Each arm runs over several seeds; arms that are done are not run again.
     """
     from selfemo.errors import ConfigError
-    from selfemo.evaluation.experiments import KEPT, ablation_table
-    from selfemo.evaluation.experiments import ablate as run_ablation
+    from selfemo.evaluation.experiments.ablate import ablate as run_ablation
+    from selfemo.evaluation.experiments.runs import KEPT
+    from selfemo.reports.ablation import ablation_table, write_tables
+    from selfemo.reports.figures import draw
 
     if keep not in KEPT:
         raise ConfigError(f"--keep {keep}: valid are {', '.join(KEPT)}")
     with interruptible(again(out)) as (reporter, stop):
         result = run_ablation(
             config or [], overrides or [], out, seeds, reporter, stop=stop, keep=keep,
-            only=arm or [], jobs=jobs,
+            only=arm or [], jobs=jobs, draw=draw, present=write_tables,
         )  # fmt: skip
     if as_json:
         print_json(result)

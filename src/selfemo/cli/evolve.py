@@ -40,6 +40,7 @@ def evolve(
     from selfemo.errors import ConfigError, SelfEmoError
     from selfemo.evaluation.predictions import evaluate_checkpoint
     from selfemo.evaluation.summary import finish
+    from selfemo.reports.figures import draw
     from selfemo.runs.evolve import evolve as run_evolve
     from selfemo.runs.folder import new_run_folder
 
@@ -64,7 +65,7 @@ def evolve(
                 reporter.say(f"what is done is kept; {go_on}")
             raise
     try:
-        _show_summary(run, finish(run), as_json)
+        _show_summary(run, finish(run, draw), as_json)
     finally:
         run.close()
 

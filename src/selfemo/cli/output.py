@@ -65,7 +65,7 @@ def print_counts(counts: Mapping[str, Any], as_json: bool, hint: str = "") -> No
 
 def print_tables(tables: Iterable[tuple[str, list[str], list[list[str]]]]) -> None:
     """Tables as (title, header, rows)."""
-    from selfemo.reports.tables import render
+    from selfemo.evaluation.rendering import render
 
     for title, header, rows in tables:
         typer.echo(f"\n{title}\n\n{render(header, rows)}", nl=False)

@@ -1,12 +1,22 @@
-"""Which conversations of the data are held out for evaluation."""
+"""The conversations that are held out for evaluation, and random parts of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from selfemo.errors import DataError
 from selfemo.method.types import Conversation
 from selfemo.seeds import rng
+
+T = TypeVar("T")
+
+
+def drawn(items: Sequence[T], limit: int, seed: int, *names: object) -> list[T]:
+    """`limit` of the items, drawn by `rng(seed, *names)`, in their own order; 0 takes all."""
+    if not 0 < limit < len(items):
+        return list(items)
+    return [items[i] for i in sorted(rng(seed, *names).permutation(len(items))[:limit])]
 
 
 def held_out(
@@ -23,10 +33,7 @@ def held_out(
     chosen: list[Conversation] = []
     for name in dict.fromkeys(c.dataset for c in conversations):
         members = [c for c in conversations if c.dataset == name and c.split == split]
-        if limit and limit < len(members):
-            drawn = rng(seed, "held out", name, split).permutation(len(members))[:limit]
-            members = [members[i] for i in sorted(drawn)]
-        chosen.extend(members)
+        chosen.extend(drawn(members, limit, seed, "held out", name, split))
     if not chosen:
         raise DataError(
             f"no conversation in split {split!r} to evaluate on; set data.eval_split to a split that "

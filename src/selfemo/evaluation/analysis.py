@@ -1,9 +1,9 @@
-"""What each checkpoint of a run says on the same held-out prompts (fig. 6 and beyond, SPEC section 7).
+"""Analysis of each checkpoint of a run on the same held-out prompts (fig. 6 and beyond, SPEC section 7).
 
-One completion is sampled per prompt with the run's sampling settings. Of it are kept: the mean entropy of
-the policy over the tokens of the emotion span E, the self-emotion span S and the reply; whether the
-recogniser of the same checkpoint reads in the reply the emotion that S declared (round trip [ours]); how
-different the replies are; and the shares of the emotions.
+One completion per prompt is generated with the run's sampling settings. Measured are: the mean entropy of the
+policy over the tokens of the emotion span E, the self-emotion span S and the reply; whether the same
+checkpoint recognises in the reply the emotion that S declared (round trip [ours]); the diversity of the
+replies; the shares of the emotions.
 
 Results go to RUN/analysis.json after each checkpoint, so an analysis that was stopped goes on.
 """
@@ -13,16 +13,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from selfemo.config import Config
+from selfemo.data.splits import drawn, held_out
 from selfemo.errors import StoreError
 from selfemo.evaluation.diversity import distinct, self_bleu, share_entropy
 from selfemo.evaluation.metrics import mean_interval
-from selfemo.evaluation.predictions import gold_prompts, held_out, predict
+from selfemo.evaluation.predictions import gold_prompts, predict
+from selfemo.evaluation.rendering import cell
 from selfemo.files import write_json
 from selfemo.method.parsing import field_spans, parse
+from selfemo.method.prompts import fit
 from selfemo.method.rewards import exact_match, weighted_iou
 from selfemo.method.types import (
     Completion,
@@ -34,22 +39,24 @@ from selfemo.method.types import (
 )
 from selfemo.models.generation import open_sampler
 from selfemo.models.generation.requests import Request
+from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import START, RunFolder, checkpoints
 from selfemo.runs.inputs import load_conversations
-from selfemo.seeds import derive, rng
-from selfemo.stages.selfplay import PersonaOf, fit_all, next_prompt, persona_book, sampling_settings
+from selfemo.seeds import derive
+from selfemo.stages.selfplay import PersonaOf, next_prompt, persona_book, sampling_settings
 
 ANALYSIS_FILE = "analysis.json"
 VERSION = 1
+Decode = Callable[[Sequence[int]], str]
 SPANS = {"E": "emotion", "S": "self_emotion", "R": "reply"}
 
 
-def token_starts(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
+def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
     """The index in decode(ids) of the character at which each sampled token begins.
 
-    Sampled ids need not be those that the text encodes to, so the places come from decoding prefixes. A
-    token that holds only a part of a character's bytes begins at that character; an end token, which
+    The starts come from decoding prefixes, since encoding the text may give other ids than the sampled ones.
+    A token that holds only a part of a character's bytes begins at that character. An end token, which
     decodes to nothing, begins behind the text.
     """
     text = decode(ids)
@@ -65,13 +72,11 @@ def token_starts(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> 
     return starts
 
 
-def span_entropies(
-    sample: Sample, decode: Callable[[Sequence[int]], str]
-) -> dict[str, list[float]]:
+def span_entropies(sample: Sample, decode: Decode) -> dict[str, list[float]]:
     """Entropies (nats) of the tokens of each span of SPANS, and of all tokens ("all").
 
-    A token belongs to the span that holds its first character that is no blank: " joy" behind "E:" is
-    of E, a line end or a marker of none.
+    A token belongs to the span of its first character that is not a blank: " joy" after "E:" belongs to E; a
+    line end or a marker belongs to no span.
     """
     text, starts = decode(sample.token_ids), token_starts(sample.token_ids, decode)
     spans = [(SPANS[f], a, b) for f, a, b in field_spans(text) if f in SPANS]
@@ -95,7 +100,7 @@ def _mean(values: Sequence[float], clusters: Sequence[str], resamples: int) -> l
     if not values:
         return None
     i = mean_interval(values, clusters, resamples=resamples)
-    return [i.value, i.low, i.high]
+    return i.as_list()
 
 
 def _shares(distributions: Sequence[tuple[EmotionDistribution, LabelSet]]) -> dict[str, Any]:
@@ -105,49 +110,49 @@ def _shares(distributions: Sequence[tuple[EmotionDistribution, LabelSet]]) -> di
     return {"share": share, "entropy": share_entropy(share) if share else None}
 
 
-def chosen_prompts(run: RunFolder, n: int) -> tuple[list[Prompt], PersonaOf]:
-    """n of the prompts that the run evaluates on, drawn by its seed (0: all), in file order; personas.
+def chosen_prompts(config: Config, n: int) -> tuple[list[Prompt], PersonaOf]:
+    """n of the prompts that a run evaluates on, drawn by its seed (0: all), in file order; personas.
 
     Raises:
         DataError: the split is empty or has no gold emotion.
     """
-    data = run.config.data
-    conversations = load_conversations(run.config.data)
+    data = config.data
+    conversations = load_conversations(config.data)
     prompts = gold_prompts(held_out(conversations, data.eval_split, data.eval_conversations, 0))
-    if 0 < n < len(prompts):
-        kept = rng(run.config.seed, "analysis prompts").permutation(len(prompts))[:n]
-        prompts = [prompts[i] for i in sorted(kept)]
-    return prompts, persona_book(conversations)
+    return drawn(prompts, n, config.seed, "analysis prompts"), persona_book(conversations)
 
 
 def analyse_checkpoint(
-    run: RunFolder,
-    checkpoint: str,
+    sampler: Sampler,
+    decode: Decode,
     prompts: Sequence[Prompt],
     persona_of: PersonaOf,
+    config: Config,
     on_done: Callable[[int], None],
 ) -> dict[str, Any]:
-    """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation."""
-    config = run.config
-    engine = open_sampler(run.weights(checkpoint), config.model)
-    resamples = config.evaluation.resamples
-    fitted = fit_all(prompts, engine.encode, config.prompt.max_tokens, config.prompt.reasoning)[0]
-    whole = {p.id: p for p in prompts}
-    asked = [whole[f.prompt.id] for f in fitted]
+    """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation.
+
+    Args:
+        decode: token ids to text, of the sampler's tokenizer.
+    """
+    resamples, limit = config.evaluation.resamples, config.prompt
+    fits = [(p, fit(p, sampler.encode, limit.max_tokens, limit.reasoning)) for p in prompts]
+    fitted = [(p, f) for p, f in fits if f is not None]
+    asked = [p for p, _ in fitted]
     requests = [
-        Request(
-            f.ids, seed=derive(config.seed, "analysis", f.prompt.id), share=f.prompt.conversation_id
-        )
-        for f in fitted
+        Request(f.ids, seed=derive(config.seed, "analysis", p.id), share=p.conversation_id)
+        for p, f in fitted
     ]
-    samples = [s[0] for s in engine.generate(requests, sampling_settings(config.sampling), on_done)]
+    samples = [
+        s[0] for s in sampler.generate(requests, sampling_settings(config.sampling), on_done)
+    ]
     entropies: dict[str, list[float]] = {s: [] for s in ("all", *SPANS.values())}
     places: dict[str, list[str]] = {s: [] for s in entropies}
     answered: list[tuple[Prompt, Completion]] = []
     failures: Counter[str] = Counter()
     for prompt, sample in zip(asked, samples, strict=True):
         parsed = parse(sample.text, prompt.label_set, finished=sample.finished)
-        by_span = span_entropies(sample, engine.decode)
+        by_span = span_entropies(sample, decode)
         if isinstance(parsed, ParseFailure):
             failures[parsed.kind.value] += 1
             by_span = {"all": by_span["all"]}
@@ -160,7 +165,7 @@ def analyse_checkpoint(
         replace(next_prompt(p, c, persona_of, 0, "analysis"), id=f"analysis/{p.id}")
         for p, c in answered
     ]
-    reads = predict(engine, heard, config, on_done) if heard else []
+    reads = predict(sampler, heard, config.evaluation, config.prompt, on_done) if heard else []
     clusters = [p.conversation_id for p in heard]
     targets = [c.self_emotion for _, c in answered]
     replies = [c.reply for _, c in answered]
@@ -221,7 +226,7 @@ def analyse(
 ) -> dict[str, Any]:
     """Analyse the checkpoints of a run that are not yet in RUN/analysis.json, on n prompts (0: all).
 
-    Another n starts again. A checkpoint whose weights were not kept is left out and said.
+    Another n starts again. A checkpoint whose weights were not kept is named and left out.
 
     Raises:
         StoreError: the folder is no run, or in use.
@@ -229,9 +234,8 @@ def analyse(
     """
     old = read_analysis(folder)
     stop = stop or StopRequest()
-    run = RunFolder(folder, None, reporter, stop)
-    try:
-        prompts, persona_of = chosen_prompts(run, n)
+    with closing(RunFolder(folder, None, reporter, stop)) as run:
+        prompts, persona_of = chosen_prompts(run.config, n)
         result: dict[str, Any] = {
             "version": VERSION,
             "split": run.config.data.eval_split,
@@ -257,41 +261,27 @@ def analyse(
                     advance(k)
                     stop.check()
 
+                sampler = open_sampler(run.weights(name), run.config.model)
                 result["checkpoints"][name] = analyse_checkpoint(
-                    run, name, prompts, persona_of, on_done
+                    sampler, sampler.decode, prompts, persona_of, run.config, on_done
                 )
             write_json(folder / ANALYSIS_FILE, result)
-    finally:
-        run.close()
     return result
 
 
 def analysis_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of text, one a checkpoint."""
-
-    def show(value: Any) -> str:
-        if value is None:
-            return "-"
-        if isinstance(value, list):
-            return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-        return f"{value:.3f}"
-
+    """Header and rows of text, one per checkpoint."""
     header = [
         "checkpoint", "parsed", "H(E)", "H(S)", "H(reply)", "round trip R1", "top match",
         "distinct-2", "self-BLEU", "H(shares of E)", "H(shares of S)",
     ]  # fmt: skip
     rows = [
         [
-            name,
-            f"{c['parsed']}/{c['prompts']}",
-            *(show(c["entropy"][s]) for s in SPANS.values()),
-            show(c["round_trip"]["r1"]),
-            show(c["round_trip"]["top_match"]),
-            show(c["diversity"]["distinct_2"]),
-            show(c["diversity"]["self_bleu"]),
-            show(c["emotion"]["entropy"]),
-            show(c["self_emotion"]["entropy"]),
+            name, f"{c['parsed']}/{c['prompts']}", *(cell(c["entropy"][s]) for s in SPANS.values()),
+            cell(c["round_trip"]["r1"]), cell(c["round_trip"]["top_match"]),
+            cell(c["diversity"]["distinct_2"]), cell(c["diversity"]["self_bleu"]),
+            cell(c["emotion"]["entropy"]), cell(c["self_emotion"]["entropy"]),
         ]
         for name, c in result["checkpoints"].items()
-    ]
+    ]  # fmt: skip
     return header, rows

@@ -4,22 +4,24 @@
     predictions.parquet   one row an utterance
     scores.json           scores by data set and union, the plain average, the comparison, what was evaluated
 
-The folder remembers what it is an evaluation of; another model, other data or settings are refused.
+The store keeps the model, data and settings of its evaluation; others are refused on resume.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfemo import __version__
 from selfemo.config import Config, load
+from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation.metrics import FAILED, Interval
 from selfemo.evaluation.predictions import (
@@ -31,28 +33,28 @@ from selfemo.evaluation.predictions import (
     evaluate,
     evaluate_endpoint,
     gold_prompts,
-    held_out,
     label_sets,
     prediction_rows,
     score,
 )
-from selfemo.files import lock_folder, write_json, write_rows
+from selfemo.files import lock_folder, write_rows, write_text
 from selfemo.method.prompts import FORMAT_VERSION, messages
-from selfemo.method.types import LabelSet, Prompt
+from selfemo.method.types import Conversation, LabelSet, Prompt
 from selfemo.models.generation import open_sampler
-from selfemo.models.generation.chat import ExpertSpec, endpoint_of
+from selfemo.models.generation.chat import ExpertSpec, parse_expert
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.settings import settings_for
-from selfemo.runs.store import STORE_FILE, PredictionRow, Store, read_distribution
+from selfemo.runs.store import STORE_FILE, Store, read_distribution
 
 NAME = "evaluate"
-"""What the predictions of an evaluation folder are called in its store."""
+"""Name of the evaluation in the store of an evaluation folder."""
 SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.parquet"
 _IDENTITY = "evaluation"
+_ENDPOINT = re.compile(r"[^=/\\]+=https?://")
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,28 @@ class Evaluation:
         return {
             **self.about,
             "scores": {d: s.as_dict() for d, s in self.scores.items()},
-            "average": mean and {m: [i.value, i.low, i.high] for m, i in mean.items()},
+            "average": mean and {m: i.as_list() for m, i in mean.items()},
             "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
         }
+
+
+def endpoint_of(model: str) -> ExpertSpec | None:
+    """The endpoint that `NAME=URL,model=...` names, asked greedily unless it sets a temperature.
+
+    Raises:
+        ConfigError: it has that form with a mistake in it.
+    """
+    if not _ENDPOINT.match(model):
+        return None
+    spec = parse_expert(model)
+    if spec.json_mode != "none":
+        raise ConfigError(
+            f"{spec.name}: json={spec.json_mode} would keep the model from the format that is evaluated, "
+            "which is lines and not JSON; leave json= out"
+        )
+    if "temperature" not in spec.model_fields_set:
+        spec = spec.model_copy(update={"temperature": 0.0})
+    return spec
 
 
 def _digest(*parts: object) -> str:
@@ -99,7 +120,7 @@ def model_digest(checkpoint: str) -> str:
 def identity(
     model: str, spec: ExpertSpec | None, prompts: Sequence[Prompt], config: Config
 ) -> dict[str, str]:
-    """What an evaluation folder may not be resumed with another of, each as a short text."""
+    """Inputs that must match on resume, each as a short text."""
     reasoning = config.prompt.reasoning
     asked = hashlib.sha256()
     for p in prompts:
@@ -128,15 +149,15 @@ def identity(
     }
 
 
-def _claim(store: Store, folder: Path, what: Mapping[str, str]) -> None:
-    """Make the folder one of this evaluation, or check that it is.
+def _claim(store: Store, folder: Path, inputs: Mapping[str, str]) -> None:
+    """Note the inputs of an evaluation in its store, or check that they are those noted before.
 
     Raises:
-        StoreError: it holds something else.
+        StoreError: the store holds another evaluation.
     """
     if (found := store.identity(_IDENTITY)) is not None:
         known = json.loads(found)
-        for key, value in what.items():
+        for key, value in inputs.items():
             if known.get(key) != value:
                 raise StoreError(
                     f"{folder} holds an evaluation with another {key}: {known.get(key)}; now {value}. Give "
@@ -144,10 +165,8 @@ def _claim(store: Store, folder: Path, what: Mapping[str, str]) -> None:
                 )
         return
     if store.predicted_datasets():
-        raise StoreError(
-            f"{folder} holds predictions that do not say what they were made with; give another --out"
-        )
-    store.set_identity(_IDENTITY, json.dumps(what))
+        raise StoreError(f"{folder} holds predictions of an unknown evaluation; give another --out")
+    store.set_identity(_IDENTITY, json.dumps(inputs))
 
 
 @contextmanager
@@ -158,8 +177,20 @@ def _folder(out: Path | None) -> Iterator[Path]:
         return
     if (out / CONFIG_FILE).exists():
         raise StoreError(f"{out} is a run folder; give --out a folder of the evaluation's own")
-    with lock_folder(out):
+    lock = lock_folder(out)
+    try:
         yield out
+    finally:
+        lock.close()
+
+
+def settings_of(
+    model: str, sources: Sequence[str], files: Sequence[Path], overrides: Sequence[str]
+) -> tuple[Config, str]:
+    """The configuration to evaluate a model or endpoint with, and its checkpoint (an endpoint: its name)."""
+    if endpoint_of(model) is None:
+        return settings_for(model, sources, files, overrides)
+    return load(files, [f"data.sources={json.dumps(list(sources))}", *overrides]), model
 
 
 def evaluate_model(
@@ -181,68 +212,74 @@ def evaluate_model(
         other: an evaluation folder or a run to compare with on the same prompts.
 
     Raises:
+        ConfigError: an endpoint is asked for probabilities.
         StoreError: `out` holds another evaluation; `other` holds none.
         Stopped: `stop` was asked for; what is done is kept in `out`.
     """
     stop = stop or StopRequest()
     spec = endpoint_of(model)
-    if spec is None:
-        config, checkpoint = settings_for(model, sources, files, overrides)
-    else:
-        config, checkpoint = (
-            load(files, [f"data.sources={json.dumps(list(sources))}", *overrides]),
-            model,
+    config, checkpoint = settings_of(model, sources, files, overrides)
+    if spec is not None and config.evaluation.span == "probabilities":
+        raise ConfigError(
+            f'{spec.name}: evaluation.span = "probabilities" needs the weights of the model, and an '
+            'endpoint gives text alone; use span "emotion" or "all"'
         )
-        if config.evaluation.span == "probabilities":
-            raise ConfigError(
-                f'{spec.name}: evaluation.span = "probabilities" needs the weights of the model, and an '
-                'endpoint gives what it writes; use span "emotion" or "all"'
-            )
-    held = held_out(
-        load_conversations(config.data), config.data.eval_split, config.data.eval_conversations, 0
-    )
+    data, resamples = config.data, config.evaluation.resamples
+    held = held_out(load_conversations(config.data), data.eval_split, data.eval_conversations, 0)
     labels, prompts = label_sets(held), gold_prompts(held)
     compared = None if other is None else predictions_of(other)
-    what = identity(checkpoint, spec, prompts, config)
-    with _folder(out) as folder:
-        store = Store(folder / STORE_FILE)
-        try:
-            _claim(store, folder, what)
+    inputs = identity(checkpoint, spec, prompts, config)
+    with _folder(out) as folder, closing(Store(folder / STORE_FILE)) as store:
+        _claim(store, folder, inputs)
+        stop.check()
+        scores = _scored(store, spec, checkpoint, held, config, reporter, stop)
+        comparison = None
+        if compared is not None:
+            comparison = compare(compared, prediction_rows(store, NAME), labels)
+        about = {
+            "selfemo": __version__,
+            "model": model if spec is None else f"{spec.name} ({spec.model})",
+            "trained_on": [] if spec is not None else trained_on(checkpoint),
+            "sources": list(sources),
+            "split": data.eval_split,
+            "eval_conversations": data.eval_conversations,
+            "compared_with": None if other is None else str(other),
+            **{f"evaluated_{k}": v for k, v in inputs.items()},
+        }
+        mean = average(store, NAME, labels, resamples=resamples)
+        result = Evaluation(about, scores, mean, comparison)
+        if out is not None:
+            write_text(out / SCORES_FILE, json.dumps(result.as_dict(), indent=1))
+            _write_parquet(store, labels, out / PREDICTIONS_FILE, reporter)
+        return result
+
+
+def _scored(
+    store: Store,
+    spec: ExpertSpec | None,
+    checkpoint: str,
+    held: Sequence[Conversation],
+    config: Config,
+    reporter: Reporter,
+    stop: StopRequest,
+) -> dict[str, Scores]:
+    """Make the predictions that are missing in the store, then score all of them."""
+    prompts = gold_prompts(held)
+    evaluation, prompt = config.evaluation, config.prompt
+    with reporter.bar("evaluate", len(prompts)) as advance:
+        if spec is not None:  # it ends its open questions before it stops
+            return evaluate_endpoint(
+                spec, held, store, NAME, evaluation, prompt, on_done=advance, stop=stop
+            )
+        if _all_there(store, prompts):  # no model has to be loaded
+            return score(store, NAME, label_sets(held), resamples=evaluation.resamples)
+
+        def on_done(n: int) -> None:
+            advance(n)
             stop.check()
-            with reporter.bar("evaluate", len(prompts)) as advance:
 
-                def on_done(n: int) -> None:
-                    advance(n)
-                    if spec is None:  # an endpoint ends its open questions first
-                        stop.check()
-
-                if spec is not None:
-                    scores = evaluate_endpoint(spec, held, config, store, NAME, on_done, stop)
-                elif _all_there(store, prompts):
-                    scores = score(store, NAME, labels, config)
-                else:
-                    engine = open_sampler(checkpoint, config.model)
-                    scores = evaluate(engine, held, config, store, NAME, on_done)
-            comparison = None
-            if compared is not None:
-                comparison = compare(compared, prediction_rows(store, NAME), labels)
-            about = {
-                "selfemo": __version__,
-                "model": model if spec is None else f"{spec.name} ({spec.model})",
-                "trained_on": [] if spec is not None else trained_on(checkpoint),
-                "sources": list(sources),
-                "split": config.data.eval_split,
-                "eval_conversations": config.data.eval_conversations,
-                "compared_with": None if other is None else str(other),
-                **{f"evaluated_{k}": v for k, v in what.items()},
-            }
-            result = Evaluation(about, scores, average(store, NAME, labels, config), comparison)
-            if out is not None:
-                write_json(out / SCORES_FILE, result.as_dict())
-                _write_parquet(store, labels, out / PREDICTIONS_FILE, reporter)
-            return result
-        finally:
-            store.close()
+        sampler = open_sampler(checkpoint, config.model)
+        return evaluate(sampler, held, store, NAME, evaluation, prompt, on_done)
 
 
 def _all_there(store: Store, prompts: Sequence[Prompt]) -> bool:
@@ -251,15 +288,15 @@ def _all_there(store: Store, prompts: Sequence[Prompt]) -> bool:
 
 
 def trained_on(checkpoint: str) -> list[str]:
-    """The data sets whose prompts the run of a checkpoint trained on; empty where no run is known."""
+    """The data sets that the run of a checkpoint trained on; empty where the checkpoint is of no run."""
     run = run_of(checkpoint)
     if run is None or not (run / STORE_FILE).exists():
         return []
-    with Store(run / STORE_FILE, read_only=True) as store:
+    with closing(Store(run / STORE_FILE, read_only=True)) as store:
         return store.prompt_datasets()
 
 
-def predictions_of(place: Path) -> list[PredictionRow]:
+def predictions_of(place: Path) -> list[Any]:
     """The predictions of an evaluation folder, or of a run's last evaluated checkpoint.
 
     Raises:
@@ -270,7 +307,7 @@ def predictions_of(place: Path) -> list[PredictionRow]:
             f"{place} is neither a folder of `selfemo evaluate --out` nor a run; evaluate the other model "
             "with --out first and compare with that folder"
         )
-    with Store(place / STORE_FILE, read_only=True) as store:
+    with closing(Store(place / STORE_FILE, read_only=True)) as store:
         names = [NAME]
         if (place / CONFIG_FILE).exists():
             names = [evaluation_name(c) for c in reversed(checkpoints(load([place / CONFIG_FILE])))]
@@ -283,8 +320,8 @@ def predictions_of(place: Path) -> list[PredictionRow]:
 def _write_parquet(
     store: Store, labels: Mapping[str, LabelSet], path: Path, reporter: Reporter
 ) -> None:
-    """One row an utterance: ids, top emotions ("(failed)" where there is none), both distributions as
-    JSON, failure kind, R1, and the completion's text."""
+    """One row per utterance: ids, top emotions (FAILED where there is none), both distributions as JSON,
+    failure kind, R1, text."""
     rows = []
     for r in prediction_rows(store, NAME):
         label_set = labels[r["dataset"]]
@@ -312,21 +349,11 @@ _FIT = ("ece", "brier", "nll", "temperature", "nll_tempered")
 
 
 def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Tables to read: (title, header, rows) of scores, of each data set's classes, of the comparison."""
+    """(title, header, rows) of tables: scores, the classes of each data set, the comparison."""
     header = [
-        "data",
-        "n",
-        "accuracy",
-        "weighted F1",
-        "macro F1",
-        "mean R1",
-        "parsed",
-        "ECE",
-        "Brier",
-        "NLL",
-        "T",
+        "data", "n", "accuracy", "weighted F1", "macro F1", "mean R1", "parsed", "ECE", "Brier", "NLL", "T",
         "NLL at T",
-    ]
+    ]  # fmt: skip
     rows = []
     for dataset, s in evaluation.scores.items():
         fit = [s.calibration[k] for k in _FIT]
@@ -351,7 +378,7 @@ def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
             measures = [f"{c[k]:.3f}" for k in ("precision", "recall", "f1")]
             lines.append([gold, str(c["support"]), *measures, *map(str, counts)])
         head = ["gold", "n", "precision", "recall", "F1", *(f"as {e}" for e in labels), "failed"]
-        tables.append((f"{dataset}: each class, and what it was taken for", head, lines))
+        tables.append((f"{dataset}: each class, and as what it was predicted", head, lines))
     for dataset, found in (evaluation.comparison or {}).items():
         lines = [
             [

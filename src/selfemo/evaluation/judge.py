@@ -3,11 +3,11 @@
 A judge reads persona, situation and two answers, writes five aspects and gives a verdict. Self-emotion and
 reply are judged by a question each, in both orders; a pair counts as won only where both orders say so.
 
-What the judge is shown is made from the parsed completion in one canonical form and from nothing else: no
-name, path, checkpoint, reasoning, raw text or length of a system is in it.
+The judge sees the parsed completion in one canonical form and nothing else: no name, path, checkpoint,
+reasoning or raw text of a system.
 
-Departures from the paper [ours]: both orders (it asks one); a pair that an answer did not parse in is lost
-without asking, and one whose two answers are the same is a tie.
+Departures from the paper [ours]: both orders (it asks one). A pair is decided without a question where an
+answer did not parse (its system loses) and where the two answers are equal (a tie).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Pair:
     b: Completion | None
 
     def shown(self, kind: Kind) -> tuple[str, str] | None:
-        """What a judge compares, A's and B's; None where one is missing."""
+        """The two texts that a judge compares, A's and B's; None where one is missing."""
         if self.a is None or self.b is None:
             return None
         return _shown(self.a, kind), _shown(self.b, kind)
@@ -78,7 +78,7 @@ class Judgement:
 
 
 def read_judgement(text: str) -> Judgement:
-    """A judge's answer.
+    """Parse a judge's answer.
 
     Raises:
         MalformedError: no JSON, a key missing or of the wrong type, no verdict.
@@ -167,7 +167,7 @@ def winner(verdict: str, order: str) -> Outcome:
 
 
 def combine(first: Outcome, second: Outcome) -> Outcome:
-    """The outcome of a pair from those of its two orders: anything they do not both say is a tie."""
+    """The outcome of a pair from those of its two orders: a tie where they differ."""
     return first if first == second else "tie"
 
 
@@ -226,7 +226,7 @@ def summarise(
 def _outcomes(
     pair: Pair, kind: Kind, judge: str, verdicts: Verdicts
 ) -> tuple[Outcome, Outcome] | None:
-    """What a judge says of a pair in both orders; None where an answer is missing."""
+    """A judge's outcomes for a pair in both orders; None where a verdict is missing."""
     if (settled := pair.settled(kind)) is not None:
         return settled, settled
     given = [verdicts.get((judge, pair.prompt.id, o)) for o in ORDERS]

@@ -1,6 +1,6 @@
-"""`selfemo judge A B`: both answer the same held-out prompts, judges compare the answers.
+"""`selfemo judge A B`: both models answer the same held-out prompts, and judges compare the answers.
 
-answers-a, answers-b   evaluation folders (evaluation_jobs.py) with whole completions
+answers-a, answers-b   evaluation folders (jobs.py) with whole completions
 store.sqlite           the judges' answers, committed as they come; none is asked for twice
 judgements.parquet     one row a pair, kind, judge and order: five texts, verdict, winner
 judge.json             counts, win rates, agreement
@@ -9,14 +9,15 @@ judge.json             counts, win rates, agreement
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfemo import __version__
-from selfemo.config import Config, load
+from selfemo.config import Config
+from selfemo.data.splits import drawn, held_out
 from selfemo.errors import ConfigError, DataError
-from selfemo.evaluation.jobs import evaluate_model, predictions_of
+from selfemo.evaluation.jobs import endpoint_of, evaluate_model, predictions_of, settings_of
 from selfemo.evaluation.judge import (
     ASPECTS,
     KINDS,
@@ -30,30 +31,21 @@ from selfemo.evaluation.judge import (
     summarise,
     winner,
 )
-from selfemo.evaluation.predictions import gold_prompts, held_out
-from selfemo.files import write_json, write_rows
+from selfemo.evaluation.predictions import gold_prompts
+from selfemo.evaluation.rendering import cell
+from selfemo.files import write_rows, write_text
 from selfemo.method.parsing import parse
 from selfemo.method.types import Completion, EmotionDistribution, Prompt
-from selfemo.models.generation.chat import ExpertSpec, endpoint_of
+from selfemo.models.generation.chat import ExpertSpec
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.expert_jobs import open_store, plan, reporting
 from selfemo.runs.inputs import load_conversations
-from selfemo.runs.settings import settings_for
 from selfemo.runs.store import Store
-from selfemo.seeds import rng
 from selfemo.stages.experts import Question, Reply, Tally, ask_experts
 
 JUDGE_FILE, JUDGEMENTS_FILE = "judge.json", "judgements.parquet"
 _LONGEST = 512
-"""Most tokens of an answer where a run's evaluation wrote the emotion alone."""
-
-
-def _settings(
-    model: str, sources: Sequence[str], files: Sequence[Path], overrides: Sequence[str]
-) -> Config:
-    if endpoint_of(model) is None:
-        return settings_for(model, sources, files, overrides)[0]
-    return load(files, [f"data.sources={json.dumps(list(sources))}", *overrides])
+"""Most tokens of an answer, where the configuration evaluates the E line alone."""
 
 
 def _prompts(config: Config, limit: int, seed: int) -> list[Prompt]:
@@ -62,10 +54,7 @@ def _prompts(config: Config, limit: int, seed: int) -> list[Prompt]:
     prompts = gold_prompts(
         held_out(load_conversations(config.data), data.eval_split, data.eval_conversations, 0)
     )
-    if limit and limit < len(prompts):
-        drawn = rng(seed, "judged").permutation(len(prompts))[:limit]
-        prompts = [prompts[i] for i in sorted(drawn)]
-    return prompts
+    return drawn(prompts, limit, seed, "judged")
 
 
 def _answers(
@@ -78,8 +67,8 @@ def _answers(
     reporter: Reporter,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """Rows of the model's predictions by prompt id, with whole completions."""
-    config = _settings(model, sources, files, [*data, *overrides])
+    """The model's stored predictions by prompt id, made from whole completions."""
+    config, _ = settings_of(model, sources, files, [*data, *overrides])
     longest = config.evaluation.max_new_tokens
     if config.evaluation.span != "all":
         longest = max(longest, min(config.sampling.max_new_tokens, _LONGEST))
@@ -108,7 +97,7 @@ def _questions(
 
 
 def _stand_in(prompt: Prompt, which: int) -> Completion:
-    """An answer of usual length, for a plan that is made before the answers are."""
+    """An answer of usual length, for a plan that is made before there are answers."""
     one = EmotionDistribution({prompt.label_set.labels[which]: 1.0})
     return Completion(one, one, f"{which} " * 12)
 
@@ -135,8 +124,8 @@ def judge_models(
     Args:
         a, b: each a run folder, RUN@CHECKPOINT, model folder or id, or an endpoint as NAME=URL,model=...
         judges: of different names; asked about every pair, one after another.
-        limit: prompts to judge, drawn by `seed`; 0: all of the held-out ones.
-        dry_run: write nothing, return what would be asked.
+        limit: how many held-out prompts are judged, drawn by `seed`; 0 takes all.
+        dry_run: write nothing, return how much would be asked.
 
     Raises:
         ConfigError: no judge.
@@ -147,33 +136,27 @@ def judge_models(
     if not judges:
         raise ConfigError("no judge: give --judge NAME=URL,model=MODEL, or --judge local")
     stop = stop or StopRequest()
-    mine = _settings(a, sources, files, overrides).data
+    own = settings_of(a, sources, files, overrides)[0].data
     data = [  # of A's run, so that both answer the same prompts
-        f'data.eval_split="{mine.eval_split}"',
-        f"data.eval_conversations={mine.eval_conversations}",
-        f"data.personas={json.dumps(list(mine.personas))}",
+        f'data.eval_split="{own.eval_split}"',
+        f"data.eval_conversations={own.eval_conversations}",
+        f"data.personas={json.dumps(list(own.personas))}",
     ]
     prompts, others = (
-        _prompts(_settings(m, sources, files, [*data, *overrides]), limit, seed) for m in (a, b)
+        _prompts(settings_of(m, sources, files, [*data, *overrides])[0], limit, seed)
+        for m in (a, b)
     )
     if prompts != others:
         raise DataError(f"{a} and {b} would answer different prompts; check --data and --set")
     if dry_run:
-        pairs = [Pair(p, _stand_in(p, 0), _stand_in(p, 1)) for p in prompts]
-        found = [plan(_questions(pairs), [j], out) for j in judges]
-        return {
-            "pairs": len(pairs),
-            "calls": sum(f["calls"] for f in found),
-            "tokens_at_most_about": sum(f["tokens_at_most_about"] for f in found),
-        }
-    said = {
-        side: _answers(
-            model, sources, out / f"answers-{side}", files, overrides, data, reporter, stop
-        )
+        return _planned(prompts, judges, out)
+    answers_a, answers_b = (
+        _answers(model, sources, out / f"answers-{side}", files, overrides, data, reporter, stop)
         for side, model in (("a", a), ("b", b))
-    }
+    )
     pairs = [
-        Pair(p, *(_completion(said[side].get(p.id), p) for side in ("a", "b"))) for p in prompts
+        Pair(p, _completion(answers_a.get(p.id), p), _completion(answers_b.get(p.id), p))
+        for p in prompts
     ]
     if not any(p.a and p.b for p in pairs):
         raise DataError(
@@ -185,29 +168,37 @@ def judge_models(
         for spec in judges:
             asked[spec.name] = _ask(spec, pairs, store, reporter, stop, rounds, retry_failed)
             stop.check()
-    rows = [row for _, mine in asked.values() for row in mine]
-    names = list(asked)
-
-    def verdicts(kind: Kind) -> dict[tuple[str, str, str], str]:
-        return {
-            (r["judge"], r["prompt"], r["order"]): r["verdict"] for r in rows if r["kind"] == kind
-        }
-
+    rows = [row for _, of_one in asked.values() for row in of_one]
     result = {
         "selfemo": __version__,
         "a": _called(a),
         "b": _called(b),
         "sources": list(sources),
-        "split": mine.eval_split,
+        "split": own.eval_split,
         "prompts": len(prompts),
         "prompt_version": PROMPT_VERSION,
         "judges": {j.name: {"model": j.model, **asked[j.name][0].as_dict()} for j in judges},
-        "kinds": {k: summarise(pairs, k, names, verdicts(k)) for k in KINDS},
+        "kinds": {k: summarise(pairs, k, list(asked), _verdicts(rows, k)) for k in KINDS},
     }
-    write_json(out / JUDGE_FILE, result)
+    write_text(out / JUDGE_FILE, json.dumps(result, indent=1))
     order = ("prompt", "kind", "judge", "order")
     write_rows(out / JUDGEMENTS_FILE, rows, order, reporter.say)
     return result
+
+
+def _planned(prompts: Sequence[Prompt], judges: Sequence[ExpertSpec], out: Path) -> dict[str, Any]:
+    """The calls and tokens that judging would take, where both answers to every prompt parse and differ."""
+    pairs = [Pair(p, _stand_in(p, 0), _stand_in(p, 1)) for p in prompts]
+    found = [plan(_questions(pairs), [j], out) for j in judges]
+    return {
+        "pairs": len(pairs),
+        "calls": sum(f["calls"] for f in found),
+        "tokens_at_most_about": sum(f["tokens_at_most_about"] for f in found),
+    }
+
+
+def _verdicts(rows: Sequence[Mapping[str, Any]], kind: Kind) -> dict[tuple[str, str, str], str]:
+    return {(r["judge"], r["prompt"], r["order"]): r["verdict"] for r in rows if r["kind"] == kind}
 
 
 def _ask(
@@ -219,7 +210,7 @@ def _ask(
     rounds: int,
     retry_failed: bool,
 ) -> tuple[Tally, list[dict[str, Any]]]:
-    """Put all questions to one judge; what came of it, and a row for each answer."""
+    """Ask one judge all questions; returns the counts, and a row for each answer."""
     where = {item_of(p.prompt.id, k, o): (p, k, o) for p in pairs for k in KINDS for o in ORDERS}
     rows: list[dict[str, Any]] = []
     with reporter.bar(f"judge {judge.name}", sum(1 for _ in _questions(pairs))) as advance:
@@ -249,22 +240,12 @@ def judge_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "kind", "judge", "pairs", "wins", "ties", "losses", "win rate", "p", "alpha", "answer 1",
         "flips",
     ]  # fmt: skip
-
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
     rows = []
     for kind, found in result["kinds"].items():
         for name, c in (("all", found), *found["by_judge"].items()):
-            rate = c["win_rate"]
-            rows.append(
-                [
-                    kind.replace("_", "-"), name, *(str(c[k]) for k in ("pairs", "wins", "ties", "losses")),
-                    "-" if rate is None else f"{rate[0]:.3f} [{rate[1]:.3f}, {rate[2]:.3f}]",
-                    number(c["p_value"]), number(c.get("alpha")), number(c["position_bias"]),
-                    str(c["flips"]),
-                ]
-            )  # fmt: skip
+            counts = [str(c[k]) for k in ("pairs", "wins", "ties", "losses")]
+            measures = [cell(c.get(k)) for k in ("win_rate", "p_value", "alpha", "position_bias")]
+            rows.append([kind.replace("_", "-"), name, *counts, *measures, str(c["flips"])])
     return header, rows
 
 

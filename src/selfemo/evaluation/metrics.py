@@ -8,7 +8,7 @@ Shapes: c clusters (conversations), k classes, b resamples, n observations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def as_list(self) -> list[float]:
+        """[value, low, high], as JSON files hold an interval."""
+        return [self.value, self.low, self.high]
+
 
 def _cluster_indices(clusters: Sequence[Hashable]) -> list[np.ndarray]:
     members: dict[Hashable, list[int]] = {}
@@ -37,36 +41,11 @@ def _cluster_indices(clusters: Sequence[Hashable]) -> list[np.ndarray]:
     return [np.asarray(m) for m in members.values()]
 
 
-def cluster_bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    clusters: Sequence[Hashable],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of `statistic(indices)` over resampled clusters.
-
-    Args:
-        statistic: maps indices of observations (with repeats) to a number.
-        clusters: the cluster (conversation) of each observation; at least one.
-    """
-    members = _cluster_indices(clusters)
-    rng = np.random.default_rng(seed)
-    point = statistic(np.arange(len(clusters)))
-    draws = [
-        statistic(np.concatenate([members[j] for j in rng.integers(0, len(members), len(members))]))
-        for _ in range(resamples)
-    ]
-    return percentile_interval(point, np.asarray(draws), level)
-
-
 def mean_interval(
     values: Sequence[float],
     clusters: Sequence[Hashable],
     *,
     resamples: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """Cluster-bootstrap interval of a mean (ratio of resampled sums to resampled counts)."""
@@ -76,7 +55,7 @@ def mean_interval(
     counts = np.array([len(m) for m in members])
     drawn = _draws(len(members), resamples, seed)
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return percentile_interval(float(array.mean()), means, level)
+    return percentile_interval(float(array.mean()), means)
 
 
 def _draws(clusters: int, resamples: int, seed: int) -> np.ndarray:
@@ -89,9 +68,9 @@ def _flips(clusters: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice((-1.0, 1.0), (resamples, clusters))
 
 
-def percentile_interval(value: float, draws: np.ndarray, level: float = 0.95) -> Interval:
-    """The interval of a value between the percentiles of its resampled values (b,)."""
-    tail = (1 - level) / 2
+def percentile_interval(value: float, draws: np.ndarray) -> Interval:
+    """The 95% interval of a value, from its resampled values (b,)."""
+    tail = (1 - 0.95) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
 
@@ -168,7 +147,7 @@ def measures_of(confusion: np.ndarray, r1: np.ndarray) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a system said of one data set, summed by conversation: all that MEASURES depend on.
+    """A system's predictions on one data set as counts by conversation: all that MEASURES depend on.
 
     Attributes:
         classes: the k classes.

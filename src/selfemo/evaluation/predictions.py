@@ -1,11 +1,11 @@
-"""Scores of a model on held-out conversations (SPEC section 7).
+"""Predictions and scores of a model on held-out conversations (SPEC section 7).
 
-One prompt per gold utterance, with nothing later than that utterance in it; greedy decoding; the top
-emotion by weight is the prediction; a completion that does not parse is an error and is counted by kind.
-Predictions go to the store as they are made, so an evaluation that was stopped goes on.
+One prompt per gold utterance, without the turns after it. Decoding is greedy. The emotion with the largest
+weight is the prediction. A completion that does not parse is an error, counted by kind. Predictions go to
+the store as they are made, so an evaluation that was stopped goes on.
 
-An endpoint is asked with the very chat messages that a local model reads and its answer is read in the
-same way, without any repair question [ours]: a row of table 1 stands for one answer to one prompt.
+An endpoint gets the chat messages that a local model gets, and its answer is parsed in the same way, without
+a repair question [ours]: each score of table 1 is of one answer to one prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfemo.config import Config
+from selfemo.config import Config, EvalConfig, PromptConfig
 from selfemo.errors import DataError, EndpointError
 from selfemo.evaluation.metrics import (
     FAILED,
@@ -29,12 +29,13 @@ from selfemo.evaluation.metrics import (
     paired_measures,
 )
 from selfemo.method.parsing import parse, parse_recognition
-from selfemo.method.prompts import conversation_prompts, fit, messages
+from selfemo.method.prompts import Fitted, conversation_prompts, fit, messages
 from selfemo.method.rewards import weighted_iou
 from selfemo.method.types import (
     Completion,
     Conversation,
     EmotionDistribution,
+    FailureKind,
     LabelSet,
     ParseFailure,
     Prompt,
@@ -44,16 +45,10 @@ from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Sampler
 from selfemo.progress import StopRequest
-from selfemo.runs.store import PredictionRow, Store, read_distribution
-from selfemo.seeds import rng
+from selfemo.runs.store import Store, read_distribution
 from selfemo.stages.experts import Question, Reply, ask_experts, without_thoughts
-from selfemo.stages.selfplay import fit_all
 
 _CHUNK = 64
-TOO_LONG = "too_long"
-"""Failure kind of a prompt whose last utterance and persona alone pass the length limit."""
-REFUSED = "refused"
-"""Failure kind of a prompt that an endpoint refuses to answer."""
 _PURPOSE = "evaluate"
 UNION = "all"
 """Name of the union of all data sets in scores."""
@@ -61,11 +56,17 @@ UNION = "all"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said of one utterance. `predicted` is None where it failed, with `failure`."""
+    """A model's prediction for one gold utterance: an emotion distribution, or a failure.
+
+    Attributes:
+        predicted: None where there is a `failure`.
+        completion: the parsed completion, where the whole of it was read.
+        text: as the model wrote it.
+    """
 
     prompt: Prompt
     predicted: EmotionDistribution | None
-    failure: str | None
+    failure: FailureKind | None
     completion: Completion | None
     text: str
 
@@ -96,91 +97,68 @@ class Scores:
     calibration: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            result[name] = (
-                [value.value, value.low, value.high] if isinstance(value, Interval) else value
-            )
-        return result
-
-
-def held_out(
-    conversations: Sequence[Conversation], split: str, limit: int, seed: int
-) -> list[Conversation]:
-    """Conversations of a split, `limit` of each data set drawn by `seed` (0: all), in file order."""
-    chosen: list[Conversation] = []
-    for name in dict.fromkeys(c.dataset for c in conversations):
-        members = [c for c in conversations if c.dataset == name and c.split == split]
-        if limit and limit < len(members):
-            drawn = rng(seed, "held out", name, split).permutation(len(members))[:limit]
-            members = [members[i] for i in sorted(drawn)]
-        chosen.extend(members)
-    if not chosen:
-        raise DataError(
-            f"no conversation in split {split!r} to evaluate on; set data.eval_split to a split that "
-            "the data has (selfemo data check shows them)"
-        )
-    return chosen
+        return {k: v.as_list() if isinstance(v, Interval) else v for k, v in vars(self).items()}
 
 
 def predict(
-    engine: Sampler,
+    sampler: Sampler,
     prompts: Sequence[Prompt],
-    config: Config,
+    evaluation: EvalConfig,
+    prompt: PromptConfig,
     on_done: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
-    """Greedy completions of prompts, read by `evaluation.span`; order is kept."""
-    if config.evaluation.span == "probabilities":
-        return _most_probable(engine, prompts, config, on_done)
-    whole = config.evaluation.span == "all"
-    settings = SamplingSettings(
-        max_new_tokens=config.evaluation.max_new_tokens,
-        temperature=0.0,
-        max_lines=0 if whole else (1 if config.prompt.reasoning == "none" else 2),
-        token_budget=config.evaluation.token_budget,
-        no_repeat_ngram=config.evaluation.no_repeat_ngram,
-    )
-    fits, _ = fit_all(prompts, engine.encode, config.prompt.max_tokens, config.prompt.reasoning)
-    fitted = {f.prompt.id: f for f in fits}
-    asked = [p for p in prompts if p.id in fitted]
-    requests = [Request(fitted[p.id].ids, share=p.conversation_id) for p in asked]
-    sampled = engine.generate(requests, settings, on_done)
-    texts = {p.id: s[0] for p, s in zip(asked, sampled, strict=True)}
-    return [
-        read_prediction(p, texts[p.id].text, texts[p.id].finished, whole=whole)
-        if p.id in texts
-        else Prediction(p, None, TOO_LONG, None, "")
+    """Greedy predictions for prompts, in their order, made as `evaluation.span` says.
+
+    Raises:
+        UnsupportedError: the sampler cannot tell the probabilities that span "probabilities" needs.
+    """
+    fitted = {
+        p.id: f
         for p in prompts
-    ]
+        if (f := fit(p, sampler.encode, prompt.max_tokens, prompt.reasoning)) is not None
+    }
+    if evaluation.span == "probabilities":
+        found = _most_probable(sampler, list(fitted.values()), on_done)
+    else:
+        whole = evaluation.span == "all"
+        settings = SamplingSettings(
+            max_new_tokens=evaluation.max_new_tokens,
+            temperature=0.0,
+            max_lines=0 if whole else (1 if prompt.reasoning == "none" else 2),
+            token_budget=evaluation.token_budget,
+            no_repeat_ngram=evaluation.no_repeat_ngram,
+        )
+        asked = [p for p in prompts if p.id in fitted]
+        requests = [Request(fitted[p.id].ids, share=p.conversation_id) for p in asked]
+        completions = sampler.generate(requests, settings, on_done)
+        found = {
+            p.id: read_prediction(p, c[0].text, c[0].finished, whole=whole)
+            for p, c in zip(asked, completions, strict=True)
+        }
+    return [found.get(p.id) or _failed(p, FailureKind.TOO_LONG) for p in prompts]
 
 
 def _most_probable(
-    engine: Sampler,
-    prompts: Sequence[Prompt],
-    config: Config,
-    on_done: Callable[[int], None] | None = None,
-) -> list[Prediction]:
-    """The probability of each label as the prediction; the line of the first one stands for a text."""
-    fitted, _ = fit_all(prompts, engine.encode, config.prompt.max_tokens, config.prompt.reasoning)
-    found: dict[str, EmotionDistribution] = {}
+    sampler: Sampler, fitted: Sequence[Fitted], on_done: Callable[[int], None] | None
+) -> dict[str, Prediction]:
+    """Predictions by prompt id: the probability of each label behind "E:", without a completion."""
+    found: dict[str, Prediction] = {}
     for labels in dict.fromkeys(f.prompt.label_set for f in fitted):
         asked = [f for f in fitted if f.prompt.label_set == labels]
         places = [(f.prompt.conversation_id, f.ids, "E:") for f in asked]
-        read = engine.label_probabilities(places, labels)
-        found.update((f.prompt.id, d) for f, d in zip(asked, read, strict=True))
+        for f, d in zip(asked, sampler.label_probabilities(places, labels), strict=True):
+            found[f.prompt.id] = Prediction(f.prompt, d, None, None, f"E: {d.top(labels)}")
         if on_done:
             on_done(len(asked))
-    return [
-        Prediction(p, None, TOO_LONG, None, "")
-        if (d := found.get(p.id)) is None
-        else Prediction(p, d, None, None, f"E: {d.top(p.label_set)}")
-        for p in prompts
-    ]
+    return found
+
+
+def _failed(prompt: Prompt, kind: FailureKind, text: str = "") -> Prediction:
+    return Prediction(prompt, None, kind, None, text)
 
 
 def read_prediction(prompt: Prompt, text: str, finished: bool = True, *, whole: bool) -> Prediction:
-    """What a completion says of its prompt: of the `whole` of it, or of its emotion span alone."""
+    """Parse a completion of a prompt: the `whole` of it, or its E line alone."""
     completion = None
     read: EmotionDistribution | ParseFailure
     if whole:
@@ -190,12 +168,12 @@ def read_prediction(prompt: Prompt, text: str, finished: bool = True, *, whole: 
     else:
         read = parse_recognition(text, prompt.label_set)
     if isinstance(read, ParseFailure):
-        return Prediction(prompt, None, read.kind.value, None, text)
+        return _failed(prompt, read.kind, text)
     return Prediction(prompt, read, None, completion, text)
 
 
 def gold_prompts(conversations: Sequence[Conversation]) -> list[Prompt]:
-    """What an evaluation asks: one prompt per gold utterance, without the future.
+    """The prompts of an evaluation: one per gold utterance, without the turns after it.
 
     Raises:
         DataError: no utterance has a gold emotion.
@@ -235,25 +213,26 @@ def _keep(store: Store, name: str, predictions: Iterable[Prediction]) -> None:
 
 
 def evaluate(
-    engine: Sampler,
+    sampler: Sampler,
     conversations: Sequence[Conversation],
-    config: Config,
     store: Store,
     name: str,
+    evaluation: EvalConfig,
+    prompt: PromptConfig,
     on_done: Callable[[int], None] | None = None,
 ) -> dict[str, Scores]:
-    """Predict what is not in the store yet under `name`, then score; by data set, and "all".
+    """Predict what is not in the store yet under `name`, then score by data set and UNION.
 
     Args:
         on_done: called after each chunk is in the store; it may raise to stop there.
     """
     missing = _missing(gold_prompts(conversations), store, name, on_done)
     for start in range(0, len(missing), _CHUNK):
-        chunk = predict(engine, missing[start : start + _CHUNK], config)
+        chunk = predict(sampler, missing[start : start + _CHUNK], evaluation, prompt)
         _keep(store, name, chunk)
         if on_done:
             on_done(len(chunk))
-    return score(store, name, label_sets(conversations), config)
+    return score(store, name, label_sets(conversations), resamples=evaluation.resamples)
 
 
 def evaluate_checkpoint(
@@ -265,16 +244,19 @@ def evaluate_checkpoint(
     on_done: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """`evaluate` for a stage of a run: the scores by data set as plain values."""
-    scores = evaluate(sampler, conversations, config, store, name, on_done)
+    scores = evaluate(
+        sampler, conversations, store, name, config.evaluation, config.prompt, on_done
+    )
     return {dataset: s.as_dict() for dataset, s in scores.items()}
 
 
 def evaluate_endpoint(
     spec: ExpertSpec,
     conversations: Sequence[Conversation],
-    config: Config,
     store: Store,
     name: str,
+    evaluation: EvalConfig,
+    prompt: PromptConfig,
     on_done: Callable[[int], None] | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Scores]:
@@ -288,28 +270,9 @@ def evaluate_endpoint(
         Stopped: `stop` was asked for; the questions under way were answered and kept.
     """
     stop = stop or StopRequest()
-    whole = config.evaluation.span == "all"
+    whole = evaluation.span == "all"
     missing = _missing(gold_prompts(conversations), store, name, on_done)
-
-    def encode(chat: list[dict[str, str]]) -> range:
-        return range(estimate_tokens(ChatRequest(chat, {}, 0)))
-
-    def questions() -> Iterator[Question[Prediction]]:
-        for prompt in missing:
-            if stop.asked:
-                return
-            fitted = fit(prompt, encode, config.prompt.max_tokens, config.prompt.reasoning)
-            if fitted is None:
-                keep(Prediction(prompt, None, TOO_LONG, None, ""))
-                continue
-            yield Question(
-                prompt.id,
-                messages(fitted.prompt, config.prompt.reasoning),
-                {},
-                lambda text, p=prompt: read_prediction(p, without_thoughts(text), whole=whole),  # type: ignore[misc]
-                config.evaluation.max_new_tokens,
-            )
-
+    by_id = {p.id: p for p in missing}
     unanswered = 0
 
     def keep(prediction: Prediction) -> None:
@@ -317,14 +280,31 @@ def evaluate_endpoint(
         if on_done:
             on_done(1)
 
-    by_id = {p.id: p for p in missing}
+    def encode(chat: list[dict[str, str]]) -> range:
+        return range(estimate_tokens(ChatRequest(chat, {}, 0)))
+
+    def questions() -> Iterator[Question[Prediction]]:
+        for p in missing:
+            if stop.asked:
+                return
+            fitted = fit(p, encode, prompt.max_tokens, prompt.reasoning)
+            if fitted is None:
+                keep(_failed(p, FailureKind.TOO_LONG))
+                continue
+            yield Question(
+                p.id,
+                messages(fitted.prompt, prompt.reasoning),
+                {},
+                lambda text, p=p: read_prediction(p, without_thoughts(text), whole=whole),  # type: ignore[misc]
+                evaluation.max_new_tokens,
+            )
 
     def on_reply(question: Question[Prediction], reply: Reply[Prediction]) -> None:
         nonlocal unanswered
         if reply.value is not None:
             keep(reply.value)
-        elif reply.kind == REFUSED:
-            keep(Prediction(by_id[reply.item], None, REFUSED, None, reply.detail))
+        elif reply.kind == FailureKind.REFUSED:
+            keep(_failed(by_id[reply.item], FailureKind.REFUSED, reply.detail))
         else:
             unanswered += 1
 
@@ -335,7 +315,7 @@ def evaluate_endpoint(
             f"{spec.name} left {unanswered} of {len(missing)} prompts without an answer; run the same "
             "command again to ask for them"
         )
-    return score(store, name, label_sets(conversations), config)
+    return score(store, name, label_sets(conversations), resamples=evaluation.resamples)
 
 
 def label_sets(conversations: Sequence[Conversation]) -> dict[str, LabelSet]:
@@ -343,8 +323,8 @@ def label_sets(conversations: Sequence[Conversation]) -> dict[str, LabelSet]:
     return {c.dataset: c.label_set for c in conversations}
 
 
-def prediction_rows(store: Store, name: str) -> list[PredictionRow]:
-    """The stored predictions of one evaluation, by prompt."""
+def prediction_rows(store: Store, name: str) -> list[Any]:
+    """The stored predictions of one evaluation, by prompt: the order of answers differs between runs."""
     return store.predictions(name)
 
 
@@ -384,14 +364,12 @@ def _count(rows: Sequence[Any], labels: Mapping[str, LabelSet], classes: Sequenc
 
 
 def score(
-    store: Store, name: str, labels: Mapping[str, LabelSet], config: Config
+    store: Store, name: str, labels: Mapping[str, LabelSet], *, resamples: int
 ) -> dict[str, Scores]:
     """Scores of the stored predictions of one evaluation, by data set, and UNION of several."""
     rows = prediction_rows(store, name)
     return {
-        d: _score(
-            o, [r for r in rows if d in (UNION, r["dataset"])], labels, config.evaluation.resamples
-        )
+        d: _score(o, [r for r in rows if d in (UNION, r["dataset"])], labels, resamples)
         for d, o in outcomes(rows, labels).items()
     }
 
@@ -401,15 +379,10 @@ def _score(
 ) -> Scores:
     confusion, classes = counted.confusion.sum(0), counted.classes
     n = len(rows)
-    intervals = counted.intervals(resamples)
     return Scores(
         utterances=n,
         conversations=len(counted.clusters),
-        accuracy=intervals["accuracy"],
-        weighted_f1=intervals["weighted_f1"],
-        macro_f1=intervals["macro_f1"],
-        mean_r1=intervals["mean_r1"],
-        parse_rate=intervals["parse_rate"],
+        **counted.intervals(resamples),
         failures=dict(Counter(r["failure"] for r in rows if r["failure"]).most_common()),
         predicted_share={e: confusion[:, i].sum() / n for i, e in enumerate(classes)},
         gold_share={e: confusion[i].sum() / n for i, e in enumerate(classes)},
@@ -430,14 +403,14 @@ def calibration_of(rows: Sequence[Any], labels: Mapping[str, LabelSet]) -> dict[
 
 
 def average(
-    store: Store, name: str, labels: Mapping[str, LabelSet], config: Config
+    store: Store, name: str, labels: Mapping[str, LabelSet], *, resamples: int
 ) -> dict[str, Interval] | None:
     """Table 1's AVG: the plain average over data sets, each of equal weight; None for one data set."""
     counted = outcomes(prediction_rows(store, name), labels)
     counted.pop(UNION, None)
     if len(counted) < 2:
         return None
-    return average_intervals(list(counted.values()), config.evaluation.resamples)
+    return average_intervals(list(counted.values()), resamples)
 
 
 @dataclass(frozen=True)
@@ -460,7 +433,7 @@ class Comparison:
             "conversations": self.conversations,
             **{
                 m: {
-                    "difference": [d.difference.value, d.difference.low, d.difference.high],
+                    "difference": d.difference.as_list(),
                     "p_value": d.p_value,
                 }
                 for m, d in self.measures.items()

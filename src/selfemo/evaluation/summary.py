@@ -1,38 +1,32 @@
-"""What a finished run says of itself: the table, the change from cold start, the files."""
+"""The summary of a finished run: scores by checkpoint, the change since the cold start, self-play to read.
+
+summary.json is written last and as a whole, so a run with one is finished.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfemo.evaluation.metrics import Interval, PairedDifference, paired_difference
-from selfemo.evaluation.predictions import Scores, score
-from selfemo.files import write_json, write_text
-from selfemo.reports.figures import draw
+from selfemo.evaluation.metrics import PairedDifference, paired_difference
+from selfemo.evaluation.predictions import Scores, label_sets, score
+from selfemo.evaluation.rendering import render
+from selfemo.files import write_text
+from selfemo.method.types import LabelSet
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.folder import COLD, RunFolder, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import Store
 
 SUMMARY_FILE = "summary.json"
+Draw = Callable[
+    [Path, Sequence[Mapping[str, Any]], Mapping[str, Mapping[str, Scores]]], Sequence[str]
+]
+"""draw(folder, metrics of the rounds of RL, scores by checkpoint and data set): the names of the figures
+that it drew there (`reports.figures.draw`)."""
 MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
-
-
-def scores_of(run: RunFolder) -> dict[str, dict[str, Scores]]:
-    """Scores by checkpoint and data set, of the evaluations that are done."""
-    labels = {
-        r["dataset"]: None for r in run.store.rows("SELECT DISTINCT dataset FROM predictions")
-    }
-    sets = {
-        c.dataset: c.label_set for c in load_conversations(run.config.data) if c.dataset in labels
-    }
-    return {
-        name: score(run.store, evaluation_name(name), sets, run.config)
-        for name in checkpoints(run.config)
-        if (row := run.store.stage(evaluation_name(name))) is not None and row["status"] == "done"
-    }
 
 
 def table_rows(scores: Mapping[str, Mapping[str, Scores]]) -> list[list[str]]:
@@ -48,10 +42,25 @@ def table_rows(scores: Mapping[str, Mapping[str, Scores]]) -> list[list[str]]:
 HEADER = ["checkpoint", "data", "n", "accuracy", "weighted F1", "mean R1", "parse rate"]
 
 
-def markdown(scores: Mapping[str, Mapping[str, Scores]]) -> str:
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-    lines += ["| " + " | ".join(row) + " |" for row in table_rows(scores)]
-    return "\n".join(lines) + "\n"
+def checkpoint_scores(
+    store: Store, names: Sequence[str], labels: Mapping[str, LabelSet], *, resamples: int
+) -> dict[str, dict[str, Scores]]:
+    """Scores by checkpoint (of `names`, in order) and data set, of a run's finished evaluations."""
+    return {
+        name: score(store, evaluation_name(name), labels, resamples=resamples)
+        for name in names
+        if (row := store.stage(evaluation_name(name))) is not None and row["status"] == "done"
+    }
+
+
+def scores_of(run: RunFolder) -> dict[str, dict[str, Scores]]:
+    """`checkpoint_scores` of all checkpoints of a run, whose data must still be there."""
+    return checkpoint_scores(
+        run.store,
+        checkpoints(run.config),
+        label_sets(load_conversations(run.config.data)),
+        resamples=run.config.evaluation.resamples,
+    )
 
 
 def r1_change(store: Store, before: str, after: str) -> PairedDifference | None:
@@ -70,18 +79,21 @@ def r1_change(store: Store, before: str, after: str) -> PairedDifference | None:
     )
 
 
-def _interval(i: Interval) -> list[float]:
-    return [i.value, i.low, i.high]
+def rl_rounds(store: Store) -> list[dict[str, Any]]:
+    """The metrics of a run's rounds of RL, in order."""
+    return [m for m in store.metrics() if m["stage"].endswith("-rl")]
 
 
-def finish(run: RunFolder) -> dict[str, Any]:
-    """Write summary.json, summary.md, dialogues.txt and the figures; returns the summary."""
+def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
+    """Write summary.json, summary.md, dialogues.txt and figures; returns the summary.
+
+    Args:
+        draw: draws the figures of the run; None draws none.
+    """
     scores = scores_of(run)
     last = checkpoints(run.config)[-1]
     change = r1_change(run.store, COLD, last) if last != COLD else None
-    rounds = [m for m in run.store.metrics() if m["stage"].endswith("-rl")]
-    figures = draw(run.path / "figures", rounds, scores)
-    played = dialogues(run.store)
+    drawn = draw(run.path / "figures", rl_rounds(run.store), scores) if draw else ()
     stages = run.store.stages()
     summary: dict[str, Any] = {
         "scores": {c: {d: s.as_dict() for d, s in by.items()} for c, by in scores.items()},
@@ -90,7 +102,7 @@ def finish(run: RunFolder) -> dict[str, Any]:
         else {
             "from": COLD,
             "to": last,
-            "change": _interval(change.difference),
+            "change": change.difference.as_list(),
             "p_value": change.p_value,
         },
         "stages": [
@@ -98,16 +110,33 @@ def finish(run: RunFolder) -> dict[str, Any]:
             for r in stages
             if not r["name"].startswith("evaluate-")
         ],
-        "figures": figures,
+        "figures": list(drawn),
     }
-    write_text(run.path / "summary.md", markdown(scores) + "\n" + change_line(summary) + "\n")
-    write_text(run.path / "dialogues.txt", "\n\n".join(played) + "\n")
-    write_json(run.path / SUMMARY_FILE, summary)  # the last: it says that the run is done
+    table = render(HEADER, table_rows(scores), "markdown")
+    write_text(run.path / "summary.md", f"{table}\n{change_line(summary)}\n")
+    write_text(run.path / "dialogues.txt", "\n\n".join(dialogues(run.store)) + "\n")
+    write_text(run.path / SUMMARY_FILE, json.dumps(summary, indent=1))
     return summary
 
 
+def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The summary of a finished run; None where there is none, or where it cannot be read, which is said."""
+    path = folder / SUMMARY_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and "scores" in found:
+            return found
+        fault = "it holds no scores"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        fault = str(e)
+    say(f"{path}: cannot be read ({fault}); it is made again")
+    return None
+
+
 def change_line(summary: Mapping[str, Any]) -> str:
-    """The change of mean R1 from cold start to the last iteration, in words."""
+    """One line on the change of mean R1 from the cold start to the last iteration."""
     change = summary["r1_change"]
     if change is None:
         return "Mean R1: nothing to compare."
@@ -118,8 +147,9 @@ def change_line(summary: Mapping[str, Any]) -> str:
     )
 
 
-def next_commands(folder: Path, dataset_specs: Sequence[str]) -> list[str]:
-    data = dataset_specs[0]
+def next_commands(folder: Path, sources: Sequence[str]) -> list[str]:
+    """Commands to try on a finished run."""
+    data = sources[0]
     return [
         f"selfemo selfplay {folder} --data {data} --prompts 4",
         f"selfemo predict {data} --model {folder} --out predictions.jsonl",

@@ -20,7 +20,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV file (RFC 4180)."""
     with path.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(header)
@@ -41,15 +42,21 @@ def _axes(title: str, x: str, y: str, width: float = 6.0) -> Any:
     return figure, axes
 
 
-def _save(figure: Any, folder: Path, name: str) -> None:
+def _save(
+    figure: Any, folder: Path, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> str:
+    """Write a figure as SVG and PNG, and the values in it as CSV; returns its name."""
     import matplotlib
     from matplotlib import pyplot as plt
 
+    folder.mkdir(parents=True, exist_ok=True)
     # Fixed ids and no date: the same data give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "selfemo", "svg.fonttype": "none"}):
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", dpi=150)
     plt.close(figure)
+    write_csv(folder / f"{name}.csv", header, rows)
+    return name
 
 
 def _curve(
@@ -59,7 +66,7 @@ def _curve(
     unit: str,
     records: Sequence[Mapping[str, Any]],
     keys: Mapping[str, str],
-) -> None:
+) -> str:
     """One line per key over the RL rounds of all iterations, iterations parted by a grey line."""
     figure, axes = _axes(title, "RL round, over iterations", unit)
     rows = [[k + 1, r["iteration"], *(r.get(key) for key in keys)] for k, r in enumerate(records)]
@@ -75,8 +82,7 @@ def _curve(
             axes.axvline(k + 0.5, color="0.6", linewidth=1)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.18))
-    _save(figure, folder, name)
-    _write_csv(folder / f"{name}.csv", ["round", "iteration", *keys], rows)
+    return _save(figure, folder, name, ["round", "iteration", *keys], rows)
 
 
 def draw(
@@ -84,14 +90,13 @@ def draw(
     records: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Mapping[str, Scores]],
 ) -> list[str]:
-    """Draw what the run has data for; returns the names of the figures.
+    """Draw the figures that the run has data for; returns their names.
 
     Args:
         folder: where the files go.
         records: the metrics of the RL rounds, in order.
         scores: scores by checkpoint and data set.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
     if records:
         curves: list[tuple[str, str, str, dict[str, str]]] = [
@@ -109,8 +114,7 @@ def draw(
             ),
         ]  # fmt: skip
         for name, title, unit, keys in curves:
-            _curve(folder, name, title, unit, records, keys)
-            names.append(name)
+            names.append(_curve(folder, name, title, unit, records, keys))
     for dataset in dict.fromkeys(d for s in scores.values() for d in s if d != "all"):
         mine = {c: s[dataset] for c, s in scores.items() if dataset in s}
         names.append(_scores_figure(folder, dataset, mine))
@@ -136,9 +140,7 @@ def _scores_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
     axes.set_xticks(range(len(scores)), list(scores))
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False, ncols=2)
-    _save(figure, folder, name)
-    _write_csv(folder / f"{name}.csv", ["checkpoint", "measure", "value", "low", "high"], rows)
-    return name
+    return _save(figure, folder, name, ["checkpoint", "measure", "value", "low", "high"], rows)
 
 
 def _shares_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> str:
@@ -161,10 +163,8 @@ def _shares_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
     )  # fmt: skip
     axes.set_xticks(range(len(bars)), list(bars))
     axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
-    _save(figure, folder, name)
     rows = [[c, e, share] for c, b in bars.items() for e, share in b.items()]
-    _write_csv(folder / f"{name}.csv", ["checkpoint", "emotion", "share"], rows)
-    return name
+    return _save(figure, folder, name, ["checkpoint", "emotion", "share"], rows)
 
 
 def reward_curves(
@@ -179,7 +179,6 @@ def reward_curves(
         rounds: of each RL round: iteration, and the means accuracy and r1 over its self-played prompts,
             accuracy_original and r1_original over its original ones; None where it had none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     names = []
     if held_out:
         figure, axes = _axes("Held-out rewards by checkpoint (fig. 5)", "", "reward")
@@ -196,23 +195,20 @@ def reward_curves(
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_ylim(-0.02, 1.02)
         axes.legend(frameon=False)
-        _save(figure, folder, "fig5_held_out")
-        _write_csv(folder / "fig5_held_out.csv", ["data", "checkpoint", "reward", "value"], rows)
-        names.append("fig5_held_out")
+        header = ["data", "checkpoint", "reward", "value"]
+        names.append(_save(figure, folder, "fig5_held_out", header, rows))
     if rounds:
         keys = {
             "accuracy": "accuracy-based, self-played", "r1": "IoU-based, self-played",
             "accuracy_original": "accuracy-based, original", "r1_original": "IoU-based, original",
         }  # fmt: skip
         title = "Rewards of rollouts by RL round (fig. 5)"
-        _curve(folder, "fig5_self_play", title, "mean over rollouts", rounds, keys)
-        names.append("fig5_self_play")
+        names.append(_curve(folder, "fig5_self_play", title, "mean over rollouts", rounds, keys))
     return names
 
 
 def span_entropy(folder: Path, checkpoints: Mapping[str, Mapping[str, Any]]) -> str:
     """Fig. 6, right: mean token entropy of each span by checkpoint (`analysis.json`)."""
-    folder.mkdir(parents=True, exist_ok=True)
     figure, axes = _axes("Token entropy by span (fig. 6)", "", "nats per token, 95% interval")
     rows = []
     spans = {"emotion": "emotion E", "self_emotion": "self-emotion S", "reply": "reply"}
@@ -229,9 +225,8 @@ def span_entropy(folder: Path, checkpoints: Mapping[str, Mapping[str, Any]]) -> 
     axes.set_xticks(range(len(checkpoints)), list(checkpoints))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    _save(figure, folder, "fig6_spans")
-    _write_csv(folder / "fig6_spans.csv", ["checkpoint", "span", "value", "low", "high"], rows)
-    return "fig6_spans"
+    header = ["checkpoint", "span", "value", "low", "high"]
+    return _save(figure, folder, "fig6_spans", header, rows)
 
 
 def arm_dots(folder: Path, arms: Sequence[Mapping[str, Any]], measure: str = "accuracy") -> str:
@@ -242,7 +237,6 @@ def arm_dots(folder: Path, arms: Sequence[Mapping[str, Any]], measure: str = "ac
             ablation.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"arms_{measure}"
     words = " ".join(w.upper() if w in ("r1", "f1") else w for w in measure.split("_"))
     datasets = list(dict.fromkeys(d for a in arms for d in a["scores"]))
     title = f"{words[0].upper()}{words[1:]} by arm: seeds and their mean"
@@ -261,9 +255,7 @@ def arm_dots(folder: Path, arms: Sequence[Mapping[str, Any]], measure: str = "ac
     axes.set_yticks(range(len(arms)), [a["name"] for a in arms])
     axes.invert_yaxis()
     axes.legend(frameon=False, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.6 / height))
-    _save(figure, folder, name)
-    _write_csv(folder / f"{name}.csv", ["arm", "data", "seed", measure], rows)
-    return name
+    return _save(figure, folder, f"arms_{measure}", ["arm", "data", "seed", measure], rows)
 
 
 def arm_curves(
@@ -274,7 +266,6 @@ def arm_curves(
     Args:
         arms: by name, for each seed the measure of each round; None where a round has none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     figure, axes = _axes(f"{key} by round, mean and range of seeds", "RL round", unit, 7.0)
     rows: list[list[Any]] = []
     for n, (name, seeds) in enumerate(arms.items()):
@@ -293,14 +284,11 @@ def arm_curves(
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.18))
     file = "arms_" + key.lower().replace(" ", "_")
-    _save(figure, folder, file)
-    _write_csv(folder / f"{file}.csv", ["arm", "seed", "round", key], rows)
-    return file
+    return _save(figure, folder, file, ["arm", "seed", "round", key], rows)
 
 
 def judge_bars(folder: Path, comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     """Fig. 3: wins, ties and losses of each comparison (name to a record with these counts)."""
-    folder.mkdir(parents=True, exist_ok=True)
     figure, axes = _axes("Blind comparisons (fig. 3)", "share of pairs", "", 7.0)
     left = [0.0] * len(comparisons)
     for n, outcome in enumerate(("wins", "ties", "losses")):
@@ -319,10 +307,8 @@ def judge_bars(folder: Path, comparisons: Mapping[str, Mapping[str, Any]]) -> st
     axes.set_yticks(range(len(left)), list(comparisons))
     axes.invert_yaxis()
     axes.legend(frameon=False, ncols=3, bbox_to_anchor=(0, -0.2), loc="upper left")
-    _save(figure, folder, "fig3_judge")
     rows = [[n, c["wins"], c["ties"], c["losses"]] for n, c in comparisons.items()]
-    _write_csv(folder / "fig3_judge.csv", ["comparison", "wins", "ties", "losses"], rows)
-    return "fig3_judge"
+    return _save(figure, folder, "fig3_judge", ["comparison", "wins", "ties", "losses"], rows)
 
 
 def confusion_map(folder: Path, name: str, title: str, confusion: Mapping[str, Any]) -> str:
@@ -341,10 +327,8 @@ def confusion_map(folder: Path, name: str, title: str, confusion: Mapping[str, A
             axes.text(j, i, str(v), ha="center", va="center", color="white" if dark else "black")
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
-    _save(figure, folder, name)
     rows = [[g, *row] for g, row in zip(labels, counts, strict=True)]
-    _write_csv(folder / f"{name}.csv", ["gold", *columns], rows)
-    return name
+    return _save(figure, folder, name, ["gold", *columns], rows)
 
 
 def reliability(folder: Path, name: str, title: str, calibration: Mapping[str, Any]) -> str:
@@ -362,18 +346,12 @@ def reliability(folder: Path, name: str, title: str, calibration: Mapping[str, A
         )  # fmt: skip
     axes.set(xlim=(-0.02, 1.04), ylim=(-0.04, 1.12))
     axes.legend(frameon=False, loc="lower right")
-    _save(figure, folder, name)
-    _write_csv(
-        folder / f"{name}.csv",
-        ["lower", "upper", "n", "weight", "accuracy"],
-        [[b["lower"], b["upper"], b["n"], b["weight"], b["accuracy"]] for b in bins],
-    )
-    return name
+    header = ["lower", "upper", "n", "weight", "accuracy"]
+    return _save(figure, folder, name, header, [[b[k] for k in header] for b in bins])
 
 
 def persona_map(folder: Path, result: Clustering) -> None:
     """Fig. 4: the 12 largest clusters of personas in two dimensions; tables 6 and 7 as CSV."""
-    folder.mkdir(parents=True, exist_ok=True)
     figure, axes = _axes("Persona clusters", "t-SNE 1", "t-SNE 2", width=9.0)
     others = [i for i, a in enumerate(result.assigned) if a == NOISE or a >= MAPPED]
     axes.scatter(*result.points[others].T, s=6, color="0.8", label="other or noise")
@@ -384,19 +362,15 @@ def persona_map(folder: Path, result: Clustering) -> None:
             label=f"{c.name.replace('_', ' ')} ({c.size})",
         )  # fmt: skip
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _save(figure, folder, "persona_map")
     names = {c.number: c.name for c in result.clusters}
-    _write_csv(
-        folder / "persona_map.csv",
-        ("x", "y", "cluster", "description"),
-        [
-            (f"{x:.4f}", f"{y:.4f}", names.get(a, ""), d)
-            for (x, y), a, d in zip(
-                result.points.tolist(), result.assigned, result.descriptions, strict=True
-            )
-        ],
-    )
-    _write_csv(
+    rows = [
+        (f"{x:.4f}", f"{y:.4f}", names.get(a, ""), d)
+        for (x, y), a, d in zip(
+            result.points.tolist(), result.assigned, result.descriptions, strict=True
+        )
+    ]
+    _save(figure, folder, "persona_map", ("x", "y", "cluster", "description"), rows)
+    write_csv(
         folder / "persona_clusters.csv",
         ("cluster", "count", "example"),
         [(c.name, c.size, c.example) for c in result.clusters] + [("(noise)", result.noise, "")],

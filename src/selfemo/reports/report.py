@@ -1,18 +1,15 @@
 """`selfemo report`: one self-contained HTML file of a run, with no script and no request to anywhere.
 
-All text of data and models is untrusted: it is escaped, control characters and the marks that turn the
+All text of data and models is untrusted: it is escaped, and control characters and marks that change the
 direction of writing are shown as their code points. The same inputs give the same bytes.
+
+This file has the sections of the run itself; sections.py those of other folders; page.py the parts of a page.
 """
 
 from __future__ import annotations
 
-import base64
-import csv
-import json
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,16 +17,15 @@ from typing import Any
 from selfemo.config import Config, load
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation.analysis import analysis_table, read_analysis
-from selfemo.evaluation.experiments import ablation_table, share_table, signal_table
-from selfemo.evaluation.predictions import UNION, Scores, gold_prompts, score
+from selfemo.evaluation.predictions import gold_prompts
 from selfemo.evaluation.summary import HEADER as SCORES_HEADER
-from selfemo.evaluation.summary import r1_change, table_rows
-from selfemo.files import write_text
+from selfemo.evaluation.summary import checkpoint_scores, r1_change, rl_rounds, table_rows
 from selfemo.method.prompts import format_emotions
 from selfemo.method.rewards import exact_match
 from selfemo.method.types import LABEL_SETS, LabelSet, Prompt
 from selfemo.reports import figures
-from selfemo.reports.tables import measured, table1
+from selfemo.reports import sections as parts
+from selfemo.reports.page import Section, Table, inline_svg, visible
 from selfemo.runs.dialogues import Episode, episodes
 from selfemo.runs.folder import COLD, CONFIG_FILE, START, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
@@ -39,70 +35,11 @@ TEMPLATE = "report.html.jinja"
 _EXAMPLE = 600
 
 
-# -- text and figures -----------------------------------------------------------------------------------
-
-
-def visible(value: Any) -> Any:
-    """Text without invisible powers: control and direction marks become [U+XXXX]; others stay."""
-    if not isinstance(value, str) or hasattr(value, "__html__"):
-        return value
-    return "".join(
-        f"[U+{ord(ch):04X}]"
-        if unicodedata.category(ch) in ("Cc", "Cf", "Cs", "Zl", "Zp") and ch not in "\n\t"
-        else ch
-        for ch in value
-    )
-
-
-def inline_svg(path: Path, label: str) -> Any:
-    """The drawing of an SVG file of ours, for use inside HTML; ids get the file's name before them."""
-    from markupsafe import Markup, escape
-
-    text = path.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for pattern in (r'(\bid=")', r'(href="#)', r"(url\(#)"):
-        text = re.sub(pattern, rf"\g<1>{path.stem}-", text)
-    opening = re.match(r"<svg[^>]*>", text)
-    assert opening is not None
-    box = re.search(r'viewBox="[\d. -]+"', opening[0])
-    assert box is not None
-    head = (
-        f'<svg {box[0]} role="img" aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg" '
-    )
-    return Markup(head + 'xmlns:xlink="http://www.w3.org/1999/xlink">' + text[opening.end() :])
-
-
-@dataclass
-class Table:
-    """Cells of text; `caption` says what they are."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-
-@dataclass
-class Section:
-    """One part of the report; `missing` is the command that would fill it."""
-
-    id: str
-    title: str
-    text: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    drawings: list[tuple[str, Any]] = field(default_factory=list)
-    pictures: list[tuple[str, str]] = field(default_factory=list)
-    episodes: list[dict[str, Any]] = field(default_factory=list)
-    examples: list[dict[str, Any]] = field(default_factory=list)
-    code: str = ""
-    missing: str = ""
-
-
 # -- what the run holds ---------------------------------------------------------------------------------
 
 
 class Source:
-    """A run read without changing it."""
+    """A run that is read and not changed."""
 
     def __init__(self, folder: Path):
         if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
@@ -111,12 +48,12 @@ class Source:
         self.config: Config = load([folder / CONFIG_FILE])
         self.store = Store(folder / STORE_FILE, read_only=True)
         self.labels = self._labels()
-        self.scores: dict[str, dict[str, Scores]] = {
-            name: score(self.store, evaluation_name(name), self.labels, self.config)
-            for name in checkpoints(self.config)
-            if (row := self.store.stage(evaluation_name(name))) is not None
-            and row["status"] == "done"
-        }
+        self.scores = checkpoint_scores(
+            self.store,
+            checkpoints(self.config),
+            self.labels,
+            resamples=self.config.evaluation.resamples,
+        )
         self.last = next(reversed(self.scores), None)
 
     def _labels(self) -> dict[str, LabelSet]:
@@ -147,16 +84,6 @@ class Source:
             {k: sum(v) / len(v) if isinstance(v, list) else v for k, v in record.items()}
             for record in sums.values()
         ]
-
-
-def _read_json(path: Path, command: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise StoreError(f"{path}: cannot be read ({e}); `{command}` makes it") from None
-    if not isinstance(content, dict):
-        raise StoreError(f"{path}: not what `{command}` writes")
-    return content
 
 
 # -- sections -------------------------------------------------------------------------------------------
@@ -220,15 +147,6 @@ def _headline(source: Source) -> Section:
     return section
 
 
-def _table1(places: Sequence[Path]) -> Section:
-    header, rows = table1(places)
-    return Section(
-        "table1", "Beside the published results (table 1)",
-        ["Rows marked as published are the paper's; they were not measured here."],
-        [Table("Accuracy and weighted F1, per cent", header, rows)],
-    )  # fmt: skip
-
-
 def _curves(source: Source, folder: Path) -> Section:
     section = Section("curves", "Curves (figures 5 and 6)")
     held = {
@@ -241,8 +159,7 @@ def _curves(source: Source, folder: Path) -> Section:
         if any(d in by for by in source.scores.values())
     }
     names = figures.reward_curves(folder, held, source.rounds())
-    records = [m for m in source.store.metrics() if m["stage"].endswith("-rl")]
-    names += figures.draw(folder, records, source.scores)
+    names += figures.draw(folder, rl_rounds(source.store), source.scores)
     titles = {
         "fig5_held_out": "Accuracy-based and IoU-based reward on held-out turns, by checkpoint",
         "fig5_self_play": "Both rewards of the rollouts by round of RL, self-played and original",
@@ -273,156 +190,6 @@ def _analysis(source: Source, folder: Path) -> Section:
     name = figures.span_entropy(folder, found["checkpoints"])
     section.drawings = [("Mean token entropy of each span by checkpoint", name)]
     return section
-
-
-def _ablation(place: Path | None, folder: Path) -> Section:
-    section = Section("ablation", "Ablation (table 2)")
-    command = "selfemo ablate --out DIR"
-    if place is None:
-        section.missing = command
-        return section
-    path = place / "ablation.json"
-    try:
-        found = _read_json(path, command)
-        section.tables = [
-            Table("Mean (sd) over seeds", *ablation_table(found)),
-            Table("What each arm predicts, and how sure it is", *share_table(found)),
-            Table("What its RL had to learn from: means over groups", *signal_table(found)),
-        ]
-        drawn = figures.arm_dots(folder, found["arms"])
-    except (KeyError, TypeError, AttributeError) as e:
-        raise StoreError(f"{path}: not what `{command}` writes ({e!r}); run it again") from None
-    section.drawings = [("Accuracy by arm: each seed and their mean", drawn)]
-    return section
-
-
-_KINDS = {"self_emotion": "self-emotion", "reply": "reply"}
-
-
-def _judge(places: Sequence[Path], folder: Path) -> Section:
-    section = Section("judge", "Blind comparison by judges (figure 3)")
-    command = "selfemo judge"
-    if not places:
-        section.missing = command
-        return section
-    bars: dict[str, Any] = {}
-    rows = []
-    for place in places:
-        content = _read_json(place / "judge.json", command)
-        try:
-            for kind, c in content["kinds"].items():
-                name = f"{place.name}: {_KINDS.get(kind, kind)}"
-                bars[name] = {k: int(c[k]) for k in ("wins", "ties", "losses")}
-                rate = c["win_rate"]
-                rows.append(
-                    [
-                        f"{content['a']} against {content['b']}", _KINDS.get(kind, kind), c["wins"],
-                        c["ties"], c["losses"], _interval(rate), _number(c.get("p_value")),
-                        _number(c.get("alpha")), _number(c.get("position_bias")),
-                        str(c.get("flips", "-")),
-                    ]
-                )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise StoreError(
-                f"{place / 'judge.json'}: not what `{command}` writes ({e!r}); run it again"
-            ) from None
-    header = (
-        "answers", "kind", "wins", "ties", "losses", "win rate", "p", "alpha", "position bias",
-        "flips",
-    )  # fmt: skip
-    section.tables = [Table("Wins of the first", header, rows)]
-    section.drawings = [
-        ("Wins, ties and losses of each comparison", figures.judge_bars(folder, bars))
-    ]
-    return section
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "-"
-
-
-def _interval(value: Any) -> str:
-    if not isinstance(value, list) or len(value) != 3 or None in value:
-        return "-"
-    return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-
-
-def _personas(source: Source, place: Path | None) -> Section:
-    section = Section("personas", "Personas (figure 4, table 3)")
-    by_cluster = [
-        [r["name"], r["stage"], str(r["rollouts"]), f"{r['r1']:.3f}"]
-        for r in source.store.reward_by_cluster()
-    ]
-    if by_cluster:
-        header = ("cluster", "stage", "rollouts", "mean R1")
-        section.tables.append(Table("Mean R1 by persona cluster (table 3)", header, by_cluster))
-    if place is not None:
-        try:
-            with (place / "figures" / "persona_clusters.csv").open(
-                newline="", encoding="utf-8"
-            ) as f:
-                header_, *rows = list(csv.reader(f))
-            picture = base64.b64encode(
-                (place / "figures" / "persona_map.png").read_bytes()
-            ).decode()
-        except (OSError, ValueError) as e:
-            raise StoreError(
-                f"{place}: holds no persona clusters ({e}); `selfemo personas cluster` makes them"
-            ) from None
-        section.tables.append(Table("Clusters", header_, rows))
-        section.pictures.append(("Map of the largest persona clusters", picture))
-    if not section.tables:
-        section.missing = f"selfemo personas cluster FOLDER --run {source.folder}"
-    return section
-
-
-def _confusions(source: Source, places: Sequence[Path], folder: Path) -> Section:
-    section = Section("errors", "Confusion and calibration")
-    found: list[tuple[str, Mapping[str, Any]]] = []
-    if source.last is not None:
-        here = {d: s.as_dict() for d, s in source.scores[source.last].items()}
-        found.append((source.last, here))
-    found += [((m := measured(p)).name, m.scores) for p in places]
-    for k, (name, by_set) in enumerate(found):
-        for dataset, s in by_set.items():
-            if dataset == UNION or "confusion" not in s:
-                continue
-            title = f"{name} on {dataset}"
-            stem = f"{k}_{re.sub('[^A-Za-z0-9]', '_', dataset)}"
-            section.drawings.append(
-                (
-                    f"Gold by predicted emotion: {title}",
-                    figures.confusion_map(
-                        folder, f"confusion_{stem}", _plain(title), s["confusion"]
-                    ),
-                )
-            )
-            c = s["calibration"]
-            if not c["n"]:
-                continue
-            section.text.append(
-                f"{title}: expected calibration error {c['ece']:.3f}, Brier {c['brier']:.3f}, "
-                f"negative log-likelihood {c['nll']:.3f} nats"
-                + (
-                    f"; {c['nll_tempered']:.3f} at a temperature of {c['temperature']:.2f}."
-                    if c.get("temperature")
-                    else "."
-                )
-            )
-            section.drawings.append(
-                (
-                    f"Weight of the top emotion and how often it is right: {title}",
-                    figures.reliability(folder, f"reliability_{stem}", _plain(title), c),
-                )
-            )
-    if not found:
-        section.missing = f"selfemo evaluate {source.folder} --data SOURCE --out DIR"
-    return section
-
-
-def _plain(text: str) -> str:
-    """A figure's title: no mathematics, nothing invisible."""
-    return str(visible(text)).replace("$", r"\$")
 
 
 def _emotion(distribution: Any) -> str:
@@ -523,11 +290,17 @@ def build(
 ) -> list[Path]:
     """Write the report to `out`, and its figures (SVG, PNG, CSV) to the folder OUT-figures beside it.
 
+    Args:
+        judges: folders of `selfemo judge`.
+        ablation: folder of `selfemo ablate`.
+        evaluations: folders of `selfemo evaluate --out`.
+        personas: folder of `selfemo personas cluster`.
+
     Returns:
-        What was written: the report and the folder of the figures.
+        The report and the folder of its figures.
 
     Raises:
-        StoreError: a folder is not what it is named as, or the report cannot be written.
+        StoreError: a folder does not hold what it is given for, or the report cannot be written.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -536,19 +309,23 @@ def build(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         places = [*([run] if source.last is not None else []), *evaluations]
-        # Folders that were named are read first: a wrong one is told before anything is drawn.
-        judged, described = _judge(judges, folder), _personas(source, personas)
-        ablated = _ablation(ablation, folder)
+        # The given folders are read first: a wrong one is named before anything else is drawn.
+        judged = parts.judge(judges, folder)
+        described = parts.personas(source.store.reward_by_cluster(), run, personas)
+        ablated = parts.ablation(ablation, folder)
+        own = {}
+        if source.last is not None:
+            own[source.last] = {d: s.as_dict() for d, s in source.scores[source.last].items()}
         sections = [
             _headline(source),
             _what_ran(source),
-            _table1(places),
+            parts.table1(places),
             _curves(source, folder),
             _analysis(source, folder),
             ablated,
             judged,
             described,
-            _confusions(source, evaluations, folder),
+            parts.confusions(own, run, evaluations, folder),
             _dialogues(source),
             _examples(source),
             _failures(source),
@@ -573,7 +350,7 @@ def build(
             lstrip_blocks=True,
         ).from_string(files("selfemo.reports").joinpath(TEMPLATE).read_text(encoding="utf-8"))  # fmt: skip
         html = template.render(name=run.resolve().name, sections=sections)
-        write_text(out, html.encode(errors="replace").decode())
+        out.write_text(html, encoding="utf-8", errors="replace")
     except OSError as e:
         raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from e
     finally:

@@ -1,99 +1,29 @@
-"""Tables for papers: table 1 with published and measured rows, and what was trained on against what was
-evaluated on. One renderer for text, Markdown, LaTeX and CSV.
+"""Table 1 with published and measured rows, and the table of data sets of training against evaluation.
 
-Published figures are in published.toml, copied from the paper; they are marked as published and never
-mixed with what was measured here.
+The published values are in published.toml, copied from the paper. They are marked as published and never
+mixed with measured ones.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from selfemo.config import load
-from selfemo.errors import ConfigError, StoreError
+from selfemo.errors import StoreError
 from selfemo.evaluation.jobs import SCORES_FILE, trained_on
 from selfemo.evaluation.predictions import UNION
 from selfemo.runs.folder import CONFIG_FILE, START, checkpoints, evaluation_name
 from selfemo.runs.store import STORE_FILE, Store
 
-FORMATS = ("text", "markdown", "latex", "csv")
 PAPER_SETS = ("iemocap", "meld", "emorynlp")
 _TITLES = {"iemocap": "IEMOCAP", "meld": "MELD", "emorynlp": "EmoryNLP"}
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-}  # fmt: skip
-
-
-# -- rendering ------------------------------------------------------------------------------------------
-
-
-def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
-
-    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)]) + "\n"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |"
-
-    rule = "|" + " --- |" * len(header)
-    return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
-
-
-def _latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        escaped = " & ".join("".join(_LATEX.get(ch, ch) for ch in c) for c in cells)
-        # A bracket or star behind the line end above would be read as an argument of it.
-        return ("{}" if escaped.startswith(("[", "*")) else "") + escaped + r" \\"
-
-    body = [line(header), r"\hline", *map(line, rows)]
-    return (
-        "\n".join(
-            [
-                rf"\begin{{tabular}}{{{'l' * len(header)}}}",
-                r"\hline",
-                *body,
-                r"\hline",
-                r"\end{tabular}",
-            ]
-        )
-        + "\n"
-    )
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-_RENDER = {"text": _text, "markdown": _markdown, "latex": _latex, "csv": _csv}
-
-
-def render(header: Sequence[str], rows: Sequence[Sequence[str]], form: str = "text") -> str:
-    """A table of cells in one of FORMATS.
-
-    Raises:
-        ConfigError: no such format.
-    """
-    if form not in _RENDER:
-        raise ConfigError(f"--format {form}: valid are {', '.join(FORMATS)}")
-    return _RENDER[form](header, rows)
 
 
 # -- measured scores ------------------------------------------------------------------------------------
@@ -101,7 +31,7 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], form: str = "te
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores (`Scores.as_dict`, by data set) of one evaluated model, with what it is."""
+    """One evaluated model and its scores (`Scores.as_dict`) by data set."""
 
     name: str
     split: str
@@ -132,7 +62,7 @@ def measured(place: Path) -> Measured:
             "--out`"
         )
     config = load([place / CONFIG_FILE])
-    with Store(place / STORE_FILE, read_only=True) as store:
+    with closing(Store(place / STORE_FILE, read_only=True)) as store:
         for checkpoint in reversed(checkpoints(config)):
             row = store.stage(evaluation_name(checkpoint))
             if row is not None and row["status"] == "done":
@@ -146,7 +76,7 @@ def measured(place: Path) -> Measured:
 
 
 def published() -> dict[str, Any]:
-    """The paper's figures: source, table1 (rows) and table2 (rows)."""
+    """The paper's values: source, table1 (rows) and table2 (rows)."""
     text = files("selfemo.reports").joinpath("published.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
@@ -163,8 +93,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def table1(places: Sequence[Path], *, intervals: bool = False) -> tuple[list[str], list[list[str]]]:
     """Header and rows, in per cent: the paper's rows in its order, then one a place.
 
-    AVG of a measured row is given where all three data sets of the paper were measured, so that it means
-    what the paper's means. Further data sets get columns of their own.
+    A measured row has an AVG only where all three data sets of the paper were measured, so that it is the
+    average that the paper gives. Further data sets get columns of their own.
 
     Args:
         intervals: also columns with the ends of the 95% intervals (for CSV).
@@ -208,8 +138,10 @@ def table1(places: Sequence[Path], *, intervals: bool = False) -> tuple[list[str
 
 
 def cross(places: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
-    """What was trained on (rows) against what was evaluated on (columns): accuracy / weighted F1 in per
-    cent, with the split where it is not test."""
+    """Data sets of training (rows) against data sets of evaluation (columns).
+
+    Cells: accuracy / weighted F1 in per cent, with the split where it is not test.
+    """
     found = [measured(p) for p in places]
     sets = list(dict.fromkeys(d for m in found for d in m.scores if d != UNION))
     header = ["Trained on", "Model", *(f"on {_TITLES.get(d, d)}" for d in sets)]

@@ -1,0 +1,1 @@
+"""Experiments over seeds: the ablation of table 2 (`selfemo ablate`), and runs of one configuration."""

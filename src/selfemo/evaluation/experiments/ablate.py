@@ -1,0 +1,177 @@
+"""The ablation of table 2: `selfemo ablate`.
+
+All arms have the same seeds, the same budget of prompts and the same held-out conversations. Each is compared
+with the full arm (compare.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selfemo import __version__
+from selfemo.config import Config, load
+from selfemo.evaluation.experiments.arms import Arm, arms_for, config_of
+from selfemo.evaluation.experiments.compare import FinishedArm, compared
+from selfemo.evaluation.experiments.runs import (
+    Keep,
+    PlannedRun,
+    complete_run,
+    complete_side_by_side,
+)
+from selfemo.evaluation.predictions import label_sets
+from selfemo.evaluation.summary import Draw
+from selfemo.files import lock_folder, write_text
+from selfemo.progress import Reporter, StopRequest
+from selfemo.runs.folder import BEFORE_RL, BEFORE_SFT, COLD, START, checkpoints
+from selfemo.runs.inputs import load_conversations
+
+TRUNK = "trunk"
+"""Folder of the cold starts that arms share."""
+_SHARED = {COLD: BEFORE_RL, START: BEFORE_SFT}
+
+Present = Callable[
+    [Path, Mapping[str, Any], Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]], Sequence[str]
+]
+"""present(out, result, metrics of the rounds of RL by arm and seed): writes tables and figures, and returns
+the names of the figures (`reports.ablation.write`)."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All runs of an ablation; made before the first one, so that a mistake shows at once."""
+
+    out: Path
+    keep: Keep
+    base: Config
+    arms: Sequence[Arm]
+    configs: Mapping[tuple[str, int], Config]
+    trunks: Sequence[PlannedRun]
+
+    @staticmethod
+    def of(
+        files: Sequence[Path],
+        overrides: Sequence[str],
+        out: Path,
+        seeds: int,
+        only: Sequence[str],
+        keep: Keep,
+    ) -> _Plan:
+        base = load(files, overrides)
+        arms = arms_for(base, only)
+        configs = {
+            (a.name, s): config_of(a, files, overrides, s) for a in arms for s in range(seeds)
+        }
+        trunks = []
+        for s in range(seeds):
+            config = load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"])
+            # No seed changes the untouched model: its evaluation is taken over from the first trunk.
+            untouched = out / TRUNK / "seed-0" if s else None
+            trunks.append(PlannedRun(out / TRUNK / f"seed-{s}", config, trunk=untouched, at=START))
+        return _Plan(out, keep, base, arms, configs, trunks)
+
+    def run(self, arm: Arm, seed: int) -> PlannedRun:
+        """A run of an arm; it begins with as much of the trunk of its seed as it has in common with it."""
+        config, trunk = self.configs[arm.name, seed], self.trunks[seed]
+        folder = self.out / arm.name / f"seed-{seed}"
+        for at, sections in _SHARED.items():
+            if all(getattr(config, s) == getattr(trunk.config, s) for s in sections):
+                return PlannedRun(folder, config, self.keep, trunk.folder, at)
+        return PlannedRun(folder, config, self.keep)
+
+    def side_by_side(
+        self, jobs: int, draw: Draw | None, reporter: Reporter, stop: StopRequest | None
+    ) -> None:
+        """Complete all runs, `jobs` at a time."""
+        rest = [
+            self.run(a, s) for s in range(len(self.trunks)) for a in self.arms if not a.checkpoint
+        ]
+        # A run that would take over the untouched model's scores alone does not wait for a trunk.
+        first = [*self.trunks, *(p for p in rest if p.at == START)]
+        first = [replace(p, trunk=None) for p in first]
+        complete_side_by_side(first, jobs, draw, reporter, stop)
+        complete_side_by_side(rest, jobs, draw, reporter, stop)
+
+    def complete(
+        self, draw: Draw | None, reporter: Reporter, stop: StopRequest | None
+    ) -> dict[tuple[str, int], dict[str, Any]]:
+        """The summaries of all runs by arm and seed; what is not finished is run."""
+        summaries: dict[tuple[str, int], dict[str, Any]] = {}
+        for s, trunk in enumerate(self.trunks):  # seed by seed: arms can be compared early
+            reporter.say(f"cold start of seed {s}")
+            shared = complete_run(trunk, draw, reporter, stop)
+            for a in self.arms:
+                nth = f"run {len(summaries) + 1} of {len(self.configs)}"
+                reporter.say(f"{a.name}, seed {s} ({nth})")
+                own = None if a.checkpoint else self.run(a, s)
+                summaries[a.name, s] = complete_run(own, draw, reporter, stop) if own else shared
+        return summaries
+
+    def finished(
+        self, arm: Arm, summaries: Mapping[tuple[str, int], Mapping[str, Any]]
+    ) -> FinishedArm:
+        last = arm.checkpoint or checkpoints(self.configs[arm.name, 0])[-1]
+        home, seeds = TRUNK if arm.checkpoint else arm.name, range(len(self.trunks))
+        folders = [f"{home}/seed-{s}" for s in seeds]
+        return FinishedArm.read(
+            self.out, arm, last, folders, [summaries[arm.name, s] for s in seeds]
+        )
+
+
+def ablate(
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    out: Path,
+    seeds: int,
+    reporter: Reporter,
+    *,
+    stop: StopRequest | None = None,
+    keep: Keep = "last",
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    draw: Draw | None = None,
+    present: Present | None = None,
+) -> dict[str, Any]:
+    """Run all arms over the seeds 0 to `seeds` - 1, compare them, and write ablation.json.
+
+    Runs lie in OUT/ARM/seed-N. A finished one is not run again, one that was stopped goes on. The arms of a
+    seed that begin with the same cold start share it: it is trained once, in OUT/trunk/seed-N. The untouched
+    model, which no seed changes, is evaluated once.
+
+    Args:
+        only: arms to run besides the full one, shipped ones by name or TOML files; empty for table 2.
+        jobs: runs at a time, each in a process of its own.
+        draw: draws the figures of each run.
+        present: writes the tables and figures of the ablation.
+
+    Raises:
+        SelfEmoError: one of several `jobs` failed; the others are finished.
+        ConfigError: the configuration has no self-play or no lambda to take away, or an arm is unknown.
+        StoreError: the folder holds runs with other settings.
+        Stopped: `stop` was asked for; the same call goes on.
+    """
+    plan = _Plan.of(files, overrides, out, seeds, only, keep)
+    labels = label_sets(load_conversations(plan.base.data))
+    with lock_folder(out):
+        if jobs > 1:
+            plan.side_by_side(jobs, draw, reporter, stop)
+        summaries = plan.complete(draw, reporter, stop)
+        full, *others = (plan.finished(a, summaries) for a in plan.arms)
+        result: dict[str, Any] = {
+            "selfemo": __version__,
+            "configs": [str(f) for f in files],
+            "overrides": list(overrides),
+            "prompts": plan.base.flywheel.prompts * plan.base.flywheel.iterations,
+            "split": plan.base.data.eval_split,
+            "checkpoint": full.checkpoint,
+            "seeds": seeds,
+            "gold_share": replace(full, summaries=full.summaries[:1]).shares("gold_share"),
+            "arms": [compared(full, None, labels), *(compared(a, full, labels) for a in others)],
+        }
+        rounds = {a.arm.name: a.rounds for a in (full, *others) if a.rl}
+        result["figures"] = list(present(out, result, rounds)) if present else []
+        write_text(out / "ablation.json", json.dumps(result, indent=1))
+    return result

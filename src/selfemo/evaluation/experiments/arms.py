@@ -1,0 +1,160 @@
+"""The arms of an ablation: which there are, and the configuration of each of their runs.
+
+Departures from the paper [ours]: its full system starts from a cold start that "w/ COLD" replaces by data of
+experts. Here the full arm is the given configuration; where that trains on samples of experts, one more arm
+starts from gold data. Its "w/o SELF-EMO" trains on 22.5k original prompts against 15k + 8k; here all arms
+have the same number of prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from selfemo.config import Config, load
+from selfemo.errors import ConfigError
+from selfemo.runs.folder import COLD, START
+from selfemo.runs.inputs import (
+    cold_start_samples,
+    run_inputs,
+)
+
+FULL = "full"
+_ARMS = resources.files("selfemo.evaluation") / "arms"
+TABLE2 = (FULL, "gold-cold-start", "vanilla-grpo", "original-only")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of an ablation, read from a TOML file.
+
+    Attributes:
+        name: the stem of the file; also the name of the arm's folder.
+        paper: the row of table 2 that it corresponds to, or "".
+        what: a description.
+        overrides: settings that differ from the configuration; the file's table `set`.
+        checkpoint: "start" or "cold-start": this checkpoint of the shared run is the arm. "": it has runs of
+            its own.
+        sft_for_rl: the cold start trains on as many more samples as the RL stages score completions.
+    """
+
+    name: str
+    paper: str
+    what: str
+    overrides: tuple[str, ...] = ()
+    checkpoint: str = ""
+    sft_for_rl: bool = False
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested tables."""
+    if not isinstance(value, dict):
+        return {prefix.removeprefix("."): value}
+    return {
+        k: v for name, inner in value.items() for k, v in flat(inner, f"{prefix}.{name}").items()
+    }
+
+
+def shipped_arms() -> list[str]:
+    """The names of the arms inside the package."""
+    return sorted(f.name.removesuffix(".toml") for f in _ARMS.iterdir() if f.name.endswith(".toml"))
+
+
+def read_arm(name: str) -> Arm:
+    """An arm by the name of a shipped one, or from a TOML file.
+
+    Raises:
+        ConfigError: there is no such arm or file, or its content is not an arm.
+    """
+    shipped = name in shipped_arms()
+    source = _ARMS / f"{name}.toml" if shipped else Path(name)
+    if not shipped and not name.endswith(".toml"):
+        raise ConfigError(
+            f"no arm {name!r}; there are: {', '.join(shipped_arms())}, or give a .toml file"
+        )
+    try:
+        found = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ConfigError(f"{name}: cannot be read as an arm: {e}") from None
+    kinds = {"paper": str, "what": str, "set": dict, "checkpoint": str, "sft_for_rl": bool}
+    for key, value in found.items():
+        if not isinstance(value, kinds.get(key, ())):
+            raise ConfigError(
+                f"{name}: {key}: an arm has {', '.join(kinds)}, of type {kinds.get(key)}"
+            )
+    if found.get("checkpoint", COLD) not in (START, COLD):
+        raise ConfigError(f"{name}: checkpoint: valid are {START} and {COLD}")
+    if found.get("checkpoint") and (found.get("set") or found.get("sft_for_rl")):
+        raise ConfigError(
+            f"{name}: an arm with a checkpoint is a part of the shared run, so it sets nothing"
+        )
+    return Arm(
+        Path(name).stem,
+        found.get("paper", ""),
+        found.get("what", ""),
+        tuple(f"{k}={json.dumps(v)}" for k, v in flat(found.get("set", {})).items()),
+        found.get("checkpoint", ""),
+        found.get("sft_for_rl", False),
+    )
+
+
+def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
+    """The full arm, then the named ones, or those of table 2 that differ from the configuration.
+
+    Raises:
+        ConfigError: an arm is unknown, two have the same name, or the configuration lacks something that
+            an arm takes away, so that the arm would equal the full one.
+    """
+    if config.flywheel.iterations == 0:
+        raise ConfigError("flywheel.iterations is 0: the full arm needs an iteration")
+    if config.grpo.lam_max == 0:
+        raise ConfigError(
+            "grpo.lam_max is 0, which is vanilla GRPO: the full arm needs a lambda above 0"
+        )
+    if config.selfplay.synthetic_share == 0 or config.selfplay.max_turns == 1:
+        raise ConfigError(
+            "selfplay.synthetic_share = 0 or selfplay.max_turns = 1 leaves self-play out: the full arm "
+            "needs it"
+        )
+    if config.flywheel.prompts <= config.grpo.prompts_per_step:
+        raise ConfigError(
+            "flywheel.prompts is no more than grpo.prompts_per_step: its one round of sampling has lambda 0 "
+            "throughout, so that vanilla GRPO would equal the full arm; raise the first or lower the second"
+        )
+    samples = bool(config.sft.samples)
+    arms = [read_arm(FULL), *(read_arm(n) for n in names or TABLE2[1:] if n != FULL)]
+    if samples:
+        arms[0] = replace(arms[0], paper="w/ COLD")
+    else:
+        if "gold-cold-start" in names:
+            raise ConfigError(
+                "gold-cold-start: sft.samples is empty, so the full arm starts from gold data already"
+            )
+        arms = [a for a in arms if a.name != "gold-cold-start"]
+    if twice := [n for n, k in Counter(a.name for a in arms).items() if k > 1]:
+        raise ConfigError(f"two arms have the name {twice[0]!r}; rename one of the files")
+    return arms
+
+
+def config_of(arm: Arm, files: Sequence[Path], overrides: Sequence[str], seed: int) -> Config:
+    """The configuration of one run of an arm."""
+    config = load(files, [*overrides, *arm.overrides, f"seed={seed}"])
+    if not arm.sft_for_rl:
+        return config
+    full = load(files, [*overrides, f"seed={seed}"])
+    scored = full.flywheel.iterations * full.flywheel.prompts * full.sampling.group_size
+    if not config.sft.epochs:  # the given model is the cold start: this SFT is the first
+        more = ["sft.epochs=1", f"sft.max_samples={scored}"]
+    elif config.sft.max_samples:
+        more = [f"sft.max_samples={config.sft.max_samples + scored}"]
+    else:
+        train = run_inputs(full)[1]
+        n = len(cold_start_samples(train, full.sft, full.prompt.reasoning, full.seed)[0])
+        more = [f"sft.epochs={-(-(config.sft.epochs * n + scored) // n)}"]
+    return load(files, [*overrides, *arm.overrides, f"seed={seed}", *more])

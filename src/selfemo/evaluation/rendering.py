@@ -1,0 +1,72 @@
+"""Tables of text cells as text, Markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from selfemo.errors import ConfigError
+
+FORMATS = ("text", "markdown", "latex", "csv")
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
+
+    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)]) + "\n"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |"
+
+    rule = "|" + " --- |" * len(header)
+    return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
+
+
+def _latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        escaped = " & ".join("".join(_LATEX.get(ch, ch) for ch in c) for c in cells)
+        # A bracket or star behind the line end above would be read as an argument of it.
+        return ("{}" if escaped.startswith(("[", "*")) else "") + escaped + r" \\"
+
+    begin, rule, end = rf"\begin{{tabular}}{{{'l' * len(header)}}}", r"\hline", r"\end{tabular}"
+    return "\n".join([begin, rule, line(header), rule, *map(line, rows), rule, end]) + "\n"
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+_RENDER = {"text": _text, "markdown": _markdown, "latex": _latex, "csv": _csv}
+
+
+def cell(value: Any) -> str:
+    """A number, or an interval [value, low, high], with three decimals; "-" for anything else."""
+    if isinstance(value, list) and len(value) == 3 and None not in value:
+        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+    return f"{value:.3f}" if isinstance(value, int | float) else "-"
+
+
+def render(header: Sequence[str], rows: Sequence[Sequence[str]], form: str = "text") -> str:
+    """A table of cells in one of FORMATS.
+
+    Raises:
+        ConfigError: no such format.
+    """
+    if form not in _RENDER:
+        raise ConfigError(f"--format {form}: valid are {', '.join(FORMATS)}")
+    return _RENDER[form](header, rows)

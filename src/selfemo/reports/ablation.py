@@ -1,0 +1,143 @@
+"""Tables, CSV and figures of an ablation (table 2), from the content of ablation.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfemo.evaluation.experiments.compare import FIT, SIGNAL
+from selfemo.evaluation.rendering import render
+from selfemo.files import write_text
+from selfemo.reports import figures
+from selfemo.reports.tables import published
+
+_CURVES = {"r1": ("R1", "mean over rollouts"), "sampling_entropy": ("Entropy", "nats per token")}
+
+
+def write_tables(
+    out: Path,
+    result: Mapping[str, Any],
+    rounds: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+) -> list[str]:
+    """Write ablation.md, ablation.csv and OUT/figures; returns the names of the figures.
+
+    Args:
+        result: the content of ablation.json.
+        rounds: the metrics of the rounds of RL, by arm and seed.
+    """
+    write_text(out / "ablation.md", _markdown(result))
+    header = ["arm", "seed", "data", "measure", "value", "low", "high", "difference",
+              "difference_low", "difference_high", "p_value"]  # fmt: skip
+    figures.write_csv(out / "ablation.csv", header, _measures(result))
+    folder = out / "figures"
+    names = [figures.arm_dots(folder, result["arms"], m) for m in ("accuracy", "mean_r1")]
+    for key, (title, unit) in _CURVES.items():
+        curves = {a: [[m.get(key) for m in seed] for seed in by] for a, by in rounds.items()}
+        names.append(figures.arm_curves(folder, title, unit, curves))
+    return names
+
+
+def _measures(result: Mapping[str, Any]) -> list[list[Any]]:
+    """One row for each arm, seed, data set and measure, with its difference from the full arm."""
+    rows = []
+    for arm in result["arms"]:
+        for run in arm["runs"]:
+            for d, by in run["scores"].items():
+                for m, value in by.items():
+                    against = run.get("against_full", {}).get(d, {}).get(m)
+                    more = [*against["difference"], against["p_value"]] if against else [""] * 4
+                    ends = ["" if v is None else v for v in value]
+                    rows.append([arm["name"], run["seed"], d, m, *ends, *more])
+    return rows
+
+
+def _signed(entry: Mapping[str, Any]) -> str:
+    text = f"{entry['mean']:+.3f}"
+    if entry["interval"]:
+        text += f" [{entry['interval'][0]:+.3f}, {entry['interval'][1]:+.3f}]"
+    return text
+
+
+def ablation_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: mean (sd) over seeds by arm and data set, and the difference from the full arm."""
+    header = [
+        "arm", "data", "accuracy", "weighted F1", "mean R1", "accuracy - full", "p over seeds",
+        "p within seeds",
+    ]  # fmt: skip
+    rows = []
+    for arm in result["arms"]:
+        for d, by in arm["scores"].items():
+            cells = [
+                f"{by[m]['mean']:.3f}" + ("" if by[m]["sd"] is None else f" ({by[m]['sd']:.3f})")
+                for m in ("accuracy", "weighted_f1", "mean_r1")
+            ]
+            against = arm.get("against_full", {}).get(d, {}).get("accuracy")
+            within = [
+                f"{r['against_full'][d]['accuracy']['p_value']:.3f}"
+                for r in arm["runs"]
+                if d in r.get("against_full", {})
+            ]
+            p = against["p_value"] if against else None
+            rows.append(
+                [
+                    arm["name"], d, *cells, _signed(against) if against else "-",
+                    "-" if p is None else f"{p:.3f}", ", ".join(within) or "-",
+                ]
+            )  # fmt: skip
+    return header, rows
+
+
+def signal_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: how much the RL of each arm could learn from its groups (`compare.SIGNAL`)."""
+    rows = [
+        [a["name"], *(f"{a['signal'][k]:.3f}" if k in a["signal"] else "-" for k in SIGNAL)]
+        for a in result["arms"]
+        if a["rl"]
+    ]
+    return ["arm", *SIGNAL.values()], rows
+
+
+def share_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the share of each predicted emotion by arm, gold first, and its calibration."""
+
+    def show(shares: Mapping[str, float]) -> str:
+        said = sorted(((v, e) for e, v in shares.items() if v > 0), key=lambda x: (-x[0], x[1]))
+        missing = 1 - sum(shares.values())
+        more = [f"(failed {missing:.0%})"] if missing > 1e-9 else []
+        return ", ".join([*(f"{e} {v:.0%}" for v, e in said), *more]) or "-"
+
+    rows = [["gold", d, show(s), *["-"] * len(FIT)] for d, s in result["gold_share"].items()]
+    for a in result["arms"]:
+        for d, s in a["predicted_share"].items():
+            fit = [a["fit"][d][k] for k in FIT]
+            rows.append([a["name"], d, show(s), *("-" if v is None else f"{v:.3f}" for v in fit)])
+    return ["arm", "data", "emotions", *FIT.values()], rows
+
+
+def _markdown(result: Mapping[str, Any]) -> str:
+    header, rows = ablation_table(result)
+    arms = [
+        [a["name"], a["paper"], a["what"], " ".join(a["overrides"]) or "-"] for a in result["arms"]
+    ]
+    paper = [
+        [r["model"], r["synthetic"], r["original"], *(f"{v:.2f}" for v in r["accuracy"].values())]
+        for r in published()["table2"]
+    ]
+    paper_header = ["model", "synthetic", "original", "EmoryNLP", "IEMOCAP", "MELD", "AVG"]
+    return (
+        f"# Ablation (table 2): {result['seeds']} seeds, {result['prompts']} prompts each\n\n"
+        f"Split {result['split']}, checkpoint {result['checkpoint']}. Mean (standard deviation) over seeds; "
+        "differences are arm minus full with 95% t intervals over seeds. p over seeds: paired t-test; p "
+        "within seeds: each seed's paired test by conversation, accuracy.\n\n"
+        + render(header, rows, "markdown")
+        + "\n"
+        + render(["arm", "row of table 2", "what", "overrides"], arms, "markdown")
+        + "\nWhat is predicted:\n\n"
+        + render(*share_table(result), "markdown")
+        + "\nWhat RL had to learn from: means over its groups. A group whose completions have one R1, or one "
+        "R2, learns nothing from it.\n\n"
+        + render(*signal_table(result), "markdown")
+        + "\nPublished (table 2, accuracy in per cent, Qwen3-4B):\n\n"
+        + render(paper_header, paper, "markdown")
+    )
