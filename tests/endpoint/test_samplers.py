@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from selfemo.config import ModelConfig
 from selfemo.errors import DataError, EndpointError, EngineError, UnsupportedError
 from selfemo.method.prompts import messages
 from selfemo.method.types import LABEL_SETS
@@ -22,7 +23,7 @@ from selfemo.models.generation.scripted import ScriptedSampler
 from selfemo.models.loading import load_policy
 from selfemo.models.sampler import Sampler
 from tests.conftest import MELD, make_prompt
-from tests.expert_server import format_answer
+from tests.support.expert_server import format_answer
 
 CHATS = [messages(make_prompt(f"c/{n}", history=make_prompt().history[: n + 1])) for n in (0, 1)]
 TEXTS = ["E: joy\nS: joy\nR: Hooray.", "E: fear\nS: anger\nR: Who is there?", "E: anger"]
@@ -33,7 +34,7 @@ def sampler(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path, expert: Callable[..., str]
 ) -> Sampler:
     if request.param == "local":
-        return open_sampler(str(tiny_model), "cpu", "fp32")
+        return open_sampler(str(tiny_model), ModelConfig(device="cpu", dtype="fp32"))
     if request.param == "endpoint":
         return open_sampler(f"mine={expert()},model=m")
     script = tmp_path / "answers.jsonl"

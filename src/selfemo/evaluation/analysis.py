@@ -32,7 +32,7 @@ from selfemo.method.types import (
     Prompt,
     Sample,
 )
-from selfemo.models.generation import local_sampler
+from selfemo.models.generation import open_sampler
 from selfemo.models.generation.requests import Request
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import START, RunFolder, checkpoints
@@ -129,7 +129,7 @@ def analyse_checkpoint(
 ) -> dict[str, Any]:
     """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation."""
     config = run.config
-    engine = local_sampler(config.model, run.weights(checkpoint))
+    engine = open_sampler(run.weights(checkpoint), config.model)
     resamples = config.evaluation.resamples
     fitted = fit_all(prompts, engine.encode, config.prompt.max_tokens, config.prompt.reasoning)[0]
     whole = {p.id: p for p in prompts}

@@ -39,7 +39,7 @@ from selfemo.evaluation.predictions import (
 from selfemo.files import lock_folder, write_json, write_rows
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import LabelSet, Prompt
-from selfemo.models.generation import local_sampler
+from selfemo.models.generation import open_sampler
 from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
@@ -221,7 +221,7 @@ def evaluate_model(
                 elif _all_there(store, prompts):
                     scores = score(store, NAME, labels, config)
                 else:
-                    engine = local_sampler(config.model, checkpoint)
+                    engine = open_sampler(checkpoint, config.model)
                     scores = evaluate(engine, held, config, store, NAME, on_done)
             comparison = None
             if compared is not None:

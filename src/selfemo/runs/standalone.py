@@ -14,7 +14,7 @@ from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import conversation_prompts, format_emotions
 from selfemo.method.types import Conversation, EmotionDistribution, Prompt
-from selfemo.models.generation import local_sampler
+from selfemo.models.generation import open_sampler
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.dialogues import dialogues
@@ -89,7 +89,7 @@ def selfplay_alone(
     held = held_out(conversations, config.data.eval_split, 0, 0)
     prompts = [p for c in held for p in conversation_prompts(c, future=True)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
-    sampler = local_sampler(config.model, checkpoint)
+    sampler = open_sampler(checkpoint, config.model)
     with (
         Store(folder / STORE_FILE) as store,
         reporter.bar("self-play turns", config.selfplay.max_turns) as advance,
@@ -134,7 +134,7 @@ def soften_alone(
     config = load([run / CONFIG_FILE] if run else [], overrides)
     reasoning = config.prompt.reasoning
     check_reasoning(reasoning, [c for _, c in samples], ", ".join(map(str, files)))
-    sampler = local_sampler(config.model, checkpoint)
+    sampler = open_sampler(checkpoint, config.model)
     fits, counts = fit_all(
         [p for p, _ in samples], sampler.encode, config.prompt.max_tokens, reasoning
     )
