@@ -242,3 +242,17 @@ def test_an_endpoint_has_no_probabilities_to_read(tmp_path: Path) -> None:
         evaluate_model(
             "gpt=https://host/v1,model=m", ["sample"], tmp_path / "e", [], asked, Quiet()
         )
+
+
+def test_scripted_answers_are_evaluated_without_a_model(data: Path, tmp_path: Path) -> None:
+    script = tmp_path / "answers.jsonl"
+    script.write_text(json.dumps("E: joy 7, fear 3\nS: joy\nR: Hooray."))
+    result = evaluate_model(
+        f"scripted:{script}", [str(data)], tmp_path / "e", [], ["evaluation.span=all"], Quiet()
+    )
+    found = predictions(tmp_path / "e")
+    assert len(found) == 80 and {text for *_, text in found.values()} == {
+        "E: joy 7, fear 3\nS: joy\nR: Hooray."
+    }
+    joys = sum(r1 > 0.5 for _, _, r1, _ in found.values())
+    assert result.scores["jsonl"].accuracy.value == pytest.approx(joys / 80)

@@ -23,7 +23,7 @@ from selfemo.models.generation.scripted import ScriptedSampler
 from selfemo.models.loading import load_policy
 from selfemo.models.sampler import Sampler
 from tests.conftest import MELD, make_prompt
-from tests.expert_server import format_answer
+from tests.support.expert_server import format_answer
 
 CHATS = [messages(make_prompt(f"c/{n}", history=make_prompt().history[: n + 1])) for n in (0, 1)]
 TEXTS = ["E: joy\nS: joy\nR: Hooray.", "E: fear\nS: anger\nR: Who is there?", "E: anger"]

@@ -7,16 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfemo.config import Config, load
-from selfemo.models.references import CONFIG_FILE, START, ModelReference
+from selfemo.models.generation import backend_of
+from selfemo.models.references import CONFIG_FILE, START, ModelReference, run_of
 
 
 def find_checkpoint(model: str) -> str:
     """A model reference as one that can be loaded: a model folder, a GGUF file, or an id.
 
+    A reference to another backend (`scripted:FILE`) stays as it is.
+
     Raises:
-        EngineError: there is no such model, or its run has no checkpoint (of that name).
+        EngineError: there is no such model or backend, or its run has no checkpoint (of that name).
     """
-    reference = ModelReference.parse(model)
+    backend, rest = backend_of(model)
+    if backend != "local":
+        return model
+    reference = ModelReference.parse(rest)
     if reference.run is not None and reference.checkpoint == START:
         return load([reference.run / CONFIG_FILE]).model.id
     return reference.path
@@ -33,7 +39,7 @@ def settings_for(
         EngineError: see `find_checkpoint`.
         ConfigError: a setting is wrong.
     """
-    checkpoint, run = find_checkpoint(model), ModelReference.parse(model).run
+    checkpoint, run = find_checkpoint(model), run_of(model)
     own = [] if run is None else [run / CONFIG_FILE]
     config = load([*own, *files], [f"data.sources={json.dumps(list(sources))}", *overrides])
     return config, checkpoint

@@ -44,6 +44,24 @@ SAMPLERS: dict[str, Callable[[str, ModelConfig], Sampler]] = {
 """Backends by name: (text behind the name, settings of models) to a sampler."""
 
 
+def backend_of(reference: str) -> tuple[str, str]:
+    """The backend that a reference names, and the text for it: see `open_sampler`.
+
+    Raises:
+        UnsupportedError: no backend of this name; the message has the names that exist.
+    """
+    from selfemo.models.generation.chat import names_endpoint
+
+    if names_endpoint(reference):
+        return "endpoint", reference
+    name, colon, rest = reference.partition(":")
+    if not colon or name == "builtin" or Path(reference).exists():
+        return "local", reference
+    if name not in SAMPLERS:
+        raise UnsupportedError(f"no backend {name!r}; there are: {', '.join(SAMPLERS)}")
+    return name, rest
+
+
 def open_sampler(reference: str, config: ModelConfig | None = None) -> Sampler:
     """The sampler that a reference names.
 
@@ -58,14 +76,6 @@ def open_sampler(reference: str, config: ModelConfig | None = None) -> Sampler:
         ConfigError, DataError: the endpoint is written wrongly, or the file of answers cannot be used.
     """
     from selfemo.config import ModelConfig
-    from selfemo.models.generation.chat import names_endpoint
 
-    config = config or ModelConfig()
-    if names_endpoint(reference):
-        return _endpoint(reference, config)
-    name, colon, rest = reference.partition(":")
-    if not colon or name == "builtin" or Path(reference).exists():
-        name, rest = "local", reference
-    if name not in SAMPLERS:
-        raise UnsupportedError(f"no backend {name!r}; there are: {', '.join(SAMPLERS)}")
-    return SAMPLERS[name](rest, config)
+    name, rest = backend_of(reference)
+    return SAMPLERS[name](rest, config or ModelConfig())
