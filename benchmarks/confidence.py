@@ -16,7 +16,8 @@ from typing import Any
 from selfemo.data import load
 from selfemo.evaluation.metrics import calibration
 from selfemo.method.types import Conversation
-from selfemo.serve.api import Recognition, SelfEmo
+from selfemo.serve.answers import Recognition
+from selfemo.serve.selfemo import SelfEmo
 
 
 def measures(

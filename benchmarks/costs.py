@@ -60,7 +60,7 @@ def small_model(folder: Path) -> str:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from selfemo.method.types import BUILTIN_MODEL
-    from selfemo.models.loading import resolve
+    from selfemo.models.references import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(BUILTIN_MODEL))
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
     from selfemo.config import GrpoConfig, ModelConfig
     from selfemo.method.types import BUILTIN_MODEL
     from selfemo.models.generation.requests import Request, SamplingSettings
-    from selfemo.training.local import LocalEngine
+    from selfemo.training.engine import LocalEngine
     from selfemo.training.protocol import RlItem
 
     torch.set_num_threads(1)
@@ -169,10 +169,10 @@ def real_tokens() -> dict[str, Any]:
     from selfemo.config import load
     from selfemo.method.prompts import conversation_prompts
     from selfemo.runs.costs import workload
-    from selfemo.runs.pipeline import load_conversations
+    from selfemo.runs.inputs import load_conversations
     from selfemo.stages.flywheel import RlPlan, _update
     from selfemo.stages.selfplay import fit_all, play_turn
-    from selfemo.training.local import LocalEngine
+    from selfemo.training.engine import LocalEngine
 
     torch.set_num_threads(1)
     config = load(
@@ -181,7 +181,7 @@ def real_tokens() -> dict[str, Any]:
          "model.device=cpu", "model.dtype=fp32"],
     )  # fmt: skip
     engine = LocalEngine(config.model, temperature=config.sampling.temperature)
-    train = [c for c in load_conversations(config) if c.split == "train"]
+    train = [c for c in load_conversations(config.data) if c.split == "train"]
     prompts = [p for c in train[:20] for p in conversation_prompts(c, future=True)][::20][:8]
     fitted = fit_all(prompts, engine, config, {})
     start = time.process_time()
@@ -226,7 +226,7 @@ def real_store() -> dict[str, Any]:
         messages,
     )
     from selfemo.runs.costs import CHARACTERS, store_bytes
-    from selfemo.runs.pipeline import load_conversations
+    from selfemo.runs.inputs import load_conversations
     from selfemo.runs.shards import export
     from selfemo.runs.store import STORE_FILE, Store
 

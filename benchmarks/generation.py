@@ -74,8 +74,8 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
     from transformers import AutoModelForCausalLM, AutoTokenizer, StopStringCriteria
 
     from selfemo.evaluation.predictions import gold_prompts, predict
-    from selfemo.models.loading import resolve
-    from selfemo.runs.pipeline import load_conversations
+    from selfemo.models.references import resolve
+    from selfemo.runs.inputs import load_conversations
     from selfemo.stages.selfplay import fit_all
 
     e = engine(model)
@@ -83,7 +83,7 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
         [], [f'data.sources=["{data}"]', "prompt.max_tokens=1024", "evaluation.max_new_tokens=32",
              f"evaluation.token_budget={1024 * batch}"],
     )  # fmt: skip
-    held = [c for c in load_conversations(config) if c.split == "dev"]
+    held = [c for c in load_conversations(config.data) if c.split == "dev"]
     asked = gold_prompts(held)[:prompts]
     size = -(-len(asked) // parts)
     source = resolve(model)

@@ -19,8 +19,8 @@ import torch
 from benchmarks.harness import Row, close, in_turn
 from selfemo.config import GrpoConfig, ModelConfig, SftConfig, load
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import resolve
-from selfemo.training.local import LocalEngine
+from selfemo.models.references import resolve
+from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
 
 G, REPLY, LR = 8, 96, 1e-6
@@ -196,13 +196,13 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
     from dataclasses import replace
 
     from selfemo.method.prompts import conversation_prompts
-    from selfemo.runs.pipeline import load_conversations
+    from selfemo.runs.inputs import load_conversations
     from selfemo.stages.selfplay import fit_all
 
     settings = [f'data.sources=["{data}"]', f"prompt.max_tokens={tokens}"]
     config = load([], settings)
     best: dict[str, Any] = {}
-    conversations = load_conversations(config)
+    conversations = load_conversations(config.data)
     for c in conversations:
         for f in fit_all(conversation_prompts(c, future=True), e, config, {}):
             if len(f.ids) > len(best[c.id].ids if c.id in best else ()):
@@ -347,14 +347,13 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from selfemo.method.prompts import format_completion
-    from selfemo.runs.pipeline import load_conversations, training_conversations
     from selfemo.stages.coldstart import gold_samples
     from selfemo.stages.selfplay import fit_all
     from selfemo.training.protocol import epoch_batches
 
     e = engine(model)
     config = load([], [f'data.sources=["{data}"]', "prompt.max_tokens=1024"])
-    samples = gold_samples(training_conversations(load_conversations(config), config), 400, 0)
+    samples = gold_samples(run_inputs(config)[1], 400, 0)
     fitted = {f.prompt.id: f for f in fit_all([p for p, _ in samples], e, config, {})}
     items = [
         e.sft_item(fitted[p.id].ids, format_completion(c), p.conversation_id, 1.0)

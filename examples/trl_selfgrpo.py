@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from selfemo.data import load
-from selfemo.models.loading import resolve
+from selfemo.models.references import resolve
 from selfemo.training.trl import SelfGRPOConfig, SelfGRPOTrainer, prompt_dataset
 
 parser = argparse.ArgumentParser()

@@ -6,8 +6,11 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Tests run side by side (pytest -n 2), and their models are too small for a second thread to pay; processes
 # that they start inherit it. Before anything imports torch.
@@ -25,12 +28,16 @@ from selfemo.method.types import (
     Utterance,
 )
 
+if TYPE_CHECKING:
+    from selfemo.models.policy import Attention
+
 # The first example may load torch; on a busy machine any example may take long. CI draws the same examples
 # each time, so that its verdict is on the change; everybody else's runs go on searching.
 settings.register_profile("selfemo", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("selfemo")
 
 MELD = LABEL_SETS["meld"]
+SERVER = Path(__file__).parent / "support" / "expert_server.py"
 
 
 def dist(**weights: float) -> EmotionDistribution:
@@ -183,8 +190,67 @@ def tiny_model(built_once: Built) -> Path:
     return built_once("tiny", build_tiny_model)
 
 
+@pytest.fixture(params=["tree", "dense"])
+def attention(request: pytest.FixtureRequest) -> Attention:
+    """Both attention paths: that of a CPU, and that of other devices forced on it.
+
+    For a policy that is loaded already: `engine.policy.attention = attention`.
+    """
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def data(built_once: Built) -> Path:
     """Ten conversations to train on, three held out."""
     everything = [*toy_conversations(10), *toy_conversations(3, "test")]
     return built_once("toy", lambda f: write_jsonl(f / "toy.jsonl", everything)) / "toy.jsonl"
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_model: Path, data: Path, built_once: Built, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run that was never interrupted; beside it, what it was at the beginning of each stage."""
+    from selfemo.evaluation.summary import finish
+    from tests.support.runs import STAGES, photographed, settings
+
+    def fill(home: Path) -> None:
+        run = photographed(home, settings(tiny_model, data, "save.every_steps=1"))
+        finish(run)
+        run.close()
+        assert {p.name for p in home.iterdir()} == {"whole", *STAGES}
+
+    runs = tmp_path_factory.mktemp("runs") / "runs"
+    return Path(shutil.copytree(built_once("finished", fill), runs)) / "whole"
+
+
+@pytest.fixture(scope="module")
+def short(
+    tiny_model: Path, data: Path, built_once: Built, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A shorter run, also with what it was at the beginning of each stage beside it."""
+    from tests.support.runs import SHORT, photographed, settings
+
+    config = settings(tiny_model, data, *SHORT)
+    built = built_once("short", lambda home: photographed(home, config).close())
+    return Path(shutil.copytree(built, tmp_path_factory.mktemp("short") / "runs")) / "whole"
+
+
+@pytest.fixture
+def expert(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Starts servers in processes of their own; returns the base URL of each."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(**options: object) -> str:
+        flags = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
+        process = subprocess.Popen(
+            [sys.executable, str(SERVER), *flags], stdout=subprocess.PIPE, text=True
+        )
+        running.append(process)
+        assert process.stdout is not None
+        return f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()

@@ -13,10 +13,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from selfemo.errors import ConfigError
 from selfemo.method.prompts import Reasoning
+from selfemo.method.rewards import PRIMARY, SECONDARY
 from selfemo.method.types import BUILTIN_MODEL
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -27,6 +35,13 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _known(name: str, registry: Iterable[str]) -> str:
+    names = list(registry)
+    if name not in names:
+        raise ValueError(f"there is no such one; valid are {', '.join(names)}")
+    return name
 
 
 class LoraConfig(_Section):
@@ -82,8 +97,20 @@ class SamplingConfig(_Section):
 
 
 class RewardConfig(_Section):
-    primary: Literal["iou", "exact"] = "iou"
-    secondary: Literal["count", "weighted"] = "count"
+    """Names of rewards: R1 from `rewards.PRIMARY`, R2 from `rewards.SECONDARY`."""
+
+    primary: str = "iou"
+    secondary: str = "count"
+
+    @field_validator("primary")
+    @classmethod
+    def _known_primary(cls, name: str) -> str:
+        return _known(name, PRIMARY)
+
+    @field_validator("secondary")
+    @classmethod
+    def _known_secondary(cls, name: str) -> str:
+        return _known(name, SECONDARY)
 
 
 class OptimConfig(_Section):
@@ -259,8 +286,6 @@ class ClusterConfig(_Section):
     """RL rounds between two states that a stage goes on from; one more stands at the end of each wave."""
     reward_workers: Positive = 8
     """Processes of verl that score completions."""
-    data_workers: Positive = 1
-    """Processes of Ray that count the prompts' tokens; 1 does it in this one."""
     overrides: tuple[str, ...] = ()
     """Further Hydra overrides of verl's RL configuration; the last word."""
     sft_overrides: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from selfemo.config import Config, load
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import messages
 from selfemo.method.types import LABEL_SETS, Sample
-from selfemo.models.loading import ChatTokenizer
+from selfemo.models.policy import ChatTokenizer
 from selfemo.stages.selfplay import fit_all, score_group
 from selfemo.training.verl import engine as cluster
 from tests.conftest import dist, make_prompt
@@ -284,7 +284,7 @@ def test_a_stage_goes_into_the_store_as_a_local_one(
     metrics = [m for m in work.store.metrics() if m["stage"] == "iteration-1-rl"]
     assert [m["lambda"] for m in metrics] == [pytest.approx(0.5 * k / 6) for k in range(6)]
     assert metrics[0]["loss"] == 0.1
-    from selfemo.models.loading import verify_checkpoint
+    from selfemo.models.references import verify_checkpoint
 
     checkpoint = tmp_path / "run" / "checkpoints" / "iteration-1-rl"
     verify_checkpoint(checkpoint)

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from selfemo.config import Config, load
-from selfemo.models.loading import verify_checkpoint
+from selfemo.models.references import verify_checkpoint
 from selfemo.progress import Quiet
 from selfemo.runs.standalone import sft_alone, train_alone
 from selfemo.runs.store import Store
 from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
-from tests.model.test_pipeline import SETTINGS
+from tests.support.runs import SETTINGS
 
 pytest.importorskip("verl", reason="verl has an environment of its own: make test-cluster-whole")
 pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(900)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from selfemo.config import load
 from selfemo.method.rewards import consensus, weighted_iou
 from selfemo.method.self_grpo import advantages
 from selfemo.method.types import LABEL_SETS, Completion
-from selfemo.models.loading import ChatTokenizer
+from selfemo.models.policy import ChatTokenizer
 from selfemo.training.verl import engine as cluster
 from tests.conftest import dist, make_prompt
 
@@ -270,27 +269,6 @@ def test_r2_of_the_worked_group() -> None:
 # -- Ray ------------------------------------------------------------------------------------------
 
 
-def score_batch(batch: Sequence[str]) -> list[dict[str, Any]]:
-    return [score(text) for text in batch]
-
-
-def die_once(batch: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Kills its own process the first time that it meets the fourth kind of text."""
-    for text, mark in batch:
-        if text == TEXTS[3] and not Path(mark).exists():
-            Path(mark).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-    return [score(text) for text, _ in batch]
-
-
-def die_always(batch: Sequence[str]) -> list[str]:
-    os._exit(1)
-
-
-def refuse(batch: Sequence[str]) -> list[str]:
-    raise ValueError("not this one")
-
-
 @pytest.fixture(scope="module")
 def ray_processes() -> Any:
     ray = pytest.importorskip("ray")
@@ -306,33 +284,6 @@ def ray_processes() -> Any:
     )  # fmt: skip
     yield ray
     ray.shutdown()
-
-
-@pytest.mark.slow
-def test_four_processes_give_what_one_gives(ray_processes: Any, tiny_model: Path) -> None:
-    from selfemo.training.verl.ray_workers import ray_map
-
-    texts = [TEXTS[i % 6] for i in range(200)]
-    assert ray_map(score_batch, texts, workers=4) == score_batch(texts)
-    prompts = [make_prompt(f"c{i}/1", dist(joy=1)) for i in range(40)]
-    fit = cluster.FitBatch(load([PAPER[0]], [f'model.id="{tiny_model}"']))
-    found = ray_map(fit, prompts, workers=4)
-    assert found == fit(prompts) and all(found)
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_is_replaced(ray_processes: Any, tmp_path: Path) -> None:
-    from selfemo.errors import EngineError
-    from selfemo.training.verl.ray_workers import ray_map
-
-    mark = tmp_path / "died"
-    items = [(TEXTS[i % 6], str(mark)) for i in range(48)]
-    assert ray_map(die_once, items, workers=4) == score_batch([t for t, _ in items])
-    assert mark.exists()
-    with pytest.raises(EngineError, match="died 2 times"):
-        ray_map(die_always, ["x"], workers=1, retries=1)
-    with pytest.raises(ValueError, match="not this one"):
-        ray_map(refuse, ["x"], workers=1)
 
 
 @pytest.mark.slow

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from selfemo.data import describe_speakers, load
-
-ROOT = Path(os.environ.get("SELFEMO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+from tests.support.files import ROOT
 
 
 @pytest.mark.parametrize(

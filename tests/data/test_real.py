@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 
 from selfemo.data import check_lines, describe_speakers, load, resolve
-
-ROOT = Path(os.environ.get("SELFEMO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+from tests.support.files import ROOT
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
     losses = [m["loss"] for m in metrics if m["stage"] == "cold-start"]
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
     entropies = [m["sampling_entropy"] for m in metrics if m["stage"] == "iteration-1-rl"]
-    assert all(0 < h < 10 for h in entropies)
+    # Nats a token: of a model that writes, far from the 10.8 of one that draws from its 49,152 tokens evenly.
+    assert len(entropies) == 1 and 0.5 < entropies[0] < 3
     out = tmp_path / "predictions.jsonl"
     told = CliRunner().invoke(
         app, ["predict", str(tiny_data(tmp_path)), "--model", str(folder), "--out", str(out)]

@@ -18,7 +18,6 @@ from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
 from selfemo.serve.chat import terminal
 from selfemo.serve.chat.session import Character, Session
-from tests.e2e.test_report import browser as browser
 
 PAIR = (Character("Mia", "warm"), Character("Bo", "dry"))
 LOUD = "Hi <img src=x onerror=document.title=1> ${document.title=2} {{1}} [a](http://example.com/)"
@@ -58,9 +57,9 @@ def test_a_talk_in_the_terminal(model: SelfEmo, monkeypatch, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("/watch 3", "two have to be there"),
+        ("/watch 3", "it takes two characters"),
         ("/watch 1 Bo: dry", "type a first line"),
-        ("/edit x y", "x is no number"),
+        ("/edit x y", "x is not a number"),
         ("/edit 4 y", "there is no line 4"),
         ("/export", "name the file"),
         ("/export /nowhere/at/all.jsonl", "nothing to export"),

@@ -19,8 +19,10 @@ from selfemo.evaluation.predictions import gold_prompts
 from selfemo.method.prompts import messages
 from selfemo.models.generation import endpoint
 from selfemo.progress import Quiet, Stopped, StopRequest
-from selfemo.runs.pipeline import load_conversations, settings_for
-from tests.expert_server import format_answer
+from selfemo.runs.inputs import load_conversations
+from selfemo.runs.settings import settings_for
+from tests.support.expert_server import format_answer
+from tests.support.experts import write_conversations
 
 HTTP = ("429-after", "429", "500", "drop", "cut-body", "no-chat")
 
@@ -30,21 +32,9 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.02)
 
 
-def write(path: Path, conversations: int, emotion: str = "joy") -> Path:
-    with path.open("w") as f:
-        for i in range(conversations):
-            turns = [
-                {"speaker": "AB"[k % 2], "text": f"Line {k} of {i}.",
-                 "emotion": emotion if (i + k) % 3 else "anger"}
-                for k in range(4)
-            ]  # fmt: skip
-            f.write(json.dumps({"id": f"c{i}", "split": "test", "turns": turns}) + "\n")
-    return path
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write(tmp_path / "data.jsonl", 20)
+    return write_conversations(tmp_path / "data.jsonl", 20)
 
 
 def run(url: str, data: Path, out: Path | None, *overrides: str, **more):
@@ -61,7 +51,7 @@ def predictions(out: Path) -> dict:
 def test_answers_are_read_as_a_local_models_are(expert, data: Path, tmp_path: Path) -> None:
     result = run(expert(), data, tmp_path / "e")
     config, _ = settings_for("x", [str(data)], [], [])
-    prompts = gold_prompts(load_conversations(config))
+    prompts = gold_prompts(load_conversations(config.data))
     found = predictions(tmp_path / "e")
     assert len(found) == len(prompts) == 80
     failed = 0
@@ -140,7 +130,7 @@ def test_a_stop_request_keeps_what_was_answered_and_goes_on(
 
 
 def test_sigint_and_kill_9_through_the_command(expert, tmp_path: Path) -> None:
-    data, log = write(tmp_path / "d.jsonl", 60), tmp_path / "log"
+    data, log = write_conversations(tmp_path / "d.jsonl", 60), tmp_path / "log"
     url = expert(log=log, latency=0.05)
     command = [sys.executable, "-m", "selfemo.cli", "evaluate",
                f"e={url},model=planted,concurrency=4", "--data", str(data), "--out",
@@ -206,7 +196,7 @@ def test_a_folder_of_another_evaluation_is_refused(expert, data: Path, tmp_path:
     with pytest.raises(StoreError, match="another model: planted at"):
         evaluate_model(f"e={url},model=other", [str(data)], out, [], [], Quiet())
     with pytest.raises(StoreError, match="another data: 80 prompts"):
-        run(url, write(tmp_path / "other.jsonl", 20, "fear"), out)
+        run(url, write_conversations(tmp_path / "other.jsonl", 20, "fear"), out)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("")
     with pytest.raises(StoreError, match="is a run folder"):
@@ -225,10 +215,12 @@ def test_compare_on_the_same_prompts(expert, data: Path, tmp_path: Path) -> None
         assert found.measures[m].difference.value == pytest.approx(values[1] - values[0])
     same = run(first, data, tmp_path / "c", other=tmp_path / "a").comparison["jsonl"]
     assert same.measures["weighted_f1"].p_value == 1
-    part = run(first, write(tmp_path / "part.jsonl", 5), tmp_path / "p", other=tmp_path / "a")
+    part = run(
+        first, write_conversations(tmp_path / "part.jsonl", 5), tmp_path / "p", other=tmp_path / "a"
+    )
     assert (part.comparison["jsonl"].prompts, part.comparison["jsonl"].of) == (20, 80)
     with pytest.raises(DataError, match="another gold emotion"):
-        run(first, write(tmp_path / "f.jsonl", 5, "fear"), None, other=tmp_path / "a")
+        run(first, write_conversations(tmp_path / "f.jsonl", 5, "fear"), None, other=tmp_path / "a")
     with pytest.raises(StoreError, match="evaluate the other model with --out first"):
         run(first, data, None, other=tmp_path)
 

@@ -1,4 +1,4 @@
-"""Experts over real HTTP, with a server that goes wrong on purpose (tests/expert_server.py)."""
+"""Experts over real HTTP, with a server that goes wrong on purpose (tests/support/expert_server.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from selfemo.data import speakers_recur
 from selfemo.errors import EndpointError
-from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, Utterance
+from selfemo.method.types import LABEL_SETS, Conversation, Utterance
 from selfemo.models.generation import endpoint
 from selfemo.models.generation.chat import Answer, ChatRequest, parse_expert
 from selfemo.models.generation.endpoint import Endpoint
@@ -26,56 +26,16 @@ from selfemo.runs.store import Store
 from selfemo.stages import experts as experts_module
 from selfemo.stages import personas
 from selfemo.stages.coldstart import expert_prompts, expert_samples
-from selfemo.stages.experts import Reply, ask_all
-from tests.expert_server import FAULTS, write_answer
+from selfemo.stages.experts import ask_all
+from tests.support.expert_server import FAULTS, write_answer
+from tests.support.experts import conversations, extract, records, spec
 
 MELD = LABEL_SETS["meld"]
-
-
-def conversations(n: int) -> list[Conversation]:
-    joy, anger = EmotionDistribution({"joy": 1}), EmotionDistribution({"anger": 1})
-    return [
-        Conversation(
-            f"c{i}",
-            "jsonl",
-            "train",
-            (
-                Utterance("Ann", f"This is number {i}.", joy),
-                Utterance("Bo", f"I say {i * 7}.", anger),
-                Utterance("Ann", "So be it.", joy),
-            ),
-            MELD,
-        )
-        for i in range(n)
-    ]
-
-
-def spec(url: str, **more: object):
-    options = {"model": "planted", "timeout": 1, "attempts": 12, **more}
-    return parse_expert(f"e={url}," + ",".join(f"{k}={v}" for k, v in options.items()))
 
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.02)
-
-
-def extract(store: Store, n: int, *urls: str, rounds: int = 4, **more: object):
-    replies: list[Reply] = []
-    tally = personas.extract(
-        conversations(n),
-        [spec(u, **more).model_copy(update={"name": f"e{k}"}) for k, u in enumerate(urls)],
-        store,
-        recurring=speakers_recur,
-        rounds=rounds,
-        on_reply=replies.append,
-    )
-    return tally, replies
-
-
-def records(store: Store) -> list[tuple]:
-    query = "SELECT segment, speaker, description, scenario, expert FROM personas ORDER BY 1, 2"
-    return [tuple(r) for r in store.rows(query)]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -338,6 +298,7 @@ def _peak(n: int, store: Store) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_memory_is_flat_over_30_000_questions(tmp_path: Path) -> None:
     """Two bytes a question that stayed would show; tracing each allocation takes most of the time."""
     store = Store(tmp_path / "s.sqlite")

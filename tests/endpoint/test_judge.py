@@ -19,7 +19,7 @@ from selfemo.evaluation.judge_jobs import judge_models, judge_table
 from selfemo.models.generation import endpoint
 from selfemo.models.generation.chat import parse_experts
 from selfemo.progress import Quiet
-from tests.endpoint.test_evaluate import write
+from tests.support.experts import write_conversations
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write(tmp_path / "data.jsonl", 12)
+    return write_conversations(tmp_path / "data.jsonl", 12)
 
 
 SETTINGS = "timeout=1,attempts=12,concurrency=4"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo import SelfEmo
+from selfemo.config import Config, DataConfig, LoraConfig, ModelConfig, to_toml
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import clean, messages
 from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
-from selfemo.serve.api import Ask, Done, Emotion, ReplyDelta, SelfEmotion
+from selfemo.serve.answers import Done, Emotion, ReplyDelta, SelfEmotion
+from selfemo.serve.asking import Ask, conversation_of, recent_prompt
 from tests.conftest import make_prompt
 
 TALK = [("Ann", "Did you hear that noise?"), ("Bo", "It was only the cat, I promise.")]
@@ -180,6 +184,40 @@ def test_unconstrained_answers_may_fail_and_say_why(tiny_model: Path) -> None:
     response = free.respond(TALK)
     assert response.failure is not None and response.emotion is None and response.text
     assert free.recognise(TALK)[0].failure is not None
+
+
+def test_a_lora_run_is_served_without_peft_and_without_fresh_adapters(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is served is what was trained: the merged weights answer as the adapters did."""
+    pytest.importorskip("peft")
+    from selfemo.training.engine import LocalEngine
+
+    lora = LoraConfig(rank=4, alpha=32)
+    config = ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32", lora=lora)
+    engine = LocalEngine(config)
+    with torch.no_grad():
+        for n, (name, parameter) in enumerate(engine.policy.model.named_parameters()):
+            if "lora_B" in name:
+                torch.manual_seed(n)
+                parameter.normal_(0, 0.2)
+    run = tmp_path / "run"
+    engine.save(run / "checkpoints" / "iteration-1")
+    (run / "config.toml").write_text(to_toml(Config(data=DataConfig(sources=["x"]), model=config)))
+    talk = conversation_of(TALK, LABEL_SETS["meld"])
+    place = ("c", engine.encode(messages(recent_prompt(talk, 1, 1000))), "E:")
+    (trained,) = engine.label_probabilities([place], LABEL_SETS["meld"])
+    with engine.policy.model.disable_adapter():
+        (untrained,) = engine.label_probabilities([place], LABEL_SETS["meld"])
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    served = SelfEmo(run, max_tokens=96)
+    assert served.policy is not None and served.policy.model is served.policy.core
+    (heard,) = served.recognise(TALK, turns="last")
+    assert heard.distribution is not None
+    assert dict(heard.distribution) == pytest.approx(dict(trained), rel=1e-3)
+    assert dict(heard.distribution) != pytest.approx(dict(untrained), rel=1e-2)
+    assert served.respond(TALK, "Shy.").reply
 
 
 def test_the_package_loads_no_model_library_before_it_is_used() -> None:

@@ -13,9 +13,10 @@ import torch
 from selfemo.config import GrpoConfig, ModelConfig, SftConfig
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.packing import pack
-from selfemo.training.local import LocalEngine, score_tokens
+from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import SftItem
-from tests.model.test_engine import gradients, plain_logprobs, rl_items
+from selfemo.training.token_scores import score_tokens
+from tests.support.engines import gradients, plain_logprobs, rl_items
 
 pytestmark = [
     pytest.mark.slow,

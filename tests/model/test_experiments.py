@@ -38,9 +38,9 @@ from selfemo.evaluation.parallel import Job, side_by_side
 from selfemo.progress import Quiet, Stopped, StopRequest
 from selfemo.reports.report import build
 from selfemo.reports.tables import cross, measured
-from selfemo.runs.pipeline import fork
+from selfemo.runs.folder import fork
 from tests.conftest import Built, toy_conversations, write_jsonl
-from tests.model.test_pipeline import SETTINGS
+from tests.support.runs import SETTINGS
 
 SMALL = ("flywheel.iterations=1", "flywheel.prompts=18", "evaluation.resamples=50")
 

@@ -13,16 +13,11 @@ from selfemo.config import Config
 from selfemo.errors import GuardError
 from selfemo.method.prompts import conversation_prompts
 from selfemo.progress import Quiet
-from selfemo.runs.pipeline import (
-    Run,
-    evolve,
-    extend_run,
-    load_conversations,
-    training_conversations,
-)
-from selfemo.training.local import LocalEngine
+from selfemo.runs.folder import RunFolder
+from selfemo.runs.inputs import run_inputs
+from selfemo.training.engine import LocalEngine
 from tests.conftest import toy_conversations, write_jsonl
-from tests.model.test_pipeline import content, settings
+from tests.support.runs import content, evolve, settings
 
 SHORT = ("sft.epochs=1", "flywheel.iterations=1", "save.every_steps=1", "sampling.max_new_tokens=8",
          "evaluation.max_new_tokens=8")  # fmt: skip
@@ -52,7 +47,7 @@ class Poison:
         monkeypatch.setattr(LocalEngine, method, backward)
 
 
-def metrics(run: Run, stage: str) -> list[dict]:
+def metrics(run: RunFolder, stage: str) -> list[dict]:
     return [m for m in run.store.metrics() if m["stage"] == stage]
 
 
@@ -63,14 +58,14 @@ def all_finite(folder: Path) -> int:
     return len(files)
 
 
-def cold(run: Run) -> dict:
-    run.cold_start(training_conversations(load_conversations(run.config), run.config))
+def cold(run: RunFolder) -> dict:
+    run.cold_start(run_inputs(run.config)[1])
     return json.loads(run.store.stage("cold-start")["info"])
 
 
-def rl(run: Run) -> dict:
+def rl(run: RunFolder) -> dict:
     """The RL stage from the untrained model (kl_coef and rates as configured)."""
-    train = training_conversations(load_conversations(run.config), run.config)
+    train = run_inputs(run.config)[1]
     run.rl([p for c in train for p in conversation_prompts(c, future=True)], train, [], "start", 1)
     return json.loads(run.store.stage("iteration-1-rl")["info"])
 
@@ -80,13 +75,15 @@ def test_a_nan_step_under_warn_is_left_out_and_told(
 ) -> None:
     Poison(monkeypatch, "sft_backward", {1})
     said = Said()
-    run = Run(tmp_path / "run", settings(tiny_model, data, *SHORT, "guard.numbers=warn"), said)
+    run = RunFolder(
+        tmp_path / "run", settings(tiny_model, data, *SHORT, "guard.numbers=warn"), said
+    )
     assert cold(run)["alarms"] == {"numbers": 1}
     record = metrics(run, "cold-start")[1]
     assert record["not_finite"] == 1 and record["alarms"] == ["numbers"]
     assert record["grad_norm"] is None and record["loss"] > 0
     assert any("not finite" in line and "(warn)" in line for line in said.lines)
-    assert all_finite(run.folder)
+    assert all_finite(run.path)
     run.close()
 
 
@@ -100,21 +97,21 @@ def test_a_nan_step_under_stop_saves_the_state_and_says_how_to_go_on(
     method, do = ("sft_backward", cold) if sft else ("rl_backward", rl)
     with monkeypatch.context() as m:
         Poison(m, method, {2})
-        calm = Run(tmp_path / "calm", config.model_copy(update={"guard": config.guard.model_copy(
+        calm = RunFolder(tmp_path / "calm", config.model_copy(update={"guard": config.guard.model_copy(
             update={"numbers": "warn"})}))  # fmt: skip
         do(calm)
     with monkeypatch.context() as m:
         Poison(m, method, {2})
-        run = Run(tmp_path / "run", config)
+        run = RunFolder(tmp_path / "run", config)
         with pytest.raises(GuardError, match=rf"{stage}: .*not finite.*step \d is saved.*--resume"):
             do(run)
         run.close()
     extend_run(tmp_path / "run", ["guard.numbers=warn"])
-    run = Run(tmp_path / "run", None)
+    run = RunFolder(tmp_path / "run", None)
     do(run)
-    assert content(run.folder) == content(calm.folder)
-    a, b = (r.folder / "checkpoints" / stage / "model.safetensors" for r in (run, calm))
-    assert a.read_bytes() == b.read_bytes() and all_finite(run.folder) == 1
+    assert content(run.path) == content(calm.folder)
+    a, b = (r.path / "checkpoints" / stage / "model.safetensors" for r in (run, calm))
+    assert a.read_bytes() == b.read_bytes() and all_finite(run.path) == 1
     run.close()
     calm.close()
 
@@ -127,11 +124,11 @@ def test_a_rollback_goes_on_with_half_the_rate_and_survives_a_kill(
     with monkeypatch.context() as m:
         Poison(m, "sft_backward", {3})  # step 3; the state is that after step 2
         said = Said()
-        whole = Run(tmp_path / "whole", config, said)
+        whole = RunFolder(tmp_path / "whole", config, said)
         info = cold(whole)
     assert info["rollbacks"] == [{"to": 2, "at": 4, "kinds": ["numbers"]}]
     assert any("goes back to step 2, with 0.5 of the learning rate" in s for s in said.lines)
-    plain = Run(tmp_path / "plain", settings(tiny_model, data, *SHORT, "sft.epochs=3"))
+    plain = RunFolder(tmp_path / "plain", settings(tiny_model, data, *SHORT, "sft.epochs=3"))
     cold(plain)
     rates, usual = ([m["lr"] for m in metrics(r, "cold-start")] for r in (whole, plain))
     assert rates[:2] == usual[:2] and rates[2:] == [0.5 * r for r in usual[2:]]
@@ -144,13 +141,13 @@ def test_a_rollback_goes_on_with_half_the_rate_and_survives_a_kill(
 
     with monkeypatch.context() as m:
         Poison(m, "sft_backward", {3})
-        run = Run(tmp_path / "run", config, Killed())
+        run = RunFolder(tmp_path / "run", config, Killed())
         with pytest.raises(KeyboardInterrupt):
             cold(run)
         run.close()
-    run = Run(tmp_path / "run", None)
-    assert cold(run) == info and content(run.folder) == content(whole.folder)
-    a, b = (r.folder / "checkpoints/cold-start/model.safetensors" for r in (run, whole))
+    run = RunFolder(tmp_path / "run", None)
+    assert cold(run) == info and content(run.path) == content(whole.path)
+    a, b = (r.path / "checkpoints/cold-start/model.safetensors" for r in (run, whole))
     assert a.read_bytes() == b.read_bytes()
     for r in (run, whole, plain):
         r.close()
@@ -162,16 +159,16 @@ def test_kl_that_explodes_is_rolled_back_and_in_the_end_stopped(
     """No planting: a learning rate of 0.3 really throws the policy away from its reference."""
     wild = ("grpo.lr=0.3", "grpo.kl_coef=0.001", "guard.max_kl=1", "grpo.lam_max=1")
     config = settings(tiny_model, data, *SHORT, *wild, "guard.kl=rollback", "guard.max_rollbacks=2")
-    run = Run(tmp_path / "run", config)
+    run = RunFolder(tmp_path / "run", config)
     # An untrained model fails every group: give the update something to do.
-    train = training_conversations(load_conversations(config), config)
+    train = run_inputs(config)[1]
     run.cold_start(train)
     prompts = [p for c in train for p in conversation_prompts(c, future=True)]
     with pytest.raises(GuardError, match=r"KL to the reference is .*rolled back 2 times"):
         run.rl(prompts, train, [], "cold-start", 1)
     row = run.store.stage("iteration-1-rl")
     assert [r["kinds"] for r in json.loads(row["info"])["rollbacks"]] == [["kl"], ["kl"]]
-    assert all_finite(run.folder)
+    assert all_finite(run.path)
     run.close()
 
 

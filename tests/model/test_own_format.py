@@ -17,7 +17,8 @@ from selfemo.method.types import LABEL_SETS, Completion, EmotionDistribution, La
 from selfemo.models.generation.local import LocalGenerator
 from selfemo.models.generation.own_format import OwnFormat, emotions_regex
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import Policy, load_policy
+from selfemo.models.loading import load_policy
+from selfemo.models.policy import Policy
 
 SETS = (
     *LABEL_SETS.values(),
@@ -179,7 +180,7 @@ def test_what_is_read_off_while_writing_is_the_models_own_probability(policy: Po
 
 
 def test_labels_that_begin_alike_are_told_apart_at_the_end(tiny_model: Path) -> None:
-    from selfemo.serve.api import SelfEmo
+    from selfemo.serve.selfemo import SelfEmo
 
     model = SelfEmo(tiny_model, labels=["sad", "sadly"], max_tokens=90)
     assert model.policy and OwnFormat(model.policy, model.labels).firsts is None

@@ -18,154 +18,24 @@ from typer.testing import CliRunner
 
 import selfemo.cli
 from selfemo.cli import app
-from selfemo.config import Config, load
+from selfemo.config import load
 from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.evaluation.jobs import evaluate_model
-from selfemo.evaluation.summary import finish
+from selfemo.evaluation.summary import finish, scores_of
 from selfemo.progress import Stopped, StopRequest
-from selfemo.runs.pipeline import CONFIG_FILE, Run, evolve, save_config, scores_of
-from tests.conftest import Built
-
-
-class Silent:
-    def say(self, text: str) -> None: ...
-
-    def bar(self, label: str, total: int):
-        from selfemo.progress import Quiet
-
-        return Quiet().bar(label, total)
-
-
-SETTINGS = """
-model.device=cpu model.dtype=fp32 prompt.max_tokens=400 sampling.max_new_tokens=40
-sampling.group_size=4 sft.lr=5e-3 sft.batch_size=8 sft.run_length=4 sft.epochs=40
-sft.micro_tokens=4096 sft.label_weight=2 grpo.prompts_per_step=6 grpo.mini_batch=3 grpo.lr=1e-4
-grpo.lam_max=0.5 flywheel.iterations=2 flywheel.prompts=18 flywheel.refit_epochs=1
-flywheel.refit=policy evaluation.span=all evaluation.max_new_tokens=40 evaluation.resamples=50
-"""
-
-
-def settings(tiny_model: Path, data: Path, *more: str) -> Config:
-    own = [f'model.id="{tiny_model}"', f'data.sources=["{data}"]']
-    return load([], [*SETTINGS.split(), *own, *more])
-
-
-STAGES = [
-    "evaluate-start", "cold-start", "evaluate-cold-start",
-    *(f"{a}iteration-{i}{b}" for i in (1, 2) for a, b in (("", "-rl"), ("", "-refit"), ("evaluate-", ""))),
-]  # fmt: skip
-
-
-class Watcher(Silent):
-    """Sees a run go by: `on_begin(stage)` at the beginning of each stage, `on_advance(stage, note)` in it."""
-
-    def __init__(self, on_begin=lambda stage: None, on_advance=lambda stage, note: None):
-        self.on_begin, self.on_advance = on_begin, on_advance
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def bar(self, label: str, total: int):
-        self.on_begin(label)
-
-        @contextmanager
-        def watched():
-            yield lambda n=1, note="": self.on_advance(label, note)
-
-        return watched()
-
-
-def photographed(home: Path, config: Config) -> Run:
-    """The run HOME/whole; HOME/STAGE is what a kill at the beginning of that stage would leave."""
-    camera = Watcher(lambda stage: shutil.copytree(home / "whole", home / stage))
-    return evolve(home / "whole", config, camera)
-
-
-@pytest.fixture(scope="module")
-def finished(
-    tiny_model: Path, data: Path, built_once: Built, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A run that was never interrupted; beside it, what it was at the beginning of each stage."""
-
-    def fill(home: Path) -> None:
-        run = photographed(home, settings(tiny_model, data, "save.every_steps=1"))
-        finish(run)
-        run.close()
-        assert {p.name for p in home.iterdir()} == {"whole", *STAGES}
-
-    runs = tmp_path_factory.mktemp("runs") / "runs"
-    return Path(shutil.copytree(built_once("finished", fill), runs)) / "whole"
-
-
-SHORT = (
-    "sft.epochs=12", "flywheel.iterations=1", "save.every_steps=1", "model.threads=1",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def short(
-    tiny_model: Path, data: Path, built_once: Built, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A shorter run, also with what it was at the beginning of each stage beside it."""
-
-    config = settings(tiny_model, data, *SHORT)
-    built = built_once("short", lambda home: photographed(home, config).close())
-    return Path(shutil.copytree(built, tmp_path_factory.mktemp("short") / "runs")) / "whole"
-
-
-def begun(finished: Path, stage: str, folder: Path, config: Config | None = None) -> Path:
-    """A copy of the run as it was when a stage began; with other settings for what comes after it."""
-    shutil.copytree(finished.parent / stage, folder)
-    if config is not None:
-        save_config(folder / CONFIG_FILE, config)
-    return folder
-
-
-def assert_same_run(folder: Path, reference: Path) -> None:
-    assert content(folder) == content(reference)
-    weights = [
-        {p.parent.name: p.read_bytes() for p in f.glob("checkpoints/[!.]*/model.safetensors")}
-        for f in (folder, reference)
-    ]
-    assert weights[0] == weights[1]
-
-
-def assert_goes_on_as_if_never_stopped(
-    folder: Path, finished: Path, stage: str, watcher: Watcher | None = None
-) -> None:
-    """Resume a run that was stopped in `stage`, up to the next one: it is as the whole run was there.
-
-    What comes after depends on the folder alone. Behind the last stages the run goes on to its end.
-    """
-    watcher = watcher or Watcher()
-    after = next(iter(STAGES[STAGES.index(stage) + 1 : -1]), "")
-    if not after:
-        evolve(folder, None, watcher).close()
-        return assert_same_run(folder, finished)
-
-    def end(begins: str) -> None:
-        if begins == after:
-            raise KeyboardInterrupt
-
-    watcher.on_begin = end
-    with pytest.raises(KeyboardInterrupt):
-        evolve(folder, None, watcher)
-    return assert_same_run(folder, finished.parent / after)
-
-
-def content(folder: Path) -> dict[str, list]:
-    """All that must not depend on interruptions (times do)."""
-    db = sqlite3.connect(folder / "store.sqlite")
-    tables = {
-        t: db.execute(f"SELECT * FROM {t} ORDER BY rowid").fetchall()
-        for t in ("prompts", "rollouts", "samples", "predictions")
-    }
-    strip = lambda rows: [r[1:] for r in rows]  # noqa: E731  row numbers may have gaps
-    tables["rollouts"], tables["samples"] = strip(tables["rollouts"]), strip(tables["samples"])
-    tables["predictions"] = sorted(tables["predictions"])
-    tables["metrics"] = db.execute("SELECT stage, step, record FROM metrics ORDER BY id").fetchall()
-    return tables
+from selfemo.runs.folder import RunFolder
+from tests.support.runs import (
+    SHORT,
+    Silent,
+    Watcher,
+    assert_drawn,
+    assert_goes_on_as_if_never_stopped,
+    assert_same_run,
+    begun,
+    content,
+    evolve,
+    settings,
+)
 
 
 def test_the_loop_learns_the_format_and_writes_everything(finished: Path) -> None:
@@ -176,8 +46,7 @@ def test_the_loop_learns_the_format_and_writes_everything(finished: Path) -> Non
     assert summary["r1_change"]["from"] == "cold-start"
     assert summary["r1_change"]["to"] == "iteration-2"
     for name in ("reward", "entropy", "parse_rate", "scores_jsonl", "emotions_jsonl"):
-        for suffix in ("svg", "png", "csv"):
-            assert (finished / "figures" / f"{name}.{suffix}").stat().st_size > 100
+        assert_drawn(finished / "figures" / name)
     for checkpoint in ("cold-start", "iteration-1-rl", "iteration-1", "iteration-2"):
         assert (finished / "checkpoints" / checkpoint / "model.safetensors").exists()
     assert not list((finished / "checkpoints").glob(".*")), "partial states are cleaned up"
@@ -467,12 +336,12 @@ def test_bad_input_is_one_message(
 
 def test_a_run_folder_is_used_by_one_process(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     config = settings(tiny_model, data)
-    run = Run(tmp_path / "run", config)
+    run = RunFolder(tmp_path / "run", config)
     with pytest.raises(StoreError, match="in use by another process"):
-        Run(tmp_path / "run", None)
+        RunFolder(tmp_path / "run", None)
     run.close()
     with pytest.raises(StoreError, match="already holds a run"):
-        Run(tmp_path / "run", config)
+        RunFolder(tmp_path / "run", config)
 
 
 def test_an_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -480,7 +349,7 @@ def test_an_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> Non
     shutil.copytree(finished, copy)
     weights = copy / "checkpoints" / "iteration-1" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    run = Run(copy, None)
+    run = RunFolder(copy, None)
     with pytest.raises(EngineError, match="missing or altered"):
         run.engine("iteration-1")
     run.close()
@@ -631,7 +500,7 @@ def test_samples_are_softened_and_a_cold_start_takes_them(
 ) -> None:
     """From gold samples of two data sets; what the model believes is what `evaluate` reads of it."""
     pytest.importorskip("polars")
-    from selfemo.runs.pipeline import cold_start_samples
+    from selfemo.runs.inputs import cold_start_samples
     from selfemo.stages.coldstart import read_parquet, write_parquet
 
     gold, own, soft = (tmp_path / f"{n}.parquet" for n in ("gold", "own", "soft"))
@@ -742,10 +611,7 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_is_the_same_twice(
         assert result.exit_code == 0, result.output
         pages.append(out.read_bytes())
         for drawn in ("fig3_judge", "fig5_held_out", "fig5_self_play", "entropy"):
-            for suffix in ("svg", "png", "csv"):
-                assert (
-                    tmp_path / name / "report-figures" / f"{drawn}.{suffix}"
-                ).stat().st_size > 50
+            assert_drawn(tmp_path / name / "report-figures" / drawn)
     assert pages[0] == pages[1]
     page = pages[0].decode()
     assert page.count("&lt;script&gt;alert(1)") > 5 and "[U+0007][U+202E]gnp" in page

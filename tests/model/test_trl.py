@@ -28,7 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from selfemo.training.local import LocalEngine
+from selfemo.training.engine import LocalEngine
 from selfemo.training.trl import (
     LambdaCallback,
     Row,

@@ -36,7 +36,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process with threads cannot be forked safely
 
-SERVER = Path(__file__).parent.parent / "expert_server.py"
+SERVER = Path(__file__).parent.parent / "support" / "expert_server.py"
 SETTINGS = """
 model.device=cpu model.dtype=fp32 model.threads=1 prompt.max_tokens=400 sampling.max_new_tokens=40
 sampling.group_size=4 sft.lr=5e-3 sft.batch_size=8 sft.run_length=4 sft.epochs=20

@@ -99,9 +99,8 @@ def cycles(folder: Path) -> Iterator[dict[str, Any]]:
     from selfemo.config import load
     from selfemo.evaluation.summary import finish
     from selfemo.progress import Quiet, Stopped, StopRequest
-    from selfemo.runs.pipeline import evolve, extend_run
     from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
-    from tests.model.test_pipeline import SETTINGS
+    from tests.support.runs import SETTINGS, evolve
 
     data, run = folder / "toy.jsonl", folder / "run"
     write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])

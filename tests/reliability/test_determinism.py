@@ -13,13 +13,10 @@ import torch
 from selfemo.config import GrpoConfig, to_toml
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.progress import Quiet
-from selfemo.runs.pipeline import evolve
 from selfemo.runs.store import Store
-from tests.endpoint.conftest import expert  # noqa: F401
-from tests.endpoint.test_experts import extract, records
-from tests.model.test_engine import assert_same_gradients, engine, gradients, rl_items
-from tests.model.test_pipeline import SHORT, assert_same_run, begun, content, settings
-from tests.model.test_pipeline import short as short
+from tests.support.engines import assert_same_gradients, engine, gradients, rl_items
+from tests.support.experts import extract, records
+from tests.support.runs import SHORT, assert_same_run, begun, content, evolve, settings
 
 
 @pytest.mark.slow
@@ -65,10 +62,7 @@ def test_threads_change_no_sample_and_gradients_by_rounding_alone(tiny_model: Pa
     assert_same_gradients(found[0][1], found[1][1])
 
 
-def test_the_number_of_workers_changes_no_record(
-    expert,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_the_number_of_workers_changes_no_record(expert, tmp_path: Path) -> None:
     url, found = expert(latency=0.01), []
     for workers in (1, 16):
         with Store(tmp_path / f"{workers}.sqlite") as store:

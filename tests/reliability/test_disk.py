@@ -23,16 +23,16 @@ from selfemo.errors import DamagedStoreError, EngineError, StoreError
 from selfemo.files import write_text
 from selfemo.method.types import Place
 from selfemo.progress import Quiet
-from selfemo.runs.pipeline import Run, evolve
+from selfemo.runs.folder import RunFolder
 from selfemo.runs.store import Store
-from tests.model.test_pipeline import (
+from tests.support.runs import (
     SHORT,
     assert_goes_on_as_if_never_stopped,
     begun,
     content,
+    evolve,
     settings,
 )
-from tests.model.test_pipeline import short as short
 
 pytestmark = pytest.mark.slow
 
@@ -240,7 +240,7 @@ def test_a_damaged_store_without_a_copy_is_one_message(halfway: Path, tmp_path: 
     damaged_page(folder / "store.sqlite")
     before = (folder / "store.sqlite").read_bytes()
     with pytest.raises(DamagedStoreError, match=r"store\.sqlite: is damaged: .*start a new run"):
-        Run(folder, None)
+        RunFolder(folder, None)
     assert (folder / "store.sqlite").read_bytes() == before
     with pytest.raises(DamagedStoreError, match="is damaged"):
         Store(folder / "store.sqlite", read_only=True)
@@ -278,7 +278,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_afterwards(
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "error: " in done.stderr and says in done.stderr.replace("\n", " "), done.stderr
     if not (folder / "config.toml").exists():
-        Run(folder, settings(tiny_model, data, *SHORT)).close()
+        RunFolder(folder, settings(tiny_model, data, *SHORT)).close()
     assert_goes_on_as_if_never_stopped(folder, whole, stage)
     left = [p for p in folder.rglob("*") if ".tmp" in p.name]
     assert not left, "nothing half-written is left"
@@ -347,7 +347,7 @@ def test_folders_that_cannot_be_written_are_one_message(
 def test_a_second_process_on_a_run_is_refused(halfway: Path, tmp_path: Path) -> None:
     folder = copied(halfway, tmp_path)
     before = content(folder)
-    run = Run(folder, None)
+    run = RunFolder(folder, None)
     second = subprocess.run(
         [sys.executable, "-m", "selfemo.cli", "evolve", "--resume", str(folder)],
         capture_output=True, text=True, check=False,
@@ -365,7 +365,7 @@ def test_a_run_that_cannot_begin_lets_go_of_its_folder(halfway: Path, tmp_path: 
     (folder / "store.sqlite").write_bytes(b"x" * 5000)
     for _ in range(2):
         with pytest.raises(DamagedStoreError):
-            Run(folder, None)
+            RunFolder(folder, None)
 
 
 def test_what_a_killed_process_was_writing_is_removed(halfway: Path, tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_what_a_killed_process_was_writing_is_removed(halfway: Path, tmp_path: P
     for left in (folder / "metrics.jsonl.tmp", states / "step-3.tmp", states / "step-3.sha256.tmp",
                  folder / "store.backup.sqlite.tmp-journal"):  # fmt: skip
         left.write_text("half")
-    Run(folder, None).close()
+    RunFolder(folder, None).close()
     assert not [p for p in folder.rglob("*") if ".tmp" in p.name or "x1y2z3" in p.name]
     assert (states / "step-2.safetensors").exists()
 
@@ -386,7 +386,7 @@ def test_a_state_is_written_or_the_one_before_stays(
     import safetensors.torch
 
     from selfemo.config import SftConfig
-    from tests.model.test_engine import engine
+    from tests.support.engines import engine
 
     e = engine(tiny_model)
     e.begin_stage(SftConfig())

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.endpoint.conftest import expert  # noqa: F401
-
 KEY = "sk-canary-7f3a91c5e2d84b60"
 WRONG = "sk-canary-wrong-0d9e8f7a6b5c"
 
@@ -25,7 +23,7 @@ def forms(secret: str) -> list[bytes]:
 
 @pytest.mark.slow
 def test_a_key_is_in_no_log_store_report_or_traceback(
-    expert: Callable[..., str],  # noqa: F811
+    expert: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     out, data = tmp_path / "out", tmp_path / "d.jsonl"

@@ -14,26 +14,34 @@ from hypothesis import strategies as st
 
 from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
-from selfemo.method.types import LABEL_SETS, EmotionDistribution, Utterance
+from selfemo.method.types import LABEL_SETS, EmotionDistribution, FailureKind, Utterance
 from selfemo.runs.dialogues import Episode, Played
-from selfemo.serve.api import Reading, Response
+from selfemo.serve.answers import ReadEmotion, Response
+from selfemo.serve.chat.episodes import from_episode
+from selfemo.serve.chat.markup import shown, timeline, transcript
 from selfemo.serve.chat.session import (
     Character,
     Line,
     Session,
     character,
-    from_episode,
     sample_characters,
 )
-from selfemo.serve.chat.web import Votes, shown, timeline, transcript
+from selfemo.serve.chat.votes import Votes
 
 MELD = LABEL_SETS["meld"]
 MIA, BO = Character("Mia", "warm"), Character("Bo")
 
 
-def reading(emotion: str) -> Reading:
+def emotions(session: Session) -> list[tuple[str, str | None, str | None]]:
+    """(speaker, emotion read, emotion declared) of each line."""
+    return [
+        (x.speaker, x.heard and x.heard.emotion, x.felt and x.felt.emotion) for x in session.lines
+    ]
+
+
+def reading(emotion: str) -> ReadEmotion:
     one = EmotionDistribution({emotion: 1.0})
-    return Reading(emotion, 0.8, one, one)
+    return ReadEmotion(emotion, 0.8, one, one)
 
 
 def response(who: str, heard: str, felt: str, reply: str) -> Response:
@@ -50,8 +58,8 @@ def test_what_is_heard_and_felt_stands_beside_its_line(talk: Session) -> None:
     assert [(x.speaker, x.text) for x in talk.lines] == [
         ("You", "I lost my keys."), ("Mia", "Again?"), ("You", "Yes."),
     ]  # fmt: skip
-    assert talk.emotions() == [
-        (0, "You", "sadness", ""), (1, "Mia", "", "surprise"), (2, "You", "", ""),
+    assert emotions(talk) == [
+        ("You", "sadness", None), ("Mia", None, "surprise"), ("You", None, None),
     ]  # fmt: skip
     ask = talk.ask()
     assert ask.speaker == "Mia" and ask.scene == "A kitchen." and ask.persona.description == "warm"
@@ -90,16 +98,9 @@ def test_what_cannot_be_said_or_asked() -> None:
         Session((MIA,)).ask()
     with pytest.raises(DataError, match="nothing to export"):
         Session((MIA,)).as_jsonl(MELD)
-    failed = (
-        Session((MIA,))
-        .said("Hm.")
-        .answered(
-            Response(
-                "Mia", Reading(None, failure="too_long"), Reading(None), "", failure="too_long"
-            )
-        )
-    )
-    assert len(failed.lines) == 1
+    nothing = ReadEmotion(None, failure=FailureKind.TOO_LONG)
+    failed = Response("Mia", nothing, nothing, "", failure=FailureKind.TOO_LONG)
+    assert Session((MIA,)).said("Hm.").answered(failed).lines == (Line("You", "Hm.", nothing),)
 
 
 def test_the_export_is_a_data_set(talk: Session, tmp_path: Path) -> None:
@@ -127,8 +128,8 @@ def test_an_episode_goes_on() -> None:
         ),
     )  # fmt: skip
     session = from_episode(episode, {"Bo": "timid"})
-    assert session.emotions() == [
-        (0, "Ann", "joy", "fear"), (1, "Bo", "fear", "fear"), (2, "Ann", "", "joy"),
+    assert emotions(session) == [
+        ("Ann", "joy", "fear"), ("Bo", "fear", "fear"), ("Ann", None, "joy"),
     ]  # fmt: skip
     assert session.next_character() == Character("Bo", "timid") and session.scene == "A lift."
 
@@ -216,9 +217,9 @@ def test_exports_of_the_page_do_not_outlive_it() -> None:
         [
             sys.executable,
             "-c",
-            "from selfemo.serve.chat.web import _file\n"
+            "from selfemo.serve.chat.web import export_file\n"
             "for text in ('a', 'b'):\n"
-            "    path = _file(text, 'chat.md'); print(path, open(path).read())",
+            "    path = export_file(text, 'chat.md'); print(path, open(path).read())",
         ],
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""What the source must not do: run code that data brings along, hold SQL anywhere, use private names."""
+"""What the source must never do: run code that data, a model or a file brings along."""
 
 from __future__ import annotations
 
@@ -73,6 +73,34 @@ def test_the_rule_lets_the_rest_be() -> None:
     assert not offences(ast.parse(fine))
 
 
+TESTS = SOURCE.parents[1] / "tests"
+
+
+def imported_tests(tree: ast.AST) -> list[str]:
+    """Imports of test modules, which bring their tests along; shared parts are in tests/support."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module or ''}.{a.name}" for a in node.names]
+    return [n for n in names if any(part.startswith("test_") for part in n.split("."))]
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda p: p.name)
+def test_no_test_module_is_imported(path: Path) -> None:
+    assert not imported_tests(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["import tests.unit.test_x", "from tests.unit.test_x import f", "from tests.unit import test_x",
+     "from .test_x import f", "from test_x import f"],
+)  # fmt: skip
+def test_the_import_rule_sees_what_it_forbids(bad: str) -> None:
+    assert imported_tests(ast.parse(bad))
+
+
 # -- SQL and private names --------------------------------------------------------------------------
 
 SQL = re.compile(
@@ -80,7 +108,7 @@ SQL = re.compile(
     r"DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA \w|(GROUP|ORDER) BY)",
     re.DOTALL,
 )
-SQL_STANDS_IN = ("runs/store/", "runs/shards.py")
+SQL_STANDS_IN = "runs/store/"
 
 
 def sql_in(tree: ast.AST) -> list[str]:

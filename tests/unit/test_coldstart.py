@@ -17,7 +17,7 @@ from selfemo.errors import ConfigError, DataError
 from selfemo.method.parsing import parse, parse_emotions
 from selfemo.method.prompts import format_emotions
 from selfemo.method.types import LABEL_SETS, Completion, EmotionDistribution
-from selfemo.runs.pipeline import cold_start_samples
+from selfemo.runs.inputs import cold_start_samples
 from selfemo.stages import coldstart
 from selfemo.stages.coldstart import (
     blend,

@@ -14,16 +14,7 @@ from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, clean_text
 from selfemo.errors import DataError
 from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
 from tests.conftest import dist, toy_conversations
-
-MELD_HEAD = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode\n"
-EMORY_HEAD = "Utterance,Speaker,Emotion,Scene_ID,Utterance_ID,Season,Episode,Start_Time,End_Time\n"
-
-
-def meld(folder: Path, *rows: str, name: str = "train_sent_emo.csv", head: str = MELD_HEAD) -> Path:
-    path = folder / name
-    path.write_bytes((head + "".join(r + "\n" for r in rows)).encode())
-    return path
-
+from tests.support.files import EMORY_HEAD, MELD_HEAD, emory_json, iemocap, meld
 
 # -- MELD ------------------------------------------------------------------------------------------
 
@@ -155,22 +146,6 @@ def test_emorynlp_speakers_are_data_not_code(tmp_path: Path, speaker: str) -> No
         load(str(path))
 
 
-def emory_json(**changes) -> str:
-    utterance = {
-        "utterance_id": "u1",
-        "speakers": ["Ann"],
-        "transcript": "Hey.",
-        "emotion": "Scared",
-    }
-    for key, value in changes.items():
-        if value is None:
-            del utterance[key]
-        else:
-            utterance[key] = value
-    scene = {"scene_id": "s01_e02_c03", "utterances": [utterance]}
-    return json.dumps({"episodes": [{"episode_id": "s01_e02", "scenes": [scene]}]})
-
-
 def test_emorynlp_json(tmp_path: Path) -> None:
     path = tmp_path / "emotion-detection-trn.json"
     path.write_text(emory_json())
@@ -191,29 +166,6 @@ def test_emorynlp_json(tmp_path: Path) -> None:
 
 
 # -- IEMOCAP (the release's layout, invented text) -------------------------------------------------
-
-
-def iemocap(root: Path, session: int = 1, evaluation: str | None = None) -> Path:
-    name = f"Ses0{session}F_test01"
-    base = root / f"Session{session}" / "dialog"
-    (base / "transcriptions").mkdir(parents=True, exist_ok=True)
-    (base / "EmoEvaluation").mkdir(parents=True, exist_ok=True)
-    (base / "transcriptions" / f"{name}.txt").write_text(
-        f"{name}_M000 [005.0000-006.0000]: Where is the key?\n"
-        f"{name}_F000 [001.0000-002.0000]: Good morning.\n"
-        f"{name}_F001 [007.0000-008.0000]: How should I know!\n"
-        "F: aside without a time\n"
-    )
-    (base / "EmoEvaluation" / f"{name}.txt").write_text(
-        evaluation
-        or "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
-        f"[1.0000 - 2.0000]\t{name}_F000\tneu\t[2.5, 2.5, 2.5]\n"
-        "C-E2:\tNeutral;\t()\nC-E3:\tNeutral;\t()\nC-E4:\tExcited;\t()\nC-F1:\tAnger;\t()\n"
-        "A-E3:\tval 3; act 3; dom  3;\t()\n\n"
-        f"[5.0000 - 6.0000]\t{name}_M000\txxx\t[2.5, 2.5, 2.5]\nC-E2:\tAnger;\t()\n\n"
-        f"[7.0000 - 8.0000]\t{name}_F001\tfru\t[2.5, 2.5, 2.5]\nC-E2:\tOther;\t(annoyed)\n"
-    )
-    return root
 
 
 def test_iemocap_votes_order_and_context(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.config import load
 from selfemo.files import sha256
-from selfemo.models.loading import CHECKSUMS
+from selfemo.models.references import CHECKSUMS
 from selfemo.runs import doctor
 from selfemo.runs.doctor import Cluster, Diagnosis, Finding, Gpu, diagnose
 

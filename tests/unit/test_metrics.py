@@ -201,6 +201,7 @@ def random_rows(rng, clusters: int, size: int, skill: float, spread: float = 0.0
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_intervals_of_all_measures_cover_the_truth() -> None:
     """The truth is that of a very large sample; each conversation has its own level."""
     rng = np.random.default_rng(11)
@@ -228,6 +229,7 @@ def another_system(rows, rng, skill: float, spread: float):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_paired_measures_find_a_planted_difference_and_no_null_one() -> None:
     trials, names = 500, ("accuracy", "weighted_f1", "macro_f1", "mean_r1")
     found, false = dict.fromkeys(names, 0), dict.fromkeys(names, 0)

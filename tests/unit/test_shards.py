@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -22,8 +24,11 @@ from selfemo.config import GateConfig, GrpoConfig, RewardConfig
 from selfemo.errors import StoreError
 from selfemo.method.types import LABEL_SETS, Completion, Place, RolloutGroup, Sample, Utterance
 from selfemo.progress import Stopped, StopRequest
-from selfemo.runs.shards import MANIFEST, best_of_groups, export, read_manifest, select, top_keys
+from selfemo.runs import selection
+from selfemo.runs.selection import best_of_groups, select
+from selfemo.runs.shards import MANIFEST, export, read_manifest
 from selfemo.runs.store import STORE_FILE, Store
+from selfemo.seeds import derive
 from selfemo.stages.coldstart import read_parquet
 from selfemo.stages.flywheel import (
     add_sample,
@@ -72,8 +77,8 @@ def make_run(folder: Path, seed: int = 0, n: int = 60, lam: float = 0.3) -> list
     """A run folder as the flywheel leaves it: groups, SFT samples with the cap, one unanswered prompt."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text("[gate]\ntau = 0.5\n")
-    made = groups(seed, n)
-    with Store(folder / STORE_FILE) as store, store.transaction():
+    store, made = Store(folder / STORE_FILE), groups(seed, n)
+    with store.transaction():
         first = made[0].prompt
         cold = Completion(dist(joy=1), dist(joy=1), "Yes, I do.")
         add_sample(store, first, cold, 1.0, Place("cold"), "gold")
@@ -87,8 +92,8 @@ def make_run(folder: Path, seed: int = 0, n: int = 60, lam: float = 0.3) -> list
             if verdict == PASS:
                 written = g.rollouts[best].completion
                 add_sample(store, g.prompt, written, g.rollouts[best].r1, place, "selfplay")
-    with Store(folder / STORE_FILE) as store:
-        cap_emotions(store, 1, 0.4)
+    cap_emotions(store, 1, 0.4)
+    store.close()
     return made
 
 
@@ -103,8 +108,9 @@ def table(folder: Path, name: str) -> pl.DataFrame:
 
 
 def stored(run: Path, query: str) -> list[dict]:
-    with Store(run / STORE_FILE, read_only=True) as store:
-        return [dict(r) for r in store.rows(query)]
+    with closing(sqlite3.connect(run / STORE_FILE)) as db:
+        db.row_factory = sqlite3.Row
+        return [dict(r) for r in db.execute(query)]
 
 
 # -- export ----------------------------------------------------------------------------------------------
@@ -155,8 +161,10 @@ def test_a_stopped_export_goes_on_and_a_later_one_appends(run: Path, tmp_path: P
     export(run, out, 30)
     assert content(out) == content(whole)
     assert all((out / name).stat().st_mtime_ns == t for name, t in first.items())
-    with Store(run / STORE_FILE) as store, store.transaction():
+    store = Store(run / STORE_FILE)
+    with store.transaction():
         store.add_group(groups(0, 1)[0], Place("rl", 99, 2), 0, PASS)
+    store.close()
     assert export(run, out, 30).rows()["rollouts"] == 244
     assert table(out, "rollouts").to_dicts() == stored(run, "SELECT * FROM rollouts ORDER BY id")
 
@@ -201,11 +209,11 @@ def test_damage_is_seen_and_mended(run: Path, tmp_path: Path, kind: str) -> None
 def test_a_store_that_changed_is_refused(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "a", 30)
     export(run, tmp_path / "b", 30)
+    with closing(sqlite3.connect(run / STORE_FILE)) as db, db:
+        db.execute("UPDATE rollouts SET text = 'other' WHERE id = 240")
+    with pytest.raises(StoreError, match="other rollouts now"):
+        export(run, tmp_path / "a", 30)
     with Store(run / STORE_FILE) as store:
-        with store.transaction():
-            store.db.execute("UPDATE rollouts SET text = 'other' WHERE id = 240")
-        with pytest.raises(StoreError, match="other rollouts now"):
-            export(run, tmp_path / "a", 30)
         store.rewind("rl", 3)
     with pytest.raises(StoreError, match="other rollouts now"):
         export(run, tmp_path / "b", 30)
@@ -238,7 +246,9 @@ def test_without_polars_the_command_says_what_to_install(run: Path, tmp_path: Pa
 # -- selection -------------------------------------------------------------------------------------------
 
 
-def reference(made: list[RolloutGroup], lam: float, share: float, given: set[str]) -> list[dict]:
+def reference(
+    made: list[RolloutGroup], lam: float, share: float, given: set[str], n: int = 0, seed: int = 0
+) -> list[dict]:
     """The flywheel's own functions over groups in memory."""
     seen, rows = set(given), []
     for g in made:
@@ -251,7 +261,9 @@ def reference(made: list[RolloutGroup], lam: float, share: float, given: set[str
             emotion = best.completion.emotion.top(g.prompt.label_set)
             rows.append({"fingerprint": digest, "emotion": emotion, "reward": best.r1})
     kept = select_samples([r["emotion"] for r in rows], [r["reward"] for r in rows], share)
-    return [r for r, k in zip(rows, kept, strict=True) if k]
+    rows = [r for r, k in zip(rows, kept, strict=True) if k]
+    drawn = sorted(rows, key=lambda r: derive(seed, "select", r["fingerprint"]))[: n or None]
+    return [r for r in rows if r in drawn]
 
 
 @pytest.mark.parametrize("shard", [7, 30, 1000])
@@ -276,6 +288,7 @@ def test_the_recorded_choice_is_the_flywheels_set(run: Path, tmp_path: Path, sha
 @given(
     seed=st.integers(0, 10**6), n=st.integers(1, 40), shard=st.integers(1, 60),
     lam=st.sampled_from([0.0, 0.3, 0.5, 1.0]), share=st.sampled_from([0.2, 0.34, 0.5, 1.0]),
+    drawn=st.sampled_from([0, 1, 4]), at_once=st.sampled_from([2, 100_000]),
 )  # fmt: skip
 def test_selection_is_that_of_the_functions_in_memory(
     tmp_path_factory: pytest.TempPathFactory,
@@ -284,6 +297,8 @@ def test_selection_is_that_of_the_functions_in_memory(
     shard: int,
     lam: float,
     share: float,
+    drawn: int,
+    at_once: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("s")
     made = make_run(folder / "run", seed, n)
@@ -292,13 +307,15 @@ def test_selection_is_that_of_the_functions_in_memory(
         s["fingerprint"] for s in stored(folder / "run", "SELECT * FROM samples")
         if s["source"] == "gold"
     }  # fmt: skip
-    expected = reference(made, lam, share, given_)
+    expected = reference(made, lam, share, given_, drawn, seed)
+    asked = {"lam": lam, "max_share": share, "n": drawn, "seed": seed}
     out = folder / "x.parquet"
     if not expected:
         with pytest.raises(StoreError, match="no sample was left"):
-            select([folder / "shards"], out, lam=lam, max_share=share)
+            select([folder / "shards"], out, **asked)
         return
-    select([folder / "shards"], out, lam=lam, max_share=share)
+    with patch.object(selection, "_AT_ONCE", at_once):
+        select([folder / "shards"], out, **asked)
     got = pl.read_parquet(out).select("fingerprint", "emotion", "reward")
     assert got.to_dicts() == expected
 
@@ -398,26 +415,6 @@ def test_levels_worked_by_hand() -> None:
     assert share_level([10, 2], 1.0) == 10
     # Two billion-sized classes: found without a loop over samples.
     assert share_level([3_000_000_000, 1_000_000, 500_000], 0.5) == 1_500_000
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2**64 - 1)), min_size=1, max_size=50),
-    st.integers(0, 5), st.data(),
-)  # fmt: skip
-def test_top_keys_are_those_of_a_sort(items, few: int, data: st.DataObject) -> None:
-    items = [(c, k % few if few else k) for c, k in items]
-    sizes = Counter(c for c, _ in items)
-    wanted = {c: data.draw(st.integers(1, n)) for c, n in sizes.items()}
-
-    def chunks():
-        for start in range(0, len(items), 7):
-            part = items[start : start + 7]
-            yield np.array([c for c, _ in part]), np.array([k for _, k in part], dtype=np.uint64)
-
-    for c, (limit, ties) in top_keys(chunks, wanted).items():
-        ordered = sorted((k for d, k in items if d == c), reverse=True)
-        assert ordered[wanted[c] - 1] == limit
-        assert ordered[: wanted[c]].count(limit) == ties
 
 
 def test_commands(run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from selfemo.errors import SelfEmoError
 
 if TYPE_CHECKING:
     from selfemo.config import Config
-    from selfemo.runs.pipeline import Run
+    from selfemo.runs.folder import RunFolder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Look at conversation data.")
@@ -91,7 +91,7 @@ def _show_plan(config: Config, model: str, folder: Path) -> None:
     import shlex
 
     from selfemo.errors import ConfigError
-    from selfemo.training.verl.engine import plan
+    from selfemo.training.verl.waves import plan
 
     if config.engine != "verl":
         raise ConfigError("--dry-run shows what verl would run; add --engine verl")
@@ -139,14 +139,13 @@ def _print_table(title: str, scores: Any) -> None:
     console.print(table)
 
 
-def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
+def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
-    from selfemo.evaluation.summary import change_line, next_commands
-    from selfemo.runs.pipeline import scores_of
+    from selfemo.evaluation.summary import change_line, next_commands, scores_of
 
     if as_json:
-        typer.echo(json.dumps({"run": str(run.folder), **summary}))
+        typer.echo(json.dumps({"run": str(run.path), **summary}))
         return
     console = Console(highlight=False, soft_wrap=True)
     _print_table("Held-out scores, 95% intervals by conversation", scores_of(run))
@@ -156,8 +155,8 @@ def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
         said = ", ".join(f"{k} {v}" for k, v in stage.items() if k not in ("name", "seconds"))
         console.print(f"  {stage['name']:<20} {stage['seconds']:5.0f} s  {said}", markup=False)
     console.print("\nThree self-play dialogues:\n")
-    console.print((run.folder / "dialogues.txt").read_text(), markup=False)
-    console.print(f"Run folder: {run.folder}")
+    console.print((run.path / "dialogues.txt").read_text(), markup=False)
+    console.print(f"Run folder: {run.path}")
     for name, what in (
         ("summary.md, summary.json", "the table above"),
         ("figures/", ", ".join(summary["figures"])),
@@ -168,7 +167,7 @@ def _show_summary(run: Run, summary: dict[str, Any], as_json: bool) -> None:
     ):
         console.print(f"  {name:<28} {what}", markup=False)
     console.print("\nTry next:")
-    for command in next_commands(run.folder, run.config.data.sources):
+    for command in next_commands(run.path, run.config.data.sources):
         console.print(f"  {command}", markup=False)
 
 
@@ -194,10 +193,11 @@ def evolve(
 ) -> None:
     """Cold start, then iterations of self-play with SELF-GRPO and the data flywheel (algorithm 1)."""
     from selfemo.errors import ConfigError
+    from selfemo.evaluation.predictions import evaluate_checkpoint
     from selfemo.evaluation.summary import finish
     from selfemo.progress import Stopped, StopRequest
-    from selfemo.runs.pipeline import evolve as run_evolve
-    from selfemo.runs.pipeline import extend_run, new_run_folder
+    from selfemo.runs.evolve import evolve as run_evolve
+    from selfemo.runs.folder import new_run_folder
 
     if resume is not None:
         if config or out or engine or dry_run:
@@ -205,8 +205,6 @@ def evolve(
                 "--resume takes its settings from the run; leave out --config, --out, --engine, --dry-run"
             )
         folder, settings = resume, None
-        if overrides:
-            extend_run(resume, overrides)
     else:
         settings = _config(config, _with_engine(overrides, engine))
         folder = out or new_run_folder()
@@ -218,7 +216,8 @@ def evolve(
     stop = StopRequest()
     try:
         with stop.on_signals(reporter.say):
-            run = run_evolve(folder, settings, reporter, stop)
+            changes = overrides or [] if resume else []
+            run = run_evolve(folder, settings, evaluate_checkpoint, reporter, stop, changes)
     except (Stopped, KeyboardInterrupt):
         reporter.say(f"stopped; go on with: selfemo evolve --resume {folder}")
         raise typer.Exit(130) from None
@@ -260,7 +259,7 @@ def train(
     """SELF-GRPO alone, with self-play, from a model that already writes the format."""
     from selfemo.errors import ConfigError
     from selfemo.progress import Stopped, StopRequest
-    from selfemo.runs.pipeline import find_checkpoint
+    from selfemo.runs.settings import find_checkpoint
     from selfemo.runs.standalone import train_alone
 
     settings = None
@@ -293,7 +292,7 @@ def selfplay(
     overrides: Overrides = None,
 ) -> None:
     """Let a model talk to itself from real histories, without training, and read the dialogues."""
-    from selfemo.runs.pipeline import new_run_folder
+    from selfemo.runs.folder import new_run_folder
     from selfemo.runs.standalone import selfplay_alone
 
     folder = out or new_run_folder()
@@ -332,8 +331,9 @@ def predict(
     """Label each turn of transcripts with its emotion, how sure the model is, and all probabilities."""
     from selfemo.data.transcripts import ReadSettings
     from selfemo.progress import Stopped, StopRequest
-    from selfemo.serve.api import SelfEmo, label_set_of
+    from selfemo.serve.asking import label_set_of
     from selfemo.serve.labelling import Source, check_out, label_file
+    from selfemo.serve.selfemo import SelfEmo
 
     known = None
     if labels:
@@ -381,10 +381,10 @@ def serve(
         raise MissingExtraError(
             f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'"
         ) from None
-    from selfemo.serve.api import SelfEmo
+    from selfemo.serve.selfemo import SelfEmo
 
     token = os.environ.get("SELFEMO_TOKEN", "")
-    server.check_binding(host, token, insecure)
+    server.check_host(host, token, insecure)
     opened = SelfEmo(model, files=config or [], overrides=overrides or [])
     limits = server.Limits(
         max_body=max_body, timeout=timeout, max_batch=max_batch, max_waiting=max_waiting,
@@ -685,7 +685,7 @@ def select_samples(
 ) -> None:
     """SFT samples from shards, out of core: best of each group, gate, no duplicates, emotion cap."""
     from selfemo.progress import Stopped, StopRequest
-    from selfemo.runs.shards import select
+    from selfemo.runs.selection import select
 
     reporter, stop = _reporter(), StopRequest()
     try:
@@ -836,16 +836,16 @@ def chat(
 ) -> None:
     """Talk with a character, in the terminal or on a page, with the emotions beside each turn."""
     from selfemo.errors import ConfigError
-    from selfemo.serve.api import SelfEmo
+    from selfemo.serve.binding import check_binding
     from selfemo.serve.chat.session import Session, character
+    from selfemo.serve.selfemo import SelfEmo
 
     if compare and not web:
         raise ConfigError("--compare needs --web")
-    if host not in ("127.0.0.1", "localhost", "::1") and not insecure:
-        raise ConfigError(
-            f"--host {host}: the page asks for no password, so everybody who reaches that address could use "
-            "it; put a proxy with a password before it, or give --insecure"
-        )
+    check_binding(
+        host, protected=False, insecure=insecure,
+        what="the page, which asks for no password: put a proxy with a password before it",
+    )  # fmt: skip
     pair = (character(persona), character(second))
     names = [*(c.name for c in pair), you]
     if len(set(names)) < len(names):

@@ -32,9 +32,11 @@ from selfemo.method.types import (
     Prompt,
     Sample,
 )
+from selfemo.models.generation import local_sampler
 from selfemo.models.generation.requests import Request
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.pipeline import START, Run, checkpoints, load_conversations
+from selfemo.runs.folder import START, RunFolder, checkpoints
+from selfemo.runs.inputs import load_conversations
 from selfemo.seeds import derive, rng
 from selfemo.stages.selfplay import PersonaOf, fit_all, next_prompt, persona_book, sampling_settings
 
@@ -103,14 +105,14 @@ def _shares(distributions: Sequence[tuple[EmotionDistribution, LabelSet]]) -> di
     return {"share": share, "entropy": share_entropy(share) if share else None}
 
 
-def chosen_prompts(run: Run, n: int) -> tuple[list[Prompt], PersonaOf]:
+def chosen_prompts(run: RunFolder, n: int) -> tuple[list[Prompt], PersonaOf]:
     """n of the prompts that the run evaluates on, drawn by its seed (0: all), in file order; personas.
 
     Raises:
         DataError: the split is empty or has no gold emotion.
     """
     data = run.config.data
-    conversations = load_conversations(run.config)
+    conversations = load_conversations(run.config.data)
     prompts = gold_prompts(held_out(conversations, data.eval_split, data.eval_conversations, 0))
     if 0 < n < len(prompts):
         kept = rng(run.config.seed, "analysis prompts").permutation(len(prompts))[:n]
@@ -119,16 +121,17 @@ def chosen_prompts(run: Run, n: int) -> tuple[list[Prompt], PersonaOf]:
 
 
 def analyse_checkpoint(
-    run: Run,
+    run: RunFolder,
     checkpoint: str,
     prompts: Sequence[Prompt],
     persona_of: PersonaOf,
     on_done: Callable[[int], None],
 ) -> dict[str, Any]:
     """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation."""
-    config, engine = run.config, run.engine(checkpoint)
+    config = run.config
+    engine = local_sampler(config.model, run.weights(checkpoint))
     resamples = config.evaluation.resamples
-    fitted = fit_all(prompts, engine, config, {})
+    fitted = fit_all(prompts, engine.encode, config.prompt.max_tokens, config.prompt.reasoning)[0]
     whole = {p.id: p for p in prompts}
     asked = [whole[f.prompt.id] for f in fitted]
     requests = [
@@ -137,14 +140,14 @@ def analyse_checkpoint(
         )
         for f in fitted
     ]
-    samples = [s[0] for s in engine.generate(requests, sampling_settings(config), on_done)]
+    samples = [s[0] for s in engine.generate(requests, sampling_settings(config.sampling), on_done)]
     entropies: dict[str, list[float]] = {s: [] for s in ("all", *SPANS.values())}
     places: dict[str, list[str]] = {s: [] for s in entropies}
     answered: list[tuple[Prompt, Completion]] = []
     failures: Counter[str] = Counter()
     for prompt, sample in zip(asked, samples, strict=True):
         parsed = parse(sample.text, prompt.label_set, finished=sample.finished)
-        by_span = span_entropies(sample, engine.policy.decode)
+        by_span = span_entropies(sample, engine.decode)
         if isinstance(parsed, ParseFailure):
             failures[parsed.kind.value] += 1
             by_span = {"all": by_span["all"]}
@@ -226,7 +229,7 @@ def analyse(
     """
     old = read_analysis(folder)
     stop = stop or StopRequest()
-    run = Run(folder, None, reporter, stop)
+    run = RunFolder(folder, None, reporter, stop)
     try:
         prompts, persona_of = chosen_prompts(run, n)
         result: dict[str, Any] = {

@@ -33,6 +33,7 @@ from selfemo.evaluation.predictions import (
     UNION,
     calibration_of,
     compare,
+    evaluate_checkpoint,
     label_sets,
     prediction_rows,
 )
@@ -42,22 +43,23 @@ from selfemo.method.types import LabelSet
 from selfemo.progress import Reporter, StopRequest
 from selfemo.reports import figures
 from selfemo.reports.tables import published, render
-from selfemo.runs.pipeline import (
+from selfemo.runs.evolve import evolve
+from selfemo.runs.folder import (
     BEFORE_RL,
     BEFORE_SFT,
     COLD,
     CONFIG_FILE,
     START,
     checkpoints,
-    cold_start_samples,
     evaluation_name,
-    evolve,
     fork,
+)
+from selfemo.runs.inputs import (
+    cold_start_samples,
     load_conversations,
-    training_conversations,
+    run_inputs,
 )
 from selfemo.runs.store import STORE_FILE, Store
-from selfemo.stages.flywheel import RlPlan
 
 Keep = Literal["all", "last", "none"]
 KEPT: tuple[Keep, ...] = ("all", "last", "none")
@@ -152,7 +154,7 @@ def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
             "selfplay.synthetic_share = 0 or selfplay.max_turns = 1 leaves self-play out: the full arm "
             "needs it"
         )
-    if RlPlan.of(config).rounds == 1:
+    if config.flywheel.prompts <= config.grpo.prompts_per_step:
         raise ConfigError(
             "flywheel.prompts is no more than grpo.prompts_per_step: its one round of sampling has lambda 0 "
             "throughout, so that vanilla GRPO would equal the full arm; raise the first or lower the second"
@@ -184,8 +186,8 @@ def _config_of(arm: Arm, files: Sequence[Path], overrides: Sequence[str], seed: 
     elif config.sft.max_samples:
         more = [f"sft.max_samples={config.sft.max_samples + scored}"]
     else:
-        train = training_conversations(load_conversations(full), full)
-        n = len(cold_start_samples(train, full)[0])
+        train = run_inputs(full)[1]
+        n = len(cold_start_samples(train, full.sft, full.prompt.reasoning, full.seed)[0])
         more = [f"sft.epochs={-(-(config.sft.epochs * n + scored) // n)}"]
     return load(files, [*overrides, *arm.overrides, f"seed={seed}", *more])
 
@@ -252,7 +254,8 @@ def complete_run(
         fork(trunk, folder, config, at)
         begun = True
     if not done.exists():
-        run = evolve(folder, None if begun else config, reporter, stop)
+        settings = None if begun else config
+        run = evolve(folder, settings, evaluate_checkpoint, reporter, stop)
         try:
             finish(run)
         finally:
@@ -428,7 +431,7 @@ def ablate(
     configs = {  # all of them before the first run: a mistake shows at once
         (a.name, s): _config_of(a, files, overrides, s) for a in arms for s in range(seeds)
     }
-    labels = label_sets(load_conversations(base))
+    labels = label_sets(load_conversations(base.data))
     trunks = [load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"]) for s in range(seeds)]
 
     def planned(a: Arm, s: int) -> _Planned:

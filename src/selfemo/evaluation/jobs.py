@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,17 +39,13 @@ from selfemo.evaluation.predictions import (
 from selfemo.files import lock_folder, write_json, write_rows
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import LabelSet, Prompt
-from selfemo.models.generation.chat import ExpertSpec, parse_expert
+from selfemo.models.generation import local_sampler
+from selfemo.models.generation.chat import ExpertSpec, endpoint_of
+from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.pipeline import (
-    CONFIG_FILE,
-    checkpoints,
-    evaluation_name,
-    load_conversations,
-    open_engine,
-    run_of,
-    settings_for,
-)
+from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
+from selfemo.runs.inputs import load_conversations
+from selfemo.runs.settings import settings_for
 from selfemo.runs.store import STORE_FILE, PredictionRow, Store, read_distribution
 
 NAME = "evaluate"
@@ -58,7 +53,6 @@ NAME = "evaluate"
 SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.parquet"
 _IDENTITY = "evaluation"
-_ENDPOINT = re.compile(r"[^=/\\]+=https?://")
 
 
 @dataclass(frozen=True)
@@ -84,25 +78,6 @@ class Evaluation:
             "average": mean and {m: [i.value, i.low, i.high] for m, i in mean.items()},
             "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
         }
-
-
-def endpoint_of(model: str) -> ExpertSpec | None:
-    """The endpoint that `NAME=URL,model=...` names, asked greedily unless it sets a temperature.
-
-    Raises:
-        ConfigError: it has that form with a mistake in it.
-    """
-    if not _ENDPOINT.match(model):
-        return None
-    spec = parse_expert(model)
-    if spec.json_mode != "none":
-        raise ConfigError(
-            f"{spec.name}: json={spec.json_mode} would keep the model from the format that is evaluated, "
-            "which is lines and not JSON; leave json= out"
-        )
-    if "temperature" not in spec.model_fields_set:
-        spec = spec.model_copy(update={"temperature": 0.0})
-    return spec
 
 
 def _digest(*parts: object) -> str:
@@ -224,7 +199,7 @@ def evaluate_model(
                 'endpoint gives what it writes; use span "emotion" or "all"'
             )
     held = held_out(
-        load_conversations(config), config.data.eval_split, config.data.eval_conversations, 0
+        load_conversations(config.data), config.data.eval_split, config.data.eval_conversations, 0
     )
     labels, prompts = label_sets(held), gold_prompts(held)
     compared = None if other is None else predictions_of(other)
@@ -246,7 +221,7 @@ def evaluate_model(
                 elif _all_there(store, prompts):
                     scores = score(store, NAME, labels, config)
                 else:
-                    engine = open_engine(config, checkpoint)
+                    engine = local_sampler(config.model, checkpoint)
                     scores = evaluate(engine, held, config, store, NAME, on_done)
             comparison = None
             if compared is not None:

@@ -16,7 +16,7 @@ from typing import Any
 from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.errors import ConfigError, DataError
-from selfemo.evaluation.jobs import endpoint_of, evaluate_model, predictions_of
+from selfemo.evaluation.jobs import evaluate_model, predictions_of
 from selfemo.evaluation.judge import (
     ASPECTS,
     KINDS,
@@ -34,10 +34,11 @@ from selfemo.evaluation.predictions import gold_prompts, held_out
 from selfemo.files import write_json, write_rows
 from selfemo.method.parsing import parse
 from selfemo.method.types import Completion, EmotionDistribution, Prompt
-from selfemo.models.generation.chat import ExpertSpec
+from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.expert_jobs import open_store, plan, reporting
-from selfemo.runs.pipeline import load_conversations, settings_for
+from selfemo.runs.inputs import load_conversations
+from selfemo.runs.settings import settings_for
 from selfemo.runs.store import Store
 from selfemo.seeds import rng
 from selfemo.stages.experts import Question, Reply, Tally, ask_experts
@@ -59,7 +60,7 @@ def _prompts(config: Config, limit: int, seed: int) -> list[Prompt]:
     """The held-out prompts, `limit` of them drawn by `seed` (0: all), in order."""
     data = config.data
     prompts = gold_prompts(
-        held_out(load_conversations(config), data.eval_split, data.eval_conversations, 0)
+        held_out(load_conversations(config.data), data.eval_split, data.eval_conversations, 0)
     )
     if limit and limit < len(prompts):
         drawn = rng(seed, "judged").permutation(len(prompts))[:limit]

@@ -42,12 +42,12 @@ from selfemo.method.types import (
 from selfemo.models.generation.chat import ChatRequest, ExpertSpec
 from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.sampler import Sampler
 from selfemo.progress import StopRequest
 from selfemo.runs.store import PredictionRow, Store, read_distribution
 from selfemo.seeds import rng
 from selfemo.stages.experts import Question, Reply, ask_experts, without_thoughts
 from selfemo.stages.selfplay import fit_all
-from selfemo.training.protocol import Engine
 
 _CHUNK = 64
 TOO_LONG = "too_long"
@@ -125,7 +125,7 @@ def held_out(
 
 
 def predict(
-    engine: Engine,
+    engine: Sampler,
     prompts: Sequence[Prompt],
     config: Config,
     on_done: Callable[[int], None] | None = None,
@@ -141,7 +141,8 @@ def predict(
         token_budget=config.evaluation.token_budget,
         no_repeat_ngram=config.evaluation.no_repeat_ngram,
     )
-    fitted = {f.prompt.id: f for f in fit_all(prompts, engine, config, {})}
+    fits, _ = fit_all(prompts, engine.encode, config.prompt.max_tokens, config.prompt.reasoning)
+    fitted = {f.prompt.id: f for f in fits}
     asked = [p for p in prompts if p.id in fitted]
     requests = [Request(fitted[p.id].ids, share=p.conversation_id) for p in asked]
     sampled = engine.generate(requests, settings, on_done)
@@ -155,13 +156,13 @@ def predict(
 
 
 def _most_probable(
-    engine: Engine,
+    engine: Sampler,
     prompts: Sequence[Prompt],
     config: Config,
     on_done: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
     """The probability of each label as the prediction; the line of the first one stands for a text."""
-    fitted = fit_all(prompts, engine, config, {})
+    fitted, _ = fit_all(prompts, engine.encode, config.prompt.max_tokens, config.prompt.reasoning)
     found: dict[str, EmotionDistribution] = {}
     for labels in dict.fromkeys(f.prompt.label_set for f in fitted):
         asked = [f for f in fitted if f.prompt.label_set == labels]
@@ -234,7 +235,7 @@ def _keep(store: Store, name: str, predictions: Iterable[Prediction]) -> None:
 
 
 def evaluate(
-    engine: Engine,
+    engine: Sampler,
     conversations: Sequence[Conversation],
     config: Config,
     store: Store,
@@ -253,6 +254,19 @@ def evaluate(
         if on_done:
             on_done(len(chunk))
     return score(store, name, label_sets(conversations), config)
+
+
+def evaluate_checkpoint(
+    sampler: Sampler,
+    conversations: Sequence[Conversation],
+    store: Store,
+    name: str,
+    config: Config,
+    on_done: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """`evaluate` for a stage of a run: the scores by data set as plain values."""
+    scores = evaluate(sampler, conversations, config, store, name, on_done)
+    return {dataset: s.as_dict() for dataset, s in scores.items()}
 
 
 def evaluate_endpoint(

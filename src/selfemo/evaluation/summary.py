@@ -8,15 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.evaluation.metrics import Interval, PairedDifference, paired_difference
-from selfemo.evaluation.predictions import Scores
+from selfemo.evaluation.predictions import Scores, score
 from selfemo.files import write_json, write_text
 from selfemo.reports.figures import draw
 from selfemo.runs.dialogues import dialogues
-from selfemo.runs.pipeline import COLD, Run, checkpoints, evaluation_name, scores_of
+from selfemo.runs.folder import COLD, RunFolder, checkpoints, evaluation_name
+from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import Store
 
 SUMMARY_FILE = "summary.json"
 MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
+
+
+def scores_of(run: RunFolder) -> dict[str, dict[str, Scores]]:
+    """Scores by checkpoint and data set, of the evaluations that are done."""
+    labels = {
+        r["dataset"]: None for r in run.store.rows("SELECT DISTINCT dataset FROM predictions")
+    }
+    sets = {
+        c.dataset: c.label_set for c in load_conversations(run.config.data) if c.dataset in labels
+    }
+    return {
+        name: score(run.store, evaluation_name(name), sets, run.config)
+        for name in checkpoints(run.config)
+        if (row := run.store.stage(evaluation_name(name))) is not None and row["status"] == "done"
+    }
 
 
 def table_rows(scores: Mapping[str, Mapping[str, Scores]]) -> list[list[str]]:
@@ -58,13 +74,13 @@ def _interval(i: Interval) -> list[float]:
     return [i.value, i.low, i.high]
 
 
-def finish(run: Run) -> dict[str, Any]:
+def finish(run: RunFolder) -> dict[str, Any]:
     """Write summary.json, summary.md, dialogues.txt and the figures; returns the summary."""
     scores = scores_of(run)
     last = checkpoints(run.config)[-1]
     change = r1_change(run.store, COLD, last) if last != COLD else None
     rounds = [m for m in run.store.metrics() if m["stage"].endswith("-rl")]
-    figures = draw(run.folder / "figures", rounds, scores)
+    figures = draw(run.path / "figures", rounds, scores)
     played = dialogues(run.store)
     stages = run.store.stages()
     summary: dict[str, Any] = {
@@ -84,9 +100,9 @@ def finish(run: Run) -> dict[str, Any]:
         ],
         "figures": figures,
     }
-    write_text(run.folder / "summary.md", markdown(scores) + "\n" + change_line(summary) + "\n")
-    write_text(run.folder / "dialogues.txt", "\n\n".join(played) + "\n")
-    write_json(run.folder / SUMMARY_FILE, summary)  # the last: it says that the run is done
+    write_text(run.path / "summary.md", markdown(scores) + "\n" + change_line(summary) + "\n")
+    write_text(run.path / "dialogues.txt", "\n\n".join(played) + "\n")
+    write_json(run.path / SUMMARY_FILE, summary)  # the last: it says that the run is done
     return summary
 
 

@@ -31,7 +31,7 @@ _FEW_QUERIES = 64
 
 
 @dataclass(frozen=True)
-class Run:
+class Span:
     """Tokens `start` to `stop` of a row, which follow each other in one sequence.
 
     Attributes:
@@ -49,7 +49,7 @@ class Run:
 class TreePlan:
     """The runs of each row of packed trees, and the padded row length."""
 
-    rows: tuple[tuple[Run, ...], ...]
+    rows: tuple[tuple[Span, ...], ...]
     length: int
 
 
@@ -57,14 +57,14 @@ def plan(packs: Sequence[Pack], length: int, device: torch.device | str) -> Tree
     """The runs of packed trees that are padded to `length`."""
     rows = []
     for p in packs:
-        runs: list[Run] = []
+        runs: list[Span] = []
         for start, stop, path in p.runs():
             if start == 0:
-                runs.append(Run(0, stop, None, None))
+                runs.append(Span(0, stop, None, None))
                 continue
             new = stop - start
             mask = torch.ones(new, len(path), dtype=torch.bool).tril(len(path) - new)
-            runs.append(Run(start, stop, torch.from_numpy(path).to(device), mask.to(device)))
+            runs.append(Span(start, stop, torch.from_numpy(path).to(device), mask.to(device)))
         rows.append(tuple(runs))
     return TreePlan(tuple(rows), length)
 

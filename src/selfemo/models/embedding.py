@@ -37,7 +37,10 @@ def _builtin_folder() -> Path:
 
 
 class Embedder:
-    """Args: model_id: "builtin:all-minilm-l6-v2", a folder, or a hub id.
+    """A sentence embedder.
+
+    Args:
+        model_id: "builtin:all-minilm-l6-v2", a folder, or a hub id.
 
     Raises:
         MissingExtraError: sentence-transformers or the wheel is not installed.

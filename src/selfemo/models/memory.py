@@ -1,4 +1,4 @@
-"""What the C library does with freed memory between steps.
+"""Freed memory: kept by the C library between steps, given back once the process has grown.
 
 glibc keeps what is freed for the next allocation, which saves the page faults and the zeroing of new pages.
 But packs change their sizes, which fragments what it keeps: without ever giving it back a run of ten minutes

@@ -1,8 +1,8 @@
-"""The sampling protocol: what a generation backend can be asked.
+"""The sampling protocol, which every generation backend implements.
 
 One backend a file in `generation/`: local (this device), endpoint (an OpenAI-compatible server), scripted
-(fixed answers, for tests and dry runs). Nothing above this package knows which one it has; what a backend
-cannot do it refuses by name (`UnsupportedError`).
+(fixed answers, for tests and dry runs). Nothing above this package knows which one it has; a backend refuses
+by name what it cannot do (`UnsupportedError`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class Sampler(Protocol):
         """Token ids of a chat up to where the assistant's completion starts."""
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of sampled token ids, without the end token."""
+        ...
+
     def generate(
         self,
         requests: Sequence[Request],
@@ -38,7 +42,11 @@ class Sampler(Protocol):
         """`request.n` completions of each request, in order.
 
         Args:
-            on_done: called with the number of requests that are finished since the last call.
+            on_done: called with the number of completions that are finished since the last call.
+
+        Raises:
+            UnsupportedError: constraints or a setting that the backend does not know.
+            EndpointError: a server that does not answer.
         """
         ...
 
@@ -49,7 +57,7 @@ class Sampler(Protocol):
         ...
 
     def load(self, weights: str) -> None:
-        """Go on with the weights of a model reference (`models.references`).
+        """Take the weights of a model reference (`models.references`) from now on.
 
         Raises:
             EngineError: there is no such model, or it cannot be loaded.

@@ -31,14 +31,8 @@ from selfemo.method.types import LABEL_SETS, LabelSet, Prompt
 from selfemo.reports import figures
 from selfemo.reports.tables import measured, table1
 from selfemo.runs.dialogues import Episode, episodes
-from selfemo.runs.pipeline import (
-    COLD,
-    CONFIG_FILE,
-    START,
-    checkpoints,
-    evaluation_name,
-    load_conversations,
-)
+from selfemo.runs.folder import COLD, CONFIG_FILE, START, checkpoints, evaluation_name
+from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import STORE_FILE, Store, read_distribution
 
 TEMPLATE = "report.html.jinja"
@@ -134,7 +128,7 @@ class Source:
     def held_out_prompts(self) -> dict[str, Prompt]:
         """Prompts by id where the data can still be read; else none."""
         try:
-            return {p.id: p for p in gold_prompts(load_conversations(self.config))}
+            return {p.id: p for p in gold_prompts(load_conversations(self.config.data))}
         except DataError:
             return {}
 

@@ -21,7 +21,7 @@ from selfemo.config import load
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation.jobs import SCORES_FILE, trained_on
 from selfemo.evaluation.predictions import UNION
-from selfemo.runs.pipeline import CONFIG_FILE, START, checkpoints, evaluation_name
+from selfemo.runs.folder import CONFIG_FILE, START, checkpoints, evaluation_name
 from selfemo.runs.store import STORE_FILE, Store
 
 FORMATS = ("text", "markdown", "latex", "csv")

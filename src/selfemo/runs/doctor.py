@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from selfemo.config import Config
 from selfemo.data import load as load_data
+from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, SelfEmoError
-from selfemo.evaluation.predictions import held_out
 from selfemo.method.prompts import (
     conversation_prompts,
     format_completion,
@@ -28,7 +28,7 @@ from selfemo.method.prompts import (
 )
 from selfemo.method.types import Conversation
 from selfemo.runs import costs
-from selfemo.runs.pipeline import load_conversations, training_conversations
+from selfemo.runs.inputs import run_inputs
 
 State = Literal["ok", "warning", "missing"]
 _SAMPLED = 500
@@ -118,7 +118,7 @@ def _installed(name: str) -> str:
 
 def wanted_extras(config: Config, engine: str) -> dict[str, str]:
     """The extras that the settings use, each with the setting that does."""
-    from selfemo.models.loading import needs_conversion
+    from selfemo.models.references import needs_conversion
 
     wanted = {}
     if needs_conversion(config.model.id):
@@ -292,8 +292,7 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
         findings.append(_try(f"data {spec}", how, partial(source, spec)))
 
     def whole() -> str:
-        conversations = load_conversations(config)
-        train = training_conversations(conversations, config)
+        conversations, train = run_inputs(config)
         held = held_out(conversations, config.data.eval_split, config.data.eval_conversations, 0)
         kept.extend([*train, *(c for c in held if c not in train)])
         return f"{len(train)} to train on, {len(held)} to evaluate on"
@@ -311,10 +310,10 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
 
 def check_model(model_id: str) -> tuple[Finding, str]:
     """Whether the weights are on this machine and whole, and the folder they are in ("": none yet)."""
-    from selfemo.models.loading import where_is
+    from selfemo.models.references import ModelReference
 
     try:
-        place, told = where_is(model_id)
+        place, told = ModelReference.parse(model_id).on_this_machine()
     except SelfEmoError as e:
         text = " ".join(str(e).split())
         how = text.rpartition("run: ")[2] if "run: " in text else "give model.id another value"

@@ -10,48 +10,39 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import Config, load
+from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, DataError, EngineError
-from selfemo.evaluation.predictions import held_out
 from selfemo.method.prompts import conversation_prompts, format_emotions
 from selfemo.method.types import Conversation, EmotionDistribution, Prompt
+from selfemo.models.generation import local_sampler
+from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.dialogues import dialogues
-from selfemo.runs.pipeline import (
-    COLD,
-    CONFIG_FILE,
-    START,
-    Run,
-    check_reasoning,
-    find_checkpoint,
-    load_conversations,
-    open_engine,
-    run_of,
-    settings_for,
-    training_conversations,
-)
+from selfemo.runs.evolve import cold_start, rl
+from selfemo.runs.folder import COLD, CONFIG_FILE, START, RunFolder
+from selfemo.runs.inputs import check_reasoning, load_conversations, run_inputs
+from selfemo.runs.settings import find_checkpoint, settings_for
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
 from selfemo.stages.coldstart import LEAST_OWN_WEIGHT, read_parquet, soften, write_parquet
 from selfemo.stages.flywheel import original_prompts
 from selfemo.stages.selfplay import fit_all, persona_book, play_episodes
+from selfemo.training import open_trainer
 
 _CHUNK = 64
 
 
 def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
     """Cold start into a model folder; its samples and metrics go to OUT.run beside it."""
-    run = Run(out.with_name(out.name + ".run"), config, reporter)
-    try:
-        run.cold_start(training_conversations(load_conversations(config), config))
-        source = run.folder / "checkpoints" / COLD
+    with RunFolder(out.with_name(out.name + ".run"), config, reporter) as run:
+        _, training = run_inputs(config)
+        trainer = open_trainer(config, run.path, run.stop)
+        info = cold_start(run, trainer, training)
+        source = run.checkpoint(COLD)
         if out.exists():
             raise EngineError(f"{out} exists already; the trained model is in {source}")
         shutil.copytree(source, out)
-        row = run.store.stage(COLD)
-        assert row is not None
-        return dict(json.loads(row["info"]))
-    finally:
-        run.close()
+        return info
 
 
 def train_alone(
@@ -69,22 +60,18 @@ def train_alone(
     if config is not None:
         own = config.model.model_copy(update={"id": find_checkpoint(model)})
         config = config.model_copy(update={"model": own})
-    run = Run(out, config, reporter, stop)
-    config = run.config
-    try:
-        conversations = load_conversations(config)
-        train = training_conversations(conversations, config)
-        originals = original_prompts(train, config)
+    with RunFolder(out, config, reporter, stop) as run:
+        config, data = run.config, run.config.data
+        conversations, training = run_inputs(config)
+        originals = original_prompts(training, config.seed, config.flywheel.max_prompt_share)
+        trainer = open_trainer(config, run.path, run.stop)
         held: list[Conversation] = []
-        if config.engine == "verl":
-            limit = config.data.eval_conversations
-            held = held_out(conversations, config.data.eval_split, limit, 0)
-        name = run.rl(originals, train, held, START, 1)
+        if trainer.whole_rounds:  # what tests between its rounds
+            held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
+        name = rl(run, trainer, originals, training, held, START, 1)
         row = run.store.stage(name)
         assert row is not None
         return dict(json.loads(row["info"]))
-    finally:
-        run.close()
 
 
 def selfplay_alone(
@@ -98,21 +85,23 @@ def selfplay_alone(
 ) -> tuple[dict[str, int], list[str]]:
     """Play n episodes from held-out histories; returns counts and the longest dialogues."""
     config, checkpoint = settings_for(model, sources, files, overrides)
-    conversations = load_conversations(config)
+    conversations = load_conversations(config.data)
     held = held_out(conversations, config.data.eval_split, 0, 0)
     prompts = [p for c in held for p in conversation_prompts(c, future=True)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
-    engine = open_engine(config, checkpoint)
-    with Store(folder / STORE_FILE) as store:
-        with reporter.bar("self-play turns", config.selfplay.max_turns) as advance:
-            counts = play_episodes(
-                engine,
-                [prompts[i] for i in order],
-                persona_book(conversations),
-                config,
-                store,
-                on_turn=lambda turn, live: advance(1, f"{live} go on"),
-            )
+    sampler = local_sampler(config.model, checkpoint)
+    with (
+        Store(folder / STORE_FILE) as store,
+        reporter.bar("self-play turns", config.selfplay.max_turns) as advance,
+    ):
+        counts = play_episodes(
+            sampler,
+            [prompts[i] for i in order],
+            persona_book(conversations),
+            config,
+            store,
+            on_turn=lambda turn, live: advance(1, f"{live} go on"),
+        )
         return counts, dialogues(store, n)
 
 
@@ -143,10 +132,13 @@ def soften_alone(
         raise DataError(f"sample {twice[0]!r} occurs twice in {', '.join(map(str, files))}")
     checkpoint, run = find_checkpoint(model), run_of(model)
     config = load([run / CONFIG_FILE] if run else [], overrides)
-    check_reasoning(config, [c for _, c in samples], ", ".join(map(str, files)))
-    engine = open_engine(config, checkpoint)
-    counts: dict[str, int] = {}
-    fitted = {f.prompt.id: f for f in fit_all([p for p, _ in samples], engine, config, counts)}
+    reasoning = config.prompt.reasoning
+    check_reasoning(reasoning, [c for _, c in samples], ", ".join(map(str, files)))
+    sampler = local_sampler(config.model, checkpoint)
+    fits, counts = fit_all(
+        [p for p, _ in samples], sampler.encode, config.prompt.max_tokens, reasoning
+    )
+    fitted = {f.prompt.id: f for f in fits}
     samples = [(p, c) for p, c in samples if p.id in fitted]
 
     with reporter.bar("soften", 2 * len(samples)) as advance:
@@ -157,7 +149,7 @@ def soften_alone(
                 asked = [(p, written) for p, written in places if p.label_set == labels]
                 for start in range(0, len(asked), _CHUNK):
                     part = asked[start : start + _CHUNK]
-                    read = engine.label_probabilities(
+                    read = sampler.label_probabilities(
                         [(p.conversation_id, fitted[p.id].ids, written) for p, written in part],
                         labels,
                     )
@@ -166,6 +158,6 @@ def soften_alone(
             return [found[p.id] for p, _ in places]
 
         softened = soften(samples, believed, own_weight)
-    written = write_parquet(out, softened, config.prompt.reasoning, "softened")
+    written = write_parquet(out, softened, reasoning, "softened")
     several = sum("," in format_emotions(c.emotion) for _, c in softened)
     return {"samples": written, "several_emotions": several, **counts}

@@ -1,4 +1,4 @@
-"""Questions of many clients answered together: what arrives while a batch runs goes into the next one.
+"""Answers questions of many clients together: those that arrive while a batch runs make the next one.
 
 A local model answers one batch at a time, in a thread beside the event loop. Behind an endpoint the
 endpoint batches, so each question goes out at once, up to the endpoint's concurrency.
@@ -11,15 +11,18 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from selfemo.method.types import Conversation
-from selfemo.serve.api import Ask, Event, Recognition, Response, SelfEmo
+from selfemo.serve.answers import Event, Recognition, Response
+from selfemo.serve.asking import Ask
+from selfemo.serve.selfemo import SelfEmo
 
 GATHER = 0.005
 """Seconds to wait for more questions before a batch starts."""
-Reading = tuple[Conversation, Sequence[int]]
-"""A question for emotions: which turns of a conversation."""
+TurnsQuestion = tuple[Conversation, Sequence[int]]
+"""A question for the emotions of some turns of a conversation."""
 
 
 class BusyError(Exception):
@@ -28,9 +31,9 @@ class BusyError(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """One question under way; `cancel` lets its answer end early."""
+    """One question that waits or is being answered; `cancel` ends its answer early."""
 
-    question: Ask | Reading
+    question: Ask | TurnsQuestion
     future: asyncio.Future[Any]
     on_event: Callable[[Event], None] | None = None
     _left: threading.Event = field(default_factory=threading.Event)
@@ -45,11 +48,12 @@ class Job:
 
 
 class Batcher:
-    """Args:
-    model: what answers.
-    max_batch: most questions of one batch.
-    max_waiting: questions that may wait; more raise `BusyError`.
-    on_batch: told how many questions a batch has.
+    """The queue of questions, and the workers that answer it in batches.
+
+    Args:
+        max_batch: most questions of one batch.
+        max_waiting: most questions that wait; one more raises `BusyError`.
+        on_batch: called with the number of questions of each batch.
     """
 
     def __init__(
@@ -75,12 +79,12 @@ class Batcher:
         return len(self._queue)
 
     def submit(
-        self, question: Ask | Reading, on_event: Callable[[Event], None] | None = None
+        self, question: Ask | TurnsQuestion, on_event: Callable[[Event], None] | None = None
     ) -> Job:
         """Queue a question; `Job.future` is its `Response`, or its recognitions.
 
         Args:
-            on_event: called on the event loop with what is written.
+            on_event: called on the event loop with each part of the answer as it is written.
 
         Raises:
             BusyError: too many wait, or the server is going down.
@@ -96,7 +100,7 @@ class Batcher:
         return job
 
     async def close(self) -> None:
-        """End what waits; let what is being answered see that nobody listens."""
+        """Cancel what waits, end the answers under way early, and stop the threads."""
         self._closed = True
         for job in self._queue:
             job.cancel()
@@ -135,22 +139,16 @@ class Batcher:
 
     def _answer(self, batch: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list[Any]:
         """In the thread: an answer or an exception for each job."""
-        readings = [j for j in batch if not isinstance(j.question, Ask)]
+        turns = [j for j in batch if not isinstance(j.question, Ask)]
         asks = [j for j in batch if isinstance(j.question, Ask)]
-        answers = {
-            id(j): a for j, a in zip(readings, self._safely(self._read, readings), strict=True)
-        }
-
-        def respond(jobs: Sequence[Job]) -> Sequence[Any]:
-            return self._respond(jobs, loop)
-
-        answers |= {id(j): a for j, a in zip(asks, self._safely(respond, asks), strict=True)}
-        return [answers[id(j)] for j in batch]
+        answers = dict(zip(turns, self._safely(self._read, turns), strict=True))
+        answers |= zip(asks, self._safely(partial(self._respond, loop), asks), strict=True)
+        return [answers[j] for j in batch]
 
     def _safely(
         self, work: Callable[[Sequence[Job]], Sequence[Any]], jobs: Sequence[Job]
     ) -> Sequence[Any]:
-        """The answers; where a batch fails, each of it alone, so that one cannot spoil the others."""
+        """The answers; where a batch fails, its questions one by one, so that one cannot spoil the others."""
         if not jobs:
             return []
         try:
@@ -164,7 +162,7 @@ class Batcher:
         questions = [j.question for j in jobs]
         return self.model.recognise_turns([q for q in questions if not isinstance(q, Ask)])
 
-    def _respond(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> list[Response]:
+    def _respond(self, loop: asyncio.AbstractEventLoop, jobs: Sequence[Job]) -> list[Response]:
         def on_event(n: int, event: Event) -> bool:
             job = jobs[n]
             if job.on_event is not None and not job.cancelled:

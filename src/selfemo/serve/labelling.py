@@ -1,8 +1,8 @@
-"""`selfemo predict`: the emotions of somebody's transcripts, file in, file out.
+"""`selfemo predict`: the emotions of the user's transcripts, file in, file out.
 
-What is done stands in OUT.part, with OUT.progress.json beside it; both go once OUT is whole. A run that
-was killed goes on behind the last chunk that the progress file names, whose end in OUT.part it also
-names: nothing is asked twice, nothing is written twice, and the output has the order of the input.
+Finished turns stand in OUT.part, and OUT.progress.json says how many there are and where they end in
+OUT.part; both files are removed once OUT is whole. After a kill the same command continues behind the
+last finished chunk: no turn is lost or written twice, and the output has the order of the input.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ from selfemo.files import lock_folder, replacing
 from selfemo.method.prompts import FORMAT_VERSION
 from selfemo.method.types import Conversation, LabelSet, Utterance
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.pipeline import find_checkpoint
-from selfemo.serve.api import Recognition, SelfEmo
+from selfemo.runs.settings import find_checkpoint
+from selfemo.serve.answers import Recognition
+from selfemo.serve.selfemo import SelfEmo
 
 CHUNK = 64
-"""Turns that are read together; a run goes on at a multiple of it, so it packs as it would have."""
+"""Turns that are read together; work resumes at a multiple of it, so batches are as without the stop."""
 _PAST = 200
-"""Earlier turns of a conversation that are kept at hand; prompts are shorter than so many."""
+"""Earlier turns of a conversation that are kept as context; no prompt is longer."""
 _HEAD = 1 << 20
 ADDED = ("emotion", "confidence", "distribution", "failure")
 
 
 @dataclass
 class Labelled:
-    """What came of a file."""
+    """Counts of a labelled file: its turns, those without an emotion, those done by an earlier run."""
 
     turns: int
     failed: int
@@ -56,13 +57,12 @@ class Labelled:
 
 
 class Source:
-    """What is to be labelled: a file (transcripts.py), or a data set by its name.
+    """The input: a file (data/transcripts.py), or a data set by its name.
 
-    The whole of it is read once at the start, so that a mistake on its last line is told before the first
-    is labelled.
+    All of it is read once at the start, so that a mistake on the last line is reported before any work.
 
     Raises:
-        DataError: it is broken; the message names file and line.
+        DataError: a mistake in the input; the message names file and line.
     """
 
     def __init__(self, name: str, settings: ReadSettings | None = None):
@@ -81,11 +81,12 @@ class Source:
         return turns_of(load(self.name).conversations)
 
     def columns(self, out: Path) -> list[str]:
-        """The columns that a CSV of a CSV begins with."""
+        """The columns that are copied where input and output are both CSV."""
         of_csv = self.is_file and self.path.suffix.lower() in (".csv", ".tsv")
         return csv_columns(self.path, self.settings) if of_csv and _is_csv(out) else []
 
     def identity(self) -> str:
+        """A text that tells this input from others, for resuming."""
         if not self.path.is_file():
             return f"{self.name}, {self.count} turns"
         with self.path.open("rb") as f:
@@ -94,7 +95,7 @@ class Source:
 
 
 def check_out(out: Path, source: Path) -> None:
-    """Raises: ConfigError, where `out` is no file to write to."""
+    """Raises: ConfigError, where `out` cannot be the output file."""
     if not _is_csv(out) and out.suffix.lower() not in (".jsonl", ".ndjson"):
         raise ConfigError(f"--out {out}: name it .jsonl or .csv")
     if out.is_dir():
@@ -112,16 +113,16 @@ def label_file(
     labels: LabelSet | None = None,
     stop: StopRequest | None = None,
 ) -> Labelled:
-    """Read the emotion of each turn.
+    """Label each turn with its emotion.
 
     Args:
-        out: a .jsonl file, one line a turn, or a .csv file (of a CSV, with its columns).
+        out: a .jsonl file, one line a turn, or a .csv file (with the columns of a CSV input).
         labels: label set for all turns; None takes the file's, else the model's.
 
     Raises:
         DataError: the output cannot be written.
-        StoreError: what is begun under this name came of another input, model or setting.
-        Stopped: `stop` was asked for; what is done is kept.
+        StoreError: an unfinished output of this name has another input, model or setting.
+        Stopped: `stop` was asked for; finished turns are kept.
     """
     check_out(out, source.path)
     read, stop = source.settings, stop or StopRequest()
@@ -159,7 +160,7 @@ def _is_csv(out: Path) -> bool:
 
 
 def _of_a_file(path: Path) -> bool:
-    """Whether the reader of transcripts takes a file, not the adapter of a known data set."""
+    """Whether a file is a transcript, not a file of a known data set."""
     from selfemo.data import ADAPTERS
 
     if path.suffix.lower() not in (".csv", ".tsv"):
@@ -185,7 +186,7 @@ def _label(
     turns, past, number, place = source.turns(), list[SourceTurn](), 0, -1
     resumed = output.turns
     if resumed:
-        reporter.say(f"going on behind {resumed} turns that are done")
+        reporter.say(f"resuming after {resumed} finished turns")
     with reporter.bar("predict", source.count) as advance:
         while chunk := list(itertools.islice(turns, CHUNK)):
             segments = _segments(chunk, past)
@@ -215,7 +216,7 @@ def _label(
 def _segments(
     chunk: Sequence[SourceTurn], past: Sequence[SourceTurn]
 ) -> list[tuple[list[SourceTurn], list[SourceTurn]]]:
-    """(earlier turns, turns to read) of each conversation in a chunk."""
+    """(earlier turns, turns to label) of each conversation in a chunk."""
     segments: list[tuple[list[SourceTurn], list[SourceTurn]]] = []
     for key, mine in itertools.groupby(chunk, key=lambda t: t.conversation):
         before = [t for t in past if t.conversation == key] if not segments else []
@@ -224,7 +225,7 @@ def _segments(
 
 
 class _Output:
-    """OUT.part and OUT.progress.json; a context manager that leaves both where the block fails."""
+    """OUT.part and OUT.progress.json; a context manager that keeps both if its block fails."""
 
     def __init__(self, out: Path, what: dict[str, str], columns: Sequence[str]):
         self.out, self.what, self.columns = out, what, columns
@@ -242,16 +243,16 @@ class _Output:
                 begun = known["what"]
             except (ValueError, KeyError) as e:
                 raise StoreError(
-                    f"{self.progress} cannot be read ({e}); remove it and {self.part} to begin anew"
+                    f"{self.progress} cannot be read ({e}); remove it and {self.part} to start again"
                 ) from None
             for key, value in self.what.items():
                 if begun.get(key) != value:
                     raise StoreError(
                         f"{self.out} was begun with another {key}: {begun.get(key)}; now {value}. Give "
-                        f"another --out, or remove {self.progress} to begin anew"
+                        f"another --out, or remove {self.progress} to start again"
                     )
             if not self.part.exists() or self.part.stat().st_size < size:
-                raise StoreError(f"{self.part} is cut; remove {self.progress} to begin anew")
+                raise StoreError(f"{self.part} is cut off; remove {self.progress} to start again")
         self.file = self.part.open("ab")
         self.file.truncate(size)
         return self
@@ -260,7 +261,7 @@ class _Output:
         self.file.close()
 
     def write(self, rows: Sequence[tuple[SourceTurn, int, Recognition]]) -> None:
-        """Add a chunk: on disk before the progress file says so."""
+        """Add a chunk; it is on disk before the progress file counts it."""
         text = io.StringIO(newline="")
         writer: Any = None
         for turn, place, r in rows:
@@ -293,23 +294,12 @@ class _Output:
 
 def _record(turn: SourceTurn, place: int, r: Recognition, columns: Sequence[str]) -> dict[str, Any]:
     """One line of the output; a name that the input has already gets `predicted_` before it."""
-    record: dict[str, Any] = (
-        {c: turn.fields[c] for c in columns}
-        if columns
-        else {
-            "conversation": turn.conversation,
-            "turn": place,
-            "speaker": turn.speaker,
-            "text": turn.text,
-            **turn.fields,
-        }
-    )
-    values = (
-        r.emotion,
-        round(r.confidence, 6),
-        r.distribution and {e: round(w, 6) for e, w in r.distribution.items()},
-        r.failure,
-    )
+    record: dict[str, Any] = {c: turn.fields[c] for c in columns}
+    if not columns:
+        record = {"conversation": turn.conversation, "turn": place, "speaker": turn.speaker}
+        record |= {"text": turn.text, **turn.fields}
+    weights = r.distribution and {e: round(w, 6) for e, w in r.distribution.items()}
+    values = (r.emotion, round(r.confidence, 6), weights, r.failure)
     taken = set(record)
     for name, value in zip(ADDED, values, strict=True):
         record[f"predicted_{name}" if name in taken else name] = value

@@ -1,39 +1,35 @@
 """Self-play (SPEC section 5, eqs. 6-7): score a group, pick its best, gate it, make the next prompt.
 
-The one policy plays every role. These are the parts of one turn; flywheel.py runs them over a buffer of
-prompts with policy updates, `play_episodes` without.
+The one policy plays every role. These are the parts of one turn; rl.py runs them over a buffer of prompts
+with policy updates, `play_episodes` without.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from selfemo.config import Config, GrpoConfig, RewardConfig
-from selfemo.method.parsing import parse
-from selfemo.method.prompts import Fitted, fit
-from selfemo.method.rewards import consensus, primary_reward
-from selfemo.method.self_grpo import advantages
+from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, SamplingConfig
+from selfemo.method.prompts import Fitted, Reasoning, fit
+from selfemo.method.scoring import score_samples
 from selfemo.method.types import (
     Completion,
     Conversation,
-    EmotionDistribution,
-    LabelSet,
+    FailureKind,
     Lineage,
     Persona,
     Place,
     Prompt,
-    Rollout,
     RolloutGroup,
     Sample,
     Utterance,
 )
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.runs.store import Store
+from selfemo.models.sampler import Message, Sampler
 from selfemo.seeds import derive
 from selfemo.stages.gate import PASS, gate
-from selfemo.training.protocol import Engine
+from selfemo.stages.interfaces import Buffer
 
 PersonaOf = Callable[[str, str], Persona]
 """(conversation id, speaker) to the persona that the speaker keeps over an episode."""
@@ -47,24 +43,6 @@ def persona_book(conversations: Sequence[Conversation]) -> PersonaOf:
         return book.get(conversation_id, {}).get(speaker, Persona(speaker, ""))
 
     return persona_of
-
-
-def score_samples(
-    labels: LabelSet,
-    target: EmotionDistribution,
-    samples: Sequence[Sample],
-    reward: RewardConfig,
-    grpo: GrpoConfig,
-    lam: float,
-) -> tuple[Rollout, ...]:
-    """Parse and score the G completions of one prompt: R1, R2, advantage (SPEC sections 2-3)."""
-    parsed = [parse(s.text, labels, finished=s.finished) for s in samples]
-    predicted = [p.emotion if isinstance(p, Completion) else None for p in parsed]
-    r1 = [primary_reward(p, target, labels, reward.primary) for p in predicted]
-    r2 = consensus(predicted, labels, weighted=reward.secondary == "weighted")
-    adv = advantages(r1, r2, lam, eps=grpo.eps, ddof=grpo.ddof)
-    rollouts = zip(samples, parsed, r1, r2, adv.tolist(), strict=True)
-    return tuple(Rollout(*r) for r in rollouts)
 
 
 def score_group(
@@ -81,7 +59,16 @@ def score_group(
     """
     if prompt.target is None:
         raise ValueError(f"prompt {prompt.id} has no target emotion to score against")
-    rollouts = score_samples(prompt.label_set, prompt.target, samples, reward, grpo, lam)
+    rollouts = score_samples(
+        prompt.label_set,
+        prompt.target,
+        samples,
+        lam=lam,
+        primary=reward.primary,
+        secondary=reward.secondary,
+        eps=grpo.eps,
+        ddof=grpo.ddof,
+    )
     return RolloutGroup(prompt, rollouts)
 
 
@@ -122,41 +109,33 @@ def next_prompt(
     )
 
 
-class ChatEncoder(Protocol):
-    """The part of an engine that counts a prompt's tokens."""
-
-    def encode(self, messages: list[dict[str, str]]) -> list[int]: ...
-
-
 def fit_all(
-    prompts: Sequence[Prompt], engine: ChatEncoder, config: Config, counts: dict[str, int]
-) -> list[Fitted]:
-    """Prompts inside the length limit; those that cannot be are left out and counted.
+    prompts: Sequence[Prompt],
+    encode: Callable[[list[Message]], Sequence[int]],
+    max_tokens: int,
+    reasoning: Reasoning,
+) -> tuple[list[Fitted], Counter[str]]:
+    """Prompts inside the length limit, in order; the others are left out and counted.
 
-    Counts: `too_long` prompts left out; `shortened` prompts and the `turns_dropped` from them.
+    Returns:
+        Counts beside the prompts: `too_long` (prompts left out), `shortened` (prompts), `turns_dropped`.
     """
-    return keep_fitted(
-        [fit(p, engine.encode, config.prompt.max_tokens, config.prompt.reasoning) for p in prompts],
-        counts,
-    )
-
-
-def keep_fitted(results: Sequence[Fitted | None], counts: dict[str, int]) -> list[Fitted]:
-    """What fits, with the counts of `fit_all`."""
+    counts: Counter[str] = Counter()
     fitted = []
-    for f in results:
+    for prompt in prompts:
+        f = fit(prompt, encode, max_tokens, reasoning)
         if f is None:
-            counts["too_long"] = counts.get("too_long", 0) + 1
+            counts[FailureKind.TOO_LONG.value] += 1
             continue
         if f.dropped:
-            counts["shortened"] = counts.get("shortened", 0) + 1
-            counts["turns_dropped"] = counts.get("turns_dropped", 0) + f.dropped
+            counts["shortened"] += 1
+            counts["turns_dropped"] += f.dropped
         fitted.append(f)
-    return fitted
+    return fitted, counts
 
 
-def sampling_settings(config: Config) -> SamplingSettings:
-    s = config.sampling
+def sampling_settings(s: SamplingConfig) -> SamplingSettings:
+    """The settings under which completions are sampled for training."""
     return SamplingSettings(s.max_new_tokens, s.temperature, s.top_p, token_budget=s.token_budget)
 
 
@@ -173,42 +152,18 @@ class Turn:
         return self.group.rollouts[self.best].completion
 
 
-def play_turn(
-    engine: Engine,
-    fitted: Sequence[Fitted],
-    originals: Sequence[Prompt],
-    config: Config,
-    *,
-    lam: float,
-    key: Sequence[object],
-    on_done: Callable[[int], None] | None = None,
-) -> list[Turn]:
-    """Sample, score, choose and gate one group per prompt.
-
-    Args:
-        fitted: prompts inside the length limit.
-        originals: the same prompts with their whole history, which the gate and eq. 7 need.
-        key: names that, with the run's seed and the prompt's id, give the random numbers.
-    """
-    requests = [
-        Request(f.ids, config.sampling.group_size, derive(config.seed, *key, f.prompt.id))
-        for f in fitted
-    ]
-    sampled = engine.generate(requests, sampling_settings(config), on_done)
-    turns = []
-    for prompt, samples in zip(originals, sampled, strict=True):
-        group = score_group(prompt, samples, config.reward, config.grpo, lam)
-        best = select_best(group, lam)
-        turns.append(Turn(group, best, gate(prompt, group.rollouts[best], config.gate)))
-    return turns
+def take_turn(group: RolloutGroup, lam: float, config: GateConfig) -> Turn:
+    """Choose the best rollout of a scored group and put it before the gate."""
+    best = select_best(group, lam)
+    return Turn(group, best, gate(group.prompt, group.rollouts[best], config))
 
 
 def play_episodes(
-    engine: Engine,
+    sampler: Sampler,
     prompts: Sequence[Prompt],
     persona_of: PersonaOf,
     config: Config,
-    store: Store,
+    buffer: Buffer,
     *,
     stage: str = "selfplay",
     on_turn: Callable[[int, int], None] | None = None,
@@ -221,27 +176,40 @@ def play_episodes(
     Returns:
         Counts: turns played, verdicts, prompts that were shortened or too long.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     live = list(prompts)
+    settings = sampling_settings(config.sampling)
     for turn in range(config.selfplay.max_turns):
-        fitted = fit_all(live, engine, config, counts)
-        whole = {p.id: p for p in live}
-        originals = [whole[f.prompt.id] for f in fitted]
-        turns = play_turn(engine, fitted, originals, config, lam=0.0, key=(stage, turn))
-        following = []
         place = Place(stage, turn)
-        with store.transaction():
-            store.add_prompts(originals, place)
+        fitted, lengths = fit_all(
+            live, sampler.encode, config.prompt.max_tokens, config.prompt.reasoning
+        )
+        counts.update(lengths)
+        whole = {p.id: p for p in live}
+        played = [whole[f.prompt.id] for f in fitted]
+        requests = [
+            Request(
+                f.ids, config.sampling.group_size, derive(config.seed, stage, turn, f.prompt.id)
+            )
+            for f in fitted
+        ]
+        sampled = sampler.generate(requests, settings)
+        turns = [
+            take_turn(score_group(p, s, config.reward, config.grpo, 0.0), 0.0, config.gate)
+            for p, s in zip(played, sampled, strict=True)
+        ]
+        following = []
+        with buffer.transaction():
+            buffer.add_prompts(played, place)
             for t in turns:
-                store.add_group(t.group, place, t.best, t.verdict)
-                counts[t.verdict] = counts.get(t.verdict, 0) + 1
+                buffer.add_group(t.group, place, t.best, t.verdict)
+                counts[t.verdict] += 1
                 if t.verdict == PASS and t.completion is not None:
-                    following.append(
-                        next_prompt(t.group.prompt, t.completion, persona_of, 0, stage)
-                    )
+                    prompt = t.group.prompt
+                    following.append(next_prompt(prompt, t.completion, persona_of, 0, stage))
         live = following
         if on_turn:
             on_turn(turn + 1, len(live))
         if not live:
             break
-    return counts
+    return dict(counts)

@@ -1,0 +1,52 @@
+"""Training: the `Trainer` protocol and the engines that implement it, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from selfemo.config import Config
+from selfemo.errors import ConfigError
+from selfemo.progress import StopRequest
+from selfemo.training.protocol import Trainer
+
+
+def states_folder(folder: Path, stage: str) -> Path:
+    """Where the local trainer keeps the training states of a stage of the run in `folder`."""
+    return folder / "checkpoints" / f".{stage}-partial"
+
+
+def _local(config: Config, folder: Path, stop: StopRequest) -> Trainer:
+    from selfemo.training.local import LocalTrainer
+
+    return LocalTrainer(
+        config.model,
+        config.sampling.temperature,
+        lambda stage: states_folder(folder, stage),
+        config.save.keep_states,
+    )
+
+
+def _verl(config: Config, folder: Path, stop: StopRequest) -> Trainer:
+    from selfemo.training.local import LocalTrainer
+    from selfemo.training.verl.trainer import VerlTrainer
+
+    here = LocalTrainer(config.model, config.sampling.temperature, lambda stage: folder)
+    return VerlTrainer(config, folder, stop, here)
+
+
+TRAINERS: dict[str, Callable[[Config, Path, StopRequest], Trainer]] = {
+    "local": _local,
+    "verl": _verl,
+}
+
+
+def open_trainer(config: Config, folder: Path, stop: StopRequest) -> Trainer:
+    """The trainer that config.engine names, for the run in `folder`.
+
+    Raises:
+        ConfigError: there is no such engine, or it cannot run these settings.
+    """
+    if config.engine not in TRAINERS:
+        raise ConfigError(f"engine = {config.engine!r}: valid are {', '.join(TRAINERS)}")
+    return TRAINERS[config.engine](config, folder, stop)

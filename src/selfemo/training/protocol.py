@@ -1,31 +1,36 @@
-"""What stages ask of an engine, and the supervised stage (steps of SFT over samples).
+"""The training protocol: what a run asks of whatever trains the policy.
 
-Engines (engines/*.py) implement `Engine`; the stages know nothing else of them.
+Implemented by the local engine (local.py, one device) and by verl (verl/trainer.py, a cluster). A stage does
+not ask which one it has:
+
+    sft    begin_sft -> resume -> for step in sft(...): keep, watch, save_state -> save
+    RL     begin_rl -> resume -> for wave in waves(...): with wave(...): sample, score, update -> save
+
+A wave is the rounds whose prompts are drawn before the first of them is sampled: one round here; several for
+verl, where each wave is a launch. verl samples and updates in processes of its own, so its `sample` waits for
+what they sampled and its `update` checks that they trained with the advantages it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from selfemo.config import GrpoConfig, OptimConfig, SftConfig
-from selfemo.method.types import EmotionDistribution, LabelSet, Sample
-from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.method.prompts import Fitted
+from selfemo.method.types import Prompt, Sample
+from selfemo.models.generation.requests import SamplingSettings
+from selfemo.models.sampler import Message, Sampler
 from selfemo.seeds import rng
 from selfemo.training.guards import NOT_FINITE
 
-
-@dataclass(frozen=True)
-class SftItem:
-    """One supervised sample; `weights` are the loss weights of its completion tokens."""
-
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
-    weights: Sequence[float]
-    share: str
+Measures = dict[str, Any]
+"""Measures of an optimiser step or of a round by name: loss, grad_norm, lr, kl, ..."""
 
 
 @dataclass(frozen=True)
@@ -36,43 +41,126 @@ class RlItem:
     completion_ids: Sequence[int]
     advantage: float
     share: str
+    """Id of the prompt; completions of one prompt share its prefix."""
 
 
-class Engine(Protocol):
-    """A policy that can be sampled and trained."""
+@dataclass(frozen=True)
+class SftStep:
+    """One optimiser step that was made: its index from 0, and its measures."""
 
-    def encode(self, messages: list[dict[str, str]]) -> list[int]: ...
+    index: int
+    measures: Measures
 
-    def sft_item(
-        self, prompt_ids: Sequence[int], completion: str, share: str, label_weight: float
-    ) -> SftItem: ...
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        settings: SamplingSettings,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[list[Sample]]: ...
+class Trainer(Protocol):
+    """Trains a policy through the stages of a run."""
 
-    def label_probabilities(
-        self, places: Sequence[tuple[Hashable, Sequence[int], str]], labels: LabelSet
-    ) -> list[EmotionDistribution]: ...
+    whole_rounds: bool
+    """Whether each RL round must have all its prompts: a launch takes whole batches only."""
 
-    def begin_stage(self, config: OptimConfig) -> None: ...
-
-    def end_stage(self) -> None: ...
-
-    def set_reference(self) -> None: ...
-
-    def sft_step(
-        self, items: Sequence[SftItem], config: OptimConfig, lr: float
-    ) -> dict[str, float]:
-        """One optimiser step; one whose loss or gradient is not finite is left out: `not_finite` is 1."""
+    def encode(self, messages: list[Message]) -> Sequence[int]:
+        """Token ids of a chat up to where the completion starts, by the configured model's tokenizer."""
         ...
 
-    def rl_round(
-        self, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
-    ) -> list[dict[str, float]]: ...
+    def sampler(self, weights: str) -> Sampler:
+        """A sampler with some weights (a model id or folder), to evaluate with; valid until the next call."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the model that is held."""
+        ...
+
+    def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
+        """Start a supervised stage from some weights, with a fresh optimiser."""
+        ...
+
+    def begin_rl(
+        self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]
+    ) -> None:
+        """Start an RL stage from some weights, which are also the reference policy of the KL term.
+
+        Args:
+            tests: held-out prompts that an engine may test on between rounds.
+        """
+        ...
+
+    def resume(self, recorded: int, say: Callable[[str], None]) -> int:
+        """Go on from the last whole state of the stage; returns the steps (rounds) that it holds, or 0.
+
+        Args:
+            recorded: the last step that the run recorded as saved; a later state is of a save that was cut
+                off. An engine that saves on its own goes by its own records.
+            say: told which states are damaged.
+        """
+        ...
+
+    def save_state(self, done: int, record: Callable[[int], None]) -> None:
+        """Save what the stage can go on from after `done` steps.
+
+        Args:
+            record: called once the state is whole, before older ones are dropped. An engine that saves on
+                its own may save nothing here and not call it.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights as a checkpoint; ends the stage."""
+        ...
+
+    def sft_steps(self, samples: int, config: SftConfig, epochs: int) -> int:
+        """How many optimiser steps `epochs` passes over so many samples take."""
+        ...
+
+    def sft(
+        self,
+        samples: Sequence[tuple[Fitted, str]],
+        config: SftConfig,
+        *,
+        epochs: int,
+        seed: int,
+        first: int,
+        scale: Callable[[int], float],
+    ) -> Iterator[SftStep]:
+        """Train on (prompt, completion) samples; yields after each optimiser step.
+
+        Args:
+            first: the step to begin with.
+            scale: what the learning rate of a step is multiplied with.
+        """
+        ...
+
+    def waves(self, rounds: int) -> list[range]:
+        """The rounds of an RL stage, parted into waves."""
+        ...
+
+    def drawn(self, wave: range) -> list[str] | None:
+        """Ids of the prompts that an earlier, interrupted run of this wave drew, in order; else None."""
+        ...
+
+    def wave(self, wave: range, rounds: Sequence[Sequence[Fitted]]) -> AbstractContextManager[None]:
+        """Inside the context the rounds of the wave can be sampled. `rounds`: the prompts of each."""
+        ...
+
+    def sample(
+        self,
+        round_: int,
+        prompts: Sequence[Fitted],
+        n: int,
+        seeds: Sequence[int],
+        settings: SamplingSettings,
+    ) -> list[list[Sample]]:
+        """`n` completions of each prompt of a round, by the policy as it is."""
+        ...
+
+    def update(
+        self,
+        round_: int,
+        minibatches: Sequence[Sequence[RlItem]],
+        config: GrpoConfig,
+        rates: Sequence[float],
+    ) -> Measures:
+        """One optimiser step per mini-batch on the completions of the round; the mean of their measures."""
+        ...
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
@@ -91,7 +179,7 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
 def finite_means(steps: Sequence[dict[str, float]]) -> dict[str, float | None]:
     """The mean of each measure over the steps where it is finite, None where it never is.
 
-    `not_finite`, the steps that were left out, is a sum, and is there only if there were any.
+    `not_finite`, the number of steps that were left out, is a sum, and is there only if there were any.
     """
     means: dict[str, float | None] = {}
     for key in dict.fromkeys(k for s in steps for k in s if k != NOT_FINITE):
@@ -118,36 +206,3 @@ def epoch_batches(
     order = rng(seed, "epoch", epoch).permutation(len(runs))
     flat = [i for r in order for i in runs[r]]
     return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
-
-
-def run_sft(
-    engine: Engine,
-    items: Sequence[SftItem],
-    config: SftConfig,
-    *,
-    epochs: int,
-    seed: int,
-    on_step: Callable[[int, int, dict[str, float]], Any],
-    first: int = 0,
-    scale: Callable[[int], float] = lambda step: 1.0,
-) -> int:
-    """Train on all items for some epochs; returns the number of optimiser steps.
-
-    The engine's stage has begun, and is ended by the caller.
-
-    Args:
-        on_step: called after each step with (step, total steps, measures).
-        first: the step to begin with; the engine holds weights and optimiser state of that point.
-        scale: what the learning rate of a step is multiplied with.
-    """
-    batches = [
-        batch
-        for epoch in range(epochs)
-        for batch in epoch_batches(
-            [i.share for i in items], config.batch_size, config.run_length, seed, epoch
-        )
-    ]
-    for step, batch in enumerate(batches[first:], first):
-        lr = learning_rate(config, step, len(batches)) * scale(step)
-        on_step(step, len(batches), engine.sft_step([items[i] for i in batch], config, lr))
-    return len(batches)

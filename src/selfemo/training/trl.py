@@ -5,7 +5,7 @@
 
 TRL sums its rewards and normalises the sum, or normalises each and whitens the batch after summing; eq. 13
 does neither. The trainer therefore keeps TRL's generation, loss and logging, and puts in place of TRL's
-advantages those of `selfplay.score_samples`, which the local engine uses too. R2 needs whole groups, and a
+advantages those of `scoring.score_samples`, which the local engine uses too. R2 needs whole groups, and a
 group may span processes, so completions are gathered before they are scored, in float64 on every process.
 
 Decisions, all [ours]:
@@ -25,11 +25,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from selfemo.config import GrpoConfig, RewardConfig
 from selfemo.errors import ConfigError, DataError, MissingExtraError
 from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
+from selfemo.method.scoring import score_samples
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import (
     Conversation,
@@ -39,8 +40,8 @@ from selfemo.method.types import (
     Rollout,
     Sample,
 )
-from selfemo.models.loading import Policy, resolve
-from selfemo.stages.selfplay import score_samples
+from selfemo.models.policy import Policy
+from selfemo.models.references import resolve
 
 try:
     import torch
@@ -131,9 +132,7 @@ def _sample(policy: Policy, ids: Sequence[int]) -> Sample:
     return Sample(policy.decode(ids), finished=bool(ids) and ids[-1] in policy.end_ids)
 
 
-def reward_function(
-    primary: Literal["iou", "exact"] = "iou", tokenizer: Any = None
-) -> Callable[..., list[float]]:
+def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[..., list[float]]:
     """R1 in TRL's signature, for a plain `GRPOTrainer` over the rows of `prompt_dataset`.
 
     R1 of a completion needs nothing but itself, so this works on any slice of a batch. R2 does not and
@@ -204,7 +203,16 @@ def _score(
         raise ConfigError(
             f"columns 'labels' and 'target': {e} (labels {list(labels)}, target {list(target)})"
         ) from e
-    return score_samples(label_set, wanted, samples, reward, grpo, lam)
+    return score_samples(
+        label_set,
+        wanted,
+        samples,
+        lam=lam,
+        primary=reward.primary,
+        secondary=reward.secondary,
+        eps=grpo.eps,
+        ddof=grpo.ddof,
+    )
 
 
 def _share(flags: Iterable[bool]) -> float:

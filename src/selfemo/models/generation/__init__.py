@@ -1,1 +1,76 @@
-"""Generation backends, one a file. Each returns `Sample`s for prompts of token ids or messages."""
+"""Generation backends, one a file: each is a `Sampler` (models/sampler.py).
+
+A new backend is one file here, and one function and one line of `SAMPLERS` below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfemo.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from selfemo.config import ModelConfig
+    from selfemo.models.sampler import Sampler
+
+
+def _local(reference: str, device: str, dtype: str) -> Sampler:
+    from selfemo.models.generation.local import LocalSampler
+    from selfemo.models.loading import load_policy
+
+    return LocalSampler(load_policy(reference, device, dtype))
+
+
+def _endpoint(reference: str, device: str, dtype: str) -> Sampler:
+    from selfemo.models.generation.chat import parse_expert
+    from selfemo.models.generation.endpoint import EndpointSampler
+
+    return EndpointSampler(parse_expert(reference))
+
+
+def _scripted(reference: str, device: str, dtype: str) -> Sampler:
+    from selfemo.models.generation.scripted import ScriptedSampler, read_script
+
+    return ScriptedSampler(read_script(Path(reference)))
+
+
+def local_sampler(config: ModelConfig, weights: str) -> Sampler:
+    """A sampler on this device with some weights, under the settings of a run."""
+    from selfemo.models.generation.local import LocalSampler
+    from selfemo.models.loading import load_configured
+
+    return LocalSampler(load_configured(config, weights))
+
+
+SAMPLERS: dict[str, Callable[[str, str, str], Sampler]] = {
+    "local": _local,
+    "endpoint": _endpoint,
+    "scripted": _scripted,
+}
+"""Backends by name: (what stands behind the name, device, precision) to a sampler."""
+
+
+def open_sampler(reference: str, device: str = "auto", dtype: str = "auto") -> Sampler:
+    """The sampler that a reference names.
+
+    Args:
+        reference: BACKEND:REST (`scripted:FILE` reads answers from a JSONL file of strings), an endpoint as
+            `NAME=URL,model=MODEL`, or else a model reference (models/references.py) for "local".
+
+    Raises:
+        UnsupportedError: no backend of this name; the message has the names that exist.
+        EngineError: there is no such model.
+        ConfigError, DataError: the endpoint is written wrongly, or the file of answers cannot be used.
+    """
+    from selfemo.models.generation.chat import names_endpoint
+
+    if names_endpoint(reference):
+        return _endpoint(reference, device, dtype)
+    name, colon, rest = reference.partition(":")
+    if not colon or name == "builtin" or Path(reference).exists():
+        name, rest = "local", reference
+    if name not in SAMPLERS:
+        raise UnsupportedError(f"no backend {name!r}; there are: {', '.join(SAMPLERS)}")
+    return SAMPLERS[name](rest, device, dtype)

@@ -1,4 +1,4 @@
-"""Who can be asked a chat question, and how the command line names them.
+"""Models that answer chat questions, and the form in which the command line names them.
 
 `NAME=URL,model=MODEL` is an OpenAI-compatible endpoint (endpoint.py), `local` or `NAME=local,model=ID`
 the built-in model, a folder or a hub id on this machine (local_chat.py). More settings follow after
@@ -8,6 +8,7 @@ commas; `ExpertSpec` lists them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -23,11 +24,11 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question.
+    """One question of a chat.
 
     Attributes:
-        schema: JSON schema of the answer, for backends that can hold the model to it; others rely on
-            the question's own words.
+        schema: JSON schema of the answer, for backends that can hold the model to it; with others the
+            question itself has to ask for that form.
         seed: key of the random numbers, where the backend takes one.
         temperature: None takes the expert's.
     """
@@ -41,7 +42,7 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: text and tokens used."""
+    """The text that came back, and the tokens used."""
 
     text: str
     prompt_tokens: int = 0
@@ -129,6 +130,33 @@ class ExpertSpec(BaseModel):
                 "leave key= out for an endpoint that needs none"
             )
         return value or "none"
+
+
+_ENDPOINT = re.compile(r"[^=/\\]+=https?://")
+
+
+def names_endpoint(text: str) -> bool:
+    """True for a model given as an endpoint, `NAME=URL,...`."""
+    return _ENDPOINT.match(text) is not None
+
+
+def endpoint_of(model: str) -> ExpertSpec | None:
+    """The endpoint that `NAME=URL,model=...` names, asked greedily unless it sets a temperature.
+
+    Raises:
+        ConfigError: it has that form with a mistake in it.
+    """
+    if not names_endpoint(model):
+        return None
+    spec = parse_expert(model)
+    if spec.json_mode != "none":
+        raise ConfigError(
+            f"{spec.name}: json={spec.json_mode} would keep the model from the format that is evaluated, "
+            "which is lines and not JSON; leave json= out"
+        )
+    if "temperature" not in spec.model_fields_set:
+        spec = spec.model_copy(update={"temperature": 0.0})
+    return spec
 
 
 _FORM = "NAME=URL,model=MODEL (then key=ENVIRONMENT_VARIABLE, concurrency=, rpm=, ...), or local"

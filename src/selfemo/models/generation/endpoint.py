@@ -1,4 +1,4 @@
-"""Chat questions to an OpenAI-compatible endpoint: retries, rate limits, and what is beyond retrying.
+"""Chat questions to an OpenAI-compatible endpoint: retries, rate limits, and faults that no retry mends.
 
 The `openai` client speaks the protocol, `tenacity` repeats, `aiolimiter` keeps the rate. The client's own
 retries are off: a 429 must hold back every question to that endpoint, not the one it hit alone.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from selfemo.errors import EndpointError, MissingExtraError
+from selfemo.errors import EndpointError, MissingExtraError, UnsupportedError
+from selfemo.method.types import EmotionDistribution, LabelSet, Sample
 from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError
+from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
+from selfemo.models.sampler import LabelPlace, Message
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
@@ -30,7 +34,7 @@ _FATAL = {
     402: "the account has no credit left",
     403: "the key is not allowed to use it",
     404: "there is no such model or path; check model= and the URL (it ends in /v1 for most servers)",
-    405: "the URL is none of a chat endpoint (it ends in /v1 for most servers)",
+    405: "the URL is not that of a chat endpoint (it ends in /v1 for most servers)",
 }
 _CHARS_PER_TOKEN = 4
 
@@ -262,6 +266,133 @@ class Endpoint:
             self._limit_field = "max_completion_tokens"
             return _AgainError("the limit goes by another name", told=True)
         return UnansweredError("refused", f"HTTP {status}: {said}")
+
+
+class EndpointSampler:
+    """An endpoint as a `Sampler`: completions alone, and without log-probabilities.
+
+    Methods may be called from several threads, inside an event loop or not; `close` ends its own loop.
+
+    Args:
+        spec: its temperature is not used: settings have one.
+    """
+
+    def __init__(self, spec: ExpertSpec):
+        self.spec = spec
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _refused(self, what: str) -> UnsupportedError:
+        return UnsupportedError(
+            f"endpoint {self.spec.name} cannot {what}; use a model on this machine"
+        )
+
+    def encode(self, messages: list[Message]) -> Sequence[int]:
+        """As many numbers as the chat has tokens by an estimate; `Request.messages` carries the chat."""
+        return range(estimate_tokens(ChatRequest(messages, {}, 0)))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise self._refused("read token ids")
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: SamplingSettings,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[Sample]]:
+        """See `Sampler.generate`. Each completion is a question of its own; seeds are not sent.
+
+        Raises:
+            UnsupportedError: a request without `messages`, or constraints, top_p or no_repeat_ngram.
+            EndpointError: the endpoint cannot be used, or one question got no answer.
+        """
+        if settings.no_repeat_ngram:
+            raise self._refused("keep n-grams from repeating (no_repeat_ngram)")
+        if settings.top_p != 1:
+            raise self._refused("cut the distribution (top_p)")
+        questions = []
+        for request in requests:
+            if request.constraints is not None:
+                raise self._refused("hold completions to constraints")
+            if not request.messages:
+                raise self._refused("complete token ids, only chats (Request.messages)")
+            question = ChatRequest(
+                request.messages, {}, settings.max_new_tokens, temperature=settings.temperature
+            )
+            questions += [question] * request.n
+        answers = iter(self.answers(questions, on_done=on_done))
+        return [[self._sample(next(answers), settings) for _ in range(r.n)] for r in requests]
+
+    def _sample(self, answer: Answer | UnansweredError, settings: SamplingSettings) -> Sample:
+        if isinstance(answer, UnansweredError):
+            raise EndpointError(f"endpoint {self.spec.name} gave no answer: {answer.detail}")
+        return Sample(first_lines(answer.text, settings.max_lines))
+
+    def label_probabilities(
+        self, places: Sequence[LabelPlace], labels: LabelSet
+    ) -> list[EmotionDistribution]:
+        raise self._refused("tell the probability of a label")
+
+    def load(self, weights: str) -> None:
+        raise self._refused("load weights")
+
+    def answers(
+        self,
+        questions: Sequence[ChatRequest],
+        on_text: Callable[[int, str], bool] | None = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer | UnansweredError]:
+        """The answer to each question, or why there is none, in order.
+
+        Args:
+            on_text: called with (question, its text so far) as answers arrive; False ends that answer.
+            on_done: called with 1 after each answer.
+
+        Raises:
+            EndpointError: no question will be answered.
+        """
+        if not questions:
+            return []
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, daemon=True).start()
+            loop = self._loop
+        work = self._ask_all(questions, on_text, on_done)
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    async def _ask_all(
+        self,
+        questions: Sequence[ChatRequest],
+        on_text: Callable[[int, str], bool] | None,
+        on_done: Callable[[int], None] | None,
+    ) -> list[Answer | UnansweredError]:
+        endpoint = Endpoint(self.spec)
+        slots = asyncio.Semaphore(self.spec.concurrency)
+
+        async def one(n: int, question: ChatRequest) -> Answer | UnansweredError:
+            async with slots:
+                try:
+                    if on_text is None:
+                        return await endpoint.ask(question)
+                    return await endpoint.stream(question, lambda text: on_text(n, text))
+                except UnansweredError as e:
+                    return e
+                finally:
+                    if on_done:
+                        on_done(1)
+
+        try:
+            return list(await asyncio.gather(*(one(n, q) for n, q in enumerate(questions))))
+        finally:
+            await endpoint.close()
+
+    def close(self) -> None:
+        """End the connection; the next call begins another one."""
+        with self._lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop = None
 
 
 def _storable(text: object) -> str:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from selfemo.errors import EngineError, MissingExtraError
-from selfemo.models.loading import Policy
+from selfemo.models.policy import Policy
 
 
 class Compiled:

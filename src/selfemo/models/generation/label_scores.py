@@ -1,4 +1,4 @@
-"""How probable each label is in the place where a completion names an emotion.
+"""The probability of each label in the place where a completion names an emotion.
 
 One forward pass over a prefix tree: the prompts of a conversation share their past, and the labels are
 the leaves. For inference alone.
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from selfemo.method.types import EmotionDistribution, LabelSet
-from selfemo.models.loading import Policy
 from selfemo.models.packing import bins, group_by_key, micro_batches, pack, shared_prefix
+from selfemo.models.policy import Policy
 
 _TREE_TOKENS = 2048
 _BATCH_TOKENS = 4096
@@ -43,7 +43,7 @@ def label_probabilities(
         len(ids) + min(shared_prefix(head[0], h) for h in head[1:])
         for (_, ids, _), head in zip(places, heads, strict=True)
     ]
-    # What predicts is in the tree, what is only predicted is not: labels of one token add nothing to it.
+    # A sequence's last token predicts nothing and is left out: labels of one token add nothing to the tree.
     seen = [[s[:-1] for s in sequences] for sequences in full]
     extra = [sum(len(h) - 1 for h in head) for head in heads]
     trees = group_by_key(
@@ -51,7 +51,7 @@ def label_probabilities(
     )
     sizes = [len(pack([s for i in tree for s in seen[i]])) for tree in trees]
     rows = trees
-    if policy.row_cost_is_exact:
+    if policy.attention == "tree":
         rows = [[i for t in row for i in trees[t]] for row in bins(sizes, _TREE_TOKENS)]
         sizes = [len(pack([s for i in row for s in seen[i]])) for row in rows]
     found: list[EmotionDistribution | None] = [None] * len(places)

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from selfemo.errors import NotFiniteError
-from selfemo.method.types import Sample
+from selfemo.errors import EngineError, NotFiniteError, UnsupportedError
+from selfemo.method.types import EmotionDistribution, LabelSet, Sample
+from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.generation.requests import (
     Constraint,
@@ -30,14 +31,18 @@ from selfemo.models.generation.requests import (
     Request,
     SamplingSettings,
 )
-from selfemo.models.loading import Policy
+from selfemo.models.loading import load_policy
+from selfemo.models.memory import return_memory
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
+from selfemo.models.policy import Policy
+from selfemo.models.sampler import LabelPlace, Message
 
 _TREE_TOKENS = 2048
 """Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
 
 
 OnToken = Callable[[int, int, Sequence[int]], bool]
+"""(request, copy, ids so far) to whether the completion goes on."""
 
 
 class _GrowingLayer(DynamicLayer):
@@ -71,7 +76,7 @@ class _GrowingLayer(DynamicLayer):
 
 @dataclass
 class _Open:
-    """One completion under way, and what has been sampled so far."""
+    """One completion under way, with the tokens sampled so far."""
 
     request: int
     copy: int
@@ -145,7 +150,7 @@ def _uniforms(seed: int, copy: int, n: int) -> np.ndarray:
 
 
 def _allowed(live: Sequence[_Open], logits: torch.Tensor) -> torch.Tensor | None:
-    """(q, v) bool: what each completion may go on with; None where all may go on with anything."""
+    """(q, v) bool: the tokens that each completion may go on with; None where no completion is held."""
     if not any(o.constraint for o in live):
         return None
     anything = torch.ones(logits.shape[-1], dtype=torch.bool)
@@ -198,8 +203,75 @@ def sample_tokens(
     return ids, logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1), entropies
 
 
+class LocalSampler:
+    """A model on this device as a `Sampler`; whoever trains the same `Policy` changes what it says.
+
+    Args:
+        policy: the model, tokenizer and device.
+        many_calls: keep freed memory for the next call, which is quicker where calls are small and many.
+    """
+
+    def __init__(self, policy: Policy, *, many_calls: bool = False):
+        self.policy, self._many_calls = policy, many_calls
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        return self.policy.encode(messages)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.policy.decode(ids)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        settings: SamplingSettings,
+        on_done: Callable[[int], None] | None = None,
+        on_token: OnToken | None = None,
+    ) -> list[list[Sample]]:
+        """See `Sampler.generate`; `on_token` as for `LocalGenerator.generate`."""
+        self.policy.model.eval()
+        samples = LocalGenerator(self.policy, settings).generate(requests, on_done, on_token)
+        if not self._many_calls:
+            return_memory()
+        return samples
+
+    def label_probabilities(
+        self, places: Sequence[LabelPlace], labels: LabelSet
+    ) -> list[EmotionDistribution]:
+        self.policy.model.eval()
+        found = label_probabilities(self.policy, places, labels)
+        if not self._many_calls:
+            return_memory()
+        return found
+
+    def load(self, weights: str) -> None:
+        """Copy other weights of the same architecture into the policy, in place, with their tokenizer.
+
+        Raises:
+            UnsupportedError: the policy trains adapters.
+            EngineError: there is no such model, or it is of another architecture or size.
+        """
+        policy = self.policy
+        if policy.model is not policy.core:
+            raise UnsupportedError(
+                "local cannot load weights below adapters (model.lora); open a new sampler"
+            )
+        new = load_policy(weights, str(policy.device), policy.dtype, policy.attention)
+        ours, theirs = policy.core.state_dict(), new.core.state_dict()
+        shapes = ({name: x.shape for name, x in state.items()} for state in (ours, theirs))
+        if policy.core.config.model_type != new.core.config.model_type or next(shapes) != next(
+            shapes
+        ):
+            raise EngineError(
+                f"{weights}: its weights are not of the same model as {policy.source}"
+            )
+        policy.core.load_state_dict(theirs)
+        policy.core.generation_config = new.core.generation_config
+        policy.take_tokenizer(new.tokenizer)
+        policy.source = new.source
+
+
 class LocalGenerator:
-    """Samples completions from a `Policy`.
+    """Samples completions from a `Policy` under one set of settings.
 
     Args:
         policy: the model, tokenizer and device.
@@ -257,7 +329,7 @@ class LocalGenerator:
         prompts = [r.prompt_ids for r in requests]
         trees = group_by_key(prompts, keys, _TREE_TOKENS, grow)
         sizes = [len(pack([prompts[i] for i in t])) + sum(grow[i] for i in t) for t in trees]
-        if self.policy.row_cost_is_exact:
+        if self.policy.attention == "tree":
             rows = bins(sizes, _TREE_TOKENS)
             trees = [[i for t in row for i in trees[t]] for row in rows]
             sizes = [sum(sizes[t] for t in row) for row in rows]

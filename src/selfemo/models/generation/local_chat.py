@@ -16,7 +16,9 @@ from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, Unan
 from selfemo.models.generation.grammar import Grammar
 from selfemo.models.generation.local import LocalGenerator
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import Policy, load_policy, resolve
+from selfemo.models.loading import load_policy
+from selfemo.models.policy import Policy
+from selfemo.models.references import resolve
 
 _GATHER = 0.02
 """Seconds to wait for more questions before a batch starts."""
@@ -24,7 +26,12 @@ _GRAMMARS_KEPT = 256
 
 
 class LocalChat:
-    """Args: spec: its model is a model id, its concurrency the largest batch."""
+    """A model on this machine as a `Chat`.
+
+    Args:
+        spec: its model is a model reference, its concurrency the largest batch.
+        policy: the model, if it is loaded already.
+    """
 
     def __init__(self, spec: ExpertSpec, policy: Policy | None = None):
         self.spec, self.name, self.model = spec, spec.name, spec.model
@@ -36,7 +43,7 @@ class LocalChat:
 
     @property
     def policy(self) -> Policy:
-        """The model, loaded with the first question: a job whose answers are all kept needs none."""
+        """The model, loaded with the first question: a job that has all its answers stored loads none."""
         if self._policy is None:
             try:
                 self._policy = load_policy(self.spec.model, dtype="auto")
@@ -111,7 +118,11 @@ class LocalChat:
 
 
 def open_local(spec: ExpertSpec) -> LocalChat:
-    """Raises EngineError where there is no such model; the message names the expert."""
+    """A local expert, whose model is converted if need be, but not loaded.
+
+    Raises:
+        EngineError: there is no such model; the message names the expert.
+    """
     try:
         resolve(spec.model)
     except EngineError as e:

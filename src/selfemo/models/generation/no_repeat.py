@@ -1,4 +1,4 @@
-"""No n-gram of tokens twice in one line: the most likely words of a small model end in a loop."""
+"""A limit against loops: no n-gram of tokens occurs twice in one line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class NoRepeat:
 
     Args:
         n: length of the n-grams, in tokens.
-        line_ends: (v,) line ends in each token; n-grams are forgotten behind one, so that the short lines
-            of the format may be alike.
+        line_ends: (v,) number of line ends in each token; a line end clears the memory, so that the short
+            lines of the format may be alike.
     """
 
     def __init__(self, n: int, line_ends: np.ndarray):

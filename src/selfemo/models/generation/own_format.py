@@ -1,8 +1,8 @@
-"""Sampling held to our own format (prompts.py), so that every completion parses (parsing.py).
+"""Sampling held to the format of completions (prompts.py), so that every one parses (parsing.py).
 
-At each step llguidance leaves the tokens that the format can go on with. It knows no token limit, so near
-the limit this constraint takes over: it closes an open field by the shortest text that ends it, token by
-token, and ends the reply. For inference alone: in training a completion that does not parse must be able
+At each step llguidance allows only tokens that the format can continue with. It knows no token limit, so
+near the limit this constraint takes over: it closes an open field by the shortest text that ends it, token
+by token, and ends the reply. For inference alone: in training a completion that does not parse must be able
 to happen, or it could not be rewarded with 0.
 """
 
@@ -19,7 +19,7 @@ from selfemo.method.prompts import Reasoning
 from selfemo.method.types import MAX_EMOTIONS, EmotionDistribution, LabelSet
 from selfemo.models.generation.grammar import Compiled, Matcher
 from selfemo.models.generation.no_repeat import NoRepeat
-from selfemo.models.loading import Policy
+from selfemo.models.policy import Policy
 
 _FREE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 """A character of a line of free text: none that Python or the parser takes for a line end."""
@@ -31,10 +31,10 @@ _CHARACTER = 4
 
 
 def checked_labels(labels: LabelSet) -> LabelSet:
-    """The same labels.
+    """The labels, once each is known to be readable from a completion.
 
     Raises:
-        ConfigError: one could not be read back from a completion.
+        ConfigError: a label could not be read back.
     """
     for label in labels:
         read = parse_emotions(label, labels)
@@ -47,7 +47,7 @@ def checked_labels(labels: LabelSet) -> LabelSet:
 
 
 def emotions_regex(labels: LabelSet, most: int = MAX_EMOTIONS) -> str:
-    """What `prompts.format_emotions` writes: one name, or up to `most` distinct ones with whole weights."""
+    """The texts of `prompts.format_emotions`: one name, or up to `most` distinct ones with whole weights."""
 
     def weighted(used: tuple[str, ...]) -> str:
         parts = []
@@ -63,7 +63,7 @@ def emotions_regex(labels: LabelSet, most: int = MAX_EMOTIONS) -> str:
 
 
 def most_emotions(labels: LabelSet) -> int:
-    """How many emotions one set may name under the grammar."""
+    """The most emotions that one E or S line may name under the grammar."""
     return 2 if len(labels) > _MANY_LABELS else min(MAX_EMOTIONS, len(labels))
 
 
@@ -78,7 +78,7 @@ class OwnFormat(Compiled):
     """The format over one label set, for one policy's tokenizer.
 
     Raises:
-        ConfigError: a label that the format cannot hold.
+        ConfigError: the format cannot hold one of the labels.
         MissingExtraError: llguidance is not installed.
     """
 
@@ -185,10 +185,10 @@ class LimitedFormat:
         self.opened: _Open | None = None
 
     def probabilities(self, field: str) -> EmotionDistribution | None:
-        """What the completion begun last gave each label at "E" or "S", normalised over the set.
+        """The probability of each label at "E" or "S" in the completion begun last, normalised over the set.
 
-        By the token that each label begins with: the grammar leaves nothing but that label behind it. None
-        before that place, and where labels begin alike (label_scores.py tells those apart).
+        Read off at the token that each label begins with: the grammar leaves no other label behind it. None
+        before that place, and where two labels begin with one token (label_scores.py tells those apart).
         """
         return self.opened.seen.get(field) if self.opened else None
 

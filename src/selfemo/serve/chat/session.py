@@ -1,6 +1,6 @@
-"""A conversation with characters, as a value: each step gives a new session, so undoing is keeping the old.
+"""A conversation with characters as an immutable value: each step gives a new session.
 
-Who answers what is the model's part (`selfemo.serve.api.SelfEmo`); a session never holds one.
+A session holds no model; `selfemo.serve.selfemo.SelfEmo` answers what `Session.ask` gives.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.prompts import clean
 from selfemo.method.types import EmotionDistribution, LabelSet, Persona
-from selfemo.runs.dialogues import Episode
-from selfemo.serve.api import Ask, Reading, Response
+from selfemo.serve.answers import ReadEmotion, Response
+from selfemo.serve.asking import Ask
 
 YOU = "You"
 
 
 @dataclass(frozen=True, slots=True)
 class Character:
-    """Somebody whom the model plays."""
+    """A person whom the model plays."""
 
     name: str
     description: str = ""
@@ -33,19 +33,27 @@ class Line:
     """One turn.
 
     Attributes:
-        heard: what the one who answered it read in it; None before there is an answer.
-        felt: what its speaker declared of itself; None for what people said.
+        heard: the emotion that the answering character read in it; None before there is an answer.
+        felt: the emotion that its speaker declared; None for a person's line.
     """
 
     speaker: str
     text: str
-    heard: Reading | None = None
-    felt: Reading | None = None
+    heard: ReadEmotion | None = None
+    felt: ReadEmotion | None = None
+
+    def notes(self, heard: str) -> list[str]:
+        """The emotions as text, such as "feels joy"; `heard` stands before the one read in the line."""
+        return [
+            f"{what} {r.emotion}"
+            for what, r in (("feels", self.felt), (heard, self.heard))
+            if r is not None and r.emotion is not None
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A conversation under way.
+    """A conversation between the user and characters, or between two characters.
 
     Attributes:
         characters: one to talk with, or two that talk with each other.
@@ -58,10 +66,10 @@ class Session:
     lines: tuple[Line, ...] = ()
 
     def said(self, text: str, speaker: str = "") -> Session:
-        """With a line of `speaker` (default: you).
+        """The session with one more line, of `speaker` or, by default, of the user.
 
         Raises:
-            DataError: there is nothing in the text.
+            DataError: the text is empty.
         """
         text = clean(text)
         if not text:
@@ -69,13 +77,13 @@ class Session:
         return replace(self, lines=(*self.lines, Line(speaker or self.you, text)))
 
     def ask(self, character: Character | None = None) -> Ask:
-        """The question of who answers the last line, by default the next character.
+        """The question to the model: the answer of a character, by default the next one, to the last line.
 
         Raises:
             DataError: nothing was said yet.
         """
         if not self.lines:
-            raise DataError("nothing was said yet: somebody has to begin")
+            raise DataError("nothing was said yet: somebody has to begin; type a first line")
         who = character or self.next_character()
         turns = [(line.speaker, line.text) for line in self.lines]
         return Ask(turns, Persona(who.name, who.description), who.name, self.scene)
@@ -86,7 +94,7 @@ class Session:
         return next((c for c in self.characters if c.name != last), self.characters[0])
 
     def answered(self, response: Response) -> Session:
-        """With what was read in the last line, and the reply; a failed answer leaves no reply."""
+        """The session with the emotion read in the last line, and the reply where there is one."""
         last = replace(self.lines[-1], heard=response.heard)
         before = (*self.lines[:-1], last)
         if response.failure or not response.reply:
@@ -95,17 +103,17 @@ class Session:
         return replace(self, lines=(*before, reply))
 
     def undone(self) -> Session:
-        """Without the last line, and without yours where it was the answer to one."""
+        """The session without its last line; if that was the reply to a line of the user, without both."""
         lines = self.lines[:-1]
         if lines and self.lines[-1].speaker != self.you and lines[-1].speaker == self.you:
             lines = lines[:-1]
         return replace(self, lines=_unheard(lines))
 
     def edited(self, place: int, text: str) -> Session:
-        """With another text at a place, from 0; what came after it is gone.
+        """The session with a new text for line `place` (from 0), and without the lines after it.
 
         Raises:
-            DataError: no such line, or nothing in the text.
+            DataError: there is no such line, or the text is empty.
         """
         text = clean(text)
         if not 0 <= place < len(self.lines):
@@ -115,39 +123,24 @@ class Session:
         line = Line(self.lines[place].speaker, text)
         return replace(self, lines=(*self.lines[:place], line))
 
-    def emotions(self) -> list[tuple[int, str, str, str]]:
-        """(place, speaker, emotion read in it or "", emotion declared or "") of each line."""
-        return [
-            (n, line.speaker, _name(line.heard), _name(line.felt))
-            for n, line in enumerate(self.lines)
-        ]
-
     # -- files --------------------------------------------------------------------------------------
 
     def as_jsonl(self, labels: LabelSet, name: str = "chat") -> str:
-        """One line of the project's JSONL (datasets/jsonl.py): the emotion of a turn is what its speaker
-        declared, else what was read in it.
+        """One line of the project's JSONL (data/jsonl.py); the emotion of a turn is the declared one, else
+        the one read in it.
 
         Raises:
-            DataError: nothing was said yet.
+            DataError: the session has no lines.
         """
         if not self.lines:
             raise DataError("there is nothing to export yet")
         turns = [
-            {
-                "speaker": line.speaker,
-                "text": line.text,
-                "emotion": _weights(line.felt or line.heard),
-            }
-            for line in self.lines
+            {"speaker": x.speaker, "text": x.text, "emotion": _weights(x.felt or x.heard)}
+            for x in self.lines
         ]
         personas = {c.name: c.description for c in self.characters if c.description}
-        content: dict[str, Any] = {
-            "id": name,
-            "split": "test",
-            "labels": list(labels),
-            "turns": turns,
-        }
+        content: dict[str, Any] = {"id": name, "split": "test", "labels": list(labels)}
+        content["turns"] = turns
         if self.scene:
             content["scene"] = self.scene
         if personas:
@@ -155,64 +148,34 @@ class Session:
         return json.dumps(content, ensure_ascii=False) + "\n"
 
     def as_markdown(self) -> str:
-        """To read: who said what, and the emotions beside it."""
+        """A page to read: who said what, with the emotions beside it."""
         head = [f"# {_plain(clean(self.scene)) or 'A conversation'}", ""]
         head += [f"- **{_plain(c.name)}**: {_plain(c.description) or '-'}" for c in self.characters]
-        body = []
-        for line in self.lines:
-            notes = [
-                f"{what} {_name(r)}"
-                for what, r in (("feels", line.felt), ("read as", line.heard))
-                if _name(r)
-            ]
-            body.append(
-                f"**{_plain(line.speaker)}** ({', '.join(notes) or '-'}): {_plain(line.text)}\n"
-            )
+        body = [
+            f"**{_plain(x.speaker)}** ({', '.join(x.notes('read as')) or '-'}): {_plain(x.text)}\n"
+            for x in self.lines
+        ]
         return "\n".join([*head, "", *body])
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text escaped so that Markdown shows it as it is."""
     return "".join("\\" + c if c in "\\`*_[]<>()!|~&" else c for c in text)
 
 
 def _unheard(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Lines whose last one waits for an answer: what was read in it belonged to the answer taken back."""
+    """Lines without the emotion read in the last one: it belonged to the answer that was taken back."""
     return (*lines[:-1], replace(lines[-1], heard=None)) if lines else ()
 
 
-def _name(reading: Reading | None) -> str:
-    return (reading.emotion or "") if reading else ""
-
-
-def _weights(reading: Reading | None) -> dict[str, float] | None:
+def _weights(reading: ReadEmotion | None) -> dict[str, float] | None:
     if reading is None or reading.emotion is None:
         return None
     return dict(reading.written or EmotionDistribution({reading.emotion: 1.0}))
 
 
-def from_episode(episode: Episode, descriptions: dict[str, str] | None = None) -> Session:
-    """A self-played episode of a run as a session of its two speakers that can go on."""
-    known = descriptions or {}
-    lines = [Line(u.speaker, u.text, felt=_reading(u.emotion)) for u in episode.history]
-    for played in episode.played:
-        lines[-1] = replace(lines[-1], heard=_reading(played.read))
-        lines.append(Line(played.speaker, played.reply, felt=_reading(played.own)))
-    names = list(dict.fromkeys(n for p in episode.played for n in (p.speaker, p.interlocutor)))
-    return Session(
-        tuple(Character(n, known.get(n, "")) for n in names), episode.scenario, lines=tuple(lines)
-    )
-
-
-def _reading(weights: EmotionDistribution | None) -> Reading | None:
-    if weights is None:
-        return None
-    top = max(weights.items(), key=lambda item: item[1])[0]
-    return Reading(top, weights[top], weights, weights)
-
-
 def sample_characters() -> dict[str, Character]:
-    """The characters of the sample set, by name; of two of one name the first."""
+    """The characters of the sample set by name; where two have the same name, the first."""
     found: dict[str, Character] = {}
     for conversation in load("sample").conversations:
         for name, persona in conversation.personas.items():

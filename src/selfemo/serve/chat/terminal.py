@@ -1,9 +1,10 @@
-"""`selfemo chat` in the terminal: type a line, see the emotions, read the answer; commands begin with /."""
+"""`selfemo chat` in the terminal: lines are answered with emotions beside them; commands begin with /."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,34 +12,28 @@ from rich.text import Text
 
 from selfemo.errors import DataError, SelfEmoError
 from selfemo.files import write_text
-from selfemo.runs.dialogues import episodes, visible
-from selfemo.runs.pipeline import run_of
-from selfemo.runs.store import STORE_FILE, Store
-from selfemo.serve.api import Done, Emotion, ReplyDelta, SelfEmo, SelfEmotion
-from selfemo.serve.chat.session import (
-    Character,
-    Session,
-    character,
-    from_episode,
-    sample_characters,
-)
+from selfemo.runs.dialogues import visible
+from selfemo.serve.answers import Done, Emotion, ReplyDelta, SelfEmotion
+from selfemo.serve.chat.episodes import load_episodes
+from selfemo.serve.chat.session import Character, Session, character, sample_characters
+from selfemo.serve.selfemo import SelfEmo
 
 HELP = """\
-Type a line and press Enter. What stands in brackets is the emotion that was read or is felt.
-/persona [NAME[: what they are like]]   talk with somebody else; alone: who there is
-/scene TEXT                              where you are
+Type a line and press Enter. The words in brackets are the emotions that are heard or felt.
+/persona [NAME[: what they are like]]   talk with another character; without NAME: list characters
+/scene TEXT                              change where the conversation takes place
 /watch [N] [NAME[: ...]]                 two characters talk with each other for N turns (1)
-/undo                                    take back what came last
-/edit N TEXT                             change line N; what came after it is gone
+/undo                                    take back the last line and the answer to it
+/edit N TEXT                             change line N; the lines after it are removed
 /show                                    the whole conversation with its emotions
-/episodes [N]                            the self-play episodes of the run; N: go on from one
-/export FILE                             as JSONL (selfemo's own form) or .md
+/episodes [N]                            list the run's self-play episodes; N: continue episode N
+/export FILE                             save as .jsonl (a data set of selfemo) or .md
 /quit                                    end; so does Ctrl-D"""
 _MANY = 50
 
 
 def chat(model: SelfEmo, session: Session, console: Console) -> Session:
-    """Talk until the input ends; returns the session as it is then."""
+    """Talk until the input ends; returns the last session."""
     return _Terminal(model, session, console).run()
 
 
@@ -49,7 +44,7 @@ class _Terminal:
 
     def run(self) -> Session:
         who = ", ".join(c.name for c in self.session.characters)
-        self._say(f"{self.model.name} plays {who}. /help tells what else there is.", "dim")
+        self._say(f"{self.model.name} plays {who}. /help lists the commands.", "dim")
         for text in self._lines():
             try:
                 if text.startswith("/"):
@@ -95,7 +90,8 @@ class _Terminal:
                         self.console.print()
                     if response.failure:
                         self._say(
-                            f"no answer could be read ({response.failure}); say it otherwise", "red"
+                            f"no answer could be read ({response.failure}); say it in other words",
+                            "red",
                         )
                     self.session = self.session.answered(response)
 
@@ -105,7 +101,7 @@ class _Terminal:
     # -- commands -----------------------------------------------------------------------------------
 
     def _command(self, name: str = "", rest: str = "") -> bool:
-        """Do what a line that begins with / says; true to end."""
+        """Run a command; true ends the talk."""
         match name.lower():
             case "quit" | "exit" | "q":
                 return True
@@ -116,9 +112,7 @@ class _Terminal:
                 self.session = Session((character(rest),), self.session.scene, self.session.you)
                 self._say(f"a new conversation with {self.session.characters[0].name}", "dim")
             case "scene":
-                self.session = Session(
-                    self.session.characters, rest, self.session.you, self.session.lines
-                )
+                self.session = replace(self.session, scene=rest)
             case "watch":
                 self._watch(rest)
             case "undo":
@@ -148,14 +142,10 @@ class _Terminal:
         if count and not count.isdigit():
             count, other = "1", rest
         if other:
-            self.session = Session(
-                (self.session.characters[0], character(other)), self.session.scene,
-                self.session.you, self.session.lines,
-            )  # fmt: skip
+            pair = (self.session.characters[0], character(other))
+            self.session = replace(self.session, characters=pair)
         if len(self.session.characters) < 2:
-            raise DataError("two have to be there: /watch 4 NAME: what the second one is like")
-        if not self.session.lines:
-            raise DataError("somebody has to begin: type a first line")
+            raise DataError("it takes two characters: /watch 4 NAME: what the second one is like")
         for _turn in range(min(_number(count or "1"), _MANY)):
             before = len(self.session.lines)
             self._answer()
@@ -164,11 +154,8 @@ class _Terminal:
 
     def _show(self) -> None:
         for n, line in enumerate(self.session.lines):
-            notes = [
-                f"{what} {r.emotion}" for what, r in (("feels", line.felt), ("sounds", line.heard))
-                if r is not None and r.emotion is not None
-            ]  # fmt: skip
-            self._say(f"{n + 1:3} {line.speaker} [{', '.join(notes) or '-'}]: {line.text}")
+            notes = ", ".join(line.notes("sounds")) or "-"
+            self._say(f"{n + 1:3} {line.speaker} [{notes}]: {line.text}")
 
     def _episodes(self, rest: str) -> None:
         found = load_episodes(self.model.name)
@@ -195,21 +182,5 @@ class _Terminal:
 
 def _number(text: str) -> int:
     if not text.isdigit():
-        raise DataError(f"{text or 'nothing'} is no number of a line or of turns")
+        raise DataError(f"{text or 'nothing'} is not a number of a line or of turns")
     return int(text)
-
-
-def load_episodes(model: str, n: int = 30) -> list[Session]:
-    """The self-play episodes of the run that a model comes from, the longest first.
-
-    Raises:
-        DataError: the model is of no run, or the run has none yet.
-    """
-    run = run_of(model)
-    if run is None or not (run / STORE_FILE).exists():
-        raise DataError(f"{model} comes from no run, so there are no self-play episodes to load")
-    with Store(run / STORE_FILE, read_only=True) as store:
-        found = episodes(store, n)
-    if not found:
-        raise DataError(f"{run} holds no self-play episode that passed the gate yet")
-    return [from_episode(e) for e in found]

@@ -1,6 +1,6 @@
 """What verl loads to run SELF-GRPO: advantage estimator, reward function, reward manager, trainer.
 
-verl imports this module in each of its processes (VERL_USE_EXTERNAL_MODULES); engines/verl.py sets that
+verl imports this module in each of its processes (VERL_USE_EXTERNAL_MODULES); trainer.py sets that
 and the settings below. The training loop, the workers and the losses are verl's.
 
     algorithm.adv_estimator = self_grpo      eq. 13, by self_grpo.py
@@ -34,11 +34,13 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from selfemo.files import write_text
 from selfemo.method.parsing import parse
-from selfemo.method.rewards import consensus, exact_match, primary_reward
+from selfemo.method.rewards import exact_match, primary_reward
+from selfemo.method.rewards import secondary_rewards as group_rewards
 from selfemo.method.self_grpo import advantages, lambda_at
 from selfemo.method.types import Completion, EmotionDistribution
-from selfemo.models.loading import ChatTokenizer
-from selfemo.training.verl.engine import MODE, Task, dump_line
+from selfemo.models.policy import ChatTokenizer
+from selfemo.training.verl.exchange import Task, dump_line
+from selfemo.training.verl.settings import MODE
 
 
 class StopTraining(Exception):
@@ -208,7 +210,7 @@ def secondary_rewards(
             EmotionDistribution(json.loads(infos[i]["emotions"])) if infos[i]["emotions"] else None
             for i in rows
         ]
-        values = consensus(predicted, tasks[rows[0]].labels, weighted=kind == "weighted")
+        values = group_rewards(predicted, tasks[rows[0]].labels, kind)
         for i, value in zip(rows, values, strict=True):
             result[i] = value
     return result

@@ -1,4 +1,6 @@
-"""An OpenAI-compatible chat server that goes wrong on purpose; `python tests/expert_server.py --help`.
+"""An OpenAI-compatible chat server that goes wrong on purpose.
+
+Try `python tests/support/expert_server.py --help`.
 
 What it answers depends on the question alone, so answers with and without faults can be compared. A fault
 is drawn from the question and how often it was put, so a run can be repeated. Each answer that was sent out

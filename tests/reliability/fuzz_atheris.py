@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of parser, rewards, advantages and gate with atheris (libFuzzer).
 
     pip install atheris          # Linux wheels for CPython 3.11 and later; no dependency of the project
-    python -m tests.fuzz.fuzz_atheris --minutes 10 --out docs/data/fuzz_atheris.json
+    python -m tests.reliability.fuzz_atheris --minutes 10 --out docs/data/fuzz_atheris.json
 
 The fuzzer bends bytes towards branches of the modules WATCHED that it has not seen. Each input is a group
 of completions, parted by a byte that UTF-8 never has, and must hold what `completions.check_group` asks. It
@@ -37,7 +37,7 @@ def group_of(data: bytes) -> list[str]:
 
 
 def seed_corpus(folder: Path) -> None:
-    from tests.fuzz.completions import BOMBS, CORPUS, MARKS, NUMBERS, ODD
+    from tests.support.completions import BOMBS, CORPUS, MARKS, NUMBERS, ODD
 
     folder.mkdir(parents=True)
     draw = random.Random(0)
@@ -55,7 +55,7 @@ def seed_corpus(folder: Path) -> None:
 
 def dictionary() -> str:
     """The format's tokens in libFuzzer's form, for the mutator to insert."""
-    from tests.fuzz.completions import MARKS, NUMBERS
+    from tests.support.completions import MARKS, NUMBERS
 
     words = [
         *MARKS,
@@ -81,7 +81,7 @@ def child(folder: Path, arguments: list[str]) -> None:
 
     # Nothing of the package may be imported before this, or it would not be watched.
     with atheris.instrument_imports(include=WATCHED):
-        from tests.fuzz.completions import check_group
+        from tests.support.completions import check_group
     tally: Counter[str] = Counter()
     slowest, runs = 0.0, 0
     report = folder / "tally.json"
@@ -108,7 +108,7 @@ def fuzz(minutes: float, seed: int) -> dict[str, object]:
         seeds = len(list((folder / "corpus").iterdir()))
         (folder / "words.dict").write_text(dictionary())
         command = [
-            sys.executable, "-m", "tests.fuzz.fuzz_atheris", "--child", place, str(folder / "corpus"),
+            sys.executable, "-m", "tests.reliability.fuzz_atheris", "--child", place, str(folder / "corpus"),
             f"-dict={folder / 'words.dict'}", f"-max_total_time={round(60 * minutes)}", f"-seed={seed or 1}",
             f"-max_len={LONGEST}", f"-artifact_prefix={folder}/", "-timeout=10", "-print_final_stats=1",
         ]  # fmt: skip
@@ -145,7 +145,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    command = f"python -m tests.fuzz.fuzz_atheris --minutes {args.minutes:g} --seed {args.seed}"
+    command = (
+        f"python -m tests.reliability.fuzz_atheris --minutes {args.minutes:g} --seed {args.seed}"
+    )
     text = json.dumps({"command": command, **fuzz(args.minutes, args.seed)}, indent=1)
     print(text)
     if args.out:

@@ -19,8 +19,7 @@ import pytest
 
 from selfemo.data import base, load
 from selfemo.errors import DataError
-from tests.data.test_real import ROOT
-from tests.unit.test_datasets import EMORY_HEAD, emory_json, iemocap, meld
+from tests.support.files import EMORY_HEAD, ROOT, emory_json, iemocap, meld
 
 MELD_ROWS = (
     '1,"Hi, there.",Ann,joy,positive,0,0,1,1',
@@ -156,6 +155,7 @@ def test_damaged_files_end_typed(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("form", FORMS)
 def test_many_damaged_files_end_typed(tmp_path: Path, form: str) -> None:
     run(tmp_path, form, int(os.environ.get("SELFEMO_FUZZ", "200")), seed=1)

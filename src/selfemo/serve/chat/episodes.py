@@ -1,0 +1,56 @@
+"""Self-play episodes of a run as sessions that can be continued."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from selfemo.errors import DataError
+from selfemo.method.types import EmotionDistribution
+from selfemo.models.references import run_of
+from selfemo.runs.dialogues import Episode, episodes
+from selfemo.runs.store import STORE_FILE, Store
+from selfemo.serve.answers import ReadEmotion
+from selfemo.serve.chat.session import Character, Line, Session
+
+
+def from_episode(episode: Episode, descriptions: dict[str, str] | None = None) -> Session:
+    """One self-play episode as a session of its two speakers.
+
+    Args:
+        descriptions: of the characters, by name.
+    """
+    known = descriptions or {}
+    lines = [Line(u.speaker, u.text, felt=_reading(u.emotion)) for u in episode.history]
+    for played in episode.played:
+        lines[-1] = replace(lines[-1], heard=_reading(played.read))
+        lines.append(Line(played.speaker, played.reply, felt=_reading(played.own)))
+    names = list(dict.fromkeys(n for p in episode.played for n in (p.speaker, p.interlocutor)))
+    return Session(
+        tuple(Character(n, known.get(n, "")) for n in names), episode.scenario, lines=tuple(lines)
+    )
+
+
+def _reading(weights: EmotionDistribution | None) -> ReadEmotion | None:
+    if weights is None:
+        return None
+    top = max(weights.items(), key=lambda item: item[1])[0]
+    return ReadEmotion(top, weights[top], weights, weights)
+
+
+def load_episodes(model: str, n: int = 30) -> list[Session]:
+    """The self-play episodes of the run that a model comes from, the longest first.
+
+    Raises:
+        DataError: the model comes from no run, or the run has no episode yet.
+    """
+    run = run_of(model)
+    if run is None or not (run / STORE_FILE).exists():
+        raise DataError(f"{model} comes from no run, so there are no self-play episodes to load")
+    store = Store(run / STORE_FILE, read_only=True)
+    try:
+        found = episodes(store, n)
+    finally:
+        store.close()
+    if not found:
+        raise DataError(f"{run} holds no self-play episode that passed the gate yet")
+    return [from_episode(e) for e in found]

@@ -1,0 +1,91 @@
+"""Answers of a model behind an OpenAI-compatible endpoint: as it writes them, without probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from selfemo.method.parsing import parse_recognition
+from selfemo.method.prompts import Reasoning, fit, messages
+from selfemo.method.types import FailureKind, LabelSet, Prompt
+from selfemo.models.generation.chat import ChatRequest, ExpertSpec, UnansweredError
+from selfemo.models.generation.endpoint import EndpointSampler
+from selfemo.serve.answers import (
+    EventWriter,
+    OnEvent,
+    ReadEmotion,
+    Response,
+    failed,
+    response_of,
+    written,
+)
+from selfemo.serve.asking import Ask
+from selfemo.stages.experts import without_thoughts
+
+
+class EndpointAnswers:
+    """See `selfemo.Answers`.
+
+    Args:
+        max_prompt: most tokens of a prompt, by an estimate.
+        max_tokens: most tokens of an answer, where a question does not say.
+    """
+
+    policy = None
+
+    def __init__(self, spec: ExpertSpec, reasoning: Reasoning, max_prompt: int, max_tokens: int):
+        self._sampler = EndpointSampler(spec)
+        self._reasoning, self._max_prompt = reasoning, max_prompt
+        self._max_tokens = max_tokens
+
+    def close(self) -> None:
+        self._sampler.close()
+
+    def least_tokens(self, labels: LabelSet) -> int:
+        return 0
+
+    def check(self, labels: LabelSet, max_tokens: int) -> None:
+        """An endpoint is not held to the format, so there is nothing to check."""
+
+    def fit(self, prompt: Prompt, max_tokens: int) -> Prompt | None:
+        fitted = fit(prompt, self._sampler.encode, self._max_prompt, self._reasoning)
+        return None if fitted is None else fitted.prompt
+
+    def read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
+        questions = [
+            ChatRequest(messages(p, self._reasoning), {}, self._max_tokens) for p in prompts
+        ]
+        return [
+            ReadEmotion(None, failure=FailureKind.UNANSWERED)
+            if isinstance(answer, UnansweredError)
+            else written(parse_recognition(without_thoughts(answer.text), labels), labels)
+            for answer in self._sampler.answers(questions)
+        ]
+
+    def respond(
+        self, asks: Sequence[Ask], prompts: Sequence[Prompt], on_event: OnEvent | None
+    ) -> list[Response]:
+        questions = [
+            ChatRequest(
+                messages(prompt, self._reasoning),
+                {},
+                ask.max_tokens or self._max_tokens,
+                temperature=ask.temperature,
+            )
+            for ask, prompt in zip(asks, prompts, strict=True)
+        ]
+        writers = [EventWriter(n, p.label_set, on_event) for n, p in enumerate(prompts)]
+
+        def on_text(n: int, text: str) -> bool:
+            return writers[n].go_on(without_thoughts(text))
+
+        answers = self._sampler.answers(questions, on_text if on_event else None)
+        responses = []
+        for prompt, writer, answer in zip(prompts, writers, answers, strict=True):
+            if isinstance(answer, UnansweredError):
+                responses.append(failed(prompt, FailureKind.UNANSWERED, answer.detail))
+                continue
+            response = response_of(prompt, without_thoughts(answer.text), True, writer.stopped)
+            tokens = (answer.prompt_tokens, answer.completion_tokens)
+            responses.append(replace(response, tokens=tokens))
+        return responses

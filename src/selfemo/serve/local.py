@@ -1,0 +1,239 @@
+"""Answers of a model on this machine: held to the format, with the probability of each label."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from selfemo.config import Config
+from selfemo.method.parsing import parse_recognition
+from selfemo.method.prompts import fit, messages
+from selfemo.method.types import EmotionDistribution, LabelSet, Prompt
+from selfemo.models.generation.local import LocalSampler
+from selfemo.models.generation.own_format import LimitedFormat, OwnFormat
+from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.loading import load_configured
+from selfemo.models.sampler import LabelPlace
+from selfemo.seeds import derive
+from selfemo.serve.answers import (
+    EventWriter,
+    OnEvent,
+    ReadEmotion,
+    Response,
+    response_of,
+    up_to,
+    with_probabilities,
+    written,
+)
+from selfemo.serve.asking import Ask, Sampling
+
+_FORMATS_KEPT = 64
+
+
+class LocalAnswers:
+    """See `selfemo.Answers`. One call is answered at a time.
+
+    Args:
+        config: model, prompt and evaluation settings are used.
+        checkpoint: the weights.
+        constrained: hold answers to the format.
+
+    Raises:
+        EngineError, MissingExtraError: the model cannot be loaded.
+    """
+
+    def __init__(self, config: Config, checkpoint: str, sampling: Sampling, constrained: bool):
+        self.policy = load_configured(config.model, checkpoint)
+        self._sampler = LocalSampler(self.policy, many_calls=True)
+        self._prompt, self._evaluation = config.prompt, config.evaluation
+        self._sampling, self._constrained = sampling, constrained
+        self._formats: dict[LabelSet, OwnFormat] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def least_tokens(self, labels: LabelSet) -> int:
+        return self._format(labels).least_tokens() if self._constrained else 0
+
+    def check(self, labels: LabelSet, max_tokens: int) -> None:
+        if self._constrained:
+            self._format(labels).limited(max_tokens)
+
+    def _format(self, labels: LabelSet) -> OwnFormat:
+        known = self._formats.get(labels)
+        if known is None:
+            repeat = self._evaluation.no_repeat_ngram
+            known = OwnFormat(self.policy, labels, self._prompt.reasoning, repeat)
+            if len(self._formats) >= _FORMATS_KEPT:
+                self._formats.clear()
+            self._formats[labels] = known
+        return known
+
+    def _limited(self, labels: LabelSet, max_tokens: int) -> LimitedFormat | None:
+        return self._format(labels).limited(max_tokens) if self._constrained else None
+
+    def fit(self, prompt: Prompt, max_tokens: int) -> Prompt | None:
+        room = self.policy.core.config.max_position_embeddings - max_tokens
+        limit = min(self._prompt.max_tokens, room)
+        fitted = fit(prompt, self.policy.encode, limit, self._prompt.reasoning)
+        return None if fitted is None else fitted.prompt
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.policy.encode(messages(prompt, self._prompt.reasoning))
+
+    # -- emotions -----------------------------------------------------------------------------------
+
+    def read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
+        if not self._constrained or self._prompt.reasoning != "none":
+            return self._read_written(prompts, labels)
+        places = [(p.conversation_id, self._ids(p), "E:") for p in prompts]
+        found = []
+        for distribution in self._probabilities(places, labels):
+            emotion = distribution.top(labels)
+            found.append(ReadEmotion(emotion, distribution[emotion], distribution))
+        return found
+
+    def _probabilities(
+        self, places: Sequence[LabelPlace], labels: LabelSet
+    ) -> list[EmotionDistribution]:
+        with self._lock:
+            return self._sampler.label_probabilities(places, labels)
+
+    def _read_written(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
+        """The emotions that the model writes, read up to the end of their line as `selfemo evaluate` does."""
+        sampling, evaluation = self._sampling, self._evaluation
+        settings = SamplingSettings(
+            max_new_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_lines=1 if self._prompt.reasoning == "none" else 2,
+            token_budget=evaluation.token_budget,
+            no_repeat_ngram=evaluation.no_repeat_ngram,
+        )
+        limited = self._limited(labels, sampling.max_tokens)
+        requests = [
+            Request(
+                self._ids(p),
+                seed=derive(sampling.seed, str(messages(p))),
+                share=p.conversation_id,
+                constraints=limited,
+            )
+            for p in prompts
+        ]
+        with self._lock:
+            texts = [s.text for (s,) in self._sampler.generate(requests, settings)]
+        read = [written(parse_recognition(text, labels), labels) for text in texts]
+        if not self._constrained:
+            return read
+        places = [
+            (p.conversation_id, r.prompt_ids, up_to(text, "E"))
+            for p, r, text in zip(prompts, requests, texts, strict=True)
+        ]
+        found = self._probabilities(places, labels)
+        return [with_probabilities(r, d) for r, d in zip(read, found, strict=True)]
+
+    # -- responses ----------------------------------------------------------------------------------
+
+    def respond(
+        self, asks: Sequence[Ask], prompts: Sequence[Prompt], on_event: OnEvent | None
+    ) -> list[Response]:
+        """One batch for all questions of one temperature and top_p."""
+        groups: dict[tuple[float, float], list[int]] = {}
+        for n, ask in enumerate(asks):
+            temperature = self._sampling.temperature if ask.temperature is None else ask.temperature
+            top_p = self._sampling.top_p if ask.top_p is None else ask.top_p
+            groups.setdefault((temperature, top_p), []).append(n)
+        found: dict[int, Response] = {}
+        for (temperature, top_p), members in groups.items():
+            responses = self._respond(
+                members, [asks[n] for n in members], [prompts[n] for n in members],
+                temperature, top_p, on_event,
+            )  # fmt: skip
+            found.update(zip(members, responses, strict=True))
+        return [found[n] for n in range(len(asks))]
+
+    def _respond(
+        self,
+        numbers: Sequence[int],
+        asks: Sequence[Ask],
+        prompts: Sequence[Prompt],
+        temperature: float,
+        top_p: float,
+        on_event: OnEvent | None,
+    ) -> list[Response]:
+        limits = [ask.max_tokens or self._sampling.max_tokens for ask in asks]
+        settings = SamplingSettings(
+            max_new_tokens=max(limits),
+            temperature=temperature,
+            top_p=top_p,
+            token_budget=self._evaluation.token_budget,
+            no_repeat_ngram=0 if self._constrained else self._evaluation.no_repeat_ngram,
+        )
+        requests, formats, writers = [], [], []
+        for n, ask, prompt, limit in zip(numbers, asks, prompts, limits, strict=True):
+            said = messages(prompt, self._prompt.reasoning)
+            seed = self._sampling.seed if ask.seed is None else ask.seed
+            limited = self._limited(prompt.label_set, limit)
+            # Prompts that begin with one turn share a past. To have all share the instructions alone
+            # makes trees too wide: measured, a quarter slower.
+            share, ids = prompt.history[0], self.policy.encode(said)
+            requests.append(Request(ids, 1, derive(seed, str(said)), share, limited))
+            formats.append(limited)
+            writers.append(EventWriter(n, prompt.label_set, on_event, limited))
+
+        def on_token(request: int, copy: int, ids: Sequence[int]) -> bool:
+            if on_event is not None and not writers[request].go_on(self.policy.decode(ids)):
+                return False
+            return len(ids) < limits[request]
+
+        with self._lock:
+            sampled = self._sampler.generate(requests, settings, on_token=on_token)
+        responses = []
+        for prompt, request, writer, (sample,) in zip(
+            prompts, requests, writers, sampled, strict=True
+        ):
+            response = response_of(prompt, sample.text, sample.finished, writer.stopped)
+            tokens = (len(request.prompt_ids), len(sample.token_ids))
+            responses.append(replace(response, tokens=tokens))
+        return self._with_probabilities(prompts, requests, formats, responses)
+
+    def _with_probabilities(
+        self,
+        prompts: Sequence[Prompt],
+        requests: Sequence[Request],
+        formats: Sequence[LimitedFormat | None],
+        responses: Sequence[Response],
+    ) -> list[Response]:
+        """Responses with probabilities in place of the written weights.
+
+        They are those seen while the answer was written, where they tell the labels apart; for the others
+        there is one more forward pass for each label set.
+        """
+        found = list(responses)
+        unseen: dict[LabelSet, list[int]] = {}
+        for n, (prompt, limited, r) in enumerate(zip(prompts, formats, responses, strict=True)):
+            if limited is None or r.failure is not None:
+                continue
+            heard, felt = (limited.probabilities(field) for field in "ES")
+            if heard is None or felt is None:
+                unseen.setdefault(prompt.label_set, []).append(n)
+            else:
+                found[n] = _sure(r, heard, felt)
+        for labels, members in unseen.items():
+            places = [
+                (str(n), requests[n].prompt_ids, up_to(responses[n].text, field))
+                for n in members
+                for field in "ES"
+            ]
+            read = iter(self._probabilities(places, labels))
+            for n in members:
+                found[n] = _sure(responses[n], next(read), next(read))
+        return found
+
+
+def _sure(r: Response, heard: EmotionDistribution, felt: EmotionDistribution) -> Response:
+    return replace(
+        r, heard=with_probabilities(r.heard, heard), felt=with_probabilities(r.felt, felt)
+    )

@@ -1,0 +1,164 @@
+"""This project's own routes: a `...Body` is what a client sends, a `...Result` what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Self
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from selfemo.method.types import Conversation
+from selfemo.serve.answers import Emotion, Event, Recognition, ReplyDelta, Response, SelfEmotion
+from selfemo.serve.asking import Ask, conversation_of, label_set_of
+from selfemo.serve.service import Service
+from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_text
+
+Name = Annotated[str, Field(max_length=200)]
+Labels = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=40)]], Field(min_length=2, max_length=32)
+]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+TokenLimit = Annotated[int, Field(ge=1)]
+
+
+class _StrictBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TurnBody(_StrictBody):
+    speaker: Annotated[str, Field(min_length=1, max_length=200)]
+    text: Annotated[str, Field(min_length=1)]
+
+
+class _ConversationBody(_StrictBody):
+    turns: Annotated[list[TurnBody], Field(min_length=1)]
+    scene: str = ""
+    labels: Labels | None = None
+
+
+class EmotionsBody(_ConversationBody):
+    """Asks for the emotions of a conversation."""
+
+    last_only: bool = False
+
+
+class RespondBody(_ConversationBody):
+    """Asks for a character's answer to the last turn."""
+
+    persona: str = ""
+    speaker: Name = ""
+    max_tokens: TokenLimit | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    stream: bool = False
+
+
+class EmotionResult(BaseModel):
+    """One emotion; `failure` says why there is no emotion."""
+
+    model_config = ConfigDict(from_attributes=True)
+    emotion: str | None
+    confidence: float
+    distribution: dict[str, float] | None
+    failure: str | None = None
+
+
+class TurnEmotionResult(EmotionResult):
+    turn: int
+    speaker: str
+
+
+class EmotionsResult(BaseModel):
+    model: str
+    labels: list[str]
+    emotions: list[TurnEmotionResult]
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, r: Response) -> Self:
+        prompt, written = r.tokens
+        return cls(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
+
+
+class RespondResult(BaseModel):
+    model: str
+    speaker: str
+    emotion: EmotionResult
+    self_emotion: EmotionResult
+    reply: str
+    failure: str | None
+    usage: Usage
+
+    @classmethod
+    def of(cls, model: str, r: Response) -> Self:
+        return cls(
+            model=model,
+            speaker=r.speaker,
+            emotion=EmotionResult.model_validate(r.heard),
+            self_emotion=EmotionResult.model_validate(r.felt),
+            reply=r.reply,
+            failure=r.failure,
+            usage=Usage.of(r),
+        )
+
+
+def routes(service: Service) -> APIRouter:
+    """This project's own routes."""
+    router = APIRouter()
+    model = service.model
+
+    @router.post("/v1/emotions", response_model=EmotionsResult)
+    async def emotions(body: EmotionsBody) -> EmotionsResult:
+        """The emotion of each turn, with the probability of every label."""
+
+        def question() -> tuple[Conversation, range]:
+            labels = model.check_labels(body.labels and label_set_of(body.labels))
+            c = conversation_of([t.model_dump() for t in body.turns], labels, body.scene)
+            return c, range(len(c.turns) - 1 if body.last_only else 0, len(c.turns))
+
+        service.check_turns(len(body.turns))
+        c, turns = await service.check(question)
+        found: list[Recognition] = await service.wait(service.submit((c, turns)))
+        return EmotionsResult(
+            model=service.name,
+            labels=list(c.label_set),
+            emotions=[TurnEmotionResult.model_validate(r) for r in found],
+        )
+
+    @router.post("/v1/respond", response_model=RespondResult, responses=EVENT_STREAM)
+    async def respond(body: RespondBody) -> Any:
+        """A character's answer: the emotion it hears in the last turn, its own emotion, and its reply.
+
+        With "stream": true, server-sent events: emotion, self_emotion, reply (its parts), done, error.
+        """
+        service.check_turns(len(body.turns))
+        given = body.model_dump(exclude={"turns", "max_tokens", "stream"})
+        turns, most = [t.model_dump() for t in body.turns], service.token_limit(body.max_tokens)
+        ask = Ask(turns, max_tokens=most, **given)
+        await service.check(model.prepare, ask)
+        if body.stream:
+            return event_stream(_respond_events(service.name, await service.stream(ask)))
+        return RespondResult.of(service.name, await service.respond(ask))
+
+    return router
+
+
+async def _respond_events(name: str, events: AsyncIterator[Event | Problem]) -> AsyncIterator[str]:
+    async for event in events:
+        if isinstance(event, Problem):
+            yield event_text("error", {"message": event.detail, "code": event.code})
+        elif isinstance(event, Emotion | SelfEmotion):
+            yield event_text(event.kind, EmotionResult.model_validate(event.reading).model_dump())
+        elif isinstance(event, ReplyDelta):
+            yield event_text("reply", {"text": event.text})
+        else:
+            yield event_text("done", RespondResult.of(name, event.response).model_dump())

@@ -1,0 +1,127 @@
+"""HTTP for the server: errors in OpenAI's form, a limit on request bodies, server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": _EVENT}}}
+}
+"""The OpenAPI entry of a route that can also answer with server-sent events."""
+
+
+class Problem(HTTPException):
+    """An error with a status and a machine-readable code."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
+        super().__init__(status, message, headers)
+        self.code = code
+
+
+def error_response(
+    status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """An error in the form that OpenAI clients read."""
+    kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    # A message may quote the client; half of a surrogate pair cannot be sent back.
+    plain = message.encode("utf-8", errors="replace").decode()
+    return JSONResponse(
+        {"error": {"message": plain, "type": kind, "code": code}}, status, headers=headers
+    )
+
+
+def event_text(name: str, data: Any) -> str:
+    """One server-sent event; "" leaves it without a name, and data that is no text becomes JSON."""
+    text = data if isinstance(data, str) else json.dumps(data)
+    return (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
+
+
+def event_stream(texts: AsyncIterator[str]) -> StreamingResponse:
+    """A response of server-sent events that no proxy keeps back."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(texts, media_type="text/event-stream", headers=headers)
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    code: str
+
+
+class ErrorResult(BaseModel):
+    """Every error of the server."""
+
+    error: ErrorDetail
+
+
+class BodyLimit:
+    """Middleware that reads a request's body whole before the application sees it.
+
+    Args:
+        max_body: most bytes; more are refused with 413.
+        timeout: seconds in which it must arrive; later is refused with 408.
+    """
+
+    def __init__(self, app: ASGIApp, max_body: int, timeout: float):
+        self.app, self.max_body, self.timeout = app, max_body, timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await self._body(scope, receive)
+        except Problem as e:
+            response = error_response(e.status_code, e.code, e.detail, e.headers)
+            await response(scope, receive, send)
+            return
+        if body is None:
+            return
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, replay, send)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None where the client has left (Problem: too large, or too slow)."""
+        large = Problem(
+            413, "too_large", f"the request is larger than {self.max_body} bytes",
+            {"Connection": "close"},
+        )  # fmt: skip
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > self.max_body:
+                raise large
+        body, more = bytearray(), True
+        try:
+            async with asyncio.timeout(self.timeout):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > self.max_body:
+                        raise large
+        except TimeoutError:
+            raise Problem(408, "slow_request", "the request did not arrive in time") from None
+        return bytes(body)

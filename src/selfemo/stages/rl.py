@@ -1,0 +1,317 @@
+"""The RL stage: SELF-GRPO with self-play over one iteration's prompts (algorithm 1, step (a)).
+
+One round, from prompts to optimiser step, stands in `rl_stage` from top to bottom:
+
+    draw      original prompts, and those that earlier turns of self-play left (flywheel.PromptQueue)
+    sample    G completions of each by the policy (eqs. 5, 6)
+    score     R1 against the target, R2 against the group, their advantage (eqs. 8-13)
+    update    the optimiser steps on all groups (eq. 14)
+    best      the best rollout of each group; the gate says whether it may join the data
+    next      what passed leaves an SFT sample and the episode's next prompt (eq. 7)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfemo.config import Config, PromptConfig
+from selfemo.method.prompts import Fitted
+from selfemo.method.self_grpo import lambda_at
+from selfemo.method.types import Place, Prompt, Rollout
+from selfemo.seeds import derive
+from selfemo.stages.flywheel import PromptQueue, add_sample
+from selfemo.stages.gate import PASS
+from selfemo.stages.interfaces import Buffer, Watch
+from selfemo.stages.selfplay import (
+    PersonaOf,
+    Turn,
+    fit_all,
+    next_prompt,
+    sampling_settings,
+    score_group,
+    take_turn,
+)
+from selfemo.training.protocol import Measures, RlItem, Trainer, learning_rate
+
+
+@dataclass(frozen=True)
+class RlPlan:
+    """How many rounds of sampling and optimiser steps an RL stage has."""
+
+    prompts: int
+    rounds: int
+    prompts_per_round: int
+    steps_per_round: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.rounds * self.steps_per_round
+
+    @staticmethod
+    def of(prompts: int, per_step: int, mini_batch: int, *, whole_rounds: bool) -> RlPlan:
+        """The plan of a stage of so many prompts.
+
+        Args:
+            per_step: prompts of one round (grpo.prompts_per_step).
+            whole_rounds: leave the prompts of a last, partial round out.
+        """
+        per_round = min(per_step, prompts)
+        rounds = prompts // per_round if whole_rounds else -(-prompts // per_round)
+        return RlPlan(prompts, rounds, per_round, -(-per_round // min(mini_batch, per_round)))
+
+    def size(self, round_: int) -> int:
+        """Prompts of a round; the last one may be smaller."""
+        return min(self.prompts_per_round, self.prompts - round_ * self.prompts_per_round)
+
+
+@dataclass
+class Round:
+    """The prompts of one round: as drawn, and inside the length limit, with the counts of `fit_all`."""
+
+    drawn: list[Prompt] = field(default_factory=list)
+    fitted: list[Fitted] = field(default_factory=list)
+    lengths: Counter[str] = field(default_factory=Counter)
+
+    def add(self, drawn: list[Prompt], fitted: list[Fitted], lengths: Counter[str]) -> None:
+        self.drawn += drawn
+        self.fitted += fitted
+        self.lengths += lengths
+
+
+def rl_stage(
+    trainer: Trainer,
+    originals: Sequence[Prompt],
+    persona_of: PersonaOf,
+    config: Config,
+    buffer: Buffer,
+    place: Place,
+    watch: Watch,
+    on_round: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> dict[str, int]:
+    """Train the policy that `trainer` holds on one iteration's prompts.
+
+    Each round is one transaction of the buffer. Go on at `place.step` with a trainer that holds the weights
+    and optimiser state of that point, and the rest of the stage is what it would have been.
+
+    Args:
+        originals: prompts inside the length limit.
+        place: stage, first round, iteration.
+        on_round: called with the metrics of each round that is kept.
+
+    Returns:
+        Counts over the whole stage: verdicts of the gate, prompts shortened or too long.
+    """
+    grpo, play, stage = config.grpo, config.selfplay, place.stage
+    plan = rl_plan(config, trainer)
+    settings = sampling_settings(config.sampling)
+    for wave, rounds in _drawn(trainer, originals, config, buffer, plan, place):
+        with trainer.wave(wave, [r.fitted for r in rounds]):
+            for round_ in range(max(place.step, wave.start), wave.stop):
+                now, at = rounds[round_ - wave.start], Place(stage, round_, place.iteration)
+                lam = lambda_at(round_ * plan.steps_per_round, plan.total_steps, grpo.lam_max)
+
+                seeds = [derive(config.seed, stage, round_, f.prompt.id) for f in now.fitted]
+                n = config.sampling.group_size
+                sampled = trainer.sample(round_, now.fitted, n, seeds, settings)
+
+                whole = {p.id: p for p in now.drawn}
+                prompts = [whole[f.prompt.id] for f in now.fitted]
+                groups = [
+                    score_group(p, s, config.reward, grpo, lam)
+                    for p, s in zip(prompts, sampled, strict=True)
+                ]
+
+                items = [
+                    [
+                        RlItem(f.ids, r.sample.token_ids, r.advantage, f.prompt.id)
+                        for r in g.rollouts
+                    ]
+                    for f, g in zip(now.fitted, groups, strict=True)
+                ]
+                minibatches = [
+                    [item for group in items[i : i + grpo.mini_batch] for item in group]
+                    for i in range(0, len(items), grpo.mini_batch)
+                ]
+                first = round_ * plan.steps_per_round
+                rates = [
+                    learning_rate(grpo, first + k, plan.total_steps) * watch.scale(round_)
+                    for k in range(len(minibatches))
+                ]
+                measures = trainer.update(round_, minibatches, grpo, rates) if items else {}
+
+                turns = [take_turn(g, lam, config.gate) for g in groups]
+
+                record = _keep_round(
+                    buffer, at, now, turns, persona_of, play.max_turns, lam, measures, watch
+                )
+                on_round(record)
+                watch.after(trainer, round_ + 1, plan.rounds)
+    return stage_counts(buffer, stage)
+
+
+def rl_plan(config: Config, trainer: Trainer) -> RlPlan:
+    """The plan of an RL stage with a trainer."""
+    grpo, whole = config.grpo, trainer.whole_rounds
+    return RlPlan.of(
+        config.flywheel.prompts, grpo.prompts_per_step, grpo.mini_batch, whole_rounds=whole
+    )
+
+
+def _drawn(
+    trainer: Trainer,
+    originals: Sequence[Prompt],
+    config: Config,
+    buffer: Buffer,
+    plan: RlPlan,
+    place: Place,
+) -> Iterator[tuple[range, list[Round]]]:
+    """Each wave that is not done yet with its rounds; a wave is drawn when the one before it is kept."""
+    share = config.selfplay.synthetic_share
+    known = {p.id: p for p in originals}
+    queue: PromptQueue | None = None
+    for wave in trainer.waves(plan.rounds):
+        if wave.stop <= place.step:
+            continue
+        rounds = [Round() for _ in wave]
+        if ids := trainer.drawn(wave):
+            prompts = [known.get(i) or buffer.prompt(i) for i in ids]
+            size = plan.prompts_per_round
+            for k, round_ in enumerate(rounds):
+                round_.add(*_fit(prompts[k * size : (k + 1) * size], trainer, config.prompt))
+            yield wave, rounds
+            continue
+        queue = queue or PromptQueue(originals, buffer, config.seed, share)
+        if not trainer.whole_rounds:
+            for index, round_ in zip(wave, rounds, strict=True):
+                round_.add(*_fit(queue.draw(plan.size(index)), trainer, config.prompt))
+            yield wave, rounds
+            continue
+        # The first of several waves has no synthetic prompts, so the later ones take its share too.
+        left = round(share * plan.prompts_per_round * wave.stop)
+        left -= buffer.drawn_synthetic(place.stage)
+        for round_ in rounds:
+            while missing := plan.prompts_per_round - len(round_.fitted):
+                drawn, fitted, lengths = _fit(
+                    queue.draw(missing, max(0, left)), trainer, config.prompt
+                )
+                inside = {f.prompt.id for f in fitted}
+                with buffer.transaction():
+                    buffer.skip(p.id for p in drawn if p.id not in inside)
+                drawn = [p for p in drawn if p.id in inside]
+                left -= sum(p.lineage.synthetic for p in drawn)
+                round_.add(drawn, fitted, lengths)
+        yield wave, rounds
+
+
+def _fit(
+    drawn: list[Prompt], trainer: Trainer, config: PromptConfig
+) -> tuple[list[Prompt], list[Fitted], Counter[str]]:
+    return drawn, *fit_all(drawn, trainer.encode, config.max_tokens, config.reasoning)
+
+
+def _keep_round(
+    buffer: Buffer,
+    at: Place,
+    prompts: Round,
+    turns: Sequence[Turn],
+    persona_of: PersonaOf,
+    max_turns: int,
+    lam: float,
+    measures: Measures,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Put a round into the buffer as one transaction; returns its metrics.
+
+    Prompts without a turn are marked as skipped; a turn that passed leaves an SFT sample and, inside
+    `max_turns`, its next prompt.
+    """
+    played = {t.group.prompt.id for t in turns}
+    with buffer.transaction():
+        buffer.add_prompts(prompts.drawn, at)
+        buffer.skip(p.id for p in prompts.drawn if p.id not in played)
+        kept = 0
+        for turn in turns:
+            buffer.add_group(turn.group, at, turn.best, turn.verdict)
+            if turn.verdict == PASS:
+                prompt, completion = turn.group.prompt, turn.completion
+                assert completion is not None
+                if prompt.lineage.turn + 1 < max_turns:
+                    tag = f"{at.stage}.{at.step}"
+                    following = next_prompt(prompt, completion, persona_of, at.iteration, tag)
+                    buffer.add_prompts([following], at)
+                r1 = turn.group.rollouts[turn.best].r1
+                kept += add_sample(buffer, prompt, completion, r1, at, "selfplay")
+        record = {
+            "iteration": at.iteration,
+            "lambda": lam,
+            **_group_measures(turns),
+            **measures,
+            "kept": kept,
+            "lengths": dict(prompts.lengths),
+        }
+        watch.look(at.step, record)
+        buffer.add_metrics(at, record)
+    return record
+
+
+def stage_counts(buffer: Buffer, stage: str) -> dict[str, int]:
+    """Verdicts on the best rollouts of a stage, and what the length limit did to its prompts."""
+    counts = Counter(buffer.verdicts(stage))
+    for record in buffer.stage_metrics(stage):
+        counts.update(record.get("lengths", {}))
+    return dict(counts)
+
+
+def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
+    """What the curves are drawn from: rewards, parse rate, entropy, lengths, emotion shares."""
+    rollouts = [r for t in turns for r in t.group.rollouts]
+    if not rollouts:
+        return {}
+    parsed = [r.completion for r in rollouts if r.completion is not None]
+    n = len(rollouts)
+
+    def shares(tops: Sequence[str]) -> dict[str, float]:
+        return {e: c / max(1, len(tops)) for e, c in sorted(Counter(tops).items())}
+
+    labels = {t.group.prompt.label_set.name: t.group.prompt.label_set for t in turns}
+    by_prompt = [(r.completion, t.group.prompt) for t in turns for r in t.group.rollouts]
+    return {
+        "prompts": len(turns),
+        "synthetic": sum(t.group.prompt.lineage.synthetic for t in turns),
+        "r1": sum(r.r1 for r in rollouts) / n,
+        "r1_original": _mean(
+            [r.r1 for t in turns if not t.group.prompt.lineage.synthetic for r in t.group.rollouts]
+        ),
+        "r2": sum(r.r2 for r in rollouts) / n,
+        "parse_rate": len(parsed) / n,
+        "truncated": sum(not r.sample.finished for r in rollouts) / n,
+        "sampling_entropy": sum(r.sample.mean_entropy for r in rollouts) / n,
+        "tokens_per_completion": sum(len(r.sample.token_ids) for r in rollouts) / n,
+        "pass_rate": sum(t.verdict == PASS for t in turns) / len(turns),
+        **_silence(turns),
+        "label_sets": sorted(labels),
+        "emotions": shares([c.emotion.top(p.label_set) for c, p in by_prompt if c]),
+        "self_emotions": shares([c.self_emotion.top(p.label_set) for c, p in by_prompt if c]),
+    }
+
+
+def _silence(turns: Sequence[Turn]) -> dict[str, float]:
+    """Shares of the groups whose completions have all one R1, all one R2, and no advantage at all: a
+    reward that does not differ inside a group teaches nothing of it."""
+
+    def share(of: Callable[[Rollout], float]) -> float:
+        values = [[of(r) for r in t.group.rollouts] for t in turns]
+        return sum(max(v) - min(v) < 1e-9 for v in values) / len(turns)
+
+    return {
+        "r1_flat": share(lambda r: r.r1),
+        "r2_flat": share(lambda r: r.r2),
+        "silent": share(lambda r: r.advantage),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

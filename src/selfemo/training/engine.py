@@ -1,0 +1,354 @@
+"""The engine of one device: forward, backward and optimiser steps of SFT and SELF-GRPO on prefix trees.
+
+Departures from the paper's stack (verl), all [ours]:
+- the G completions of a prompt, or the samples of one conversation, are one prefix tree, not G rows;
+- where one round of sampling feeds one optimiser step, the ratio's denominator is the current forward
+  pass itself (detached): the two are the same policy. With several mini-batches per round the old
+  log-probabilities are computed once, before the first of them;
+- trees whose advantages are all zero are left out when no KL or entropy term acts on them: their gradient
+  is exactly zero. Their tokens still count in the token mean.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
+from selfemo.errors import EngineError, MissingExtraError
+from selfemo.method import losses
+from selfemo.models.generation.local import LocalSampler
+from selfemo.models.loading import load_configured
+from selfemo.models.memory import KeptMemory, return_memory
+from selfemo.models.packing import Pack, bins, group_by_key, micro_batches, pack
+from selfemo.models.policy import Policy
+from selfemo.training.checkpoints import must_be_finite, read_state, write_checkpoint, write_state
+from selfemo.training.guards import NOT_FINITE
+from selfemo.training.protocol import RlItem
+from selfemo.training.token_scores import score_tokens
+
+
+@dataclass(frozen=True)
+class SftItem:
+    """One encoded sample; `weights` are the loss weights of its completion tokens."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    weights: Sequence[float]
+    share: str
+
+
+class LocalEngine:
+    """The policy with what trains and samples it.
+
+    Args:
+        config: model, device, precision, adapters.
+        checkpoint: weights to start from instead of `config.id`.
+        temperature: of the sampling policy, which is the one that RL trains.
+    """
+
+    def __init__(
+        self, config: ModelConfig, checkpoint: str | None = None, temperature: float = 1.0
+    ):
+        self.temperature = temperature
+        self.config = config
+        self.policy = load_configured(config, checkpoint)
+        self.sampler = LocalSampler(self.policy)
+        if config.lora is not None:
+            self._add_adapters()
+        if config.gradient_checkpointing:
+            self.policy.core.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._reference: Policy | None = None
+        self._memory = KeptMemory()
+
+    def _add_adapters(self) -> None:
+        lora = self.config.lora
+        assert lora is not None
+        try:
+            import peft
+        except ImportError as e:
+            raise MissingExtraError("peft (for model.lora)", "pip install peft") from e
+        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        torch.manual_seed(0)
+        try:
+            model = peft.get_peft_model(
+                self.policy.core,
+                peft.LoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    target_modules=targets,
+                    task_type="CAUSAL_LM",
+                ),
+            )
+        except ValueError as e:
+            raise EngineError(f"model.lora.targets: {e}") from e
+        self.policy.model, self.policy.core = model, model.get_base_model()
+
+    # -- text ---------------------------------------------------------------------------------------
+
+    def sft_item(
+        self, prompt_ids: Sequence[int], completion: str, share: str, label_weight: float
+    ) -> SftItem:
+        """Encode a sample; tokens of its E line weigh `label_weight`, all others 1."""
+        ids, offsets = self.policy.encode_completion(completion)
+        start = completion.find("E:")
+        end = completion.find("\n", start)
+        weights = [label_weight if start <= first < end else 1.0 for first, _ in offsets]
+        return SftItem(tuple(prompt_ids), tuple(ids), tuple(weights), share)
+
+    # -- optimiser --------------------------------------------------------------------------------
+
+    def begin_stage(self, config: OptimConfig) -> None:
+        """A fresh optimiser; call at the start of each training stage."""
+        self._reference = None
+        self._memory = KeptMemory()
+        parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            parameters,
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def end_stage(self) -> None:
+        """Free optimiser state and reference policy."""
+        self._optimizer = self._reference = None
+        self.policy.model.zero_grad(set_to_none=True)
+        return_memory()
+
+    def _apply(self, config: OptimConfig, lr: float, loss: float) -> dict[str, float]:
+        """The optimiser step; where loss or gradient is not finite, weights and optimiser stay."""
+        assert self._optimizer is not None, "begin_stage comes first"
+        parameters = self._optimizer.param_groups[0]["params"]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+        whole = np.isfinite(norm) and np.isfinite(loss)
+        if whole:
+            self._optimizer.param_groups[0]["lr"] = lr
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm, "lr": lr, **({} if whole else {NOT_FINITE: 1.0})}
+
+    # -- supervised -------------------------------------------------------------------------------
+
+    def sft_step(
+        self, items: Sequence[SftItem], config: OptimConfig, lr: float
+    ) -> dict[str, float]:
+        """One optimiser step on the weighted token mean of -log p over all items.
+
+        A step whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
+        """
+        measures = self.sft_backward(items, config.micro_tokens)
+        applied = self._apply(config, lr, measures["loss"])
+        self._memory.after_step()
+        return {**measures, **applied}
+
+    def sft_backward(self, items: Sequence[SftItem], micro_tokens: int) -> dict[str, float]:
+        """Accumulate the gradient of the weighted token mean of -log p over all items."""
+        self.policy.model.train()
+        total = sum(float(np.sum(i.weights)) for i in items)
+        # Sums stay on the device: reading one would wait for it at each micro-batch.
+        loss_sum, tokens = torch.zeros((), device=self.policy.device), 0
+        for batch in _trees(self.policy, items, micro_tokens):
+            packs, starts, order = _pack_items(items, batch)
+            scores = score_tokens(self.policy, packs, starts, entropy=False)
+            weights = _pad_values([items[i].weights for i in order], scores.logp)
+            loss = losses.masked_sum(-scores.logp * weights, scores.mask) / total
+            loss.backward()
+            loss_sum += loss.detach()
+            tokens += sum(len(p) for p in packs)
+        return {"loss": float(loss_sum), "packed_tokens": tokens}
+
+    # -- reinforcement ----------------------------------------------------------------------------
+
+    def _score_detached(
+        self, policy: Policy, items: Sequence[RlItem], micro_tokens: int
+    ) -> list[torch.Tensor]:
+        """Log-probabilities of each item's completion under a policy, without gradient."""
+        result: list[torch.Tensor] = [torch.empty(0)] * len(items)
+        with torch.no_grad():
+            for batch in _trees(policy, items, micro_tokens):
+                packs, starts, order = _pack_items(items, batch)
+                scores = score_tokens(
+                    policy, packs, starts, temperature=self.temperature, entropy=False
+                )
+                for row, i in enumerate(order):
+                    result[i] = scores.logp[row, : len(items[i].completion_ids)].clone()
+        return result
+
+    def _reference_logprobs(self, items: Sequence[RlItem], micro: int) -> list[torch.Tensor]:
+        """Under the reference policy: adapters off, else the frozen copy of `set_reference`."""
+        if self.config.lora is not None:
+            with self.policy.model.disable_adapter():
+                return self._score_detached(self.policy, items, micro)
+        if self._reference is None:
+            raise EngineError("kl_coef is set but set_reference was not called for this stage")
+        return self._score_detached(self._reference, items, micro)
+
+    def set_reference(self) -> None:
+        """Freeze the present weights as the reference policy of this stage.
+
+        Under LoRA the reference is the model with its adapter off and nothing is copied.
+        """
+        if self.config.lora is not None:
+            return
+        core = copy.deepcopy(self.policy.core).requires_grad_(False).eval()
+        self._reference = replace(self.policy, model=core, core=core)
+
+    def rl_round(
+        self,
+        minibatches: Sequence[Sequence[RlItem]],
+        config: GrpoConfig,
+        rates: Sequence[float],
+    ) -> list[dict[str, float]]:
+        """One optimiser step per mini-batch, all sampled by the policy as it is at the call.
+
+        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm. One
+        whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
+        """
+        old: list[list[torch.Tensor]] | None = None
+        if len(minibatches) > 1:
+            old = [
+                self._score_detached(self.policy, items, config.micro_tokens)
+                for items in minibatches
+            ]
+        steps = []
+        for k, (items, lr) in enumerate(zip(minibatches, rates, strict=True)):
+            measures = self.rl_backward(items, config, old[k] if old else None)
+            # A mini-batch without any gradient makes no step: Adam's momentum would still move weights.
+            idle = {"grad_norm": 0.0, "lr": lr}
+            applied = (
+                self._apply(config, lr, measures["loss"]) if measures["packed_tokens"] else idle
+            )
+            steps.append({**measures, **applied})
+            self._memory.after_step()
+        return steps
+
+    def rl_backward(
+        self,
+        items: Sequence[RlItem],
+        config: GrpoConfig,
+        old: Sequence[torch.Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Accumulate the gradient of eq. 14 (token mean) over one mini-batch.
+
+        Args:
+            old: log-probabilities of each item under the policy that sampled it; None if that is the
+                present policy.
+        """
+        tokens = sum(len(i.completion_ids) for i in items)
+        quiet = not config.kl_coef and not config.entropy_coef
+        silent = {
+            share
+            for share in {i.share for i in items}
+            if quiet and all(i.advantage == 0 for i in items if i.share == share)
+        }
+        active = [k for k, i in enumerate(items) if i.share not in silent]
+        chosen = [items[k] for k in active]
+        ref = self._reference_logprobs(chosen, config.micro_tokens) if config.kl_coef else None
+        self.policy.model.train()
+        # On the device: reading one would wait for it at each micro-batch.
+        sums = torch.zeros(4, device=self.policy.device)
+        seen = packed = 0
+        for batch in _trees(self.policy, chosen, config.micro_tokens):
+            packs, starts, order = _pack_items(chosen, batch)
+            scores = score_tokens(self.policy, packs, starts, temperature=self.temperature)
+            if old is None:
+                before = scores.logp.detach()
+            else:
+                before = _pad_tensors([old[active[i]] for i in order])
+            advantage = torch.tensor(
+                [chosen[i].advantage for i in order], dtype=torch.float32, device=scores.logp.device
+            )
+            token = losses.token_loss(
+                scores.logp,
+                before,
+                advantage,
+                _pad_tensors([ref[i] for i in order]) if ref else None,
+                scores.entropy if config.entropy_coef else None,
+                clip_low=config.clip_low,
+                clip_high=config.clip_high,
+                kl_coef=config.kl_coef,
+                entropy_coef=config.entropy_coef,
+            )
+            loss = losses.masked_sum(token.loss, scores.mask) / tokens
+            loss.backward()
+            with torch.no_grad():
+                parts = (scores.entropy, token.kl, token.clipped.float())
+                sums += torch.stack([loss, *(losses.masked_sum(x, scores.mask) for x in parts)])
+            seen += sum(len(chosen[i].completion_ids) for i in order)
+            packed += sum(len(p) for p in packs)
+        loss_sum, *token_sums = sums.tolist()
+        means = (v / max(1, seen) for v in token_sums)
+        return {
+            "loss": loss_sum,
+            **dict(zip(("entropy", "kl", "clipped"), means, strict=True)),
+            "tokens": tokens,
+            "packed_tokens": packed,
+            "silent_groups": len(silent),
+        }
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the weights, adapters merged, as a checkpoint (`checkpoints.write_checkpoint`)."""
+        must_be_finite(self.policy.model, folder)
+        core = self.policy.core
+        if self.config.lora is not None:
+            core = copy.deepcopy(self.policy.model).merge_and_unload()
+        write_checkpoint(core, self.policy.tokenizer, folder)
+
+    def save_training_state(self, path: Path) -> None:
+        """Trained parameters and optimiser state in one file (`checkpoints.write_state`)."""
+        assert self._optimizer is not None, "begin_stage comes first"
+        must_be_finite(self.policy.model, path)
+        write_state(self.policy.model, self._optimizer, path)
+
+    def load_training_state(self, path: Path) -> None:
+        """Go on from `save_training_state` (`checkpoints.read_state`)."""
+        assert self._optimizer is not None, "begin_stage comes first"
+        read_state(self.policy.model, self._optimizer, path, str(self.policy.device))
+
+
+def _trees(policy: Policy, items: Sequence[Any], micro_tokens: int) -> Iterator[list[list[int]]]:
+    """Micro-batches of trees (lists of item indices) within the token budget."""
+    if not items:
+        return
+    sequences = [[*i.prompt_ids, *i.completion_ids] for i in items]
+    trees = group_by_key(sequences, [i.share for i in items], micro_tokens)
+    sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
+    if policy.attention == "tree":
+        for row in bins(sizes, micro_tokens):
+            yield [[i for t in row for i in trees[t]]]
+        return
+    for batch in micro_batches(sizes, micro_tokens):
+        yield [trees[i] for i in batch]
+
+
+def _pack_items(
+    items: Sequence[Any], trees: list[list[int]]
+) -> tuple[list[Pack], list[list[int]], list[int]]:
+    packs = [pack([[*items[i].prompt_ids, *items[i].completion_ids] for i in t]) for t in trees]
+    starts = [[len(items[i].prompt_ids) for i in t] for t in trees]
+    return packs, starts, [i for t in trees for i in t]
+
+
+def _pad_values(values: Sequence[Sequence[float]], like: torch.Tensor) -> torch.Tensor:
+    padded = np.zeros(tuple(like.shape), dtype=np.float32)
+    for row, v in enumerate(values):
+        padded[row, : len(v)] = v
+    return torch.from_numpy(padded).to(like.device)
+
+
+def _pad_tensors(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)

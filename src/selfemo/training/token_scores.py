@@ -1,0 +1,115 @@
+"""Log-probability and entropy of completion tokens in packed rows.
+
+Shapes: n sequences, l padded completion length, u distinct predicting tokens, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from selfemo.models.packing import Pack
+from selfemo.models.policy import Policy
+
+_LOGITS = 1 << 28
+"""Most logits at a time: 1 GiB in fp32, of which the loss takes a few times as much."""
+_LENGTH_STEP = 32
+"""Rows are padded to a multiple of it: kernels compiled for few shapes are used again."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probability and entropy (nats) of completion tokens, (n, l), with the mask of real tokens."""
+
+    logp: torch.Tensor
+    entropy: torch.Tensor
+    mask: torch.Tensor
+
+
+def score_tokens(
+    policy: Policy,
+    packs: Sequence[Pack],
+    starts: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    entropy: bool = True,
+) -> TokenScores:
+    """Score the tokens from `starts` on in each packed sequence, in the order of the packs' paths.
+
+    Logits are computed once for each distinct token that predicts one, nowhere else; beyond `_LOGITS` of
+    them chunk by chunk, and again in the backward pass, so that a large vocabulary does not set the size of
+    micro-batches. The policy is the softmax of logits / temperature: what was sampled from. Without `entropy`
+    that field is zeros.
+    """
+    rows = policy.rows(packs, _LENGTH_STEP)
+    s = rows.input_ids.shape[1]
+    predictors: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    for b, (p, start) in enumerate(zip(packs, starts, strict=True)):
+        for path, first in zip(p.paths, start, strict=True):
+            predictors.append(path[first - 1 : -1] + b * s)
+            targets.append(p.tokens[path[first:]])
+    unique, inverse = np.unique(np.concatenate(predictors), return_inverse=True)
+    lengths = [len(t) for t in targets]
+    token = torch.from_numpy(np.concatenate(targets)).to(policy.device)
+    with policy.autocast():
+        hidden = policy.hidden(rows).flatten(0, 1)[torch.from_numpy(unique).to(policy.device)]
+    score = functools.partial(_score, policy, temperature, entropy)
+    chunk = max(1, _LOGITS // policy.core.get_input_embeddings().weight.shape[0])
+    if len(unique) <= chunk:
+        flat, entropies = score(hidden, torch.from_numpy(inverse).to(policy.device), token)
+    else:
+        parts, where = [], []
+        for first in range(0, len(unique), chunk):
+            inside = np.flatnonzero((inverse >= first) & (inverse < first + chunk))
+            where.append(inside)
+            index = torch.from_numpy(inside).to(policy.device)
+            at = torch.from_numpy(inverse[inside] - first).to(policy.device)
+            parts.append(
+                checkpoint(
+                    score, hidden[first : first + chunk], at, token[index], use_reentrant=False
+                )
+            )
+        order = torch.from_numpy(np.argsort(np.concatenate(where))).to(policy.device)
+        flat, entropies = (torch.cat(x)[order] for x in zip(*parts, strict=True))
+    return TokenScores(
+        _pad(flat, lengths), _pad(entropies, lengths), _length_mask(lengths, policy.device)
+    )
+
+
+def _score(
+    policy: Policy,
+    temperature: float,
+    entropy: bool,
+    hidden: torch.Tensor,
+    at: torch.Tensor,
+    token: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(t,) log-probability of each `token` and entropy, by the logits of the hidden states (u, d) `at` it."""
+    with policy.autocast():
+        logits = policy.logits(hidden)
+    if temperature != 1:
+        logits = logits / temperature
+    lse = torch.logsumexp(logits, -1)
+    flat = logits[at, token] - lse[at]
+    with torch.no_grad():
+        if not entropy:
+            return flat, torch.zeros_like(flat)
+        # H = lse - E[logit]: one temporary of logit size instead of three.
+        expected = torch.softmax(logits, -1).mul_(logits).sum(-1)
+        return flat, (lse - expected)[at]
+
+
+def _pad(flat: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    parts = torch.split(flat, list(lengths))
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+
+
+def _length_mask(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    columns = torch.arange(max(lengths))
+    return (columns[None, :] < torch.tensor(lengths)[:, None]).to(device)

@@ -1,0 +1,168 @@
+"""Files between this process and verl: prompts and samples as Parquet, completions and metrics as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfemo.errors import DataError, EngineError, MissingExtraError
+from selfemo.files import replacing
+from selfemo.method.prompts import Fitted, Reasoning, messages
+from selfemo.method.types import EmotionDistribution, LabelSet, Prompt
+from selfemo.models.policy import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the reward function must know of a prompt: its id, label set and target."""
+
+    prompt: str
+    labels: LabelSet
+    target: EmotionDistribution
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "prompt": self.prompt,
+                "labels": [self.labels.name, list(self.labels.labels)],
+                "target": dict(self.target),
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Task:
+        raw = json.loads(text)
+        name, labels = raw["labels"]
+        return Task(
+            raw["prompt"], LabelSet(name, tuple(labels)), EmotionDistribution(raw["target"])
+        )
+
+
+def _chat(prompt: Prompt, reader: ChatTokenizer, reasoning: Reasoning) -> list[dict[str, str]]:
+    """The messages that verl's chat template turns into the local engine's prompt ids."""
+    return [{**m, "content": reader.defused(m["content"])} for m in messages(prompt, reasoning)]
+
+
+def prompt_rows(
+    fitted: Sequence[Fitted], reader: ChatTokenizer, reasoning: Reasoning
+) -> list[dict[str, Any]]:
+    """Rows of verl's RL data sets.
+
+    Raises:
+        DataError: a prompt has no target.
+    """
+    rows = []
+    for i, f in enumerate(fitted):
+        if f.prompt.target is None:
+            raise DataError(f"prompt {f.prompt.id} has no target emotion to score against")
+        task = Task(f.prompt.id, f.prompt.label_set, f.prompt.target)
+        rows.append(
+            {
+                "data_source": f.prompt.dataset,
+                "prompt": _chat(f.prompt, reader, reasoning),
+                "ability": "emotion",
+                "reward_model": {"style": "rule", "ground_truth": task.to_json()},
+                "extra_info": {"index": i, "prompt": f.prompt.id},
+            }
+        )
+    return rows
+
+
+def sft_rows(
+    samples: Sequence[tuple[Prompt, str]], reader: ChatTokenizer, reasoning: Reasoning
+) -> list[dict[str, Any]]:
+    """Rows of verl's supervised data sets: the chat with the completion as its last message."""
+    return [
+        {
+            "messages": [
+                *_chat(prompt, reader, reasoning),
+                {"role": "assistant", "content": reader.defused(completion)},
+            ]
+        }
+        for prompt, completion in samples
+    ]
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows beside and rename.
+
+    Raises:
+        EngineError: the disk is full, or the folder cannot be written.
+        MissingExtraError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtraError("pyarrow", "pip install 'selfemo[verl]'") from None
+    with replacing(path, EngineError) as staging:
+        pq.write_table(pa.Table.from_pylist(list(rows)), staging)
+
+
+_DUMPED = {
+    "group", "member", "prompt", "text", "finished", "token_ids", "logprob", "entropy", "r1", "advantage",
+}  # fmt: skip
+
+
+def dump_line(**fields: Any) -> str:
+    """One completion in the file of a step, as the trainer in verl writes it."""
+    return json.dumps(fields) + "\n"
+
+
+def read_dump(path: Path) -> list[list[dict[str, Any]]]:
+    """The completions of one step by group, members in order; groups in the order of their first line.
+
+    Raises:
+        EngineError: the file is not what verl was told to write.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            groups.setdefault(row["group"], []).append(row)
+            if missing := _DUMPED - row.keys():
+                raise KeyError(*sorted(missing))
+        except (ValueError, TypeError, KeyError) as e:
+            raise EngineError(
+                f"{path}:{n}: no completion as verl was told to write it ({e!r})"
+            ) from e
+    return [sorted(g, key=lambda r: r["member"]) for g in groups.values()]
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, Any]]:
+    """verl's metrics by step; a last line that is being written is left for later."""
+    if not path.exists():
+        return {}
+    found: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            found.setdefault(int(record["step"]), {}).update(record["data"])
+    return found
+
+
+_MEASURES = {
+    "loss": "actor/pg_loss",
+    "kl": "actor/kl_loss",
+    "clip_fraction": "actor/pg_clipfrac",
+    "grad_norm": "actor/grad_norm",
+    "lr": "actor/lr",
+    "entropy": "actor/entropy",
+    "seconds": "timing_s/step",
+    "tokens_per_second_per_gpu": "perf/throughput",
+    "mfu": "perf/mfu/actor",
+    "memory_gib": "perf/max_memory_allocated_gb",
+}
+
+
+def measures_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The measures of one step under this project's names; tests on held-out prompts as `test`."""
+    named = {ours: metrics[theirs] for ours, theirs in _MEASURES.items() if theirs in metrics}
+    tests = {
+        k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith(("val-core/", "val-aux/"))
+    }
+    return named | ({"test": tests} if tests else {})

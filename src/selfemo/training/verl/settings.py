@@ -1,0 +1,284 @@
+"""The settings of verl: what its RL and supervised trainers are told, as Hydra overrides.
+
+This module imports nothing of verl.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfemo.config import Config, SftConfig
+from selfemo.errors import ConfigError
+from selfemo.models.references import resolve
+
+MODE = "self_grpo"
+"""Name of the advantage estimator and of the trainer in verl's registries."""
+PLUGIN = "selfemo.training.verl.plugin"
+
+
+def check_config(config: Config) -> None:
+    """Refuse settings that verl cannot be told or would run otherwise.
+
+    Raises:
+        ConfigError: all of them at once, each with what to set.
+    """
+    c, g, s = config.cluster, config.grpo, config.sft
+    gpus = c.nodes * c.gpus_per_node
+    sequences = g.mini_batch * config.sampling.group_size
+    faults = [
+        text
+        for wrong, text in (
+            (
+                config.model.lora is not None,
+                'model.lora: full fine-tuning only with engine = "verl"; leave it out',
+            ),
+            (
+                g.schedule != "constant" or g.warmup > 0,
+                f"grpo.schedule = {g.schedule!r}, grpo.warmup = {g.warmup:g}: each wave is a launch of its "
+                'own; set "constant" and 0',
+            ),
+            (
+                s.schedule == "linear",
+                'sft.schedule = "linear": verl has "constant" and "cosine"',
+            ),
+            (
+                s.label_weight != 1,
+                f"sft.label_weight = {s.label_weight:g}: verl's SFT loss is the plain token mean; set 1",
+            ),
+            (
+                g.prompts_per_step % g.mini_batch != 0,
+                f"grpo.prompts_per_step ({g.prompts_per_step}) is no multiple of grpo.mini_batch "
+                f"({g.mini_batch})",
+            ),
+            (
+                config.flywheel.prompts < g.prompts_per_step,
+                f"flywheel.prompts ({config.flywheel.prompts}) is less than one batch, "
+                f"grpo.prompts_per_step ({g.prompts_per_step})",
+            ),
+            (
+                gpus % c.tensor_parallel != 0,
+                f"cluster.tensor_parallel ({c.tensor_parallel}) does not divide the {gpus} GPUs "
+                "(cluster.nodes x cluster.gpus_per_node)",
+            ),
+            (
+                sequences % (gpus * c.micro_batch_per_gpu) != 0,
+                f"the {sequences} sequences of a mini-batch (grpo.mini_batch x sampling.group_size) do not "
+                f"part into micro-batches of {c.micro_batch_per_gpu} on {gpus} GPUs; lower "
+                "cluster.micro_batch_per_gpu",
+            ),
+            (
+                "rollback" in (config.guard.numbers, config.guard.kl, config.guard.collapse,
+                               config.guard.hacking),
+                'guard: "rollback" is of the local engine; use "warn" or "stop"',
+            ),
+        )
+        if wrong
+    ]  # fmt: skip
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def hydra(key: str, value: Any) -> str:
+    """One override in Hydra's grammar; strings are quoted where its grammar would read them as more."""
+
+    def text(v: Any) -> str:
+        if v is None:
+            return "null"
+        if isinstance(v, bool):
+            return "true" if v else "false"
+        if isinstance(v, int | float):
+            return repr(v)
+        if isinstance(v, Mapping):
+            return "{" + ",".join(f"{k}:{text(x)}" for k, x in v.items()) + "}"
+        if isinstance(v, Sequence) and not isinstance(v, str):
+            return "[" + ",".join(map(text, v)) + "]"
+        return (
+            str(v)
+            if re.fullmatch(r"[A-Za-z_/][\w./:-]*", str(v))
+            else "'" + str(v).replace("\\", "\\\\").replace("'", "\\'") + "'"
+        )
+
+    return f"{key}={text(value)}"
+
+
+def _cluster(config: Config, folder: Path) -> dict[str, Any]:
+    c = config.cluster
+    return {
+        "trainer.nnodes": c.nodes,
+        "trainer.n_gpus_per_node": c.gpus_per_node,
+        "trainer.logger": ["console", "file"],
+        "trainer.project_name": "selfemo",
+        "trainer.experiment_name": folder.name,
+        "trainer.default_local_dir": str(folder / "states"),
+        "trainer.resume_mode": "auto",
+        "hydra.run.dir": str(folder / "hydra"),
+        "hydra.output_subdir": None,
+    }
+
+
+def rl_overrides(
+    config: Config,
+    model: str,
+    folder: Path,
+    *,
+    train: Path,
+    held: Path,
+    last_step: int,
+    rounds: int,
+) -> list[str]:
+    """What `verl.trainer.main_ppo` is told: SPEC section 6 (table 12) where the settings are the paper's.
+
+    Args:
+        model: folder or hub id that the stage starts from; also the reference of the KL term.
+        folder: the stage's work folder.
+        train: prompts of the wave.
+        held: prompts to test on.
+        last_step: where the wave ends, in RL rounds of the stage.
+        rounds: of the whole stage: T of lambda(t).
+    """
+    c, g, s = config.cluster, config.grpo, config.sampling
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    micro = c.micro_batch_per_gpu
+    settings = {
+        "data.train_files": str(train),
+        "data.val_files": str(held),
+        "data.train_batch_size": g.prompts_per_step,
+        "data.max_prompt_length": config.prompt.max_tokens,
+        "data.max_response_length": s.max_new_tokens,
+        "data.shuffle": False,  # drawn in order: what a wave draws is the store's to know
+        "data.validation_shuffle": False,
+        "data.truncation": "error",
+        "data.filter_overlong_prompts": False,
+        "data.trust_remote_code": False,
+        "+data.apply_chat_template_kwargs.enable_thinking": False,
+        "actor_rollout_ref.model.path": model,
+        "actor_rollout_ref.model.trust_remote_code": False,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": True,
+        f"{actor}.ppo_mini_batch_size": g.mini_batch,
+        f"{actor}.ppo_micro_batch_size_per_gpu": micro,
+        f"{actor}.use_dynamic_bsz": False,
+        f"{actor}.clip_ratio": g.clip_low,
+        f"{actor}.clip_ratio_low": g.clip_low,
+        f"{actor}.clip_ratio_high": g.clip_high,
+        f"{actor}.loss_agg_mode": "token-mean",
+        f"{actor}.use_kl_loss": g.kl_coef > 0,
+        f"{actor}.kl_loss_coef": g.kl_coef,
+        f"{actor}.kl_loss_type": "low_var_kl",
+        f"{actor}.entropy_coeff": g.entropy_coef,
+        f"{actor}.grad_clip": g.max_grad_norm,
+        f"{actor}.optim.clip_grad": g.max_grad_norm,
+        f"{actor}.optim.lr": g.lr,
+        f"{actor}.optim.lr_scheduler_type": "constant",
+        f"{actor}.optim.weight_decay": g.weight_decay,
+        f"{actor}.optim.betas": list(g.betas),
+        f"{actor}.data_loader_seed": config.seed,
+        f"{actor}.fsdp_config.param_offload": c.offload_policy,
+        f"{actor}.fsdp_config.optimizer_offload": c.offload_policy,
+        f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+        f"{actor}.checkpoint.load_contents": ["model", "optimizer", "extra"],
+        "actor_rollout_ref.ref.fsdp_config.param_offload": c.offload_reference,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": micro,
+        f"{rollout}.name": c.rollout,
+        f"{rollout}.n": s.group_size,
+        f"{rollout}.temperature": s.temperature,
+        f"{rollout}.top_p": s.top_p,
+        f"{rollout}.seed": config.seed,
+        f"{rollout}.tensor_model_parallel_size": c.tensor_parallel,
+        f"{rollout}.gpu_memory_utilization": c.gpu_memory_utilization,
+        f"{rollout}.max_num_batched_tokens": c.max_batched_tokens,
+        f"{rollout}.log_prob_micro_batch_size_per_gpu": micro,
+        f"{rollout}.val_kwargs.n": 1,
+        f"{rollout}.val_kwargs.temperature": 0,
+        f"{rollout}.val_kwargs.do_sample": False,
+        "algorithm.adv_estimator": MODE,
+        "algorithm.use_kl_in_reward": False,
+        f"+algorithm.{MODE}.rounds": rounds,
+        f"+algorithm.{MODE}.lam_max": g.lam_max,
+        f"+algorithm.{MODE}.lam": 0.0,
+        f"+algorithm.{MODE}.secondary": config.reward.secondary,
+        f"+algorithm.{MODE}.eps": g.eps,
+        f"+algorithm.{MODE}.ddof": g.ddof,
+        f"+algorithm.{MODE}.stop_file": str(folder / "stop"),
+        "reward.num_workers": c.reward_workers,
+        "reward.reward_manager.name": "selfemo",
+        "reward.custom_reward_function.path": f"pkg://{PLUGIN}",
+        "reward.custom_reward_function.name": "compute_score",
+        "+reward.custom_reward_function.reward_kwargs.primary": config.reward.primary,
+        "trainer.use_v1": True,
+        "trainer.v1.trainer_mode": MODE,
+        "trainer.critic_warmup": 0,
+        "trainer.val_before_train": False,
+        "trainer.test_freq": c.test_every or -1,
+        "trainer.save_freq": c.save_every,
+        "trainer.max_actor_ckpt_to_keep": config.save.keep_states,
+        # A wave ends by its steps; the number of passes only has to be large enough.
+        "trainer.total_epochs": 1_000_000,
+        "trainer.total_training_steps": last_step,
+        "trainer.rollout_data_dir": str(folder / "rollouts"),
+        **_cluster(config, folder),
+    }
+    for name, value in environment(folder).items():
+        settings[f"+ray_kwargs.ray_init.runtime_env.env_vars.{name}"] = value
+    return [*(hydra(k, v) for k, v in settings.items()), *c.overrides]
+
+
+def sft_overrides(
+    config: Config, model: str, folder: Path, *, train: Path, sft: SftConfig, epochs: int
+) -> list[str]:
+    """What `verl.trainer.sft_trainer_ray` is told."""
+    settings = {
+        "data.train_files": str(train),
+        "data.train_batch_size": sft.batch_size,
+        "data.use_dynamic_bsz": True,
+        "data.max_token_len_per_gpu": sft.micro_tokens,
+        "data.max_length": config.prompt.max_tokens + config.sampling.max_new_tokens,
+        "data.truncation": "error",
+        # The template of some models closes a last message otherwise than one in between.
+        "data.ignore_input_ids_mismatch": True,
+        "+data.apply_chat_template_kwargs.enable_thinking": False,
+        "model.path": model,
+        "model.trust_remote_code": False,
+        "model.enable_gradient_checkpointing": True,
+        "optim.lr": sft.lr,
+        "optim.lr_scheduler_type": sft.schedule,
+        "optim.lr_warmup_steps_ratio": sft.warmup,
+        "optim.weight_decay": sft.weight_decay,
+        "optim.betas": list(sft.betas),
+        "optim.clip_grad": sft.max_grad_norm,
+        "checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+        "checkpoint.load_contents": ["model", "optimizer", "extra"],
+        "trainer.total_epochs": epochs,
+        "trainer.seed": config.seed,
+        "trainer.save_freq": config.cluster.save_every,
+        "trainer.max_ckpt_to_keep": config.save.keep_states,
+        **_cluster(config, folder),
+    }
+    return [*(hydra(k, v) for k, v in settings.items()), *config.cluster.sft_overrides]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What each process of verl must find in its environment; modules of the user's own stay in it."""
+    asked = os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(",")
+    return {
+        "VERL_USE_EXTERNAL_MODULES": ",".join(dict.fromkeys([*filter(None, asked), PLUGIN])),
+        "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
+    }
+
+
+def rl_command(overrides: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
+
+
+def sft_command(overrides: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "verl.trainer.sft_trainer_ray", *overrides]
+
+
+def weights_path(model: str) -> str:
+    """What verl loads for a model: a folder by its whole path, or a hub id."""
+    found = resolve(model)
+    return str(Path(found).resolve()) if Path(found).exists() else found

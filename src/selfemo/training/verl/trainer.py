@@ -1,0 +1,332 @@
+"""The trainer of a cluster: verl (Ray, FSDP, vLLM) trains; this tells it what and reads what it did.
+
+No training loop of ours: prompts go to verl as Parquet, settings as Hydra overrides, the reward function,
+advantage estimator and trainer hooks as plugin.py. What comes back, step by step while verl runs, are
+completions and metrics.
+
+Departures [ours]: prompts that self-play leaves are drawn in the next wave, not the next round; a stage
+takes whole batches, so the rest of flywheel.prompts is left out; SFT drops the last, partial batch of an
+epoch, as verl does. verl's loss also bounds the ratio of negative advantages by 3 (its dual clip).
+This module imports nothing of verl.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfemo.config import Config, GrpoConfig, SftConfig
+from selfemo.errors import DataError, EngineError
+from selfemo.files import write_json
+from selfemo.method.prompts import Fitted, fit
+from selfemo.method.types import Prompt, Sample
+from selfemo.models.generation.requests import SamplingSettings
+from selfemo.models.loading import load_policy
+from selfemo.models.policy import ChatTokenizer
+from selfemo.models.sampler import Message, Sampler
+from selfemo.progress import StopRequest
+from selfemo.training.checkpoints import write_checkpoint, writing_checkpoint
+from selfemo.training.local import LocalTrainer
+from selfemo.training.protocol import Measures, RlItem, SftStep
+from selfemo.training.verl.exchange import (
+    measures_of,
+    prompt_rows,
+    read_dump,
+    read_metrics,
+    sft_rows,
+    write_parquet,
+)
+from selfemo.training.verl.launch import Launch, end_orphan
+from selfemo.training.verl.settings import (
+    PLUGIN,
+    check_config,
+    sft_command,
+    sft_overrides,
+    weights_path,
+)
+from selfemo.training.verl.waves import part, wave_command, wave_files
+
+_SAME = 1e-3
+"""verl holds rewards in float32; a larger difference of advantages is an error."""
+
+
+class VerlTrainer:
+    """`Trainer` on a cluster.
+
+    Args:
+        folder: the run's; everything of verl goes to cluster/STAGE in it.
+        stop: handed on to a launch, which then saves its state and ends.
+        start: starts a command (replaced by tests of what follows a launch).
+        local: evaluates checkpoints on this machine.
+
+    Raises:
+        ConfigError: verl cannot run these settings.
+    """
+
+    whole_rounds = True
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        stop: StopRequest,
+        local: LocalTrainer,
+        start: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen,
+    ):
+        check_config(config)
+        self.config, self.stop, self._start, self._local = config, stop, start, local
+        self._root = folder.resolve() / "cluster"
+        self._reader: ChatTokenizer | None = None
+        self._stage, self._weights, self._weights_inside = "", "", "."
+        self._rounds = 0
+        self._launch: Launch | None = None
+        self._wave = range(0)
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def reader(self) -> ChatTokenizer:
+        if self._reader is None:
+            self._reader = ChatTokenizer.load(self.config.model.id)
+        return self._reader
+
+    @property
+    def folder(self) -> Path:
+        """Of the stage in hand."""
+        return self._root / self._stage
+
+    def encode(self, messages: list[Message]) -> Sequence[int]:
+        return self.reader.encode(messages)
+
+    def sampler(self, weights: str) -> Sampler:
+        return self._local.sampler(weights)
+
+    def release(self) -> None:
+        self._local.release()
+
+    # -- stages -------------------------------------------------------------------------------------
+
+    def _begin(self, stage: str, weights: str, inside: str) -> None:
+        self.release()
+        self._stage, self._weights, self._weights_inside = stage, weights, inside
+        end_orphan(self.folder / "process")
+
+    def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
+        self._begin(stage, weights, ".")
+
+    def begin_rl(
+        self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]
+    ) -> None:
+        self._begin(stage, weights, "actor")
+        c = self.config.prompt
+        fitted = [fit(p, self.encode, c.max_tokens, c.reasoning) for p in tests if p.target]
+        held = [f for f in fitted if f is not None]
+        if not held:
+            raise DataError(f"{stage}: no held-out prompt fits prompt.max_tokens; raise it")
+        rows = prompt_rows(held, self.reader, c.reasoning)
+        write_parquet(self.folder / "held.parquet", rows)
+
+    def _done(self) -> int:
+        """The last step of the stage whose state verl has written whole, or 0."""
+        tracker = self.folder / "states" / "latest_checkpointed_iteration.txt"
+        try:
+            return int(tracker.read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def resume(self, recorded: int, say: Callable[[str], None]) -> int:
+        """Forget what lies behind verl's own last state."""
+        done = self._done()
+        for dump in (self.folder / "rollouts").glob("*.jsonl"):
+            if int(dump.stem) > done:
+                dump.unlink()
+        for listed in self.folder.glob("wave-from-*.json"):
+            if int(listed.stem.rsplit("-", 1)[1]) > done:  # drawn from what is forgotten now
+                listed.unlink()
+        (self.folder / "stop").unlink(missing_ok=True)
+        return done
+
+    def save_state(self, done: int, record: Callable[[int], None]) -> None:
+        """verl saves on its own, every cluster.save_every rounds; where a stop is asked for, now."""
+        if self.stop.asked and self._launch is not None:
+            self._launch.wait()
+
+    def save(self, folder: Path) -> None:
+        """Make the weights that verl wrote last a checkpoint.
+
+        Raises:
+            EngineError: they are not there, or cannot be copied.
+        """
+        step = self._done()
+        if not step:  # a stage without a step
+            policy = load_policy(self._weights, "cpu")
+            write_checkpoint(policy.core, policy.tokenizer, folder)
+            return
+        states = self.folder / "states" / f"global_step_{step}"
+        source = states / self._weights_inside / "huggingface"
+        if not any(source.glob("*.safetensors")):
+            raise EngineError(
+                f"{source}: verl left no safetensors weights here; see {self.folder / 'verl.log'}"
+            )
+        with writing_checkpoint(folder) as staging:
+            shutil.copytree(source, staging, dirs_exist_ok=True)
+
+    def _launched(self, command: Sequence[str]) -> Launch:
+        return Launch(command, self.folder, self.config.cluster.address, self.stop, self._start)
+
+    # -- supervised -----------------------------------------------------------------------------------
+
+    def sft_steps(self, samples: int, config: SftConfig, epochs: int) -> int:
+        batches = samples // config.batch_size
+        if epochs and not batches:
+            raise DataError(
+                f"{self._stage}: {samples} samples fit prompt.max_tokens, fewer than one batch of "
+                f"sft.batch_size = {config.batch_size}"
+            )
+        return batches * epochs
+
+    def sft(
+        self,
+        samples: Sequence[tuple[Fitted, str]],
+        config: SftConfig,
+        *,
+        epochs: int,
+        seed: int,
+        first: int,
+        scale: Callable[[int], float],
+    ) -> Iterator[SftStep]:
+        """verl trains, by the seed of the configuration; the measures are read as it writes them."""
+        if first >= self.sft_steps(len(samples), config, epochs):
+            return
+        train = self.folder / "samples.parquet"
+        texts = [(f.prompt, text) for f, text in samples]
+        write_parquet(train, sft_rows(texts, self.reader, self.config.prompt.reasoning))
+        overrides = sft_overrides(
+            self.config, weights_path(self._weights), self.folder, train=train, sft=config,
+            epochs=epochs,
+        )  # fmt: skip
+        shown = first
+        with self._launched(sft_command(overrides)) as launch:
+            ended = False
+            while not ended:
+                ended = launch.ended
+                found = read_metrics(self.folder / "metrics.jsonl")
+                for step in sorted(s for s in found if s > shown):
+                    named = {n: found[step].get(f"train/{n}") for n in ("loss", "grad_norm", "lr")}
+                    yield SftStep(step - 1, {n: v for n, v in named.items() if v is not None})
+                    shown = step
+                self.stop.check()  # SFT of verl has no hook to save in between
+                if not ended:
+                    launch.pause()
+
+    # -- reinforcement --------------------------------------------------------------------------------
+
+    def waves(self, rounds: int) -> list[range]:
+        self._rounds = rounds
+        play = self.config.selfplay
+        return part(rounds, play.max_turns, play.synthetic_share)
+
+    def drawn(self, wave: range) -> list[str] | None:
+        table, listed = wave_files(self.folder, wave)
+        return json.loads(listed.read_text()) if listed.exists() and table.exists() else None
+
+    @contextmanager
+    def wave(self, wave: range, rounds: Sequence[Sequence[Fitted]]) -> Iterator[None]:
+        if self.drawn(wave) is None:
+            table, listed = wave_files(self.folder, wave)
+            prompts = [f for round_ in rounds for f in round_]
+            write_parquet(table, prompt_rows(prompts, self.reader, self.config.prompt.reasoning))
+            write_json(listed, [f.prompt.id for f in prompts])
+        self._wave, self._launch = wave, None
+        try:
+            yield
+        except BaseException as e:
+            if self._launch is not None:
+                self._launch.__exit__(type(e), e, None)
+            raise
+        else:
+            if self._launch is not None:
+                self._launch.wait()
+        finally:
+            self._launch = None
+
+    def _start_wave(self) -> Launch:
+        self.stop.check()
+        done = self._done()
+        if done == self._wave.start:
+            # Here the place in the data of the wave before means nothing.
+            for place in (self.folder / "states" / f"global_step_{done}").glob("data*.pt"):
+                place.unlink()
+        return self._launched(
+            wave_command(self.config, self._weights, self.folder, self._wave, self._rounds)
+        )
+
+    def sample(
+        self,
+        round_: int,
+        prompts: Sequence[Fitted],
+        n: int,
+        seeds: Sequence[int],
+        settings: SamplingSettings,
+    ) -> list[list[Sample]]:
+        """What verl sampled in a round, as soon as it is there; a launch is started where none has yet."""
+        step = round_ + 1  # verl counts steps from 1
+        dump = self.folder / "rollouts" / f"{step}.jsonl"
+        while True:
+            ended = self._launch is not None and self._launch.ended
+            if dump.exists() and step in read_metrics(self.folder / "metrics.jsonl"):
+                break
+            if self._launch is None:
+                self._launch = self._start_wave()
+            elif ended:
+                self._launch.wait()
+                raise EngineError(
+                    f"{self.folder}: verl ended, and step {step} of {self._wave.stop} left no rollouts; "
+                    f"see {self.folder / 'verl.log'}"
+                )
+            self._launch.pause()
+        self._rows = {rows[0]["prompt"]: rows for rows in read_dump(dump)}
+        asked = {f.prompt.id for f in prompts}
+        for wrong, says in ((self._rows.keys() - asked, "is none of this step's"),
+                            (asked - self._rows.keys(), "has no completions")):  # fmt: skip
+            if wrong:
+                raise EngineError(f"{dump}: prompt {min(wrong)!r} {says}")
+        return [[_sample(row) for row in self._rows[f.prompt.id]] for f in prompts]
+
+    def update(
+        self,
+        round_: int,
+        minibatches: Sequence[Sequence[RlItem]],
+        config: GrpoConfig,
+        rates: Sequence[float],
+    ) -> Measures:
+        """Check that verl trained with these advantages; its measures of the step.
+
+        Raises:
+            EngineError: it trained with others.
+        """
+        step = round_ + 1
+        ours: dict[str, list[float]] = {}
+        for item in (i for items in minibatches for i in items):
+            ours.setdefault(item.share, []).append(item.advantage)
+        for prompt, found in ours.items():
+            theirs = np.array([r["advantage"] for r in self._rows[prompt]])
+            if not np.allclose(found, theirs, atol=_SAME):
+                raise EngineError(
+                    f"{self.folder / 'rollouts' / f'{step}.jsonl'}: prompt {prompt}: verl trained with "
+                    f"advantages {theirs.round(4).tolist()}, SELF-GRPO gives "
+                    f"{np.round(found, 4).tolist()}; is {PLUGIN} of this version on all nodes?"
+                )
+        return measures_of(read_metrics(self.folder / "metrics.jsonl")[step])
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    return Sample(
+        row["text"], tuple(row["token_ids"]), (row["logprob"],), (row["entropy"],), row["finished"]
+    )
