@@ -22,11 +22,9 @@ MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
 
 def scores_of(run: RunFolder) -> dict[str, dict[str, Scores]]:
     """Scores by checkpoint and data set, of the evaluations that are done."""
-    labels = {
-        r["dataset"]: None for r in run.store.rows("SELECT DISTINCT dataset FROM predictions")
-    }
+    known = run.store.predicted_datasets()
     sets = {
-        c.dataset: c.label_set for c in load_conversations(run.config.data) if c.dataset in labels
+        c.dataset: c.label_set for c in load_conversations(run.config.data) if c.dataset in known
     }
     return {
         name: score(run.store, evaluation_name(name), sets, run.config)
