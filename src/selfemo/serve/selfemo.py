@@ -102,14 +102,8 @@ def _run_labels(run: Path) -> LabelSet | None:
     """The label set of most prompts in a run."""
     if not (run / STORE_FILE).exists():
         return None
-    store = Store(run / STORE_FILE, read_only=True)
-    try:
-        rows = store.rows(
-            "SELECT min(id) AS id FROM prompts GROUP BY label_set ORDER BY count(*) DESC LIMIT 1"
-        )
-        return store.prompt(rows[0]["id"]).label_set if rows else None
-    finally:
-        store.close()
+    with Store(run / STORE_FILE, read_only=True) as store:
+        return store.main_label_set()
 
 
 class SelfEmo:
