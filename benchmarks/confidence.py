@@ -20,9 +20,7 @@ from selfemo.serve.answers import Recognition
 from selfemo.serve.selfemo import SelfEmo
 
 
-def measures(
-    conversations: list[Conversation], readings: list[list[Recognition]]
-) -> dict[str, Any]:
+def measures(conversations: list[Conversation], readings: list[list[Recognition]]) -> dict[str, Any]:
     gold, found, labels = [], [], []
     for c, rs in zip(conversations, readings, strict=True):
         for turn, r in zip(c.turns, rs, strict=True):
@@ -34,9 +32,7 @@ def measures(
     order = sorted(range(len(hits)), key=lambda i: -found[i].confidence)
     half = len(order) // 2
     fit = calibration(
-        [dict(r.distribution or {}) for r in found],
-        [dict(g) for g in gold],
-        [s.labels for s in labels],
+        [dict(r.distribution or {}) for r in found], [dict(g) for g in gold], [s.labels for s in labels]
     )
     return {
         "utterances": len(hits),

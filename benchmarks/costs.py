@@ -128,9 +128,7 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
     kl = float(point.get("kl", 0.0))
     config = GrpoConfig(lr=1e-6, kl_coef=kl, micro_tokens=p + g * r)
     items = [
-        RlItem(ids, draw(r), float(a), f"{i}")
-        for i, ids in enumerate(prompts)
-        for a in rng.normal(size=g)
+        RlItem(ids, draw(r), float(a), f"{i}") for i, ids in enumerate(prompts) for a in rng.normal(size=g)
     ]
     e.begin_stage(config)
     if kl:
@@ -193,9 +191,7 @@ def real_tokens() -> dict[str, Any]:
             t,
             group=replace(
                 t.group,
-                rollouts=tuple(
-                    replace(r, advantage=(-1.0) ** k) for k, r in enumerate(t.group.rollouts)
-                ),
+                rollouts=tuple(replace(r, advantage=(-1.0) ** k) for k, r in enumerate(t.group.rollouts)),
             ),
         )
         for t in turns
@@ -219,12 +215,7 @@ def real_store() -> dict[str, Any]:
     """Bytes of a store of real texts, and of its shards: the sample set's prompts, each with eight gold
     completions of other turns."""
     from selfemo.config import load
-    from selfemo.method.prompts import (
-        conversation_prompts,
-        format_completion,
-        gold_completion,
-        messages,
-    )
+    from selfemo.method.prompts import conversation_prompts, format_completion, gold_completion, messages
     from selfemo.runs.costs import CHARACTERS, store_bytes
     from selfemo.runs.inputs import load_conversations
     from selfemo.runs.shards import export
@@ -299,15 +290,7 @@ def predicted(point: dict[str, Any], seen: dict[str, Any], machine: Any) -> dict
 def growth() -> str:
     """The table of docs/scaling.md: one iteration on 8 H100 in the paper's settings, P 600, R 300."""
     from selfemo.config import load
-    from selfemo.runs.costs import (
-        KNOWN,
-        MACHINES,
-        PARQUET_SHARE,
-        decoding,
-        stages,
-        store_bytes,
-        workload,
-    )
+    from selfemo.runs.costs import KNOWN, MACHINES, PARQUET_SHARE, decoding, stages, store_bytes, workload
 
     lines = []
     for prompts in (23_000, 1_000_000, 100_000_000, 1_000_000_000):
@@ -378,14 +361,7 @@ def compared(measured: dict[str, Any]) -> dict[str, Any]:
         seen, told = measured[name], predicted(point, measured[name], machine)
         points[name] = {
             key: [seen[key], told[key]]
-            for key in (
-                "packed",
-                "prefill_s",
-                "decode_s",
-                "update_s",
-                "sampling_mib",
-                "training_mib",
-            )
+            for key in ("packed", "prefill_s", "decode_s", "update_s", "sampling_mib", "training_mib")
             if not (point.get("dtype") and key.endswith("_s"))
         }
     real = measured["real round"]
@@ -410,10 +386,7 @@ def table(results: dict[str, Any]) -> str:
         "prefill and decode": "prefill and decode, s", "update_s": "update, s",
         "sampling_mib": "peak in sampling, MiB", "training_mib": "peak in the update, MiB",
     }  # fmt: skip
-    lines = [
-        "| point | quantity | measured | predicted | ratio |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    lines = ["| point | quantity | measured | predicted | ratio |", "| --- | --- | --- | --- | --- |"]
     for point, values in results["compared"].items():
         for key, (seen, told) in values.items():
             ratio = f"{told / seen:.2f}"

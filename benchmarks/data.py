@@ -159,9 +159,7 @@ def store(n: int, repeats: int) -> Row:
 
     name = f"store: insert {n:,} rollouts, best of each group, resume scan"
     row = Row(name, "pandas over JSONL", 5.0, checked="sum of the best rewards, last step")
-    in_turn(
-        row, lambda: run(_OURS, "ours"), lambda: run(_THEIRS, "theirs"), repeats, check, warm=False
-    )
+    in_turn(row, lambda: run(_OURS, "ours"), lambda: run(_THEIRS, "theirs"), repeats, check, warm=False)
     for side, runs in seen.items():
         row.details[side] = {k: statistics.median(r[k] for r in runs) for k in runs[0]}
     row.ours = [r["insert"] + r["best"] + r["resume"] for r in seen["ours"]]

@@ -106,14 +106,11 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
         lines: list[str] = []
         for k in range(0, len(part), batch):
             rows = tokenizer.pad(
-                {"input_ids": [list(fitted[p.id]) for p in part[k : k + batch]]},
-                return_tensors="pt",
+                {"input_ids": [list(fitted[p.id]) for p in part[k : k + batch]]}, return_tensors="pt"
             ).to(e.policy.device)
             stop: Any = StopStringCriteria(tokenizer, ["\n"])
             with e.policy.autocast():
-                out = plain.generate(
-                    **rows, max_new_tokens=32, do_sample=False, stopping_criteria=[stop]
-                )
+                out = plain.generate(**rows, max_new_tokens=32, do_sample=False, stopping_criteria=[stop])
             new = out[:, rows["input_ids"].shape[1] :]
             texts = tokenizer.batch_decode(new, skip_special_tokens=True)
             lines += [x.split("\n")[0] for x in texts]
@@ -126,9 +123,7 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
         if agree[-1] < 0.97:
             raise AssertionError(f"predicted lines agree in {agree[-1]:.1%} only")
 
-    row = Row(
-        f"greedy evaluation of {len(asked)} dev prompts", f"batched generate, {batch} a batch", 4.0
-    )
+    row = Row(f"greedy evaluation of {len(asked)} dev prompts", f"batched generate, {batch} a batch", 4.0)
     in_turn(row, ours, theirs, len(slices), check, warm=False)
     row.checked = f"predicted lines equal: {min(agree):.1%} at least (rounding breaks ties)"
     row.details = {"data": data.split(":")[0], "model": model.rsplit("/", 1)[-1]}

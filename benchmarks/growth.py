@@ -20,14 +20,7 @@ import torch
 from benchmarks.harness import timed
 from benchmarks.training import LR, REPLY, engine
 from selfemo.config import GrpoConfig, load
-from selfemo.method.types import (
-    LABEL_SETS,
-    EmotionDistribution,
-    Lineage,
-    Persona,
-    Prompt,
-    Utterance,
-)
+from selfemo.method.types import LABEL_SETS, EmotionDistribution, Lineage, Persona, Prompt, Utterance
 from selfemo.runs.store import Store
 from selfemo.stages.flywheel import PromptQueue
 from selfemo.training.protocol import RlItem
@@ -48,9 +41,7 @@ def step_time(e: Any, prompt: int, group: int, repeats: int) -> float:
         for a in rng.normal(size=group)
     ]
     config = GrpoConfig(lr=LR, kl_coef=0.0, micro_tokens=prompt + group * REPLY)
-    return statistics.median(
-        timed(lambda: e.rl_round([items], config, [LR]))[0] for _ in range(repeats)
-    )
+    return statistics.median(timed(lambda: e.rl_round([items], config, [LR]))[0] for _ in range(repeats))
 
 
 def draw_time(n: int, repeats: int) -> dict[str, float]:
@@ -136,11 +127,7 @@ def main() -> None:
         ("prompt", (200, 500, 1000, 2000, 4000), lambda p: (p, 8)),
     ):
         times = [step_time(e, *at(x), args.repeats) for x in grid]
-        results[key] = {
-            "sizes": list(grid),
-            "times": times,
-            "exponent": exponent(list(grid), times),
-        }
+        results[key] = {"sizes": list(grid), "times": times, "exponent": exponent(list(grid), times)}
         print(key, results[key], flush=True)
     (HERE / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(results, HERE.parent / "docs" / "figures" / "growth.svg")

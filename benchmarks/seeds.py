@@ -62,9 +62,7 @@ def main() -> None:
     for r in rows:
         value, low, high = r["r1_change"]
         change = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-        lines.append(
-            [str(r["seed"]), *(f"{r[k]:.3f}" for k in keys), change, f"{r['p_value']:.3f}"]
-        )
+        lines.append([str(r["seed"]), *(f"{r[k]:.3f}" for k in keys), change, f"{r['p_value']:.3f}"])
     print(render(["seed", *keys, "change of mean R1", "p"], lines, "markdown"))
     interval = whole["interval"]
     spread = f", 95% t interval [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""

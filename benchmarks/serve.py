@@ -36,8 +36,7 @@ LINES = [
 def question(number: int, max_tokens: int) -> dict[str, Any]:
     draw = random.Random(number)
     turns = [
-        {"speaker": ("Ann", "Bo")[k % 2], "text": f"{draw.choice(LINES)} ({number}.{k})"}
-        for k in range(4)
+        {"speaker": ("Ann", "Bo")[k % 2], "text": f"{draw.choice(LINES)} ({number}.{k})"} for k in range(4)
     ]
     return {"turns": turns, "persona": "Dry, loyal, easily moved.", "max_tokens": max_tokens}
 
@@ -166,9 +165,7 @@ def main() -> None:
             "max_tokens": given.max_tokens,
             "pairs": pairs,
             "cpu_ratio_median": ratios[len(ratios) // 2],
-            "load": asyncio.run(
-                load(url, server.pid, given.clients, given.seconds, given.max_tokens)
-            ),
+            "load": asyncio.run(load(url, server.pid, given.clients, given.seconds, given.max_tokens)),
         }
     finally:
         server.send_signal(signal.SIGTERM)

@@ -36,14 +36,7 @@ from selfemo.method.types import (
     RolloutGroup,
     Sample,
 )
-from selfemo.runs.shards import (
-    Manifest,
-    ShardFile,
-    best_of_groups,
-    read_manifest,
-    select,
-    write_frame,
-)
+from selfemo.runs.shards import Manifest, ShardFile, best_of_groups, read_manifest, select, write_frame
 from selfemo.runs.store import STORE_FILE, Store, read_distribution
 from selfemo.stages.flywheel import fingerprint, select_samples
 from selfemo.stages.gate import PASS, gate
@@ -114,9 +107,7 @@ def make_shard(number: int, per_shard: int = PER_SHARD) -> tuple[pl.DataFrame, p
     prompts: list[tuple[Any, ...]] = []
     for i in range(groups):
         span = range(ends[i] - turns[i], ends[i])
-        history = [
-            [("Ann", "Bo")[k % 2], " ".join(said[k]), {LABELS[emotions[k]]: 1.0}] for k in span
-        ]
+        history = [[("Ann", "Bo")[k % 2], " ".join(said[k]), {LABELS[emotions[k]]: 1.0}] for k in span]
         persona = ["Ann", f"Calm, {' '.join(said[span[0]])}; laughs it off afterwards.", ""]
         prompts.append(
             (f"it1.{base + i}>1", "iteration-1-rl", (base + i) // 64, 1, f"e{(base + i) // 4}", i % 4,
@@ -124,9 +115,7 @@ def make_shard(number: int, per_shard: int = PER_SHARD) -> tuple[pl.DataFrame, p
              "Ann", json.dumps(persona), "A kitchen, late.", json.dumps(history),
              json.dumps({LABELS[emotions[span[-1]]]: 1.0}), 0)
         )  # fmt: skip
-    prompts = [
-        (*prompts[i][:11], *prompts[s][11:]) for i, s in zip(range(groups), source, strict=True)
-    ]
+    prompts = [(*prompts[i][:11], *prompts[s][11:]) for i, s in zip(range(groups), source, strict=True)]
     n = groups * G
     e_json, e_text = _emotions(rng, n)
     s_json, s_text = _emotions(rng, n)
@@ -135,9 +124,7 @@ def make_shard(number: int, per_shard: int = PER_SHARD) -> tuple[pl.DataFrame, p
         reply = reply + " " + pl.Series(PHRASES[rng.integers(0, len(PHRASES), n)])
     reply = reply.str.to_titlecase() + "."
     hit = rng.random(n) < 0.15
-    r1 = np.where(
-        hit, np.round(rng.choice([1, 1, 0.8181818181818182, 0.6666666666666666, 0.53], n), 6), 0
-    )
+    r1 = np.where(hit, np.round(rng.choice([1, 1, 0.8181818181818182, 0.6666666666666666, 0.53], n), 6), 0)
     failed = rng.random(n) < 0.04
     broken = {True: "no_emotion", False: None}
     frame = pl.DataFrame({
@@ -252,8 +239,7 @@ def groups_in_memory(folder: Path) -> Iterator[tuple[RolloutGroup, list[str | No
     manifest = read_manifest(folder)
     for a, b in zip(manifest.of("rollouts"), manifest.of("prompts"), strict=True):
         asked = {
-            r["id"]: Store.read_prompt(r)
-            for r in pl.read_parquet(folder / b.name).iter_rows(named=True)
+            r["id"]: Store.read_prompt(r) for r in pl.read_parquet(folder / b.name).iter_rows(named=True)
         }
         rows = pl.read_parquet(folder / a.name).to_dicts()
         for start in range(0, len(rows), G):
@@ -261,9 +247,7 @@ def groups_in_memory(folder: Path) -> Iterator[tuple[RolloutGroup, list[str | No
             members = []
             for r in group:
                 e, s = read_distribution(r["emotion"]), read_distribution(r["self_emotion"])
-                parsed = (
-                    Completion(e, s, r["reply"]) if e and s else ParseFailure(FailureKind.EMPTY)
-                )
+                parsed = Completion(e, s, r["reply"]) if e and s else ParseFailure(FailureKind.EMPTY)
                 sample = Sample(r["text"], (1,), (r["mean_logprob"],))
                 members.append(Rollout(sample, parsed, r["r1"], r["r2"], 0.0))
             prompt = asked[group[0]["prompt"]]
@@ -303,9 +287,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=10_000_000)
     parser.add_argument("--store", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="where to work; removed at the end")
-    parser.add_argument(
-        "--shards", type=Path, help="shards of an earlier run; made here if missing"
-    )
+    parser.add_argument("--shards", type=Path, help="shards of an earlier run; made here if missing")
     parser.add_argument("--results", type=Path, default=HERE / "shards.json")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=args.folder))
@@ -358,13 +340,9 @@ def main() -> None:
         part.mkdir()
         manifest = Manifest(GateConfig(), "none", [], complete=True)
         for number in range(2):
-            for table, frame in zip(
-                ("rollouts", "prompts"), make_shard(number, 40_000), strict=True
-            ):
+            for table, frame in zip(("rollouts", "prompts"), make_shard(number, 40_000), strict=True):
                 name = f"{table}-{number:05d}.parquet"
-                manifest.files.append(
-                    ShardFile(table, name, frame.height, *write_frame(part / name, frame))
-                )
+                manifest.files.append(ShardFile(table, name, frame.height, *write_frame(part / name, frame)))
         manifest.write(part)
         cases = ((None, 0.5), (None, 0.2), (0.0, 0.34), (0.7, 0.3))
         note("against memory", [compare(part, *case) for case in cases])

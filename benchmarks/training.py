@@ -139,9 +139,7 @@ def random_groups(prompt: int, groups: int) -> list[RlItem]:
     return items
 
 
-def policy_update(
-    model: str, prompt: int, repeats: int, goal: float, micro: int = G, groups: int = 1
-) -> Row:
+def policy_update(model: str, prompt: int, repeats: int, goal: float, micro: int = G, groups: int = 1) -> Row:
     """Forward, loss, backward and optimiser step on groups of given tokens.
 
     Args:
@@ -223,9 +221,7 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
     return found
 
 
-def rl_step(
-    model: str, data: str, repeats: int, micro: int = G, groups: int = 1, prompt: int = 400
-) -> Row:
+def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1, prompt: int = 400) -> Row:
     """Rollouts of some prompts, rewards, advantages, update: TRL's own loop against ours.
 
     Alternating single steps: TRL's trainer runs, and after each of its steps ours runs one.
@@ -363,9 +359,7 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
         for p, c in samples
         if p.id in fitted
     ]
-    sft = SftConfig(
-        lr=LR, batch_size=batch, micro_tokens=min(batch * 256, SETTINGS["micro_tokens"])
-    )
+    sft = SftConfig(lr=LR, batch_size=batch, micro_tokens=min(batch * 256, SETTINGS["micro_tokens"]))
     batches = epoch_batches([i.share for i in items], batch, sft.run_length, 0, 0)[: repeats + 1]
     e.begin_stage(sft)
     source = resolve(model)

@@ -19,14 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from selfemo.method.types import (
-    LABEL_SETS,
-    Conversation,
-    EmotionDistribution,
-    Persona,
-    Prompt,
-    Utterance,
-)
+from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, Persona, Prompt, Utterance
 
 if TYPE_CHECKING:
     from selfemo.models.policy import Attention
@@ -77,9 +70,7 @@ def toy_conversations(n: int = 8, split: str = "train") -> list[Conversation]:
     conversations = []
     for k in range(n):
         turns = tuple(
-            Utterance(
-                ("Ann", "Bo")[i % 2], items[(k + i) % 5][1], dist(**{items[(k + i) % 5][0]: 1})
-            )
+            Utterance(("Ann", "Bo")[i % 2], items[(k + i) % 5][1], dist(**{items[(k + i) % 5][0]: 1}))
             for i in range(5)
         )
         conversations.append(
@@ -117,9 +108,7 @@ def build_tiny_model(folder: Path) -> Path:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>")
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -148,9 +137,7 @@ def build_tiny_model(folder: Path) -> Path:
 def write_jsonl(path: Path, conversations: Iterable[Conversation]) -> None:
     with path.open("w") as f:
         for c in conversations:
-            turns = [
-                {"speaker": t.speaker, "text": t.text, "emotion": dict(t.emotion)} for t in c.turns
-            ]
+            turns = [{"speaker": t.speaker, "text": t.text, "emotion": dict(t.emotion)} for t in c.turns]
             personas = {s: p.description for s, p in c.personas.items()}
             record = {"id": c.id, "split": c.split, "scene": c.scenario, "personas": personas,
                       "turns": turns}  # fmt: skip
@@ -226,9 +213,7 @@ def finished(
 
 
 @pytest.fixture(scope="module")
-def short(
-    tiny_model: Path, data: Path, built_once: Built, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def short(tiny_model: Path, data: Path, built_once: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shorter run, also with what it was at the beginning of each stage beside it."""
     from tests.support.runs import SHORT, photographed, settings
 
@@ -244,9 +229,7 @@ def expert(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
     def start(**options: object) -> str:
         flags = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
-        process = subprocess.Popen(
-            [sys.executable, str(SERVER), *flags], stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, str(SERVER), *flags], stdout=subprocess.PIPE, text=True)
         running.append(process)
         assert process.stdout is not None
         return f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"

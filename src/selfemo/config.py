@@ -14,14 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from selfemo.errors import ConfigError
 from selfemo.method.prompts import Reasoning
@@ -452,9 +445,7 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
     lines = []
     for item in error.errors():
         path = tuple(str(p) for p in item["loc"])
-        where = next(
-            (o for p, o in origin.items() if p[: len(path)] == path or path[: len(p)] == p), ""
-        )
+        where = next((o for p, o in origin.items() if p[: len(path)] == path or path[: len(p)] == p), "")
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             near = _nearest(path)

@@ -107,9 +107,7 @@ def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
     assert any((before[k] != after[k].float()).any() for k in before), "the policy was trained"
     with Store(run / "store.sqlite") as store:
         # Two waves, of one round and of two; the second draws what the first left (eq. 7).
-        groups = store.rows(
-            "SELECT step, count(*) AS n FROM rollouts WHERE member = 0 GROUP BY step"
-        )
+        groups = store.rows("SELECT step, count(*) AS n FROM rollouts WHERE member = 0 GROUP BY step")
         assert [(r["step"], r["n"]) for r in groups] == [(0, 6), (1, 6), (2, 6)]
         passed = store.rows("SELECT * FROM rollouts WHERE gate = 'pass' AND step = 0")
         left = store.rows("SELECT * FROM prompts WHERE parent IS NOT NULL AND step = 0")
@@ -125,9 +123,7 @@ def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
         rounds = [m for m in store.metrics() if m["stage"] == "iteration-1-rl"]
         assert [m["lambda"] for m in rounds] == pytest.approx([0, 0.5 / 3, 1 / 3])
         assert all(m["grad_norm"] >= 0 and "kl" in m and m["r1"] >= 0 for m in rounds)
-        assert rounds[0]["kl"] == pytest.approx(0, abs=1e-3), (
-            "the reference is where the stage starts"
-        )
+        assert rounds[0]["kl"] == pytest.approx(0, abs=1e-3), "the reference is where the stage starts"
         assert any("test" in m for m in rounds)
         spread = store.rows("SELECT count(*) AS n FROM rollouts WHERE advantage != 0")
         assert spread[0]["n"] > 0

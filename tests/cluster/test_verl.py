@@ -66,9 +66,7 @@ def test_hydra_composes_the_trainer_of_the_papers_configuration(path: Path) -> N
     validate_config(made, use_reference_policy=True, use_critic=False)
     sft = compose(
         "sft_trainer_engine",
-        sft_overrides(
-            config, "m", Path("/r"), train=Path("/r/s.parquet"), sft=config.sft, epochs=3
-        ),
+        sft_overrides(config, "m", Path("/r"), train=Path("/r/s.parquet"), sft=config.sft, epochs=3),
     )
     assert (sft.data.train_batch_size, sft.trainer.total_epochs) == (64, 3)
     assert (sft.optim.lr, sft.optim.lr_scheduler_type) == (1e-5, "cosine")
@@ -119,11 +117,7 @@ def test_verls_data_sets_read_what_is_written(tiny_model: Path, tmp_path: Path) 
 
 
 def through_verl(
-    r1: Sequence[float],
-    r2: Sequence[float],
-    groups: Sequence[str],
-    lengths: Sequence[int],
-    **own: Any,
+    r1: Sequence[float], r2: Sequence[float], groups: Sequence[str], lengths: Sequence[int], **own: Any
 ) -> np.ndarray:
     """(b, s) advantages that verl's own function gives on verl's own data object."""
     from omegaconf import OmegaConf
@@ -137,8 +131,7 @@ def through_verl(
     mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
     data = DataProto(
         batch=TensorDict(
-            {"token_level_rewards": put_rewards(r1, r2, mask), "response_mask": mask},
-            batch_size=len(groups),
+            {"token_level_rewards": put_rewards(r1, r2, mask), "response_mask": mask}, batch_size=len(groups)
         ),
         non_tensor_batch={"uid": np.array(list(groups), dtype=object)},
     )
@@ -149,9 +142,7 @@ def through_verl(
 
 
 def test_the_worked_group_of_the_specification() -> None:
-    found = through_verl(
-        (1, 0, 0, 1), (1 / 3, 1 / 3, 2 / 3, 2 / 3), "gggg", (3, 2, 4, 2), lam=0.5, eps=0.0
-    )
+    found = through_verl((1, 0, 0, 1), (1 / 3, 1 / 3, 2 / 3, 2 / 3), "gggg", (3, 2, 4, 2), lam=0.5, eps=0.0)
     assert found[:, 0] == pytest.approx([0, -1, 0, 1], abs=1e-6)
     assert found[2].tolist() == [0, 0, 0, 0] and found[3].tolist() == pytest.approx([1, 1, 0, 0])
 
@@ -204,9 +195,7 @@ def test_vanilla_with_the_sample_deviation_is_verls_grpo() -> None:
     mask = torch.ones(24, 2, dtype=torch.long)
     rewards = torch.zeros(24, 2)
     rewards[:, 1] = torch.as_tensor(r1, dtype=torch.float32)
-    theirs, _ = get_adv_estimator_fn("grpo")(
-        token_level_rewards=rewards, response_mask=mask, index=groups
-    )
+    theirs, _ = get_adv_estimator_fn("grpo")(token_level_rewards=rewards, response_mask=mask, index=groups)
     ours = through_verl(r1, np.zeros(24), groups, [2] * 24, lam=0.0, ddof=1)
     assert ours == pytest.approx(theirs.numpy(), abs=1e-5)
 
@@ -285,9 +274,7 @@ def ray_processes() -> Any:
 
 
 @pytest.mark.slow
-def test_verls_reward_workers_give_what_one_process_gives(
-    ray_processes: Any, tiny_model: Path
-) -> None:
+def test_verls_reward_workers_give_what_one_process_gives(ray_processes: Any, tiny_model: Path) -> None:
     """verl's RewardLoopManager, four of its workers, on its own data object."""
     from tensordict import TensorDict
     from verl import DataProto

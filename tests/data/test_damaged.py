@@ -92,9 +92,7 @@ def damage(content: bytes, draw: random.Random) -> bytes:
                 content = content[:a]
             case _ if content:
                 k = min(a, len(content) - 1)
-                content = (
-                    content[:k] + bytes([content[k] ^ (1 << draw.randrange(8))]) + content[k + 1 :]
-                )
+                content = content[:k] + bytes([content[k] ^ (1 << draw.randrange(8))]) + content[k + 1 :]
             case _:
                 pass
     return content
@@ -174,9 +172,7 @@ def test_memory_is_bounded_by_the_file(tmp_path: Path) -> None:
     assert peak < 6 * path.stat().st_size
 
 
-def test_what_is_no_text_file_is_refused_unread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_text_file_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):

@@ -13,11 +13,7 @@ from tests.support.files import ROOT
 @pytest.mark.parametrize(
     ("name", "conversations", "blemishes"),
     [
-        (
-            "meld",
-            {"train": 1038, "dev": 114},
-            {"gap in utterance numbers": 71, "Windows line ends": 2},
-        ),
+        ("meld", {"train": 1038, "dev": 114}, {"gap in utterance numbers": 71, "Windows line ends": 2}),
         (
             "emorynlp",
             {"train": 659, "dev": 89},

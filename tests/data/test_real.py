@@ -11,8 +11,7 @@ from tests.support.files import ROOT
 
 
 @pytest.mark.parametrize(
-    ("name", "counts"),
-    [("meld", {"train": 9989, "dev": 1109}), ("emorynlp", {"train": 7551, "dev": 954})],
+    ("name", "counts"), [("meld", {"train": 9989, "dev": 1109}), ("emorynlp", {"train": 7551, "dev": 954})]
 )
 def test_official_counts_and_clean_text(name: str, counts: dict[str, int]) -> None:
     folder = ROOT / name

@@ -34,18 +34,13 @@ def test_help_answers_at_once() -> None:
     for _ in range(3):
         start = cpu_seconds()
         done = subprocess.run(
-            [sys.executable, "-m", "selfemo.cli", "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
+            [sys.executable, "-m", "selfemo.cli", "--help"], capture_output=True, text=True, check=True
         )
         times.append(cpu_seconds() - start)
     assert "evolve" in done.stdout
     heavy = "import sys, selfemo.cli; print([m for m in ('torch', 'transformers', 'matplotlib', " \
             "'sklearn', 'pydantic') if m in sys.modules])"  # fmt: skip
-    loaded = subprocess.run(
-        [sys.executable, "-c", heavy], capture_output=True, text=True, check=True
-    )
+    loaded = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]", "no heavy library before it is used"
     assert min(times) < 1.5  # 0.5 s on a quiet machine; benchmarks measure it, this guards it
 
@@ -108,22 +103,14 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for text in (
-        "cold-start",
-        "iteration-1",
-        "Mean R1 from cold-start",
-        "Try next",
-        "selfemo predict",
-    ):
+    for text in ("cold-start", "iteration-1", "Mean R1 from cold-start", "Try next", "selfemo predict"):
         assert text in done.stdout
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [m["loss"] for m in metrics if m["stage"] == "cold-start"]
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
     entropies = [m["sampling_entropy"] for m in metrics if m["stage"] == "iteration-1-rl"]
     with closing(sqlite3.connect(folder / "store.sqlite")) as db:
-        stored = db.execute(
-            "SELECT avg(entropy) FROM rollouts GROUP BY step ORDER BY step"
-        ).fetchall()
+        stored = db.execute("SELECT avg(entropy) FROM rollouts GROUP BY step ORDER BY step").fetchall()
     assert entropies == pytest.approx([h for (h,) in stored])
     assert all(0.2 < h < 5 for h in entropies), "log of the vocabulary's size is 10.8"
     out = tmp_path / "predictions.jsonl"
@@ -131,9 +118,7 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
         app, ["predict", str(tiny_data(tmp_path)), "--model", str(folder), "--out", str(out)]
     )
     assert told.exit_code == 0, told.output
-    assert len(out.read_text().splitlines()) == len(
-        conversation_prompts(sample_one(), future=False)
-    )
+    assert len(out.read_text().splitlines()) == len(conversation_prompts(sample_one(), future=False))
 
 
 def sample_one():

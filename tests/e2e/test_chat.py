@@ -48,9 +48,7 @@ def test_a_talk_in_the_terminal(model: SelfEmo, monkeypatch, tmp_path: Path) -> 
     (found,) = load(str(file)).conversations
     assert len(found.turns) == 3 and found.personas["Bo"].description == "dry"
     assert (tmp_path / "talk.md").read_text().startswith("# A kitchen.")
-    edited, _ = typed(
-        model, monkeypatch, "One.\n/edit 1 Two.\n/scene Outside.\n/persona Ann: loud\n"
-    )
+    edited, _ = typed(model, monkeypatch, "One.\n/edit 1 Two.\n/scene Outside.\n/persona Ann: loud\n")
     assert edited.lines == () and edited.characters[0].name == "Ann" and edited.scene == "Outside."
 
 
@@ -99,8 +97,7 @@ def opened(browser: Any, address: str, width: int, scheme: str) -> tuple[Any, li
     tab.on("pageerror", lambda e: wrong.append(str(e)))
     tab.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
     tab.on(
-        "request",
-        lambda r: None if r.url.startswith((address, "data:", "blob:")) else wrong.append(r.url),
+        "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else wrong.append(r.url)
     )
     tab.goto(address)
     return tab, wrong

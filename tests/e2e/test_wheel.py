@@ -26,9 +26,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a copy of the source, installed alone into a folder."""
     home = tmp_path_factory.mktemp("wheel")
     source = home / "source"
-    shutil.copytree(
-        ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
-    )
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -39,15 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         built = [*pip, "wheel", "--no-deps", "-w", home, source]
     subprocess.run(list(map(str, built)), check=True)
     (wheel,) = home.glob("selfemo-*.whl")
-    put = [
-        *pip,
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--no-compile",
-        "--target",
-        home / "installed",
-    ]
+    put = [*pip, "install", "--no-deps", "--no-index", "--no-compile", "--target", home / "installed"]
     subprocess.run([*map(str, put), str(wheel)], check=True)
     shutil.rmtree(source)
     return home
@@ -77,9 +67,7 @@ def test_the_command_and_the_library(home: Path) -> None:
     assert told.returncode == 0 and "evolve" in told.stdout, told.stderr
     code = "import selfemo; from selfemo import SelfEmo; print(selfemo.__file__, SelfEmo.__name__)"
     told = outside(home, sys.executable, "-c", code)
-    assert told.stdout.split() == [str(home / "installed/selfemo/__init__.py"), "SelfEmo"], (
-        told.stderr
-    )
+    assert told.stdout.split() == [str(home / "installed/selfemo/__init__.py"), "SelfEmo"], told.stderr
     for command in ("data check sample", "table1"):
         told = outside(home, sys.executable, "-m", "selfemo.cli", *command.split())
         assert told.returncode == 0, told.stderr
@@ -88,9 +76,7 @@ def test_the_command_and_the_library(home: Path) -> None:
 def test_shipped_names_are_found(home: Path) -> None:
     told = outside(home, sys.executable, "-m", "selfemo.cli", "evolve", "-c", "quickstrat")
     assert told.returncode == 1 and "did you mean -c quickstart?" in told.stderr
-    told = outside(
-        home, sys.executable, "-m", "selfemo.cli", "ablate", "--out", "ablation", "--arm", "none"
-    )
+    told = outside(home, sys.executable, "-m", "selfemo.cli", "ablate", "--out", "ablation", "--arm", "none")
     assert told.returncode == 1 and "vanilla-grpo" in told.stderr
 
 

@@ -43,9 +43,7 @@ def run(url: str, data: Path, out: Path | None, *overrides: str, **more):
 
 
 def predictions(out: Path) -> dict:
-    return {
-        r["prompt"]: (r["predicted"], r["failure"], r["r1"], r["text"]) for r in predictions_of(out)
-    }
+    return {r["prompt"]: (r["predicted"], r["failure"], r["r1"], r["text"]) for r in predictions_of(out)}
 
 
 def test_answers_are_read_as_a_local_models_are(expert, data: Path, tmp_path: Path) -> None:
@@ -93,9 +91,7 @@ def test_faults_change_nothing(expert, data: Path, tmp_path: Path, fault: str) -
     assert rough.scores == calm.scores
 
 
-def test_a_stop_request_keeps_what_was_answered_and_goes_on(
-    expert, data: Path, tmp_path: Path
-) -> None:
+def test_a_stop_request_keeps_what_was_answered_and_goes_on(expert, data: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     url = expert(log=log, latency=0.01)
     stop = StopRequest()
@@ -138,9 +134,7 @@ def test_sigint_and_kill_9_through_the_command(expert, tmp_path: Path) -> None:
 
     def started() -> subprocess.Popen[str]:
         before = len(log.read_text().split()) if log.exists() else 0
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(3000):
             if log.exists() and len(log.read_text().split()) > before + 20:
                 return process
@@ -189,9 +183,7 @@ def test_a_folder_of_another_evaluation_is_refused(expert, data: Path, tmp_path:
     url, out = expert(), tmp_path / "e"
     run(url, data, out)
     before = (out / "scores.json").read_text()
-    with pytest.raises(
-        StoreError, match=r"another settings: .*max_new_tokens 512.*now.*max_new_tokens 9"
-    ):
+    with pytest.raises(StoreError, match=r"another settings: .*max_new_tokens 512.*now.*max_new_tokens 9"):
         run(url, data, out, "evaluation.max_new_tokens=9")
     with pytest.raises(StoreError, match="another model: planted at"):
         evaluate_model(f"e={url},model=other", [str(data)], out, [], [], Quiet())
@@ -215,9 +207,7 @@ def test_compare_on_the_same_prompts(expert, data: Path, tmp_path: Path) -> None
         assert found.measures[m].difference.value == pytest.approx(values[1] - values[0])
     same = run(first, data, tmp_path / "c", other=tmp_path / "a").comparison["jsonl"]
     assert same.measures["weighted_f1"].p_value == 1
-    part = run(
-        first, write_conversations(tmp_path / "part.jsonl", 5), tmp_path / "p", other=tmp_path / "a"
-    )
+    part = run(first, write_conversations(tmp_path / "part.jsonl", 5), tmp_path / "p", other=tmp_path / "a")
     assert (part.comparison["jsonl"].prompts, part.comparison["jsonl"].of) == (20, 80)
     with pytest.raises(DataError, match="another gold emotion"):
         run(first, write_conversations(tmp_path / "f.jsonl", 5, "fear"), None, other=tmp_path / "a")
@@ -239,9 +229,7 @@ def test_how_an_endpoint_is_named() -> None:
 def test_an_endpoint_has_no_probabilities_to_read(tmp_path: Path) -> None:
     asked = ["evaluation.span=probabilities"]
     with pytest.raises(ConfigError, match=r"gpt: .*needs the weights of the model"):
-        evaluate_model(
-            "gpt=https://host/v1,model=m", ["sample"], tmp_path / "e", [], asked, Quiet()
-        )
+        evaluate_model("gpt=https://host/v1,model=m", ["sample"], tmp_path / "e", [], asked, Quiet())
 
 
 def test_scripted_answers_are_evaluated_without_a_model(data: Path, tmp_path: Path) -> None:

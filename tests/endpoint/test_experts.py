@@ -72,9 +72,7 @@ def test_thirty_percent_faults_lose_nothing_and_change_nothing(expert, tmp_path:
     assert again.asked == 0 and again.cached == 1000 and log.read_text().split() == paid
 
 
-def test_content_that_stays_bad_is_a_typed_failure_asked_anew_only_on_request(
-    expert, tmp_path: Path
-) -> None:
+def test_content_that_stays_bad_is_a_typed_failure_asked_anew_only_on_request(expert, tmp_path: Path) -> None:
     store, log = Store(tmp_path / "s.sqlite"), tmp_path / "log"
     url = expert(only="schema", times=99, log=log)
     tally, _ = extract(store, 3, url, rounds=2)
@@ -144,16 +142,12 @@ def test_a_dead_endpoint_is_told_at_once_and_by_name(tmp_path: Path) -> None:
         extract(Store(tmp_path / "s.sqlite"), 50, f"http://127.0.0.1:{port}/v1")
 
 
-def test_a_server_that_dies_midway_stops_the_job_and_keeps_the_answers(
-    expert, tmp_path: Path
-) -> None:
+def test_a_server_that_dies_midway_stops_the_job_and_keeps_the_answers(expert, tmp_path: Path) -> None:
     store = Store(tmp_path / "s.sqlite")
     url = expert(only="", latency=0.01)
     extract(store, 20, url)
     port = int(url.split(":")[2].split("/")[0])
-    pid = next(
-        int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _listens(p, port)
-    )
+    pid = next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _listens(p, port))
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(EndpointError):
         extract(store, 200, url, attempts=2, concurrency=2)
@@ -170,9 +164,7 @@ def _listens(process: Path, port: int) -> bool:
             for line in (process / "net/tcp").read_text().splitlines()[1:]
             if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A"
         }
-        return any(
-            f"socket:[{i}]" == os.readlink(f) for f in (process / "fd").iterdir() for i in inodes
-        )
+        return any(f"socket:[{i}]" == os.readlink(f) for f in (process / "fd").iterdir() for i in inodes)
     except OSError:
         return False
 
@@ -307,9 +299,7 @@ def test_memory_is_flat_over_30_000_questions(tmp_path: Path) -> None:
     assert large < 1.5 * small + 60_000
 
 
-def test_expert_cold_start_drops_what_disagrees_with_gold_and_counts_it(
-    expert, tmp_path: Path
-) -> None:
+def test_expert_cold_start_drops_what_disagrees_with_gold_and_counts_it(expert, tmp_path: Path) -> None:
     store = Store(tmp_path / "s.sqlite")
     prompts = expert_prompts(conversations(60))
     samples, tally, dropped = expert_samples(

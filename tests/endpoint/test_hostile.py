@@ -43,13 +43,7 @@ def server(bodies: list[bytes]) -> Iterator[str]:
 
 def body(content: object, usage: object = None) -> bytes:
     choice = {"index": 0, "message": {"role": "assistant", "content": content}}
-    answer = {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [choice],
-    }
+    answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
     return json.dumps({**answer, **({} if usage is None else {"usage": usage})}).encode()
 
 
@@ -58,9 +52,7 @@ def ask(bodies: list[bytes]) -> list[Answer | UnansweredError]:
         chat = Endpoint(parse_expert(f"e={url},model=m,timeout=5,attempts=1"))
         request = ChatRequest([{"role": "user", "content": "x"}], {}, 8)
         try:
-            return [
-                (await asyncio.gather(chat.ask(request), return_exceptions=True))[0] for _ in bodies
-            ]
+            return [(await asyncio.gather(chat.ask(request), return_exceptions=True))[0] for _ in bodies]
         finally:
             await chat.close()
 

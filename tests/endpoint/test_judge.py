@@ -144,9 +144,7 @@ def test_what_cannot_be_judged(expert, systems, data, tmp_path) -> None:
     with pytest.raises(ConfigError, match="two experts have this name"):
         judge(systems, [good, good], data, tmp_path / "j")
     with pytest.raises(EndpointError):
-        judge(
-            systems, ["k=http://127.0.0.1:9/v1,model=m,attempts=1,timeout=1"], data, tmp_path / "j"
-        )
+        judge(systems, ["k=http://127.0.0.1:9/v1,model=m,attempts=1,timeout=1"], data, tmp_path / "j")
     with pytest.raises(StoreError, match="another model"):
         judge(systems[::-1], [good], data, tmp_path / "j")
     run = tmp_path / "run"

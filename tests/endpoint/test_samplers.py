@@ -119,9 +119,7 @@ def test_what_a_backend_cannot_do_is_refused_by_name(
 
 
 def test_an_unknown_backend_is_told_those_that_exist(tmp_path: Path) -> None:
-    with pytest.raises(
-        UnsupportedError, match=r"no backend 'vlm'; there are: local, endpoint, scripted"
-    ):
+    with pytest.raises(UnsupportedError, match=r"no backend 'vlm'; there are: local, endpoint, scripted"):
         open_sampler("vlm:gpt2")
     with pytest.raises(EngineError, match=r"no config\.json"):
         open_sampler(str(tmp_path))
@@ -159,9 +157,7 @@ def test_the_answers_of_a_script_follow_from_the_request() -> None:
 
 
 def test_a_script_sees_the_chat_behind_the_token_ids() -> None:
-    s = ScriptedSampler(
-        lambda chat, request, k: f"{len(chat)} {request.seed} {k}", {"joy": 3, "fear": 1}
-    )
+    s = ScriptedSampler(lambda chat, request, k: f"{len(chat)} {request.seed} {k}", {"joy": 3, "fear": 1})
     ids = s.encode(CHATS[0])
     assert texts(s, [Request(ids, 2, 9)]) == [[f"{len(CHATS[0])} 9 {k}" for k in (0, 1)]]
     (found,) = s.label_probabilities([("", ids, "E:")], MELD)
@@ -173,8 +169,7 @@ def test_a_script_sees_the_chat_behind_the_token_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [('"a"\n{}\n', ":2: write one answer a line"), ("", "no answer"), (None, "read")],
+    ("content", "said"), [('"a"\n{}\n', ":2: write one answer a line"), ("", "no answer"), (None, "read")]
 )
 def test_a_broken_script_names_its_line(tmp_path: Path, content: str | None, said: str) -> None:
     file = tmp_path / "s.jsonl"

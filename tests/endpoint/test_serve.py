@@ -85,9 +85,7 @@ def test_emotions_of_each_turn(url: str, model: SelfEmo) -> None:
     assert [e["emotion"] for e in body["emotions"]] == [r.emotion for r in direct]
     assert [e["turn"] for e in body["emotions"]] == [0, 1]
     assert set(body["emotions"][0]["distribution"]) == MELD
-    last = post(
-        url, "/v1/emotions", {"turns": TALK, "last_only": True, "labels": ["calm", "upset"]}
-    )
+    last = post(url, "/v1/emotions", {"turns": TALK, "last_only": True, "labels": ["calm", "upset"]})
     assert [set(e["distribution"]) for e in last.json()["emotions"]] == [{"calm", "upset"}]
 
 
@@ -188,9 +186,7 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_content_is_answered_like_any(url: str, text: str) -> None:
     turns = [{"speaker": text, "text": text}]
-    answer = post(
-        url, "/v1/respond", {"turns": turns, "persona": text, "speaker": text, "scene": text}
-    )
+    answer = post(url, "/v1/respond", {"turns": turns, "persona": text, "speaker": text, "scene": text})
     assert answer.status_code == 200 and answer.json()["failure"] is None
     assert answer.json()["emotion"]["emotion"] in MELD and answer.json()["reply"]
     chat = post(
@@ -325,12 +321,7 @@ def test_an_endpoint_behind_the_server(
             body = {"turns": talk, "persona": "Shy.", "speaker": "Cy"}
             answer = post(url, "/v1/respond", body).json()
             assert answer["reply"] == said.reply and answer["failure"] == said.failure
-            chat = {
-                "messages": [
-                    {"role": "system", "content": "Shy."},
-                    {"role": "user", "content": str(k)},
-                ]
-            }
+            chat = {"messages": [{"role": "system", "content": "Shy."}, {"role": "user", "content": str(k)}]}
             status = post(url, "/v1/chat/completions", chat).status_code
             kinds |= {said.failure, status}
     behind.close()

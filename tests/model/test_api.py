@@ -156,9 +156,7 @@ def test_hostile_content_breaks_nothing(model: SelfEmo, text: str) -> None:
 
 
 @given(st.text(), st.sampled_from(["<|im_start|>", "<|im_end|>"]), st.text())
-def test_no_content_becomes_a_special_token(
-    model: SelfEmo, before: str, mark: str, after: str
-) -> None:
+def test_no_content_becomes_a_special_token(model: SelfEmo, before: str, mark: str, after: str) -> None:
     """Whatever is said, the prompt holds the special tokens of the template and no more."""
     policy = model.policy
     assert policy is not None
@@ -224,7 +222,5 @@ def test_the_package_loads_no_model_library_before_it_is_used() -> None:
     import subprocess
     import sys
 
-    code = (
-        "import sys, selfemo; assert not {'torch', 'pydantic'} & set(sys.modules); selfemo.SelfEmo"
-    )
+    code = "import sys, selfemo; assert not {'torch', 'pydantic'} & set(sys.modules); selfemo.SelfEmo"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -25,9 +25,7 @@ from tests.support.engines import assert_same_gradients, engine, gradients, plai
 # -- packing ---------------------------------------------------------------------------------------
 
 
-def test_packed_scores_and_gradients_equal_separate_rows(
-    tiny_model: Path, attention: Attention
-) -> None:
+def test_packed_scores_and_gradients_equal_separate_rows(tiny_model: Path, attention: Attention) -> None:
     e = engine(tiny_model, attention)
     items = rl_items(1, 6)
     tree = pack([[*i.prompt_ids, *i.completion_ids] for i in items])
@@ -117,9 +115,7 @@ def test_samples_do_not_depend_on_the_batch(tiny_model: Path, attention: Attenti
     prompts = [i.prompt_ids for i in rl_items(3, 1)]
     settings = SamplingSettings(max_new_tokens=16)
     together = e.sampler.generate([Request(p, 3, seed=k) for k, p in enumerate(prompts)], settings)
-    alone = [
-        e.sampler.generate([Request(p, 3, seed=k)], settings)[0] for k, p in enumerate(prompts)
-    ]
+    alone = [e.sampler.generate([Request(p, 3, seed=k)], settings)[0] for k, p in enumerate(prompts)]
     small = e.sampler.generate(
         [Request(p, 3, seed=k) for k, p in enumerate(prompts)],
         SamplingSettings(max_new_tokens=16, token_budget=1),
@@ -153,9 +149,7 @@ def sft_items(n: int = 6) -> list[SftItem]:
     ]
 
 
-def test_sft_gradient_is_the_token_mean_for_any_micro_batch(
-    tiny_model: Path, attention: Attention
-) -> None:
+def test_sft_gradient_is_the_token_mean_for_any_micro_batch(tiny_model: Path, attention: Attention) -> None:
     items = sft_items()
     e = engine(tiny_model, attention)
     total = sum(len(i.completion_ids) for i in items)
@@ -171,9 +165,7 @@ def test_label_weight_counts_the_e_line_alone(tiny_model: Path) -> None:
     e = engine(tiny_model)
     text = "T: well\nE: joy 7, fear 3\nS: joy\nR: hi"
     item = e.sft_item([1, 2], text, "c", 5.0)
-    heavy = e.policy.decode(
-        [i for i, w in zip(item.completion_ids, item.weights, strict=True) if w == 5]
-    )
+    heavy = e.policy.decode([i for i, w in zip(item.completion_ids, item.weights, strict=True) if w == 5])
     assert heavy == "E: joy 7, fear 3"
     assert item.completion_ids[-1] == e.policy.tokenizer.eos_token_id and item.weights[-1] == 1
 
@@ -256,9 +248,7 @@ def test_agrees_with_trl(tiny_model: Path, tmp_path: Path) -> None:
         [torch.as_tensor(s) for s in seqs], batch_first=True, padding_value=v
     )
     inputs = {
-        "prompt_ids": torch.tensor(
-            [[pad] * (width - len(i.prompt_ids)) + i.prompt_ids for i in items]
-        ),
+        "prompt_ids": torch.tensor([[pad] * (width - len(i.prompt_ids)) + i.prompt_ids for i in items]),
         "prompt_mask": torch.tensor(
             [[0] * (width - len(i.prompt_ids)) + [1] * len(i.prompt_ids) for i in items]
         ),
@@ -312,9 +302,7 @@ def test_a_round_without_any_advantage_changes_nothing(tiny_model: Path) -> None
     before = {n: p.clone() for n, p in e.policy.core.named_parameters()}
     config = GrpoConfig(lr=0.1, kl_coef=0.0)
     e.begin_stage(config)
-    e.rl_round(
-        [[RlItem(i.prompt_ids, i.completion_ids, 0.0, i.share) for i in rl_items()]], config, [0.1]
-    )
+    e.rl_round([[RlItem(i.prompt_ids, i.completion_ids, 0.0, i.share) for i in rl_items()]], config, [0.1])
     assert all(torch.equal(before[n], p) for n, p in e.policy.core.named_parameters())
 
 
@@ -348,16 +336,12 @@ def test_rl_raises_what_is_rewarded(tiny_model: Path) -> None:
         ids = [*(s.token_ids for s in samples), (wanted,)]
         adv = rewards - rewards.mean()
         e.rl_round(
-            [[RlItem(prompt, i, float(a), "p") for i, a in zip(ids, adv, strict=True)]],
-            config,
-            [2e-3],
+            [[RlItem(prompt, i, float(a), "p") for i, a in zip(ids, adv, strict=True)]], config, [2e-3]
         )
     assert logp() > before + 1
 
 
-def test_a_step_that_is_not_finite_touches_no_weight_and_no_optimiser_state(
-    tiny_model: Path,
-) -> None:
+def test_a_step_that_is_not_finite_touches_no_weight_and_no_optimiser_state(tiny_model: Path) -> None:
     e = engine(tiny_model)
     e.begin_stage(GrpoConfig())
     before = e.policy.core.lm_head.weight.clone()
@@ -420,8 +404,7 @@ def test_lora_targets_that_are_none(tiny_model: Path) -> None:
 
 def test_bf16_is_close_to_fp32(tiny_model: Path) -> None:
     full, half = (
-        LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype=d))
-        for d in ("fp32", "bf16")
+        LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype=d)) for d in ("fp32", "bf16")
     )
     a, b = (e._score_detached(e.policy, rl_items(), 512) for e in (full, half))
     assert max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)) < 0.1
@@ -538,9 +521,7 @@ def test_cuda_without_cuda(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
 @pytest.mark.parametrize("how", ["cut", "noise", "empty"])
-def test_a_broken_model_folder_is_one_error(
-    tiny_model: Path, tmp_path: Path, file: str, how: str
-) -> None:
+def test_a_broken_model_folder_is_one_error(tiny_model: Path, tmp_path: Path, file: str, how: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     whole = (folder / file).read_bytes()
@@ -550,9 +531,7 @@ def test_a_broken_model_folder_is_one_error(
         load_policy(str(folder), "cpu")
 
 
-def test_a_model_in_shards_loads_and_one_of_them_gone_is_named(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_model_in_shards_loads_and_one_of_them_gone_is_named(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     core = load_policy(str(folder), "cpu").core
@@ -567,9 +546,7 @@ def test_a_model_in_shards_loads_and_one_of_them_gone_is_named(
         load_policy(str(folder), "cpu")
 
 
-def test_an_altered_checkpoint_is_refused_wherever_it_is_loaded(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_an_altered_checkpoint_is_refused_wherever_it_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
     engine(tiny_model).save(tmp_path / "c")
     load_policy(str(tmp_path / "c"), "cpu")
     weights = tmp_path / "c" / "model.safetensors"

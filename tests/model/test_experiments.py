@@ -177,10 +177,7 @@ def test_its_figures_follow_from_its_runs(ablated: Path) -> None:
         found = []
         for run in arm["runs"]:
             summary = json.loads((ablated / run["folder"] / "summary.json").read_text())
-            assert (
-                run["scores"]["jsonl"]["mean_r1"]
-                == summary["scores"]["iteration-1"]["jsonl"]["mean_r1"]
-            )
+            assert run["scores"]["jsonl"]["mean_r1"] == summary["scores"]["iteration-1"]["jsonl"]["mean_r1"]
             found.append(run["scores"]["jsonl"]["mean_r1"][0])
         values[arm["name"]] = found
         assert arm["scores"]["jsonl"]["mean_r1"]["mean"] == pytest.approx(np.mean(found))
@@ -190,14 +187,12 @@ def test_its_figures_follow_from_its_runs(ablated: Path) -> None:
         assert against["mean"] == pytest.approx(delta.mean())
         for run, d in zip(arm["runs"], delta, strict=True):
             within = run["against_full"]["jsonl"]
-            assert within["prompts"] == 15 and within["mean_r1"]["difference"][0] == pytest.approx(
-                d
-            )
+            assert within["prompts"] == 15 and within["mean_r1"]["difference"][0] == pytest.approx(d)
     rows = list(csv.DictReader((ablated / "ablation.csv").open()))
     assert len(rows) == 3 * 2 * 4
-    assert {
-        float(r["value"]) for r in rows if r["arm"] == "full" and r["measure"] == "mean_r1"
-    } == set(values["full"])
+    assert {float(r["value"]) for r in rows if r["arm"] == "full" and r["measure"] == "mean_r1"} == set(
+        values["full"]
+    )
     dots = list(csv.DictReader((ablated / "figures" / "arms_mean_r1.csv").open()))
     assert {(r["arm"], r["data"], int(r["seed"])): float(r["mean_r1"]) for r in dots} == {
         (arm, "jsonl", s): v for arm, found in values.items() for s, v in enumerate(found)
@@ -230,9 +225,7 @@ def test_what_rl_had_to_learn_from_follows_from_its_rollouts(ablated: Path) -> N
             flat = [np.ptp([member[i] for member in g]) < 1e-9 for g in groups]
             assert arm["signal"][key] == pytest.approx(np.mean(flat)), (arm["name"], key)
         fits = [
-            json.loads((ablated / r["folder"] / "summary.json").read_text())["scores"][
-                "iteration-1"
-            ]
+            json.loads((ablated / r["folder"] / "summary.json").read_text())["scores"]["iteration-1"]
             for r in arm["runs"]
         ]
         for key in ("nll", "temperature", "nll_tempered"):
@@ -252,8 +245,7 @@ def test_the_report_shows_its_tables(ablated: Path, tmp_path: Path) -> None:
     page = (tmp_path / "r.html").read_text()
     section = page[page.index('id="ablation"') : page.index('id="judge"')]
     shown = [
-        re.findall(r"<t[hd][^>]*>(?:<bdi>)?(.*?)(?:</bdi>)?</t[hd]>", row)
-        for row in section.split("<tr")[1:]
+        re.findall(r"<t[hd][^>]*>(?:<bdi>)?(.*?)(?:</bdi>)?</t[hd]>", row) for row in section.split("<tr")[1:]
     ]
     result = json.loads((ablated / "ablation.json").read_text())
     for table in (ablation_table, share_table, signal_table):
@@ -461,8 +453,7 @@ def test_a_forked_run_equals_one_of_its_own(config: list[str], tmp_path: Path) -
     ):
         complete_run(planned, None, Quiet())
     scores = [
-        json.loads((tmp_path / n / "summary.json").read_text())["scores"]
-        for n in ("other", "other-alone")
+        json.loads((tmp_path / n / "summary.json").read_text())["scores"] for n in ("other", "other-alone")
     ]
     assert scores[0] == scores[1]
     assert sqlite3.connect(tmp_path / "other" / "store.sqlite").execute(

@@ -79,9 +79,7 @@ def test_a_nan_step_under_warn_is_left_out_and_told(
 ) -> None:
     Poison(monkeypatch, "sft_backward", {1})
     said = Said()
-    run = RunFolder(
-        tmp_path / "run", settings(tiny_model, data, *SHORT, "guard.numbers=warn"), said
-    )
+    run = RunFolder(tmp_path / "run", settings(tiny_model, data, *SHORT, "guard.numbers=warn"), said)
     assert cold(run)["alarms"] == {"numbers": 1}
     record = metrics(run, "cold-start")[1]
     assert record["not_finite"] == 1 and record["alarms"] == ["numbers"]

@@ -18,9 +18,7 @@ with open(sys.argv[1], "w") as lock:
 """
 
 
-def test_settings_of_a_run_in_use_are_not_changed(
-    tiny_model: Path, data: Path, tmp_path: Path
-) -> None:
+def test_settings_of_a_run_in_use_are_not_changed(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     RunFolder(folder, settings(tiny_model, data)).close()
     before = (folder / "config.toml").read_bytes()
@@ -32,10 +30,7 @@ def test_settings_of_a_run_in_use_are_not_changed(
     command = [sys.executable, "-m", "selfemo.cli", "evolve", "--resume", str(folder)]
     try:
         done = subprocess.run(
-            [*command, "--set", "flywheel.iterations=3"],
-            capture_output=True,
-            text=True,
-            check=False,
+            [*command, "--set", "flywheel.iterations=3"], capture_output=True, text=True, check=False
         )
     finally:
         holder.communicate()

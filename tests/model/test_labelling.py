@@ -34,9 +34,7 @@ def many(folder: Path, conversations: int = 90, turns: int = 5) -> Path:
         writer.writerow(["conversation", "speaker", "text", "emotion", "note"])
         for c in range(conversations):
             for t in range(turns):
-                writer.writerow(
-                    [f"c{c}", "AB"[t % 2], f"Line {t} of {c}, it is.", "joy", f"n{c}.{t}"]
-                )
+                writer.writerow([f"c{c}", "AB"[t % 2], f"Line {t} of {c}, it is.", "joy", f"n{c}.{t}"])
     return path
 
 
@@ -52,9 +50,7 @@ def test_csv_in_csv_out_keeps_columns_and_order(model: SelfEmo, tmp_path: Path) 
     for row in rows:
         weights = json.loads(row["distribution"])
         assert set(weights) == set(LABEL_SETS["meld"]) and abs(sum(weights.values()) - 1) < 1e-4
-        assert (
-            weights[row["predicted_emotion"]] == float(row["confidence"]) == max(weights.values())
-        )
+        assert weights[row["predicted_emotion"]] == float(row["confidence"]) == max(weights.values())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["many.csv", "out.csv"]
 
 
@@ -131,9 +127,7 @@ def test_a_kill_loses_nothing_and_doubles_nothing(tiny_model: Path, tmp_path: Pa
     assert process.returncode == 130 and b"run the same command again" in said
     assert f"resuming after {done} finished turns".encode() in said
 
-    again = subprocess.run(
-        command(tiny_model, source, out), check=True, capture_output=True, env=env
-    )
+    again = subprocess.run(command(tiny_model, source, out), check=True, capture_output=True, env=env)
     assert b"300 turns" in again.stdout
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["many.csv", "out.csv", "whole.csv"]
@@ -154,9 +148,7 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(
         label_file(Source(str(source)), out, model, Quiet())
 
 
-def test_bad_names_and_files_are_told_before_anything_is_labelled(
-    model: SelfEmo, tmp_path: Path
-) -> None:
+def test_bad_names_and_files_are_told_before_anything_is_labelled(model: SelfEmo, tmp_path: Path) -> None:
     source = Source(str(many(tmp_path, 2)))
     with pytest.raises(ConfigError, match=r"name it \.jsonl or \.csv"):
         label_file(source, tmp_path / "out.xlsx", model, Quiet())

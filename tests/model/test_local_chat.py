@@ -59,9 +59,7 @@ def test_only_allowed_tokens_are_drawn(temperature: float, top_p: float) -> None
     assert torch.allclose(logp, free[ids], atol=1e-5)
 
 
-def test_questions_that_wait_are_answered_together_each_with_its_own_answer(
-    tiny_model: Path,
-) -> None:
+def test_questions_that_wait_are_answered_together_each_with_its_own_answer(tiny_model: Path) -> None:
     spec = parse_expert(f"local,model={tiny_model},concurrency=4")
     chat = LocalChat(spec, load_policy(str(tiny_model), "cpu"))
     batches: list[int] = []
@@ -86,9 +84,7 @@ def test_a_question_too_long_for_the_model_is_refused_and_others_are_not(tiny_mo
     good = first_request(personas.question(segment))
     long = personas.question(segment)
     long = first_request(
-        type(long)(
-            long.item, [{"role": "user", "content": "word " * 2000}], long.schema, long.read, 20
-        )
+        type(long)(long.item, [{"role": "user", "content": "word " * 2000}], long.schema, long.read, 20)
     )
 
     async def run() -> list:

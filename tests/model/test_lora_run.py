@@ -9,16 +9,7 @@ import pytest
 from selfemo import SelfEmo
 from selfemo.config import Config
 from selfemo.runs.store import Store
-from tests.support.runs import (
-    SHORT,
-    Silent,
-    Watcher,
-    assert_same_run,
-    begun,
-    evolve,
-    photographed,
-    settings,
-)
+from tests.support.runs import SHORT, Silent, Watcher, assert_same_run, begun, evolve, photographed, settings
 
 pytestmark = pytest.mark.slow
 STAGES = ("cold-start", "iteration-1-rl", "iteration-1-refit")
@@ -56,9 +47,7 @@ def test_every_stage_trains_and_its_checkpoint_is_used(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_interrupted_stage_resumes_to_the_same_run(
-    trained: Path, tmp_path: Path, stage: str
-) -> None:
+def test_an_interrupted_stage_resumes_to_the_same_run(trained: Path, tmp_path: Path, stage: str) -> None:
     folder = begun(trained, stage, tmp_path / "run")
 
     def interrupt(at: str, note: str) -> None:

@@ -64,16 +64,12 @@ def test_each_completion_of_a_random_model_parses(
 def test_without_the_grammar_the_same_model_writes_nothing_that_parses(policy: Policy) -> None:
     ids = policy.encode([{"role": "user", "content": "Ann: hello"}])
     drawn = LocalGenerator(policy, SamplingSettings(60)).generate([Request(ids, 8)])[0]
-    assert not any(
-        isinstance(parse(d.text, SETS[0], finished=d.finished), Completion) for d in drawn
-    )
+    assert not any(isinstance(parse(d.text, SETS[0], finished=d.finished), Completion) for d in drawn)
 
 
 @settings(max_examples=60)
 @given(
-    labels=st.sampled_from(SETS),
-    weights=st.lists(st.floats(0.01, 1), min_size=1, max_size=3),
-    data=st.data(),
+    labels=st.sampled_from(SETS), weights=st.lists(st.floats(0.01, 1), min_size=1, max_size=3), data=st.data()
 )
 def test_the_grammar_takes_what_format_emotions_writes(
     labels: LabelSet, weights: list[float], data: st.DataObject
@@ -86,8 +82,7 @@ def test_the_grammar_takes_what_format_emotions_writes(
 
 
 @pytest.mark.parametrize(
-    "bad",
-    ["joy, joy", "joy 4, joy 6", "joy 5", "joy 0, fear 3", "joy 1, fear 1, anger 1, sadness 1"],
+    "bad", ["joy, joy", "joy 4, joy 6", "joy 5", "joy 0, fear 3", "joy 1, fear 1, anger 1, sadness 1"]
 )
 def test_the_grammar_refuses_what_the_format_does_not_hold(bad: str) -> None:
     assert not re.fullmatch(emotions_regex(LABEL_SETS["meld"]), bad)

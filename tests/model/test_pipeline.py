@@ -88,9 +88,7 @@ def test_lineage_and_eq_7_hold_in_the_store(finished: Path) -> None:
         "WHERE p.parent IS NOT NULL"
     ).fetchone()[0]
     assert answered > 0, "self-play went past its first turn"
-    groups = db.execute(
-        "SELECT count(*) AS n, sum(best) AS b FROM rollouts GROUP BY stage, step, prompt"
-    )
+    groups = db.execute("SELECT count(*) AS n, sum(best) AS b FROM rollouts GROUP BY stage, step, prompt")
     assert all(g["n"] == 4 and g["b"] == 1 for g in groups)
 
 
@@ -103,9 +101,7 @@ def test_a_finished_run_resumes_to_itself(finished: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("stop_at", ["iteration-1-rl", "iteration-2-refit", "evaluate-iteration-1"])
-def test_an_interrupted_stage_resumes_to_the_same_run(
-    finished: Path, tmp_path: Path, stop_at: str
-) -> None:
+def test_an_interrupted_stage_resumes_to_the_same_run(finished: Path, tmp_path: Path, stop_at: str) -> None:
     """Interrupted in the middle of a stage, then resumed: same store, metrics and weights."""
     folder, n = begun(finished, stop_at, tmp_path / "run"), 0
 
@@ -120,9 +116,7 @@ def test_an_interrupted_stage_resumes_to_the_same_run(
     assert_goes_on_as_if_never_stopped(folder, finished, stop_at)
 
 
-@pytest.mark.parametrize(
-    "stop_at", ["evaluate-start", "cold-start", "iteration-1-rl", "iteration-1-refit"]
-)
+@pytest.mark.parametrize("stop_at", ["evaluate-start", "cold-start", "iteration-1-rl", "iteration-1-refit"])
 def test_a_stop_request_ends_the_step_and_saves_it(
     finished: Path, short: Path, tiny_model: Path, data: Path, tmp_path: Path, stop_at: str
 ) -> None:
@@ -193,9 +187,7 @@ def test_sigkill_and_resume(short: Path, tiny_model: Path, data: Path, tmp_path:
         return 0
 
     for stage in ("cold-start", "iteration-1-rl"):
-        process = subprocess.Popen(
-            arguments(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(arguments(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not steps(stage):
             assert process.poll() is None
             time.sleep(0.01)
@@ -208,9 +200,7 @@ def test_sigkill_and_resume(short: Path, tiny_model: Path, data: Path, tmp_path:
 
 
 @pytest.mark.parametrize("after", [0.0, 2.0])
-def test_sigterm_says_how_to_resume(
-    tiny_model: Path, data: Path, tmp_path: Path, after: float
-) -> None:
+def test_sigterm_says_how_to_resume(tiny_model: Path, data: Path, tmp_path: Path, after: float) -> None:
     from selfemo.config import to_toml
 
     folder, toml = tmp_path / "run", tmp_path / "c.toml"
@@ -231,9 +221,7 @@ def test_sigterm_says_how_to_resume(
     assert "Traceback" not in err
 
 
-def test_refit_from_base_and_none(
-    finished: Path, tiny_model: Path, data: Path, tmp_path: Path
-) -> None:
+def test_refit_from_base_and_none(finished: Path, tiny_model: Path, data: Path, tmp_path: Path) -> None:
     for refit in ("base", "none"):
         config = settings(
             tiny_model, data, f"flywheel.refit={refit}", "flywheel.iterations=1",
@@ -257,12 +245,7 @@ def test_a_model_that_never_parses_is_reported_not_a_crash(
     tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
     config = settings(
-        tiny_model,
-        data,
-        "sft.epochs=1",
-        "sft.lr=1e-9",
-        "flywheel.iterations=1",
-        "flywheel.prompts=6",
+        tiny_model, data, "sft.epochs=1", "sft.lr=1e-9", "flywheel.iterations=1", "flywheel.prompts=6"
     )
     run = evolve(tmp_path / "run", config, Silent())
     info = json.loads(run.store.stage("iteration-1-rl")["info"])
@@ -320,16 +303,10 @@ def test_bad_input_is_one_message(
     broken.write_text('{"id": "a", "turns": [{"speaker": "A", "text": "x", "emotion": "glee"}]}\n')
     (tmp_path / "folder").mkdir()
     for args, says in [
-        (
-            ("evolve", "-c", str(bad)),
-            f"error: {bad}: grpo.lam_mx: unknown key; did you mean grpo.lam_max?",
-        ),
+        (("evolve", "-c", str(bad)), f"error: {bad}: grpo.lam_mx: unknown key; did you mean grpo.lam_max?"),
         (("evolve", "-c", str(tmp_path / "no.toml")), "no such configuration file"),
         (("evolve", "--resume", str(tmp_path / "folder")), "is not a run folder"),
-        (
-            ("evolve", "--resume", str(finished), "--set", "grpo.lr=1"),
-            "a run that is resumed takes only",
-        ),
+        (("evolve", "--resume", str(finished), "--set", "grpo.lr=1"), "a run that is resumed takes only"),
         (("data", "check", str(broken)), f"error: {broken}:1: turns[0]: unknown label 'glee'"),
         (("data", "check", str(tmp_path / "none.csv")), "no such file or folder"),
         (("evaluate", str(tmp_path / "folder"), "--data", str(data)), "not a model folder"),
@@ -401,22 +378,11 @@ def test_stages_alone(finished: Path, tiny_model: Path, data: Path, tmp_path: Pa
     toml.write_text(to_toml(settings(tiny_model, data)))
     call("sft", "--out", tmp_path / "model", "-c", toml, "--set", "sft.epochs=2")
     assert (tmp_path / "model" / "config.json").exists()
-    call(
-        "train",
-        tmp_path / "model",
-        "--out",
-        tmp_path / "rl",
-        "-c",
-        toml,
-        "--set",
-        "flywheel.prompts=6",
-    )
+    call("train", tmp_path / "model", "--out", tmp_path / "rl", "-c", toml, "--set", "flywheel.prompts=6")
     assert (tmp_path / "rl" / "checkpoints" / "iteration-1-rl" / "config.json").exists()
 
 
-def test_a_stopped_evaluation_goes_on(
-    finished: Path, data: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_stopped_evaluation_goes_on(finished: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
     import selfemo.evaluation.predictions as evaluation
 
     monkeypatch.setattr(evaluation, "_CHUNK", 4)
@@ -497,9 +463,7 @@ def test_predictions_by_probability(finished: Path, data: Path, tmp_path: Path) 
         assert r1 == pytest.approx(weighted_iou(said, truth)) and 0 < r1 < 1
         assert text == f"E: {max(said.items(), key=lambda x: x[1])[0]}"
     # It has learned the labels of the one and never saw the other.
-    r1 = {
-        name: e.scores["jsonl"].mean_r1.value for name, e in (("last", last), ("start", untouched))
-    }
+    r1 = {name: e.scores["jsonl"].mean_r1.value for name, e in (("last", last), ("start", untouched))}
     assert r1["last"] > r1["start"]
     written = evaluate_model(
         str(finished), sources, None, [], [*more[:-1], "evaluation.span=emotion"], Silent()
@@ -518,9 +482,7 @@ def test_samples_are_softened_and_a_cold_start_takes_them(
     from selfemo.stages.coldstart import read_parquet, write_parquet
 
     gold, own, soft = (tmp_path / f"{n}.parquet" for n in ("gold", "own", "soft"))
-    assert (
-        cli(capsys, "coldstart", "generate", "sample", "--limit", "3", "--out", str(gold))[0] == 0
-    )
+    assert cli(capsys, "coldstart", "generate", "sample", "--limit", "3", "--out", str(gold))[0] == 0
     assert cli(capsys, "coldstart", "generate", str(data), "--out", str(own))[0] == 0
     code, text = cli(
         capsys, "coldstart", "soften", str(finished), str(gold), str(own), "--out", str(soft),
@@ -540,10 +502,7 @@ def test_samples_are_softened_and_a_cold_start_takes_them(
     config = load([], [f"sft.samples={soft}"])
     assert cold_start_samples([], config)[0][0][1] == after[0][1]
     write_parquet(
-        tmp_path / "thought.parquet",
-        [(p, replace(c, reasoning="So.")) for p, c in before[:1]],
-        "brief",
-        "x",
+        tmp_path / "thought.parquet", [(p, replace(c, reasoning="So.")) for p, c in before[:1]], "brief", "x"
     )
     for args, says in [
         (("--own-weight", "0.5"), "valid are 0.6 to 1"),
@@ -619,17 +578,15 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_is_the_same_twice(
     pages = []
     for name in ("one", "two"):
         out = tmp_path / name / "report.html"
-        result = CliRunner().invoke(
-            app, ["report", str(home), "--judge", str(judged), "--out", str(out)]
-        )
+        result = CliRunner().invoke(app, ["report", str(home), "--judge", str(judged), "--out", str(out)])
         assert result.exit_code == 0, result.output
         pages.append(out.read_bytes())
     assert pages[0] == pages[1]
     drawn = {f.name: f.read_bytes() for f in (tmp_path / "one" / "report-figures").iterdir()}
     names = ("fig3_judge", "fig5_held_out", "fig5_self_play", "entropy")
     assert {f"{n}.{suffix}" for n in names for suffix in ("svg", "png", "csv")} <= drawn.keys()
-    for name, content in drawn.items():
-        assert (tmp_path / "two" / "report-figures" / name).read_bytes() == content, name
+    for name, bytes_ in drawn.items():
+        assert (tmp_path / "two" / "report-figures" / name).read_bytes() == bytes_, name
     page = pages[0].decode()
     assert page.count("&lt;script&gt;alert(1)") > 5 and "[U+0007][U+202E]gnp" in page
     assert "\x07" not in page and "\u202e" not in page

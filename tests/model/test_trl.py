@@ -92,9 +92,7 @@ def test_long_prompts_lose_their_oldest_turns(tokenizer: Any) -> None:
     whole = prompt_dataset(toy_conversations(1), tokenizer)
     sizes = [
         len(ids)
-        for ids in tokenizer.apply_chat_template(
-            list(whole["prompt"]), add_generation_prompt=True
-        ).input_ids
+        for ids in tokenizer.apply_chat_template(list(whole["prompt"]), add_generation_prompt=True).input_ids
     ]
     short = prompt_dataset(toy_conversations(1), tokenizer, max_prompt_tokens=sizes[1])
     assert len(short) == len(whole), "all fit once shortened"
@@ -121,12 +119,8 @@ def test_ids_must_differ(tokenizer: Any) -> None:
 # -- advantages ------------------------------------------------------------------------------------
 
 
-def test_advantages_of_a_real_step_are_ours(
-    tiny_model: Path, tmp_path: Path, tokenizer: Any
-) -> None:
-    trainer = trainer_for(
-        tiny_model, tmp_path, gradient_accumulation_steps=2, max_steps=3, lam_max=0.8
-    )
+def test_advantages_of_a_real_step_are_ours(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
+    trainer = trainer_for(tiny_model, tmp_path, gradient_accumulation_steps=2, max_steps=3, lam_max=0.8)
     trainer.train()
     assert [b["lam"] for b in trainer.batches] == pytest.approx([0, 0.8 / 3, 1.6 / 3])
     for batch in trainer.batches:
@@ -150,9 +144,7 @@ def test_advantages_of_a_real_step_are_ours(
     assert trainer.batches[0]["prompt_ids"][0] == chats["input_ids"]
 
 
-def test_settings_of_the_advantage_reach_it(
-    tiny_model: Path, tmp_path: Path, tokenizer: Any
-) -> None:
+def test_settings_of_the_advantage_reach_it(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
     settings = {"secondary": "weighted", "primary": "exact", "advantage_ddof": 1}
     trainer = trainer_for(tiny_model, tmp_path, max_steps=2, **settings)
     trainer.train()
@@ -199,9 +191,7 @@ def test_groups_of_an_evaluation(tiny_model: Path, tmp_path: Path, tokenizer: An
     assert before["eval_lambda"] == 0, "before the first step"
     assert after["eval_lambda"] == 0.5, "of the last step"
     evals = [b for b in trainer.batches if b["mode"] == "eval"]
-    assert sorted(p for b in evals[:2] for p in b["prompt_id"]) == sorted(
-        2 * [r["prompt_id"] for r in held]
-    )
+    assert sorted(p for b in evals[:2] for p in b["prompt_id"]) == sorted(2 * [r["prompt_id"] for r in held])
     for batch in evals:
         assert_ours(batch, tokenizer, group_size=2)
     assert 0 <= after["eval_rewards/iou_reward/mean"] <= 1 and "eval_parse_rate" in after
@@ -239,11 +229,7 @@ def test_the_whole_step_is_the_local_engines(tiny_model: Path, tmp_path: Path) -
     items = [
         RlItem(tuple(p), tuple(c), a, share)
         for p, c, a, share in zip(
-            batch["prompt_ids"],
-            batch["completion_ids"],
-            batch["advantages"],
-            batch["prompt_id"],
-            strict=True,
+            batch["prompt_ids"], batch["completion_ids"], batch["advantages"], batch["prompt_id"], strict=True
         )
     ]
     engine = LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32"))
@@ -261,18 +247,14 @@ def test_batches_that_are_used_again_keep_their_lambda(
     tiny_model: Path, tmp_path: Path, tokenizer: Any
 ) -> None:
     """Each batch feeds two slices x two passes, one optimiser step each."""
-    trainer = trainer_for(
-        tiny_model, tmp_path, max_steps=8, steps_per_generation=2, num_iterations=2
-    )
+    trainer = trainer_for(tiny_model, tmp_path, max_steps=8, steps_per_generation=2, num_iterations=2)
     trainer.train()
     assert [(b["step"], b["lam"]) for b in trainer.batches] == [(0, 0.0), (4, 0.5)]
     for batch in trainer.batches:
         assert_ours(batch, tokenizer)
 
 
-def test_lambda_counts_optimiser_steps_and_goes_on_after_a_resume(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_lambda_counts_optimiser_steps_and_goes_on_after_a_resume(tiny_model: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, float]] = []
 
     class Watch(LambdaCallback):
@@ -303,9 +285,7 @@ def test_lambda_counts_optimiser_steps_and_goes_on_after_a_resume(
 def test_lora_trains_adapters_only(tiny_model: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = trainer_for(
-        tiny_model, tmp_path, peft_config=config, beta=0.05, learning_rate=0.5, max_steps=3
-    )
+    trainer = trainer_for(tiny_model, tmp_path, peft_config=config, beta=0.05, learning_rate=0.5, max_steps=3)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
     changed = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
@@ -320,11 +300,7 @@ def in_two_processes(*command: str) -> str:
     done = subprocess.run(
         [sys.executable, *launch, *command],
         cwd=root,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}",
-            "OMP_NUM_THREADS": "1",
-        },
+        env={**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -449,9 +425,7 @@ def test_another_objective_when_asked_for(tmp_path: Path) -> None:
         str(tmp_path), use_cpu=True, bf16=False, loss_type="dr_grpo", exact_objective=False
     )
     assert config.loss_type == "dr_grpo" and config.beta == 0.001
-    vllm = SelfGRPOConfig(
-        str(tmp_path), use_cpu=True, bf16=False, use_vllm=True, vllm_mode="server"
-    )
+    vllm = SelfGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, use_vllm=True, vllm_mode="server")
     assert vllm.use_vllm
 
 

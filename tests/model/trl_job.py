@@ -74,15 +74,11 @@ class Recorder(SelfGRPOTrainer):
         return batch
 
 
-def trainer_for(
-    model: Path, out: Path, kind: type[Recorder] = Recorder, **settings: Any
-) -> Recorder:
+def trainer_for(model: Path, out: Path, kind: type[Recorder] = Recorder, **settings: Any) -> Recorder:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    extra = {
-        k: settings.pop(k) for k in ("peft_config", "eval_dataset", "callbacks") if k in settings
-    }
+    extra = {k: settings.pop(k) for k in ("peft_config", "eval_dataset", "callbacks") if k in settings}
     config = {
         "max_steps": 2,
         "num_generations": 4,

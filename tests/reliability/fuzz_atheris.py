@@ -23,8 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 WATCHED = [
-    f"selfemo.{m}"
-    for m in ("types", "prompts", "parsing", "rewards", "self_grpo", "gate", "selfplay")
+    f"selfemo.{m}" for m in ("types", "prompts", "parsing", "rewards", "self_grpo", "gate", "selfplay")
 ]
 SEPARATOR = b"\xff"
 GROUP, LONGEST = 4, 4096
@@ -42,9 +41,7 @@ def seed_corpus(folder: Path) -> None:
     folder.mkdir(parents=True)
     draw = random.Random(0)
     texts = [*CORPUS, *(b[:LONGEST] for b in BOMBS)]
-    texts += [
-        f"E: joy{n}, fear {n}\nS: joy\nR: {o} fine." for n in NUMBERS for o in draw.sample(ODD, 3)
-    ]
+    texts += [f"E: joy{n}, fear {n}\nS: joy\nR: {o} fine." for n in NUMBERS for o in draw.sample(ODD, 3)]
     texts += [f"E: joy\n{m} joy\nR: {m} yes" for m in MARKS]
     for k, text in enumerate(texts):
         joined = SEPARATOR.join(
@@ -145,9 +142,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    command = (
-        f"python -m tests.reliability.fuzz_atheris --minutes {args.minutes:g} --seed {args.seed}"
-    )
+    command = f"python -m tests.reliability.fuzz_atheris --minutes {args.minutes:g} --seed {args.seed}"
     text = json.dumps({"command": command, **fuzz(args.minutes, args.seed)}, indent=1)
     print(text)
     if args.out:

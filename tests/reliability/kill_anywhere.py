@@ -86,9 +86,7 @@ def differences(folder: Path, reference: Path, tables: list[str]) -> list[str]:
         if a[table] != b[table]:
             found.append(f"table {table}: {len(a[table])} rows, {len(b[table])} in the reference")
     left, right = files(folder), files(reference)
-    return found + sorted(
-        f"file {n}" for n in left.keys() | right.keys() if left.get(n) != right.get(n)
-    )
+    return found + sorted(f"file {n}" for n in left.keys() | right.keys() if left.get(n) != right.get(n))
 
 
 @dataclass
@@ -226,9 +224,7 @@ def kill_anywhere(job: Job, folder: Path, kills: int, seed: int, say=print) -> O
             outcome.where[job.stage(run)] += 1
             continue
         if code:
-            outcome.differences.append(
-                f"run {outcome.runs}: exit {code}: {log.read_text()[-2000:]}"
-            )
+            outcome.differences.append(f"run {outcome.runs}: exit {code}: {log.read_text()[-2000:]}")
             return outcome
         wrong = differences(run, reference, job.tables) + job.finish(run, here)
         outcome.differences += [f"run {outcome.runs} after {here} kills: {d}" for d in wrong]
@@ -278,9 +274,7 @@ def evolve_job(folder: Path) -> Job:
             order += [f"iteration-{i}-rl", f"iteration-{i}-refit", f"evaluate-iteration-{i}"]
         return next((n for n in order if n not in done), "summary")
 
-    return Job(
-        command, ["prompts", "rollouts", "samples", "predictions", "metrics", "stages"], stage
-    )
+    return Job(command, ["prompts", "rollouts", "samples", "predictions", "metrics", "stages"], stage)
 
 
 @contextlib.contextmanager
@@ -307,9 +301,7 @@ def _no_answer_lost(log: Path, concurrency: int) -> Callable[[Path, int], list[s
         os.truncate(log, 0)
         without_kills.append(twice)
         allowed = 2 * without_kills[0] + kills * concurrency
-        return (
-            [f"{twice} answers paid twice, {allowed} may be"] if kills and twice > allowed else []
-        )
+        return [f"{twice} answers paid twice, {allowed} may be"] if kills and twice > allowed else []
 
     return finish
 
@@ -390,9 +382,7 @@ def run_job(name: str, folder: Path, kills: int, seed: int, say=print) -> Outcom
     from selfemo.models.generation import endpoint
 
     endpoint.FIRST_WAIT = 0.02  # waiting for the faulty server would be most of the time
-    faults = (
-        ("--faults", 0.2, "--hang", 2.5) if name == "personas" else ("--only", "500", "--times", 2)
-    )
+    faults = ("--faults", 0.2, "--hang", 2.5) if name == "personas" else ("--only", "500", "--times", 2)
     # Judging: two systems whose replies end differently, and a judge that goes by one of the words.
     kinds = ([("--salt", "x", "--reply", "gladly"), ("--salt", "y"), ("--judge", "gladly")]
              if name == "judge" else [()])  # fmt: skip
@@ -411,9 +401,7 @@ def run_job(name: str, folder: Path, kills: int, seed: int, say=print) -> Outcom
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--job", choices=("evolve", "personas", "evaluate", "judge"), default="evolve"
-    )
+    parser.add_argument("--job", choices=("evolve", "personas", "evaluate", "judge"), default="evolve")
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where the result goes as JSON")

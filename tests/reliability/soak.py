@@ -189,9 +189,7 @@ def faults(rows: list[dict[str, Any]]) -> list[str]:
         found.append(f"checkpoints grew by {min(models)} to {max(models)} bytes a cycle")
     grown = [b["store_bytes"] - a["store_bytes"] for a, b in pairs]
     if grown and max(grown) > STORE_FACTOR * max(statistics.median(grown), 2**18):
-        found.append(
-            f"the store grew by {max(grown)} bytes in a cycle, {statistics.median(grown)} usually"
-        )
+        found.append(f"the store grew by {max(grown)} bytes in a cycle, {statistics.median(grown)} usually")
     # A few cycles say nothing of memory: allocators keep what they may need again.
     if len(rows) >= 20 and (growth := slope([r["rss_mib"] for r in later])) > MIB_A_CYCLE:
         found.append(f"memory grew by {growth:.2f} MiB a cycle")
@@ -203,9 +201,7 @@ def soak(folder: Path, minutes: float, at_most: int = 0, say: Any = print) -> li
     end, rows = time.monotonic() + 60 * minutes, []
     for row in cycles(folder):
         rows.append(row)
-        say(
-            f"cycle {row['cycle']}: {row['seconds']} s, {row['rss_mib']} MiB, {row['handles']} handles"
-        )
+        say(f"cycle {row['cycle']}: {row['seconds']} s, {row['rss_mib']} MiB, {row['handles']} handles")
         if len(rows) == at_most or time.monotonic() > end:
             break
     return rows
@@ -219,9 +215,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="selfemo-soak-") as folder:
         rows = soak(Path(folder), args.minutes)
     later = rows[max(1, len(rows) // 4) :]
-    shown = [
-        r for r in rows if r["cycle"] % max(1, len(rows) // 30) == 0 or r in (rows[0], rows[-1])
-    ]
+    shown = [r for r in rows if r["cycle"] % max(1, len(rows) // 30) == 0 or r in (rows[0], rows[-1])]
     result = {
         "command": f"python -m tests.reliability.soak --minutes {args.minutes:g}",
         "cycles": len(rows), "resumes": sum(r["resumes"] for r in rows),

@@ -21,10 +21,7 @@ from tests.support.runs import SHORT, assert_same_run, begun, content, evolve, s
 
 @pytest.mark.slow
 def test_the_same_seed_is_the_same_run_in_any_process(
-    tiny_model: Path,
-    data: Path,
-    short: Path,
-    tmp_path: Path,
+    tiny_model: Path, data: Path, short: Path, tmp_path: Path
 ) -> None:
     folder, toml = tmp_path / "run", tmp_path / "c.toml"
     toml.write_text(to_toml(settings(tiny_model, data, *SHORT)))
@@ -35,9 +32,7 @@ def test_the_same_seed_is_the_same_run_in_any_process(
     assert_same_run(folder, short)
     for name in ("cold-start", "iteration-1-rl", "iteration-1"):
         assert (folder / "checkpoints" / name / "model.safetensors").exists()
-    other = begun(
-        short, "iteration-1-rl", tmp_path / "other", settings(tiny_model, data, *SHORT, "seed=1")
-    )
+    other = begun(short, "iteration-1-rl", tmp_path / "other", settings(tiny_model, data, *SHORT, "seed=1"))
     evolve(other, None, Quiet()).close()
     assert content(other)["rollouts"] != content(short)["rollouts"]
 

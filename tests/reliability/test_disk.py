@@ -25,14 +25,7 @@ from selfemo.method.types import Place
 from selfemo.progress import Quiet
 from selfemo.runs.folder import RunFolder
 from selfemo.runs.store import Store
-from tests.support.runs import (
-    SHORT,
-    assert_goes_on_as_if_never_stopped,
-    begun,
-    content,
-    evolve,
-    settings,
-)
+from tests.support.runs import SHORT, assert_goes_on_as_if_never_stopped, begun, content, evolve, settings
 
 pytestmark = pytest.mark.slow
 
@@ -130,23 +123,17 @@ def test_an_altered_state_is_seen_and_the_one_before_it_is_used(
     halfway: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder = copied(halfway, tmp_path)
-    one, two = (
-        folder / f"checkpoints/.iteration-1-rl-partial/step-{k}.safetensors" for k in (1, 2)
-    )
+    one, two = (folder / f"checkpoints/.iteration-1-rl-partial/step-{k}.safetensors" for k in (1, 2))
     assert one.exists() and two.exists()
     flipped = bytearray(two.read_bytes())
-    flipped[-5] ^= (
-        4  # one bit of one weight: the file is as long, and its header as good, as before
-    )
+    flipped[-5] ^= 4  # one bit of one weight: the file is as long, and its header as good, as before
     two.write_bytes(flipped)
     said = resumed(folder, whole)
     assert "step-2.safetensors: not a whole training state: altered" in said
     assert "iteration-1-rl goes back to step 1" in said
 
 
-def test_states_that_are_gone_start_the_stage_again(
-    halfway: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_states_that_are_gone_start_the_stage_again(halfway: Path, whole: Path, tmp_path: Path) -> None:
     folder = copied(halfway, tmp_path)
     shutil.rmtree(folder / "checkpoints/.iteration-1-rl-partial")
     assert "iteration-1-rl starts again" in resumed(folder, whole)
@@ -208,9 +195,7 @@ def damaged_page(store: Path) -> None:
         f.write(random.Random(0).randbytes(size))
 
 
-def test_a_damaged_store_is_put_aside_for_its_copy(
-    halfway: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_store_is_put_aside_for_its_copy(halfway: Path, whole: Path, tmp_path: Path) -> None:
     """However it is damaged, the copy takes its place; from there the run is as if never damaged."""
     stores, folder = [], tmp_path / "run"
     for damage in ("page", "header", "cut", "deleted"):
@@ -304,9 +289,7 @@ def test_a_copy_that_does_not_fit_leaves_the_one_before(
         with pytest.raises(StoreError, match=r"config\.toml: cannot be written \(No space left"):
             write_text(tmp_path / "config.toml", "x")
         assert copy.read_bytes() == before
-        assert sorted(p.name for p in tmp_path.iterdir() if "s.sqlite" not in p.name) == [
-            "copy.sqlite"
-        ]
+        assert sorted(p.name for p in tmp_path.iterdir() if "s.sqlite" not in p.name) == ["copy.sqlite"]
 
 
 # -- folders and processes -------------------------------------------------------------------------------
@@ -325,9 +308,7 @@ def without_privilege(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_folders_that_cannot_be_written_are_one_message(
-    halfway: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_folders_that_cannot_be_written_are_one_message(halfway: Path, whole: Path, tmp_path: Path) -> None:
     closed, folder = tmp_path / "closed", copied(halfway, tmp_path)
     closed.mkdir(mode=0o555)
     checkpoints = folder / "checkpoints"
@@ -353,9 +334,7 @@ def test_a_second_process_on_a_run_is_refused(halfway: Path, tmp_path: Path) -> 
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     run.close()
-    assert second.returncode == 1 and "is in use by another process" in second.stderr.replace(
-        "\n", " "
-    )
+    assert second.returncode == 1 and "is in use by another process" in second.stderr.replace("\n", " ")
     assert content(folder) == before
 
 

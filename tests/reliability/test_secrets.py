@@ -22,10 +22,7 @@ def forms(secret: str) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_a_key_is_in_no_log_store_report_or_traceback(
-    expert: Callable[..., str],
-    tmp_path: Path,
-) -> None:
+def test_a_key_is_in_no_log_store_report_or_traceback(expert: Callable[..., str], tmp_path: Path) -> None:
     out, data = tmp_path / "out", tmp_path / "d.jsonl"
     out.mkdir()
     with data.open("w") as f:

@@ -17,14 +17,7 @@ from selfemo.config import GateConfig, GrpoConfig, RewardConfig
 from selfemo.evaluation.predictions import read_prediction
 from selfemo.method.parsing import field_spans, parse, parse_emotions, parse_recognition
 from selfemo.method.prompts import format_completion
-from selfemo.method.types import (
-    Completion,
-    EmotionDistribution,
-    FailureKind,
-    ParseFailure,
-    Prompt,
-    Sample,
-)
+from selfemo.method.types import Completion, EmotionDistribution, FailureKind, ParseFailure, Prompt, Sample
 from selfemo.stages.gate import gate
 from selfemo.stages.selfplay import score_group, select_best
 from tests.conftest import dist, make_prompt
@@ -61,21 +54,14 @@ BOMBS = (
     " " * 50_000, "a" * 100_000, "E: joy\n" * 3000, "joy 7, " * 2000, "joy" + " -'" * 5000, "1" * 20_000,
     "\tE" * 10_000, "R: x\n" * 5000, "e" + "́" * 5000,
 )  # fmt: skip
-TARGETS = (
-    dist(joy=1),
-    dist(fear=0.6, neutral=0.4),
-    dist(joy=1e-300, anger=1),
-    dist(sadness=5e-324),
-)
+TARGETS = (dist(joy=1), dist(fear=0.6, neutral=0.4), dist(joy=1e-300, anger=1), dist(sadness=5e-324))
 
 
 def grammar(draw: random.Random, labels: tuple[str, ...]) -> str:
     """A completion of the format's parts, each of which may be wrong."""
 
     def emotion() -> str:
-        name = draw.choice(
-            [*labels, *labels, draw.choice(labels).upper(), "glee", "", draw.choice(ODD)]
-        )
+        name = draw.choice([*labels, *labels, draw.choice(labels).upper(), "glee", "", draw.choice(ODD)])
         weight = draw.choice(["", "", " " + str(draw.randint(0, 10)), " " + draw.choice(NUMBERS)])
         return name + weight
 
@@ -151,9 +137,7 @@ def check_group(texts: list[str], draw: random.Random) -> list[str]:
     labels = prompt.label_set
     samples = [Sample(t, (1,), (-1.0,), (1.0,), finished=draw.random() < 0.9) for t in texts]
     lam = draw.random()
-    reward = RewardConfig(
-        primary=draw.choice(("iou", "exact")), secondary=draw.choice(("count", "weighted"))
-    )
+    reward = RewardConfig(primary=draw.choice(("iou", "exact")), secondary=draw.choice(("count", "weighted")))
     group = score_group(prompt, samples, reward, GrpoConfig(), lam)
     tally = []
     for text, rollout in zip(texts, group.rollouts, strict=True):

@@ -26,13 +26,7 @@ FAULTS = (
     "unknown",
 )  # fmt: skip
 """prose is no fault of its own: a reader must get over it. The last four are answers, and are logged."""
-_MOODS = (
-    "quick to laugh",
-    "slow to trust",
-    "warm and patient",
-    "blunt under stress",
-    "easily hurt",
-)
+_MOODS = ("quick to laugh", "slow to trust", "warm and patient", "blunt under stress", "easily hurt")
 
 
 JUDGE = ["random"]
@@ -189,10 +183,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         if messages[0]["content"].startswith("Emotions: "):
-            answer, text = (
-                {},
-                format_answer(messages, self.server.args.salt, self.server.args.reply),
-            )
+            answer, text = ({}, format_answer(messages, self.server.args.salt, self.server.args.reply))
         else:
             answer = write_answer(messages)
             text = json.dumps(answer)
@@ -208,11 +199,7 @@ class Handler(BaseHTTPRequestHandler):
                 if "emotion" in answer
                 else {**answer, "personality": {"Nobody at all": "kind"}}
             )
-        choice = {
-            "index": 0,
-            "finish_reason": "stop",
-            "message": {"role": "assistant", "content": text},
-        }
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         chat = {
             "id": "x", "object": "chat.completion", "created": 0, "model": "planted", "choices": [choice],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
@@ -241,9 +228,7 @@ def main() -> None:
     parser.add_argument("--hang", type=float, default=3.0, help="seconds that a time-out hangs")
     parser.add_argument("--key", default="", help="the bearer token that is asked for")
     parser.add_argument("--salt", default="", help="another one: another model's answers")
-    parser.add_argument(
-        "--judge", default="random", help="1, 2, tie, random, or a word to look for"
-    )
+    parser.add_argument("--judge", default="random", help="1, 2, tie, random, or a word to look for")
     parser.add_argument("--reply", default="", help="a word at the end of each reply of a model")
     parser.add_argument("--streams", type=int, default=1, help="0: stream=true is ignored")
     parser.add_argument("--log", type=Path)

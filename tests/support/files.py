@@ -18,12 +18,7 @@ def meld(folder: Path, *rows: str, name: str = "train_sent_emo.csv", head: str =
 
 
 def emory_json(**changes) -> str:
-    utterance = {
-        "utterance_id": "u1",
-        "speakers": ["Ann"],
-        "transcript": "Hey.",
-        "emotion": "Scared",
-    }
+    utterance = {"utterance_id": "u1", "speakers": ["Ann"], "transcript": "Hey.", "emotion": "Scared"}
     for key, value in changes.items():
         if value is None:
             del utterance[key]

@@ -25,9 +25,7 @@ class Pieces:
 
     def sample(self) -> Sample:
         ids = (*range(1, len(self.pieces) + 1), END)
-        return Sample(
-            self.decode(ids), ids, (0.0,) * len(ids), tuple(float(i) for i in range(len(ids)))
-        )
+        return Sample(self.decode(ids), ids, (0.0,) * len(ids), tuple(float(i) for i in range(len(ids))))
 
 
 def test_tokens_belong_to_the_span_of_their_first_letter() -> None:

@@ -24,10 +24,7 @@ def dense(query, key, value, mask):
 def states(rows: int, queries: int, keys: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(queries * 100 + keys)
     shapes = [(rows, HEADS, queries), (rows, KEYS, keys), (rows, KEYS, keys)]
-    return [
-        torch.randn(*s, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
-        for s in shapes
-    ]
+    return [torch.randn(*s, WIDTH, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
 
 
 @given(st.lists(sequences, min_size=1, max_size=3))

@@ -15,13 +15,7 @@ from selfemo.evaluation.metrics import (
     paired_difference,
     percentile_interval,
 )
-from selfemo.method.parsing import (
-    field_spans,
-    parse,
-    parse_emotions,
-    parse_recognition,
-    split_fields,
-)
+from selfemo.method.parsing import field_spans, parse, parse_emotions, parse_recognition, split_fields
 from selfemo.method.rewards import exact_match
 from selfemo.method.rewards.consensus import consensus_rows
 from selfemo.method.types import FailureKind, ParseFailure
@@ -98,9 +92,7 @@ def test_a_name_is_read_to_160_characters_and_no_further() -> None:
         ("E: glee\nS: joy", FailureKind.UNKNOWN_EMOTION, "glee"),
     ],
 )
-def test_recognition_fails_with_its_kind_and_what_was_seen(
-    text: str, kind: FailureKind, detail: str
-) -> None:
+def test_recognition_fails_with_its_kind_and_what_was_seen(text: str, kind: FailureKind, detail: str) -> None:
     assert parse_recognition(text, MELD) == ParseFailure(kind, detail)
 
 
@@ -150,11 +142,7 @@ def test_fields_and_their_places() -> None:
 
 
 def test_calibration_rows_by_hand() -> None:
-    predicted = [
-        {"joy": 0.3, "fear": 0.25, "anger": 0.25, "neutral": 0.2},
-        {"joy": 1.0},
-        {"fear": 1.0},
-    ]
+    predicted = [{"joy": 0.3, "fear": 0.25, "anger": 0.25, "neutral": 0.2}, {"joy": 1.0}, {"fear": 1.0}]
     gold = [{"joy": 1.0}, {"joy": 1.0}, {"joy": 1.0}]
     found = calibration(predicted, gold, [MELD.labels] * 3, bins=5)
     edges = [(b["lower"], b["upper"], b["n"]) for b in found["bins"]]
@@ -180,15 +168,10 @@ def test_calibration_rows_by_hand() -> None:
 
 
 def test_levels_seeds_and_resamples_are_passed_on() -> None:
-    values, clusters = (
-        np.random.default_rng(0).normal(size=60).tolist(),
-        [i // 3 for i in range(60)],
-    )
+    values, clusters = (np.random.default_rng(0).normal(size=60).tolist(), [i // 3 for i in range(60)])
     wide, narrow = (mean_interval(values, clusters, level=v) for v in (0.95, 0.5))
     assert wide.low < narrow.low < narrow.high < wide.high and wide.value == narrow.value
-    assert mean_interval(values, clusters) == mean_interval(
-        values, clusters, seed=0, resamples=1000
-    )
+    assert mean_interval(values, clusters) == mean_interval(values, clusters, seed=0, resamples=1000)
     assert mean_interval(values, clusters, seed=1) != wide
     assert mean_interval(values, clusters, resamples=50) != wide
     drawn = percentile_interval(2.0, np.arange(101.0), 0.9)
@@ -211,9 +194,7 @@ def test_paired_difference_by_hand() -> None:
     assert few.difference == mean_interval(
         [b - a for a, b in zip(*some[:2], strict=True)], some[2], resamples=20
     )
-    with pytest.raises(
-        ValueError, match=r"^paired_difference needs the same observations for both"
-    ):
+    with pytest.raises(ValueError, match=r"^paired_difference needs the same observations for both"):
         paired_difference([1.0], [1.0], [])
 
 

@@ -19,13 +19,7 @@ from selfemo.runs.dialogues import Episode, Played
 from selfemo.serve.answers import ReadEmotion, Response
 from selfemo.serve.chat.episodes import from_episode
 from selfemo.serve.chat.markup import shown, timeline, transcript
-from selfemo.serve.chat.session import (
-    Character,
-    Line,
-    Session,
-    character,
-    sample_characters,
-)
+from selfemo.serve.chat.session import Character, Line, Session, character, sample_characters
 from selfemo.serve.chat.votes import Votes
 
 MELD = LABEL_SETS["meld"]
@@ -34,9 +28,7 @@ MIA, BO = Character("Mia", "warm"), Character("Bo")
 
 def emotions(session: Session) -> list[tuple[str, str | None, str | None]]:
     """(speaker, emotion read, emotion declared) of each line."""
-    return [
-        (x.speaker, x.heard and x.heard.emotion, x.felt and x.felt.emotion) for x in session.lines
-    ]
+    return [(x.speaker, x.heard and x.heard.emotion, x.felt and x.felt.emotion) for x in session.lines]
 
 
 def reading(emotion: str) -> ReadEmotion:
@@ -82,11 +74,7 @@ def test_an_edit_drops_what_came_after(talk: Session) -> None:
     changed = talk.edited(1, "Where were they?")
     assert [x.text for x in changed.lines] == ["I lost my keys.", "Where were they?"]
     assert changed.lines[1].felt is None  # nobody declared anything for these words
-    for place, text, said in (
-        (7, "x", "no line 8"),
-        (-1, "x", "no line 0"),
-        (0, " ", "say something"),
-    ):
+    for place, text, said in ((7, "x", "no line 8"), (-1, "x", "no line 0"), (0, " ", "say something")):
         with pytest.raises(DataError, match=said):
             talk.edited(place, text)
 

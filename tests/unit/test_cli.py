@@ -58,22 +58,11 @@ def test_help_loads_nothing_heavy() -> None:
         "try: run()\n"
         "finally: print(sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
     assert "evolve" in done.stdout
     loaded = set(done.stderr.strip("[]\n").replace("'", "").split(", "))
     assert "typer" in loaded
-    heavy = {
-        "torch",
-        "transformers",
-        "numpy",
-        "polars",
-        "pydantic",
-        "sklearn",
-        "matplotlib",
-        "rich",
-    }
+    heavy = {"torch", "transformers", "numpy", "polars", "pydantic", "sklearn", "matplotlib", "rich"}
     assert not loaded & heavy
 
 
@@ -141,10 +130,7 @@ def test_other_errors_pass_a_block_that_can_be_stopped() -> None:
         ("personas profiles {empty}", "{empty}"),
         ("personas cluster {empty}", "{empty}"),
         ("coldstart generate sample --out {empty}/c.parquet --reasoning long", "none, brief, full"),
-        (
-            "coldstart generate sample --out {empty}/c.parquet --reasoning brief",
-            "needs an --expert",
-        ),
+        ("coldstart generate sample --out {empty}/c.parquet --reasoning brief", "needs an --expert"),
         ("coldstart soften x {empty}/c.parquet --out {empty}/d.parquet", "c.parquet"),
         ("store export {empty} --out {empty}/s", "{empty}"),
         ("store select {empty} --out {empty}/s.parquet", "{empty}"),

@@ -19,9 +19,7 @@ from selfemo.stages.clusters import NOISE, cluster, cluster_store, mask_names, n
 def test_names_are_masked_and_common_words_are_not() -> None:
     names = ["Joy", "Dr. Green", "Al"]
     text = "Joy's joy is loud; Green trusts Al, also Dr. Green's Alibi."
-    assert mask_names(text, names) == (
-        "someone joy is loud; someone trusts someone, also someone Alibi."
-    )
+    assert mask_names(text, names) == ("someone joy is loud; someone trusts someone, also someone Alibi.")
     assert mask_names("All is well.", []) == "All is well."
 
 
@@ -71,9 +69,7 @@ def test_planted_groups_are_found_named_and_drawn(tmp_path: Path) -> None:
     result = cluster([*texts, *texts, *(f"stray {i}" for i in range(4))], [], embed_planted, 12)
     assert len(result.clusters) == 3 and len(result.descriptions) == 64  # each counted once
     for c in result.clusters:
-        members = [
-            d for d, a in zip(result.descriptions, result.assigned, strict=True) if a == c.number
-        ]
+        members = [d for d, a in zip(result.descriptions, result.assigned, strict=True) if a == c.number]
         assert len({kinds[d] for d in members if d in kinds}) == 1
         assert c.size == len(members) and c.example in members
         assert set(c.name.split("_")) & set(_KINDS[kinds[c.example]].split())

@@ -9,17 +9,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "selfemo"
-MODULES = {
-    "pickle",
-    "cPickle",
-    "dill",
-    "cloudpickle",
-    "marshal",
-    "shelve",
-    "joblib",
-    "code",
-    "runpy",
-}
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "code", "runpy"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 CALLS = {("os", "system"), ("os", "popen"), ("torch", "load"), ("yaml", "load"), ("tarfile", "open"),
          ("shutil", "unpack_archive"), ("pandas", "read_pickle"), ("importlib", "import_module")}  # fmt: skip
@@ -111,9 +101,7 @@ SQL = re.compile(
 
 
 def sql_in(tree: ast.AST) -> list[str]:
-    strings = (
-        n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
-    )
+    strings = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
     return [f"line {n.lineno}: {n.value[:40]}" for n in strings if SQL.search(n.value)]
 
 

@@ -78,9 +78,7 @@ def test_the_question_shows_no_later_turn_and_no_gold_emotion() -> None:
         for u in prompt.history:
             assert u.text in text
         (whole,) = [c for c in toy_conversations(2) if c.id == prompt.conversation_id]
-        later = {t.text for t in whole.turns[len(prompt.history) :]} - {
-            u.text for u in prompt.history
-        }
+        later = {t.text for t in whole.turns[len(prompt.history) :]} - {u.text for u in prompt.history}
         assert not any(t in text for t in later)
 
 
@@ -142,9 +140,7 @@ def test_bad_files_are_named_with_the_row(tmp_path: Path) -> None:
         write_parquet(file, [], "none", "gold")
 
 
-def test_a_damaged_file_is_seen_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_file_is_seen_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some damage makes polars abort the whole process: only another one may find that out."""
     file, checksum = tmp_path / "cold.parquet", tmp_path / "cold.parquet.sha256"
     write_parquet(file, gold_samples(toy_conversations(4)), "none", "gold")
@@ -174,9 +170,7 @@ def test_a_damaged_file_is_seen_before_it_is_read(
 def test_a_run_takes_its_cold_start_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "cold.parquet"
     joy = EmotionDistribution({"joy": 1})
-    write_parquet(
-        file, [(make_prompt(), Completion(joy, joy, "Good.", "She laughs."))], "brief", "expert"
-    )
+    write_parquet(file, [(make_prompt(), Completion(joy, joy, "Good.", "She laughs."))], "brief", "expert")
     config = load([], [f"sft.samples={file}", "prompt.reasoning=brief"])
     ((prompt, completion),), source = cold_start_samples([], config)
     assert source == "file" and prompt.id == "cold/c/1" and completion.reasoning == "She laughs."

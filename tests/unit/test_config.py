@@ -13,11 +13,7 @@ from selfemo.errors import ConfigError
 
 def test_defaults_are_the_papers() -> None:
     c = Config()
-    assert (c.sampling.group_size, c.sampling.max_new_tokens, c.prompt.max_tokens) == (
-        8,
-        8192,
-        4096,
-    )
+    assert (c.sampling.group_size, c.sampling.max_new_tokens, c.prompt.max_tokens) == (8, 8192, 4096)
     assert (c.grpo.prompts_per_step, c.grpo.mini_batch, c.grpo.lr) == (64, 32, 1e-6)
     assert (c.grpo.kl_coef, c.grpo.entropy_coef, c.grpo.clip_low, c.grpo.clip_high) == (
         0.001, 0, 0.2, 0.2,
@@ -31,9 +27,7 @@ def test_shipped_files_load_by_name(name: str) -> None:
     assert load([name]) == load([shipped()[name]])
 
 
-def test_a_name_that_is_no_file_is_a_shipped_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_is_no_file_is_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart").mkdir()  # a folder is no configuration
     assert load(["quickstart"], ["seed=3"]).flywheel.prompts == 16
@@ -44,11 +38,7 @@ def test_a_name_that_is_no_file_is_a_shipped_one(
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [
-        ("quickstrat", "quickstart"),
-        ("configs/quickstart.toml", "quickstart"),
-        ("qwen3_4b", "paper_qwen3_4b"),
-    ],
+    [("quickstrat", "quickstart"), ("configs/quickstart.toml", "quickstart"), ("qwen3_4b", "paper_qwen3_4b")],
 )
 def test_an_unknown_name_gets_the_nearest_and_all(
     name: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -59,15 +59,13 @@ def test_tokens_and_hours_by_hand(engine) -> None:
 def test_memory_by_hand() -> None:
     config, n = load([], [*PLAIN, "grpo.kl_coef=0.1"]), TOY.parameters
     need = costs.memory(TOY, config, DATA, SLOW, "local")
-    held = dict(weights=4 * n, optimiser=8 * n, reference=4 * n, casts=0, runtime=RUNTIME["local"])
+    held = {"weights": 4 * n, "optimiser": 8 * n, "reference": 4 * n, "casts": 0, "runtime": RUNTIME["local"]}
     assert need["sampling"] == {**held, "cache": 100 * 3 * 2 * 8}
     # A group is 16 tokens, more than micro_tokens; two of three completions gather the prompt's keys anew.
     activations = 16 * 3 * 16 * (4 + 4 + 8) + 2 * 10 * 8 * 4 * 3
     training = {**held, "gradients": 4 * n, "activations": activations, "logits": 6 * 16 * 10}
     assert need["training"] == pytest.approx(training)
-    small = costs.memory(TOY, load([], [*PLAIN, "model.lora={rank=1}"]), DATA, SLOW, "local")[
-        "training"
-    ]
+    small = costs.memory(TOY, load([], [*PLAIN, "model.lora={rank=1}"]), DATA, SLOW, "local")["training"]
     assert small["gradients"] == 4 * 3 * (2 * 8 + 2 * 6 + 3 * 12) and small["reference"] == 0
     qwen, eight = KNOWN["Qwen/Qwen3-8B"], Machine("h100", 1, 1, 80e9, 8)
     paper = costs.memory(qwen, load([]), Lengths(600, 300), eight, "verl")["training"]

@@ -35,10 +35,7 @@ def test_meld_rows_become_ordered_conversations(tmp_path: Path) -> None:
         Utterance("Ann", "Oh, no!", dist(surprise=1)),
     )
     assert second.speakers == ("Ann", "Bo")
-    assert result.report.blemishes == {
-        "utterances out of order": 1,
-        "gap in utterance numbers": 1,
-    }
+    assert result.report.blemishes == {"utterances out of order": 1, "gap in utterance numbers": 1}
     assert result.report.utterances == {"train": 4}
 
 
@@ -52,9 +49,7 @@ def test_meld_rows_become_ordered_conversations(tmp_path: Path) -> None:
         ("5,Hm,Ann,joy,x,0,1,1,1,9,9", 3, "too many fields"),
     ],
 )
-def test_a_broken_row_names_file_line_reason(
-    tmp_path: Path, row: str, line: int, says: str
-) -> None:
+def test_a_broken_row_names_file_line_reason(tmp_path: Path, row: str, line: int, says: str) -> None:
     path = meld(tmp_path, "1,Hi,Ann,joy,x,0,0,1,1", row, "9,Ok,Bo,anger,x,0,2,1,1")
     with pytest.raises(DataError) as e:
         load(str(path))
@@ -129,13 +124,8 @@ def test_emorynlp_csv(tmp_path: Path) -> None:
         head=EMORY_HEAD,
     )
     result = load(str(path))
-    assert [c.id for c in result.conversations] == [
-        "emorynlp-dev-s01e03c02",
-        "emorynlp-dev-s02e03c02",
-    ]
-    assert result.conversations[0].turns[1] == Utterance(
-        "Bo B and Cy C", "Hello, you.", dist(mad=1)
-    )
+    assert [c.id for c in result.conversations] == ["emorynlp-dev-s01e03c02", "emorynlp-dev-s02e03c02"]
+    assert result.conversations[0].turns[1] == Utterance("Bo B and Cy C", "Hello, you.", dist(mad=1))
     assert result.report.blemishes["several speakers in a list"] == 1
 
 
@@ -177,9 +167,7 @@ def test_iemocap_votes_order_and_context(tmp_path: Path) -> None:
     assert [t.speaker for t in first.turns] == ["Ses01_F", "Ses01_M", "Ses01_F"]
     assert first.turns[0].emotion == dist(neutral=2 / 3, excited=1 / 3)
     assert first.turns[1].emotion is None, "no consensus: context only"
-    assert first.turns[2].emotion == dist(frustrated=1), (
-        "no vote inside the six: the consensus label"
-    )
+    assert first.turns[2].emotion == dist(frustrated=1), "no vote inside the six: the consensus label"
     assert result.report.utterances == {"train": 2, "test": 2}
     assert result.report.blemishes == {"line without a time": 2}
 
@@ -235,10 +223,7 @@ def test_jsonl_of_ones_own(tmp_path: Path) -> None:
         ({"id": "a", "turns": [turn(emotion={"joy": -1})]}, r"turns\[0\]: emotion weights must"),
         ({"id": "a", "turns": [turn(emotion={"joy": 0})]}, r"turns\[0\]: at least one"),
         ({"id": "a", "turns": [turn(emotion=3)]}, r"turns\[0\]: emotion must be"),
-        (
-            {"id": "a", "turns": [turn(text="  ")]},
-            r"turns\[0\]: speaker and text must not be empty",
-        ),
+        ({"id": "a", "turns": [turn(text="  ")]}, r"turns\[0\]: speaker and text must not be empty"),
         ({"id": "a", "split": "val", "turns": [turn()]}, "split must be one of"),
         ({"id": "a", "labels": ["x"], "turns": [turn()]}, "two or more distinct labels"),
         ({"id": "a", "personas": ["x"], "turns": [turn()]}, "personas must map"),
@@ -261,11 +246,7 @@ def test_jsonl_ids_are_unique(tmp_path: Path) -> None:
 plain = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20)
 
 
-@given(
-    st.lists(
-        st.tuples(plain, plain, st.sampled_from(LABEL_SETS["meld"].labels)), min_size=1, max_size=5
-    )
-)
+@given(st.lists(st.tuples(plain, plain, st.sampled_from(LABEL_SETS["meld"].labels)), min_size=1, max_size=5))
 def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, turns) -> None:
     folder = tmp_path_factory.mktemp("round")
     item = {"id": "a", "turns": [{"speaker": s, "text": t, "emotion": e} for s, t, e in turns]}
@@ -288,11 +269,7 @@ def test_clean_text_is_clean_and_idempotent(text: str) -> None:
 def test_plain_personas_come_from_the_training_split_alone() -> None:
     loud = tuple(Utterance("Loud", "NO! Not again!", dist(anger=1)) for _ in range(12))
     calm = tuple(
-        Utterance(
-            "Calm",
-            "I think we could perhaps look at it together tomorrow morning.",
-            dist(neutral=1),
-        )
+        Utterance("Calm", "I think we could perhaps look at it together tomorrow morning.", dist(neutral=1))
         for _ in range(12)
     )
     rare = (Utterance("Rare", "Oh!", dist(fear=1)),)

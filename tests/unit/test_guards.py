@@ -10,20 +10,12 @@ from selfemo.config import GuardConfig
 from selfemo.training.guards import Alarm, alarms, decide, rate_scale
 from selfemo.training.protocol import finite_means
 
-CALM = {
-    "r1": 0.5,
-    "r2": 0.5,
-    "kl": 0.1,
-    "sampling_entropy": 1.0,
-    "emotions": {"joy": 0.6, "fear": 0.4},
-}
+CALM = {"r1": 0.5, "r2": 0.5, "kl": 0.1, "sampling_entropy": 1.0, "emotions": {"joy": 0.6, "fear": 0.4}}
 
 
 def records(n: int, **changes) -> list[dict]:
     """n calm rounds; a change is a value, or a function of the round."""
-    return [
-        {**CALM, **{k: v(i) if callable(v) else v for k, v in changes.items()}} for i in range(n)
-    ]
+    return [{**CALM, **{k: v(i) if callable(v) else v for k, v in changes.items()}} for i in range(n)]
 
 
 def kinds(found: list[Alarm]) -> list[str]:
@@ -111,14 +103,7 @@ def test_the_strictest_action_is_taken() -> None:
 
 def test_each_rollback_halves_the_rate_from_where_it_goes_back_to() -> None:
     rollbacks = [{"to": 4}, {"to": 4}, {"to": 8}]
-    assert [rate_scale(rollbacks, s) for s in (0, 3, 4, 7, 8, 9)] == [
-        1,
-        1,
-        0.25,
-        0.25,
-        0.125,
-        0.125,
-    ]
+    assert [rate_scale(rollbacks, s) for s in (0, 3, 4, 7, 8, 9)] == [1, 1, 0.25, 0.25, 0.125, 0.125]
 
 
 def test_means_leave_out_what_is_not_finite_and_count_it() -> None:

@@ -80,10 +80,7 @@ WHOLE = {**dict.fromkeys(ASPECTS, "It fits."), "verdict": "2"}
     ("text", "reason"),
     [
         ("I prefer the first.", "no complete JSON"),
-        (
-            json.dumps({k: v for k, v in WHOLE.items() if k != "situation"}),
-            "'situation' is missing",
-        ),
+        (json.dumps({k: v for k, v in WHOLE.items() if k != "situation"}), "'situation' is missing"),
         (json.dumps({**WHOLE, "verdict": "both"}), "verdict must be one of 1, 2, tie"),
         (json.dumps({**WHOLE, "persona": ["x"]}), "persona must be a text"),
         (json.dumps({**WHOLE, "comparison": "x " * 900}), "comparison has"),
@@ -200,9 +197,7 @@ FOUR_OBSERVERS = [  # Krippendorff, Computing Krippendorff's Alpha-Reliability: 
 
 
 def test_alpha_of_published_examples() -> None:
-    assert krippendorff_alpha(list(zip(*FOUR_OBSERVERS, strict=True))) == pytest.approx(
-        0.743, abs=5e-4
-    )
+    assert krippendorff_alpha(list(zip(*FOUR_OBSERVERS, strict=True))) == pytest.approx(0.743, abs=5e-4)
     two = [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
     assert krippendorff_alpha(list(zip(*two, strict=True))) == pytest.approx(0.095, abs=5e-4)
 
@@ -215,11 +210,7 @@ def test_alpha_by_hand_and_at_the_edges() -> None:
         assert krippendorff_alpha(nothing) is None
 
 
-@given(
-    st.lists(
-        st.lists(st.sampled_from(["a", "b", "tie", None]), min_size=3, max_size=3), max_size=20
-    )
-)
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "tie", None]), min_size=3, max_size=3), max_size=20))
 def test_alpha_is_at_most_one_and_knows_no_order(units) -> None:
     alpha = krippendorff_alpha(units)
     assert alpha is None or alpha <= 1 + 1e-12

@@ -165,12 +165,7 @@ def test_calibration_by_hand_and_of_nothing() -> None:
 
 
 def test_hand_worked_f1_with_a_failed_parse() -> None:
-    rows = [
-        ("joy", "joy", 1, 0),
-        ("joy", FAILED, 0, 0),
-        ("anger", "anger", 1, 1),
-        ("fear", "anger", 0, 1),
-    ]
+    rows = [("joy", "joy", 1, 0), ("joy", FAILED, 0, 0), ("anger", "anger", 1, 1), ("fear", "anger", 0, 1)]
     # joy: P 1, R 1/2, F 2/3 (support 2); anger: P 1/2, R 1, F 2/3; fear: 0.
     found = outcomes(rows, ("joy", "anger", "fear")).measures()
     assert found["weighted_f1"] == pytest.approx((4 / 3 + 2 / 3) / 4)
@@ -191,9 +186,7 @@ def test_fast_intervals_are_the_slow_bootstrap() -> None:
     gold, predicted = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
 
     def f1(i: np.ndarray) -> float:
-        return sk.f1_score(
-            gold[i], predicted[i], labels=LABELS, average="weighted", zero_division=0
-        )
+        return sk.f1_score(gold[i], predicted[i], labels=LABELS, average="weighted", zero_division=0)
 
     slow = cluster_bootstrap(f1, [r[3] for r in rows], resamples=1500)
     fast = outcomes(rows).intervals(1500)["weighted_f1"]
@@ -307,9 +300,7 @@ def test_intervals_cover_the_truth_when_conversations_differ() -> None:
     rng = np.random.default_rng(3)
     hits = 0
     for trial in range(300):
-        level = rng.normal(
-            0.5, 0.15, 40
-        )  # each conversation has its own level: naive intervals fail
+        level = rng.normal(0.5, 0.15, 40)  # each conversation has its own level: naive intervals fail
         values = [float(rng.random() < p) for p in np.clip(level, 0, 1) for _ in range(8)]
         interval = mean_interval(values, [c for c in range(40) for _ in range(8)],
                                  resamples=400, seed=trial)  # fmt: skip

@@ -32,7 +32,5 @@ def test_by_hand() -> None:
 def test_what_is_banned_is_exactly_what_would_repeat_an_ngram(tokens: list[int], n: int) -> None:
     line = tokens[max((i + 1 for i, t in enumerate(tokens) if t == LINE_END), default=0) :]
     grams = {tuple(line[i : i + n]) for i in range(len(line) - n + 1)}
-    expected = {
-        t for t in range(4) if len(line) >= n - 1 and (*line[len(line) - n + 1 :], t) in grams
-    }
+    expected = {t for t in range(4) if len(line) >= n - 1 and (*line[len(line) - n + 1 :], t) in grams}
     assert banned(tokens, n) == expected

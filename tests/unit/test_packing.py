@@ -71,9 +71,7 @@ def test_shared_prefix() -> None:
 
 
 @given(sequences)
-def test_runs_cover_a_tree_and_their_masks_are_those_of_the_ancestors(
-    seqs: list[list[int]],
-) -> None:
+def test_runs_cover_a_tree_and_their_masks_are_those_of_the_ancestors(seqs: list[list[int]]) -> None:
     from selfemo.models.attention import plan
 
     tree = pack(seqs)

@@ -31,9 +31,7 @@ def conversation(n: int, name: str = "c", **more: object) -> Conversation:
 
 
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=5), st.integers(2, 20))
-def test_segments_hold_each_turn_once_in_order_and_are_of_like_length(
-    lengths: list[int], size: int
-) -> None:
+def test_segments_hold_each_turn_once_in_order_and_are_of_like_length(lengths: list[int], size: int) -> None:
     data = [conversation(n, f"c{k}") for k, n in enumerate(lengths)]
     found = list(segments(data, size))
     assert len({s.id for s in found}) == len(found)
@@ -53,27 +51,18 @@ def test_a_question_names_the_speakers_and_its_schema_holds_what_reading_asks_fo
     assert text.endswith('Form: {"scenario": "...", "personality": {"Ann": "...", "Bo": "..."}}')
     assert set(asked.schema["properties"]["personality"]["required"]) == {"Ann", "Bo"}
     answer = json.dumps(
-        {
-            "scenario": "In a small room.",
-            "personality": {"Ann": "Kind to all.", "Bo": "Gruff at first."},
-        }
+        {"scenario": "In a small room.", "personality": {"Ann": "Kind to all.", "Bo": "Gruff at first."}}
     )
     assert asked.read(answer).personality == {"Ann": "Kind to all.", "Bo": "Gruff at first."}
 
 
 def test_names_are_matched_whatever_their_case_and_chat_tokens_are_harmless() -> None:
     c = Conversation(
-        "x",
-        "jsonl",
-        "train",
-        (Utterance("<|im_end|>Z", "a <|im_start|>system"),),
-        LABEL_SETS["meld"],
+        "x", "jsonl", "train", (Utterance("<|im_end|>Z", "a <|im_start|>system"),), LABEL_SETS["meld"]
     )
     (segment,) = segments([c])
     assert "<|" not in question(segment).messages[1]["content"]
-    reading = read_segment(
-        '{"scenario": "In a room.", "personality": {"ann": "Kind to all."}}', ["Ann"]
-    )
+    reading = read_segment('{"scenario": "In a room.", "personality": {"ann": "Kind to all."}}', ["Ann"])
     assert reading.personality == {"Ann": "Kind to all."}
 
 
@@ -84,23 +73,11 @@ def test_names_are_matched_whatever_their_case_and_chat_tokens_are_harmless() ->
         ('{"scenario": "In a room.", "personality": {"Ann": "x', "no_json", "cut off"),
         ('{"scenario": "In a room."}', "schema", "'personality' is missing"),
         ('{"scenario": "In a room.", "personality": ["Ann"]}', "schema", "must map"),
-        (
-            '{"scenario": 3, "personality": {"Ann": "kind to all"}}',
-            "schema",
-            "scenario must be 3 words",
-        ),
+        ('{"scenario": 3, "personality": {"Ann": "kind to all"}}', "schema", "scenario must be 3 words"),
         ('{"scenario": "In a room.", "personality": {"Ann": " "}}', "schema", "3 words or more"),
         ('{"scenario": "In a room.", "personality": {}}', "schema", "'Ann' is missing"),
-        (
-            '{"scenario": "In a room.", "personality": {"Ann": "kind to all", "Cy": "y"}}',
-            "schema",
-            "'Cy'",
-        ),
-        (
-            json.dumps({"scenario": "In a room.", "personality": {"Ann": "xx " * 100 + "y"}}),
-            "schema",
-            "301",
-        ),
+        ('{"scenario": "In a room.", "personality": {"Ann": "kind to all", "Cy": "y"}}', "schema", "'Cy'"),
+        (json.dumps({"scenario": "In a room.", "personality": {"Ann": "xx " * 100 + "y"}}), "schema", "301"),
     ],
 )
 def test_an_unusable_answer_says_why(answer: str, kind: str, says: str) -> None:

@@ -82,10 +82,7 @@ def test_the_start_of_a_run_is_the_model_of_its_settings(run: Path) -> None:
     ("text", "said"),
     [
         ("builtin:none", r"no built-in model 'builtin:none'; there is: builtin:smollm2-135m"),
-        (
-            "{tmp}/none",
-            r"no model folder, run, GGUF file or hub id: there is no .*none/config\.json",
-        ),
+        ("{tmp}/none", r"no model folder, run, GGUF file or hub id: there is no .*none/config\.json"),
         ("{tmp}", r"no config\.json, nor the config\.toml of a run"),
         ("{tmp}/x.gguf", "no such GGUF file"),
         ("{run}@iteration-3", "no checkpoint 'iteration-3'; there are: start, cold-start, iter"),
@@ -93,9 +90,7 @@ def test_the_start_of_a_run_is_the_model_of_its_settings(run: Path) -> None:
         ("my-rnu@iteration-9", r"my-rnu/config\.toml"),
     ],
 )
-def test_a_wrong_reference_says_what_was_looked_for(
-    run: Path, tmp_path: Path, text: str, said: str
-) -> None:
+def test_a_wrong_reference_says_what_was_looked_for(run: Path, tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(EngineError, match=said):
         ModelReference.parse(text.format(tmp=tmp_path, run=run))
 

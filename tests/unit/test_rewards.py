@@ -30,9 +30,7 @@ distributions = weights.map(EmotionDistribution)
     ],
 )
 def test_known_rewards(p: dict[str, float], y: dict[str, float], expected: float) -> None:
-    assert weighted_iou(EmotionDistribution(p), EmotionDistribution(y)) == pytest.approx(
-        expected, abs=1e-12
-    )
+    assert weighted_iou(EmotionDistribution(p), EmotionDistribution(y)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_one_gold_label_gives_w_over_two_minus_w() -> None:

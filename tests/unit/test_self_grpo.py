@@ -24,9 +24,7 @@ def test_each_row_is_a_group_of_its_own() -> None:
     rows = np.array([[1.0, 0, 0, 1], [0.5] * 4, [0, 0, 1, 3], [7.0] * 4])
     # Third row: mean 1, population variance (1 + 1 + 0 + 4) / 4.
     third = np.array([-1, -1, 0, 2]) / 1.5**0.5
-    assert normalise(rows, eps=0) == pytest.approx(
-        np.array([[1, -1, -1, 1], [0] * 4, third, [0] * 4])
-    )
+    assert normalise(rows, eps=0) == pytest.approx(np.array([[1, -1, -1, 1], [0] * 4, third, [0] * 4]))
     both = advantages(rows, rows[::-1], 0.25, eps=0)
     assert both[0] == pytest.approx([0.75, -0.75, -0.75, 0.75])
     assert both[2] == pytest.approx(0.75 * third) and both[1] == pytest.approx(0.25 * third)
@@ -69,9 +67,7 @@ def test_lengths_must_agree() -> None:
 
 
 @given(rewards, st.floats(0.1, 10), st.floats(-5, 5))
-def test_normalised_is_centred_and_affine_invariant(
-    r: list[float], scale: float, shift: float
-) -> None:
+def test_normalised_is_centred_and_affine_invariant(r: list[float], scale: float, shift: float) -> None:
     a = normalise(r, eps=0)
     assert abs(a.sum()) < 1e-6
     if np.ptp(r) > 1e-3:

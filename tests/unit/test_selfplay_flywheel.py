@@ -27,13 +27,7 @@ from selfemo.method.types import (
 )
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.store import Store
-from selfemo.stages.flywheel import (
-    PromptQueue,
-    add_sample,
-    cap_emotions,
-    original_prompts,
-    select_samples,
-)
+from selfemo.stages.flywheel import PromptQueue, add_sample, cap_emotions, original_prompts, select_samples
 from selfemo.stages.gate import PASS, gate
 from selfemo.stages.rl import RlPlan
 from selfemo.stages.selfplay import next_prompt, score_group, select_best
@@ -54,9 +48,7 @@ TEXTS = [
 
 def group(texts: list[str], lam: float = 0.0, **reward) -> RolloutGroup:
     prompt = make_prompt(target=dist(joy=1))
-    return score_group(
-        prompt, [sample(t) for t in texts], RewardConfig(**reward), GrpoConfig(), lam
-    )
+    return score_group(prompt, [sample(t) for t in texts], RewardConfig(**reward), GrpoConfig(), lam)
 
 
 def test_scores_of_a_worked_group() -> None:
@@ -65,9 +57,7 @@ def test_scores_of_a_worked_group() -> None:
     assert [r.r2 for r in g.rollouts] == pytest.approx([1 / 3] * 4)
     assert sum(r.advantage for r in g.rollouts) == pytest.approx(0, abs=1e-6)
     assert [r.r1 for r in group(TEXTS, primary="exact").rollouts] == [1, 1, 0, 0]
-    assert [r.r2 for r in group(TEXTS, secondary="weighted").rollouts] == pytest.approx(
-        [0.5, 1, 1, 0.6]
-    )
+    assert [r.r2 for r in group(TEXTS, secondary="weighted").rollouts] == pytest.approx([0.5, 1, 1, 0.6])
 
 
 def test_a_group_that_does_not_parse_teaches_nothing() -> None:
@@ -182,9 +172,7 @@ def test_original_prompts_hold_no_emotion_over_its_share() -> None:
 
     def talk(dataset: str, k: int, emotions: str) -> Conversation:
         names = {"n": "neutral", "j": "joy", "a": "anger"}
-        turns = tuple(
-            Utterance("AB"[i % 2], f"{i}", dist(**{names[e]: 1})) for i, e in enumerate(emotions)
-        )
+        turns = tuple(Utterance("AB"[i % 2], f"{i}", dist(**{names[e]: 1})) for i, e in enumerate(emotions))
         return Conversation(f"{dataset}{k}", dataset, "train", turns, labels, "", {})
 
     talks = [talk("x", k, "nnnnnja") for k in range(10)] + [talk("y", 0, "jjjjjjjjjj")]
@@ -275,8 +263,7 @@ def test_draws_mix_synthetic_and_go_once_through_the_originals(store: Store) -> 
 def test_skipped_prompts_do_not_block_the_queue(store: Store) -> None:
     said = Completion(dist(joy=1), dist(joy=1), "Good.")
     children = [
-        next_prompt(make_prompt(f"c{i}/0"), said, lambda c, s: Persona(s, ""), 1, "t")
-        for i in range(2)
+        next_prompt(make_prompt(f"c{i}/0"), said, lambda c, s: Persona(s, ""), 1, "t") for i in range(2)
     ]
     store.add_prompts(children, Place("rl", 0))
     store.skip([children[0].id])
@@ -312,9 +299,7 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
 
 def test_defaults_of_the_plan_are_the_papers() -> None:
     c = Config()
-    plan = RlPlan.of(
-        c.flywheel.prompts, c.grpo.prompts_per_step, c.grpo.mini_batch, whole_rounds=False
-    )
+    plan = RlPlan.of(c.flywheel.prompts, c.grpo.prompts_per_step, c.grpo.mini_batch, whole_rounds=False)
     assert (plan.rounds, plan.steps_per_round) == (360, 2)
 
 

@@ -30,13 +30,7 @@ from selfemo.runs.shards import MANIFEST, export, read_manifest
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import derive
 from selfemo.stages.coldstart import read_parquet
-from selfemo.stages.flywheel import (
-    add_sample,
-    cap_emotions,
-    fingerprint,
-    select_samples,
-    share_level,
-)
+from selfemo.stages.flywheel import add_sample, cap_emotions, fingerprint, select_samples, share_level
 from selfemo.stages.gate import PASS, gate
 from selfemo.stages.selfplay import score_group, select_best
 from tests.conftest import dist, make_prompt
@@ -59,10 +53,7 @@ def groups(seed: int, n: int) -> list[RolloutGroup]:
     result = []
     for i in range(n):
         k = r.randrange(i) if i and r.random() < 0.2 else i
-        said = (
-            Utterance("Ann", f"Hello {k % max(2, n // 2)}."),
-            Utterance("Bo", "Well?", dist(joy=1)),
-        )
+        said = (Utterance("Ann", f"Hello {k % max(2, n // 2)}."), Utterance("Bo", "Well?", dist(joy=1)))
         target = dist(**{("joy", "joy", "joy", "joy", "fear", "anger")[k % 6]: 1})
         prompt = make_prompt(f"c{k}/1", target, said)
         samples = [
@@ -124,9 +115,7 @@ def test_shards_hold_the_store(run: Path, tmp_path: Path) -> None:
     assert table(out, "samples").to_dicts() == stored(run, "SELECT * FROM samples ORDER BY id")
     prompts = pl.concat([table(out, "prompts"), table(out, "unanswered")])
     assert table(out, "unanswered")["id"].to_list() == ["late/1"]
-    assert prompts.unique().sort("id").to_dicts() == stored(
-        run, "SELECT * FROM prompts ORDER BY id"
-    )
+    assert prompts.unique().sort("id").to_dicts() == stored(run, "SELECT * FROM prompts ORDER BY id")
     for pair in zip(manifest.of("rollouts"), manifest.of("prompts"), strict=True):
         rollouts, asked = (pl.read_parquet(out / f.name) for f in pair)
         assert rollouts["member"][0] == 0 and rollouts.height % 4 == 0
@@ -362,18 +351,14 @@ def rollouts_frame(rows: list[tuple[int, bool, float, float, float]]) -> pl.Data
     ),
     st.floats(0, 1),
 )  # fmt: skip
-def test_best_is_select_best(
-    made: list[list[tuple[bool, float, float, float]]], lam: float
-) -> None:
+def test_best_is_select_best(made: list[list[tuple[bool, float, float, float]]], lam: float) -> None:
     from selfemo.method.types import FailureKind, ParseFailure, Rollout
 
     rows, expected = [], []
     done = Completion(dist(joy=1), dist(joy=1), "Yes.")
     for g in made:
         members = [
-            Rollout(
-                Sample("x", (1,), (lp,)), ParseFailure(FailureKind.EMPTY) if bad else done, a, b, 0
-            )
+            Rollout(Sample("x", (1,), (lp,)), ParseFailure(FailureKind.EMPTY) if bad else done, a, b, 0)
             for bad, a, b, lp in g
         ]
         expected.append(select_best(RolloutGroup(make_prompt(), tuple(members)), lam))

@@ -308,9 +308,7 @@ def test_personas_profiles_and_clusters(store: Store) -> None:
     store.set_clusters(clusters)
     assert store.clusters() == clusters
     keep(store, Place(RL, 0, 1), make_prompt("a/1"), "pass", said("A.", 1.0), said("B.", 0.0))
-    assert store.reward_by_cluster() == [
-        {"name": "talks_fast", "stage": RL, "rollouts": 2, "r1": 0.5}
-    ]
+    assert store.reward_by_cluster() == [{"name": "talks_fast", "stage": RL, "rollouts": 2, "r1": 0.5}]
 
 
 # -- streams of rows -----------------------------------------------------------

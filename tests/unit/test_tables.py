@@ -18,9 +18,7 @@ from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation.rendering import render
 from selfemo.reports.tables import PAPER_SETS, cross, measured, published, table1
 
-cells = st.text(
-    st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=0, max_size=12
-)
+cells = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=0, max_size=12)
 grids = st.integers(1, 5).flatmap(
     lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), min_size=1, max_size=6)
 )
@@ -64,12 +62,7 @@ def test_latex_is_balanced_and_has_one_cell_less_than_separators(grid) -> None:
     for line in body:
         assert line.endswith(r" \\")
         assert not line.startswith(("[", "*"))
-        bare = (
-            line[:-3]
-            .removeprefix("{}")
-            .replace(r"\textbackslash{}", "")
-            .replace(r"\textasciitilde{}", "")
-        )
+        bare = line[:-3].removeprefix("{}").replace(r"\textbackslash{}", "").replace(r"\textasciitilde{}", "")
         bare = re.sub(r"\\[&%$#_{}]", "", bare.replace(r"\textasciicircum{}", ""))
         assert bare.count("&") == len(grid[0]) - 1
         assert not re.search(r"[\\%$#_{}~^]", bare), "every special character is escaped"

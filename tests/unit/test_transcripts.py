@@ -10,9 +10,7 @@ from selfemo.data.transcripts import OTHER_SPEAKER, SPEAKER, ReadSettings, Sourc
 from selfemo.errors import DataError
 
 
-def read(
-    folder: Path, name: str, content: str | bytes, settings: ReadSettings | None = None
-) -> list:
+def read(folder: Path, name: str, content: str | bytes, settings: ReadSettings | None = None) -> list:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return list(read_turns(path, settings))
@@ -28,29 +26,19 @@ def test_csv_with_its_columns(tmp_path: Path) -> None:
         'Dialogue_ID,Speaker,Utterance,note\r\n1,Ann,"Hi, Bo",x\r\n1,Bo,"two\nlines",\r\n2,Cy,Yes.,y\r\n',
     )  # fmt: skip
     assert said(turns) == [("1", "Ann", "Hi, Bo"), ("1", "Bo", "two lines"), ("2", "Cy", "Yes.")]
-    assert turns[0].fields == {
-        "Dialogue_ID": "1",
-        "Speaker": "Ann",
-        "Utterance": "Hi, Bo",
-        "note": "x",
-    }
+    assert turns[0].fields == {"Dialogue_ID": "1", "Speaker": "Ann", "Utterance": "Hi, Bo", "note": "x"}
 
 
 def test_csv_of_other_separators_and_columns(tmp_path: Path) -> None:
     assert said(read(tmp_path, "a.csv", "speaker;text\nAnn;a, b\n")) == [("a", "Ann", "a, b")]
-    assert said(read(tmp_path, "a.tsv", "text\tx\nhello, you\t1\n")) == [
-        ("a", SPEAKER, "hello, you")
-    ]
+    assert said(read(tmp_path, "a.tsv", "text\tx\nhello, you\t1\n")) == [("a", SPEAKER, "hello, you")]
     columns = ReadSettings(text="was", speaker="wer", conversation="nr", encoding="cp1252")
     turns = read(tmp_path, "a.csv", "nr,wer,was\n7,J\xfcrgen,sch\xf6n\n".encode("cp1252"), columns)
     assert said(turns) == [("7", "Jürgen", "schön")]
 
 
 def test_text_with_times_and_lines_that_go_on(tmp_path: Path) -> None:
-    text = (
-        "\n[00:12] Ann: Hi Bo:\n   are you there?\nBo: Yes\n\n\n"
-        "Dr. Cy Smith:\n  See https://x.y: now\n\n"
-    )
+    text = "\n[00:12] Ann: Hi Bo:\n   are you there?\nBo: Yes\n\n\nDr. Cy Smith:\n  See https://x.y: now\n\n"
     assert said(read(tmp_path, "t.txt", text)) == [
         ("t-1", "Ann", "Hi Bo: are you there?"),
         ("t-1", "Bo", "Yes"),
@@ -110,11 +98,7 @@ def test_jsonl_keeps_scene_and_labels(tmp_path: Path) -> None:
     )
     turns = read(tmp_path, "j.jsonl", lines)
     assert said(turns) == [("a", "Ann", "Hi"), ("b", "Bo", "Yo")]
-    assert (
-        turns[0].scene == "A bar."
-        and turns[0].labels
-        and list(turns[0].labels) == ["calm", "upset"]
-    )
+    assert turns[0].scene == "A bar." and turns[0].labels and list(turns[0].labels) == ["calm", "upset"]
     assert turns[1].labels is None
 
 

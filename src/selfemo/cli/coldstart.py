@@ -25,9 +25,7 @@ def generate(
     source: opt.SourceArgument,
     out: SamplesFile,
     experts: opt.Experts = None,
-    personas: Annotated[
-        list[Path] | None, typer.Option(help="Folders of `personas extract`.")
-    ] = None,
+    personas: Annotated[list[Path] | None, typer.Option(help="Folders of `personas extract`.")] = None,
     split: opt.Splits = ["train"],  # noqa: B006 (typer copies it)
     limit: opt.Limit = 0,
     max_samples: Annotated[int, typer.Option(min=0, help="0 takes all.")] = 0,
@@ -75,9 +73,7 @@ def soften(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or id.")],
     samples: Annotated[list[Path], typer.Argument(help="Parquet files of `coldstart generate`.")],
     out: SamplesFile,
-    own_weight: Annotated[
-        float, typer.Option(help="Weight of a sample's own emotion, from 0.6 to 1.")
-    ] = 0.7,
+    own_weight: Annotated[float, typer.Option(help="Weight of a sample's own emotion, from 0.6 to 1.")] = 0.7,
     overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
 ) -> None:

@@ -18,8 +18,7 @@ def _sets(overrides: list[str] | None, split: str | None) -> list[str]:
 
 def evaluate(
     model: Annotated[
-        str,
-        typer.Argument(help="Model id, folder, run, or an endpoint as NAME=URL,model=MODEL[,...]."),
+        str, typer.Argument(help="Model id, folder, run, or an endpoint as NAME=URL,model=MODEL[,...].")
     ],
     data: opt.Sources,
     split: opt.HeldOut = None,
@@ -28,9 +27,7 @@ def evaluate(
     ] = None,
     other: Annotated[
         Path | None,
-        typer.Option(
-            "--compare", help="Folder of another evaluation, or a run: paired differences."
-        ),
+        typer.Option("--compare", help="Folder of another evaluation, or a run: paired differences."),
     ] = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
@@ -59,16 +56,12 @@ def evaluate(
 
 
 def table1(
-    places: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of `evaluate --out`, or runs.")
-    ] = None,
+    places: Annotated[list[Path] | None, typer.Argument(help="Folders of `evaluate --out`, or runs.")] = None,
     form: Annotated[
         str, typer.Option("--format", help="text, markdown, latex or csv (with intervals).")
     ] = "text",
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
-    cross: Annotated[
-        bool, typer.Option("--cross", help="Trained on against evaluated on instead.")
-    ] = False,
+    cross: Annotated[bool, typer.Option("--cross", help="Trained on against evaluated on instead.")] = False,
 ) -> None:
     """Print table 1: the paper's rows beside what was measured."""
     from selfemo.errors import ConfigError
@@ -90,8 +83,7 @@ def judge(
     out: Annotated[Path, typer.Option(help="Folder of judge.json, judgements.parquet.")],
     data: opt.Sources,
     judges: Annotated[
-        list[str] | None,
-        typer.Option("--judge", help="NAME=URL,model=MODEL or local; may be repeated."),
+        list[str] | None, typer.Option("--judge", help="NAME=URL,model=MODEL or local; may be repeated.")
     ] = None,
     split: opt.HeldOut = None,
     conversations: Annotated[
@@ -101,9 +93,7 @@ def judge(
     seed: Annotated[int, typer.Option(min=0, help="Draws the prompts.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Times a question is put afresh.")] = 2,
     retry_failed: Annotated[bool, typer.Option(help="Ask again what was unreadable.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be asked; ask nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; ask nothing.")] = False,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
@@ -143,9 +133,7 @@ def ablate(
     keep: Annotated[
         str, typer.Option(help="Checkpoints that stay of a finished run: all, last, none.")
     ] = "last",
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")
-    ] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     as_json: opt.AsJson = False,
 ) -> None:
     """Run table 2: the full system against its ablations.

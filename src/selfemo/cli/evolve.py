@@ -88,10 +88,7 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     console.print("\nThree self-play dialogues:\n")
     console.print((run.path / "dialogues.txt").read_text(), markup=False)
     console.print(f"Run folder: {run.path}")
-    first = (
-        ("summary.md, summary.json", "the table above"),
-        ("figures/", ", ".join(summary["figures"])),
-    )
+    first = (("summary.md, summary.json", "the table above"), ("figures/", ", ".join(summary["figures"])))
     for name, what in (*first, *_FILES):
         console.print(f"  {name:<28} {what}", markup=False)
     console.print("\nTry next:")

@@ -10,26 +10,12 @@ from typing import Annotated
 import typer
 
 from selfemo import __version__
-from selfemo.cli import (
-    coldstart,
-    data,
-    doctor,
-    evaluate,
-    evolve,
-    personas,
-    report,
-    serve,
-    store,
-    train,
-)
+from selfemo.cli import coldstart, data, doctor, evaluate, evolve, personas, report, serve, store, train
 from selfemo.errors import SelfEmoError
 
 # Help in plain text: rich's would take longer to import than all the rest.
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 for command in (
     evolve.evolve, train.sft, train.train, train.selfplay,
@@ -51,9 +37,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 
 
 @app.callback()
-def main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """SELF-EMO: models that read the emotions of a conversation and evolve by talking to themselves."""
     if version:
         typer.echo(__version__)

@@ -33,9 +33,7 @@ Sources = Annotated[
 ]
 SourceArgument = Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')]
 Splits = Annotated[list[str], typer.Option("--split", help="train, dev, test or all.")]
-HeldOut = Annotated[
-    str | None, typer.Option("--split", help="dev or test (default: the configuration's).")
-]
+HeldOut = Annotated[str | None, typer.Option("--split", help="dev or test (default: the configuration's).")]
 Limit = Annotated[int, typer.Option(min=0, help="First N conversations; 0 takes all.")]
 Lenient = Annotated[bool, typer.Option(help="Skip and count broken rows.")]
 
@@ -43,15 +41,11 @@ Lenient = Annotated[bool, typer.Option(help="Skip and count broken rows.")]
 ModelName = Annotated[
     str,
     typer.Option(
-        "--model",
-        "-m",
-        help="Run folder, model folder, id, or endpoint NAME=URL,model=MODEL[,...].",
+        "--model", "-m", help="Run folder, model folder, id, or endpoint NAME=URL,model=MODEL[,...]."
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(help="Model id, folder or run.")]
-SystemArgument = Annotated[
-    str, typer.Argument(help="Run, RUN@CHECKPOINT, model folder or id, endpoint.")
-]
+SystemArgument = Annotated[str, typer.Argument(help="Run, RUN@CHECKPOINT, model folder or id, endpoint.")]
 EngineName = Annotated[
     str | None,
     typer.Option("--engine", help="local (one device) or verl (a cluster of GPUs); --set engine=."),
@@ -72,21 +66,15 @@ Experts = Annotated[
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="Tries per question, each with one repair.")]
 RetryFailed = Annotated[bool, typer.Option(help="Ask anew what ended in an unusable answer.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say how many calls and tokens; ask nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many calls and tokens; ask nothing.")]
 
 # servers
 Host = Annotated[str, typer.Option(help="Address to listen at.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Let other machines ask without a password.")
-]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Let other machines ask without a password.")]
 
 
-def settings(
-    files: list[Path] | None, overrides: list[str] | None, engine: str | None = None
-) -> Config:
+def settings(files: list[Path] | None, overrides: list[str] | None, engine: str | None = None) -> Config:
     """The configuration that --config, --set and --engine give."""
     from selfemo.config import load
 

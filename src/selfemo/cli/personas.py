@@ -89,9 +89,7 @@ def cluster(
 
     result, rewards = cluster_personas(folder, runs or [], min_size, embedder, seed)
     if as_json:
-        clusters = [
-            {"name": c.name, "count": c.size, "example": c.example} for c in result.clusters
-        ]
+        clusters = [{"name": c.name, "count": c.size, "example": c.example} for c in result.clusters]
         print_json({"clusters": clusters, "noise": result.noise, "reward_by_cluster": rewards})
         return
     total = len(result.descriptions)
@@ -99,7 +97,5 @@ def cluster(
     for c in result.clusters:
         typer.echo(f"{c.size:6}  {c.name}\n        e.g. {c.example}")
     for r in rewards:
-        typer.echo(
-            f"{r['run']} {r['stage']}: {r['name']} R1 {r['r1']:.3f} ({r['rollouts']} rollouts)"
-        )
+        typer.echo(f"{r['run']} {r['stage']}: {r['name']} R1 {r['r1']:.3f} ({r['rollouts']} rollouts)")
     typer.echo(f"map and tables: {folder / 'figures'}")

@@ -16,12 +16,9 @@ def report(
     ] = None,
     ablation: Annotated[Path | None, typer.Option(help="Folder of `selfemo ablate`.")] = None,
     evaluations: Annotated[
-        list[Path] | None,
-        typer.Option("--evaluation", help="Folder of `evaluate --out`; may be repeated."),
+        list[Path] | None, typer.Option("--evaluation", help="Folder of `evaluate --out`; may be repeated.")
     ] = None,
-    personas: Annotated[
-        Path | None, typer.Option(help="Folder of `selfemo personas cluster`.")
-    ] = None,
+    personas: Annotated[Path | None, typer.Option(help="Folder of `selfemo personas cluster`.")] = None,
 ) -> None:
     """Write a run as one self-contained HTML file.
 

@@ -50,9 +50,7 @@ def predict(
     check_out(out, read.path)
     go_on = f"run the same command again to go on with {out}"
     with (
-        closing(
-            SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])
-        ) as opened,
+        closing(SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])) as opened,
         interruptible(go_on) as (reporter, stop),
     ):
         done = label_file(read, out, opened, reporter, labels=known, stop=stop)
@@ -85,9 +83,7 @@ def serve(
     try:
         from selfemo.serve import server
     except ImportError as e:
-        raise MissingExtraError(
-            f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'"
-        ) from None
+        raise MissingExtraError(f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'") from None
     from selfemo.serve.selfemo import SelfEmo
 
     limits = server.Limits(
@@ -97,13 +93,7 @@ def serve(
     with closing(SelfEmo(model, files=config or [], overrides=overrides or [])) as opened:
         try:
             server.serve(
-                opened,
-                host=host,
-                port=port,
-                limits=limits,
-                token=token,
-                insecure=insecure,
-                name=name,
+                opened, host=host, port=port, limits=limits, token=token, insecure=insecure, name=name
             )
         except KeyboardInterrupt:
             typer.echo("stopped", err=True)
@@ -112,8 +102,7 @@ def serve(
 def chat(
     model: opt.SystemArgument,
     persona: Annotated[
-        str,
-        typer.Option(help="NAME: what they are like; or a name of the sample set."),
+        str, typer.Option(help="NAME: what they are like; or a name of the sample set.")
     ] = "Mia: warm, quick to laugh, hides it when she is hurt",
     second: Annotated[
         str, typer.Option(help="A second character, to watch the two talk.")
@@ -121,9 +110,7 @@ def chat(
     scene: Annotated[str, typer.Option(help="Where the conversation takes place.")] = "",
     you: Annotated[str, typer.Option(help="Your name in it.")] = "You",
     web: Annotated[bool, typer.Option("--web", help="A page in the browser.")] = False,
-    compare: Annotated[
-        str | None, typer.Option(help="Another model for blind votes on the page.")
-    ] = None,
+    compare: Annotated[str | None, typer.Option(help="Another model for blind votes on the page.")] = None,
     votes: Annotated[Path, typer.Option(help="Where blind votes go.")] = Path("votes.jsonl"),
     host: opt.Host = "127.0.0.1",
     port: opt.Port = 7860,
@@ -164,8 +151,6 @@ def chat(
         return
     from selfemo.serve.chat.web import build, launch
 
-    page = build(
-        opened(model), opened(compare) if compare else None, Session(pair, scene, you), votes
-    )
+    page = build(opened(model), opened(compare) if compare else None, Session(pair, scene, you), votes)
     typer.echo(f"{launch(page, host, port, wait=False)} (Ctrl-C ends it)")
     page.block_thread()

@@ -43,9 +43,7 @@ def select(
     out: Annotated[Path, typer.Option(help="NAME.parquet, or a folder for a file a shard.")],
     lam: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="Rank groups anew by (1 - LAM) R1 + LAM R2 (default: as recorded)."
-        ),
+        typer.Option(min=0, max=1, help="Rank groups anew by (1 - LAM) R1 + LAM R2 (default: as recorded)."),
     ] = None,
     max_share: Annotated[
         float, typer.Option(min=0, max=1, help="Most of the samples of any one emotion.")

@@ -35,9 +35,7 @@ def train(
     overrides: opt.Overrides = None,
     engine: opt.EngineName = None,
     dry_run: opt.ShowPlan = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the stage that --out holds.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the stage that --out holds.")] = False,
 ) -> None:
     """Train with SELF-GRPO and self-play alone.
 
@@ -63,9 +61,7 @@ def selfplay(
     model: opt.ModelArgument,
     data: opt.Sources,
     prompts: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 8,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the store of what was played.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the store of what was played.")] = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
 ) -> None:
@@ -77,9 +73,7 @@ def selfplay(
     from selfemo.runs.standalone import selfplay_alone
 
     folder = out or new_run_folder()
-    counts, texts = selfplay_alone(
-        model, data, prompts, folder, config or [], overrides or [], reporter()
-    )
+    counts, texts = selfplay_alone(model, data, prompts, folder, config or [], overrides or [], reporter())
     for text in texts:
         typer.echo(text + "\n")
     typer.echo(f"{folder / 'store.sqlite'}: {json.dumps(counts)}")

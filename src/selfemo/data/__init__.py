@@ -5,14 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from selfemo.data.base import (
-    Adapter,
-    LoadReport,
-    LoadResult,
-    check_lines,
-    must_be_text,
-    must_exist,
-)
+from selfemo.data.base import Adapter, LoadReport, LoadResult, check_lines, must_be_text, must_exist
 from selfemo.data.emorynlp import EmoryNlp
 from selfemo.data.iemocap import Iemocap
 from selfemo.data.jsonl import Jsonl
@@ -36,9 +29,7 @@ __all__ = [
     "with_personas",
 ]
 
-ADAPTERS: dict[str, Adapter] = {
-    a.name: a for a in (Sample(), Meld(), EmoryNlp(), Iemocap(), Jsonl())
-}
+ADAPTERS: dict[str, Adapter] = {a.name: a for a in (Sample(), Meld(), EmoryNlp(), Iemocap(), Jsonl())}
 
 
 def detect(path: Path) -> Adapter:
@@ -82,9 +73,7 @@ def resolve(spec: str) -> tuple[Adapter, Path]:
     path = Path(os.path.expanduser(spec))
     if separator and name.isalpha() and len(name) > 1 and not os.path.exists(path):
         valid = ", ".join(n for n in ADAPTERS if n != "sample")
-        raise DataError(
-            f"no such file or folder, and no data set {name!r}; valid are {valid}", path
-        )
+        raise DataError(f"no such file or folder, and no data set {name!r}; valid are {valid}", path)
     return detect(path), path
 
 

@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from selfemo.errors import DataError
-from selfemo.method.types import (
-    SPLITS,
-    Conversation,
-    EmotionDistribution,
-    LabelSet,
-    Split,
-    Utterance,
-)
+from selfemo.method.types import SPLITS, Conversation, EmotionDistribution, LabelSet, Split, Utterance
 
 MAX_FIELD_CHARS = 100_000
 MAX_FILE_BYTES = 1 << 30

@@ -47,9 +47,7 @@ class EmoryNlp:
     recurring_speakers = True
 
     def matches(self, path: Path) -> bool:
-        return any(
-            "Scene_ID" in csv_header(f) or _is_json(head_of(f)) for f in data_files(path, _SUFFIXES)
-        )
+        return any("Scene_ID" in csv_header(f) or _is_json(head_of(f)) for f in data_files(path, _SUFFIXES))
 
     def load(self, path: Path, lenient: bool = False) -> LoadResult:
         return load_files(self, path, _SUFFIXES, self._file, lenient)
@@ -59,16 +57,10 @@ class EmoryNlp:
         as_json = path.suffix.lower() == ".json" or head_of(path).lstrip().startswith("{")
         return (self._json if as_json else self._csv)(split, rows)
 
-    def _turn(
-        self, rows: Rows, line: int | None, speakers: Any, text: Any, emotion: Any
-    ) -> Utterance:
+    def _turn(self, rows: Rows, line: int | None, speakers: Any, text: Any, emotion: Any) -> Utterance:
         """One turn of either form; ValueError where it is broken."""
         report, path = rows.report, rows.path
-        if (
-            not isinstance(speakers, list)
-            or not speakers
-            or not all(isinstance(s, str) for s in speakers)
-        ):
+        if not isinstance(speakers, list) or not speakers or not all(isinstance(s, str) for s in speakers):
             raise ValueError(f"Speaker must be a list of names, not {str(speakers)[:60]!r}")
         if not isinstance(text, str) or not isinstance(emotion, str):
             raise ValueError("the utterance and its emotion must be text")
@@ -76,10 +68,7 @@ class EmoryNlp:
         if len(names) > 1:
             report.blemish("several speakers in a list", path, line)
         return labelled_turn(
-            " and ".join(n for n in names if n),
-            clean_text(text, report, path, line),
-            emotion,
-            self.label_set,
+            " and ".join(n for n in names if n), clean_text(text, report, path, line), emotion, self.label_set
         )
 
     def _csv(self, split: Split, rows: Rows) -> list[Conversation]:
@@ -132,9 +121,7 @@ class EmoryNlp:
         conversations: dict[str, Conversation] = {}
         for number, scene in enumerate(scenes):
             given = scene.get("scene_id") if isinstance(scene, dict) else None
-            place = (
-                clean_text(given, report, path, lines.get(given)) if isinstance(given, str) else ""
-            )
+            place = clean_text(given, report, path, lines.get(given)) if isinstance(given, str) else ""
             if not place or place in conversations:
                 rows.fail(None, f"scenes[{number}] has no scene_id of its own")
                 continue
@@ -145,9 +132,7 @@ class EmoryNlp:
                 try:
                     if not isinstance(u, dict) or not set(u) >= _UTTERANCE_KEYS:
                         raise ValueError("an utterance lacks speakers, transcript or emotion")
-                    turns.append(
-                        self._turn(rows, line, u["speakers"], u["transcript"], u["emotion"])
-                    )
+                    turns.append(self._turn(rows, line, u["speakers"], u["transcript"], u["emotion"]))
                 except ValueError as e:
                     rows.fail(line, f"scene {place}, utterances[{n}]: {e}")
             if not turns:

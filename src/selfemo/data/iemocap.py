@@ -85,9 +85,7 @@ class Iemocap:
                 report.skipped.append((str(e.path), e.line, e.reason))
                 continue
             conversations.append(
-                Conversation(
-                    f"{self.name}-{transcript.stem}", self.name, split, turns, self.label_set
-                )
+                Conversation(f"{self.name}-{transcript.stem}", self.name, split, turns, self.label_set)
             )
         if not conversations:
             raise DataError("holds no dialogue", path)
@@ -97,9 +95,7 @@ class Iemocap:
             report.utterances[name] -= report.labels[name]["(none)"]
         return LoadResult(tuple(conversations), report)
 
-    def _labels(
-        self, path: Path, report: LoadReport, lenient: bool
-    ) -> dict[str, EmotionDistribution | None]:
+    def _labels(self, path: Path, report: LoadReport, lenient: bool) -> dict[str, EmotionDistribution | None]:
         rows = Rows(report, path, lenient)
         labels: dict[str, EmotionDistribution | None] = {}
         votes: dict[str, Counter[str]] = {}
@@ -134,11 +130,7 @@ class Iemocap:
         return labels
 
     def _turns(
-        self,
-        path: Path,
-        labels: dict[str, EmotionDistribution | None],
-        report: LoadReport,
-        lenient: bool,
+        self, path: Path, labels: dict[str, EmotionDistribution | None], report: LoadReport, lenient: bool
     ) -> tuple[Utterance, ...]:
         rows = Rows(report, path, lenient)
         found: list[tuple[float, int, Utterance]] = []

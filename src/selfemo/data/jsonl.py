@@ -91,9 +91,7 @@ class Jsonl:
 
         return load_files(self, path, _SUFFIXES, read, lenient)
 
-    def _file(
-        self, path: Path, report: LoadReport, lenient: bool, seen: set[str]
-    ) -> list[Conversation]:
+    def _file(self, path: Path, report: LoadReport, lenient: bool, seen: set[str]) -> list[Conversation]:
         rows = Rows(report, path, lenient)
         conversations = []
         for line, raw in enumerate(read_text(path, report).split("\n"), 1):
@@ -110,9 +108,7 @@ class Jsonl:
                 conversations.append(conversation)
         return conversations
 
-    def read_line(
-        self, raw: str, report: LoadReport, path: Path, line: int | None = None
-    ) -> Conversation:
+    def read_line(self, raw: str, report: LoadReport, path: Path, line: int | None = None) -> Conversation:
         """The conversation of one line.
 
         Raises:
@@ -126,9 +122,7 @@ class Jsonl:
             raise ValueError("JSON is nested too deep") from None
         return self._conversation(item, report, path, line)
 
-    def _conversation(
-        self, item: Any, report: LoadReport, path: Path, line: int | None
-    ) -> Conversation:
+    def _conversation(self, item: Any, report: LoadReport, path: Path, line: int | None) -> Conversation:
         if not isinstance(item, dict):
             raise ValueError("a line must be one JSON object")
         _check_keys(item, _KEYS, ("id", "turns"))
@@ -150,9 +144,7 @@ class Jsonl:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
         raw_turns = item["turns"]
         if not isinstance(raw_turns, list) or not raw_turns:
-            raise ValueError(
-                "the conversation is empty: turns must be a list with at least one turn"
-            )
+            raise ValueError("the conversation is empty: turns must be a list with at least one turn")
         turns = []
         for n, turn in enumerate(raw_turns):
             try:
@@ -167,8 +159,7 @@ class Jsonl:
         if not isinstance(personas, dict) or not all(isinstance(d, str) for d in personas.values()):
             raise ValueError("personas must map speakers to descriptions")
         cleaned = {
-            clean_text(s, report, path, line): clean_text(d, report, path, line)
-            for s, d in personas.items()
+            clean_text(s, report, path, line): clean_text(d, report, path, line) for s, d in personas.items()
         }
         if not all(cleaned.values()):
             raise ValueError("personas must not be empty: leave out a speaker without one")

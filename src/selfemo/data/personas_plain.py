@@ -12,9 +12,7 @@ from selfemo.method.types import Conversation, LabelSet, Persona, Utterance
 _MIN_TURNS = 5
 _LIFT = 1.15
 _PSEUDO = 10
-_HESITATION = re.compile(
-    r"\b(uh|um|er|well|maybe|i guess|i mean|y'know|you know)\b|\.\.\.|-$", re.I
-)
+_HESITATION = re.compile(r"\b(uh|um|er|well|maybe|i guess|i mean|y'know|you know)\b|\.\.\.|-$", re.I)
 _WORDS = {
     "joy": "joyful", "surprise": "easily surprised", "anger": "quick to anger",
     "sadness": "prone to sadness", "disgust": "quick to disgust", "fear": "anxious",
@@ -62,9 +60,7 @@ def _describe(own: Mapping[str, float], mean: Mapping[str, float], labels: Label
     return f"{', '.join(parts)}; {mood}."
 
 
-def describe_speakers(
-    conversations: Sequence[Conversation], label_set: LabelSet
-) -> dict[str, Persona]:
+def describe_speakers(conversations: Sequence[Conversation], label_set: LabelSet) -> dict[str, Persona]:
     """Describe each speaker of the training split relative to the average of its data set.
 
     Length of lines, questions, exclamations, hesitation, and the one or two emotions shown most above

@@ -19,9 +19,7 @@ def drawn(items: Sequence[T], limit: int, seed: int, *names: object) -> list[T]:
     return [items[i] for i in sorted(rng(seed, *names).permutation(len(items))[:limit])]
 
 
-def held_out(
-    conversations: Sequence[Conversation], split: str, limit: int, seed: int
-) -> list[Conversation]:
+def held_out(conversations: Sequence[Conversation], split: str, limit: int, seed: int) -> list[Conversation]:
     """The conversations of a split, in file order.
 
     Args:

@@ -163,16 +163,13 @@ def _csv(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]
         if len(row) != len(header):
             lines = reader.line_num - line
             unclosed = f"; an unclosed quote up to line {reader.line_num}?" if lines else ""
-            raise DataError(
-                f"has {len(row)} fields, the header {len(header)}{unclosed}", path, line
-            )
+            raise DataError(f"has {len(row)} fields, the header {len(header)}{unclosed}", path, line)
         fields = dict(zip(header, row, strict=True))
         key = fields[conversation].strip() if conversation else path.stem
         if key != current:
             if hash(key) in seen:
                 raise DataError(
-                    f"conversation {key!r} goes on here after another one; sort the rows by "
-                    f"{conversation}",
+                    f"conversation {key!r} goes on here after another one; sort the rows by {conversation}",
                     path,
                     line,
                 )

@@ -29,14 +29,7 @@ from selfemo.files import write_json
 from selfemo.method.parsing import field_spans, parse
 from selfemo.method.prompts import fit
 from selfemo.method.rewards import exact_match, weighted_iou
-from selfemo.method.types import (
-    Completion,
-    EmotionDistribution,
-    LabelSet,
-    ParseFailure,
-    Prompt,
-    Sample,
-)
+from selfemo.method.types import Completion, EmotionDistribution, LabelSet, ParseFailure, Prompt, Sample
 from selfemo.models.generation import open_sampler
 from selfemo.models.generation.requests import Request
 from selfemo.models.sampler import Sampler
@@ -80,10 +73,7 @@ def span_entropies(sample: Sample, decode: Decode) -> dict[str, list[float]]:
     """
     text, starts = decode(sample.token_ids), token_starts(sample.token_ids, decode)
     spans = [(SPANS[f], a, b) for f, a, b in field_spans(text) if f in SPANS]
-    found: dict[str, list[float]] = {
-        "all": list(sample.entropies),
-        **{s: [] for s in SPANS.values()},
-    }
+    found: dict[str, list[float]] = {"all": list(sample.entropies), **{s: [] for s in SPANS.values()}}
     for k, (start, entropy) in enumerate(zip(starts, sample.entropies, strict=True)):
         end = starts[k + 1] if k + 1 < len(starts) else len(text)
         while start < end and text[start].isspace():
@@ -140,12 +130,9 @@ def analyse_checkpoint(
     fitted = [(p, f) for p, f in fits if f is not None]
     asked = [p for p, _ in fitted]
     requests = [
-        Request(f.ids, seed=derive(config.seed, "analysis", p.id), share=p.conversation_id)
-        for p, f in fitted
+        Request(f.ids, seed=derive(config.seed, "analysis", p.id), share=p.conversation_id) for p, f in fitted
     ]
-    samples = [
-        s[0] for s in sampler.generate(requests, sampling_settings(config.sampling), on_done)
-    ]
+    samples = [s[0] for s in sampler.generate(requests, sampling_settings(config.sampling), on_done)]
     entropies: dict[str, list[float]] = {s: [] for s in ("all", *SPANS.values())}
     places: dict[str, list[str]] = {s: [] for s in entropies}
     answered: list[tuple[Prompt, Completion]] = []
@@ -162,8 +149,7 @@ def analyse_checkpoint(
             entropies[span] += values
             places[span] += [prompt.conversation_id] * len(values)
     heard = [
-        replace(next_prompt(p, c, persona_of, 0, "analysis"), id=f"analysis/{p.id}")
-        for p, c in answered
+        replace(next_prompt(p, c, persona_of, 0, "analysis"), id=f"analysis/{p.id}") for p, c in answered
     ]
     reads = predict(sampler, heard, config.evaluation, config.prompt, on_done) if heard else []
     clusters = [p.conversation_id for p in heard]
@@ -221,9 +207,7 @@ def read_analysis(folder: Path) -> dict[str, Any] | None:
     )
 
 
-def analyse(
-    folder: Path, n: int, reporter: Reporter, stop: StopRequest | None = None
-) -> dict[str, Any]:
+def analyse(folder: Path, n: int, reporter: Reporter, stop: StopRequest | None = None) -> dict[str, Any]:
     """Analyse the checkpoints of a run that are not yet in RUN/analysis.json, on n prompts (0: all).
 
     Another n starts again. A checkpoint whose weights were not kept is named and left out.
@@ -243,9 +227,7 @@ def analyse(
             "temperature": run.config.sampling.temperature,
             "checkpoints": {},
         }
-        if old is not None and all(
-            old.get(k) == v for k, v in result.items() if k != "checkpoints"
-        ):
+        if old is not None and all(old.get(k) == v for k, v in result.items() if k != "checkpoints"):
             result["checkpoints"] = old["checkpoints"]
         for name in checkpoints(run.config):
             if name in result["checkpoints"]:

@@ -137,10 +137,7 @@ def identity(
         settings["temperature"] = spec.temperature
         named = f"{spec.model} at {spec.url}"
     else:
-        settings |= {
-            "dtype": config.model.dtype,
-            "no_repeat_ngram": config.evaluation.no_repeat_ngram,
-        }
+        settings |= {"dtype": config.model.dtype, "no_repeat_ngram": config.evaluation.no_repeat_ngram}
         named = f"{Path(model).name if Path(model).exists() else model} ({model_digest(model)})"
     return {
         "model": named,
@@ -268,9 +265,7 @@ def _scored(
     evaluation, prompt = config.evaluation, config.prompt
     with reporter.bar("evaluate", len(prompts)) as advance:
         if spec is not None:  # it ends its open questions before it stops
-            return evaluate_endpoint(
-                spec, held, store, NAME, evaluation, prompt, on_done=advance, stop=stop
-            )
+            return evaluate_endpoint(spec, held, store, NAME, evaluation, prompt, on_done=advance, stop=stop)
         if _all_there(store, prompts):  # no model has to be loaded
             return score(store, NAME, label_sets(held), resamples=evaluation.resamples)
 
@@ -317,9 +312,7 @@ def predictions_of(place: Path) -> list[Any]:
     raise StoreError(f"{place} holds no predictions yet")
 
 
-def _write_parquet(
-    store: Store, labels: Mapping[str, LabelSet], path: Path, reporter: Reporter
-) -> None:
+def _write_parquet(store: Store, labels: Mapping[str, LabelSet], path: Path, reporter: Reporter) -> None:
     """One row per utterance: ids, top emotions (FAILED where there is none), both distributions as JSON,
     failure kind, R1, text."""
     rows = []
@@ -381,12 +374,7 @@ def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
         tables.append((f"{dataset}: each class, and as what it was predicted", head, lines))
     for dataset, found in (evaluation.comparison or {}).items():
         lines = [
-            [
-                m.replace("_", " "),
-                f"{v.low:+.3f} to {v.high:+.3f}",
-                f"{v.value:+.3f}",
-                f"{d.p_value:.4f}",
-            ]
+            [m.replace("_", " "), f"{v.low:+.3f} to {v.high:+.3f}", f"{v.value:+.3f}", f"{d.p_value:.4f}"]
             for m, d in found.measures.items()
             for v in [d.difference]
         ]

@@ -18,11 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from selfemo.evaluation.metrics import (
-    krippendorff_alpha,
-    mean_interval,
-    paired_difference,
-)
+from selfemo.evaluation.metrics import krippendorff_alpha, mean_interval, paired_difference
 from selfemo.method.prompts import clean, format_emotions
 from selfemo.method.types import Completion, Prompt
 from selfemo.stages.experts import MalformedError, Question, one_line, read_json
@@ -175,9 +171,7 @@ Verdicts = Mapping[tuple[str, str, str], str]
 """Judge, prompt id and order to a verdict; of one kind."""
 
 
-def summarise(
-    pairs: Sequence[Pair], kind: Kind, judges: Sequence[str], verdicts: Verdicts
-) -> dict[str, Any]:
+def summarise(pairs: Sequence[Pair], kind: Kind, judges: Sequence[str], verdicts: Verdicts) -> dict[str, Any]:
     """Wins of A over B in one kind, over all judges and by judge.
 
     A pair's score is the mean over its judges of 1 (A), 0.5 (tie), 0 (B); it is won where that is above one
@@ -208,9 +202,7 @@ def summarise(
         "flips": sum(flips.values()),
         "unparsed_a": sum(p.a is None for p in pairs),
         "unparsed_b": sum(p.b is None for p in pairs),
-        "identical": sum(
-            p.a is not None and p.b is not None and p.settled(kind) == "tie" for p in pairs
-        ),
+        "identical": sum(p.a is not None and p.b is not None and p.settled(kind) == "tie" for p in pairs),
         "by_judge": {
             j: {
                 **_tally(pairs, [[o] for o in outcomes[j]]),
@@ -223,9 +215,7 @@ def summarise(
     return result
 
 
-def _outcomes(
-    pair: Pair, kind: Kind, judge: str, verdicts: Verdicts
-) -> tuple[Outcome, Outcome] | None:
+def _outcomes(pair: Pair, kind: Kind, judge: str, verdicts: Verdicts) -> tuple[Outcome, Outcome] | None:
     """A judge's outcomes for a pair in both orders; None where a verdict is missing."""
     if (settled := pair.settled(kind)) is not None:
         return settled, settled

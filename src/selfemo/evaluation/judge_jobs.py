@@ -84,9 +84,7 @@ def _completion(row: Any, prompt: Prompt) -> Completion | None:
     return read if isinstance(read, Completion) else None
 
 
-def _questions(
-    pairs: Sequence[Pair], stop: StopRequest | None = None
-) -> Iterator[Question[Judgement]]:
+def _questions(pairs: Sequence[Pair], stop: StopRequest | None = None) -> Iterator[Question[Judgement]]:
     for pair in pairs:
         for kind in KINDS:
             if pair.settled(kind) is None:
@@ -143,8 +141,7 @@ def judge_models(
         f"data.personas={json.dumps(list(own.personas))}",
     ]
     prompts, others = (
-        _prompts(settings_of(m, sources, files, [*data, *overrides])[0], limit, seed)
-        for m in (a, b)
+        _prompts(settings_of(m, sources, files, [*data, *overrides])[0], limit, seed) for m in (a, b)
     )
     if prompts != others:
         raise DataError(f"{a} and {b} would answer different prompts; check --data and --set")
@@ -155,8 +152,7 @@ def judge_models(
         for side, model in (("a", a), ("b", b))
     )
     pairs = [
-        Pair(p, _completion(answers_a.get(p.id), p), _completion(answers_b.get(p.id), p))
-        for p in prompts
+        Pair(p, _completion(answers_a.get(p.id), p), _completion(answers_b.get(p.id), p)) for p in prompts
     ]
     if not any(p.a and p.b for p in pairs):
         raise DataError(
@@ -222,9 +218,7 @@ def _ask(
             progress(reply)
 
         purpose = f"judge {judge.name}"
-        tally = ask_experts(
-            _questions(pairs, stop), [judge], store, purpose, on_reply, rounds, retry_failed
-        )
+        tally = ask_experts(_questions(pairs, stop), [judge], store, purpose, on_reply, rounds, retry_failed)
     return tally, rows
 
 

@@ -42,11 +42,7 @@ def _cluster_indices(clusters: Sequence[Hashable]) -> list[np.ndarray]:
 
 
 def mean_interval(
-    values: Sequence[float],
-    clusters: Sequence[Hashable],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+    values: Sequence[float], clusters: Sequence[Hashable], *, resamples: int = 1000, seed: int = 0
 ) -> Interval:
     """Cluster-bootstrap interval of a mean (ratio of resampled sums to resampled counts)."""
     members = _cluster_indices(clusters)
@@ -212,9 +208,7 @@ def average_intervals(parts: Sequence[Outcomes], resamples: int = 1000) -> dict[
     points = [p.measures() for p in parts]
     draws = [p.resampled(resamples, seed) for seed, p in enumerate(parts)]
     return {
-        m: percentile_interval(
-            float(np.mean([p[m] for p in points])), np.mean([d[m] for d in draws], 0)
-        )
+        m: percentile_interval(float(np.mean([p[m] for p in points])), np.mean([d[m] for d in draws], 0))
         for m in MEASURES
     }
 
@@ -246,8 +240,7 @@ def paired_measures(
         difference = float(observed_b[m] - observed_a[m])
         reached = np.sum(np.abs(null_b[m] - null_a[m]) >= abs(difference) - 1e-12)
         result[m] = PairedDifference(
-            percentile_interval(difference, drawn_b[m] - drawn_a[m]),
-            float((reached + 1) / (resamples + 1)),
+            percentile_interval(difference, drawn_b[m] - drawn_a[m]), float((reached + 1) / (resamples + 1))
         )
     return result
 

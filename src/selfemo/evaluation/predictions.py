@@ -244,9 +244,7 @@ def evaluate_checkpoint(
     on_done: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """`evaluate` for a stage of a run: the scores by data set as plain values."""
-    scores = evaluate(
-        sampler, conversations, store, name, config.evaluation, config.prompt, on_done
-    )
+    scores = evaluate(sampler, conversations, store, name, config.evaluation, config.prompt, on_done)
     return {dataset: s.as_dict() for dataset, s in scores.items()}
 
 
@@ -334,9 +332,7 @@ def outcomes(rows: Sequence[Any], labels: Mapping[str, LabelSet]) -> dict[str, O
     UNION is weighted by utterance; its F1 treats equal names of two label sets as one class.
     """
     parts = {
-        d: (mine, s.labels)
-        for d, s in labels.items()
-        if (mine := [r for r in rows if r["dataset"] == d])
+        d: (mine, s.labels) for d, s in labels.items() if (mine := [r for r in rows if r["dataset"] == d])
     }
     if len(parts) > 1:
         every = tuple(dict.fromkeys(e for _, classes in parts.values() for e in classes))
@@ -363,9 +359,7 @@ def _count(rows: Sequence[Any], labels: Mapping[str, LabelSet], classes: Sequenc
     )
 
 
-def score(
-    store: Store, name: str, labels: Mapping[str, LabelSet], *, resamples: int
-) -> dict[str, Scores]:
+def score(store: Store, name: str, labels: Mapping[str, LabelSet], *, resamples: int) -> dict[str, Scores]:
     """Scores of the stored predictions of one evaluation, by data set, and UNION of several."""
     rows = prediction_rows(store, name)
     return {
@@ -374,9 +368,7 @@ def score(
     }
 
 
-def _score(
-    counted: Outcomes, rows: Sequence[Any], labels: Mapping[str, LabelSet], resamples: int
-) -> Scores:
+def _score(counted: Outcomes, rows: Sequence[Any], labels: Mapping[str, LabelSet], resamples: int) -> Scores:
     confusion, classes = counted.confusion.sum(0), counted.classes
     n = len(rows)
     return Scores(
@@ -432,20 +424,14 @@ class Comparison:
             "of": self.of,
             "conversations": self.conversations,
             **{
-                m: {
-                    "difference": d.difference.as_list(),
-                    "p_value": d.p_value,
-                }
+                m: {"difference": d.difference.as_list(), "p_value": d.p_value}
                 for m, d in self.measures.items()
             },
         }
 
 
 def compare(
-    first: Sequence[Any],
-    second: Sequence[Any],
-    labels: Mapping[str, LabelSet],
-    resamples: int = 2000,
+    first: Sequence[Any], second: Sequence[Any], labels: Mapping[str, LabelSet], resamples: int = 2000
 ) -> dict[str, Comparison]:
     """Compare two evaluations (rows of the table `predictions`), by data set and UNION.
 
@@ -455,9 +441,7 @@ def compare(
     a, b = ({r["prompt"]: r for r in rows if r["dataset"] in labels} for rows in (first, second))
     common = [p for p in b if p in a]
     if not common:
-        raise DataError(
-            "the two evaluations share no prompt; evaluate both on the same data and split"
-        )
+        raise DataError("the two evaluations share no prompt; evaluate both on the same data and split")
     for p in common:
         if json.loads(a[p]["gold"]) != json.loads(b[p]["gold"]):
             raise DataError(f"prompt {p} has another gold emotion in the two evaluations")

@@ -21,9 +21,7 @@ from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import Store
 
 SUMMARY_FILE = "summary.json"
-Draw = Callable[
-    [Path, Sequence[Mapping[str, Any]], Mapping[str, Mapping[str, Scores]]], Sequence[str]
-]
+Draw = Callable[[Path, Sequence[Mapping[str, Any]], Mapping[str, Mapping[str, Scores]]], Sequence[str]]
 """draw(folder, metrics of the rounds of RL, scores by checkpoint and data set): the names of the figures
 that it drew there (`reports.figures.draw`)."""
 MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
@@ -74,9 +72,7 @@ def r1_change(store: Store, before: str, after: str) -> PairedDifference | None:
     common = [p for p in a if p in b]
     if not common:
         return None
-    return paired_difference(
-        [a[p][1] for p in common], [b[p][1] for p in common], [a[p][0] for p in common]
-    )
+    return paired_difference([a[p][1] for p in common], [b[p][1] for p in common], [a[p][0] for p in common])
 
 
 def rl_rounds(store: Store) -> list[dict[str, Any]]:
@@ -99,12 +95,7 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
         "scores": {c: {d: s.as_dict() for d, s in by.items()} for c, by in scores.items()},
         "r1_change": None
         if change is None
-        else {
-            "from": COLD,
-            "to": last,
-            "change": change.difference.as_list(),
-            "p_value": change.p_value,
-        },
+        else {"from": COLD, "to": last, "change": change.difference.as_list(), "p_value": change.p_value},
         "stages": [
             {"name": r["name"], "seconds": r["seconds"], **json.loads(r["info"])}
             for r in stages

@@ -41,9 +41,7 @@ def normalise(rewards: ArrayLike, eps: float = 1e-6, ddof: int = 0) -> np.ndarra
     return np.asarray(np.divide(centred, spread, out=np.zeros_like(values), where=~flat))
 
 
-def advantages(
-    r1: ArrayLike, r2: ArrayLike, lam: float, *, eps: float = 1e-6, ddof: int = 0
-) -> np.ndarray:
+def advantages(r1: ArrayLike, r2: ArrayLike, lam: float, *, eps: float = 1e-6, ddof: int = 0) -> np.ndarray:
     """A_i of eq. 13 for one group, or for each of many.
 
     Args:

@@ -115,11 +115,7 @@ def tree_attention(
 
 
 def _few_queries(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
     """Decoding: the query heads of one key head stand as more queries, so that no cache is copied."""
     b, h, q, d = query.shape

@@ -22,9 +22,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise EngineError(
-            "device is cuda but torch sees no CUDA device; use device = 'cpu' or 'auto'"
-        )
+        raise EngineError("device is cuda but torch sees no CUDA device; use device = 'cpu' or 'auto'")
     return torch.device(name)
 
 

@@ -121,11 +121,7 @@ class PackedRows:
 
 
 def to_rows(
-    packs: Sequence[Pack],
-    device: torch.device | str = "cpu",
-    multiple: int = 1,
-    *,
-    masked: bool = True,
+    packs: Sequence[Pack], device: torch.device | str = "cpu", multiple: int = 1, *, masked: bool = True
 ) -> PackedRows:
     """Packs as padded rows of a length that `multiple` divides; with the dense mask if `masked`."""
     import torch

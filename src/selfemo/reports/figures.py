@@ -42,9 +42,7 @@ def _axes(title: str, x: str, y: str, width: float = 6.0) -> Any:
     return figure, axes
 
 
-def _save(
-    figure: Any, folder: Path, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> str:
+def _save(figure: Any, folder: Path, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Write a figure as SVG and PNG, and the values in it as CSV; returns its name."""
     import matplotlib
     from matplotlib import pyplot as plt
@@ -86,9 +84,7 @@ def _curve(
 
 
 def draw(
-    folder: Path,
-    records: Sequence[Mapping[str, Any]],
-    scores: Mapping[str, Mapping[str, Scores]],
+    folder: Path, records: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Scores]]
 ) -> list[str]:
     """Draw the figures that the run has data for; returns their names.
 
@@ -292,9 +288,7 @@ def judge_bars(folder: Path, comparisons: Mapping[str, Mapping[str, Any]]) -> st
     figure, axes = _axes("Blind comparisons (fig. 3)", "share of pairs", "", 7.0)
     left = [0.0] * len(comparisons)
     for n, outcome in enumerate(("wins", "ties", "losses")):
-        total = [
-            max(1, sum(c[k] for k in ("wins", "ties", "losses"))) for c in comparisons.values()
-        ]
+        total = [max(1, sum(c[k] for k in ("wins", "ties", "losses"))) for c in comparisons.values()]
         share = [c[outcome] / t for c, t in zip(comparisons.values(), total, strict=True)]
         bars = axes.barh(
             range(len(left)), share, left=left, color=("#0072B2", "#DDDDDD", "#E69F00")[n],
@@ -365,9 +359,7 @@ def persona_map(folder: Path, result: Clustering) -> None:
     names = {c.number: c.name for c in result.clusters}
     rows = [
         (f"{x:.4f}", f"{y:.4f}", names.get(a, ""), d)
-        for (x, y), a, d in zip(
-            result.points.tolist(), result.assigned, result.descriptions, strict=True
-        )
+        for (x, y), a, d in zip(result.points.tolist(), result.assigned, result.descriptions, strict=True)
     ]
     _save(figure, folder, "persona_map", ("x", "y", "cluster", "description"), rows)
     write_csv(

@@ -35,9 +35,7 @@ def inline_svg(path: Path, label: str) -> Any:
     assert opening is not None
     box = re.search(r'viewBox="[\d. -]+"', opening[0])
     assert box is not None
-    head = (
-        f'<svg {box[0]} role="img" aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg" '
-    )
+    head = f'<svg {box[0]} role="img" aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg" '
     return Markup(head + 'xmlns:xlink="http://www.w3.org/1999/xlink">' + text[opening.end() :])
 
 

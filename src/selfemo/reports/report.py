@@ -49,10 +49,7 @@ class Source:
         self.store = Store(folder / STORE_FILE, read_only=True)
         self.labels = self._labels()
         self.scores = checkpoint_scores(
-            self.store,
-            checkpoints(self.config),
-            self.labels,
-            resamples=self.config.evaluation.resamples,
+            self.store, checkpoints(self.config), self.labels, resamples=self.config.evaluation.resamples
         )
         self.last = next(reversed(self.scores), None)
 
@@ -125,9 +122,7 @@ def _headline(source: Source) -> Section:
     if source.last is None:
         section.missing = f"selfemo evolve --resume {source.folder}"
         return section
-    change = (
-        r1_change(source.store, COLD, source.last) if source.last not in (START, COLD) else None
-    )
+    change = r1_change(source.store, COLD, source.last) if source.last not in (START, COLD) else None
     if change is None:
         section.text = ["Only one trained checkpoint was evaluated: there is no change to report."]
     else:
@@ -150,11 +145,7 @@ def _headline(source: Source) -> Section:
 def _curves(source: Source, folder: Path) -> Section:
     section = Section("curves", "Curves (figures 5 and 6)")
     held = {
-        d: {
-            c: (by[d].accuracy.value, by[d].mean_r1.value)
-            for c, by in source.scores.items()
-            if d in by
-        }
+        d: {c: (by[d].accuracy.value, by[d].mean_r1.value) for c, by in source.scores.items() if d in by}
         for d in source.labels
         if any(d in by for by in source.scores.values())
     }
@@ -248,9 +239,7 @@ def _examples(source: Source, n: int = 5) -> Section:
         section.examples.append(
             {
                 "title": f"{which}: {r['prompt']}, R1 {r['r1']:.2f}",
-                "said": f"{last.speaker}: {last.text}"
-                if last
-                else "(the data cannot be read here)",
+                "said": f"{last.speaker}: {last.text}" if last else "(the data cannot be read here)",
                 "facts": [
                     ("gold", _emotion(read_distribution(r["gold"]))),
                     ("read", r["failure"] or _emotion(read_distribution(r["predicted"]))),

@@ -95,9 +95,7 @@ def judge(places: Sequence[Path], folder: Path) -> Section:
         "flips",
     )  # fmt: skip
     section.tables = [Table("Wins of the first", header, rows)]
-    section.drawings = [
-        ("Wins, ties and losses of each comparison", figures.judge_bars(folder, bars))
-    ]
+    section.drawings = [("Wins, ties and losses of each comparison", figures.judge_bars(folder, bars))]
     return section
 
 
@@ -106,15 +104,11 @@ def personas(by_cluster: Sequence[Any], run: Path, place: Path | None) -> Sectio
     section = Section("personas", "Personas (figure 4, table 3)")
     if by_cluster:
         header = ("cluster", "stage", "rollouts", "mean R1")
-        rewards = [
-            [r["name"], r["stage"], str(r["rollouts"]), f"{r['r1']:.3f}"] for r in by_cluster
-        ]
+        rewards = [[r["name"], r["stage"], str(r["rollouts"]), f"{r['r1']:.3f}"] for r in by_cluster]
         section.tables.append(Table("Mean R1 by persona cluster (table 3)", header, rewards))
     if place is not None:
         try:
-            table, drawn = (
-                place / "figures" / n for n in ("persona_clusters.csv", "persona_map.png")
-            )
+            table, drawn = (place / "figures" / n for n in ("persona_clusters.csv", "persona_map.png"))
             with table.open(newline="", encoding="utf-8") as f:
                 header_, *rows = list(csv.reader(f))
             picture = base64.b64encode(drawn.read_bytes()).decode()

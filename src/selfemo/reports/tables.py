@@ -150,11 +150,7 @@ def cross(places: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
         cells = []
         for d in sets:
             s = m.scores.get(d)
-            text = (
-                "-"
-                if s is None
-                else f"{100 * s['accuracy'][0]:.2f} / {100 * s['weighted_f1'][0]:.2f}"
-            )
+            text = "-" if s is None else f"{100 * s['accuracy'][0]:.2f} / {100 * s['weighted_f1'][0]:.2f}"
             cells.append(text + (f" ({m.split})" if s is not None and m.split != "test" else ""))
         names = " + ".join(_TITLES.get(d, d) for d in m.trained_on)
         rows.append([names or "unknown or nothing", m.name, *cells])

@@ -186,12 +186,7 @@ def memory(
 ) -> dict[str, dict[str, float]]:
     """Bytes of one device (local: of the process) in the phases "training" and "sampling", by use."""
     n, d, a, f = shape.parameters, shape.hidden, shape.attention, shape.mlp
-    p, r, g, lora = (
-        lengths.prompt,
-        lengths.completion,
-        config.sampling.group_size,
-        config.model.lora,
-    )
+    p, r, g, lora = (lengths.prompt, lengths.completion, config.sampling.group_size, config.model.lora)
     local, bf16 = engine == "local", uses_bf16(config, machine, engine)
     layer = 20 * d + 8 * a + 8 * f if bf16 else 16 * (d + a + f)
     again = not local or config.model.gradient_checkpointing

@@ -20,12 +20,7 @@ from selfemo.config import ClusterConfig, Config
 from selfemo.data import load as load_data
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, SelfEmoError
-from selfemo.method.prompts import (
-    conversation_prompts,
-    format_completion,
-    gold_completion,
-    messages,
-)
+from selfemo.method.prompts import conversation_prompts, format_completion, gold_completion, messages
 from selfemo.method.types import Conversation
 from selfemo.models.devices import Devices, devices
 from selfemo.runs import costs
@@ -134,9 +129,7 @@ def check_packages(extras: dict[str, str]) -> Iterator[Finding]:
                 yield Finding("missing", wanted.name, f"not installed{why}", command)
             elif not wanted.specifier.contains(found, prereleases=True):
                 told = f"{found}, asked for {wanted.specifier}{why}"
-                yield Finding(
-                    "missing", wanted.name, told, f"pip install '{wanted.name}{wanted.specifier}'"
-                )
+                yield Finding("missing", wanted.name, told, f"pip install '{wanted.name}{wanted.specifier}'")
             else:
                 yield Finding("ok", wanted.name, found)
 
@@ -210,14 +203,10 @@ def check_disk(folder: Path, need: float) -> Finding:
     while not place.exists():
         place = place.parent
     if not os.access(place, os.W_OK):
-        return Finding(
-            "missing", "disk", f"{place} cannot be written", "name another folder: --out"
-        )
+        return Finding("missing", "disk", f"{place} cannot be written", "name another folder: --out")
     free = shutil.disk_usage(place).free
     told = f"{_gib(free)} free at {place}, the run needs about {_gib(need)}"
-    how = (
-        "free some, name another folder (--out), or save less: save.keep_stage_checkpoints = false"
-    )
+    how = "free some, name another folder (--out), or save less: save.keep_stage_checkpoints = false"
     return Finding("ok", "disk", told) if free >= need else Finding("missing", "disk", told, how)
 
 
@@ -317,9 +306,7 @@ def _mean(values: Sequence[int]) -> float:
     return sum(values) / max(1, len(values))
 
 
-def pick_machine(
-    name: str, engine: str, found: Devices, count: int, config: Config
-) -> costs.Machine:
+def pick_machine(name: str, engine: str, found: Devices, count: int, config: Config) -> costs.Machine:
     """The machine to estimate for: the one that is named, else the one that this is.
 
     Raises:
@@ -332,9 +319,7 @@ def pick_machine(
     elif found.gpus:
         gpu = found.gpus[0]
         plain = gpu.name.lower().replace(" ", "")
-        machine = next(
-            (m for m in costs.MACHINES.values() if m.name in plain), costs.MACHINES["a100"]
-        )
+        machine = next((m for m in costs.MACHINES.values() if m.name in plain), costs.MACHINES["a100"])
         machine = replace(machine, name=gpu.name, memory=gpu.memory)
     else:
         machine = costs.MACHINES["h100" if engine == "verl" else "cpu-core"]
@@ -416,10 +401,7 @@ def diagnose(
         raise ConfigError(f"--engine {engine}: valid are local, verl")
     kind: costs.EngineName = "verl" if engine == "verl" else "local"
     found = devices()
-    findings = [
-        *check_packages(wanted_extras(config, engine)),
-        *check_devices(config, engine, found),
-    ]
+    findings = [*check_packages(wanted_extras(config, engine)), *check_devices(config, engine, found)]
     data, conversations = check_data(config)
     weights, place = check_model(config.model.id)
     findings += [*data, weights]

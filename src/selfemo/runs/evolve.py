@@ -72,9 +72,7 @@ def evolve(
     """
     stop = stop or StopRequest()
     if config is not None:
-        open_trainer(
-            config, path, stop
-        )  # an engine that cannot do it says so before anything is made
+        open_trainer(config, path, stop)  # an engine that cannot do it says so before anything is made
     run = RunFolder(path, config, reporter, stop, overrides)
     try:
         run.redo_damaged()
@@ -102,11 +100,7 @@ def evolve(
 
 
 def evaluate_checkpoint(
-    run: RunFolder,
-    trainer: Trainer,
-    held: Sequence[Conversation],
-    checkpoint: str,
-    evaluate: Evaluate,
+    run: RunFolder, trainer: Trainer, held: Sequence[Conversation], checkpoint: str, evaluate: Evaluate
 ) -> None:
     """The stage that evaluates a checkpoint on the held-out conversations."""
     name = evaluation_name(checkpoint)
@@ -125,9 +119,7 @@ def evaluate_checkpoint(
     run.stage(name, work)
 
 
-def cold_start(
-    run: RunFolder, trainer: Trainer, training: Sequence[Conversation]
-) -> dict[str, Any]:
+def cold_start(run: RunFolder, trainer: Trainer, training: Sequence[Conversation]) -> dict[str, Any]:
     """The supervised cold start, into the checkpoint COLD; returns what is recorded of it."""
     config, sft = run.config, run.config.sft
 
@@ -173,8 +165,7 @@ def _fit(
     ]
     if not samples:
         raise DataError(
-            f"none of the {len(chosen)} samples fits prompt.max_tokens = {config.prompt.max_tokens}; "
-            "raise it"
+            f"none of the {len(chosen)} samples fits prompt.max_tokens = {config.prompt.max_tokens}; raise it"
         )
     total = trainer.sft_steps(len(samples), sft, epochs)
     with run.reporter.bar(stage, total) as advance:
@@ -270,9 +261,7 @@ def refit(run: RunFolder, trainer: Trainer, after_rl: str, iteration: int) -> st
 
         def attempt(state: TrainingState) -> dict[str, Any]:
             state.open(lambda: trainer.begin_sft(stage, run.weights(base), sft))
-            done = _fit(
-                run, trainer, state, sft, fly.refit_epochs, replay=fly.replay, iteration=iteration
-            )
+            done = _fit(run, trainer, state, sft, fly.refit_epochs, replay=fly.replay, iteration=iteration)
             trainer.save(run.checkpoint(name))
             return done
 

@@ -31,11 +31,7 @@ from selfemo.stages.experts import Question, Reply, answer_key, choose, first_re
 
 
 def conversations_of(
-    source: str,
-    splits: Sequence[str],
-    limit: int = 0,
-    lenient: bool = False,
-    folders: Sequence[Path] = (),
+    source: str, splits: Sequence[str], limit: int = 0, lenient: bool = False, folders: Sequence[Path] = ()
 ) -> list[Conversation]:
     """Conversations of some splits of a source ("all": every split), each speaker with a persona.
 
@@ -72,9 +68,7 @@ def reporting(advance: Callable[..., None]) -> Callable[[Reply[Any]], None]:
     return on_reply
 
 
-def plan(
-    questions: Iterable[Question[Any]], specs: Sequence[ExpertSpec], folder: Path
-) -> dict[str, Any]:
+def plan(questions: Iterable[Question[Any]], specs: Sequence[ExpertSpec], folder: Path) -> dict[str, Any]:
     """What a job would ask: questions, calls that are not cached, and about how many tokens.
 
     Tokens are the characters of the question over four, and the longest answer; repairs come on top.
@@ -103,10 +97,7 @@ def plan(
 
 
 def plan_personas(
-    conversations: Sequence[Conversation],
-    specs: Sequence[ExpertSpec],
-    folder: Path,
-    segment_turns: int,
+    conversations: Sequence[Conversation], specs: Sequence[ExpertSpec], folder: Path, segment_turns: int
 ) -> dict[str, Any]:
     found = personas.segments(conversations, segment_turns)
     return plan((personas.question(s) for s in found), specs, folder)
@@ -144,15 +135,11 @@ def extract_personas(
         return counts
 
 
-def _profiles(
-    store: Store, reporter: Reporter, embedder: str, specs: Sequence[ExpertSpec]
-) -> dict[str, int]:
+def _profiles(store: Store, reporter: Reporter, embedder: str, specs: Sequence[ExpertSpec]) -> dict[str, int]:
     records = Counter(p[:3] for p in store.personas())
     several = sum(n > 1 for n in records.values())
     with reporter.bar("profiles", max(1, several)) as advance:
-        return personas.build_profiles(
-            store, Embedder(embedder), specs, on_reply=reporting(advance)
-        )
+        return personas.build_profiles(store, Embedder(embedder), specs, on_reply=reporting(advance))
 
 
 def merge_profiles(
@@ -204,10 +191,7 @@ def plan_cold_start(
     reasoning: Reasoning,
 ) -> dict[str, Any]:
     if not specs:
-        return {
-            "samples": len(coldstart.gold_samples(conversations, max_samples, seed)),
-            "calls": 0,
-        }
+        return {"samples": len(coldstart.gold_samples(conversations, max_samples, seed)), "calls": 0}
     prompts = coldstart.expert_prompts(conversations, max_samples, seed)
     return plan((coldstart.question(p, reasoning) for p in prompts), specs, answers_folder(out))
 

@@ -254,9 +254,7 @@ def fork(trunk: Path, path: Path, config: Config, at: str = COLD) -> None:
     if differ := [s for s in sections if getattr(base, s) != getattr(config, s)]:
         raise ConfigError(f"{path}: a {at} with other settings ({', '.join(differ)})")
     if at == COLD and base.flywheel.iterations:
-        raise StoreError(
-            f"{trunk} goes on behind its cold start; a trunk has flywheel.iterations = 0"
-        )
+        raise StoreError(f"{trunk} goes on behind its cold start; a trunk has flywheel.iterations = 0")
     if (path / CONFIG_FILE).exists():
         raise StoreError(f"{path} already holds a run")
     with lock_folder(trunk):

@@ -23,9 +23,7 @@ def profiles_of(folder: Path) -> dict[Who, str]:
     with Store(folder / STORE_FILE, read_only=True) as store:
         known = {(p.dataset, p.scope, p.speaker): p.description for p in store.profiles()}
     if not known:
-        raise StoreError(
-            f"{folder} holds no profile yet; run `selfemo personas extract` to its end"
-        )
+        raise StoreError(f"{folder} holds no profile yet; run `selfemo personas extract` to its end")
     return known
 
 

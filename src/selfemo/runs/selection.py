@@ -133,9 +133,7 @@ def _lowest(rows: Any, n: int, key: Any) -> Any:
     return (key < limit) | ((key == limit) & (pl.col("at") <= at))
 
 
-def _chosen(
-    scratch: Path, given: Sequence[Any], result: Selection, max_share: float, n: int
-) -> Any:
+def _chosen(scratch: Path, given: Sequence[Any], result: Selection, max_share: float, n: int) -> Any:
     """Places of the selected candidates; `result` gets its counts.
 
     Args:
@@ -151,9 +149,7 @@ def _chosen(
     for k in range(parts):
         mine = rows.filter(pl.col("part") % parts == k).drop("part")
         firsts = mine.sort("at").unique("fingerprint", keep="first", maintain_order=True)
-        firsts.drop("fingerprint").sink_parquet(
-            scratch / f"first-{k:05d}.parquet", engine="streaming"
-        )
+        firsts.drop("fingerprint").sink_parquet(scratch / f"first-{k:05d}.parquet", engine="streaming")
 
     def counts(rows: Any) -> dict[str, int]:
         found = rows.group_by("top").len().collect(engine="streaming").sort("top")
@@ -202,9 +198,7 @@ def _written(rows: Any, reasoning: Reasoning, name: Path) -> Any:
 
 def _read(folder: Path, file: ShardFile, columns: Sequence[str] | None = None) -> Any:
     if wrong := fault(folder, file):
-        raise StoreError(
-            f"{folder / file.name}: {wrong}; the same `selfemo store export` writes it again"
-        )
+        raise StoreError(f"{folder / file.name}: {wrong}; the same `selfemo store export` writes it again")
     return need_polars().read_parquet(folder / file.name, columns=columns)
 
 
@@ -247,9 +241,7 @@ def select(
     manifests = [(f, read_manifest(f)) for f in folders]
     for folder, manifest in manifests:
         if not manifest.complete:
-            raise StoreError(
-                f"{folder}: the export was stopped; run it again to go on: selfemo store export"
-            )
+            raise StoreError(f"{folder}: the export was stopped; run it again to go on: selfemo store export")
     shards = [(f, m, *pair) for f, m in manifests for pair in m.pairs()]
     scratch, result = out.with_name(f".{out.name}-scratch"), Selection(shards=len(shards))
     try:

@@ -46,11 +46,7 @@ def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
 
 
 def train_alone(
-    model: str,
-    out: Path,
-    config: Config | None,
-    reporter: Reporter,
-    stop: StopRequest | None = None,
+    model: str, out: Path, config: Config | None, reporter: Reporter, stop: StopRequest | None = None
 ) -> dict[str, Any]:
     """SELF-GRPO from a model; the policy goes to OUT/checkpoints/iteration-1-rl.
 
@@ -135,9 +131,7 @@ def soften_alone(
     reasoning = config.prompt.reasoning
     check_reasoning(reasoning, [c for _, c in samples], ", ".join(map(str, files)))
     sampler = open_sampler(checkpoint, config.model)
-    fits, counts = fit_all(
-        [p for p, _ in samples], sampler.encode, config.prompt.max_tokens, reasoning
-    )
+    fits, counts = fit_all([p for p, _ in samples], sampler.encode, config.prompt.max_tokens, reasoning)
     fitted = {f.prompt.id: f for f in fits}
     samples = [(p, c) for p, c in samples if p.id in fitted]
 
@@ -150,8 +144,7 @@ def soften_alone(
                 for start in range(0, len(asked), _CHUNK):
                     part = asked[start : start + _CHUNK]
                     read = sampler.label_probabilities(
-                        [(p.conversation_id, fitted[p.id].ids, written) for p, written in part],
-                        labels,
+                        [(p.conversation_id, fitted[p.id].ids, written) for p, written in part], labels
                     )
                     found.update((p.id, d) for (p, _), d in zip(part, read, strict=True))
                     advance(len(part))

@@ -77,11 +77,7 @@ class TrainingState:
         if action == "stop":
             trainer.save_state(done, self._record)
             saved = self.step == done
-            kept = (
-                f"the state after step {done} is saved"
-                if saved
-                else "the engine's last state is kept"
-            )
+            kept = f"the state after step {done} is saved" if saved else "the engine's last state is kept"
             raise self.stopped(self._found, kept)
         if done < total and (stop.asked or (every and done % every == 0)):
             trainer.save_state(done, self._record)
@@ -130,10 +126,7 @@ class TrainingState:
 
 
 def train(
-    run: RunFolder,
-    trainer: Trainer,
-    stage: str,
-    attempt: Callable[[TrainingState], dict[str, Any]],
+    run: RunFolder, trainer: Trainer, stage: str, attempt: Callable[[TrainingState], dict[str, Any]]
 ) -> dict[str, Any]:
     """Do a training stage from its last saved state, again after each rollback."""
     while True:

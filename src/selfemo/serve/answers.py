@@ -189,11 +189,7 @@ class EventWriter:
     """
 
     def __init__(
-        self,
-        number: int,
-        labels: LabelSet,
-        on_event: OnEvent | None,
-        limited: LimitedFormat | None = None,
+        self, number: int, labels: LabelSet, on_event: OnEvent | None, limited: LimitedFormat | None = None
     ):
         self._number, self._labels, self._on_event = number, labels, on_event
         self._limited = limited

@@ -7,14 +7,7 @@ from dataclasses import dataclass, replace
 
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.prompts import clean, prompt_at
-from selfemo.method.types import (
-    LABEL_SETS,
-    Conversation,
-    LabelSet,
-    Persona,
-    Prompt,
-    Utterance,
-)
+from selfemo.method.types import LABEL_SETS, Conversation, LabelSet, Persona, Prompt, Utterance
 
 Turns = Conversation | Sequence[tuple[str, str]] | Sequence[Mapping[str, str]] | Sequence[Utterance]
 """A conversation as it may be given: (speaker, text) pairs, {"speaker": ..., "text": ...}, or typed."""

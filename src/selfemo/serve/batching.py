@@ -78,9 +78,7 @@ class Batcher:
     def waiting(self) -> int:
         return len(self._queue)
 
-    def submit(
-        self, question: Ask | TurnsQuestion, on_event: Callable[[Event], None] | None = None
-    ) -> Job:
+    def submit(self, question: Ask | TurnsQuestion, on_event: Callable[[Event], None] | None = None) -> Job:
         """Queue a question; `Job.future` is its `Response`, or its recognitions.
 
         Args:
@@ -145,9 +143,7 @@ class Batcher:
         answers |= zip(asks, self._safely(partial(self._respond, loop), asks), strict=True)
         return [answers[j] for j in batch]
 
-    def _safely(
-        self, work: Callable[[Sequence[Job]], Sequence[Any]], jobs: Sequence[Job]
-    ) -> Sequence[Any]:
+    def _safely(self, work: Callable[[Sequence[Job]], Sequence[Any]], jobs: Sequence[Job]) -> Sequence[Any]:
         """The answers; where a batch fails, its questions one by one, so that one cannot spoil the others."""
         if not jobs:
             return []
@@ -169,6 +165,4 @@ class Batcher:
                 loop.call_soon_threadsafe(job.on_event, event)
             return not job.cancelled
 
-        return self.model.respond_many(
-            [j.question for j in jobs if isinstance(j.question, Ask)], on_event
-        )
+        return self.model.respond_many([j.question for j in jobs if isinstance(j.question, Ask)], on_event)

@@ -10,15 +10,7 @@ from selfemo.method.prompts import Reasoning, fit, messages
 from selfemo.method.types import FailureKind, LabelSet, Prompt
 from selfemo.models.generation.chat import ChatRequest, ExpertSpec, UnansweredError
 from selfemo.models.generation.endpoint import EndpointSampler
-from selfemo.serve.answers import (
-    EventWriter,
-    OnEvent,
-    ReadEmotion,
-    Response,
-    failed,
-    response_of,
-    written,
-)
+from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, failed, response_of, written
 from selfemo.serve.asking import Ask
 from selfemo.stages.experts import without_thoughts
 
@@ -52,9 +44,7 @@ class EndpointAnswers:
         return None if fitted is None else fitted.prompt
 
     def read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
-        questions = [
-            ChatRequest(messages(p, self._reasoning), {}, self._max_tokens) for p in prompts
-        ]
+        questions = [ChatRequest(messages(p, self._reasoning), {}, self._max_tokens) for p in prompts]
         return [
             ReadEmotion(None, failure=FailureKind.UNANSWERED)
             if isinstance(answer, UnansweredError)

@@ -21,14 +21,7 @@ from typing import Any
 
 from selfemo import __version__
 from selfemo.data import load
-from selfemo.data.transcripts import (
-    SUFFIXES,
-    ReadSettings,
-    SourceTurn,
-    csv_columns,
-    read_turns,
-    turns_of,
-)
+from selfemo.data.transcripts import SUFFIXES, ReadSettings, SourceTurn, csv_columns, read_turns, turns_of
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.evaluation.jobs import model_digest
 from selfemo.files import lock_folder, replacing
@@ -68,9 +61,7 @@ class Source:
     def __init__(self, name: str, settings: ReadSettings | None = None):
         self.name, self.settings = name, settings or ReadSettings()
         self.path = Path(os.path.expanduser(name))
-        self.is_file = (
-            self.path.is_file() and self.path.suffix.lower() in SUFFIXES and _of_a_file(self.path)
-        )
+        self.is_file = self.path.is_file() and self.path.suffix.lower() in SUFFIXES and _of_a_file(self.path)
         self.count = sum(1 for _ in self.turns())
         if not self.count:
             raise DataError("holds no turn", self.path if self.is_file else name)
@@ -202,9 +193,7 @@ def _label(
                 for before, mine in segments:
                     known = labels or mine[0].labels or model.labels
                     said = tuple(Utterance(t.speaker, t.text) for t in (*before, *mine))
-                    c = Conversation(
-                        mine[0].conversation, "given", "test", said, known, mine[0].scene
-                    )
+                    c = Conversation(mine[0].conversation, "given", "test", said, known, mine[0].scene)
                     asked.append((c, range(len(before), len(said))))
                 found = [r for rs in model.recognise_turns(asked) for r in rs]
                 output.write(list(zip(chunk, places, found, strict=True)))

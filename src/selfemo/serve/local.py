@@ -95,9 +95,7 @@ class LocalAnswers:
             found.append(ReadEmotion(emotion, distribution[emotion], distribution))
         return found
 
-    def _probabilities(
-        self, places: Sequence[LabelPlace], labels: LabelSet
-    ) -> list[EmotionDistribution]:
+    def _probabilities(self, places: Sequence[LabelPlace], labels: LabelSet) -> list[EmotionDistribution]:
         with self._lock:
             return self._sampler.label_probabilities(places, labels)
 
@@ -191,9 +189,7 @@ class LocalAnswers:
         with self._lock:
             sampled = self._sampler.generate(requests, settings, on_token=on_token)
         responses = []
-        for prompt, request, writer, (sample,) in zip(
-            prompts, requests, writers, sampled, strict=True
-        ):
+        for prompt, request, writer, (sample,) in zip(prompts, requests, writers, sampled, strict=True):
             response = response_of(prompt, sample.text, sample.finished, writer.stopped)
             tokens = (len(request.prompt_ids), len(sample.token_ids))
             responses.append(replace(response, tokens=tokens))
@@ -234,6 +230,4 @@ class LocalAnswers:
 
 
 def _sure(r: Response, heard: EmotionDistribution, felt: EmotionDistribution) -> Response:
-    return replace(
-        r, heard=with_probabilities(r.heard, heard), felt=with_probabilities(r.felt, felt)
-    )
+    return replace(r, heard=with_probabilities(r.heard, heard), felt=with_probabilities(r.felt, felt))

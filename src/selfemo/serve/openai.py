@@ -73,9 +73,7 @@ def routes(service: Service) -> APIRouter:
     """The routes for OpenAI's clients."""
     router = APIRouter()
 
-    @router.post(
-        "/v1/chat/completions", response_model=ChatCompletionResult, responses=EVENT_STREAM
-    )
+    @router.post("/v1/chat/completions", response_model=ChatCompletionResult, responses=EVENT_STREAM)
     async def chat_completions(body: ChatCompletionBody) -> Any:
         """OpenAI's chat completions; the emotions are in the extra field `selfemo`."""
         ask = await ask_of(service, body)
@@ -177,9 +175,7 @@ async def _chunks(
     yield chunk({"role": "assistant", "content": ""})
     async for event in events:
         if isinstance(event, Emotion | SelfEmotion):
-            yield chunk(
-                {}, selfemo={event.kind: EmotionResult.model_validate(event.reading).model_dump()}
-            )
+            yield chunk({}, selfemo={event.kind: EmotionResult.model_validate(event.reading).model_dump()})
         elif isinstance(event, ReplyDelta):
             yield chunk({"content": event.text})
         elif isinstance(event, Problem) or event.response.failure is not None:

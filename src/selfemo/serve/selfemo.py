@@ -30,14 +30,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from selfemo.config import Config, load
 from selfemo.errors import ConfigError
-from selfemo.method.types import (
-    LABEL_SETS,
-    Conversation,
-    FailureKind,
-    LabelSet,
-    Persona,
-    Prompt,
-)
+from selfemo.method.types import LABEL_SETS, Conversation, FailureKind, LabelSet, Persona, Prompt
 from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.models.references import run_of
 from selfemo.runs.settings import settings_for
@@ -140,18 +133,14 @@ class SelfEmo:
         overrides: Sequence[str] = (),
     ):
         if temperature < 0 or not 0 < top_p <= 1 or max_tokens < 0:
-            raise ConfigError(
-                "temperature and max_tokens are 0 or more, top_p is above 0, at most 1"
-            )
+            raise ConfigError("temperature and max_tokens are 0 or more, top_p is above 0, at most 1")
         self.name = str(model)
         self.spec: ExpertSpec | None = endpoint_of(self.name)
         known: LabelSet | None = None
         run, checkpoint = None, ""
         self.config: Config
         if self.spec is None:
-            self.config, checkpoint = settings_for(
-                self.name, ["sample"], [Path(f) for f in files], overrides
-            )
+            self.config, checkpoint = settings_for(self.name, ["sample"], [Path(f) for f in files], overrides)
             run = run_of(checkpoint)
             known = _run_labels(run) if run is not None else None
         else:
@@ -173,9 +162,7 @@ class SelfEmo:
             from selfemo.serve.endpoint import EndpointAnswers
 
             prompt = self.config.prompt
-            self._answers = EndpointAnswers(
-                self.spec, prompt.reasoning, prompt.max_tokens, self.max_tokens
-            )
+            self._answers = EndpointAnswers(self.spec, prompt.reasoning, prompt.max_tokens, self.max_tokens)
         self._answers.check(self.labels, self.max_tokens)
 
     @property
@@ -219,9 +206,7 @@ class SelfEmo:
             [(c, range(0 if turns == "all" else len(c.turns) - 1, len(c.turns))) for c in typed]
         )
 
-    def recognise_turns(
-        self, asked: Sequence[tuple[Conversation, Sequence[int]]]
-    ) -> list[list[Recognition]]:
+    def recognise_turns(self, asked: Sequence[tuple[Conversation, Sequence[int]]]) -> list[list[Recognition]]:
         """The emotions of chosen turns, each over its conversation's own label set, in one batch."""
         limit = self.config.prompt.max_tokens
         prompts = [

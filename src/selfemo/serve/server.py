@@ -39,12 +39,7 @@ logger = logging.getLogger("selfemo.serve.server")
 
 
 def create_app(
-    model: SelfEmo,
-    *,
-    limits: Limits | None = None,
-    token: str = "",
-    name: str = "",
-    local_only: bool = False,
+    model: SelfEmo, *, limits: Limits | None = None, token: str = "", name: str = "", local_only: bool = False
 ) -> FastAPI:
     """The application.
 

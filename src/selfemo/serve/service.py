@@ -49,9 +49,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("selfemo_requests", "Requests answered", ["path", "status"], **own)
-        self.seconds = Histogram(
-            "selfemo_request_seconds", "Time until the answer begins", ["path"], **own
-        )
+        self.seconds = Histogram("selfemo_request_seconds", "Time until the answer begins", ["path"], **own)
         self.batch = Histogram(
             "selfemo_batch_size", "Questions of a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **own
         )
@@ -98,9 +96,7 @@ class Service:
         """Most tokens of an answer: what the client asks for, else the model's, inside the limit."""
         return min(asked or self.model.max_tokens, self.limits.max_tokens)
 
-    def submit(
-        self, question: Ask | TurnsQuestion, on_event: Callable[[Event], None] | None = None
-    ) -> Job:
+    def submit(self, question: Ask | TurnsQuestion, on_event: Callable[[Event], None] | None = None) -> Job:
         """Queue a question (Problem: 429, too many wait)."""
         try:
             return self.batcher.submit(question, on_event)
@@ -142,9 +138,7 @@ class Service:
             Problem: the prompt is too long, or the endpoint did not answer.
         """
         if response.failure == FailureKind.TOO_LONG:
-            raise Problem(
-                400, "context_length_exceeded", "persona and last turn are too long for the model"
-            )
+            raise Problem(400, "context_length_exceeded", "persona and last turn are too long for the model")
         if response.failure == FailureKind.UNANSWERED:
             raise Problem(502, "endpoint", "the model's endpoint did not answer")
         prompt, written = response.tokens

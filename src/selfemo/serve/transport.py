@@ -18,9 +18,7 @@ _EVENT = {
     "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
     "required": ["data"],
 }
-EVENT_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": _EVENT}}}
-}
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 """The OpenAPI entry of a route that can also answer with server-sent events."""
 
 
@@ -39,9 +37,7 @@ def error_response(
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     # A message may quote the client; half of a surrogate pair cannot be sent back.
     plain = message.encode("utf-8", errors="replace").decode()
-    return JSONResponse(
-        {"error": {"message": plain, "type": kind, "code": code}}, status, headers=headers
-    )
+    return JSONResponse({"error": {"message": plain, "type": kind, "code": code}}, status, headers=headers)
 
 
 def event_text(name: str, data: Any) -> str:

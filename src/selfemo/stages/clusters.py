@@ -96,9 +96,7 @@ def name_clusters(texts: Sequence[str], assigned: Sequence[int]) -> dict[int, st
     numbers = sorted(set(assigned) - {NOISE})
     if not numbers:
         return {}
-    documents = [
-        " ".join(t for t, a in zip(texts, assigned, strict=True) if a == n) for n in numbers
-    ]
+    documents = [" ".join(t for t, a in zip(texts, assigned, strict=True) if a == n) for n in numbers]
     vectorizer = CountVectorizer(
         stop_words=sorted(ENGLISH_STOP_WORDS | _EMPTY_WORDS), token_pattern=r"[a-z][a-z-]{2,}"
     )
@@ -162,10 +160,7 @@ def cluster(
     vectors = embed(masked)
     reduced = PCA(min(_COMPONENTS, *vectors.shape), random_state=seed).fit_transform(vectors)
     labels = HDBSCAN(
-        min_cluster_size=least,
-        min_samples=max(2, least // 3),
-        cluster_selection_method="leaf",
-        copy=True,
+        min_cluster_size=least, min_samples=max(2, least // 3), cluster_selection_method="leaf", copy=True
     ).fit_predict(reduced)
     by_size = [n for n, _ in Counter(int(x) for x in labels if x != NOISE).most_common()]
     renumbered = {old: new for new, old in enumerate(by_size)}
@@ -195,10 +190,7 @@ def personas_of(book: PersonaBook) -> list[tuple[str, str]]:
 
 
 def cluster_store(
-    book: PersonaBook,
-    embed: Callable[[Sequence[str]], NDArray[np.float32]],
-    min_size: int = 0,
-    seed: int = 0,
+    book: PersonaBook, embed: Callable[[Sequence[str]], NDArray[np.float32]], min_size: int = 0, seed: int = 0
 ) -> Clustering:
     """Cluster the personas of a store and write the clusters into it.
 
@@ -208,15 +200,12 @@ def cluster_store(
     found = personas_of(book)
     if not found:
         raise DataError(
-            "holds no persona; run `selfemo personas extract` first, or name a run folder",
-            book.path,
+            "holds no persona; run `selfemo personas extract` first, or name a run folder", book.path
         )
     result = cluster([d for _, d in found], {s for s, _ in found}, embed, min_size, seed)
     names = {c.number: c.name for c in result.clusters}
     book.set_clusters(
         (d, a, names.get(a, ""), float(x), float(y))
-        for d, a, (x, y) in zip(
-            result.descriptions, result.assigned, result.points.tolist(), strict=True
-        )
+        for d, a, (x, y) in zip(result.descriptions, result.assigned, result.points.tolist(), strict=True)
     )
     return result

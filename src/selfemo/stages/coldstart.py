@@ -68,10 +68,7 @@ _ANSWER_TOKENS = 260
 
 
 def gold_samples(
-    conversations: Sequence[Conversation],
-    max_samples: int = 0,
-    seed: int = 0,
-    max_share: float = 1.0,
+    conversations: Sequence[Conversation], max_samples: int = 0, seed: int = 0, max_share: float = 1.0
 ) -> list[tuple[Prompt, Completion]]:
     """Samples without an expert, whole conversations at a time in an order drawn by `seed`.
 
@@ -107,9 +104,7 @@ Believed = Callable[[Sequence[tuple[Prompt, str]]], list[EmotionDistribution]]
 """From places (prompt, what is written up to "E:" or "S:") to the probability of each label."""
 
 
-def blend(
-    own: EmotionDistribution, believed: EmotionDistribution, own_weight: float
-) -> EmotionDistribution:
+def blend(own: EmotionDistribution, believed: EmotionDistribution, own_weight: float) -> EmotionDistribution:
     """own_weight * own + (1 - own_weight) * believed, cut to the most emotions that a completion may name.
 
     Where `own` names several emotions already it stays as it is.
@@ -197,9 +192,7 @@ def read_sample(text: str, labels: LabelSet, reasoning: Reasoning) -> Completion
     )
     # A reply may carry what reads as the format's own marks; the model would learn a broken sample.
     if isinstance(read := parse(format_completion(completion), labels), ParseFailure):
-        raise MalformedError(
-            read.kind.value, f"the reply or reasoning breaks the format: {read.detail}"
-        )
+        raise MalformedError(read.kind.value, f"the reply or reasoning breaks the format: {read.detail}")
     return completion
 
 
@@ -330,9 +323,7 @@ def _weights(distribution: EmotionDistribution | None) -> list[dict[str, Any]]:
     return [{"emotion": e, "weight": w} for e, w in (distribution or {}).items()]
 
 
-def parquet_row(
-    prompt: Prompt, completion: Completion, reasoning: Reasoning, source: str
-) -> dict[str, Any]:
+def parquet_row(prompt: Prompt, completion: Completion, reasoning: Reasoning, source: str) -> dict[str, Any]:
     """One sample as a row of the files that `read_parquet` reads."""
     return {
         "prompt": messages(prompt, reasoning),

@@ -20,13 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from selfemo.errors import EndpointError, SelfEmoError
 from selfemo.method.prompts import clean
-from selfemo.models.generation.chat import (
-    Answer,
-    Chat,
-    ChatRequest,
-    ExpertSpec,
-    UnansweredError,
-)
+from selfemo.models.generation.chat import Answer, Chat, ChatRequest, ExpertSpec, UnansweredError
 from selfemo.seeds import derive
 
 T = TypeVar("T")
@@ -203,10 +197,7 @@ def _repair(question: Question[Any], answer: str, reason: str) -> list[dict[str,
 def first_request(question: Question[Any], round_: int = 0) -> ChatRequest:
     """The question as it is put first in a round."""
     return ChatRequest(
-        question.messages,
-        question.schema,
-        question.max_tokens,
-        derive(0, question.item, round_),
+        question.messages, question.schema, question.max_tokens, derive(0, question.item, round_)
     )
 
 
@@ -230,9 +221,7 @@ async def _put(
         return known
 
     def reply(value: T | None, kind: str = "", detail: str = "", done: int = 0) -> Reply[T]:
-        return Reply(
-            question.item, value, expert.name, expert.model, kind, detail, read, written, paid, done
-        )
+        return Reply(question.item, value, expert.name, expert.model, kind, detail, read, written, paid, done)
 
     for round_ in range(first, first + rounds):
         request = first_request(question, round_)
@@ -290,9 +279,7 @@ async def ask_all(
             first = failed.get(question.item, 0) if retry_failed else 0
             reply = await _put(question, expert, book, purpose, first, rounds)
             if reply.value is None:
-                book.add_failure(
-                    purpose, reply.item, reply.expert, reply.kind, reply.detail, reply.rounds
-                )
+                book.add_failure(purpose, reply.item, reply.expert, reply.kind, reply.detail, reply.rounds)
             elif reply.item in failed:
                 book.clear_failure(purpose, reply.item)
             tally.add(reply)

@@ -21,19 +21,12 @@ from selfemo.stages.interfaces import Buffer
 def fingerprint(prompt: Prompt, completion: Completion) -> str:
     """Equal for samples that teach the same: same label set, history, answerer, E, S and reply."""
     said = [f"{u.speaker}: {u.text}".lower() for u in prompt.history]
-    text = "\x1f".join(
-        [prompt.label_set.name, *said, prompt.answerer, format_completion(completion)]
-    )
+    text = "\x1f".join([prompt.label_set.name, *said, prompt.answerer, format_completion(completion)])
     return hashlib.sha256(text.lower().encode()).hexdigest()
 
 
 def add_sample(
-    buffer: Buffer,
-    prompt: Prompt,
-    completion: Completion,
-    reward: float,
-    place: Place,
-    source: str,
+    buffer: Buffer, prompt: Prompt, completion: Completion, reward: float, place: Place, source: str
 ) -> bool:
     """Put one (x, completion) into the SFT set; false for a duplicate."""
     return buffer.add_sample(
@@ -47,9 +40,7 @@ def add_sample(
     )
 
 
-def original_prompts(
-    conversations: Sequence[Conversation], seed: int, max_share: float
-) -> list[Prompt]:
+def original_prompts(conversations: Sequence[Conversation], seed: int, max_share: float) -> list[Prompt]:
     """The prompts that RL may draw of real data: one per gold utterance, in the order of the conversations.
 
     Args:
@@ -79,9 +70,7 @@ class PromptQueue:
     what it draws, however large the buffer is.
     """
 
-    def __init__(
-        self, originals: Sequence[Prompt], buffer: Buffer, seed: int, synthetic_share: float
-    ):
+    def __init__(self, originals: Sequence[Prompt], buffer: Buffer, seed: int, synthetic_share: float):
         self.originals, self.buffer = originals, buffer
         self.seed, self.synthetic_share = seed, synthetic_share
         self._used = buffer.drawn_originals()
@@ -142,9 +131,7 @@ def share_level(counts: Sequence[int], max_share: float) -> int:
     return top
 
 
-def select_samples(
-    emotions: Sequence[str], rewards: Sequence[float], max_share: float
-) -> list[bool]:
+def select_samples(emotions: Sequence[str], rewards: Sequence[float], max_share: float) -> list[bool]:
     """Which samples stay when no emotion may hold more than `max_share` of them.
 
     Of an emotion over its share the samples with the lowest reward go first (the later of equals). A
@@ -167,8 +154,4 @@ def cap_emotions(buffer: Buffer, iteration: int, max_share: float) -> dict[str, 
     samples = buffer.selfplay_samples(iteration)
     kept = select_samples([e for _, e, _ in samples], [r for _, _, r in samples], max_share)
     buffer.mark_used({id_: k for (id_, _, _), k in zip(samples, kept, strict=True)})
-    return {
-        "selfplay_samples": len(samples),
-        "used": sum(kept),
-        "over_share": len(kept) - sum(kept),
-    }
+    return {"selfplay_samples": len(samples), "used": sum(kept), "over_share": len(kept) - sum(kept)}

@@ -137,9 +137,7 @@ def question(segment: Segment) -> Question[Reading]:
     speakers = segment.speakers
     names = [clean(s) for s in speakers]
     dialogue = "\n".join(f"{clean(t.speaker)}: {clean(t.text)}" for t in segment.turns)
-    form = json.dumps(
-        {"scenario": "...", "personality": dict.fromkeys(names, "...")}, ensure_ascii=False
-    )
+    form = json.dumps({"scenario": "...", "personality": dict.fromkeys(names, "...")}, ensure_ascii=False)
     return Question(
         segment.id,
         [
@@ -302,15 +300,11 @@ def build_profiles(
         ask_experts((q for _, q in questions.values()), specs, book, MERGE_PURPOSE, keep, rounds)
     for _, made_by in chosen.values():
         counts[made_by.split()[0]] += 1
-    book.set_profiles(
-        (*who, *chosen[who], len(descriptions)) for who, descriptions in speakers.items()
-    )
+    book.set_profiles((*who, *chosen[who], len(descriptions)) for who, descriptions in speakers.items())
     return dict(counts)
 
 
-def attach_profiles(
-    conversations: Iterable[Conversation], profiles: Mapping[Who, str]
-) -> list[Conversation]:
+def attach_profiles(conversations: Iterable[Conversation], profiles: Mapping[Who, str]) -> list[Conversation]:
     """Give speakers the profiles that are known of them; they take the place of other descriptions."""
     result = []
     for c in conversations:

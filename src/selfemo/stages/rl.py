@@ -120,15 +120,11 @@ def rl_stage(
                 whole = {p.id: p for p in now.drawn}
                 prompts = [whole[f.prompt.id] for f in now.fitted]
                 groups = [
-                    score_group(p, s, config.reward, grpo, lam)
-                    for p, s in zip(prompts, sampled, strict=True)
+                    score_group(p, s, config.reward, grpo, lam) for p, s in zip(prompts, sampled, strict=True)
                 ]
 
                 items = [
-                    [
-                        RlItem(f.ids, r.sample.token_ids, r.advantage, f.prompt.id)
-                        for r in g.rollouts
-                    ]
+                    [RlItem(f.ids, r.sample.token_ids, r.advantage, f.prompt.id) for r in g.rollouts]
                     for f, g in zip(now.fitted, groups, strict=True)
                 ]
                 minibatches = [
@@ -144,9 +140,7 @@ def rl_stage(
 
                 turns = [take_turn(g, lam, config.gate) for g in groups]
 
-                record = _keep_round(
-                    buffer, at, now, turns, persona_of, play.max_turns, lam, measures, watch
-                )
+                record = _keep_round(buffer, at, now, turns, persona_of, play.max_turns, lam, measures, watch)
                 on_round(record)
                 watch.after(trainer, round_ + 1, plan.rounds)
     return stage_counts(buffer, stage)
@@ -155,18 +149,11 @@ def rl_stage(
 def rl_plan(config: Config, trainer: Trainer) -> RlPlan:
     """The plan of an RL stage with a trainer."""
     grpo, whole = config.grpo, trainer.whole_rounds
-    return RlPlan.of(
-        config.flywheel.prompts, grpo.prompts_per_step, grpo.mini_batch, whole_rounds=whole
-    )
+    return RlPlan.of(config.flywheel.prompts, grpo.prompts_per_step, grpo.mini_batch, whole_rounds=whole)
 
 
 def _drawn(
-    trainer: Trainer,
-    originals: Sequence[Prompt],
-    config: Config,
-    buffer: Buffer,
-    plan: RlPlan,
-    place: Place,
+    trainer: Trainer, originals: Sequence[Prompt], config: Config, buffer: Buffer, plan: RlPlan, place: Place
 ) -> Iterator[tuple[range, list[Round]]]:
     """Each wave that is not done yet with its rounds; a wave is drawn when the one before it is kept."""
     share = config.selfplay.synthetic_share
@@ -194,9 +181,7 @@ def _drawn(
         left -= buffer.drawn_synthetic(place.stage)
         for round_ in rounds:
             while missing := plan.prompts_per_round - len(round_.fitted):
-                drawn, fitted, lengths = _fit(
-                    queue.draw(missing, max(0, left)), trainer, config.prompt
-                )
+                drawn, fitted, lengths = _fit(queue.draw(missing, max(0, left)), trainer, config.prompt)
                 inside = {f.prompt.id for f in fitted}
                 with buffer.transaction():
                     buffer.skip(p.id for p in drawn if p.id not in inside)

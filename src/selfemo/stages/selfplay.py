@@ -46,11 +46,7 @@ def persona_book(conversations: Sequence[Conversation]) -> PersonaOf:
 
 
 def score_group(
-    prompt: Prompt,
-    samples: Sequence[Sample],
-    reward: RewardConfig,
-    grpo: GrpoConfig,
-    lam: float,
+    prompt: Prompt, samples: Sequence[Sample], reward: RewardConfig, grpo: GrpoConfig, lam: float
 ) -> RolloutGroup:
     """`score_samples` against the prompt's own target.
 
@@ -181,16 +177,12 @@ def play_episodes(
     settings = sampling_settings(config.sampling)
     for turn in range(config.selfplay.max_turns):
         place = Place(stage, turn)
-        fitted, lengths = fit_all(
-            live, sampler.encode, config.prompt.max_tokens, config.prompt.reasoning
-        )
+        fitted, lengths = fit_all(live, sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)
         counts.update(lengths)
         whole = {p.id: p for p in live}
         played = [whole[f.prompt.id] for f in fitted]
         requests = [
-            Request(
-                f.ids, config.sampling.group_size, derive(config.seed, stage, turn, f.prompt.id)
-            )
+            Request(f.ids, config.sampling.group_size, derive(config.seed, stage, turn, f.prompt.id))
             for f in fitted
         ]
         sampled = sampler.generate(requests, settings)

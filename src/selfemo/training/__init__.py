@@ -35,10 +35,7 @@ def _verl(config: Config, folder: Path, stop: StopRequest) -> Trainer:
     return VerlTrainer(config, folder, stop, here)
 
 
-TRAINERS: dict[str, Callable[[Config, Path, StopRequest], Trainer]] = {
-    "local": _local,
-    "verl": _verl,
-}
+TRAINERS: dict[str, Callable[[Config, Path, StopRequest], Trainer]] = {"local": _local, "verl": _verl}
 
 
 def open_trainer(config: Config, folder: Path, stop: StopRequest) -> Trainer:

@@ -60,9 +60,7 @@ def write_state(model: Any, optimizer: torch.optim.Optimizer, path: Path) -> Non
     Raises:
         EngineError: it cannot be written; the one before stays.
     """
-    flat = {
-        f"p.{n}": p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad
-    }
+    flat = {f"p.{n}": p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             flat[f"o.{index}.{key}"] = torch.as_tensor(value).contiguous()

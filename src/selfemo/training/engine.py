@@ -53,9 +53,7 @@ class LocalEngine:
         temperature: of the sampling policy, which is the one that RL trains.
     """
 
-    def __init__(
-        self, config: ModelConfig, checkpoint: str | None = None, temperature: float = 1.0
-    ):
+    def __init__(self, config: ModelConfig, checkpoint: str | None = None, temperature: float = 1.0):
         self.temperature = temperature
         self.config = config
         self.policy = load_configured(config, checkpoint)
@@ -114,11 +112,7 @@ class LocalEngine:
         self._memory = KeptMemory()
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            parameters,
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
+            parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
 
     def end_stage(self) -> None:
@@ -141,9 +135,7 @@ class LocalEngine:
 
     # -- supervised -------------------------------------------------------------------------------
 
-    def sft_step(
-        self, items: Sequence[SftItem], config: OptimConfig, lr: float
-    ) -> dict[str, float]:
+    def sft_step(self, items: Sequence[SftItem], config: OptimConfig, lr: float) -> dict[str, float]:
         """One optimiser step on the weighted token mean of -log p over all items.
 
         A step whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
@@ -179,9 +171,7 @@ class LocalEngine:
         with torch.no_grad():
             for batch in _trees(policy, items, micro_tokens):
                 packs, starts, order = _pack_items(items, batch)
-                scores = score_tokens(
-                    policy, packs, starts, temperature=self.temperature, entropy=False
-                )
+                scores = score_tokens(policy, packs, starts, temperature=self.temperature, entropy=False)
                 for row, i in enumerate(order):
                     result[i] = scores.logp[row, : len(items[i].completion_ids)].clone()
         return result
@@ -206,10 +196,7 @@ class LocalEngine:
         self._reference = replace(self.policy, model=core, core=core)
 
     def rl_round(
-        self,
-        minibatches: Sequence[Sequence[RlItem]],
-        config: GrpoConfig,
-        rates: Sequence[float],
+        self, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> list[dict[str, float]]:
         """One optimiser step per mini-batch, all sampled by the policy as it is at the call.
 
@@ -218,27 +205,19 @@ class LocalEngine:
         """
         old: list[list[torch.Tensor]] | None = None
         if len(minibatches) > 1:
-            old = [
-                self._score_detached(self.policy, items, config.micro_tokens)
-                for items in minibatches
-            ]
+            old = [self._score_detached(self.policy, items, config.micro_tokens) for items in minibatches]
         steps = []
         for k, (items, lr) in enumerate(zip(minibatches, rates, strict=True)):
             measures = self.rl_backward(items, config, old[k] if old else None)
             # A mini-batch without any gradient makes no step: Adam's momentum would still move weights.
             idle = {"grad_norm": 0.0, "lr": lr}
-            applied = (
-                self._apply(config, lr, measures["loss"]) if measures["packed_tokens"] else idle
-            )
+            applied = self._apply(config, lr, measures["loss"]) if measures["packed_tokens"] else idle
             steps.append({**measures, **applied})
             self._memory.after_step()
         return steps
 
     def rl_backward(
-        self,
-        items: Sequence[RlItem],
-        config: GrpoConfig,
-        old: Sequence[torch.Tensor] | None = None,
+        self, items: Sequence[RlItem], config: GrpoConfig, old: Sequence[torch.Tensor] | None = None
     ) -> dict[str, float]:
         """Accumulate the gradient of eq. 14 (token mean) over one mini-batch.
 

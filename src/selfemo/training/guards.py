@@ -40,9 +40,7 @@ class Alarm:
 
 def _window(records: Sequence[Mapping[str, Any]], kind: str, size: int) -> list[Mapping[str, Any]]:
     """The last `size` records with rollouts since the last alarm of a kind; empty if there are fewer."""
-    start = next(
-        (k + 1 for k in reversed(range(len(records))) if kind in records[k].get("alarms", ())), 0
-    )
+    start = next((k + 1 for k in reversed(range(len(records))) if kind in records[k].get("alarms", ())), 0)
     measured = [r for r in records[start:] if "r1" in r]
     return measured[-size:] if len(measured) >= size else []
 

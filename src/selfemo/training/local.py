@@ -18,14 +18,7 @@ from selfemo.method.types import Prompt, Sample
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.training.engine import LocalEngine
-from selfemo.training.protocol import (
-    Measures,
-    RlItem,
-    SftStep,
-    epoch_batches,
-    finite_means,
-    learning_rate,
-)
+from selfemo.training.protocol import Measures, RlItem, SftStep, epoch_batches, finite_means, learning_rate
 
 
 class LocalTrainer:
@@ -41,11 +34,7 @@ class LocalTrainer:
     whole_rounds = False
 
     def __init__(
-        self,
-        model: ModelConfig,
-        temperature: float,
-        states: Callable[[str], Path],
-        keep_states: int = 2,
+        self, model: ModelConfig, temperature: float, states: Callable[[str], Path], keep_states: int = 2
     ):
         self.model, self.temperature = model, temperature
         self._states_of, self._keep_states = states, keep_states
@@ -96,9 +85,7 @@ class LocalTrainer:
     def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
         self._begin(stage, weights, config, reference=False)
 
-    def begin_rl(
-        self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]
-    ) -> None:
+    def begin_rl(self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]) -> None:
         self._begin(stage, weights, config, reference=config.kl_coef > 0)
 
     # -- states -------------------------------------------------------------------------------------
@@ -179,21 +166,12 @@ class LocalTrainer:
         return nullcontext()
 
     def sample(
-        self,
-        round_: int,
-        prompts: Sequence[Fitted],
-        n: int,
-        seeds: Sequence[int],
-        settings: SamplingSettings,
+        self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
     ) -> list[list[Sample]]:
         requests = [Request(f.ids, n, seed) for f, seed in zip(prompts, seeds, strict=True)]
         return self.engine.sampler.generate(requests, settings)
 
     def update(
-        self,
-        round_: int,
-        minibatches: Sequence[Sequence[RlItem]],
-        config: GrpoConfig,
-        rates: Sequence[float],
+        self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:
         return finite_means(self.engine.rl_round(minibatches, config, rates))

@@ -74,9 +74,7 @@ class Trainer(Protocol):
         """Start a supervised stage from some weights, with a fresh optimiser."""
         ...
 
-    def begin_rl(
-        self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]
-    ) -> None:
+    def begin_rl(self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]) -> None:
         """Start an RL stage from some weights, which are also the reference policy of the KL term.
 
         Args:
@@ -142,22 +140,13 @@ class Trainer(Protocol):
         ...
 
     def sample(
-        self,
-        round_: int,
-        prompts: Sequence[Fitted],
-        n: int,
-        seeds: Sequence[int],
-        settings: SamplingSettings,
+        self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
     ) -> list[list[Sample]]:
         """`n` completions of each prompt of a round, by the policy as it is."""
         ...
 
     def update(
-        self,
-        round_: int,
-        minibatches: Sequence[Sequence[RlItem]],
-        config: GrpoConfig,
-        rates: Sequence[float],
+        self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:
         """One optimiser step per mini-batch on the completions of the round; the mean of their measures."""
         ...

@@ -71,15 +71,11 @@ def score_tokens(
             index = torch.from_numpy(inside).to(policy.device)
             at = torch.from_numpy(inverse[inside] - first).to(policy.device)
             parts.append(
-                checkpoint(
-                    score, hidden[first : first + chunk], at, token[index], use_reentrant=False
-                )
+                checkpoint(score, hidden[first : first + chunk], at, token[index], use_reentrant=False)
             )
         order = torch.from_numpy(np.argsort(np.concatenate(where))).to(policy.device)
         flat, entropies = (torch.cat(x)[order] for x in zip(*parts, strict=True))
-    return TokenScores(
-        _pad(flat, lengths), _pad(entropies, lengths), _length_mask(lengths, policy.device)
-    )
+    return TokenScores(_pad(flat, lengths), _pad(entropies, lengths), _length_mask(lengths, policy.device))
 
 
 def _score(

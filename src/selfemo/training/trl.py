@@ -32,14 +32,7 @@ from selfemo.errors import ConfigError, DataError, MissingExtraError
 from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
 from selfemo.method.scoring import score_samples
 from selfemo.method.self_grpo import lambda_at
-from selfemo.method.types import (
-    Conversation,
-    EmotionDistribution,
-    LabelSet,
-    Prompt,
-    Rollout,
-    Sample,
-)
+from selfemo.method.types import Conversation, EmotionDistribution, LabelSet, Prompt, Rollout, Sample
 from selfemo.models.policy import Policy
 from selfemo.models.references import resolve
 
@@ -107,9 +100,7 @@ def prompt_dataset(
         if prompt.id in rows:
             raise DataError(f"two prompts have the id {prompt.id!r}; groups are told apart by it")
         rows[prompt.id] = {
-            "prompt": [
-                {**m, "content": policy.defused(m["content"])} for m in messages(prompt, reasoning)
-            ],
+            "prompt": [{**m, "content": policy.defused(m["content"])} for m in messages(prompt, reasoning)],
             "prompt_id": prompt.id,
             "label_set": prompt.label_set.name,
             "labels": list(prompt.label_set.labels),
@@ -159,9 +150,7 @@ def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[...
                 "selfemo.training.trl.prompt_dataset"
             )
         rollouts: list[Rollout] = []
-        for i, (completion, weights, names) in enumerate(
-            zip(completions, target, labels, strict=True)
-        ):
+        for i, (completion, weights, names) in enumerate(zip(completions, target, labels, strict=True)):
             if policy is not None and completion_ids is not None:
                 sample = _sample(policy, completion_ids[i])
             else:
@@ -318,9 +307,7 @@ class SelfGRPOConfig(GRPOConfig):
     secondary: str = field(default="count", metadata={"help": "R2: count or weighted"})
     advantage_eps: float = field(default=1e-6, metadata={"help": "added to a group's deviation"})
     advantage_ddof: int = field(default=0, metadata={"help": "0: population, 1: sample deviation"})
-    exact_objective: bool = field(
-        default=True, metadata={"help": "refuse a loss other than eq. 14"}
-    )
+    exact_objective: bool = field(default=True, metadata={"help": "refuse a loss other than eq. 14"})
     beta: float = field(default=0.001, metadata={"help": "coefficient of k3"})
     loss_type: str = field(default="dapo", metadata={"help": "dapo: TRL's token mean over a batch"})
     use_bias_correction_kl: bool = field(
@@ -493,9 +480,7 @@ class SelfGRPOTrainer(GRPOTrainer):
         lam = self.lambda_callback.value
         rollouts = score_rows(rows, size, self._reward, self._grpo, lam)
         device = self.accelerator.device
-        self._advantages = torch.tensor(
-            [r.advantage for r in rollouts], dtype=torch.float32, device=device
-        )
+        self._advantages = torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device)
         ids = {row.prompt_id for row in rows}
         loud = {r.prompt_id for r, s in zip(rows, rollouts, strict=True) if s.advantage}
         metrics = self._metrics[mode]
@@ -529,6 +514,5 @@ def _check_columns(name: str, dataset: Any) -> None:
         return
     if missing := [c for c in COLUMNS if c not in columns]:
         raise ConfigError(
-            f"{name} has no column {', '.join(missing)}; make it with "
-            "selfemo.training.trl.prompt_dataset"
+            f"{name} has no column {', '.join(missing)}; make it with selfemo.training.trl.prompt_dataset"
         )

@@ -16,12 +16,7 @@ from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.evaluation.experiments.arms import Arm, arms_for, config_of
 from selfemo.evaluation.experiments.compare import FinishedArm, compared
-from selfemo.evaluation.experiments.runs import (
-    Keep,
-    PlannedRun,
-    complete_run,
-    complete_side_by_side,
-)
+from selfemo.evaluation.experiments.runs import Keep, PlannedRun, complete_run, complete_side_by_side
 from selfemo.evaluation.predictions import label_sets
 from selfemo.evaluation.summary import Draw
 from selfemo.files import lock_folder, write_text
@@ -62,9 +57,7 @@ class _Plan:
     ) -> _Plan:
         base = load(files, overrides)
         arms = arms_for(base, only)
-        configs = {
-            (a.name, s): config_of(a, files, overrides, s) for a in arms for s in range(seeds)
-        }
+        configs = {(a.name, s): config_of(a, files, overrides, s) for a in arms for s in range(seeds)}
         trunks = []
         for s in range(seeds):
             config = load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"])
@@ -86,9 +79,7 @@ class _Plan:
         self, jobs: int, draw: Draw | None, reporter: Reporter, stop: StopRequest | None
     ) -> None:
         """Complete all runs, `jobs` at a time."""
-        rest = [
-            self.run(a, s) for s in range(len(self.trunks)) for a in self.arms if not a.checkpoint
-        ]
+        rest = [self.run(a, s) for s in range(len(self.trunks)) for a in self.arms if not a.checkpoint]
         # A run that would take over the untouched model's scores alone does not wait for a trunk.
         first = [*self.trunks, *(p for p in rest if p.at == START)]
         first = [replace(p, trunk=None) for p in first]
@@ -110,15 +101,11 @@ class _Plan:
                 summaries[a.name, s] = complete_run(own, draw, reporter, stop) if own else shared
         return summaries
 
-    def finished(
-        self, arm: Arm, summaries: Mapping[tuple[str, int], Mapping[str, Any]]
-    ) -> FinishedArm:
+    def finished(self, arm: Arm, summaries: Mapping[tuple[str, int], Mapping[str, Any]]) -> FinishedArm:
         last = arm.checkpoint or checkpoints(self.configs[arm.name, 0])[-1]
         home, seeds = TRUNK if arm.checkpoint else arm.name, range(len(self.trunks))
         folders = [f"{home}/seed-{s}" for s in seeds]
-        return FinishedArm.read(
-            self.out, arm, last, folders, [summaries[arm.name, s] for s in seeds]
-        )
+        return FinishedArm.read(self.out, arm, last, folders, [summaries[arm.name, s] for s in seeds])
 
 
 def ablate(

@@ -20,10 +20,7 @@ from typing import Any
 from selfemo.config import Config, load
 from selfemo.errors import ConfigError
 from selfemo.runs.folder import COLD, START
-from selfemo.runs.inputs import (
-    cold_start_samples,
-    run_inputs,
-)
+from selfemo.runs.inputs import cold_start_samples, run_inputs
 
 FULL = "full"
 _ARMS = resources.files("selfemo.evaluation") / "arms"
@@ -56,9 +53,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys of nested tables."""
     if not isinstance(value, dict):
         return {prefix.removeprefix("."): value}
-    return {
-        k: v for name, inner in value.items() for k, v in flat(inner, f"{prefix}.{name}").items()
-    }
+    return {k: v for name, inner in value.items() for k, v in flat(inner, f"{prefix}.{name}").items()}
 
 
 def shipped_arms() -> list[str]:
@@ -75,9 +70,7 @@ def read_arm(name: str) -> Arm:
     shipped = name in shipped_arms()
     source = _ARMS / f"{name}.toml" if shipped else Path(name)
     if not shipped and not name.endswith(".toml"):
-        raise ConfigError(
-            f"no arm {name!r}; there are: {', '.join(shipped_arms())}, or give a .toml file"
-        )
+        raise ConfigError(f"no arm {name!r}; there are: {', '.join(shipped_arms())}, or give a .toml file")
     try:
         found = tomllib.loads(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
@@ -85,15 +78,11 @@ def read_arm(name: str) -> Arm:
     kinds = {"paper": str, "what": str, "set": dict, "checkpoint": str, "sft_for_rl": bool}
     for key, value in found.items():
         if not isinstance(value, kinds.get(key, ())):
-            raise ConfigError(
-                f"{name}: {key}: an arm has {', '.join(kinds)}, of type {kinds.get(key)}"
-            )
+            raise ConfigError(f"{name}: {key}: an arm has {', '.join(kinds)}, of type {kinds.get(key)}")
     if found.get("checkpoint", COLD) not in (START, COLD):
         raise ConfigError(f"{name}: checkpoint: valid are {START} and {COLD}")
     if found.get("checkpoint") and (found.get("set") or found.get("sft_for_rl")):
-        raise ConfigError(
-            f"{name}: an arm with a checkpoint is a part of the shared run, so it sets nothing"
-        )
+        raise ConfigError(f"{name}: an arm with a checkpoint is a part of the shared run, so it sets nothing")
     return Arm(
         Path(name).stem,
         found.get("paper", ""),
@@ -114,9 +103,7 @@ def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
     if config.flywheel.iterations == 0:
         raise ConfigError("flywheel.iterations is 0: the full arm needs an iteration")
     if config.grpo.lam_max == 0:
-        raise ConfigError(
-            "grpo.lam_max is 0, which is vanilla GRPO: the full arm needs a lambda above 0"
-        )
+        raise ConfigError("grpo.lam_max is 0, which is vanilla GRPO: the full arm needs a lambda above 0")
     if config.selfplay.synthetic_share == 0 or config.selfplay.max_turns == 1:
         raise ConfigError(
             "selfplay.synthetic_share = 0 or selfplay.max_turns = 1 leaves self-play out: the full arm "

@@ -46,11 +46,7 @@ class FinishedArm:
 
     @staticmethod
     def read(
-        out: Path,
-        arm: Arm,
-        checkpoint: str,
-        folders: Sequence[str],
-        summaries: Sequence[Mapping[str, Any]],
+        out: Path, arm: Arm, checkpoint: str, folders: Sequence[str], summaries: Sequence[Mapping[str, Any]]
     ) -> FinishedArm:
         rows, rounds = [], []
         for folder in folders:
@@ -67,10 +63,7 @@ class FinishedArm:
         """By seed: MEASURES with their intervals, by data set, UNION and AVERAGE (without intervals)."""
         by_seed = []
         for summary in self.summaries:
-            found = {
-                d: {m: s[m] for m in MEASURES}
-                for d, s in summary["scores"][self.checkpoint].items()
-            }
+            found = {d: {m: s[m] for m in MEASURES} for d, s in summary["scores"][self.checkpoint].items()}
             single = [s for d, s in found.items() if d != UNION]
             if len(single) > 1:
                 found[AVERAGE] = {
@@ -96,9 +89,7 @@ class FinishedArm:
         """FIT by data set, means over seeds; None where nothing parsed."""
         result: dict[str, Any] = {}
         for d in labels:
-            found = [
-                calibration_of([r for r in rows if r["dataset"] == d], labels) for rows in self.rows
-            ]
+            found = [calibration_of([r for r in rows if r["dataset"] == d], labels) for rows in self.rows]
             known = [c for c in found if c["n"]]
             result[d] = {k: sum(c[k] for c in known) / len(known) if known else None for k in FIT}
         return result
@@ -114,9 +105,7 @@ class FinishedArm:
         return found
 
 
-def compared(
-    mine: FinishedArm, full: FinishedArm | None, labels: Mapping[str, LabelSet]
-) -> dict[str, Any]:
+def compared(mine: FinishedArm, full: FinishedArm | None, labels: Mapping[str, LabelSet]) -> dict[str, Any]:
     """The record of an arm in ablation.json.
 
     Args:

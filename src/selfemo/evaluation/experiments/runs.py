@@ -30,9 +30,7 @@ def _same_settings(folder: Path, config: Config) -> None:
     Raises:
         StoreError: it has others, besides those that may differ.
     """
-    saved, wanted = (
-        flat(c.model_dump(mode="json")) for c in (load([folder / CONFIG_FILE]), config)
-    )
+    saved, wanted = (flat(c.model_dump(mode="json")) for c in (load([folder / CONFIG_FILE]), config))
     differ = [
         k
         for k in sorted(saved.keys() | wanted.keys())
@@ -66,10 +64,7 @@ class PlannedRun:
 
 
 def complete_run(
-    planned: PlannedRun,
-    draw: Draw | None,
-    reporter: Reporter,
-    stop: StopRequest | None = None,
+    planned: PlannedRun, draw: Draw | None, reporter: Reporter, stop: StopRequest | None = None
 ) -> dict[str, Any]:
     """The summary of a run, which is begun, resumed, or read where it is finished.
 

@@ -44,9 +44,7 @@ def check_name(name: str, known: Mapping[str, object], key: str) -> str:
         ConfigError: it is not; the message has the names that exist.
     """
     if name not in known:
-        raise ConfigError(
-            f"{key} = {name!r}: there is no such reward; valid are {', '.join(known)}"
-        )
+        raise ConfigError(f"{key} = {name!r}: there is no such reward; valid are {', '.join(known)}")
     return name
 
 
@@ -57,8 +55,6 @@ def primary_reward(
     return PRIMARY[check_name(kind, PRIMARY, "reward.primary")](predicted, target, labels)
 
 
-def secondary_rewards(
-    predicted: Sequence[Predicted], labels: LabelSet, kind: str = "count"
-) -> list[float]:
+def secondary_rewards(predicted: Sequence[Predicted], labels: LabelSet, kind: str = "count") -> list[float]:
     """R2 of each completion of one group, by a name of `SECONDARY`."""
     return SECONDARY[check_name(kind, SECONDARY, "reward.secondary")](predicted, labels)

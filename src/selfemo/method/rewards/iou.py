@@ -21,9 +21,7 @@ def iou_rows(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def weighted_iou(
-    predicted: EmotionDistribution | None,
-    target: EmotionDistribution,
-    labels: LabelSet | None = None,
+    predicted: EmotionDistribution | None, target: EmotionDistribution, labels: LabelSet | None = None
 ) -> float:
     """`iou_rows` of two distributions; 0 for a failed completion. `labels` change nothing."""
     if predicted is None:

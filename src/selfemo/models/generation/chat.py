@@ -113,9 +113,7 @@ class ExpertSpec(BaseModel):
 
     @property
     def key_variable(self) -> str:
-        return (
-            self.key or "".join(c if c.isalnum() else "_" for c in self.name.upper()) + "_API_KEY"
-        )
+        return self.key or "".join(c if c.isalnum() else "_" for c in self.name.upper()) + "_API_KEY"
 
     def read_key(self) -> str:
         """The key from the environment, or "none" for endpoints that need none.
@@ -178,18 +176,14 @@ def parse_expert(text: str) -> ExpertSpec:
     for part in rest:
         key, separator, value = part.partition("=")
         if not separator or not key:
-            raise ConfigError(
-                f"--expert {name}: a setting must read key=value; the form is {_FORM}"
-            )
+            raise ConfigError(f"--expert {name}: a setting must read key=value; the form is {_FORM}")
         fields[key.strip()] = value.strip()
     if url == "local":
         fields.setdefault("model", BUILTIN_MODEL)
     else:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(
-                f"--expert {name}: {parts.hostname or url!r} is no http(s) URL; {_FORM}"
-            )
+            raise ConfigError(f"--expert {name}: {parts.hostname or url!r} is no http(s) URL; {_FORM}")
         if parts.username or parts.password:
             raise ConfigError(
                 f"--expert {name}: the URL carries a user name or password; put the key into an "
@@ -234,7 +228,5 @@ def parse_experts(texts: Sequence[str]) -> list[ExpertSpec]:
     names = [s.name for s in specs]
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
-        raise ConfigError(
-            f"--expert {twice}: two experts have this name; records tell them apart by it"
-        )
+        raise ConfigError(f"--expert {twice}: two experts have this name; records tell them apart by it")
     return specs

@@ -98,9 +98,7 @@ class Endpoint:
         self._to_spread = spec.concurrency
         self._answered = False
         self._limit_field = "max_tokens"
-        backoff = tenacity.wait_exponential_jitter(
-            multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT
-        )
+        backoff = tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
@@ -128,9 +126,7 @@ class Endpoint:
         """
         return await self._attempts(request, on_text)
 
-    async def _attempts(
-        self, request: ChatRequest, on_text: Callable[[str], bool] | None
-    ) -> Answer:
+    async def _attempts(self, request: ChatRequest, on_text: Callable[[str], bool] | None) -> Answer:
         refused = 0
 
         async def once() -> Answer:
@@ -172,9 +168,7 @@ class Endpoint:
             "model": self.model,
             "messages": (),
             "extra_body": {"messages": list(map(dict, request.messages))},
-            "temperature": self.spec.temperature
-            if request.temperature is None
-            else request.temperature,
+            "temperature": self.spec.temperature if request.temperature is None else request.temperature,
             self._limit_field: request.max_tokens,
         }
         if self.spec.json_mode == "object":
@@ -205,11 +199,7 @@ class Endpoint:
             whole = await self._whole(request)
             on_text(whole.text)
             return whole
-        return Answer(
-            text,
-            usage.prompt_tokens if usage else 0,
-            usage.completion_tokens if usage else 0,
-        )
+        return Answer(text, usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
 
     async def _whole(self, request: ChatRequest) -> Answer:
         done = await self._client.chat.completions.create(**self._body(request))
@@ -221,9 +211,7 @@ class Endpoint:
             _tokens(usage.completion_tokens if usage else 0),
         )
 
-    async def _once(
-        self, request: ChatRequest, on_text: Callable[[str], bool] | None = None
-    ) -> Answer:
+    async def _once(self, request: ChatRequest, on_text: Callable[[str], bool] | None = None) -> Answer:
         openai = self._openai
         await self._pause(request)
         try:
@@ -238,9 +226,7 @@ class Endpoint:
         except openai.APIConnectionError as e:
             # Only the innermost error tells a refused connection from one that broke off.
             cause = str(e.__cause__ or e) or type(e.__cause__ or e).__name__
-            raise _AgainError(
-                cause, refused=type(e.__cause__).__name__.startswith("Connect")
-            ) from None
+            raise _AgainError(cause, refused=type(e.__cause__).__name__.startswith("Connect")) from None
         except openai.APIStatusError as e:
             raise self._of_status(e) from None
         except (
@@ -283,9 +269,7 @@ class EndpointSampler:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _refused(self, what: str) -> UnsupportedError:
-        return UnsupportedError(
-            f"endpoint {self.spec.name} cannot {what}; use a model on this machine"
-        )
+        return UnsupportedError(f"endpoint {self.spec.name} cannot {what}; use a model on this machine")
 
     def encode(self, messages: list[Message]) -> Sequence[int]:
         """As many numbers as the chat has tokens by an estimate; `Request.messages` carries the chat."""

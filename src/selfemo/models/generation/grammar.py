@@ -28,8 +28,7 @@ class Compiled:
             import llguidance.hf
         except ImportError:
             raise MissingExtraError(
-                "llguidance, which holds a local model to a grammar,",
-                "pip install 'selfemo[experts]'",
+                "llguidance, which holds a local model to a grammar,", "pip install 'selfemo[experts]'"
             ) from None
         self.size = policy.core.get_output_embeddings().weight.shape[0]
         tokenizer = _tokenizers.get(policy.tokenizer)

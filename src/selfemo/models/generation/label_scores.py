@@ -46,9 +46,7 @@ def label_probabilities(
     # A sequence's last token predicts nothing and is left out: labels of one token add nothing to the tree.
     seen = [[s[:-1] for s in sequences] for sequences in full]
     extra = [sum(len(h) - 1 for h in head) for head in heads]
-    trees = group_by_key(
-        [ids for _, ids, _ in places], [key for key, _, _ in places], _TREE_TOKENS, extra
-    )
+    trees = group_by_key([ids for _, ids, _ in places], [key for key, _, _ in places], _TREE_TOKENS, extra)
     sizes = [len(pack([s for i in tree for s in seen[i]])) for tree in trees]
     rows = trees
     if policy.attention == "tree":
@@ -88,8 +86,6 @@ def _normalised(
     whole = [math.exp(lp - largest) for lp in logp]
     own = list(whole)
     for i, short in enumerate(heads):
-        longer = [
-            j for j, h in enumerate(heads) if len(h) > len(short) and h[: len(short)] == short
-        ]
+        longer = [j for j, h in enumerate(heads) if len(h) > len(short) and h[: len(short)] == short]
         own[i] = max(0.0, whole[i] - sum(whole[j] for j in longer))
     return EmotionDistribution(dict(zip(labels, own, strict=True)))

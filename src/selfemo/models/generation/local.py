@@ -25,12 +25,7 @@ from selfemo.errors import EngineError, NotFiniteError, UnsupportedError
 from selfemo.method.types import EmotionDistribution, LabelSet, Sample
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.no_repeat import NoRepeat
-from selfemo.models.generation.requests import (
-    Constraint,
-    Observer,
-    Request,
-    SamplingSettings,
-)
+from selfemo.models.generation.requests import Constraint, Observer, Request, SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.models.memory import return_memory
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
@@ -128,8 +123,7 @@ class _Slots:
         valid = np.take_along_axis(self.open, order, 1)
         b, q = order.shape
         ids, positions = (
-            np.where(valid, np.take_along_axis(x, order, 1), 0)
-            for x in (self.tokens, self.positions)
+            np.where(valid, np.take_along_axis(x, order, 1), 0) for x in (self.tokens, self.positions)
         )
         self.positions += self.open
         rows, columns = np.nonzero(valid)
@@ -197,9 +191,7 @@ def sample_tokens(
         cdf = probs.double().cumsum(-1)
         # Scaling by the last value keeps rounding from pushing a draw past the end.
         draws = uniforms.double().unsqueeze(-1).to(cdf.device) * cdf[:, -1:]
-        ids = (
-            torch.searchsorted(cdf, draws, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
-        )
+        ids = torch.searchsorted(cdf, draws, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
     return ids, logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1), entropies
 
 
@@ -258,12 +250,8 @@ class LocalSampler:
         new = load_policy(weights, str(policy.device), policy.dtype, policy.attention)
         ours, theirs = policy.core.state_dict(), new.core.state_dict()
         shapes = ({name: x.shape for name, x in state.items()} for state in (ours, theirs))
-        if policy.core.config.model_type != new.core.config.model_type or next(shapes) != next(
-            shapes
-        ):
-            raise EngineError(
-                f"{weights}: its weights are not of the same model as {policy.source}"
-            )
+        if policy.core.config.model_type != new.core.config.model_type or next(shapes) != next(shapes):
+            raise EngineError(f"{weights}: its weights are not of the same model as {policy.source}")
         policy.core.load_state_dict(theirs)
         policy.core.generation_config = new.core.generation_config
         policy.take_tokenizer(new.tokenizer)
@@ -396,9 +384,7 @@ class LocalGenerator:
                 if isinstance(o.constraint, Observer):
                     o.constraint.observe(row)
         allowed = _allowed(live, logits)
-        ids, logp, entropy = sample_tokens(
-            logits, draws, settings.temperature, settings.top_p, allowed
-        )
+        ids, logp, entropy = sample_tokens(logits, draws, settings.temperature, settings.top_p, allowed)
         tokens, values = ids.tolist(), logp.tolist()
         if any(map(math.isnan, values)):
             raise NotFiniteError("the policy's probabilities are not numbers: its weights are not")

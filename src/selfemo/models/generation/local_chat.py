@@ -111,9 +111,7 @@ class LocalChat:
         for k, given in enumerate(answers):
             if isinstance(given, Answer):
                 (sample,) = next(samples)
-                answers[k] = replace(
-                    given, text=sample.text, completion_tokens=len(sample.token_ids)
-                )
+                answers[k] = replace(given, text=sample.text, completion_tokens=len(sample.token_ids))
         return answers
 
 

@@ -83,11 +83,7 @@ class OwnFormat(Compiled):
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        labels: LabelSet,
-        reasoning: Reasoning = "none",
-        no_repeat_ngram: int = 0,
+        self, policy: Policy, labels: LabelSet, reasoning: Reasoning = "none", no_repeat_ngram: int = 0
     ):
         self.labels = checked_labels(labels)
         regex = format_regex(labels, reasoning)

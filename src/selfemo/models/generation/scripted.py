@@ -31,9 +31,7 @@ class ScriptedSampler:
         labels: weights of emotions for `label_probabilities`; without any in the label set, all are equal.
     """
 
-    def __init__(
-        self, answers: Script | Sequence[str], labels: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, answers: Script | Sequence[str], labels: Mapping[str, float] | None = None) -> None:
         if not callable(answers) and not answers:
             raise DataError("a scripted sampler needs at least one answer")
         self._answers, self._labels = answers, labels or {}
@@ -109,9 +107,7 @@ def read_script(path: Path) -> list[str]:
         except ValueError:
             answers.append(None)
         if not isinstance(answers[-1], str):
-            raise DataError(
-                'write one answer a line, as a JSON string: "E: joy\\n..."', path, number
-            )
+            raise DataError('write one answer a line, as a JSON string: "E: joy\\n..."', path, number)
     if not answers:
         raise DataError("holds no answer; write one JSON string a line", path)
     return answers

@@ -38,14 +38,10 @@ class Experts(Database):
 
     def answer(self, key: str) -> Answer | None:
         """What an expert answered to the question of this key, if it was asked."""
-        found = self.rows(
-            "SELECT text, prompt_tokens, completion_tokens FROM answers WHERE key = ?", key
-        )
+        found = self.rows("SELECT text, prompt_tokens, completion_tokens FROM answers WHERE key = ?", key)
         return Answer(*found[0]) if found else None
 
-    def add_answer(
-        self, key: str, answer: Answer, purpose: str, item: str, expert: str, model: str
-    ) -> None:
+    def add_answer(self, key: str, answer: Answer, purpose: str, item: str, expert: str, model: str) -> None:
         """Keep an answer; committed at once, since it may have been paid for."""
         with self.transaction():
             self.db.execute(
@@ -56,9 +52,7 @@ class Experts(Database):
                 ),
             )  # fmt: skip
 
-    def add_failure(
-        self, purpose: str, item: str, expert: str, kind: str, detail: str, rounds: int
-    ) -> None:
+    def add_failure(self, purpose: str, item: str, expert: str, kind: str, detail: str, rounds: int) -> None:
         """Keep that an item got no usable answer."""
         with self.transaction():
             self.db.execute(
@@ -79,17 +73,14 @@ class Experts(Database):
 
     def add_personas(self, rows: Iterable[Sequence[Any]]) -> None:
         """Insert or replace persona records, in the order of the table's columns."""
-        self.db.executemany(
-            "INSERT OR REPLACE INTO personas VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows
-        )
+        self.db.executemany("INSERT OR REPLACE INTO personas VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
 
     def personas(self) -> list[Described]:
         """The records of all segments, by segment and speaker."""
         return [
             Described(*r)
             for r in self.stream(
-                "SELECT dataset, scope, speaker, description FROM personas "
-                "ORDER BY segment, speaker"
+                "SELECT dataset, scope, speaker, description FROM personas ORDER BY segment, speaker"
             )
         ]
 
@@ -108,8 +99,7 @@ class Experts(Database):
         return [
             Described(*r)
             for r in self.stream(
-                "SELECT dataset, scope, speaker, description FROM profiles "
-                "ORDER BY dataset, scope, speaker"
+                "SELECT dataset, scope, speaker, description FROM profiles ORDER BY dataset, scope, speaker"
             )
         ]
 

@@ -38,9 +38,7 @@ class Predictions(Database):
         """The predictions of one evaluation, by prompt: the order of answers differs between runs."""
         return [
             cast(PredictionRow, dict(r))
-            for r in self.rows(
-                "SELECT * FROM predictions WHERE evaluation = ? ORDER BY prompt", evaluation
-            )
+            for r in self.rows("SELECT * FROM predictions WHERE evaluation = ? ORDER BY prompt", evaluation)
         ]
 
     def predicted_prompts(self, evaluation: str) -> set[str]:

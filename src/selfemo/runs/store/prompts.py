@@ -94,9 +94,7 @@ class Prompts(Database):
 
     def skip(self, prompt_ids: Iterable[str]) -> None:
         """Mark prompts that do not fit the length limit; they are not drawn again."""
-        self.db.executemany(
-            "UPDATE prompts SET skipped = 1 WHERE id = ?", [(i,) for i in prompt_ids]
-        )
+        self.db.executemany("UPDATE prompts SET skipped = 1 WHERE id = ?", [(i,) for i in prompt_ids])
 
     def prompt(self, prompt_id: str) -> Prompt:
         """One prompt.
@@ -159,7 +157,5 @@ class Prompts(Database):
 
     def main_label_set(self) -> LabelSet | None:
         """The label set that most prompts have; None where there is no prompt."""
-        found = self.value(
-            "SELECT label_set FROM prompts GROUP BY label_set ORDER BY count(*) DESC LIMIT 1"
-        )
+        found = self.value("SELECT label_set FROM prompts GROUP BY label_set ORDER BY count(*) DESC LIMIT 1")
         return None if found is None else read_label_set(found)

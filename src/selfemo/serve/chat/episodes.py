@@ -25,9 +25,7 @@ def from_episode(episode: Episode, descriptions: dict[str, str] | None = None) -
         lines[-1] = replace(lines[-1], heard=_reading(played.read))
         lines.append(Line(played.speaker, played.reply, felt=_reading(played.own)))
     names = list(dict.fromkeys(n for p in episode.played for n in (p.speaker, p.interlocutor)))
-    return Session(
-        tuple(Character(n, known.get(n, "")) for n in names), episode.scenario, lines=tuple(lines)
-    )
+    return Session(tuple(Character(n, known.get(n, "")) for n in names), episode.scenario, lines=tuple(lines))
 
 
 def _reading(weights: EmotionDistribution | None) -> ReadEmotion | None:

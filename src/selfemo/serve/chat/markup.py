@@ -35,9 +35,7 @@ def shown(text: str) -> str:
 
 
 def _colour(emotion: str, labels: LabelSet) -> str:
-    return (
-        _COLOURS[labels.labels.index(emotion) % len(_COLOURS)] if emotion in labels else "#6E6E6E"
-    )
+    return _COLOURS[labels.labels.index(emotion) % len(_COLOURS)] if emotion in labels else "#6E6E6E"
 
 
 def tag(what: str, reading: ReadEmotion | None, labels: LabelSet) -> str:
@@ -97,9 +95,7 @@ def timeline(session: Session, labels: LabelSet) -> str:
         if kind == "felt":
             parts.append(f'<circle cx="{x}" cy="{y}" r="7" fill="{colour}"/>')
         else:
-            parts.append(
-                f'<circle cx="{x}" cy="{y}" r="9" fill="none" stroke="{colour}" stroke-width="3"/>'
-            )
+            parts.append(f'<circle cx="{x}" cy="{y}" r="9" fill="none" stroke="{colour}" stroke-width="3"/>')
     body = "".join(
         f"<tr><td>{n + 1}</td><td>{shown(who)}</td><td>{'feels' if kind == 'felt' else 'read as'}</td>"
         f"<td>{shown(emotion or '')}</td></tr>"

@@ -135,8 +135,7 @@ class Session:
         if not self.lines:
             raise DataError("there is nothing to export yet")
         turns = [
-            {"speaker": x.speaker, "text": x.text, "emotion": _weights(x.felt or x.heard)}
-            for x in self.lines
+            {"speaker": x.speaker, "text": x.text, "emotion": _weights(x.felt or x.heard)} for x in self.lines
         ]
         personas = {c.name: c.description for c in self.characters if c.description}
         content: dict[str, Any] = {"id": name, "split": "test", "labels": list(labels)}

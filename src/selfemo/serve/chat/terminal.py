@@ -73,9 +73,7 @@ class _Terminal:
         """Stream the next answer, with the emotions before it."""
         ask = self.session.ask(who)
         name, started = ask.speaker, False
-        for event in self.model.stream(
-            ask.conversation, ask.persona, speaker=name, scene=ask.scene
-        ):
+        for event in self.model.stream(ask.conversation, ask.persona, speaker=name, scene=ask.scene):
             match event:
                 case Emotion():
                     said = self.session.lines[-1].speaker
@@ -90,8 +88,7 @@ class _Terminal:
                         self.console.print()
                     if response.failure:
                         self._say(
-                            f"no answer could be read ({response.failure}); say it in other words",
-                            "red",
+                            f"no answer could be read ({response.failure}); say it in other words", "red"
                         )
                     self.session = self.session.answered(response)
 

@@ -17,9 +17,7 @@ class Votes:
     def __init__(self, path: Path, names: Sequence[str]):
         self.path, self.names = path, tuple(names)
 
-    def add(
-        self, session: Session, sides: Sequence[int], answers: Sequence[Session], vote: str
-    ) -> str:
+    def add(self, session: Session, sides: Sequence[int], answers: Sequence[Session], vote: str) -> str:
         """Keep a vote for "1", "2" or "tie"; the result tells the voter which model gave which answer.
 
         Args:
@@ -43,6 +41,4 @@ class Votes:
                 f.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as e:
             raise DataError(f"the vote cannot be kept: {e.strerror or e}", self.path) from e
-        return (
-            f"Answer 1 was {self.names[sides[0]]}, answer 2 was {self.names[sides[1]]}. Thank you."
-        )
+        return f"Answer 1 was {self.names[sides[0]]}, answer 2 was {self.names[sides[1]]}. Thank you."

@@ -44,9 +44,7 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
         raise MissingExtraError("gradio", "pip install 'selfemo[chat]'") from None
     tabs = _Tabs(gr, model, session)
     # gradio copies each export to a cache of its own, and keeps it for good unless it is told not to.
-    with gr.Blocks(
-        title="SELF-EMO chat", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)
-    ) as page:
+    with gr.Blocks(title="SELF-EMO chat", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
         gr.Markdown(
             "# SELF-EMO chat\nThe emotions beside each turn are those that the model read or declared."
         )
@@ -104,9 +102,7 @@ class _Tabs:
         gr = self.gr
         pick = gr.Dropdown([_OWN, *self.known], value=_OWN, label=f"{title}: choose one")
         name = gr.Textbox(first.name, label=f"{title}: name", max_length=200)
-        about = gr.Textbox(
-            first.description, label=f"{title}: what they are like", lines=2, max_length=2000
-        )
+        about = gr.Textbox(first.description, label=f"{title}: what they are like", lines=2, max_length=2000)
 
         def chosen(name: str) -> tuple[Any, Any]:
             c = self.known.get(name)
@@ -131,9 +127,7 @@ class _Tabs:
                     export_file(now.as_markdown(), "chat.md"),
                 )
 
-        state.change(
-            ready, state, [as_jsonl, as_markdown], api_visibility="private", show_progress="hidden"
-        )
+        state.change(ready, state, [as_jsonl, as_markdown], api_visibility="private", show_progress="hidden")
 
     # -- talk ---------------------------------------------------------------------------------------
 
@@ -207,10 +201,7 @@ class _Tabs:
                     edit = gr.Button("Change it; drop what came after")
             with gr.Column(scale=1, min_width=280):
                 with gr.Accordion("The two", open=False):
-                    people = [
-                        *self._persona_fields(first, "First"),
-                        *self._persona_fields(second, "Second"),
-                    ]
+                    people = [*self._persona_fields(first, "First"), *self._persona_fields(second, "Second")]
                 turns = gr.Slider(1, 20, value=6, step=1, label="Turns of a run")
                 moods = gr.HTML(timeline(both, labels))
         self._exports(state)
@@ -326,9 +317,7 @@ def _answered(model: SelfEmo, asked: Session) -> Session:
     """The session with a model's answer (DataError: there is none that could be read)."""
     response = model.respond_many([asked.ask()])[0]
     if response.failure:
-        raise DataError(
-            f"one of the two gave no answer ({response.failure}); say it in other words"
-        )
+        raise DataError(f"one of the two gave no answer ({response.failure}); say it in other words")
     return asked.answered(response)
 
 
@@ -346,9 +335,7 @@ def _answers(model: SelfEmo, session: Session) -> Iterator[tuple[Session, str]]:
                 reply += event.text
             case Done(response=response):
                 if response.failure:
-                    raise DataError(
-                        f"no answer could be read ({response.failure}); say it in other words"
-                    )
+                    raise DataError(f"no answer could be read ({response.failure}); say it in other words")
                 yield session.answered(response), ""
                 return
         yield session, f"<b>{shown(ask.speaker)}</b>{tags}<div>{shown(reply)}</div>"
@@ -383,9 +370,7 @@ def launch(page: Any, host: str, port: int, *, wait: bool = True) -> str:
             theme=theme, css=CSS, share=False, ssr_mode=False, footer_links=[], show_error=True,
         )  # fmt: skip
     except OSError as e:
-        raise DataError(
-            f"{host}:{port} cannot be listened at ({e}); choose another --port"
-        ) from None
+        raise DataError(f"{host}:{port} cannot be listened at ({e}); choose another --port") from None
     if wait:
         page.block_thread()
     return str(address)

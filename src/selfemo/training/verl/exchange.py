@@ -37,9 +37,7 @@ class Task:
     def from_json(text: str) -> Task:
         raw = json.loads(text)
         name, labels = raw["labels"]
-        return Task(
-            raw["prompt"], LabelSet(name, tuple(labels)), EmotionDistribution(raw["target"])
-        )
+        return Task(raw["prompt"], LabelSet(name, tuple(labels)), EmotionDistribution(raw["target"]))
 
 
 def _chat(prompt: Prompt, reader: ChatTokenizer, reasoning: Reasoning) -> list[dict[str, str]]:
@@ -127,9 +125,7 @@ def read_dump(path: Path) -> list[list[dict[str, Any]]]:
             if missing := _DUMPED - row.keys():
                 raise KeyError(*sorted(missing))
         except (ValueError, TypeError, KeyError) as e:
-            raise EngineError(
-                f"{path}:{n}: no completion as verl was told to write it ({e!r})"
-            ) from e
+            raise EngineError(f"{path}:{n}: no completion as verl was told to write it ({e!r})") from e
     return [sorted(g, key=lambda r: r["member"]) for g in groups.values()]
 
 
@@ -162,7 +158,5 @@ _MEASURES = {
 def measures_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The measures of one step under this project's names; tests on held-out prompts as `test`."""
     named = {ours: metrics[theirs] for ours, theirs in _MEASURES.items() if theirs in metrics}
-    tests = {
-        k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith(("val-core/", "val-aux/"))
-    }
+    tests = {k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith(("val-core/", "val-aux/"))}
     return named | ({"test": tests} if tests else {})

@@ -44,21 +44,12 @@ class Launch:
         end_orphan(folder / "process")
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         write_json(folder / "command.json", list(command))
-        told = {
-            **os.environ,
-            **environment(folder),
-            "PYTHONUNBUFFERED": "1",
-            "HYDRA_FULL_ERROR": "1",
-        }
+        told = {**os.environ, **environment(folder), "PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1"}
         if address:
             told["RAY_ADDRESS"] = address
         with (folder / "verl.log").open("ab") as log:
             self.process = start(
-                list(command),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=told,
-                start_new_session=True,
+                list(command), stdout=log, stderr=subprocess.STDOUT, env=told, start_new_session=True
             )
         write_text(folder / "process", str(self.process.pid))
 

@@ -190,9 +190,7 @@ def self_grpo_advantage(
     return on_tokens, on_tokens
 
 
-def secondary_rewards(
-    infos: list[Any], groups: list[Any], tasks: list[Task], kind: str
-) -> list[float]:
+def secondary_rewards(infos: list[Any], groups: list[Any], tasks: list[Task], kind: str) -> list[float]:
     """(b,) R2 of each completion within its group (eqs. 11, 12).
 
     Args:
@@ -248,19 +246,14 @@ class SelfGrpoTrainer(PPOTrainerSync):
         with open_dict(self.config.algorithm):
             own.lam = lam
         fields = ["rm_scores", "response_mask", "extra_fields", "reward_model"]
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=fields
-        )
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         scores = data["rm_scores"].unbind()
         real = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
         infos, tasks = _infos(data), _tasks(data)
         groups = [key.rsplit("_", 2)[0] for key in batch.keys]
         r2 = np.zeros(len(batch.keys))
         r2[real] = secondary_rewards(
-            [infos[i] for i in real],
-            [groups[i] for i in real],
-            [tasks[i] for i in real],
-            own.secondary,
+            [infos[i] for i in real], [groups[i] for i in real], [tasks[i] for i in real], own.secondary
         )
         both = [
             put_rewards(s.sum()[None], r2[i : i + 1], torch.ones(1, len(s), dtype=torch.long))[0]
@@ -289,9 +282,7 @@ class SelfGrpoTrainer(PPOTrainerSync):
         fields = [
             "responses", "old_log_probs", "entropy", "advantages", "extra_fields", "reward_model",
         ]  # fmt: skip
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=fields
-        )
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         ids, logprobs, entropies, gains = (data[f].unbind() for f in fields[:4])
         infos, tasks = _infos(data), _tasks(data)
         lines = []

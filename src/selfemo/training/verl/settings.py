@@ -122,14 +122,7 @@ def _cluster(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def rl_overrides(
-    config: Config,
-    model: str,
-    folder: Path,
-    *,
-    train: Path,
-    held: Path,
-    last_step: int,
-    rounds: int,
+    config: Config, model: str, folder: Path, *, train: Path, held: Path, last_step: int, rounds: int
 ) -> list[str]:
     """What `verl.trainer.main_ppo` is told: SPEC section 6 (table 12) where the settings are the paper's.
 

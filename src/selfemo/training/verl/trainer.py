@@ -44,13 +44,7 @@ from selfemo.training.verl.exchange import (
     write_parquet,
 )
 from selfemo.training.verl.launch import Launch, end_orphan
-from selfemo.training.verl.settings import (
-    PLUGIN,
-    check_config,
-    sft_command,
-    sft_overrides,
-    weights_path,
-)
+from selfemo.training.verl.settings import PLUGIN, check_config, sft_command, sft_overrides, weights_path
 from selfemo.training.verl.waves import part, wave_command, wave_files
 
 _SAME = 1e-3
@@ -120,9 +114,7 @@ class VerlTrainer:
     def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
         self._begin(stage, weights, ".")
 
-    def begin_rl(
-        self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]
-    ) -> None:
+    def begin_rl(self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]) -> None:
         self._begin(stage, weights, "actor")
         c = self.config.prompt
         fitted = [fit(p, self.encode, c.max_tokens, c.reasoning) for p in tests if p.target]
@@ -263,17 +255,10 @@ class VerlTrainer:
             # Here the place in the data of the wave before means nothing.
             for place in (self.folder / "states" / f"global_step_{done}").glob("data*.pt"):
                 place.unlink()
-        return self._launched(
-            wave_command(self.config, self._weights, self.folder, self._wave, self._rounds)
-        )
+        return self._launched(wave_command(self.config, self._weights, self.folder, self._wave, self._rounds))
 
     def sample(
-        self,
-        round_: int,
-        prompts: Sequence[Fitted],
-        n: int,
-        seeds: Sequence[int],
-        settings: SamplingSettings,
+        self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
     ) -> list[list[Sample]]:
         """What verl sampled in a round, as soon as it is there; a launch is started where none has yet."""
         step = round_ + 1  # verl counts steps from 1
@@ -300,11 +285,7 @@ class VerlTrainer:
         return [[_sample(row) for row in self._rows[f.prompt.id]] for f in prompts]
 
     def update(
-        self,
-        round_: int,
-        minibatches: Sequence[Sequence[RlItem]],
-        config: GrpoConfig,
-        rates: Sequence[float],
+        self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:
         """Check that verl trained with these advantages; its measures of the step.
 
@@ -327,6 +308,4 @@ class VerlTrainer:
 
 
 def _sample(row: dict[str, Any]) -> Sample:
-    return Sample(
-        row["text"], tuple(row["token_ids"]), (row["logprob"],), (row["entropy"],), row["finished"]
-    )
+    return Sample(row["text"], tuple(row["token_ids"]), (row["logprob"],), (row["entropy"],), row["finished"])
