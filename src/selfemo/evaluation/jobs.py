@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -37,11 +36,11 @@ from selfemo.evaluation.predictions import (
     prediction_rows,
     score,
 )
-from selfemo.files import lock_folder, write_rows, write_text
+from selfemo.files import lock_folder, write_json, write_rows
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import Conversation, LabelSet, Prompt
 from selfemo.models.generation import open_sampler
-from selfemo.models.generation.chat import ExpertSpec, parse_expert
+from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
@@ -54,7 +53,6 @@ NAME = "evaluate"
 SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.parquet"
 _IDENTITY = "evaluation"
-_ENDPOINT = re.compile(r"[^=/\\]+=https?://")
 
 
 @dataclass(frozen=True)
@@ -80,25 +78,6 @@ class Evaluation:
             "average": mean and {m: i.as_list() for m, i in mean.items()},
             "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
         }
-
-
-def endpoint_of(model: str) -> ExpertSpec | None:
-    """The endpoint that `NAME=URL,model=...` names, asked greedily unless it sets a temperature.
-
-    Raises:
-        ConfigError: it has that form with a mistake in it.
-    """
-    if not _ENDPOINT.match(model):
-        return None
-    spec = parse_expert(model)
-    if spec.json_mode != "none":
-        raise ConfigError(
-            f"{spec.name}: json={spec.json_mode} would keep the model from the format that is evaluated, "
-            "which is lines and not JSON; leave json= out"
-        )
-    if "temperature" not in spec.model_fields_set:
-        spec = spec.model_copy(update={"temperature": 0.0})
-    return spec
 
 
 def _digest(*parts: object) -> str:
@@ -246,7 +225,7 @@ def evaluate_model(
         mean = average(store, NAME, labels, resamples=resamples)
         result = Evaluation(about, scores, mean, comparison)
         if out is not None:
-            write_text(out / SCORES_FILE, json.dumps(result.as_dict(), indent=1))
+            write_json(out / SCORES_FILE, result.as_dict())
             _write_parquet(store, labels, out / PREDICTIONS_FILE, reporter)
         return result
 

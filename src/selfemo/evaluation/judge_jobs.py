@@ -17,7 +17,7 @@ from selfemo import __version__
 from selfemo.config import Config
 from selfemo.data.splits import drawn, held_out
 from selfemo.errors import ConfigError, DataError
-from selfemo.evaluation.jobs import endpoint_of, evaluate_model, predictions_of, settings_of
+from selfemo.evaluation.jobs import evaluate_model, predictions_of, settings_of
 from selfemo.evaluation.judge import (
     ASPECTS,
     KINDS,
@@ -33,10 +33,10 @@ from selfemo.evaluation.judge import (
 )
 from selfemo.evaluation.predictions import gold_prompts
 from selfemo.evaluation.rendering import cell
-from selfemo.files import write_rows, write_text
+from selfemo.files import write_json, write_rows
 from selfemo.method.parsing import parse
 from selfemo.method.types import Completion, EmotionDistribution, Prompt
-from selfemo.models.generation.chat import ExpertSpec
+from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.expert_jobs import open_store, plan, reporting
 from selfemo.runs.inputs import load_conversations
@@ -176,7 +176,7 @@ def judge_models(
         "judges": {j.name: {"model": j.model, **asked[j.name][0].as_dict()} for j in judges},
         "kinds": {k: summarise(pairs, k, list(asked), _verdicts(rows, k)) for k in KINDS},
     }
-    write_text(out / JUDGE_FILE, json.dumps(result, indent=1))
+    write_json(out / JUDGE_FILE, result)
     order = ("prompt", "kind", "judge", "order")
     write_rows(out / JUDGEMENTS_FILE, rows, order, reporter.say)
     return result

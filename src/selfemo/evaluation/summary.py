@@ -13,7 +13,7 @@ from typing import Any
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
 from selfemo.evaluation.predictions import Scores, label_sets, score
 from selfemo.evaluation.rendering import render
-from selfemo.files import write_text
+from selfemo.files import write_json, write_text
 from selfemo.method.types import LabelSet
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.folder import COLD, RunFolder, checkpoints, evaluation_name
@@ -106,7 +106,7 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
     table = render(HEADER, table_rows(scores), "markdown")
     write_text(run.path / "summary.md", f"{table}\n{change_line(summary)}\n")
     write_text(run.path / "dialogues.txt", "\n\n".join(dialogues(run.store)) + "\n")
-    write_text(run.path / SUMMARY_FILE, json.dumps(summary, indent=1))
+    write_json(run.path / SUMMARY_FILE, summary)
     return summary
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.evaluation.predictions import Scores
+from selfemo.files import replacing
 from selfemo.stages.clusters import MAPPED, NOISE, Clustering
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -21,8 +22,8 @@ _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file (RFC 4180)."""
-    with path.open("w", newline="", encoding="utf-8") as f:
+    """Write a CSV file (RFC 4180) as a whole."""
+    with replacing(path) as staging, staging.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(header)
         writer.writerows(rows)

@@ -6,7 +6,6 @@ with the full arm (compare.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from selfemo.evaluation.experiments.compare import FinishedArm, compared
 from selfemo.evaluation.experiments.runs import Keep, PlannedRun, complete_run, complete_side_by_side
 from selfemo.evaluation.predictions import label_sets
 from selfemo.evaluation.summary import Draw
-from selfemo.files import lock_folder, write_text
+from selfemo.files import lock_folder, write_json
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import BEFORE_RL, BEFORE_SFT, COLD, START, checkpoints
 from selfemo.runs.inputs import load_conversations
@@ -160,5 +159,5 @@ def ablate(
         }
         rounds = {a.arm.name: a.rounds for a in (full, *others) if a.rl}
         result["figures"] = list(present(out, result, rounds)) if present else []
-        write_text(out / "ablation.json", json.dumps(result, indent=1))
+        write_json(out / "ablation.json", result)
     return result
