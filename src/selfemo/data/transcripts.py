@@ -3,7 +3,7 @@
 | suffix | what is read |
 | --- | --- |
 | .csv, .tsv | a header with a text column, and a speaker and a conversation column if there are some |
-| .jsonl, .ndjson | conversations of the project's own form (datasets/jsonl.py) |
+| .jsonl, .ndjson | conversations of the project's own form (data/jsonl.py) |
 | .txt | `Name: text` lines; a blank line starts a new conversation; an indented line goes on |
 | .srt, .vtt | subtitles; `Name:`, `<v Name>` and dashes tell speakers, a long silence parts scenes |
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, clean_text, must_exist
+from selfemo.data.base import LoadReport, SourceFile, first_row, further_rows, must_exist
 from selfemo.data.jsonl import Jsonl
 from selfemo.errors import DataError
 from selfemo.method.types import Conversation, LabelSet
@@ -110,18 +110,12 @@ def csv_columns(path: Path, settings: ReadSettings) -> list[str]:
 
 
 def _header(f: IO[str], path: Path) -> tuple[Any, list[str]]:
-    csv.field_size_limit(MAX_FIELD_CHARS)
     first = f.readline()
     f.seek(0)
     counts = {d: first.count(d) for d in ("\t", ";", ",")}
     comma = "\t" if path.suffix.lower() == ".tsv" else max(counts, key=lambda d: counts[d])
     reader = csv.reader(f, delimiter=comma, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-    except csv.Error as e:
-        raise DataError(f"broken CSV: {e}", path, 1) from None
-    if not header:
-        raise DataError("is empty: it has no header line", path)
+    header = [name.strip() for name in first_row(reader, path)]
     twice = next((n for n in header if header.count(n) > 1), None)
     if twice is not None:
         raise DataError(f"has two columns {twice!r}; rename one", path, 1)
@@ -149,20 +143,9 @@ def _csv(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]
             path,
             1,
         )
-    report, seen, current = LoadReport(path.name), set[int](), None
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as e:
-            raise DataError(f"broken CSV: {e}", path, line) from None
-        if row is None:
-            return
-        if not row:
-            continue
+    source, seen, current = SourceFile(LoadReport(path.name), path), set[int](), None
+    for line, row, unclosed in further_rows(reader, source):
         if len(row) != len(header):
-            lines = reader.line_num - line
-            unclosed = f"; an unclosed quote up to line {reader.line_num}?" if lines else ""
             raise DataError(f"has {len(row)} fields, the header {len(header)}{unclosed}", path, line)
         fields = dict(zip(header, row, strict=True))
         key = fields[conversation].strip() if conversation else path.stem
@@ -175,25 +158,16 @@ def _csv(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]
                 )
             seen.add(hash(key))
             current = key
-        said = clean_text(fields[text], report, path, line)
-        who = clean_text(fields[speaker], report, path, line) if speaker else SPEAKER
+        said = source.clean(fields[text], line)
+        who = source.clean(fields[speaker], line) if speaker else SPEAKER
         if not said:
             raise DataError(f"column {text} is empty", path, line)
         yield SourceTurn(key, who or SPEAKER, said, fields=fields)
 
 
 def _jsonl(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]:
-    adapter, report, seen = Jsonl(), LoadReport(path.name), set[int]()
-    for line, raw in enumerate(f, 1):
-        if not raw.strip():
-            continue
-        try:
-            c = adapter.read_line(raw, report, path, line)
-        except ValueError as e:
-            raise DataError(str(e), path, line) from None
-        if hash(c.id) in seen:
-            raise DataError(f"id {c.id!r} occurs twice", path, line)
-        seen.add(hash(c.id))
+    adapter = Jsonl()
+    for _, c in adapter.read_lines(SourceFile(LoadReport(path.name), path), f):
         labels = None if c.label_set is adapter.label_set else c.label_set
         for t in c.turns:
             yield SourceTurn(c.id, t.speaker, t.text, c.scenario, labels)
@@ -206,12 +180,12 @@ _NAMED = re.compile(
 
 
 def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]:
-    report, number = LoadReport(path.name), 1
+    source, number = SourceFile(LoadReport(path.name), path), 1
     speaker, said, any_yet = "", list[str](), False
 
     def turn() -> Iterator[SourceTurn]:
         nonlocal any_yet
-        text = clean_text(" ".join(said), report, path)
+        text = source.clean(" ".join(said))
         if speaker and not text:
             raise DataError(f"{speaker} says nothing", path, line - 1)
         if text:
@@ -237,7 +211,7 @@ def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTur
                     line,
                 )
             yield from turn()
-            speaker = clean_text(found["name"], report, path, line)
+            speaker = source.clean(found["name"], line)
             said.append(raw[found.end() :])
     line += 1
     yield from turn()
@@ -274,7 +248,7 @@ def _blocks(f: IO[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _subtitles(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]:
-    report, number, last_end = LoadReport(path.name), 1, 0.0
+    source, number, last_end = SourceFile(LoadReport(path.name), path), 1, 0.0
     web = path.suffix.lower() == ".vtt"
     first, told = True, ""
     for line, block in _blocks(f):
@@ -307,9 +281,9 @@ def _subtitles(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[Sourc
         last_end = end
         fields = {"start": times["start"], "end": times["end"]}
         for speaker, raw in _voices(block[at + 1 :]):
-            text = clean_text(raw, report, path, line)
+            text = source.clean(raw, line)
             if text:
-                who = clean_text(speaker, report, path, line) or SPEAKER
+                who = source.clean(speaker, line) or SPEAKER
                 yield SourceTurn(f"{path.stem}-{number}", who, text, fields=fields)
 
 
