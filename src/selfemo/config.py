@@ -9,12 +9,13 @@ valid key.
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selfemo.errors import ConfigError
 from selfemo.method.prompts import Reasoning
@@ -31,11 +32,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _known(name: str, registry: Iterable[str]) -> str:
-    names = list(registry)
-    if name not in names:
-        raise ValueError(f"there is no such one; valid are {', '.join(names)}")
-    return name
+def _one_of(registry: Mapping[str, object]) -> AfterValidator:
+    def known(name: str) -> str:
+        if name not in registry:
+            raise ValueError(f"there is no such one; valid are {', '.join(registry)}")
+        return name
+
+    return AfterValidator(known)
 
 
 class LoraConfig(_Section):
@@ -93,18 +96,8 @@ class SamplingConfig(_Section):
 class RewardConfig(_Section):
     """Names of rewards: R1 from `rewards.PRIMARY`, R2 from `rewards.SECONDARY`."""
 
-    primary: str = "iou"
-    secondary: str = "count"
-
-    @field_validator("primary")
-    @classmethod
-    def _known_primary(cls, name: str) -> str:
-        return _known(name, PRIMARY)
-
-    @field_validator("secondary")
-    @classmethod
-    def _known_secondary(cls, name: str) -> str:
-        return _known(name, SECONDARY)
+    primary: Annotated[str, _one_of(PRIMARY)] = "iou"
+    secondary: Annotated[str, _one_of(SECONDARY)] = "count"
 
 
 class OptimConfig(_Section):
@@ -328,38 +321,22 @@ class Config(_Section):
         return self
 
 
-def _valid_keys(path: Sequence[str]) -> list[str]:
-    model: Any = Config
-    for part in path:
-        model_field = model.model_fields.get(part)
-        if model_field is None:
-            return []
-        model = next(
-            (
-                t
-                for t in (model_field.annotation, *getattr(model_field.annotation, "__args__", ()))
-                if isinstance(t, type) and issubclass(t, BaseModel)
-            ),
-            None,
-        )
-        if model is None:
-            return []
-    return list(model.model_fields)
+def _keys(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of each setting, and of each section, below one."""
+    for name, known in section.model_fields.items():
+        yield (*prefix, name)
+        for kind in (known.annotation, *get_args(known.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, (*prefix, name))
 
 
-def _all_keys() -> list[str]:
-    keys = []
-    for section in Config.model_fields:
-        keys.append(section)
-        keys.extend(f"{section}.{k}" for k in _valid_keys([section]))
-    return keys
-
-
-def _nearest(path: Sequence[str]) -> str:
-    near = difflib.get_close_matches(path[-1], _valid_keys(path[:-1]), n=1, cutoff=0.5)
-    if near:
+def _nearest(path: tuple[str, ...]) -> str:
+    """The valid key most like a wrong one: in its own section, or else anywhere."""
+    keys = list(_keys(Config))
+    beside = [k[-1] for k in keys if k[:-1] == path[:-1]]
+    if near := difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
         return ".".join([*path[:-1], near[0]])
-    whole = difflib.get_close_matches(".".join(path), _all_keys(), n=1, cutoff=0.4)
+    whole = difflib.get_close_matches(".".join(path), map(".".join, keys), n=1, cutoff=0.4)
     return whole[0] if whole else ""
 
 
@@ -459,23 +436,13 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
 
 def to_toml(config: Config) -> str:
     """The resolved configuration as TOML that `load` reads back to an equal one."""
-    import json
+    return "\n\n".join(_tables("", config.model_dump(mode="json", exclude_none=True))) + "\n"
 
-    def value(v: Any) -> str:
-        # JSON strings, numbers, booleans and arrays are also TOML; None is left out by the caller.
-        return json.dumps(v)
 
-    data = config.model_dump(mode="json", exclude_none=True)
-    top = [f"{k} = {value(v)}" for k, v in data.items() if not isinstance(v, dict)]
-    blocks = ["\n".join(top)]
-    for name, section in data.items():
-        if not isinstance(section, dict):
-            continue
-        lines = [f"[{name}]"]
-        lines += [f"{k} = {value(v)}" for k, v in section.items() if not isinstance(v, dict)]
-        for sub, inner in section.items():
-            if isinstance(inner, dict):
-                lines.append(f"\n[{name}.{sub}]")
-                lines += [f"{k} = {value(v)}" for k, v in inner.items()]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
+def _tables(name: str, section: dict[str, Any]) -> Iterator[str]:
+    # JSON strings, numbers, booleans and arrays are also TOML; TOML has no null, which was left out.
+    lines = [f"{k} = {json.dumps(v)}" for k, v in section.items() if not isinstance(v, dict)]
+    yield "\n".join([f"[{name}]", *lines] if name else lines)
+    for key, inner in section.items():
+        if isinstance(inner, dict):
+            yield from _tables(f"{name}.{key}" if name else key, inner)
