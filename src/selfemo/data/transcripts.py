@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -74,9 +75,15 @@ def read_turns(path: Path, settings: ReadSettings | None = None) -> Iterator[Sou
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"of no known form; there are {', '.join(SUFFIXES)}", path)
+    with _opened(path, settings) as f:
+        yield from reader(f, path, settings)
+
+
+@contextmanager
+def _opened(path: Path, settings: ReadSettings) -> Iterator[IO[str]]:
     try:
         with path.open(encoding=settings.encoding, newline="") as f:
-            yield from reader(f, path, settings)
+            yield f
     except UnicodeDecodeError as e:
         raise DataError(
             f"is not {settings.encoding.removesuffix('-sig')} text (a byte 0x{e.object[e.start]:02x}); "
@@ -102,11 +109,9 @@ def csv_columns(path: Path, settings: ReadSettings) -> list[str]:
     Raises:
         DataError: see `read_turns`.
     """
-    try:
-        with path.open(encoding=settings.encoding, newline="") as f:
-            return _header(f, path)[1]
-    except (UnicodeDecodeError, LookupError, OSError):
-        return list(next(read_turns(path, settings)).fields)  # tells what is wrong
+    must_exist(path)
+    with _opened(path, settings) as f:
+        return _header(f, path)[1]
 
 
 def _header(f: IO[str], path: Path) -> tuple[Any, list[str]]:

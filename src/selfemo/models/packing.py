@@ -27,13 +27,11 @@ class Pack:
 
     Attributes:
         tokens: (n,) token ids.
-        parents: (n,) index of each token's parent, -1 at a root.
         positions: (n,) position in the token's own sequence (depth in the tree).
         paths: for each packed sequence, the tree index of each of its tokens.
     """
 
     tokens: np.ndarray
-    parents: np.ndarray
     positions: np.ndarray
     paths: tuple[np.ndarray, ...]
 
@@ -72,7 +70,6 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
         raise ValueError("pack needs at least one sequence and none of them empty")
     arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
     tokens: list[np.ndarray] = []
-    parents: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     paths: list[np.ndarray] = []
     n = 0
@@ -88,19 +85,12 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
                 shared, with_ = common, j
         before = paths[with_][:shared] if shared else np.empty(0, dtype=np.int64)
         own = np.arange(n, n + len(sequence) - shared)
-        path = np.concatenate([before, own])
         if len(own):
             tokens.append(sequence[shared:])
-            parents.append(np.concatenate([before[-1:] if shared else [-1], own[:-1]]))
             positions.append(np.arange(shared, len(sequence)))
             n += len(own)
-        paths.append(path)
-    return Pack(
-        np.concatenate(tokens),
-        np.concatenate(parents).astype(np.int64),
-        np.concatenate(positions),
-        tuple(paths),
-    )
+        paths.append(np.concatenate([before, own]))
+    return Pack(np.concatenate(tokens), np.concatenate(positions), tuple(paths))
 
 
 @dataclass(frozen=True)

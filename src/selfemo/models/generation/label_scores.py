@@ -36,7 +36,7 @@ def label_probabilities(
     """
     if not places:
         return []
-    heads = [[_encode(policy, f"{written} {e}") for e in labels] for _, _, written in places]
+    heads = [[policy.plain_ids(f"{written} {e}") for e in labels] for _, _, written in places]
     full = [[[*ids, *h] for h in head] for (_, ids, _), head in zip(places, heads, strict=True)]
     # The tokens that all labels begin with are left out: they cancel.
     common = [
@@ -73,10 +73,6 @@ def label_probabilities(
         for n, i in enumerate(members):
             found[i] = _normalised(sums[n * len(labels) : (n + 1) * len(labels)], heads[i], labels)
     return [d for d in found if d is not None]
-
-
-def _encode(policy: Policy, text: str) -> list[int]:
-    return list(policy.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _normalised(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
@@ -30,22 +31,6 @@ _CHARACTER = 4
 """Tokens that the rest of a character may take: UTF-8 has at most four bytes."""
 
 
-def checked_labels(labels: LabelSet) -> LabelSet:
-    """The labels, once each is known to be readable from a completion.
-
-    Raises:
-        ConfigError: a label could not be read back.
-    """
-    for label in labels:
-        read = parse_emotions(label, labels)
-        if not isinstance(read, EmotionDistribution) or list(read) != [label]:
-            raise ConfigError(
-                f"label {label!r} cannot be written in the format; a label is lower-case letters, with "
-                "blanks, hyphens or apostrophes between them"
-            )
-    return labels
-
-
 def emotions_regex(labels: LabelSet, most: int = MAX_EMOTIONS) -> str:
     """The texts of `prompts.format_emotions`: one name, or up to `most` distinct ones with whole weights."""
 
@@ -62,18 +47,6 @@ def emotions_regex(labels: LabelSet, most: int = MAX_EMOTIONS) -> str:
     return f"({'|'.join(one)})"
 
 
-def most_emotions(labels: LabelSet) -> int:
-    """The most emotions that one E or S line may name under the grammar."""
-    return 2 if len(labels) > _MANY_LABELS else min(MAX_EMOTIONS, len(labels))
-
-
-def format_regex(labels: LabelSet, reasoning: Reasoning = "none") -> str:
-    """A whole completion."""
-    emotions = emotions_regex(labels, most_emotions(labels))
-    thought = "" if reasoning == "none" else rf"T: {_FIRST}{_FREE}*\n"
-    return rf"{thought}E: {emotions}\nS: {emotions}\nR: {_FIRST}{_FREE}*"
-
-
 class OwnFormat(Compiled):
     """The format over one label set, for one policy's tokenizer.
 
@@ -85,17 +58,26 @@ class OwnFormat(Compiled):
     def __init__(
         self, policy: Policy, labels: LabelSet, reasoning: Reasoning = "none", no_repeat_ngram: int = 0
     ):
-        self.labels = checked_labels(labels)
-        regex = format_regex(labels, reasoning)
+        for label in labels:
+            read = parse_emotions(label, labels)
+            if not isinstance(read, EmotionDistribution) or list(read) != [label]:
+                raise ConfigError(
+                    f"label {label!r} cannot be written in the format; a label is lower-case letters, with "
+                    "blanks, hyphens or apostrophes between them"
+                )
+        self.labels = labels
+        self.most = 2 if len(labels) > _MANY_LABELS else min(MAX_EMOTIONS, len(labels))
+        emotions = emotions_regex(labels, self.most)
+        thought = "" if reasoning == "none" else rf"T: {_FIRST}{_FREE}*\n"
+        regex = rf"{thought}E: {emotions}\nS: {emotions}\nR: {_FIRST}{_FREE}*"
         super().__init__(policy, lambda m: m.grammar_from_regex(regex), "the format")
-        self.reasoning, self.policy, self.most = reasoning, policy, most_emotions(labels)
+        self.reasoning, self.policy = reasoning, policy
         self.end = int(policy.tokenizer.eos_token_id)
-        self._no_repeat = no_repeat_ngram
-        self._least = 0
+        self.no_repeat = no_repeat_ngram
         # One more token may open an emotion with its weight that then has to be closed as well.
         longest = max(len(self.encode(f", {e} 3")) for e in labels)
         self.slack = 2 * longest + 2 * _CHARACTER
-        self._tails: torch.Tensor | None = None
+        self._least = len(self.encode(self.closing(""))) + self.slack + 2 * _CHARACTER
         # The token that each label begins with behind "E:"; none where two begin alike.
         begin = len(self.encode("E:"))
         firsts = [self.encode(f"E: {e}")[begin] for e in labels]
@@ -106,8 +88,6 @@ class OwnFormat(Compiled):
 
     def least_tokens(self) -> int:
         """The smallest token limit under which every completion is whole."""
-        if not self._least:
-            self._least = len(self.encode(self.closing(""))) + self.slack + 2 * _CHARACTER
         return self._least
 
     def closing(self, written: str) -> str:
@@ -145,16 +125,15 @@ class OwnFormat(Compiled):
             and all(weight in tuple("123456789") for _, _, weight in named)
         )
 
+    @cached_property
     def tails(self) -> torch.Tensor:
         """(v,) bool: tokens that only go on with a character begun before (UTF-8 continuation bytes)."""
-        if self._tails is None:
-            self._tails = torch.zeros(self.size, dtype=torch.bool)
-            for token in range(min(self.size, self.tokenizer.vocab_size)):
-                if self.tokenizer.is_special_token(token):
-                    continue
+        tails = torch.zeros(self.size, dtype=torch.bool)
+        for token in range(min(self.size, self.tokenizer.vocab_size)):
+            if not self.tokenizer.is_special_token(token):
                 raw = self.tokenizer.decode_bytes([token])
-                self._tails[token] = bool(raw) and all(0x80 <= b < 0xC0 for b in raw)
-        return self._tails
+                tails[token] = bool(raw) and all(0x80 <= b < 0xC0 for b in raw)
+        return tails
 
     def limited(self, max_tokens: int) -> LimitedFormat:
         """The format in completions of at most `max_tokens` tokens, the end token included.
@@ -168,9 +147,6 @@ class OwnFormat(Compiled):
                 f"takes at least {self.least_tokens()}"
             )
         return LimitedFormat(self, max_tokens)
-
-    def no_repeat(self) -> NoRepeat | None:
-        return NoRepeat(self._no_repeat, self.policy.line_ends()) if self._no_repeat else None
 
 
 class LimitedFormat:
@@ -199,7 +175,8 @@ class _Open:
     def __init__(self, format_: OwnFormat, max_tokens: int):
         self._format, self._left = format_, max_tokens
         self._matcher: Matcher = format_.start()
-        self._no_repeat = format_.no_repeat()
+        n = format_.no_repeat
+        self._no_repeat = NoRepeat(n, format_.policy.line_ends) if n else None
         self._raw = b""
         self.seen: dict[str, EmotionDistribution] = {}
         self._replies_from = 2 if format_.reasoning == "none" else 3
@@ -252,5 +229,5 @@ class _Open:
             only = torch.zeros_like(mask)
             only[closing[0]] = True
             return only
-        tails = mask & self._format.tails()
+        tails = mask & self._format.tails
         return tails if tails.any() else mask

@@ -6,6 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from selfemo.errors import DataError, UnsupportedError
@@ -34,7 +35,8 @@ class ScriptedSampler:
     def __init__(self, answers: Script | Sequence[str], labels: Mapping[str, float] | None = None) -> None:
         if not callable(answers) and not answers:
             raise DataError("a scripted sampler needs at least one answer")
-        self._answers, self._labels = answers, labels or {}
+        self._answer = answers if callable(answers) else partial(_counted, answers)
+        self._labels = labels or {}
         self._chats: dict[tuple[int, ...], Sequence[Message]] = {}
         self._said: dict[int, str] = {}
         self.loaded: list[str] = []
@@ -74,11 +76,6 @@ class ScriptedSampler:
                 on_done(request.n)
         return samples
 
-    def _answer(self, messages: Sequence[Message], request: Request, k: int) -> str:
-        if callable(self._answers):
-            return self._answers(messages, request, k)
-        return self._answers[(request.seed + k) % len(self._answers)]
-
     def label_probabilities(
         self, places: Sequence[LabelPlace], labels: LabelSet
     ) -> list[EmotionDistribution]:
@@ -88,6 +85,10 @@ class ScriptedSampler:
     def load(self, weights: str) -> None:
         """Note the reference; the answers stay the same."""
         self.loaded.append(weights)
+
+
+def _counted(answers: Sequence[str], messages: Sequence[Message], request: Request, k: int) -> str:
+    return answers[(request.seed + k) % len(answers)]
 
 
 def read_script(path: Path) -> list[str]:
