@@ -124,13 +124,12 @@ class SftConfig(OptimConfig):
     """Samples of one conversation that stay together in a step: longer runs share more of their prefix,
     shorter ones mix more conversations."""
     epochs: Annotated[int, Field(ge=0)] = 3
-    """Passes over the samples; 0: the model has had its cold start already (its samples are still those
-    that refits see again)."""
+    """Passes over the samples; 0: the model had its cold start before (refits still see its samples)."""
     max_samples: Annotated[int, Field(ge=0)] = 0
     """Cold-start samples to take; 0 takes all."""
     max_emotion_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Most of max_samples whose E may be one emotion: where half the data are neutral, a small model
-    learns to say nothing else."""
+    """Most of max_samples with one emotion as E: if half the data are neutral, a small model learns to say
+    nothing else."""
     samples: str = ""
     """A Parquet file of `selfemo coldstart generate`; empty takes the gold data."""
     label_weight: PositiveFloat = 1.0
@@ -162,7 +161,7 @@ class GrpoConfig(OptimConfig):
 
 
 class GateConfig(_Section):
-    """What the best rollout of a group must pass (SPEC section 5, step 3)."""
+    """Conditions on the best rollout of a group (SPEC section 5, step 3)."""
 
     tau: Fraction = 0.5
     min_reply_chars: Positive = 2
@@ -182,11 +181,11 @@ class FlywheelConfig(_Section):
     prompts: Positive = 23000
     """Prompts of one iteration's RL stage, original and synthetic together."""
     max_prompt_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Cap on the share of any one gold emotion among a data set's original prompts; 1 draws from all. Where
-    half the data are neutral, the reward of a group pays for saying neutral."""
+    """Most original prompts of a data set with one gold emotion, as a share; 1 draws from all. If half the
+    data are neutral, the reward of a group pays for saying neutral."""
     refit: Literal["base", "policy", "none"] = "base"
-    """What step (b) of algorithm 1 trains again: the base model (paper), the RL policy (far cheaper),
-    or nothing, which keeps the RL policy."""
+    """The model that step (b) of algorithm 1 trains again: the base model (paper), the RL policy (far
+    cheaper), or none: the RL policy stays as it is."""
     max_emotion_share: Fraction = 0.5
     """Cap on the share of any one emotion among the self-play samples that join the SFT set."""
     replay: Fraction = 1.0
@@ -207,9 +206,9 @@ class FlywheelConfig(_Section):
 
 class EvalConfig(_Section):
     span: Literal["all", "emotion", "probabilities"] = "emotion"
-    """"emotion" stops behind the E line and scores it alone; "all" writes whole completions;
-    "probabilities" has nothing written: the prediction is how probable each label is behind "E:", so that
-    an untouched model can be scored, mean R1 moves with each change and calibration is of probabilities."""
+    """"emotion" stops after the E line and scores it alone; "all" writes whole completions;
+    "probabilities" writes nothing: the prediction is the probability of each label after "E:", so that an
+    untrained model has a score, mean R1 moves with each change and calibration is of probabilities."""
     max_new_tokens: Positive = 512
     no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
     """Greedy completions repeat no n-gram of so many tokens within a line; 0 for no such limit."""
@@ -221,7 +220,7 @@ GuardAction = Literal["warn", "stop", "rollback"]
 
 
 class GuardConfig(_Section):
-    """What a training stage is watched for, and what happens then (guards.py)."""
+    """The alarms of a training stage, and what each of them does (guards.py)."""
 
     numbers: GuardAction = "stop"
     kl: GuardAction = "stop"
@@ -245,14 +244,14 @@ class SaveConfig(_Section):
     """RL rounds or SFT steps between two resumable states inside a stage; 0 saves them at stage ends
     and where a run is asked to stop."""
     keep_states: Positive = 2
-    """States of the stage in hand that are kept: where the last one turns out damaged, the one before it
-    is gone on from. Each holds weights and optimiser, three times the trained parameters."""
+    """States of the running stage that are kept: if the last one is damaged, the stage resumes from the one
+    before. Each holds weights and optimiser, three times the trained parameters."""
     keep_stage_checkpoints: bool = True
-    """Whether the policy after RL (iteration-i-rl) stays once the iteration's own model is evaluated."""
+    """Keep the policy after RL (iteration-i-rl) when the iteration's own model is evaluated."""
 
 
 class ClusterConfig(_Section):
-    """What verl is told beyond the settings of all engines (engine = "verl"); defaults are table 12's."""
+    """Settings for verl alone (engine = "verl"); defaults are table 12's."""
 
     nodes: Positive = 1
     gpus_per_node: Positive = 8
@@ -270,7 +269,7 @@ class ClusterConfig(_Section):
     test_every: Annotated[int, Field(ge=0)] = 10
     """RL rounds between two tests on held-out prompts; 0 for none."""
     save_every: Positive = 480
-    """RL rounds between two states that a stage goes on from; one more stands at the end of each wave."""
+    """RL rounds between two states that a stage can resume from; each wave ends with one more."""
     reward_workers: Positive = 8
     """Processes of verl that score completions."""
     overrides: tuple[str, ...] = ()
@@ -284,7 +283,7 @@ class Config(_Section):
 
     seed: Annotated[int, Field(ge=0)] = 0
     engine: Literal["local", "verl"] = "local"
-    """What trains: this process on one device, or verl on a cluster of GPUs (docs/cluster.md)."""
+    """Training in this process on one device, or by verl on a cluster of GPUs (docs/cluster.md)."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
@@ -314,7 +313,7 @@ class Config(_Section):
             )
         if self.evaluation.span == "probabilities" and self.prompt.reasoning != "none":
             raise ValueError(
-                f'evaluation.span = "probabilities" reads the place behind "E:" with nothing before it, and '
+                f'evaluation.span = "probabilities" reads the place after "E:" with nothing before it, and '
                 f"prompt.reasoning = {self.prompt.reasoning!r} has the model reason first; use span "
                 '"emotion" or "all"'
             )

@@ -146,11 +146,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file by a value as JSON, as a whole.
-
-    Raises:
-        StoreError: the disk is full, or the folder cannot be written.
-    """
+    """Replace a file by a value as JSON; see `write_text`."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -172,11 +168,7 @@ def need_polars() -> Any:
 def write_rows(
     path: Path, rows: Sequence[Mapping[str, Any]], sort: Sequence[str], say: Callable[[str], None]
 ) -> None:
-    """Write rows as Parquet in the order of some columns; without polars, say so and write nothing.
-
-    Raises:
-        StoreError: the disk is full, or the folder cannot be written.
-    """
+    """Write rows as Parquet, sorted by some columns, as a whole; without polars, say so and write nothing."""
     try:
         pl = need_polars()
     except MissingExtraError:

@@ -1,11 +1,9 @@
-"""How stages say what they do, and how they are asked to stop.
+"""Progress of stages, and requests to stop them.
 
-Progress: nothing (library use) or bars with rate and time left (command line).
-
-Stop requests: the first signal lets the step in hand end and be saved, a second one stops at once. A
-handler that raises would do so anywhere: inside an import, or where a library swallows it. (CPython also
-ends with the signal's own exit status once a KeyboardInterrupt has passed through `exec`, caught or not.)
-A flag that the stages read after each step has neither fault.
+The first signal lets the current step end and be saved, a second one stops at once. The handler sets a flag
+that stages read after each step: one that raises would do so anywhere, inside an import or where a library
+swallows it. (CPython also ends with the signal's own exit status once a KeyboardInterrupt has passed through
+`exec`, caught or not.)
 """
 
 from __future__ import annotations

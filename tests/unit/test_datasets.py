@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.data import ADAPTERS, check_lines, describe_speakers, detect, load, with_personas
-from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile
+from selfemo.data import ADAPTERS, detect, load
+from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, check_lines
+from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.errors import DataError
 from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
 from tests.conftest import dist, toy_conversations

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.data import ADAPTERS, check_lines, detect, load, resolve
-from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, split_of
+from selfemo.data import ADAPTERS, detect, load, resolve
+from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, check_lines, split_of
 from selfemo.errors import DataError
 from selfemo.method.types import LABEL_SETS, Utterance
 from tests.conftest import dist

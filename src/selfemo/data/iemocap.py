@@ -5,7 +5,7 @@ sessions 1 to 4, in sorted order, every tenth is the development split [ours].
 
 The annotators' categorical lines (C-E*) give the vote distribution over the six classes; the actors'
 self reports (C-F*, C-M*) and votes for other classes are left out. Where no vote falls inside the six,
-the consensus label alone counts. Turns whose consensus is none of the six stay as context without gold.
+the consensus label alone counts. Turns with another consensus stay as context without gold.
 A turn whose votes put another class above the consensus is noted as a blemish.
 
 The official counts are the benchmark's. They add up to 7,433 utterances, while the release's own

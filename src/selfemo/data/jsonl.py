@@ -6,7 +6,7 @@
                {"speaker": "Bo", "text": "...", "emotion": {"upset": 0.7, "calm": 0.3}}]}
 
 Only `id` and `turns` must be there; `labels` are MELD's seven where missing, `split` is "test", an
-emotion may be null. A key that is none of these, or occurs twice, is an error.
+emotion may be null. Any other key, or a key that occurs twice, is an error.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,9 +25,9 @@ from selfemo.errors import DataError
 from selfemo.method.types import Conversation, LabelSet
 
 SPEAKER = "Speaker"
-"""Who says what no name stands before."""
+"""The speaker of text without a name."""
 OTHER_SPEAKER = "Other speaker"
-"""Who says the second of two lines with dashes."""
+"""The speaker of the second of two lines with dashes."""
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".srt", ".vtt")
 _TEXT = ("text", "utterance", "message", "line", "sentence", "content")
 _SPEAKER = ("speaker", "name", "character", "role", "author", "sender")
@@ -40,7 +41,7 @@ class SourceTurn:
     """One turn as a file has it.
 
     Attributes:
-        fields: what else stood with it and is kept in the output (a CSV row, a subtitle's times).
+        fields: kept in the output: the whole CSV row, or the times of a subtitle.
         labels: the label set that the file asks for, if it does.
     """
 
@@ -55,7 +56,7 @@ class SourceTurn:
 @dataclass(frozen=True)
 class ReadSettings:
     """Column names ("" looks for the usual ones), file encoding, and seconds of silence that part two
-    scenes of subtitles (0: none does)."""
+    scenes of subtitles (0: never)."""
 
     text: str = ""
     speaker: str = ""
@@ -104,11 +105,7 @@ def turns_of(conversations: Sequence[Conversation]) -> Iterator[SourceTurn]:
 
 
 def csv_columns(path: Path, settings: ReadSettings) -> list[str]:
-    """The columns of a CSV file.
-
-    Raises:
-        DataError: see `read_turns`.
-    """
+    """The columns of a CSV file; errors as of `read_turns`."""
     must_exist(path)
     with _opened(path, settings) as f:
         return _header(f, path)[1]
@@ -198,8 +195,7 @@ def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTur
             yield SourceTurn(f"{path.stem}-{number}", speaker, text)
         said.clear()
 
-    line = 0
-    for line, raw in enumerate(f, 1):
+    for line, raw in enumerate(chain(f, [""]), 1):  # the blank line at the end closes the last turn
         if not raw.strip():
             yield from turn()
             speaker = ""
@@ -218,8 +214,6 @@ def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTur
             yield from turn()
             speaker = source.clean(found["name"], line)
             said.append(raw[found.end() :])
-    line += 1
-    yield from turn()
 
 
 _TIMES = re.compile(
@@ -238,18 +232,12 @@ def _seconds(stamp: str) -> float:
 
 
 def _blocks(f: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line of the first, lines) of what blank lines part."""
-    block: list[str] = []
-    line = 0
-    for line, raw in enumerate(f, 1):
-        text = raw.strip("\r\n").strip("\ufeff")
-        if text.strip():
-            block.append(text)
-        elif block:
-            yield line - len(block), block
-            block = []
-    if block:
-        yield line - len(block) + 1, block
+    """(line number of the first, lines) of each block between blank lines."""
+    texts = ((line, raw.strip("\r\n").strip("\ufeff")) for line, raw in enumerate(f, 1))
+    for said, block in groupby(texts, key=lambda numbered: bool(numbered[1].strip())):
+        if said:
+            lines = list(block)
+            yield lines[0][0], [text for _, text in lines]
 
 
 def _subtitles(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]:
@@ -320,11 +308,8 @@ def _voices(lines: Sequence[str]) -> list[tuple[str, str]]:
 
 
 _READERS = {
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
+    **dict.fromkeys((".csv", ".tsv"), _csv),
+    **dict.fromkeys((".jsonl", ".ndjson"), _jsonl),
     ".txt": _plain,
-    ".srt": _subtitles,
-    ".vtt": _subtitles,
+    **dict.fromkeys((".srt", ".vtt"), _subtitles),
 }

@@ -95,11 +95,7 @@ def load_policy(
 
 
 def load_configured(config: ModelConfig, checkpoint: str | None = None) -> Policy:
-    """The policy of some settings, or a checkpoint under them; without adapters, which training adds.
-
-    Raises:
-        EngineError: see `load_policy`.
-    """
+    """`load_policy` by some settings, or of a checkpoint under them; training adds the adapters."""
     if config.threads:
         torch.set_num_threads(config.threads)
     return load_policy(checkpoint or config.id, config.device, config.dtype)

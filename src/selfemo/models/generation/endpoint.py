@@ -63,7 +63,7 @@ def retry_after(headers: Any) -> float | None:
 
 
 class Endpoint:
-    """One endpoint behind the `Chat` interface.
+    """One endpoint as a `Chat`.
 
     Raises:
         MissingExtraError: the client libraries are not installed.

@@ -112,7 +112,7 @@ class _Slots:
         return index
 
     def queries(self, length: int) -> tuple[PackedRows, torch.Tensor, int]:
-        """The open slots as query positions (b, q) behind `length` keys.
+        """The open slots as query positions (b, q) after `length` keys.
 
         Returns:
             the rows, (n, 2) the place of each open slot in them, in the order of `open`, and the number
@@ -183,11 +183,11 @@ def sample_tokens(
 
 
 class LocalSampler:
-    """A model on this device as a `Sampler`; whoever trains the same `Policy` changes what it says.
+    """A model on this device as a `Sampler`; training the same `Policy` changes its completions.
 
     Args:
         policy: the model, tokenizer and device.
-        many_calls: keep freed memory for the next call, which is quicker where calls are small and many.
+        many_calls: keep freed memory for the next call: quicker for many small calls.
     """
 
     def __init__(self, policy: Policy, *, many_calls: bool = False):

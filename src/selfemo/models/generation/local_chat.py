@@ -1,4 +1,4 @@
-"""A model on this machine behind the same `Chat` interface as an endpoint.
+"""A model on this machine as a `Chat`, as an endpoint is one.
 
 Questions that wait are answered together, one batch at a time, in a thread beside the event loop. The
 answers are held to the question's JSON schema, without which a small model seldom writes any JSON.

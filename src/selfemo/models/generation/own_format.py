@@ -1,4 +1,4 @@
-"""Sampling held to the format of completions (prompts.py), so that every one parses (parsing.py).
+"""Sampling under the format of completions (prompts.py), so that each one parses (parsing.py).
 
 At each step llguidance allows only tokens that the format can continue with. It knows no token limit, so
 near the limit this constraint takes over: it closes an open field by the shortest text that ends it, token
@@ -78,7 +78,7 @@ class OwnFormat(Compiled):
         longest = max(len(self.encode(f", {e} 3")) for e in labels)
         self.slack = 2 * longest + 2 * _CHARACTER
         self._least = len(self.encode(self.closing(""))) + self.slack + 2 * _CHARACTER
-        # The token that each label begins with behind "E:"; none where two begin alike.
+        # The first token of each label after "E:"; None where two begin alike.
         begin = len(self.encode("E:"))
         firsts = [self.encode(f"E: {e}")[begin] for e in labels]
         self.firsts = firsts if len(set(firsts)) == len(firsts) else None
@@ -159,7 +159,7 @@ class LimitedFormat:
     def probabilities(self, field: str) -> EmotionDistribution | None:
         """The probability of each label at "E" or "S" in the completion begun last, normalised over the set.
 
-        Read off at the token that each label begins with: the grammar leaves no other label behind it. None
+        It is read at the first token of each label, after which the grammar allows that label alone. None
         before that place, and where two labels begin with one token (label_scores.py tells those apart).
         """
         return self.opened.seen.get(field) if self.opened else None

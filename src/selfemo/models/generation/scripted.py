@@ -1,4 +1,4 @@
-"""Fixed answers behind the `Sampler` protocol: no model, no random numbers, for tests and dry runs."""
+"""A `Sampler` of fixed answers: no model, no random numbers; for tests and dry runs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class ScriptedSampler:
     entropies are 0.
 
     Args:
-        answers: a function, or texts: the k-th completion of a request with seed s is number s + k of them,
-            counted round, so that it depends on nothing but the request.
-        labels: weights of emotions for `label_probabilities`; without any in the label set, all are equal.
+        answers: a function, or texts: the k-th completion of a request with seed s is text s + k, modulo
+            their number, so that it depends on the request alone.
+        labels: weights of emotions for `label_probabilities`; where the label set has none of them, all
+            are equal.
     """
 
     def __init__(self, answers: Script | Sequence[str], labels: Mapping[str, float] | None = None) -> None:
@@ -127,7 +128,7 @@ def _sample(text: str, settings: SamplingSettings) -> Sample:
     cut = first_lines(text, settings.max_lines)
     words = _words(cut)
     stopped = len(cut) < len(text) or bool(settings.max_lines and cut.endswith("\n"))
-    # The end token counts, as it does for a model; a stop behind a line needs none.
+    # The end token counts, as it does for a model; a stop after a line needs none.
     finished = len(words) + (not stopped) <= settings.max_new_tokens
     ids = _ids(cut)[: settings.max_new_tokens]
     if finished and not stopped:
