@@ -88,36 +88,30 @@ class Iemocap(Adapter):
         return LoadResult(tuple(conversations), report)
 
     def _labels(self, source: SourceFile) -> dict[str, EmotionDistribution | None]:
-        labels: dict[str, EmotionDistribution | None] = {}
-        votes: dict[str, Counter[str]] = {}
-        codes: dict[str, tuple[str, int]] = {}
-        current = ""
+        found: dict[str, tuple[str, int, Counter[str]]] = {}
+        votes: Counter[str] | None = None
         for line, text in enumerate(source.text().split("\n"), 1):
             if header := _HEADER.match(text):
-                current, code = header[3], header[4].lower()
-                if code not in _CODES and code not in _OTHER_CODES:
-                    source.fail(
-                        line, f"unknown label {code!r}; valid are {', '.join(_CODES)} and "
-                        f"{', '.join(sorted(_OTHER_CODES))}"
-                    )  # fmt: skip
-                    current = ""
-                    continue
-                codes[current], votes[current] = (code, line), Counter()
+                code, votes = header[4].lower(), Counter()
+                if code in _CODES or code in _OTHER_CODES:
+                    found[header[3]] = (code, line, votes)
+                else:
+                    valid = f"{', '.join(_CODES)} and {', '.join(sorted(_OTHER_CODES))}"
+                    source.fail(line, f"unknown label {code!r}; valid are {valid}")
             elif text.startswith("["):
                 source.fail(line, "is neither a turn's header nor an annotator's line")
-                current = ""
-            elif current and (vote := _VOTE.match(text)):
-                for name in vote[1].split(";"):
-                    if label := _VOTES.get(name.strip().lower()):
-                        votes[current][label] += 1
-        for turn, (code, line) in codes.items():
+                votes = None
+            elif votes is not None and (vote := _VOTE.match(text)):
+                named = (_VOTES.get(name.strip().lower()) for name in vote[1].split(";"))
+                votes.update(filter(None, named))
+        labels: dict[str, EmotionDistribution | None] = {}
+        for turn, (code, line, votes) in found.items():
             if code in _OTHER_CODES:
                 labels[turn] = None
                 continue
-            gold = EmotionDistribution(votes[turn] or {_CODES[code]: 1.0})
+            labels[turn] = gold = EmotionDistribution(votes or {_CODES[code]: 1.0})
             if gold.top(self.label_set) != _CODES[code]:
                 source.blemish("votes put another class above the consensus", line)
-            labels[turn] = gold
         return labels
 
     def _turns(

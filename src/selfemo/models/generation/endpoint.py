@@ -375,7 +375,7 @@ def _storable(text: object) -> str:
 
 def _used(usage: Any) -> tuple[int, int]:
     """Tokens of the question and of the answer as the server says them; 0 for what is no count."""
-    counts = (getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0))
+    counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
     asked, answered = (c if isinstance(c, int) and 0 <= c < 2**53 else 0 for c in counts)
     return asked, answered
 

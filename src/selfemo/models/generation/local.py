@@ -240,11 +240,13 @@ class LocalSampler:
                 "local cannot load weights below adapters (model.lora); open a new sampler"
             )
         new = load_policy(weights, str(policy.device), policy.dtype, policy.attention)
-        ours, theirs = policy.core.state_dict(), new.core.state_dict()
-        shapes = ({name: x.shape for name, x in state.items()} for state in (ours, theirs))
-        if policy.core.config.model_type != new.core.config.model_type or next(shapes) != next(shapes):
+
+        def form(core: Any) -> tuple[str, dict[str, Any]]:
+            return core.config.model_type, {name: x.shape for name, x in core.state_dict().items()}
+
+        if form(policy.core) != form(new.core):
             raise EngineError(f"{weights}: its weights are not of the same model as {policy.source}")
-        policy.core.load_state_dict(theirs)
+        policy.core.load_state_dict(new.core.state_dict())
         policy.core.generation_config = new.core.generation_config
         policy.take_tokenizer(new.tokenizer)
         policy.source = new.source

@@ -79,17 +79,15 @@ class LocalChat:
             await asyncio.sleep(_GATHER)
             batch = self._waiting[: self.concurrency]
             del self._waiting[: len(batch)]
+            answers: Sequence[Answer | Exception]
             try:
                 answers = await asyncio.to_thread(self._answer, [r for r, _ in batch])
             except Exception as e:  # whatever it is, each question that waits must hear of it
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(e)
-                continue
+                answers = [e] * len(batch)
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():
                     continue
-                if isinstance(answer, UnansweredError):
+                if isinstance(answer, Exception):
                     future.set_exception(answer)
                 else:
                     future.set_result(answer)
