@@ -73,7 +73,7 @@ class DataConfig(_Section):
     """Held-out conversations to evaluate on, drawn by the seed of the data; 0 takes all."""
     train_conversations: Annotated[int, Field(ge=0)] = 0
     personas: tuple[str, ...] = ()
-    """Folders of `selfemo personas extract`; their profiles take the place of other descriptions."""
+    """Folders of `selfemo personas extract`; their profiles replace other descriptions."""
 
 
 class PromptConfig(_Section):
@@ -192,7 +192,7 @@ class FlywheelConfig(_Section):
     """Share of the earlier SFT set that a refit sees again (1 with refit = "base")."""
     refit_epochs: Positive = 3
     refit_lr: PositiveFloat | None = None
-    """Learning rate of a refit; none takes the cold start's."""
+    """Learning rate of a refit; without it, the cold start's."""
 
     @model_validator(mode="after")
     def _whole_set_from_base(self) -> FlywheelConfig:

@@ -1,7 +1,7 @@
 """One error type per boundary. Each message names the file, line or key and says what to do.
 
-The command line catches `SelfEmoError` in one place and prints the message alone; anything else is a
-bug of ours and keeps its traceback.
+The command line catches `SelfEmoError` and prints the message alone; any other exception is a bug of this
+package and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def need_polars() -> Any:
-    """The polars module, for what cannot be done without it.
+    """The polars module.
 
     Raises:
         MissingExtraError: it is not installed.

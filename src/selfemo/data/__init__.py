@@ -69,7 +69,7 @@ def speakers_recur(conversation: Conversation) -> bool:
 
 
 def load(spec: str, lenient: bool = False) -> LoadResult:
-    """Conversations of a source, with a report of what was found and mended.
+    """Conversations of a source, with a report of the findings and repairs.
 
     Args:
         spec: "sample", a path (its data set is detected), or "meld:PATH", "jsonl:PATH", and so on.

@@ -278,7 +278,7 @@ def labelled_turn(speaker: str, text: str, label: str, labels: LabelSet) -> Utte
 
 
 def head_of(path: Path) -> str:
-    """The first characters of a file, for sniffing; "" for a folder or what cannot be read."""
+    """The first characters of a file, to detect its form; "" for a folder or a file that cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return ""  # a pipe would be waited for
@@ -289,7 +289,7 @@ def head_of(path: Path) -> str:
 
 
 def csv_header(path: Path) -> list[str]:
-    """The column names of a CSV file; empty where there are none to be seen."""
+    """The column names of a CSV file, if it has a header."""
     try:
         return next(csv.reader(head_of(path).splitlines()[:1]), [])
     except csv.Error:
@@ -383,7 +383,7 @@ def _ordered(members: list[tuple[int, int, Utterance]], source: SourceFile) -> t
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a word of a file name says, or None ("latest.csv" says none)."""
+    """The split that a word of a file name says, or None (as for "latest.csv")."""
     for word in re.findall("[a-z]+", name.lower()):
         for split, says in zip(SPLITS, _SPLIT_WORDS, strict=True):
             if says.fullmatch(word):

@@ -93,8 +93,8 @@ class EmoryNlp(Adapter):
         found: dict[str, tuple[Utterance, ...]] = {}
         for number, scene in enumerate(scenes):
             given = scene.get("scene_id") if isinstance(scene, dict) else None
-            place = source.clean(given, lines.get(given)) if isinstance(given, str) else ""
-            if not place or place in found:
+            name = source.clean(given, lines.get(given)) if isinstance(given, str) else ""
+            if not name or name in found:
                 source.fail(None, f"scenes[{number}] has no scene_id of its own")
                 continue
             items = scene.get("utterances")
@@ -106,9 +106,9 @@ class EmoryNlp(Adapter):
                         raise ValueError("an utterance lacks speakers, transcript or emotion")
                     turns.append(self._turn(source, line, u["speakers"], u["transcript"], u["emotion"]))
                 except ValueError as e:
-                    source.fail(line, f"scene {place}, utterances[{n}]: {e}")
+                    source.fail(line, f"scene {name}, utterances[{n}]: {e}")
             if not turns:
-                source.fail(lines.get(str(given)), f"scene {place} has no utterance")
+                source.fail(lines.get(str(given)), f"scene {name} has no utterance")
                 continue
-            found[place] = tuple(turns)
+            found[name] = tuple(turns)
         return found

@@ -1,6 +1,6 @@
 """Completion text to a typed completion or a typed failure; the inverse of prompts.py.
 
-Model output is hostile input: every string gives a result, none an exception.
+Model output is hostile input: every string gives a result, and no string raises an exception.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def parse(text: str, labels: LabelSet, *, finished: bool = True) -> Parsed:
 
 
 def parse_recognition(text: str, labels: LabelSet) -> EmotionDistribution | ParseFailure:
-    """Read the emotion span alone (SPEC section 7); what follows it may be missing or cut."""
+    """Read the emotion span alone (SPEC section 7); the rest may be missing or cut."""
     if not text.strip():
         return _failure(FailureKind.EMPTY)
     before, fields = split_fields(text)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pack:
-    """One prefix tree, flattened so that a parent stands before its children.
+    """One prefix tree, flattened so that a parent comes before its children.
 
     Attributes:
         tokens: (n,) token ids.
@@ -39,10 +39,7 @@ class Pack:
         return len(self.tokens)
 
     def runs(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(start, stop, path): the tokens that each sequence adds, which stand together, and its path.
-
-        Sequences that add none are left out.
-        """
+        """(start, stop, path) of each sequence that adds tokens: they follow each other in the tree."""
         done = 0
         for path in self.paths:
             new = int((path >= done).sum())
@@ -148,8 +145,8 @@ def group_by_key(
 ) -> list[list[int]]:
     """Put sequences with the same key into one tree each, cut so that no tree exceeds `max_tokens`.
 
-    The order inside a key is kept (neighbours share most), and a sequence is counted by what it adds to
-    its predecessor, an upper bound of what it adds to the tree. One longer than the bound stands alone.
+    The order inside a key is kept (neighbours share most). A sequence counts by the tokens that it adds to
+    its predecessor, an upper bound of those that it adds to the tree. A longer one gets its own tree.
 
     Args:
         extra: tokens that each sequence will still grow by (generation), counted in full.

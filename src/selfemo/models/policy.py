@@ -127,7 +127,7 @@ class Policy(_Encoder):
     attention: Attention = "dense"
 
     def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
-        """Packed trees as rows on this device, with what the attention path needs."""
+        """Packed trees as rows on this device, with the mask or the plan of the attention path."""
         if self.attention == "dense":
             return to_rows(packs, self.device, multiple)
         from selfemo.models.attention import plan
@@ -151,11 +151,11 @@ class Policy(_Encoder):
 
         decoder = self.core.get_decoder()
         # A mask of four dimensions is taken as made; without one transformers would make its own.
-        none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         return decoder(
             input_ids=rows.input_ids,
             position_ids=rows.position_ids,
-            attention_mask=none if rows.mask is None else rows.mask,
+            attention_mask=no_mask if rows.mask is None else rows.mask,
             tree=rows.tree,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -172,7 +172,7 @@ class Policy(_Encoder):
         return np.array([t.count("\n") for t in self.tokenizer.batch_decode([[i] for i in range(size)])])
 
     def take_tokenizer(self, tokenizer: Any) -> None:
-        """Use another tokenizer from now on; what was derived from the one before is dropped."""
+        """Use another tokenizer from now on."""
         self.tokenizer = tokenizer
         for derived in ("_special", "line_ends"):
             self.__dict__.pop(derived, None)

@@ -222,7 +222,7 @@ def _checkpoint_names(run: Path) -> list[str]:
 
 
 def _last_checkpoint(run: Path) -> str:
-    """The checkpoint of a run's last whole iteration, else of its cold start."""
+    """The checkpoint of a run's last finished iteration, else of its cold start."""
     names = _checkpoint_names(run)
     numbers = [n.removeprefix(_ITERATION) for n in names if n.startswith(_ITERATION)]
     if whole := [int(n) for n in numbers if n.isdecimal()]:

@@ -1,8 +1,8 @@
 """The sampling protocol, which every generation backend implements.
 
 One backend a file in `generation/`: local (this device), endpoint (an OpenAI-compatible server), scripted
-(fixed answers, for tests and dry runs). Nothing above this package knows which one it has; a backend refuses
-by name what it cannot do (`UnsupportedError`).
+(fixed answers, for tests and dry runs). Code above this package does not know which one it has; a backend
+raises `UnsupportedError` for what it cannot do.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class WheelFile(NamedTuple):
         """The installed file.
 
         Args:
-            meaning: what the wheel is, for the message that it is not installed.
+            meaning: names the wheel in the message that it is not installed.
             or_else: added to the command that installs it.
 
         Raises:

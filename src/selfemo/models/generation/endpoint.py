@@ -27,7 +27,7 @@ LONGEST_WAIT = 30.0
 LONGEST_RETRY_AFTER = 600.0
 _APART, _SPREAD = 0.008, 0.25
 """Seconds between the first requests of an endpoint, and at most between the first and the last of them:
-what starts together is answered together, over and over, and the processor is idle in between."""
+requests that start together are answered together, again and again, and the processor idles in between."""
 _DEAD_AFTER = 5
 """Refused connections after which an endpoint that never answered counts as dead."""
 _LONGEST_ANSWER = 4_000_000
@@ -118,8 +118,8 @@ class Endpoint:
         """See `Chat.ask`.
 
         Args:
-            on_text: has the answer streamed: called on the whole text so far; False ends the answer. A
-                connection that breaks off is tried again only before the first text: what was told stands.
+            on_text: streams the answer: called with all text so far; where it returns False the answer
+                ends. A broken connection is tried again only before the first text.
         """
         refused = 0
 
@@ -157,7 +157,7 @@ class Endpoint:
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         # The client tries every message against each of its types of messages, for a quarter of the time that
-        # a call takes; what stands in extra_body is sent as it is.
+        # a call takes; extra_body is sent as it is.
         body: dict[str, Any] = {
             "model": self.model,
             "messages": (),
@@ -311,7 +311,7 @@ class EndpointSampler:
         on_text: Callable[[int, str], bool] | None = None,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Answer | UnansweredError]:
-        """The answer to each question, or why there is none, in order.
+        """The answer to each question, or the reason why it got none, in order.
 
         Args:
             on_text: called with (question, its text so far) as answers arrive; False ends that answer.
@@ -374,7 +374,7 @@ def _storable(text: object) -> str:
 
 
 def _used(usage: Any) -> tuple[int, int]:
-    """Tokens of the question and of the answer as the server says them; 0 for what is no count."""
+    """Tokens of the question and of the answer as the server says them; 0 for anything but a count."""
     counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
     asked, answered = (c if isinstance(c, int) and 0 <= c < 2**53 else 0 for c in counts)
     return asked, answered

@@ -1,4 +1,4 @@
-"""The probability of each label in the place where a completion names an emotion.
+"""The probability of each label where a completion names an emotion.
 
 One forward pass over a prefix tree: the prompts of a conversation share their past, and the labels are
 the leaves. For inference alone.
@@ -31,8 +31,7 @@ def label_probabilities(
     the longer ones.
 
     Args:
-        places: (key, prompt ids, what is written so far, ending in "E:" or "S:"); places of one key
-            share their beginning and are computed as one tree.
+        places: see `LabelPlace`; those of one key are computed as one tree.
     """
     if not places:
         return []

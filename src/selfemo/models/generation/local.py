@@ -5,7 +5,7 @@ prefilled once. Decoding treats the open completions of a tree as query position
 appends one key per open completion and a boolean mask says which keys a completion may see. A completion
 that has ended leaves the query positions at once, a tree whose completions have all ended leaves the
 batch. The random number of a token depends on (seed, prompt, completion, step) alone, so a result does
-not depend on what else is in the batch.
+not depend on the rest of the batch.
 
 Shapes: b rows (trees), s prefix length, q open completions per row, c cache capacity, v vocabulary.
 """
@@ -41,7 +41,7 @@ OnToken = Callable[[int, int, Sequence[int]], bool]
 
 
 class _GrowingLayer(DynamicLayer):
-    """A key/value cache that is written in place; torch.cat would copy it whole at each step."""
+    """A key/value cache that is written in place; torch.cat would copy all of it at each step."""
 
     is_initialized: bool
 

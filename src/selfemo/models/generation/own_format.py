@@ -23,7 +23,7 @@ from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.policy import Policy
 
 _FREE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
-"""A character of a line of free text: none that Python or the parser takes for a line end."""
+"""A character of free text: no control character or line end, as Python or the parser sees them."""
 _FIRST = r"[^\s\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _MANY_LABELS = 32
 """Beyond so many labels three distinct ones make a grammar of megabytes; two are allowed there."""
@@ -87,11 +87,11 @@ class OwnFormat(Compiled):
         return list(self.tokenizer.tokenize_str(text))
 
     def least_tokens(self) -> int:
-        """The smallest token limit under which every completion is whole."""
+        """The smallest token limit under which every completion can be finished."""
         return self._least
 
     def closing(self, written: str) -> str:
-        """The shortest text that makes a whole completion of `written`; "" where that is one."""
+        """The shortest text that finishes the completion `written`; "" where it is finished."""
         lines = written.split("\n")
         order = ("T", "E", "S", "R") if self.reasoning != "none" else ("E", "S", "R")
         line, rest = lines[-1], order[len(lines) :]
@@ -107,7 +107,7 @@ class OwnFormat(Compiled):
         return "\n".join([end, *(f"{f}: {plain}" if f in "ES" else f"{f}: ." for f in rest)])
 
     def _close_emotions(self, written: str) -> str:
-        """The shortest text that makes `joy 7, sur` whole."""
+        """The shortest text that finishes an E or S line such as `joy 7, sur`."""
         labels = self.labels.labels
         ends = ["", "3", " 3"]
         ends += [f"{e[k:]}{weight}" for e in labels for k in range(len(e)) for weight in ("", " 3")]
