@@ -9,12 +9,13 @@ valid key.
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selfemo.errors import ConfigError
 from selfemo.method.prompts import Reasoning
@@ -31,11 +32,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _known(name: str, registry: Iterable[str]) -> str:
-    names = list(registry)
-    if name not in names:
-        raise ValueError(f"there is no such one; valid are {', '.join(names)}")
-    return name
+def _one_of(registry: Mapping[str, object]) -> AfterValidator:
+    def known(name: str) -> str:
+        if name not in registry:
+            raise ValueError(f"there is no such one; valid are {', '.join(registry)}")
+        return name
+
+    return AfterValidator(known)
 
 
 class LoraConfig(_Section):
@@ -70,7 +73,7 @@ class DataConfig(_Section):
     """Held-out conversations to evaluate on, drawn by the seed of the data; 0 takes all."""
     train_conversations: Annotated[int, Field(ge=0)] = 0
     personas: tuple[str, ...] = ()
-    """Folders of `selfemo personas extract`; their profiles take the place of other descriptions."""
+    """Folders of `selfemo personas extract`; their profiles replace other descriptions."""
 
 
 class PromptConfig(_Section):
@@ -93,18 +96,8 @@ class SamplingConfig(_Section):
 class RewardConfig(_Section):
     """Names of rewards: R1 from `rewards.PRIMARY`, R2 from `rewards.SECONDARY`."""
 
-    primary: str = "iou"
-    secondary: str = "count"
-
-    @field_validator("primary")
-    @classmethod
-    def _known_primary(cls, name: str) -> str:
-        return _known(name, PRIMARY)
-
-    @field_validator("secondary")
-    @classmethod
-    def _known_secondary(cls, name: str) -> str:
-        return _known(name, SECONDARY)
+    primary: Annotated[str, _one_of(PRIMARY)] = "iou"
+    secondary: Annotated[str, _one_of(SECONDARY)] = "count"
 
 
 class OptimConfig(_Section):
@@ -131,13 +124,12 @@ class SftConfig(OptimConfig):
     """Samples of one conversation that stay together in a step: longer runs share more of their prefix,
     shorter ones mix more conversations."""
     epochs: Annotated[int, Field(ge=0)] = 3
-    """Passes over the samples; 0: the model has had its cold start already (its samples are still those
-    that refits see again)."""
+    """Passes over the samples; 0: the model had its cold start before (refits still see its samples)."""
     max_samples: Annotated[int, Field(ge=0)] = 0
     """Cold-start samples to take; 0 takes all."""
     max_emotion_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Most of max_samples whose E may be one emotion: where half the data are neutral, a small model
-    learns to say nothing else."""
+    """Most of max_samples with one emotion as E: if half the data are neutral, a small model learns to say
+    nothing else."""
     samples: str = ""
     """A Parquet file of `selfemo coldstart generate`; empty takes the gold data."""
     label_weight: PositiveFloat = 1.0
@@ -169,7 +161,7 @@ class GrpoConfig(OptimConfig):
 
 
 class GateConfig(_Section):
-    """What the best rollout of a group must pass (SPEC section 5, step 3)."""
+    """Conditions on the best rollout of a group (SPEC section 5, step 3)."""
 
     tau: Fraction = 0.5
     min_reply_chars: Positive = 2
@@ -189,18 +181,18 @@ class FlywheelConfig(_Section):
     prompts: Positive = 23000
     """Prompts of one iteration's RL stage, original and synthetic together."""
     max_prompt_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Cap on the share of any one gold emotion among a data set's original prompts; 1 draws from all. Where
-    half the data are neutral, the reward of a group pays for saying neutral."""
+    """Most original prompts of a data set with one gold emotion, as a share; 1 draws from all. If half the
+    data are neutral, the reward of a group pays for saying neutral."""
     refit: Literal["base", "policy", "none"] = "base"
-    """What step (b) of algorithm 1 trains again: the base model (paper), the RL policy (far cheaper),
-    or nothing, which keeps the RL policy."""
+    """The model that step (b) of algorithm 1 trains again: the base model (paper), the RL policy (far
+    cheaper), or none: the RL policy stays as it is."""
     max_emotion_share: Fraction = 0.5
     """Cap on the share of any one emotion among the self-play samples that join the SFT set."""
     replay: Fraction = 1.0
     """Share of the earlier SFT set that a refit sees again (1 with refit = "base")."""
     refit_epochs: Positive = 3
     refit_lr: PositiveFloat | None = None
-    """Learning rate of a refit; none takes the cold start's."""
+    """Learning rate of a refit; without it, the cold start's."""
 
     @model_validator(mode="after")
     def _whole_set_from_base(self) -> FlywheelConfig:
@@ -214,9 +206,9 @@ class FlywheelConfig(_Section):
 
 class EvalConfig(_Section):
     span: Literal["all", "emotion", "probabilities"] = "emotion"
-    """"emotion" stops behind the E line and scores it alone; "all" writes whole completions;
-    "probabilities" has nothing written: the prediction is how probable each label is behind "E:", so that
-    an untouched model can be scored, mean R1 moves with each change and calibration is of probabilities."""
+    """"emotion" stops after the E line and scores it alone; "all" writes whole completions;
+    "probabilities" writes nothing: the prediction is the probability of each label after "E:", so that an
+    untrained model has a score, mean R1 moves with each change and calibration is of probabilities."""
     max_new_tokens: Positive = 512
     no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
     """Greedy completions repeat no n-gram of so many tokens within a line; 0 for no such limit."""
@@ -228,7 +220,7 @@ GuardAction = Literal["warn", "stop", "rollback"]
 
 
 class GuardConfig(_Section):
-    """What a training stage is watched for, and what happens then (guards.py)."""
+    """The alarms of a training stage, and what each of them does (guards.py)."""
 
     numbers: GuardAction = "stop"
     kl: GuardAction = "stop"
@@ -252,14 +244,14 @@ class SaveConfig(_Section):
     """RL rounds or SFT steps between two resumable states inside a stage; 0 saves them at stage ends
     and where a run is asked to stop."""
     keep_states: Positive = 2
-    """States of the stage in hand that are kept: where the last one turns out damaged, the one before it
-    is gone on from. Each holds weights and optimiser, three times the trained parameters."""
+    """States of the running stage that are kept: if the last one is damaged, the stage resumes from the one
+    before. Each holds weights and optimiser, three times the trained parameters."""
     keep_stage_checkpoints: bool = True
-    """Whether the policy after RL (iteration-i-rl) stays once the iteration's own model is evaluated."""
+    """Keep the policy after RL (iteration-i-rl) when the iteration's own model is evaluated."""
 
 
 class ClusterConfig(_Section):
-    """What verl is told beyond the settings of all engines (engine = "verl"); defaults are table 12's."""
+    """Settings for verl alone (engine = "verl"); defaults are table 12's."""
 
     nodes: Positive = 1
     gpus_per_node: Positive = 8
@@ -277,7 +269,7 @@ class ClusterConfig(_Section):
     test_every: Annotated[int, Field(ge=0)] = 10
     """RL rounds between two tests on held-out prompts; 0 for none."""
     save_every: Positive = 480
-    """RL rounds between two states that a stage goes on from; one more stands at the end of each wave."""
+    """RL rounds between two states that a stage can resume from; each wave ends with one more."""
     reward_workers: Positive = 8
     """Processes of verl that score completions."""
     overrides: tuple[str, ...] = ()
@@ -291,7 +283,7 @@ class Config(_Section):
 
     seed: Annotated[int, Field(ge=0)] = 0
     engine: str = "local"
-    """What trains: this process on one device, or verl on a cluster of GPUs (docs/cluster.md)."""
+    """Name of the trainer (`training.TRAINERS`): local, this process on one device; verl, a cluster of GPUs."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
@@ -321,45 +313,29 @@ class Config(_Section):
             )
         if self.evaluation.span == "probabilities" and self.prompt.reasoning != "none":
             raise ValueError(
-                f'evaluation.span = "probabilities" reads the place behind "E:" with nothing before it, and '
+                f'evaluation.span = "probabilities" reads the place after "E:" with nothing before it, and '
                 f"prompt.reasoning = {self.prompt.reasoning!r} has the model reason first; use span "
                 '"emotion" or "all"'
             )
         return self
 
 
-def _valid_keys(path: Sequence[str]) -> list[str]:
-    model: Any = Config
-    for part in path:
-        model_field = model.model_fields.get(part)
-        if model_field is None:
-            return []
-        model = next(
-            (
-                t
-                for t in (model_field.annotation, *getattr(model_field.annotation, "__args__", ()))
-                if isinstance(t, type) and issubclass(t, BaseModel)
-            ),
-            None,
-        )
-        if model is None:
-            return []
-    return list(model.model_fields)
+def _keys(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of each setting, and of each section, below one."""
+    for name, known in section.model_fields.items():
+        yield (*prefix, name)
+        for kind in (known.annotation, *get_args(known.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, (*prefix, name))
 
 
-def _all_keys() -> list[str]:
-    keys = []
-    for section in Config.model_fields:
-        keys.append(section)
-        keys.extend(f"{section}.{k}" for k in _valid_keys([section]))
-    return keys
-
-
-def _nearest(path: Sequence[str]) -> str:
-    near = difflib.get_close_matches(path[-1], _valid_keys(path[:-1]), n=1, cutoff=0.5)
-    if near:
+def _nearest(path: tuple[str, ...]) -> str:
+    """The valid key most like a wrong one: in its own section, or else anywhere."""
+    keys = list(_keys(Config))
+    beside = [k[-1] for k in keys if k[:-1] == path[:-1]]
+    if near := difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
         return ".".join([*path[:-1], near[0]])
-    whole = difflib.get_close_matches(".".join(path), _all_keys(), n=1, cutoff=0.4)
+    whole = difflib.get_close_matches(".".join(path), map(".".join, keys), n=1, cutoff=0.4)
     return whole[0] if whole else ""
 
 
@@ -459,23 +435,13 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
 
 def to_toml(config: Config) -> str:
     """The resolved configuration as TOML that `load` reads back to an equal one."""
-    import json
+    return "\n\n".join(_tables("", config.model_dump(mode="json", exclude_none=True))) + "\n"
 
-    def value(v: Any) -> str:
-        # JSON strings, numbers, booleans and arrays are also TOML; None is left out by the caller.
-        return json.dumps(v)
 
-    data = config.model_dump(mode="json", exclude_none=True)
-    top = [f"{k} = {value(v)}" for k, v in data.items() if not isinstance(v, dict)]
-    blocks = ["\n".join(top)]
-    for name, section in data.items():
-        if not isinstance(section, dict):
-            continue
-        lines = [f"[{name}]"]
-        lines += [f"{k} = {value(v)}" for k, v in section.items() if not isinstance(v, dict)]
-        for sub, inner in section.items():
-            if isinstance(inner, dict):
-                lines.append(f"\n[{name}.{sub}]")
-                lines += [f"{k} = {value(v)}" for k, v in inner.items()]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
+def _tables(name: str, section: dict[str, Any]) -> Iterator[str]:
+    # JSON strings, numbers, booleans and arrays are also TOML; TOML has no null, which was left out.
+    lines = [f"{k} = {json.dumps(v)}" for k, v in section.items() if not isinstance(v, dict)]
+    yield "\n".join([f"[{name}]", *lines] if name else lines)
+    for key, inner in section.items():
+        if isinstance(inner, dict):
+            yield from _tables(f"{name}.{key}" if name else key, inner)

@@ -1,7 +1,7 @@
 """One error type per boundary. Each message names the file, line or key and says what to do.
 
-The command line catches `SelfEmoError` in one place and prints the message alone; anything else is a
-bug of ours and keeps its traceback.
+The command line catches `SelfEmoError` and prints the message alone; any other exception is a bug of this
+package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class SelfEmoError(Exception):
-    """Base of all errors that are the user's to mend."""
+    """Base of all errors that the user can mend."""
 
 
 class DataError(SelfEmoError):
@@ -41,11 +41,11 @@ class UnsupportedError(EngineError):
 
 
 class NotFiniteError(EngineError):
-    """Weights or log-probabilities that are NaN or infinite: nothing of them is written."""
+    """Weights or log-probabilities that are NaN or infinite; they are not written."""
 
 
 class GuardError(SelfEmoError):
-    """A training stage that its guard stopped; what was done before is saved."""
+    """A training stage that its guard stopped; the work before is saved."""
 
 
 class EndpointError(SelfEmoError):

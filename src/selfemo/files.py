@@ -42,6 +42,17 @@ def fits_checksum(path: Path, checksum: Path) -> bool:
 
 
 @contextmanager
+def _failures(
+    path: Path, error: Callable[[str], SelfEmoError], also: tuple[type[Exception], ...], fault: str, kept: str
+) -> Iterator[None]:
+    failures: tuple[type[Exception], ...] = (OSError, *also)
+    try:
+        yield
+    except failures as e:
+        raise error(f"{path}: {fault} ({getattr(e, 'strerror', None) or e}); {kept}") from e
+
+
+@contextmanager
 def replacing(
     path: Path,
     error: Callable[[str], SelfEmoError] = StoreError,
@@ -56,7 +67,7 @@ def replacing(
     Where the block or the disk fails, `path` stays as it was and nothing is left beside it.
 
     Args:
-        error: what a failure of the disk is raised as.
+        error: the type of error for a failure of the disk.
         checksum: a file that shall hold the SHA-256, as `sha256sum -c` reads it.
         also: further exceptions that mean a failure of the disk.
         fault, kept: the words of the message: "PATH: FAULT (REASON); KEPT".
@@ -64,30 +75,26 @@ def replacing(
     Raises:
         SelfEmoError: of the type `error`; the disk is full, or the folder cannot be written.
     """
-    failures: tuple[type[Exception], ...] = (OSError, *also)
-    staging = path.with_name(path.name + ".tmp")
-    sums = None if checksum is None else checksum.with_name(checksum.name + ".tmp")
-    try:
+    staging, *sums = [p.with_name(p.name + ".tmp") for p in (path, checksum) if p is not None]
+    with _failures(path, error, also, fault, kept):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             staging.unlink(missing_ok=True)
             yield staging
             sync(staging)
-            if checksum is not None and sums is not None:
-                sums.write_text(f"{sha256(staging)}  {path.name}\n", encoding="utf-8")
-                sync(sums)
+            if checksum is not None:
+                sums[0].write_text(f"{sha256(staging)}  {path.name}\n", encoding="utf-8")
+                sync(sums[0])
                 # Without a checksum for a moment, rather than with that of another file.
                 checksum.unlink(missing_ok=True)
             staging.replace(path)
-            if checksum is not None and sums is not None:
-                sums.replace(checksum)
+            if checksum is not None:
+                sums[0].replace(checksum)
             sync(path.parent)
         finally:
-            for left in filter(None, (staging, sums)):
+            for left in (staging, *sums):
                 with contextlib.suppress(OSError):
                     left.unlink(missing_ok=True)
-    except failures as e:
-        raise error(f"{path}: {fault} ({_reason(e)}); {kept}") from e
 
 
 @contextmanager
@@ -111,11 +118,10 @@ def replacing_folder(
     Raises:
         SelfEmoError: of the type `error`; the disk is full, or the folder above cannot be written.
     """
-    failures: tuple[type[Exception], ...] = (OSError, *also)
-    staging = None
-    try:
+    with _failures(folder, error, also, fault, kept), contextlib.ExitStack() as stack:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
         yield staging
         if checksums is not None:
             sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
@@ -127,15 +133,6 @@ def replacing_folder(
                 shutil.rmtree(folder)
             staging.rename(folder)
             sync(folder.parent)
-    except failures as e:
-        raise error(f"{folder}: {fault} ({_reason(e)}); {kept}") from e
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _reason(e: Exception) -> object:
-    return getattr(e, "strerror", None) or e
 
 
 def write_text(path: Path, text: str) -> None:
@@ -149,16 +146,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file by a value as JSON, as a whole.
-
-    Raises:
-        StoreError: the disk is full, or the folder cannot be written.
-    """
+    """Replace a file by a value as JSON; see `write_text`."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def need_polars() -> Any:
-    """The polars module, for what cannot be done without it.
+    """The polars module.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -175,11 +168,7 @@ def need_polars() -> Any:
 def write_rows(
     path: Path, rows: Sequence[Mapping[str, Any]], sort: Sequence[str], say: Callable[[str], None]
 ) -> None:
-    """Write rows as Parquet in the order of some columns; without polars, say so and write nothing.
-
-    Raises:
-        StoreError: the disk is full, or the folder cannot be written.
-    """
+    """Write rows as Parquet, sorted by some columns, as a whole; without polars, say so and write nothing."""
     try:
         pl = need_polars()
     except MissingExtraError:

@@ -1,11 +1,9 @@
-"""How stages say what they do, and how they are asked to stop.
+"""Progress of stages, and requests to stop them.
 
-Progress: nothing (library use) or bars with rate and time left (command line).
-
-Stop requests: the first signal lets the step in hand end and be saved, a second one stops at once. A
-handler that raises would do so anywhere: inside an import, or where a library swallows it. (CPython also
-ends with the signal's own exit status once a KeyboardInterrupt has passed through `exec`, caught or not.)
-A flag that the stages read after each step has neither fault.
+The first signal lets the current step end and be saved, a second one stops at once. The handler sets a flag
+that stages read after each step: one that raises would do so anywhere, inside an import or where a library
+swallows it. (CPython also ends with the signal's own exit status once a KeyboardInterrupt has passed through
+`exec`, caught or not.)
 """
 
 from __future__ import annotations
@@ -38,65 +36,8 @@ class Quiet:
         yield lambda n=1, note="": None
 
 
-class Console:
-    """Rich progress bars on standard error; plain lines where that is no terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console as RichConsole
-
-        self.console = RichConsole(stderr=True)
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
-
-    @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
-        if not self.console.is_terminal:
-            yield from lines(self.say, label, total)
-            return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        with Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-        ) as progress:
-            task = progress.add_task(label, total=total, note="")
-            yield lambda n=1, note="": progress.update(task, advance=n, note=note)
-
-
-def lines(say: Callable[[str], None], label: str, total: int) -> Iterator[Advance]:
-    """A bar in words: a line for each quarter, and after a minute without one."""
-    start, done, shown = time.monotonic(), 0, 0
-    last = start
-
-    def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, shown, last
-        done += n
-        now = time.monotonic()
-        if done * 4 // max(1, total) > shown or done >= total or now - last >= 60:
-            shown, last = done * 4 // max(1, total), now
-            spent = now - start
-            left = spent / done * (total - done) if done else 0.0
-            say(f"{label}: {done}/{total}, {spent:.0f} s, {left:.0f} s left {note}")
-
-    yield advance
-
-
 class Lines:
-    """Plain lines on standard error, each with the name of what says it: for jobs side by side."""
+    """Plain lines on standard error, each with the name of the job that says it: for jobs side by side."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -106,7 +47,61 @@ class Lines:
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
-        yield from lines(self.say, label, total)
+        """A bar in words: a line for each quarter, and after a minute without one."""
+        start, done, shown = time.monotonic(), 0, 0
+        last = start
+
+        def advance(n: int = 1, note: str = "") -> None:
+            nonlocal done, shown, last
+            done += n
+            now = time.monotonic()
+            if done * 4 // max(1, total) > shown or done >= total or now - last >= 60:
+                shown, last = done * 4 // max(1, total), now
+                spent = now - start
+                left = spent / done * (total - done) if done else 0.0
+                self.say(f"{label}: {done}/{total}, {spent:.0f} s, {left:.0f} s left {note}")
+
+        yield advance
+
+
+class Console(Lines):
+    """Rich progress bars on standard error; plain lines where that is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console as RichConsole
+
+        super().__init__("")
+        self.console = RichConsole(stderr=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        if not self.console.is_terminal:
+            with super().bar(label, total) as advance:
+                yield advance
+            return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        with Progress(
+            "{task.description:<24}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            "left",
+            TimeRemainingColumn(),
+            "{task.fields[note]}",
+            console=self.console,
+        ) as progress:
+            task = progress.add_task(label, total=total, note="")
+            yield lambda n=1, note="": progress.update(task, advance=n, note=note)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from selfemo.data import describe_speakers, load
+from selfemo.data import load
+from selfemo.data.personas_plain import describe_speakers
 from tests.support.files import ROOT
 
 

@@ -16,7 +16,7 @@ from selfemo.models.generation import local_chat
 from selfemo.models.generation.chat import UnansweredError, parse_expert
 from selfemo.models.generation.grammar import Grammar
 from selfemo.models.generation.local import LocalGenerator, sample_tokens
-from selfemo.models.generation.local_chat import LocalChat, open_local
+from selfemo.models.generation.local_chat import LocalChat
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.runs.store import Store
@@ -98,7 +98,7 @@ def test_a_question_too_long_for_the_model_is_refused_and_others_are_not(tiny_mo
 
 def test_a_model_that_is_none_names_the_expert(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"expert mine: .*no config\.json"):
-        open_local(parse_expert(f"mine=local,model={tmp_path}"))
+        LocalChat(parse_expert(f"mine=local,model={tmp_path}"))
 
 
 def test_a_model_is_loaded_with_the_first_question_that_has_no_answer(

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.data import ADAPTERS, check_lines, describe_speakers, detect, load, with_personas
-from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, clean_text
+from selfemo.data import ADAPTERS, detect, load
+from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, check_lines
+from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.errors import DataError
 from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
 from tests.conftest import dist, toy_conversations
@@ -257,10 +258,10 @@ def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, turns) -> No
 @given(st.text(max_size=60))
 def test_clean_text_is_clean_and_idempotent(text: str) -> None:
     report = LoadReport("x")
-    once = clean_text(text, report, "f")
+    once = SourceFile(report, Path("f")).clean(text)
     assert not any(ord(ch) < 32 or 0x7F <= ord(ch) <= 0x9F for ch in once)
     assert once == " ".join(once.split())
-    assert clean_text(once, LoadReport("x"), "f") == once
+    assert SourceFile(LoadReport("x"), Path("f")).clean(once) == once
 
 
 # -- personas without a model ----------------------------------------------------------------------

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.data import ADAPTERS, check_lines, detect, load, resolve
-from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, clean_text, split_of
+from selfemo.data import ADAPTERS, detect, load, resolve
+from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, check_lines, split_of
 from selfemo.errors import DataError
 from selfemo.method.types import LABEL_SETS, Utterance
 from tests.conftest import dist
@@ -398,12 +398,12 @@ def test_jsonl_round_trip_keeps_everything(
 @given(st.text(st.characters(codec=None), max_size=60))
 def test_clean_text_is_storable_and_counts_what_it_changes(raw: str) -> None:
     report = LoadReport("x")
-    once = clean_text(raw, report, "f", 1)
+    once = SourceFile(report, Path("f")).clean(raw, 1)
     once.encode("utf-8")
     assert once == " ".join(once.split())
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\ufffd\ud800-\udfff]", once)
     again = LoadReport("x")
-    assert clean_text(once, again, "f", 1) == once and not again.blemishes
+    assert SourceFile(again, Path("f")).clean(once, 1) == once and not again.blemishes
     if not report.blemishes:
         assert once == " ".join(raw.split()), "only white space changes without a blemish"
     assert sum(report.blemishes.values()) <= len(raw)
@@ -412,4 +412,4 @@ def test_clean_text_is_storable_and_counts_what_it_changes(raw: str) -> None:
 @given(st.text(st.characters(codec="cp1252", exclude_categories=["C", "Z"]), min_size=1))
 def test_characters_read_as_control_codes_come_back(original: str) -> None:
     as_codes = original.encode("cp1252").decode("latin-1")
-    assert clean_text(as_codes, LoadReport("x"), "f") == original
+    assert SourceFile(LoadReport("x"), Path("f")).clean(as_codes) == original

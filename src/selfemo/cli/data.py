@@ -15,7 +15,8 @@ def check(source: opt.SourceArgument, lenient: opt.Lenient = False) -> None:
 
     The counts are compared with the official ones, where there are any.
     """
-    from selfemo.data import check_lines, resolve
+    from selfemo.data import resolve
+    from selfemo.data.base import check_lines
 
     adapter, path = resolve(source)
     for line in check_lines(adapter.load(path, lenient), adapter):

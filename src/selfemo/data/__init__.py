@@ -5,29 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from selfemo.data.base import Adapter, LoadReport, LoadResult, check_lines, must_be_text, must_exist
+from selfemo.data.base import Adapter, LoadResult, must_be_text, must_exist
 from selfemo.data.emorynlp import EmoryNlp
 from selfemo.data.iemocap import Iemocap
 from selfemo.data.jsonl import Jsonl
 from selfemo.data.meld import Meld
-from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.data.sample import Sample
 from selfemo.errors import DataError
 from selfemo.method.types import Conversation
-
-__all__ = [
-    "ADAPTERS",
-    "Adapter",
-    "LoadReport",
-    "LoadResult",
-    "check_lines",
-    "describe_speakers",
-    "detect",
-    "load",
-    "resolve",
-    "speakers_recur",
-    "with_personas",
-]
 
 ADAPTERS: dict[str, Adapter] = {a.name: a for a in (Sample(), Meld(), EmoryNlp(), Iemocap(), Jsonl())}
 
@@ -84,7 +69,7 @@ def speakers_recur(conversation: Conversation) -> bool:
 
 
 def load(spec: str, lenient: bool = False) -> LoadResult:
-    """Conversations of a source, with a report of what was found and mended.
+    """Conversations of a source, with a report of the findings and repairs.
 
     Args:
         spec: "sample", a path (its data set is detected), or "meld:PATH", "jsonl:PATH", and so on.

@@ -1,21 +1,24 @@
-"""What all adapters share: the adapter's interface, the load report, text cleaning, row errors."""
+"""The base of all adapters: how files are found and read, the load report, text cleaning, row errors."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, TypeVar
 
 from selfemo.errors import DataError
 from selfemo.method.types import SPLITS, Conversation, EmotionDistribution, LabelSet, Split, Utterance
 
+K = TypeVar("K", bound=Hashable)
 MAX_FIELD_CHARS = 100_000
 MAX_FILE_BYTES = 1 << 30
 _ARCHIVES = {
@@ -37,7 +40,7 @@ _SPLIT_WORDS = (
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load found. Counts are by split; a blemish was mended or is harmless, a skipped row or
+    """The findings of a load. Counts are by split; a blemish was mended or is harmless, a skipped row or
     file was left out.
 
     Attributes:
@@ -47,6 +50,7 @@ class LoadReport:
             of a folder that has another form.
         official: published utterance counts of the form that was read, where it has its own.
         files: the file each split was read from, in data sets of one file a split.
+        ids: hashes of the conversations' ids so far, in data sets that give them.
     """
 
     dataset: str
@@ -58,13 +62,7 @@ class LoadReport:
     skipped: list[tuple[str, int | None, str]] = field(default_factory=list)
     official: dict[Split, int] = field(default_factory=dict)
     files: dict[Split, str] = field(default_factory=dict)
-
-    def blemish(self, kind: str, path: Path | str, line: int | None = None) -> None:
-        self.blemishes[kind] += 1
-        places = self.examples.setdefault(kind, [])
-        if len(places) < _EXAMPLES:
-            name = Path(path).name
-            places.append(name if line is None else f"{name}:{line}")
+    ids: set[int] = field(default_factory=set)
 
     def count(self, conversations: Sequence[Conversation]) -> None:
         for c in conversations:
@@ -83,40 +81,14 @@ class LoadResult:
     report: LoadReport
 
 
-class Adapter(Protocol):
-    """One data set.
+class SourceFile:
+    """One file under way: its broken rows and blemishes go into the report of the load.
 
-    Attributes:
-        official: published utterance counts by split, where it has any.
-        recurring_speakers: a speaker's name means the same person in all conversations.
+    Args:
+        lenient: keep broken rows in the report instead of raising at the first.
     """
 
-    name: str
-    label_set: LabelSet
-    official: dict[Split, int] | None
-    looks_for: str
-    recurring_speakers: bool
-
-    def matches(self, path: Path) -> bool:
-        """Whether a file or folder looks like this data set; reads the first characters only.
-
-        Raises:
-            DataError: a folder that cannot be listed.
-        """
-
-    def load(self, path: Path, lenient: bool = False) -> LoadResult:
-        """All conversations under a path.
-
-        Raises:
-            DataError: the path is missing or of another form; a broken row, unless `lenient`, which
-                counts it in `report.skipped` instead.
-        """
-
-
-class Rows:
-    """Collects the row errors of one file: raised at once, or with `lenient` kept in the report."""
-
-    def __init__(self, report: LoadReport, path: Path, lenient: bool):
+    def __init__(self, report: LoadReport, path: Path, lenient: bool = False):
         self.report, self.path, self.lenient = report, path, lenient
 
     def fail(self, line: int | None, reason: str) -> None:
@@ -124,6 +96,133 @@ class Rows:
         if not self.lenient:
             raise DataError(reason, self.path, line)
         self.report.skipped.append((str(self.path), line, reason))
+
+    def blemish(self, kind: str, line: int | None = None) -> None:
+        self.report.blemishes[kind] += 1
+        places = self.report.examples.setdefault(kind, [])
+        if len(places) < _EXAMPLES:
+            places.append(self.path.name if line is None else f"{self.path.name}:{line}")
+
+    def clean(self, text: str, line: int | None = None) -> str:
+        """One line of plain text.
+
+        Windows punctuation that was decoded as C1 control codes (a right quote as U+0092) becomes what it
+        was; other control characters and unreadable ones are dropped; white space is folded. Each is
+        counted as a blemish.
+        """
+
+        def mend(match: re.Match[str]) -> str:
+            ch = match[0]
+            if "\x80" <= ch <= "\x9f":
+                self.blemish("cp1252 character as control code", line)
+                return bytes([ord(ch)]).decode("cp1252", errors="ignore")
+            self.blemish("unreadable character" if _UNREADABLE.match(ch) else "control character", line)
+            # Form feeds and the like part words.
+            return " " if ch.isspace() else ""
+
+        text = _CONTROL.sub(mend, text)
+        if _SPACES.search(text):
+            self.blemish("non-breaking space", line)
+        return " ".join(text.split())
+
+    def text(self) -> str:
+        """The file's text: UTF-8 (with or without BOM), else cp1252, noted as a blemish.
+
+        Raises:
+            DataError: the file is missing, unreadable, or neither encoding fits.
+        """
+        try:
+            must_be_text(self.path)
+            raw = self.path.read_bytes()
+        except OSError as e:
+            raise DataError(f"cannot be read: {e.strerror or e}", self.path) from None
+        if raw.startswith(b"\xef\xbb\xbf"):
+            self.blemish("byte order mark")
+            raw = raw[3:]
+        if b"\r" in raw:
+            self.blemish("Windows line ends")
+            raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode("utf-8")
+        try:
+            text = raw.decode("cp1252")
+        except UnicodeDecodeError as e:
+            raise DataError(
+                f"is neither UTF-8 nor cp1252 text (byte {e.start}); save it as UTF-8", self.path
+            ) from None
+        self.blemish("cp1252 file")
+        return text
+
+
+class Adapter:
+    """One data set, in files of their own or in a folder.
+
+    Attributes:
+        suffixes: of the files that are read from a folder.
+        official: published utterance counts by split, where it has any.
+        recurring_speakers: a speaker's name means the same person in all conversations.
+    """
+
+    name: str
+    label_set: LabelSet
+    looks_for: str
+    suffixes: tuple[str, ...] = ()
+    official: dict[Split, int] | None = None
+    recurring_speakers = False
+
+    def knows(self, file: Path) -> bool:
+        """Whether a file looks like this data set; reads the first characters only."""
+        raise NotImplementedError
+
+    def read(self, source: SourceFile) -> list[Conversation]:
+        """The conversations of one file.
+
+        Raises:
+            DataError: the file is of another form; a broken row, unless the source is lenient.
+        """
+        raise NotImplementedError
+
+    def matches(self, path: Path) -> bool:
+        """Whether a file, or a file in a folder, looks like this data set.
+
+        Raises:
+            DataError: a folder that cannot be listed.
+        """
+        return any(map(self.knows, data_files(path, self.suffixes)))
+
+    def load(self, path: Path, lenient: bool = False) -> LoadResult:
+        """All conversations under a path: the file, or the folder's files of this form in sorted order.
+
+        Args:
+            lenient: count broken rows in `report.skipped` instead of raising at the first. Files of a
+                folder that are of another form are always counted there.
+
+        Raises:
+            DataError: the path does not exist, or holds no file or no conversation of this data set; a
+                file without a conversation or a broken row, unless `lenient`.
+        """
+        must_exist(path)
+        report = LoadReport(self.name)
+        files = []
+        for file in data_files(path, self.suffixes):
+            if file == path or self.knows(file):
+                files.append(file)
+            else:
+                reason = f"file left out: it is not in {self.name}'s form"
+                report.skipped.append((str(file), None, reason))
+        if not files:
+            raise DataError(f"holds no {self.name} file; looked for {self.looks_for}", path)
+        conversations: list[Conversation] = []
+        for file in files:
+            source = SourceFile(report, file, lenient)
+            found = self.read(source)
+            if not found:
+                source.fail(None, "holds no conversation")
+            conversations += found
+        if not conversations:
+            raise DataError("holds no conversation", path)
+        report.count(conversations)
+        return LoadResult(tuple(conversations), report)
 
 
 def must_be_text(path: Path) -> None:
@@ -155,61 +254,6 @@ def must_stay_inside(folder: Path, files: Iterable[Path]) -> None:
             )
 
 
-def read_text(path: Path, report: LoadReport) -> str:
-    """A file's text: UTF-8 (with or without BOM), else cp1252, noted as a blemish.
-
-    Raises:
-        DataError: the file is missing, unreadable, or neither encoding fits.
-    """
-    try:
-        must_be_text(path)
-        raw = path.read_bytes()
-    except OSError as e:
-        raise DataError(f"cannot be read: {e.strerror or e}", path) from None
-    if raw.startswith(b"\xef\xbb\xbf"):
-        report.blemish("byte order mark", path)
-        raw = raw[3:]
-    if b"\r" in raw:
-        report.blemish("Windows line ends", path)
-        raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        pass
-    try:
-        text = raw.decode("cp1252")
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"is neither UTF-8 nor cp1252 text (byte {e.start}); save it as UTF-8", path
-        ) from None
-    report.blemish("cp1252 file", path)
-    return text
-
-
-def clean_text(text: str, report: LoadReport, path: Path, line: int | None = None) -> str:
-    """One line of plain text.
-
-    Windows punctuation that was decoded as C1 control codes (a right quote as U+0092) becomes what it
-    was; other control characters and unreadable ones are dropped; white space is folded. Each is
-    counted as a blemish.
-    """
-
-    def mend(match: re.Match[str]) -> str:
-        ch = match[0]
-        if "\x80" <= ch <= "\x9f":
-            report.blemish("cp1252 character as control code", path, line)
-            return bytes([ord(ch)]).decode("cp1252", errors="ignore")
-        kind = "unreadable character" if _UNREADABLE.match(ch) else "control character"
-        report.blemish(kind, path, line)
-        # Form feeds and the like part words.
-        return " " if ch.isspace() else ""
-
-    text = _CONTROL.sub(mend, text)
-    if _SPACES.search(text):
-        report.blemish("non-breaking space", path, line)
-    return " ".join(text.split())
-
-
 def one_hot(label: str, labels: LabelSet) -> EmotionDistribution:
     """The distribution of a single gold label, whatever its case.
 
@@ -234,7 +278,7 @@ def labelled_turn(speaker: str, text: str, label: str, labels: LabelSet) -> Utte
 
 
 def head_of(path: Path) -> str:
-    """The first characters of a file, for sniffing; "" for a folder or what cannot be read."""
+    """The first characters of a file, to detect its form; "" for a folder or a file that cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return ""  # a pipe would be waited for
@@ -245,35 +289,35 @@ def head_of(path: Path) -> str:
 
 
 def csv_header(path: Path) -> list[str]:
-    """The column names of a CSV file; empty where there are none to be seen."""
+    """The column names of a CSV file, if it has a header."""
     try:
         return next(csv.reader(head_of(path).splitlines()[:1]), [])
     except csv.Error:
         return []
 
 
-def csv_rows(
-    path: Path, required: Sequence[str], rows: Rows, other: str = ""
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file with a header; `line` is where the row starts.
+def first_row(reader: Any, path: Path) -> list[str]:
+    """The header of a csv.reader.
 
     Raises:
-        DataError: a required column is missing, or the text is no CSV.
+        DataError: the text is empty or no CSV.
     """
-    text = read_text(path, rows.report)
     csv.field_size_limit(MAX_FIELD_CHARS)
-    # Not csv.DictReader: it passes over blank lines without telling, so line numbers would be off.
-    reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        header = next(reader, [])
+        header: list[str] = next(reader, [])
     except csv.Error as e:
         raise DataError(f"broken CSV: {e}", path, 1) from None
     if not header:
         raise DataError("is empty: it has no header line", path)
-    missing = [c for c in required if c not in header]
-    if missing:
-        raise DataError(f"has no column {', '.join(missing)}{other}", path, 1)
-    needed = 1 + max(header.index(c) for c in required)
+    return header
+
+
+def further_rows(reader: Any, source: SourceFile) -> Iterator[tuple[int, list[str], str]]:
+    """(line, fields, hint) of the rows below the header: the line that a row starts on, and a guess at an
+    unclosed quote where it goes over several lines.
+
+    Not csv.DictReader: it passes over blank lines without telling, so line numbers would be off.
+    """
     while True:
         line = reader.line_num + 1
         try:
@@ -281,23 +325,65 @@ def csv_rows(
         except StopIteration:
             return
         except csv.Error as e:
-            rows.fail(line, f"broken CSV: {e}")
+            source.fail(line, f"broken CSV: {e}")
             continue
-        if not fields:
-            continue
-        several = reader.line_num > line
+        if fields:
+            several = reader.line_num > line
+            yield line, fields, f"; an unclosed quote up to line {reader.line_num}?" if several else ""
+
+
+def csv_turns(
+    source: SourceFile,
+    columns: Sequence[str],
+    read: Callable[[int, dict[str, str]], tuple[K, int, Utterance]],
+    hint: str = "",
+) -> dict[K, tuple[Utterance, ...]]:
+    """The turns of each conversation of a CSV file, by their number; gaps and the like are blemishes.
+
+    Args:
+        columns: those that must be there.
+        read: (line, row) to (conversation, number, turn); ValueError for a broken row.
+        hint: added where a column is missing.
+
+    Raises:
+        DataError: a required column is missing, or the text is no CSV.
+    """
+    reader = csv.reader(io.StringIO(source.text(), newline=""))
+    header = first_row(reader, source.path)
+    if missing := [c for c in columns if c not in header]:
+        raise DataError(f"has no column {', '.join(missing)}{hint}", source.path, 1)
+    needed = 1 + max(header.index(c) for c in columns)
+    groups: dict[K, list[tuple[int, int, Utterance]]] = {}
+    for line, fields, unclosed in further_rows(reader, source):
         if not needed <= len(fields) <= len(header):
-            unclosed = f"; an unclosed quote up to line {reader.line_num}?" if several else ""
-            amount = "few" if len(fields) < needed else "many"
-            rows.fail(line, f"has too {amount} fields{unclosed}")
+            source.fail(line, f"has too {'few' if len(fields) < needed else 'many'} fields{unclosed}")
             continue
-        if several:
-            rows.report.blemish("line break inside a row", path, line)
-        yield line, dict(zip(header, fields, strict=False))
+        if unclosed:
+            source.blemish("line break inside a row", line)
+        try:
+            key, number, turn = read(line, dict(zip(header, fields, strict=False)))
+        except ValueError as e:
+            source.fail(line, str(e))
+        else:
+            groups.setdefault(key, []).append((number, line, turn))
+    return {key: _ordered(members, source) for key, members in groups.items()}
+
+
+def _ordered(members: list[tuple[int, int, Utterance]], source: SourceFile) -> tuple[Utterance, ...]:
+    numbers = [n for n, _, _ in members]
+    if numbers != sorted(numbers):
+        source.blemish("utterances out of order", members[0][1])
+    by_number = sorted(members, key=lambda m: m[:2])
+    for (a, _, _), (b, line, _) in pairwise(by_number):
+        if b == a:
+            source.blemish("repeated utterance number", line)
+        elif b > a + 1:
+            source.blemish("gap in utterance numbers", line)
+    return tuple(u for _, _, u in by_number)
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a word of a file name says, or None ("latest.csv" says none)."""
+    """The split that a word of a file name says, or None (as for "latest.csv")."""
     for word in re.findall("[a-z]+", name.lower()):
         for split, says in zip(SPLITS, _SPLIT_WORDS, strict=True):
             if says.fullmatch(word):
@@ -305,21 +391,21 @@ def split_of(name: str) -> Split | None:
     return None
 
 
-def claim_split(path: Path, report: LoadReport) -> Split:
+def claim_split(source: SourceFile) -> Split:
     """The split of a whole file by its name; "test", with a blemish, where the name says none.
 
     Raises:
         DataError: another file of this load has the split already, so turns would count twice.
     """
-    named = split_of(path.name)
+    named = split_of(source.path.name)
     if named is None:
-        report.blemish("no split in the file name, taken as test", path)
+        source.blemish("no split in the file name, taken as test")
     split = named or "test"
-    if (other := report.files.setdefault(split, path.name)) != path.name:
+    if (other := source.report.files.setdefault(split, source.path.name)) != source.path.name:
         raise DataError(
             f"holds the {split} split, as {other} does; name one of them alone (a file name says its "
             "split as train, dev or test)",
-            path,
+            source.path,
         )
     return split
 
@@ -344,46 +430,8 @@ def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     return found
 
 
-def load_files(
-    adapter: Adapter,
-    path: Path,
-    suffixes: Sequence[str],
-    read: Callable[[Path, LoadReport, bool], list[Conversation]],
-    lenient: bool,
-) -> LoadResult:
-    """Load a file, or the files of a folder that `adapter` knows, one after another in sorted order.
-
-    Files of the folder with such a suffix that are of another form are in `report.skipped`.
-
-    Raises:
-        DataError: the path does not exist, or holds no file or no conversation of this data set; one
-            of its files holds none, unless `lenient`.
-    """
-    must_exist(path)
-    report = LoadReport(adapter.name)
-    files = []
-    for file in data_files(path, suffixes):
-        if file == path or adapter.matches(file):
-            files.append(file)
-        else:
-            reason = f"file left out: it is not in {adapter.name}'s form"
-            report.skipped.append((str(file), None, reason))
-    if not files:
-        raise DataError(f"holds no {adapter.name} file; looked for {adapter.looks_for}", path)
-    conversations: list[Conversation] = []
-    for file in files:
-        found = read(file, report, lenient)
-        if not found:
-            Rows(report, file, lenient).fail(None, "holds no conversation")
-        conversations += found
-    if not conversations:
-        raise DataError("holds no conversation", path)
-    report.count(conversations)
-    return LoadResult(tuple(conversations), report)
-
-
 def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
-    """What `selfemo data check` prints: counts, comparison with the official ones, blemishes."""
+    """The lines of `selfemo data check`: counts, comparison with the official ones, blemishes."""
     report = result.report
     sets = dict.fromkeys(", ".join(c.label_set.labels) for c in result.conversations)
     lines = [f"data set: {report.dataset} (labels: {'; or '.join(sets)})"]

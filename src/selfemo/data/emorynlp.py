@@ -12,118 +12,90 @@ import re
 from pathlib import Path
 from typing import Any
 
-from selfemo.data.base import (
-    LoadReport,
-    LoadResult,
-    Rows,
-    claim_split,
-    clean_text,
-    csv_header,
-    csv_rows,
-    data_files,
-    head_of,
-    labelled_turn,
-    load_files,
-    read_text,
-)
-from selfemo.data.meld import ordered
+from selfemo.data.base import Adapter, SourceFile, claim_split, csv_header, csv_turns, head_of, labelled_turn
 from selfemo.errors import DataError
 from selfemo.method.types import LABEL_SETS, Conversation, Split, Utterance
 
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Scene_ID", "Utterance_ID", "Season", "Episode")
-_SUFFIXES = (".csv", ".json")
 _JSON_OFFICIAL: dict[Split, int] = {"train": 9934, "dev": 1344, "test": 1328}
 _UTTERANCE_KEYS = {"speakers", "transcript", "emotion"}
 _JSON_ID = re.compile(r'"(?:utterance|scene)_id"\s*:\s*"([^"]*)"')
 
 
-class EmoryNlp:
+class EmoryNlp(Adapter):
     """Both forms of EmoryNLP; the split is the file name's word train/trn, dev or test/tst."""
 
     name = "emorynlp"
     label_set = LABEL_SETS["emorynlp"]
     official: dict[Split, int] | None = {"train": 7551, "dev": 954, "test": 984}
     looks_for = "CSV with a Scene_ID column, or JSON with episodes, scenes and utterances"
+    suffixes = (".csv", ".json")
     recurring_speakers = True
 
-    def matches(self, path: Path) -> bool:
-        return any("Scene_ID" in csv_header(f) or _is_json(head_of(f)) for f in data_files(path, _SUFFIXES))
+    def knows(self, file: Path) -> bool:
+        head = head_of(file)
+        as_json = head.lstrip().startswith("{") and '"episodes"' in head and '"scene' in head
+        return as_json or "Scene_ID" in csv_header(file)
 
-    def load(self, path: Path, lenient: bool = False) -> LoadResult:
-        return load_files(self, path, _SUFFIXES, self._file, lenient)
-
-    def _file(self, path: Path, report: LoadReport, lenient: bool) -> list[Conversation]:
-        split, rows = claim_split(path, report), Rows(report, path, lenient)
+    def read(self, source: SourceFile) -> list[Conversation]:
+        split, path = claim_split(source), source.path
         as_json = path.suffix.lower() == ".json" or head_of(path).lstrip().startswith("{")
-        return (self._json if as_json else self._csv)(split, rows)
+        found = (self._json if as_json else self._csv)(split, source)
+        return [
+            Conversation(f"{self.name}-{split}-{scene}", self.name, split, turns, self.label_set)
+            for scene, turns in found.items()
+        ]
 
-    def _turn(self, rows: Rows, line: int | None, speakers: Any, text: Any, emotion: Any) -> Utterance:
+    def _turn(
+        self, source: SourceFile, line: int | None, speakers: Any, text: Any, emotion: Any
+    ) -> Utterance:
         """One turn of either form; ValueError where it is broken."""
-        report, path = rows.report, rows.path
         if not isinstance(speakers, list) or not speakers or not all(isinstance(s, str) for s in speakers):
             raise ValueError(f"Speaker must be a list of names, not {str(speakers)[:60]!r}")
         if not isinstance(text, str) or not isinstance(emotion, str):
             raise ValueError("the utterance and its emotion must be text")
-        names = [clean_text(s, report, path, line) for s in speakers]
+        names = [source.clean(s, line) for s in speakers]
         if len(names) > 1:
-            report.blemish("several speakers in a list", path, line)
-        return labelled_turn(
-            " and ".join(n for n in names if n), clean_text(text, report, path, line), emotion, self.label_set
-        )
+            source.blemish("several speakers in a list", line)
+        speaker = " and ".join(filter(None, names))
+        return labelled_turn(speaker, source.clean(text, line), emotion, self.label_set)
 
-    def _csv(self, split: Split, rows: Rows) -> list[Conversation]:
-        report, path = rows.report, rows.path
-        scenes: dict[tuple[int, int, int], list[tuple[int, int, Utterance]]] = {}
-        hint = "; a MELD file has Dialogue_ID instead"
-        for line, row in csv_rows(path, _COLUMNS, rows, hint):
+    def _csv(self, split: Split, source: SourceFile) -> dict[str, tuple[Utterance, ...]]:
+        def turn(line: int, row: dict[str, str]) -> tuple[str, int, Utterance]:
             try:
-                scene = (int(row["Season"]), int(row["Episode"]), int(row["Scene_ID"]))
+                season, episode, scene = int(row["Season"]), int(row["Episode"]), int(row["Scene_ID"])
                 number = int(row["Utterance_ID"])
             except ValueError:
-                rows.fail(line, "Season, Episode, Scene_ID and Utterance_ID must be whole numbers")
-                continue
+                raise ValueError("Season, Episode, Scene_ID and Utterance_ID must be whole numbers") from None
             try:
                 speakers = ast.literal_eval(row["Speaker"])
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 speakers = row["Speaker"]
-            try:
-                said = self._turn(rows, line, speakers, row["Utterance"], row["Emotion"])
-            except ValueError as e:
-                rows.fail(line, str(e))
-                continue
-            scenes.setdefault(scene, []).append((number, line, said))
-        return [
-            Conversation(
-                f"{self.name}-{split}-s{s:02d}e{e:02d}c{c:02d}",
-                self.name,
-                split,
-                ordered(members, report, path),
-                self.label_set,
-            )
-            for (s, e, c), members in scenes.items()
-        ]
+            said = self._turn(source, line, speakers, row["Utterance"], row["Emotion"])
+            return f"s{season:02d}e{episode:02d}c{scene:02d}", number, said
 
-    def _json(self, split: Split, rows: Rows) -> list[Conversation]:
-        report, path = rows.report, rows.path
-        raw = read_text(path, report)
+        return csv_turns(source, _COLUMNS, turn, "; a MELD file has Dialogue_ID instead")
+
+    def _json(self, split: Split, source: SourceFile) -> dict[str, tuple[Utterance, ...]]:
+        path, raw = source.path, source.text()
         try:
             scenes = [s for e in json.loads(raw)["episodes"] for s in e["scenes"]]
         except json.JSONDecodeError as e:
             raise DataError(f"broken JSON: {e.msg}", path, e.lineno) from None
         except (KeyError, TypeError, ValueError, RecursionError) as e:
             raise DataError(f"is not EmoryNLP's JSON: {e!r}", path) from None
-        report.official[split] = _JSON_OFFICIAL[split]
+        source.report.official[split] = _JSON_OFFICIAL[split]
         # json.loads tells no lines; the ids are unique, so the text does.
         lines: dict[str, int] = {}
         for n, text in enumerate(raw.split("\n"), 1):
-            for found in _JSON_ID.finditer(text):
-                lines.setdefault(found[1], n)
-        conversations: dict[str, Conversation] = {}
+            for mark in _JSON_ID.finditer(text):
+                lines.setdefault(mark[1], n)
+        found: dict[str, tuple[Utterance, ...]] = {}
         for number, scene in enumerate(scenes):
             given = scene.get("scene_id") if isinstance(scene, dict) else None
-            place = clean_text(given, report, path, lines.get(given)) if isinstance(given, str) else ""
-            if not place or place in conversations:
-                rows.fail(None, f"scenes[{number}] has no scene_id of its own")
+            name = source.clean(given, lines.get(given)) if isinstance(given, str) else ""
+            if not name or name in found:
+                source.fail(None, f"scenes[{number}] has no scene_id of its own")
                 continue
             items = scene.get("utterances")
             turns = []
@@ -132,17 +104,11 @@ class EmoryNlp:
                 try:
                     if not isinstance(u, dict) or not set(u) >= _UTTERANCE_KEYS:
                         raise ValueError("an utterance lacks speakers, transcript or emotion")
-                    turns.append(self._turn(rows, line, u["speakers"], u["transcript"], u["emotion"]))
+                    turns.append(self._turn(source, line, u["speakers"], u["transcript"], u["emotion"]))
                 except ValueError as e:
-                    rows.fail(line, f"scene {place}, utterances[{n}]: {e}")
+                    source.fail(line, f"scene {name}, utterances[{n}]: {e}")
             if not turns:
-                rows.fail(lines.get(str(given)), f"scene {place} has no utterance")
+                source.fail(lines.get(str(given)), f"scene {name} has no utterance")
                 continue
-            conversations[place] = Conversation(
-                f"{self.name}-{split}-{place}", self.name, split, tuple(turns), self.label_set
-            )
-        return list(conversations.values())
-
-
-def _is_json(head: str) -> bool:
-    return head.lstrip().startswith("{") and '"episodes"' in head and '"scene' in head
+            found[name] = tuple(turns)
+        return found

@@ -5,7 +5,7 @@ sessions 1 to 4, in sorted order, every tenth is the development split [ours].
 
 The annotators' categorical lines (C-E*) give the vote distribution over the six classes; the actors'
 self reports (C-F*, C-M*) and votes for other classes are left out. Where no vote falls inside the six,
-the consensus label alone counts. Turns whose consensus is none of the six stay as context without gold.
+the consensus label alone counts. Turns with another consensus stay as context without gold.
 A turn whose votes put another class above the consensus is noted as a blemish.
 
 The official counts are the benchmark's. They add up to 7,433 utterances, while the release's own
@@ -19,15 +19,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from selfemo.data.base import (
-    LoadReport,
-    LoadResult,
-    Rows,
-    clean_text,
-    must_exist,
-    must_stay_inside,
-    read_text,
-)
+from selfemo.data.base import Adapter, LoadReport, LoadResult, SourceFile, must_exist, must_stay_inside
 from selfemo.errors import DataError
 from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, Split, Utterance
 
@@ -49,14 +41,14 @@ _HEADER = re.compile(rf"^\[{_SECONDS} - {_SECONDS}\]\s+(\S+)\s+(\w+)\s+\[")
 _VOTE = re.compile(r"^C-E\d+:([^(]*)")
 
 
-class Iemocap:
+class Iemocap(Adapter):
     """The release's folder; a speaker is the gender within the session, such as Ses01_F."""
 
     name = "iemocap"
     label_set = LABEL_SETS["iemocap"]
     official: dict[Split, int] | None = {"train": 5163, "dev": 647, "test": 1623}
     looks_for = "folders SessionN/dialog/transcriptions and SessionN/dialog/EmoEvaluation"
-    recurring_speakers = False  # the actors play another role in each dialogue
+    # The actors play another role in each dialogue: no `recurring_speakers`.
 
     def matches(self, path: Path) -> bool:
         return os.path.isdir(path) and any(path.glob("Session*/dialog/transcriptions"))
@@ -74,8 +66,8 @@ class Iemocap:
             session = transcript.parts[-4]
             split: Split = "test" if session == "Session5" else "dev" if k % 10 == 9 else "train"
             try:
-                labels = self._labels(labels_of[transcript], report, lenient)
-                turns = self._turns(transcript, labels, report, lenient)
+                labels = self._labels(SourceFile(report, labels_of[transcript], lenient))
+                turns = self._turns(SourceFile(report, transcript, lenient), labels)
                 if not turns:
                     raise DataError("has no turn", transcript)
             except DataError as e:
@@ -95,61 +87,53 @@ class Iemocap:
             report.utterances[name] -= report.labels[name]["(none)"]
         return LoadResult(tuple(conversations), report)
 
-    def _labels(self, path: Path, report: LoadReport, lenient: bool) -> dict[str, EmotionDistribution | None]:
-        rows = Rows(report, path, lenient)
-        labels: dict[str, EmotionDistribution | None] = {}
-        votes: dict[str, Counter[str]] = {}
-        codes: dict[str, tuple[str, int]] = {}
-        current = ""
-        for line, text in enumerate(read_text(path, report).split("\n"), 1):
+    def _labels(self, source: SourceFile) -> dict[str, EmotionDistribution | None]:
+        found: dict[str, tuple[str, int, Counter[str]]] = {}
+        votes: Counter[str] | None = None
+        for line, text in enumerate(source.text().split("\n"), 1):
             if header := _HEADER.match(text):
-                current, code = header[3], header[4].lower()
-                if code not in _CODES and code not in _OTHER_CODES:
-                    rows.fail(
-                        line, f"unknown label {code!r}; valid are {', '.join(_CODES)} and "
-                        f"{', '.join(sorted(_OTHER_CODES))}"
-                    )  # fmt: skip
-                    current = ""
-                    continue
-                codes[current], votes[current] = (code, line), Counter()
+                code, votes = header[4].lower(), Counter()
+                if code in _CODES or code in _OTHER_CODES:
+                    found[header[3]] = (code, line, votes)
+                else:
+                    valid = f"{', '.join(_CODES)} and {', '.join(sorted(_OTHER_CODES))}"
+                    source.fail(line, f"unknown label {code!r}; valid are {valid}")
             elif text.startswith("["):
-                rows.fail(line, "is neither a turn's header nor an annotator's line")
-                current = ""
-            elif current and (vote := _VOTE.match(text)):
-                for name in vote[1].split(";"):
-                    if label := _VOTES.get(name.strip().lower()):
-                        votes[current][label] += 1
-        for turn, (code, line) in codes.items():
+                source.fail(line, "is neither a turn's header nor an annotator's line")
+                votes = None
+            elif votes is not None and (vote := _VOTE.match(text)):
+                named = (_VOTES.get(name.strip().lower()) for name in vote[1].split(";"))
+                votes.update(filter(None, named))
+        labels: dict[str, EmotionDistribution | None] = {}
+        for turn, (code, line, votes) in found.items():
             if code in _OTHER_CODES:
                 labels[turn] = None
                 continue
-            gold = EmotionDistribution(votes[turn] or {_CODES[code]: 1.0})
+            labels[turn] = gold = EmotionDistribution(votes or {_CODES[code]: 1.0})
             if gold.top(self.label_set) != _CODES[code]:
-                report.blemish("votes put another class above the consensus", path, line)
-            labels[turn] = gold
+                source.blemish("votes put another class above the consensus", line)
         return labels
 
     def _turns(
-        self, path: Path, labels: dict[str, EmotionDistribution | None], report: LoadReport, lenient: bool
+        self, source: SourceFile, labels: dict[str, EmotionDistribution | None]
     ) -> tuple[Utterance, ...]:
-        rows = Rows(report, path, lenient)
         found: list[tuple[float, int, Utterance]] = []
-        for line, raw in enumerate(read_text(path, report).split("\n"), 1):
+        for line, raw in enumerate(source.text().split("\n"), 1):
             if not raw.strip():
                 continue
             match = _TURN.match(raw)
             if match is None:
                 if _UNTIMED.match(raw):
-                    report.blemish("line without a time", path, line)
+                    source.blemish("line without a time", line)
                 else:
-                    rows.fail(line, f"is not 'TURN [start-end]: text' but {raw[:60]!r}")
+                    source.fail(line, f"is not 'TURN [start-end]: text' but {raw[:60]!r}")
                 continue
-            text = clean_text(match[5], report, path, line)
+            text = source.clean(match[5], line)
             if not text:
-                rows.fail(line, "the utterance is empty")
+                source.fail(line, "the utterance is empty")
                 continue
             if match[1] not in labels:
-                report.blemish("turn without evaluation", path, line)
+                source.blemish("turn without evaluation", line)
             speaker = f"{match[1][:5]}_{match[2]}"
             found.append((float(match[3]), line, Utterance(speaker, text, labels.get(match[1]))))
         return tuple(u for _, _, u in sorted(found, key=lambda f: f[:2]))

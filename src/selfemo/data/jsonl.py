@@ -1,4 +1,4 @@
-"""Conversations of one's own: one JSON object a line.
+"""Conversations of the project's own form: one JSON object a line.
 
     {"id": "c1", "split": "train", "scene": "...", "labels": ["calm", "upset"],
      "personas": {"Ann": "..."},
@@ -6,27 +6,18 @@
                {"speaker": "Bo", "text": "...", "emotion": {"upset": 0.7, "calm": 0.3}}]}
 
 Only `id` and `turns` must be there; `labels` are MELD's seven where missing, `split` is "test", an
-emotion may be null. A key that is none of these, or occurs twice, is an error.
+emotion may be null. Any other key, or a key that occurs twice, is an error.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from selfemo.data.base import (
-    LoadReport,
-    LoadResult,
-    Rows,
-    clean_text,
-    data_files,
-    head_of,
-    load_files,
-    one_hot,
-    read_text,
-)
+from selfemo.data.base import Adapter, SourceFile, head_of, one_hot
 from selfemo.method.types import (
     LABEL_SETS,
     SPLITS,
@@ -34,13 +25,11 @@ from selfemo.method.types import (
     EmotionDistribution,
     LabelSet,
     Persona,
-    Split,
     Utterance,
 )
 
 _KEYS = ("id", "split", "scene", "labels", "personas", "turns")
 _TURN_KEYS = ("speaker", "text", "emotion")
-_SUFFIXES = (".jsonl", ".ndjson")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -63,82 +52,59 @@ def _check_keys(item: dict[str, Any], valid: tuple[str, ...], required: tuple[st
             raise ValueError(f"key {key!r} is missing")
 
 
-class Jsonl:
-    """JSON lines of one's own; `label_set` is the default, each conversation carries its own."""
+class Jsonl(Adapter):
+    """JSON lines; `label_set` is the default, each conversation carries its own."""
 
     name = "jsonl"
     label_set = LABEL_SETS["meld"]
-    official: dict[Split, int] | None = None
     looks_for = 'a .jsonl file with one {"id": ..., "turns": [...]} a line'
-    recurring_speakers = False
+    suffixes = (".jsonl", ".ndjson")
 
-    def __init__(self, name: str = "jsonl"):
-        self.name = name
-
-    def matches(self, path: Path) -> bool:
+    def knows(self, file: Path) -> bool:
         # By name too: a broken first line is best told as this adapter's error.
-        return any(
-            f.suffix.lower() in _SUFFIXES
-            or ((head := head_of(f)).lstrip().startswith("{") and '"turns"' in head)
-            for f in data_files(path, _SUFFIXES)
-        )
+        head = head_of(file)
+        return file.suffix.lower() in self.suffixes or (head.lstrip().startswith("{") and '"turns"' in head)
 
-    def load(self, path: Path, lenient: bool = False) -> LoadResult:
-        seen: set[str] = set()
+    def read(self, source: SourceFile) -> list[Conversation]:
+        return [c for _, c in self.read_lines(source, source.text().split("\n"))]
 
-        def read(file: Path, report: LoadReport, lenient: bool) -> list[Conversation]:
-            return self._file(file, report, lenient, seen)
-
-        return load_files(self, path, _SUFFIXES, read, lenient)
-
-    def _file(self, path: Path, report: LoadReport, lenient: bool, seen: set[str]) -> list[Conversation]:
-        rows = Rows(report, path, lenient)
-        conversations = []
-        for line, raw in enumerate(read_text(path, report).split("\n"), 1):
+    def read_lines(self, source: SourceFile, lines: Iterable[str]) -> Iterator[tuple[int, Conversation]]:
+        """(line, conversation) of each line that is not blank; an id may occur once in a load."""
+        seen = source.report.ids
+        for line, raw in enumerate(lines, 1):
             if not raw.strip():
                 continue
             try:
-                conversation = self.read_line(raw, report, path, line)
-                if conversation.id in seen:
+                conversation = self._read_line(raw, source, line)
+                if hash(conversation.id) in seen:
                     raise ValueError(f"id {conversation.id!r} occurs twice")
             except ValueError as e:
-                rows.fail(line, str(e))
+                source.fail(line, str(e))
             else:
-                seen.add(conversation.id)
-                conversations.append(conversation)
-        return conversations
+                seen.add(hash(conversation.id))
+                yield line, conversation
 
-    def read_line(self, raw: str, report: LoadReport, path: Path, line: int | None = None) -> Conversation:
-        """The conversation of one line.
-
-        Raises:
-            ValueError: it is none; the message says why.
-        """
+    def _read_line(self, raw: str, source: SourceFile, line: int) -> Conversation:
         try:
             item = json.loads(raw, object_pairs_hook=_unique)
         except json.JSONDecodeError as e:
             raise ValueError(f"broken JSON: {e.msg} (column {e.colno})") from None
         except RecursionError:
             raise ValueError("JSON is nested too deep") from None
-        return self._conversation(item, report, path, line)
-
-    def _conversation(self, item: Any, report: LoadReport, path: Path, line: int | None) -> Conversation:
         if not isinstance(item, dict):
             raise ValueError("a line must be one JSON object")
         _check_keys(item, _KEYS, ("id", "turns"))
+
+        def clean(text: str) -> str:
+            return source.clean(text, line)
+
         number = item["id"]
         if not isinstance(number, str | int) or isinstance(number, bool):
             raise ValueError("id must be text or a whole number")
-        identity = clean_text(str(number), report, path, line)
+        identity = clean(str(number))
         if not identity:
             raise ValueError("id must not be empty")
-        labels = self.label_set
-        if (own := item.get("labels")) is not None:
-            if not isinstance(own, list) or not all(isinstance(e, str) and e.strip() for e in own):
-                raise ValueError("labels must be a list of emotion names")
-            names = tuple(clean_text(e, report, path, line).lower() for e in own)
-            known = next((s for s in LABEL_SETS.values() if s.labels == names), None)
-            labels = known or LabelSet("own:" + ",".join(names), names)
+        labels = self._labels(item.get("labels"), clean)
         split = item.get("split", "test")
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
@@ -148,61 +114,59 @@ class Jsonl:
         turns = []
         for n, turn in enumerate(raw_turns):
             try:
-                turns.append(self._turn(turn, labels, report, path, line))
+                turns.append(_turn(turn, labels, clean))
             except ValueError as e:
                 raise ValueError(f"turns[{n}]: {e}") from None
         raw_scene = "" if item.get("scene") is None else item["scene"]
         if not isinstance(raw_scene, str):
             raise ValueError("scene must be text")
-        scene = clean_text(raw_scene, report, path, line)
+        scene = clean(raw_scene)
         personas = {} if item.get("personas") is None else item["personas"]
         if not isinstance(personas, dict) or not all(isinstance(d, str) for d in personas.values()):
             raise ValueError("personas must map speakers to descriptions")
-        cleaned = {
-            clean_text(s, report, path, line): clean_text(d, report, path, line) for s, d in personas.items()
-        }
+        cleaned = {clean(s): clean(d) for s, d in personas.items()}
         if not all(cleaned.values()):
             raise ValueError("personas must not be empty: leave out a speaker without one")
         if set(cleaned) - {t.speaker for t in turns}:
-            report.blemish("persona of a speaker without a turn", path, line)
-        return Conversation(
-            id=identity,
-            dataset=self.name,
-            split=split,
-            turns=tuple(turns),
-            label_set=labels,
-            scenario=scene,
-            personas={s: Persona(s, d, scene) for s, d in cleaned.items()},
-        )
+            source.blemish("persona of a speaker without a turn", line)
+        described = {s: Persona(s, d, scene) for s, d in cleaned.items()}
+        return Conversation(identity, self.name, split, tuple(turns), labels, scene, described)
 
-    def _turn(
-        self, turn: Any, labels: LabelSet, report: LoadReport, path: Path, line: int | None
-    ) -> Utterance:
-        if not isinstance(turn, dict):
-            raise ValueError("a turn must be a JSON object")
-        _check_keys(turn, _TURN_KEYS, ("speaker", "text"))
-        if not isinstance(turn["speaker"], str) or not isinstance(turn["text"], str):
-            raise ValueError("speaker and text must be strings")
-        speaker = clean_text(turn["speaker"], report, path, line)
-        text = clean_text(turn["text"], report, path, line)
-        if not speaker or not text:
-            raise ValueError("speaker and text must not be empty")
-        emotion = turn.get("emotion")
-        if emotion is None:
-            return Utterance(speaker, text)
-        if isinstance(emotion, str):
-            return Utterance(speaker, text, one_hot(emotion, labels))
-        if not isinstance(emotion, dict) or not all(
-            isinstance(w, int | float) and not isinstance(w, bool) for w in emotion.values()
-        ):
-            raise ValueError("emotion must be a label, a map of labels to weights, or null")
-        weights: dict[str, float] = {}
-        for label, weight in emotion.items():
-            (name,) = one_hot(label, labels)
-            if name in weights:
-                raise ValueError(f"emotion {name!r} occurs twice")
-            try:
-                weights[name] = float(weight)
-            except OverflowError:
-                raise ValueError("emotion weights must be finite and not negative") from None
-        return Utterance(speaker, text, EmotionDistribution(weights))
+    def _labels(self, given: Any, clean: Callable[[str], str]) -> LabelSet:
+        if given is None:
+            return self.label_set
+        if not isinstance(given, list) or not all(isinstance(e, str) and e.strip() for e in given):
+            raise ValueError("labels must be a list of emotion names")
+        names = tuple(clean(e).lower() for e in given)
+        known = next((s for s in LABEL_SETS.values() if s.labels == names), None)
+        return known or LabelSet("own:" + ",".join(names), names)
+
+
+def _turn(turn: Any, labels: LabelSet, clean: Callable[[str], str]) -> Utterance:
+    if not isinstance(turn, dict):
+        raise ValueError("a turn must be a JSON object")
+    _check_keys(turn, _TURN_KEYS, ("speaker", "text"))
+    if not isinstance(turn["speaker"], str) or not isinstance(turn["text"], str):
+        raise ValueError("speaker and text must be strings")
+    speaker, text = clean(turn["speaker"]), clean(turn["text"])
+    if not speaker or not text:
+        raise ValueError("speaker and text must not be empty")
+    emotion = turn.get("emotion")
+    if emotion is None:
+        return Utterance(speaker, text)
+    if isinstance(emotion, str):
+        return Utterance(speaker, text, one_hot(emotion, labels))
+    if not isinstance(emotion, dict) or not all(
+        isinstance(w, int | float) and not isinstance(w, bool) for w in emotion.values()
+    ):
+        raise ValueError("emotion must be a label, a map of labels to weights, or null")
+    weights: dict[str, float] = {}
+    for label, weight in emotion.items():
+        (name,) = one_hot(label, labels)
+        if name in weights:
+            raise ValueError(f"emotion {name!r} occurs twice")
+        try:
+            weights[name] = float(weight)
+        except OverflowError:
+            raise ValueError("emotion weights must be finite and not negative") from None
+    return Utterance(speaker, text, EmotionDistribution(weights))

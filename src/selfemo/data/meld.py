@@ -2,85 +2,41 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
-from selfemo.data.base import (
-    LoadReport,
-    LoadResult,
-    Rows,
-    claim_split,
-    clean_text,
-    csv_header,
-    csv_rows,
-    data_files,
-    labelled_turn,
-    load_files,
-)
+from selfemo.data.base import Adapter, SourceFile, claim_split, csv_header, csv_turns, labelled_turn
 from selfemo.method.types import LABEL_SETS, Conversation, Split, Utterance
 
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
-_SUFFIXES = (".csv",)
 
 
-class Meld:
+class Meld(Adapter):
     """MELD's CSV form; the split is the file name's word train, dev or test."""
 
     name = "meld"
     label_set = LABEL_SETS["meld"]
     official: dict[Split, int] | None = {"train": 9989, "dev": 1109, "test": 2610}
     looks_for = "CSV with columns Utterance, Speaker, Emotion, Dialogue_ID, Utterance_ID"
+    suffixes = (".csv",)
     recurring_speakers = True
 
-    def matches(self, path: Path) -> bool:
+    def knows(self, file: Path) -> bool:
         # By one column alone, so that a file without another is told which it lacks.
-        return any("Dialogue_ID" in csv_header(f) for f in data_files(path, _SUFFIXES))
+        return "Dialogue_ID" in csv_header(file)
 
-    def load(self, path: Path, lenient: bool = False) -> LoadResult:
-        return load_files(self, path, _SUFFIXES, self._file, lenient)
+    def read(self, source: SourceFile) -> list[Conversation]:
+        split = claim_split(source)
 
-    def _file(self, path: Path, report: LoadReport, lenient: bool) -> list[Conversation]:
-        split = claim_split(path, report)
-        rows = Rows(report, path, lenient)
-        hint = "; an EmoryNLP file has Scene_ID instead" if "emory" in path.name.lower() else ""
-        turns: dict[int, list[tuple[int, int, Utterance]]] = {}
-        for line, row in csv_rows(path, _COLUMNS, rows, hint):
+        def turn(line: int, row: dict[str, str]) -> tuple[int, int, Utterance]:
             try:
                 dialogue, number = int(row["Dialogue_ID"]), int(row["Utterance_ID"])
             except ValueError:
-                rows.fail(line, "Dialogue_ID and Utterance_ID must be whole numbers")
-                continue
-            text = clean_text(row["Utterance"], report, path, line)
-            speaker = clean_text(row["Speaker"], report, path, line)
-            try:
-                turn = labelled_turn(speaker, text, row["Emotion"], self.label_set)
-            except ValueError as e:
-                rows.fail(line, str(e))
-                continue
-            turns.setdefault(dialogue, []).append((number, line, turn))
+                raise ValueError("Dialogue_ID and Utterance_ID must be whole numbers") from None
+            text, speaker = source.clean(row["Utterance"], line), source.clean(row["Speaker"], line)
+            return dialogue, number, labelled_turn(speaker, text, row["Emotion"], self.label_set)
+
+        hint = "; an EmoryNLP file has Scene_ID instead" if "emory" in source.path.name.lower() else ""
         return [
-            Conversation(
-                f"{self.name}-{split}-{dialogue}",
-                self.name,
-                split,
-                ordered(members, report, path),
-                self.label_set,
-            )
-            for dialogue, members in turns.items()
+            Conversation(f"{self.name}-{split}-{dialogue}", self.name, split, turns, self.label_set)
+            for dialogue, turns in csv_turns(source, _COLUMNS, turn, hint).items()
         ]
-
-
-def ordered(
-    members: list[tuple[int, int, Utterance]], report: LoadReport, path: Path
-) -> tuple[Utterance, ...]:
-    """Turns by their number; gaps, repeats and wrong order are noted as blemishes."""
-    numbers = [n for n, _, _ in members]
-    if numbers != sorted(numbers):
-        report.blemish("utterances out of order", path, members[0][1])
-    by_number = sorted(members, key=lambda m: m[:2])
-    for (a, _, _), (b, line, _) in pairwise(by_number):
-        if b == a:
-            report.blemish("repeated utterance number", path, line)
-        elif b > a + 1:
-            report.blemish("gap in utterance numbers", path, line)
-    return tuple(u for _, _, u in by_number)

@@ -11,10 +11,8 @@ from selfemo.data.jsonl import Jsonl
 class Sample(Jsonl):
     """The JSONL file inside the package; its label set is MELD's."""
 
+    name = "sample"
     looks_for = 'the word "sample"'
-
-    def __init__(self) -> None:
-        super().__init__("sample")
 
     @staticmethod
     def path() -> Path:

@@ -3,7 +3,7 @@
 | suffix | what is read |
 | --- | --- |
 | .csv, .tsv | a header with a text column, and a speaker and a conversation column if there are some |
-| .jsonl, .ndjson | conversations of the project's own form (datasets/jsonl.py) |
+| .jsonl, .ndjson | conversations of the project's own form (data/jsonl.py) |
 | .txt | `Name: text` lines; a blank line starts a new conversation; an indented line goes on |
 | .srt, .vtt | subtitles; `Name:`, `<v Name>` and dashes tell speakers, a long silence parts scenes |
 """
@@ -13,19 +13,21 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
 from typing import IO, Any
 
-from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, clean_text, must_exist
+from selfemo.data.base import LoadReport, SourceFile, first_row, further_rows, must_exist
 from selfemo.data.jsonl import Jsonl
 from selfemo.errors import DataError
 from selfemo.method.types import Conversation, LabelSet
 
 SPEAKER = "Speaker"
-"""Who says what no name stands before."""
+"""The speaker of text without a name."""
 OTHER_SPEAKER = "Other speaker"
-"""Who says the second of two lines with dashes."""
+"""The speaker of the second of two lines with dashes."""
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".srt", ".vtt")
 _TEXT = ("text", "utterance", "message", "line", "sentence", "content")
 _SPEAKER = ("speaker", "name", "character", "role", "author", "sender")
@@ -39,7 +41,7 @@ class SourceTurn:
     """One turn as a file has it.
 
     Attributes:
-        fields: what else stood with it and is kept in the output (a CSV row, a subtitle's times).
+        fields: kept in the output: the whole CSV row, or the times of a subtitle.
         labels: the label set that the file asks for, if it does.
     """
 
@@ -54,7 +56,7 @@ class SourceTurn:
 @dataclass(frozen=True)
 class ReadSettings:
     """Column names ("" looks for the usual ones), file encoding, and seconds of silence that part two
-    scenes of subtitles (0: none does)."""
+    scenes of subtitles (0: never)."""
 
     text: str = ""
     speaker: str = ""
@@ -74,9 +76,15 @@ def read_turns(path: Path, settings: ReadSettings | None = None) -> Iterator[Sou
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"of no known form; there are {', '.join(SUFFIXES)}", path)
+    with _opened(path, settings) as f:
+        yield from reader(f, path, settings)
+
+
+@contextmanager
+def _opened(path: Path, settings: ReadSettings) -> Iterator[IO[str]]:
     try:
         with path.open(encoding=settings.encoding, newline="") as f:
-            yield from reader(f, path, settings)
+            yield f
     except UnicodeDecodeError as e:
         raise DataError(
             f"is not {settings.encoding.removesuffix('-sig')} text (a byte 0x{e.object[e.start]:02x}); "
@@ -97,31 +105,19 @@ def turns_of(conversations: Sequence[Conversation]) -> Iterator[SourceTurn]:
 
 
 def csv_columns(path: Path, settings: ReadSettings) -> list[str]:
-    """The columns of a CSV file.
-
-    Raises:
-        DataError: see `read_turns`.
-    """
-    try:
-        with path.open(encoding=settings.encoding, newline="") as f:
-            return _header(f, path)[1]
-    except (UnicodeDecodeError, LookupError, OSError):
-        return list(next(read_turns(path, settings)).fields)  # tells what is wrong
+    """The columns of a CSV file; errors as of `read_turns`."""
+    must_exist(path)
+    with _opened(path, settings) as f:
+        return _header(f, path)[1]
 
 
 def _header(f: IO[str], path: Path) -> tuple[Any, list[str]]:
-    csv.field_size_limit(MAX_FIELD_CHARS)
     first = f.readline()
     f.seek(0)
     counts = {d: first.count(d) for d in ("\t", ";", ",")}
     comma = "\t" if path.suffix.lower() == ".tsv" else max(counts, key=lambda d: counts[d])
     reader = csv.reader(f, delimiter=comma, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-    except csv.Error as e:
-        raise DataError(f"broken CSV: {e}", path, 1) from None
-    if not header:
-        raise DataError("is empty: it has no header line", path)
+    header = [name.strip() for name in first_row(reader, path)]
     twice = next((n for n in header if header.count(n) > 1), None)
     if twice is not None:
         raise DataError(f"has two columns {twice!r}; rename one", path, 1)
@@ -149,20 +145,9 @@ def _csv(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]
             path,
             1,
         )
-    report, seen, current = LoadReport(path.name), set[int](), None
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as e:
-            raise DataError(f"broken CSV: {e}", path, line) from None
-        if row is None:
-            return
-        if not row:
-            continue
+    source, seen, current = SourceFile(LoadReport(path.name), path), set[int](), None
+    for line, row, unclosed in further_rows(reader, source):
         if len(row) != len(header):
-            lines = reader.line_num - line
-            unclosed = f"; an unclosed quote up to line {reader.line_num}?" if lines else ""
             raise DataError(f"has {len(row)} fields, the header {len(header)}{unclosed}", path, line)
         fields = dict(zip(header, row, strict=True))
         key = fields[conversation].strip() if conversation else path.stem
@@ -175,25 +160,16 @@ def _csv(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]
                 )
             seen.add(hash(key))
             current = key
-        said = clean_text(fields[text], report, path, line)
-        who = clean_text(fields[speaker], report, path, line) if speaker else SPEAKER
+        said = source.clean(fields[text], line)
+        who = source.clean(fields[speaker], line) if speaker else SPEAKER
         if not said:
             raise DataError(f"column {text} is empty", path, line)
         yield SourceTurn(key, who or SPEAKER, said, fields=fields)
 
 
 def _jsonl(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]:
-    adapter, report, seen = Jsonl(), LoadReport(path.name), set[int]()
-    for line, raw in enumerate(f, 1):
-        if not raw.strip():
-            continue
-        try:
-            c = adapter.read_line(raw, report, path, line)
-        except ValueError as e:
-            raise DataError(str(e), path, line) from None
-        if hash(c.id) in seen:
-            raise DataError(f"id {c.id!r} occurs twice", path, line)
-        seen.add(hash(c.id))
+    adapter = Jsonl()
+    for _, c in adapter.read_lines(SourceFile(LoadReport(path.name), path), f):
         labels = None if c.label_set is adapter.label_set else c.label_set
         for t in c.turns:
             yield SourceTurn(c.id, t.speaker, t.text, c.scenario, labels)
@@ -206,12 +182,12 @@ _NAMED = re.compile(
 
 
 def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]:
-    report, number = LoadReport(path.name), 1
+    source, number = SourceFile(LoadReport(path.name), path), 1
     speaker, said, any_yet = "", list[str](), False
 
     def turn() -> Iterator[SourceTurn]:
         nonlocal any_yet
-        text = clean_text(" ".join(said), report, path)
+        text = source.clean(" ".join(said))
         if speaker and not text:
             raise DataError(f"{speaker} says nothing", path, line - 1)
         if text:
@@ -219,8 +195,7 @@ def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTur
             yield SourceTurn(f"{path.stem}-{number}", speaker, text)
         said.clear()
 
-    line = 0
-    for line, raw in enumerate(f, 1):
+    for line, raw in enumerate(chain(f, [""]), 1):  # the blank line at the end closes the last turn
         if not raw.strip():
             yield from turn()
             speaker = ""
@@ -237,10 +212,8 @@ def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTur
                     line,
                 )
             yield from turn()
-            speaker = clean_text(found["name"], report, path, line)
+            speaker = source.clean(found["name"], line)
             said.append(raw[found.end() :])
-    line += 1
-    yield from turn()
 
 
 _TIMES = re.compile(
@@ -259,22 +232,16 @@ def _seconds(stamp: str) -> float:
 
 
 def _blocks(f: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line of the first, lines) of what blank lines part."""
-    block: list[str] = []
-    line = 0
-    for line, raw in enumerate(f, 1):
-        text = raw.strip("\r\n").strip("\ufeff")
-        if text.strip():
-            block.append(text)
-        elif block:
-            yield line - len(block), block
-            block = []
-    if block:
-        yield line - len(block) + 1, block
+    """(line number of the first, lines) of each block between blank lines."""
+    texts = ((line, raw.strip("\r\n").strip("\ufeff")) for line, raw in enumerate(f, 1))
+    for said, block in groupby(texts, key=lambda numbered: bool(numbered[1].strip())):
+        if said:
+            lines = list(block)
+            yield lines[0][0], [text for _, text in lines]
 
 
 def _subtitles(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]:
-    report, number, last_end = LoadReport(path.name), 1, 0.0
+    source, number, last_end = SourceFile(LoadReport(path.name), path), 1, 0.0
     web = path.suffix.lower() == ".vtt"
     first, told = True, ""
     for line, block in _blocks(f):
@@ -307,9 +274,9 @@ def _subtitles(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[Sourc
         last_end = end
         fields = {"start": times["start"], "end": times["end"]}
         for speaker, raw in _voices(block[at + 1 :]):
-            text = clean_text(raw, report, path, line)
+            text = source.clean(raw, line)
             if text:
-                who = clean_text(speaker, report, path, line) or SPEAKER
+                who = source.clean(speaker, line) or SPEAKER
                 yield SourceTurn(f"{path.stem}-{number}", who, text, fields=fields)
 
 
@@ -341,11 +308,8 @@ def _voices(lines: Sequence[str]) -> list[tuple[str, str]]:
 
 
 _READERS = {
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
+    **dict.fromkeys((".csv", ".tsv"), _csv),
+    **dict.fromkeys((".jsonl", ".ndjson"), _jsonl),
     ".txt": _plain,
-    ".srt": _subtitles,
-    ".vtt": _subtitles,
+    **dict.fromkeys((".srt", ".vtt"), _subtitles),
 }

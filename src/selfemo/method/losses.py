@@ -26,7 +26,7 @@ def k3(logp: Float[Tensor, "n l"], ref: Float[Tensor, "n l"]) -> Float[Tensor, "
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Per-token loss with what is worth logging (detached)."""
+    """Per-token loss, and values to log (detached)."""
 
     loss: Float[Tensor, "n l"]
     clipped: Bool[Tensor, "n l"]

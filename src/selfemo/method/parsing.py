@@ -1,6 +1,6 @@
 """Completion text to a typed completion or a typed failure; the inverse of prompts.py.
 
-Model output is hostile input: every string gives a result, none an exception.
+Model output is hostile input: every string gives a result, and no string raises an exception.
 """
 
 from __future__ import annotations
@@ -71,16 +71,11 @@ def field_spans(text: str) -> list[tuple[str, int, int]]:
 
 
 def split_fields(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """What stands before the first field, then (letter, content) of each field in order."""
+    """The text before the first field, then (letter, content) of each field in order."""
     first = _FIELD.search(text)
     if first is None:
         return text.strip(), []
     return text[: first.start()].strip(), [(f, text[a:b]) for f, a, b in field_spans(text)]
-
-
-def _says_something(reply: str) -> bool:
-    """Whether there is more in it than blanks, control characters and halves of surrogate pairs."""
-    return any(c.isprintable() and not c.isspace() for c in reply)
 
 
 def parse(text: str, labels: LabelSet, *, finished: bool = True) -> Parsed:
@@ -89,8 +84,7 @@ def parse(text: str, labels: LabelSet, *, finished: bool = True) -> Parsed:
     Args:
         text: the decoded completion.
         labels: the closed label set of the prompt.
-        finished: false if the end token was not reached; such a completion fails as truncated, since
-            its reply (or more) is cut.
+        finished: false if the end token was not reached; such a completion fails as truncated.
     """
     if not text.strip():
         return _failure(FailureKind.EMPTY)
@@ -110,15 +104,17 @@ def parse(text: str, labels: LabelSet, *, finished: bool = True) -> Parsed:
     self_emotion = parse_emotions(fields[1][1], labels)
     if isinstance(self_emotion, ParseFailure):
         return self_emotion
-    if len(fields) < 3 or fields[2][0] != "R" or not _says_something(fields[2][1]):
+    reply = fields[2][1] if len(fields) > 2 and fields[2][0] == "R" else ""
+    # Blanks, control characters and halves of surrogate pairs alone are no reply.
+    if not any(c.isprintable() and not c.isspace() for c in reply):
         return _failure(FailureKind.NO_REPLY, text)
     if len(fields) > 3:
         return _failure(FailureKind.EXTRA_TEXT, ": ".join(fields[3]))
-    return Completion(emotion, self_emotion, " ".join(fields[2][1].split()), reasoning)
+    return Completion(emotion, self_emotion, " ".join(reply.split()), reasoning)
 
 
 def parse_recognition(text: str, labels: LabelSet) -> EmotionDistribution | ParseFailure:
-    """Read the emotion span alone (SPEC section 7); what follows it may be missing or cut."""
+    """Read the emotion span alone (SPEC section 7); the rest may be missing or cut."""
     if not text.strip():
         return _failure(FailureKind.EMPTY)
     before, fields = split_fields(text)

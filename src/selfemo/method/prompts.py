@@ -2,7 +2,7 @@
 
 The earlier turns stand first, so the prompts of one conversation, and those of one self-play episode,
 share them and are prefilled once (packing.py). The persona and then the last utterance follow: a small
-model reads an emotion best from what stands right before its answer.
+model reads an emotion best from the text right before its answer.
 
 Version 1 of the format, one line each: `T:` reasoning (brief or full only), `E:` emotions of the last
 speaker, `S:` emotions of the answering one, `R:` the reply. A lone emotion is its name; several carry
@@ -23,7 +23,6 @@ from selfemo.method.types import (
     Conversation,
     EmotionDistribution,
     LabelSet,
-    Lineage,
     Persona,
     Prompt,
 )
@@ -136,7 +135,6 @@ def prompt_at(conversation: Conversation, last: int, *, future: bool) -> Prompt:
         persona=persona,
         target=conversation.turns[last].emotion,
         scenario=conversation.scenario,
-        lineage=Lineage(),
     )
 
 

@@ -15,7 +15,7 @@ MAX_EMOTIONS = 3
 """K of eq. 6: the most emotions that one predicted set may name."""
 
 BUILTIN_MODEL = "builtin:smollm2-135m"
-"""The model that needs no download; what is used where none is named."""
+"""The default model, which needs no download."""
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -110,7 +110,7 @@ class EmotionDistribution(Mapping[str, float]):
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One turn: speaker, text, and the gold emotion distribution or none."""
+    """One turn: speaker, text, and the gold emotion distribution where there is one."""
 
     speaker: str
     text: str
@@ -231,7 +231,7 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ParseFailure:
-    """A completion that is not one, with the kind of failure and what was seen."""
+    """A completion that does not parse: the kind of failure, and the text at fault."""
 
     kind: FailureKind
     detail: str = ""
@@ -269,7 +269,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One scored member of a group: its sample, what it parsed to, R1, R2 and advantage."""
+    """One scored member of a group: its tokens and text, the parsed completion, R1, R2 and advantage."""
 
     sample: Sample
     parsed: Parsed

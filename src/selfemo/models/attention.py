@@ -1,7 +1,7 @@
 """Attention over prefix trees that computes no masked block.
 
-A packed tree (packing.py) is a row of runs: the first sequence whole, then of each further sequence the
-tokens that it does not share. A run attends to its ancestors and causally to itself, so its scores are a
+A packed tree (packing.py) is a row of runs: the first sequence, then the tokens that each further sequence
+does not share. A run attends to its ancestors and causally to itself, so its scores are a
 rectangle of (run length, path length) and the row's work is the sum of these, not the square of its
 length: 2.4 times less for eight replies of 96 tokens to a prompt of 1,000.
 
@@ -117,7 +117,7 @@ def tree_attention(
 def _few_queries(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Decoding: the query heads of one key head stand as more queries, so that no cache is copied."""
+    """Decoding: the query heads of one key head become further queries, so that no cache is copied."""
     b, h, q, d = query.shape
     g = key.shape[1]
     folded = query.reshape(b, g, h // g * q, d)

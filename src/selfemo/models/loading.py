@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch.nn import functional
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EngineError
@@ -12,13 +16,12 @@ from selfemo.models.packing import pack
 from selfemo.models.policy import Attention, Policy
 from selfemo.models.references import ModelReference
 
-if TYPE_CHECKING:
-    import torch
+_SHAPE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
+"""Most shapes of matrices whose kernels oneDNN keeps, from its first use on. Two packs seldom have the same
+shape, and kernels hold megabytes: with the default of 1,024 a run of ten minutes grows by gigabytes."""
 
 
 def pick_device(name: str) -> torch.device:
-    import torch
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -33,8 +36,6 @@ def pick_dtype(name: str, device: torch.device) -> str:
     """
     if name != "auto":
         return name
-    import torch
-
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     try:
@@ -42,16 +43,6 @@ def pick_dtype(name: str, device: torch.device) -> str:
     except OSError:
         return "fp32"
     return "bf16" if known & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
-
-
-def _bound_shape_caches() -> None:
-    """Keep what oneDNN compiles for each shape of a matrix from piling up.
-
-    Two packs seldom have the same shape, and each shape's kernels hold megabytes: with the default of 1,024
-    kept shapes a run of ten minutes grows by gigabytes. oneDNN reads the setting when it is first used.
-    """
-    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(variable, "16")
 
 
 def load_policy(
@@ -68,14 +59,14 @@ def load_policy(
         EngineError: the reference names no model that can be loaded, or packed rows do not fit its
             architecture.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     from selfemo.models.attention import IMPLEMENTATION
 
     hf_logging.disable_progress_bar()
-    _bound_shape_caches()
+    for variable, most in _SHAPE_CACHES.items():
+        os.environ.setdefault(variable, most)
     reference = ModelReference.parse(model_id)
     where = pick_device(device)
     source = reference.weights()
@@ -104,13 +95,7 @@ def load_policy(
 
 
 def load_configured(config: ModelConfig, checkpoint: str | None = None) -> Policy:
-    """The policy of some settings, or a checkpoint under them; without adapters, which training adds.
-
-    Raises:
-        EngineError: see `load_policy`.
-    """
-    import torch
-
+    """`load_policy` by some settings, or of a checkpoint under them; training adds the adapters."""
     if config.threads:
         torch.set_num_threads(config.threads)
     return load_policy(checkpoint or config.id, config.device, config.dtype)
@@ -122,10 +107,6 @@ def _lean_bf16(model: Any) -> None:
     transformers' norms return fp32 from fp32 weights, which autocast then casts once for each projection;
     fp32 cosines make queries and keys fp32, cached ones too. What is computed inside stays fp32.
     """
-    import types
-
-    import torch
-    from torch.nn import functional
 
     def norm(self: Any, hidden: torch.Tensor) -> Any:
         if not torch.is_autocast_enabled(hidden.device.type):
@@ -156,8 +137,6 @@ def _check_packing(policy: Policy) -> None:
     Raises:
         EngineError: they differ.
     """
-    import torch
-
     v = policy.core.get_input_embeddings().weight.shape[0]
     prompt = [7 % v, 11 % v, 13 % v]
     sequences = [[*prompt, 17 % v, 19 % v], [*prompt, 23 % v]]

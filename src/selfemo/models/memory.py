@@ -1,8 +1,7 @@
-"""Freed memory: kept by the C library between steps, given back once the process has grown.
+"""Freed memory: kept by the C library between steps, given back when the process has grown.
 
-glibc keeps what is freed for the next allocation, which saves the page faults and the zeroing of new pages.
-But packs change their sizes, which fragments what it keeps: without ever giving it back a run of ten minutes
-grows to twice what it uses. So it is kept until it grows.
+glibc keeps freed memory for the next allocation, which saves page faults. But packs change their sizes, which
+fragments it: without giving it back, a run of ten minutes grows to twice the memory that it uses.
 """
 
 from __future__ import annotations

@@ -23,17 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pack:
-    """One prefix tree, flattened so that a parent stands before its children.
+    """One prefix tree, flattened so that a parent comes before its children.
 
     Attributes:
         tokens: (n,) token ids.
-        parents: (n,) index of each token's parent, -1 at a root.
         positions: (n,) position in the token's own sequence (depth in the tree).
         paths: for each packed sequence, the tree index of each of its tokens.
     """
 
     tokens: np.ndarray
-    parents: np.ndarray
     positions: np.ndarray
     paths: tuple[np.ndarray, ...]
 
@@ -41,10 +39,7 @@ class Pack:
         return len(self.tokens)
 
     def runs(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(start, stop, path): the tokens that each sequence adds, which stand together, and its path.
-
-        Sequences that add none are left out.
-        """
+        """(start, stop, path) of each sequence that adds tokens: they follow each other in the tree."""
         done = 0
         for path in self.paths:
             new = int((path >= done).sum())
@@ -72,7 +67,6 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
         raise ValueError("pack needs at least one sequence and none of them empty")
     arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
     tokens: list[np.ndarray] = []
-    parents: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     paths: list[np.ndarray] = []
     n = 0
@@ -88,19 +82,12 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
                 shared, with_ = common, j
         before = paths[with_][:shared] if shared else np.empty(0, dtype=np.int64)
         own = np.arange(n, n + len(sequence) - shared)
-        path = np.concatenate([before, own])
         if len(own):
             tokens.append(sequence[shared:])
-            parents.append(np.concatenate([before[-1:] if shared else [-1], own[:-1]]))
             positions.append(np.arange(shared, len(sequence)))
             n += len(own)
-        paths.append(path)
-    return Pack(
-        np.concatenate(tokens),
-        np.concatenate(parents).astype(np.int64),
-        np.concatenate(positions),
-        tuple(paths),
-    )
+        paths.append(np.concatenate([before, own]))
+    return Pack(np.concatenate(tokens), np.concatenate(positions), tuple(paths))
 
 
 @dataclass(frozen=True)
@@ -158,8 +145,8 @@ def group_by_key(
 ) -> list[list[int]]:
     """Put sequences with the same key into one tree each, cut so that no tree exceeds `max_tokens`.
 
-    The order inside a key is kept (neighbours share most), and a sequence is counted by what it adds to
-    its predecessor, an upper bound of what it adds to the tree. One longer than the bound stands alone.
+    The order inside a key is kept (neighbours share most). A sequence counts by the tokens that it adds to
+    its predecessor, an upper bound of those that it adds to the tree. A longer one gets its own tree.
 
     Args:
         extra: tokens that each sequence will still grow by (generation), counted in full.

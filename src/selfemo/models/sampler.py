@@ -1,8 +1,8 @@
 """The sampling protocol, which every generation backend implements.
 
 One backend a file in `generation/`: local (this device), endpoint (an OpenAI-compatible server), scripted
-(fixed answers, for tests and dry runs). Nothing above this package knows which one it has; a backend refuses
-by name what it cannot do (`UnsupportedError`).
+(fixed answers, for tests and dry runs). Code above this package does not know which one it has; a backend
+raises `UnsupportedError` for what it cannot do.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ class Sampler(Protocol):
 
     def encode(self, messages: list[Message]) -> Sequence[int]:
         """Token ids of a chat up to where the assistant's completion starts."""
-        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled token ids, without the end token."""
-        ...
 
     def generate(
         self,
@@ -48,13 +46,11 @@ class Sampler(Protocol):
             UnsupportedError: constraints or a setting that the backend does not know.
             EndpointError: a server that does not answer.
         """
-        ...
 
     def label_probabilities(
         self, places: Sequence[LabelPlace], labels: LabelSet
     ) -> list[EmotionDistribution]:
-        """The probability of each label of the set behind a prompt and what is written so far."""
-        ...
+        """The probability of each label of the set after a prompt and the text written so far."""
 
     def load(self, weights: str) -> None:
         """Take the weights of a model reference (`models.references`) from now on.
@@ -62,4 +58,3 @@ class Sampler(Protocol):
         Raises:
             EngineError: there is no such model, or it cannot be loaded.
         """
-        ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfemo.data import describe_speakers, with_personas
+from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.errors import StoreError
 from selfemo.method.types import Conversation
 from selfemo.runs.store import STORE_FILE, Store

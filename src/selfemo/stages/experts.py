@@ -318,9 +318,9 @@ async def ask_all(
 def open_chat(spec: ExpertSpec) -> Chat:
     """The backend of an expert."""
     if spec.local:
-        from selfemo.models.generation.local_chat import open_local
+        from selfemo.models.generation.local_chat import LocalChat
 
-        return open_local(spec)
+        return LocalChat(spec)
     from selfemo.models.generation.endpoint import Endpoint
 
     return Endpoint(spec)

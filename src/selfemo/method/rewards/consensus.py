@@ -14,9 +14,8 @@ CORE_SIZE = 3
 
 def weights(group: Sequence[EmotionDistribution | None], labels: LabelSet) -> np.ndarray:
     """(G, K) weights in the order of the label set; zeros where a completion failed."""
-    return np.array([[0.0 if p is None else p.weight(e) for e in labels.labels] for p in group]).reshape(
-        len(group), len(labels.labels)
-    )
+    rows = [p.vector(labels) if p else [0.0] * len(labels) for p in group]
+    return np.array(rows).reshape(len(group), len(labels))
 
 
 def core_rows(group: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ SAMPLERS: dict[str, Callable[[str, ModelConfig], Sampler]] = {
     "endpoint": _endpoint,
     "scripted": _scripted,
 }
-"""Backends by name: (text behind the name, settings of models) to a sampler."""
+"""Backends by name: (text after the name, settings of models) to a sampler."""
 
 
 def backend_of(reference: str) -> tuple[str, str]:

@@ -167,55 +167,42 @@ def parse_expert(text: str) -> ExpertSpec:
         ConfigError: not of that form; the message says what is wrong and never repeats a key.
     """
     head, *rest = [part.strip() for part in text.split(",")]
-    name, separator, url = head.partition("=")
-    if name == "local" and url in ("", "local"):
-        name, url, separator = "local", "local", "="
-    if not separator or not name or not url:
+    name, _, url = head.partition("=")
+    if name == "local" and not url:
+        url = "local"
+    if not name or not url:
         raise ConfigError(f"--expert {head}: write it as {_FORM}")
-    fields: dict[str, str] = {}
-    for part in rest:
-        key, separator, value = part.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--expert {name}: a setting must read key=value; the form is {_FORM}")
-        fields[key.strip()] = value.strip()
+
+    def wrong(reason: str) -> ConfigError:
+        return ConfigError(f"--expert {name}: {reason}")
+
+    settings = [part.partition("=") for part in rest]
+    if not all(key and sign for key, sign, _ in settings):
+        raise wrong(f"a setting must read key=value; the form is {_FORM}")
+    fields = {key.strip(): value.strip() for key, _, value in settings}
     if url == "local":
         fields.setdefault("model", BUILTIN_MODEL)
     else:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--expert {name}: {parts.hostname or url!r} is no http(s) URL; {_FORM}")
+            raise wrong(f"{parts.hostname or url!r} is no http(s) URL; {_FORM}")
         if parts.username or parts.password:
-            raise ConfigError(
-                f"--expert {name}: the URL carries a user name or password; put the key into an "
-                "environment variable and name that by key="
+            raise wrong(
+                "the URL carries a user name or password; put the key into an environment variable and name "
+                "that by key="
             )
     if "key" in fields and not fields["key"].replace("_", "").isalnum():
-        raise ConfigError(
-            f"--expert {name}: key= takes the NAME of an environment variable, not the key itself"
-        )
+        raise wrong("key= takes the NAME of an environment variable, not the key itself")
     for own in ("name", "url"):
         if own in fields:
-            raise ConfigError(f"--expert {name}: {own} is given before the first comma; {_FORM}")
+            raise wrong(f"{own} is given before the first comma; {_FORM}")
     try:
         return ExpertSpec.model_validate({"name": name, "url": url, **fields})
     except ValidationError as e:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, i['loc']))}: "
-            + (
-                f"unknown setting; valid are {', '.join(_settings())}"
-                if i["type"] == "extra_forbidden"
-                else "is missing"
-                if i["type"] == "missing"
-                else i["msg"]
-            )
-            for i in e.errors()
-        )
-        raise ConfigError(f"--expert {name}: {wrong}") from None
-
-
-def _settings() -> list[str]:
-    names = [f.alias or k for k, f in ExpertSpec.model_fields.items()]
-    return [n for n in names if n not in ("name", "url")]
+        valid = [f.alias or k for k, f in ExpertSpec.model_fields.items() if k not in ("name", "url")]
+        said = {"extra_forbidden": f"unknown setting; valid are {', '.join(valid)}", "missing": "is missing"}
+        faults = [f"{'.'.join(map(str, i['loc']))}: {said.get(i['type'], i['msg'])}" for i in e.errors()]
+        raise wrong("; ".join(faults)) from None
 
 
 def parse_experts(texts: Sequence[str]) -> list[ExpertSpec]:

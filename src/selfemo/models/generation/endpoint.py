@@ -7,10 +7,13 @@ retries are off: a 429 must hold back every question to that endpoint, not the o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from selfemo.errors import EndpointError, MissingExtraError, UnsupportedError
@@ -24,7 +27,7 @@ LONGEST_WAIT = 30.0
 LONGEST_RETRY_AFTER = 600.0
 _APART, _SPREAD = 0.008, 0.25
 """Seconds between the first requests of an endpoint, and at most between the first and the last of them:
-what starts together is answered together, over and over, and the processor is idle in between."""
+requests that start together are answered together, again and again, and the processor idles in between."""
 _DEAD_AFTER = 5
 """Refused connections after which an endpoint that never answered counts as dead."""
 _LONGEST_ANSWER = 4_000_000
@@ -48,23 +51,19 @@ def estimate_tokens(request: ChatRequest) -> int:
 def retry_after(headers: Any) -> float | None:
     """Seconds that a response asks to wait: Retry-After as a number or a date, or retry-after-ms."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
+        value = headers.get(name, "")
+        seconds = -1.0
+        with contextlib.suppress(ValueError, TypeError):
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        with contextlib.suppress(ValueError):
             seconds = float(value) * unit
-        except ValueError:
-            try:
-                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-            except (ValueError, TypeError):
-                continue
-        if seconds >= 0 and seconds != float("inf"):
+        if 0 <= seconds < float("inf"):
             return min(seconds, LONGEST_RETRY_AFTER)
     return None
 
 
 class Endpoint:
-    """One endpoint behind the `Chat` interface.
+    """One endpoint as a `Chat`.
 
     Raises:
         MissingExtraError: the client libraries are not installed.
@@ -115,18 +114,13 @@ class Endpoint:
     async def close(self) -> None:
         await self._client.close()
 
-    async def ask(self, request: ChatRequest) -> Answer:
-        """See `Chat.ask`."""
-        return await self._attempts(request, None)
+    async def ask(self, request: ChatRequest, on_text: Callable[[str], bool] | None = None) -> Answer:
+        """See `Chat.ask`.
 
-    async def stream(self, request: ChatRequest, on_text: Callable[[str], bool]) -> Answer:
-        """`ask`, with `on_text` called on the whole text so far; where it returns False the answer ends.
-
-        A connection that breaks off is tried again only before the first text: what was told stands.
+        Args:
+            on_text: streams the answer: called with all text so far; where it returns False the answer
+                ends. A broken connection is tried again only before the first text.
         """
-        return await self._attempts(request, on_text)
-
-    async def _attempts(self, request: ChatRequest, on_text: Callable[[str], bool] | None) -> Answer:
         refused = 0
 
         async def once() -> Answer:
@@ -163,7 +157,7 @@ class Endpoint:
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         # The client tries every message against each of its types of messages, for a quarter of the time that
-        # a call takes; what stands in extra_body is sent as it is.
+        # a call takes; extra_body is sent as it is.
         body: dict[str, Any] = {
             "model": self.model,
             "messages": (),
@@ -189,7 +183,7 @@ class Endpoint:
                 text += new
                 if new and not on_text(text):
                     break
-        except (self._openai.APIError, self._openai.OpenAIError) as e:
+        except self._openai.OpenAIError as e:
             if not text:
                 raise
             raise UnansweredError("unreachable", f"broke off in its answer: {e}") from None
@@ -199,26 +193,17 @@ class Endpoint:
             whole = await self._whole(request)
             on_text(whole.text)
             return whole
-        return Answer(text, usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
+        return Answer(text, *_used(usage))
 
     async def _whole(self, request: ChatRequest) -> Answer:
         done = await self._client.chat.completions.create(**self._body(request))
-        text = done.choices[0].message.content or ""
-        usage = done.usage
-        return Answer(
-            _storable(text),
-            _tokens(usage.prompt_tokens if usage else 0),
-            _tokens(usage.completion_tokens if usage else 0),
-        )
+        return Answer(_storable(done.choices[0].message.content or ""), *_used(done.usage))
 
     async def _once(self, request: ChatRequest, on_text: Callable[[str], bool] | None = None) -> Answer:
         openai = self._openai
         await self._pause(request)
         try:
-            if on_text is not None:
-                answer = await self._streamed(request, on_text)
-            else:
-                answer = await self._whole(request)
+            answer = await (self._streamed(request, on_text) if on_text else self._whole(request))
             self._answered = True
             return answer
         except openai.APITimeoutError:
@@ -304,13 +289,13 @@ class EndpointSampler:
                 request.messages, {}, settings.max_new_tokens, temperature=settings.temperature
             )
             questions += [question] * request.n
-        answers = iter(self.answers(questions, on_done=on_done))
-        return [[self._sample(next(answers), settings) for _ in range(r.n)] for r in requests]
-
-    def _sample(self, answer: Answer | UnansweredError, settings: SamplingSettings) -> Sample:
-        if isinstance(answer, UnansweredError):
-            raise EndpointError(f"endpoint {self.spec.name} gave no answer: {answer.detail}")
-        return Sample(first_lines(answer.text, settings.max_lines))
+        samples = []
+        for answer in self.answers(questions, on_done=on_done):
+            if isinstance(answer, UnansweredError):
+                raise EndpointError(f"endpoint {self.spec.name} gave no answer: {answer.detail}")
+            samples.append(Sample(first_lines(answer.text, settings.max_lines)))
+        rest = iter(samples)
+        return [list(islice(rest, r.n)) for r in requests]
 
     def label_probabilities(
         self, places: Sequence[LabelPlace], labels: LabelSet
@@ -326,7 +311,7 @@ class EndpointSampler:
         on_text: Callable[[int, str], bool] | None = None,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Answer | UnansweredError]:
-        """The answer to each question, or why there is none, in order.
+        """The answer to each question, or the reason why it got none, in order.
 
         Args:
             on_text: called with (question, its text so far) as answers arrive; False ends that answer.
@@ -357,9 +342,7 @@ class EndpointSampler:
         async def one(n: int, question: ChatRequest) -> Answer | UnansweredError:
             async with slots:
                 try:
-                    if on_text is None:
-                        return await endpoint.ask(question)
-                    return await endpoint.stream(question, lambda text: on_text(n, text))
+                    return await endpoint.ask(question, partial(on_text, n) if on_text else None)
                 except UnansweredError as e:
                     return e
                 finally:
@@ -390,9 +373,11 @@ def _storable(text: object) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _tokens(count: object) -> int:
-    """A count of tokens as the server says it, or 0 where that is none."""
-    return count if isinstance(count, int) and 0 <= count < 2**53 else 0
+def _used(usage: Any) -> tuple[int, int]:
+    """Tokens of the question and of the answer as the server says them; 0 for anything but a count."""
+    counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+    asked, answered = (c if isinstance(c, int) and 0 <= c < 2**53 else 0 for c in counts)
+    return asked, answered
 
 
 class _AgainError(Exception):

@@ -1,5 +1,5 @@
-"""Sampling held to a grammar, by llguidance: at each step only tokens that can still end in a valid answer
-may be drawn."""
+"""Sampling under a grammar, by llguidance: at each step it allows the tokens that can still end in a valid
+answer."""
 
 from __future__ import annotations
 
@@ -47,10 +47,7 @@ class Compiled:
 
 
 class Grammar(Compiled):
-    """A JSON schema.
-
-    Raises: see `Compiled`; EngineError where the schema uses what the compiler cannot hold a model to.
-    """
+    """A JSON schema; errors as of `Compiled`."""
 
     def __init__(self, policy: Policy, schema: Mapping[str, Any]):
         # No white space but where the grammar says so: a small model would fill its limit with it.
@@ -59,7 +56,7 @@ class Grammar(Compiled):
 
 
 class Matcher:
-    """One completion's place in the grammar."""
+    """The state of one completion in the grammar."""
 
     def __init__(self, matcher: Any, size: int):
         self._matcher, self._size = matcher, size

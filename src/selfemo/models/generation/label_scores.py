@@ -1,4 +1,4 @@
-"""The probability of each label in the place where a completion names an emotion.
+"""The probability of each label where a completion names an emotion.
 
 One forward pass over a prefix tree: the prompts of a conversation share their past, and the labels are
 the leaves. For inference alone.
@@ -31,12 +31,11 @@ def label_probabilities(
     the longer ones.
 
     Args:
-        places: (key, prompt ids, what is written so far, ending in "E:" or "S:"); places of one key
-            share their beginning and are computed as one tree.
+        places: see `LabelPlace`; those of one key are computed as one tree.
     """
     if not places:
         return []
-    heads = [[_encode(policy, f"{written} {e}") for e in labels] for _, _, written in places]
+    heads = [[policy.plain_ids(f"{written} {e}") for e in labels] for _, _, written in places]
     full = [[[*ids, *h] for h in head] for (_, ids, _), head in zip(places, heads, strict=True)]
     # The tokens that all labels begin with are left out: they cancel.
     common = [
@@ -73,10 +72,6 @@ def label_probabilities(
         for n, i in enumerate(members):
             found[i] = _normalised(sums[n * len(labels) : (n + 1) * len(labels)], heads[i], labels)
     return [d for d in found if d is not None]
-
-
-def _encode(policy: Policy, text: str) -> list[int]:
-    return list(policy.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _normalised(

@@ -5,7 +5,7 @@ prefilled once. Decoding treats the open completions of a tree as query position
 appends one key per open completion and a boolean mask says which keys a completion may see. A completion
 that has ended leaves the query positions at once, a tree whose completions have all ended leaves the
 batch. The random number of a token depends on (seed, prompt, completion, step) alone, so a result does
-not depend on what else is in the batch.
+not depend on the rest of the batch.
 
 Shapes: b rows (trees), s prefix length, q open completions per row, c cache capacity, v vocabulary.
 """
@@ -41,7 +41,7 @@ OnToken = Callable[[int, int, Sequence[int]], bool]
 
 
 class _GrowingLayer(DynamicLayer):
-    """A key/value cache that is written in place; torch.cat would copy it whole at each step."""
+    """A key/value cache that is written in place; torch.cat would copy all of it at each step."""
 
     is_initialized: bool
 
@@ -112,7 +112,7 @@ class _Slots:
         return index
 
     def queries(self, length: int) -> tuple[PackedRows, torch.Tensor, int]:
-        """The open slots as query positions (b, q) behind `length` keys.
+        """The open slots as query positions (b, q) after `length` keys.
 
         Returns:
             the rows, (n, 2) the place of each open slot in them, in the order of `open`, and the number
@@ -137,19 +137,6 @@ class _Slots:
         mask = self.seen[at, chosen, : length + q] & filled[..., None]
         mask[:, own, length + own] = True
         return PackedRows(ids_, positions_, mask[:, None]), where, length + q
-
-
-def _uniforms(seed: int, copy: int, n: int) -> np.ndarray:
-    return np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32, copy]).random(n)
-
-
-def _allowed(live: Sequence[_Open], logits: torch.Tensor) -> torch.Tensor | None:
-    """(q, v) bool: the tokens that each completion may go on with; None where no completion is held."""
-    if not any(o.constraint for o in live):
-        return None
-    anything = torch.ones(logits.shape[-1], dtype=torch.bool)
-    rows = [o.constraint.allowed() if o.constraint else anything for o in live]
-    return torch.stack(rows).to(logits.device)
 
 
 def sample_tokens(
@@ -196,11 +183,11 @@ def sample_tokens(
 
 
 class LocalSampler:
-    """A model on this device as a `Sampler`; whoever trains the same `Policy` changes what it says.
+    """A model on this device as a `Sampler`; training the same `Policy` changes its completions.
 
     Args:
         policy: the model, tokenizer and device.
-        many_calls: keep freed memory for the next call, which is quicker where calls are small and many.
+        many_calls: keep freed memory for the next call: quicker for many small calls.
     """
 
     def __init__(self, policy: Policy, *, many_calls: bool = False):
@@ -219,9 +206,14 @@ class LocalSampler:
         on_done: Callable[[int], None] | None = None,
         on_token: OnToken | None = None,
     ) -> list[list[Sample]]:
-        """See `Sampler.generate`; `on_token` as for `LocalGenerator.generate`."""
+        """See `Sampler.generate`.
+
+        Args:
+            on_token: called with (request, copy, ids so far) as each token is drawn; where it returns
+                False that completion ends there, unfinished.
+        """
         self.policy.model.eval()
-        samples = LocalGenerator(self.policy, settings).generate(requests, on_done, on_token)
+        samples = LocalGenerator(self.policy, settings, on_token).generate(requests, on_done)
         if not self._many_calls:
             return_memory()
         return samples
@@ -248,64 +240,46 @@ class LocalSampler:
                 "local cannot load weights below adapters (model.lora); open a new sampler"
             )
         new = load_policy(weights, str(policy.device), policy.dtype, policy.attention)
-        ours, theirs = policy.core.state_dict(), new.core.state_dict()
-        shapes = ({name: x.shape for name, x in state.items()} for state in (ours, theirs))
-        if policy.core.config.model_type != new.core.config.model_type or next(shapes) != next(shapes):
+
+        def form(core: Any) -> tuple[str, dict[str, Any]]:
+            return core.config.model_type, {name: x.shape for name, x in core.state_dict().items()}
+
+        if form(policy.core) != form(new.core):
             raise EngineError(f"{weights}: its weights are not of the same model as {policy.source}")
-        policy.core.load_state_dict(theirs)
+        policy.core.load_state_dict(new.core.state_dict())
         policy.core.generation_config = new.core.generation_config
         policy.take_tokenizer(new.tokenizer)
         policy.source = new.source
 
 
+@dataclass
 class LocalGenerator:
-    """Samples completions from a `Policy` under one set of settings.
+    """Samples completions from a `Policy` under one set of settings."""
 
-    Args:
-        policy: the model, tokenizer and device.
-        settings: length, temperature and memory limits.
-    """
-
-    def __init__(self, policy: Policy, settings: SamplingSettings):
-        self.policy, self.settings = policy, settings
-        self._on_token: OnToken | None = None
+    policy: Policy
+    settings: SamplingSettings
+    on_token: OnToken | None = None
 
     def _constraint(self, request: Request) -> Constraint | None:
         if request.constraints:
             return request.constraints.start()
         if self.settings.no_repeat_ngram:
-            return NoRepeat(self.settings.no_repeat_ngram, self.policy.line_ends())
+            return NoRepeat(self.settings.no_repeat_ngram, self.policy.line_ends)
         return None
 
     def generate(
-        self,
-        requests: Sequence[Request],
-        on_done: Callable[[int], None] | None = None,
-        on_token: OnToken | None = None,
+        self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
     ) -> list[list[Sample]]:
-        """Complete each request; result i holds the n samples of request i in order.
-
-        Args:
-            requests: prompts; those with the same `share` key are prefilled together.
-            on_done: called with the number of completions that a finished batch adds (progress).
-            on_token: called with (request, copy, ids so far) as each token is drawn; where it returns
-                False that completion ends there, unfinished.
-        """
-        self._on_token = on_token
+        """See `Sampler.generate`."""
         results: list[list[Sample | None]] = [[None] * r.n for r in requests]
         for batch in self._batches(requests):
-            done = 0
-            for open_ in self._run(requests, batch):
-                results[open_.request][open_.copy] = Sample(
-                    text=self.policy.decode(open_.ids),
-                    token_ids=tuple(open_.ids),
-                    logprobs=tuple(open_.logprobs),
-                    entropies=tuple(open_.entropies),
-                    finished=open_.finished,
+            finished = self._run(requests, batch)
+            for o in finished:
+                results[o.request][o.copy] = Sample(
+                    self.policy.decode(o.ids), tuple(o.ids), tuple(o.logprobs), tuple(o.entropies), o.finished
                 )
-                done += 1
             if on_done:
-                on_done(done)
+                on_done(len(finished))
         return [[s for s in group if s is not None] for group in results]
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[list[int]]]:
@@ -343,7 +317,9 @@ class LocalGenerator:
                 slots.positions[b, slot : slot + n] = len(path)
                 slots.open[b, slot : slot + n] = True
                 for copy in range(n):
-                    draws = _uniforms(requests[i].seed, copy, settings.max_new_tokens)
+                    seed = requests[i].seed
+                    generator = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32, copy])
+                    draws = generator.random(settings.max_new_tokens)
                     live.append(_Open(i, copy, draws, self._constraint(requests[i])))
                     starts.append((b, int(path[-1])))
                 slot += n
@@ -365,31 +341,30 @@ class LocalGenerator:
                     kept = slots.keep(np.flatnonzero(rows))
                     for layer in cache.layers:
                         layer.keep_rows(kept)
-                length = self._step(live, slots, cache, length, step)
+                queries, where, length = slots.queries(length)
+                hidden = policy.hidden(queries, cache)
+                logits = policy.logits(hidden[where[:, 0], where[:, 1]])
+                self._append([live[k] for k in slots.who[slots.open]], logits, step, slots)
         return live
-
-    def _step(self, live: list[_Open], slots: _Slots, cache: Any, length: int, step: int) -> int:
-        rows, where, end = slots.queries(length)
-        hidden = self.policy.hidden(rows, cache)
-        logits = self.policy.logits(hidden[where[:, 0], where[:, 1]])
-        self._append([live[k] for k in slots.who[slots.open]], logits, step, slots)
-        return end
 
     def _append(self, live: list[_Open], logits: torch.Tensor, step: int, slots: _Slots) -> None:
         """Draw a token for each open completion (`live`, in the order of `slots`)."""
         settings = self.settings
         draws = torch.from_numpy(np.array([o.uniforms[step] for o in live]))
-        if any(isinstance(o.constraint, Observer) for o in live):
+        allowed = None
+        if any(o.constraint for o in live):
             for o, row in zip(live, logits, strict=True):
                 if isinstance(o.constraint, Observer):
                     o.constraint.observe(row)
-        allowed = _allowed(live, logits)
+            anything = torch.ones(logits.shape[-1], dtype=torch.bool)
+            rows = [o.constraint.allowed() if o.constraint else anything for o in live]
+            allowed = torch.stack(rows).to(logits.device)
         ids, logp, entropy = sample_tokens(logits, draws, settings.temperature, settings.top_p, allowed)
         tokens, values = ids.tolist(), logp.tolist()
         if any(map(math.isnan, values)):
             raise NotFiniteError("the policy's probabilities are not numbers: its weights are not")
         end_ids = self.policy.end_ids
-        ends = self.policy.line_ends() if settings.max_lines else None
+        ends = self.policy.line_ends if settings.max_lines else None
         for o, token, lp, h in zip(live, tokens, values, entropy.tolist(), strict=True):
             o.ids.append(token)
             o.logprobs.append(lp)
@@ -401,7 +376,7 @@ class LocalGenerator:
             elif ends is not None:
                 o.lines += int(ends[token])
                 o.done = o.finished = o.lines >= settings.max_lines
-            if self._on_token and not self._on_token(o.request, o.copy, o.ids):
+            if self.on_token and not self.on_token(o.request, o.copy, o.ids):
                 o.done = True
         slots.tokens[slots.open] = tokens
         slots.open[slots.open] = [not o.done for o in live]

@@ -1,4 +1,4 @@
-"""A model on this machine behind the same `Chat` interface as an endpoint.
+"""A model on this machine as a `Chat`, as an endpoint is one.
 
 Questions that wait are answered together, one batch at a time, in a thread beside the event loop. The
 answers are held to the question's JSON schema, without which a small model seldom writes any JSON.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from selfemo.errors import EngineError
 from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError
@@ -20,35 +22,44 @@ from selfemo.models.loading import load_policy
 from selfemo.models.policy import Policy
 from selfemo.models.references import resolve
 
+T = TypeVar("T")
 _GATHER = 0.02
 """Seconds to wait for more questions before a batch starts."""
 _GRAMMARS_KEPT = 256
 
 
 class LocalChat:
-    """A model on this machine as a `Chat`.
+    """A model on this machine as a `Chat`; it is loaded with the first question.
 
     Args:
         spec: its model is a model reference, its concurrency the largest batch.
         policy: the model, if it is loaded already.
+
+    Raises:
+        EngineError: there is no such model; the message names the expert.
     """
 
     def __init__(self, spec: ExpertSpec, policy: Policy | None = None):
         self.spec, self.name, self.model = spec, spec.name, spec.model
         self.concurrency = spec.concurrency
+        if policy is None:
+            self._named(resolve)  # converts the weights if need be, but does not load them
         self._policy = policy
         self._waiting: list[tuple[ChatRequest, asyncio.Future[Answer]]] = []
         self._worker: asyncio.Task[None] | None = None
         self._grammars: dict[str, Grammar] = {}
 
+    def _named(self, step: Callable[[str], T]) -> T:
+        try:
+            return step(self.model)
+        except EngineError as e:
+            raise EngineError(f"expert {self.name}: {e}") from None
+
     @property
     def policy(self) -> Policy:
-        """The model, loaded with the first question: a job that has all its answers stored loads none."""
+        """The model; a job that has all its answers stored loads none."""
         if self._policy is None:
-            try:
-                self._policy = load_policy(self.spec.model, dtype="auto")
-            except EngineError as e:
-                raise EngineError(f"expert {self.name}: {e}") from None
+            self._policy = self._named(partial(load_policy, dtype="auto"))
         return self._policy
 
     async def close(self) -> None:
@@ -68,17 +79,15 @@ class LocalChat:
             await asyncio.sleep(_GATHER)
             batch = self._waiting[: self.concurrency]
             del self._waiting[: len(batch)]
+            answers: Sequence[Answer | Exception]
             try:
                 answers = await asyncio.to_thread(self._answer, [r for r, _ in batch])
             except Exception as e:  # whatever it is, each question that waits must hear of it
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(e)
-                continue
+                answers = [e] * len(batch)
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():
                     continue
-                if isinstance(answer, UnansweredError):
+                if isinstance(answer, Exception):
                     future.set_exception(answer)
                 else:
                     future.set_result(answer)
@@ -113,16 +122,3 @@ class LocalChat:
                 (sample,) = next(samples)
                 answers[k] = replace(given, text=sample.text, completion_tokens=len(sample.token_ids))
         return answers
-
-
-def open_local(spec: ExpertSpec) -> LocalChat:
-    """A local expert, whose model is converted if need be, but not loaded.
-
-    Raises:
-        EngineError: there is no such model; the message names the expert.
-    """
-    try:
-        resolve(spec.model)
-    except EngineError as e:
-        raise EngineError(f"expert {spec.name}: {e}") from None
-    return LocalChat(spec)

@@ -1,4 +1,4 @@
-"""Sampling held to the format of completions (prompts.py), so that every one parses (parsing.py).
+"""Sampling under the format of completions (prompts.py), so that each one parses (parsing.py).
 
 At each step llguidance allows only tokens that the format can continue with. It knows no token limit, so
 near the limit this constraint takes over: it closes an open field by the shortest text that ends it, token
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
@@ -22,28 +23,12 @@ from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.policy import Policy
 
 _FREE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
-"""A character of a line of free text: none that Python or the parser takes for a line end."""
+"""A character of free text: no control character or line end, as Python or the parser sees them."""
 _FIRST = r"[^\s\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _MANY_LABELS = 32
 """Beyond so many labels three distinct ones make a grammar of megabytes; two are allowed there."""
 _CHARACTER = 4
 """Tokens that the rest of a character may take: UTF-8 has at most four bytes."""
-
-
-def checked_labels(labels: LabelSet) -> LabelSet:
-    """The labels, once each is known to be readable from a completion.
-
-    Raises:
-        ConfigError: a label could not be read back.
-    """
-    for label in labels:
-        read = parse_emotions(label, labels)
-        if not isinstance(read, EmotionDistribution) or list(read) != [label]:
-            raise ConfigError(
-                f"label {label!r} cannot be written in the format; a label is lower-case letters, with "
-                "blanks, hyphens or apostrophes between them"
-            )
-    return labels
 
 
 def emotions_regex(labels: LabelSet, most: int = MAX_EMOTIONS) -> str:
@@ -62,18 +47,6 @@ def emotions_regex(labels: LabelSet, most: int = MAX_EMOTIONS) -> str:
     return f"({'|'.join(one)})"
 
 
-def most_emotions(labels: LabelSet) -> int:
-    """The most emotions that one E or S line may name under the grammar."""
-    return 2 if len(labels) > _MANY_LABELS else min(MAX_EMOTIONS, len(labels))
-
-
-def format_regex(labels: LabelSet, reasoning: Reasoning = "none") -> str:
-    """A whole completion."""
-    emotions = emotions_regex(labels, most_emotions(labels))
-    thought = "" if reasoning == "none" else rf"T: {_FIRST}{_FREE}*\n"
-    return rf"{thought}E: {emotions}\nS: {emotions}\nR: {_FIRST}{_FREE}*"
-
-
 class OwnFormat(Compiled):
     """The format over one label set, for one policy's tokenizer.
 
@@ -85,18 +58,27 @@ class OwnFormat(Compiled):
     def __init__(
         self, policy: Policy, labels: LabelSet, reasoning: Reasoning = "none", no_repeat_ngram: int = 0
     ):
-        self.labels = checked_labels(labels)
-        regex = format_regex(labels, reasoning)
+        for label in labels:
+            read = parse_emotions(label, labels)
+            if not isinstance(read, EmotionDistribution) or list(read) != [label]:
+                raise ConfigError(
+                    f"label {label!r} cannot be written in the format; a label is lower-case letters, with "
+                    "blanks, hyphens or apostrophes between them"
+                )
+        self.labels = labels
+        self.most = 2 if len(labels) > _MANY_LABELS else min(MAX_EMOTIONS, len(labels))
+        emotions = emotions_regex(labels, self.most)
+        thought = "" if reasoning == "none" else rf"T: {_FIRST}{_FREE}*\n"
+        regex = rf"{thought}E: {emotions}\nS: {emotions}\nR: {_FIRST}{_FREE}*"
         super().__init__(policy, lambda m: m.grammar_from_regex(regex), "the format")
-        self.reasoning, self.policy, self.most = reasoning, policy, most_emotions(labels)
+        self.reasoning, self.policy = reasoning, policy
         self.end = int(policy.tokenizer.eos_token_id)
-        self._no_repeat = no_repeat_ngram
-        self._least = 0
+        self.no_repeat = no_repeat_ngram
         # One more token may open an emotion with its weight that then has to be closed as well.
         longest = max(len(self.encode(f", {e} 3")) for e in labels)
         self.slack = 2 * longest + 2 * _CHARACTER
-        self._tails: torch.Tensor | None = None
-        # The token that each label begins with behind "E:"; none where two begin alike.
+        self._least = len(self.encode(self.closing(""))) + self.slack + 2 * _CHARACTER
+        # The first token of each label after "E:"; None where two begin alike.
         begin = len(self.encode("E:"))
         firsts = [self.encode(f"E: {e}")[begin] for e in labels]
         self.firsts = firsts if len(set(firsts)) == len(firsts) else None
@@ -105,13 +87,11 @@ class OwnFormat(Compiled):
         return list(self.tokenizer.tokenize_str(text))
 
     def least_tokens(self) -> int:
-        """The smallest token limit under which every completion is whole."""
-        if not self._least:
-            self._least = len(self.encode(self.closing(""))) + self.slack + 2 * _CHARACTER
+        """The smallest token limit under which every completion can be finished."""
         return self._least
 
     def closing(self, written: str) -> str:
-        """The shortest text that makes a whole completion of `written`; "" where that is one."""
+        """The shortest text that finishes the completion `written`; "" where it is finished."""
         lines = written.split("\n")
         order = ("T", "E", "S", "R") if self.reasoning != "none" else ("E", "S", "R")
         line, rest = lines[-1], order[len(lines) :]
@@ -127,7 +107,7 @@ class OwnFormat(Compiled):
         return "\n".join([end, *(f"{f}: {plain}" if f in "ES" else f"{f}: ." for f in rest)])
 
     def _close_emotions(self, written: str) -> str:
-        """The shortest text that makes `joy 7, sur` whole."""
+        """The shortest text that finishes an E or S line such as `joy 7, sur`."""
         labels = self.labels.labels
         ends = ["", "3", " 3"]
         ends += [f"{e[k:]}{weight}" for e in labels for k in range(len(e)) for weight in ("", " 3")]
@@ -145,16 +125,15 @@ class OwnFormat(Compiled):
             and all(weight in tuple("123456789") for _, _, weight in named)
         )
 
+    @cached_property
     def tails(self) -> torch.Tensor:
         """(v,) bool: tokens that only go on with a character begun before (UTF-8 continuation bytes)."""
-        if self._tails is None:
-            self._tails = torch.zeros(self.size, dtype=torch.bool)
-            for token in range(min(self.size, self.tokenizer.vocab_size)):
-                if self.tokenizer.is_special_token(token):
-                    continue
+        tails = torch.zeros(self.size, dtype=torch.bool)
+        for token in range(min(self.size, self.tokenizer.vocab_size)):
+            if not self.tokenizer.is_special_token(token):
                 raw = self.tokenizer.decode_bytes([token])
-                self._tails[token] = bool(raw) and all(0x80 <= b < 0xC0 for b in raw)
-        return self._tails
+                tails[token] = bool(raw) and all(0x80 <= b < 0xC0 for b in raw)
+        return tails
 
     def limited(self, max_tokens: int) -> LimitedFormat:
         """The format in completions of at most `max_tokens` tokens, the end token included.
@@ -169,9 +148,6 @@ class OwnFormat(Compiled):
             )
         return LimitedFormat(self, max_tokens)
 
-    def no_repeat(self) -> NoRepeat | None:
-        return NoRepeat(self._no_repeat, self.policy.line_ends()) if self._no_repeat else None
-
 
 class LimitedFormat:
     """`Constraints` of requests.py."""
@@ -183,7 +159,7 @@ class LimitedFormat:
     def probabilities(self, field: str) -> EmotionDistribution | None:
         """The probability of each label at "E" or "S" in the completion begun last, normalised over the set.
 
-        Read off at the token that each label begins with: the grammar leaves no other label behind it. None
+        It is read at the first token of each label, after which the grammar allows that label alone. None
         before that place, and where two labels begin with one token (label_scores.py tells those apart).
         """
         return self.opened.seen.get(field) if self.opened else None
@@ -199,7 +175,8 @@ class _Open:
     def __init__(self, format_: OwnFormat, max_tokens: int):
         self._format, self._left = format_, max_tokens
         self._matcher: Matcher = format_.start()
-        self._no_repeat = format_.no_repeat()
+        n = format_.no_repeat
+        self._no_repeat = NoRepeat(n, format_.policy.line_ends) if n else None
         self._raw = b""
         self.seen: dict[str, EmotionDistribution] = {}
         self._replies_from = 2 if format_.reasoning == "none" else 3
@@ -252,5 +229,5 @@ class _Open:
             only = torch.zeros_like(mask)
             only[closing[0]] = True
             return only
-        tails = mask & self._format.tails()
+        tails = mask & self._format.tails
         return tails if tails.any() else mask

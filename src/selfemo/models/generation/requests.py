@@ -60,8 +60,8 @@ class SamplingSettings:
     Attributes:
         max_new_tokens: most tokens of a completion, the end token included.
         temperature: 0 is greedy.
-        top_p: nucleus mass; 1 leaves the distribution whole.
-        max_lines: stop after so many line ends (0: never); evaluation stops behind the emotion line by it.
+        top_p: nucleus mass; 1 keeps all of the distribution.
+        max_lines: stop after so many line ends (0: never); evaluation stops after the emotion line.
         no_repeat_ngram: no n-gram of so many tokens occurs twice in a line (0: no such limit); for inference.
         token_budget: tokens that a batch may hold in memory.
     """

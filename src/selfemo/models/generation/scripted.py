@@ -1,4 +1,4 @@
-"""Fixed answers behind the `Sampler` protocol: no model, no random numbers, for tests and dry runs."""
+"""A `Sampler` of fixed answers: no model, no random numbers; for tests and dry runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from selfemo.errors import DataError, UnsupportedError
@@ -26,15 +27,17 @@ class ScriptedSampler:
     entropies are 0.
 
     Args:
-        answers: a function, or texts: the k-th completion of a request with seed s is number s + k of them,
-            counted round, so that it depends on nothing but the request.
-        labels: weights of emotions for `label_probabilities`; without any in the label set, all are equal.
+        answers: a function, or texts: the k-th completion of a request with seed s is text s + k, modulo
+            their number, so that it depends on the request alone.
+        labels: weights of emotions for `label_probabilities`; where the label set has none of them, all
+            are equal.
     """
 
     def __init__(self, answers: Script | Sequence[str], labels: Mapping[str, float] | None = None) -> None:
         if not callable(answers) and not answers:
             raise DataError("a scripted sampler needs at least one answer")
-        self._answers, self._labels = answers, labels or {}
+        self._answer = answers if callable(answers) else partial(_counted, answers)
+        self._labels = labels or {}
         self._chats: dict[tuple[int, ...], Sequence[Message]] = {}
         self._said: dict[int, str] = {}
         self.loaded: list[str] = []
@@ -74,11 +77,6 @@ class ScriptedSampler:
                 on_done(request.n)
         return samples
 
-    def _answer(self, messages: Sequence[Message], request: Request, k: int) -> str:
-        if callable(self._answers):
-            return self._answers(messages, request, k)
-        return self._answers[(request.seed + k) % len(self._answers)]
-
     def label_probabilities(
         self, places: Sequence[LabelPlace], labels: LabelSet
     ) -> list[EmotionDistribution]:
@@ -88,6 +86,10 @@ class ScriptedSampler:
     def load(self, weights: str) -> None:
         """Note the reference; the answers stay the same."""
         self.loaded.append(weights)
+
+
+def _counted(answers: Sequence[str], messages: Sequence[Message], request: Request, k: int) -> str:
+    return answers[(request.seed + k) % len(answers)]
 
 
 def read_script(path: Path) -> list[str]:
@@ -126,7 +128,7 @@ def _sample(text: str, settings: SamplingSettings) -> Sample:
     cut = first_lines(text, settings.max_lines)
     words = _words(cut)
     stopped = len(cut) < len(text) or bool(settings.max_lines and cut.endswith("\n"))
-    # The end token counts, as it does for a model; a stop behind a line needs none.
+    # The end token counts, as it does for a model; a stop after a line needs none.
     finished = len(words) + (not stopped) <= settings.max_new_tokens
     ids = _ids(cut)[: settings.max_new_tokens]
     if finished and not stopped:
