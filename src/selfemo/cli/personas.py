@@ -85,9 +85,11 @@ def cluster(
 
     With --run also mean R1 by cluster (table 3).
     """
+    from selfemo.reports.figures import persona_map
     from selfemo.runs.expert_jobs import cluster_personas
 
     result, rewards = cluster_personas(folder, runs or [], min_size, embedder, seed)
+    persona_map(folder / "figures", result)
     if as_json:
         clusters = [{"name": c.name, "count": c.size, "example": c.example} for c in result.clusters]
         print_json({"clusters": clusters, "noise": result.noise, "reward_by_cluster": rewards})
