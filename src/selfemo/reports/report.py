@@ -9,6 +9,7 @@ This file has the sections of the run itself; sections.py those of other folders
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +23,7 @@ from selfemo.evaluation.summary import HEADER as SCORES_HEADER
 from selfemo.evaluation.summary import checkpoint_scores, r1_change, rl_rounds, table_rows
 from selfemo.method.prompts import format_emotions
 from selfemo.method.rewards import exact_match
-from selfemo.method.types import LABEL_SETS, LabelSet, Prompt
+from selfemo.method.types import LABEL_SETS, Prompt
 from selfemo.reports import figures
 from selfemo.reports import sections as parts
 from selfemo.reports.page import Section, Table, inline_svg, visible
@@ -39,7 +40,12 @@ _EXAMPLE = 600
 
 
 class Source:
-    """A run that is read and not changed."""
+    """A run that is read and not changed.
+
+    Attributes:
+        labels: the label set of each data set with predictions, from its stored prompts or its name.
+        last: the last checkpoint with scores; None where there is none.
+    """
 
     def __init__(self, folder: Path):
         if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
@@ -47,20 +53,16 @@ class Source:
         self.folder = folder
         self.config: Config = load([folder / CONFIG_FILE])
         self.store = Store(folder / STORE_FILE, read_only=True)
-        self.labels = self._labels()
+        known, wanted = self.store.label_sets(), self.store.predicted_datasets()
+        named = {d: known.get(d, LABEL_SETS.get(d)) for d in wanted}
+        self.labels = {d: s for d, s in named.items() if s is not None}
         self.scores = checkpoint_scores(
             self.store, checkpoints(self.config), self.labels, resamples=self.config.evaluation.resamples
         )
         self.last = next(reversed(self.scores), None)
 
-    def _labels(self) -> dict[str, LabelSet]:
-        """The label set of each data set with predictions, of its stored prompts or its name."""
-        known = self.store.label_sets()
-        wanted = self.store.predicted_datasets()
-        return {d: s for d in sorted(wanted) if (s := known.get(d, LABEL_SETS.get(d))) is not None}
-
     def held_out_prompts(self) -> dict[str, Prompt]:
-        """Prompts by id where the data can still be read; else none."""
+        """Prompts by id; empty where the data can no longer be read."""
         try:
             return {p.id: p for p in gold_prompts(load_conversations(self.config.data))}
         except DataError:
@@ -68,18 +70,17 @@ class Source:
 
     def rounds(self) -> list[dict[str, Any]]:
         """Means of both rewards over the rollouts of each RL round, self-played and original."""
-        sums: dict[tuple[str, int], dict[str, Any]] = {}
+        found: dict[tuple[str, int, int], dict[str, list[float]]] = {}
         for r in self.store.rl_rollouts():
             if r.target is None:
                 continue
-            record = sums.setdefault((r.stage, r.step), {"iteration": r.iteration})
+            values = found.setdefault((r.stage, r.step, r.iteration), defaultdict(list))
             tail = "_original" if r.original else ""
-            hit = exact_match(r.emotion, r.target, r.label_set)
-            record.setdefault("accuracy" + tail, []).append(hit)
-            record.setdefault("r1" + tail, []).append(r.r1)
+            values["accuracy" + tail].append(exact_match(r.emotion, r.target, r.label_set))
+            values["r1" + tail].append(r.r1)
         return [
-            {k: sum(v) / len(v) if isinstance(v, list) else v for k, v in record.items()}
-            for record in sums.values()
+            {"iteration": iteration, **{k: sum(v) / len(v) for k, v in values.items()}}
+            for (_, _, iteration), values in found.items()
         ]
 
 
@@ -127,12 +128,7 @@ def _headline(source: Source) -> Section:
         section.text = ["Only one trained checkpoint was evaluated: there is no change to report."]
     else:
         d = change.difference
-        if d.low > 0:
-            verdict = "rose"
-        elif d.high < 0:
-            verdict = "fell"
-        else:
-            verdict = "did not change beyond chance"
+        verdict = "rose" if d.low > 0 else "fell" if d.high < 0 else "did not change beyond chance"
         section.text = [
             f"From {COLD} to {source.last}, mean R1 on the same held-out turns {verdict}: "
             f"{d.value:+.3f}, 95% interval {d.low:+.3f} to {d.high:+.3f}, p = {change.p_value:.3f} "
@@ -147,8 +143,8 @@ def _curves(source: Source, folder: Path) -> Section:
     held = {
         d: {c: (by[d].accuracy.value, by[d].mean_r1.value) for c, by in source.scores.items() if d in by}
         for d in source.labels
-        if any(d in by for by in source.scores.values())
     }
+    held = {d: by for d, by in held.items() if by}
     names = figures.reward_curves(folder, held, source.rounds())
     names += figures.draw(folder, rl_rounds(source.store), source.scores)
     titles = {
@@ -188,10 +184,9 @@ def _emotion(distribution: Any) -> str:
 
 
 def _dialogues(source: Source, n: int = 10) -> Section:
-    section = Section("dialogues", "Self-play dialogues")
-    for e in episodes(source.store, n):
-        section.episodes.append(_show(e))
-    if section.episodes:
+    found = [_show(e) for e in episodes(source.store, n)]
+    section = Section("dialogues", "Self-play dialogues", episodes=found)
+    if found:
         section.text = [
             "The longest episodes. Each self-played turn shows what its speaker read in the turn before, "
             "what should have been read, and the emotion declared with the reply."
@@ -234,8 +229,7 @@ def _examples(source: Source, n: int = 5) -> Section:
     chosen = [("worst", r) for r in rows[:n]]
     chosen += [("best", r) for r in reversed(rows[max(n, len(rows) - n) :])]
     for which, r in chosen:
-        prompt = prompts.get(r["prompt"])
-        last = prompt.history[-1] if prompt is not None else None
+        last = prompts[r["prompt"]].history[-1] if r["prompt"] in prompts else None
         section.examples.append(
             {
                 "title": f"{which}: {r['prompt']}, R1 {r['r1']:.2f}",
@@ -251,21 +245,16 @@ def _examples(source: Source, n: int = 5) -> Section:
 
 
 def _failures(source: Source) -> Section:
-    section = Section("failures", "Failures and gate drops")
-    found = source.store.failures()
+    found = sorted(source.store.failures(), key=lambda f: (-f.n, f.kind, f.place))
     kinds = [[f.kind, f.place, str(f.n), f.example[:200]] for f in found]
-    kinds.sort(key=lambda k: (-int(k[2]), k[0], k[1]))
-    section.tables = [
+    verdicts = [[v.stage, v.verdict or "-", str(v.n)] for v in source.store.verdicts_by_stage()]
+    tables = [
         Table("Failures by kind", ("kind", "where", "count", "first example"), kinds),
-        Table(
-            "Best rollouts at the gate", ("stage", "verdict", "count"),
-            [[v.stage, v.verdict or "-", str(v.n)] for v in source.store.verdicts_by_stage()],
-        ),
-    ]  # fmt: skip
-    section.tables = [t for t in section.tables if t.rows]
-    if not section.tables:
-        section.text = ["Nothing failed and nothing was dropped."]
-    return section
+        Table("Best rollouts at the gate", ("stage", "verdict", "count"), verdicts),
+    ]
+    tables = [t for t in tables if t.rows]
+    text = [] if tables else ["Nothing failed and nothing was dropped."]
+    return Section("failures", "Failures and gate drops", text, tables)
 
 
 def build(
@@ -289,12 +278,12 @@ def build(
         The report and the folder of its figures.
 
     Raises:
-        StoreError: a folder does not hold what it is given for, or the report cannot be written.
+        StoreError: a folder does not hold what its command writes, or the report cannot be written.
     """
     from jinja2 import Environment, StrictUndefined
 
-    source = Source(run)
     folder = out.parent / f"{out.stem}-figures"
+    source = Source(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         places = [*([run] if source.last is not None else []), *evaluations]

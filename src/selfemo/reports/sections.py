@@ -1,5 +1,4 @@
-"""Sections of the report that come from other folders than the run's own: evaluations, judges, an ablation,
-personas."""
+"""Sections of the report from folders other than the run's: evaluations, judges, an ablation, personas."""
 
 from __future__ import annotations
 
@@ -7,7 +6,8 @@ import base64
 import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,21 @@ def table1(places: Sequence[Path]) -> Section:
     )  # fmt: skip
 
 
-def _read_json(path: Path, command: str) -> dict[str, Any]:
+@contextmanager
+def _content(path: Path, command: str) -> Iterator[dict[str, Any]]:
+    """The content of a JSON file that a command wrote.
+
+    Raises:
+        StoreError: the file cannot be read, or the block finds that it holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise StoreError(f"{path}: cannot be read ({e}); `{command}` makes it") from None
-    if not isinstance(content, dict):
-        raise StoreError(f"{path}: not what `{command}` writes")
-    return content
+    try:
+        yield content
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise StoreError(f"{path}: not what `{command}` writes ({e!r}); run it again") from None
 
 
 def ablation(place: Path | None, folder: Path) -> Section:
@@ -46,22 +53,15 @@ def ablation(place: Path | None, folder: Path) -> Section:
     if place is None:
         section.missing = command
         return section
-    path = place / "ablation.json"
-    try:
-        found = _read_json(path, command)
+    with _content(place / "ablation.json", command) as found:
         section.tables = [
             Table("Mean (sd) over seeds", *ablation_table(found)),
             Table("What each arm predicts, and how sure it is", *share_table(found)),
             Table("What its RL had to learn from: means over groups", *signal_table(found)),
         ]
         drawn = figures.arm_dots(folder, found["arms"])
-    except (KeyError, TypeError, AttributeError) as e:
-        raise StoreError(f"{path}: not what `{command}` writes ({e!r}); run it again") from None
     section.drawings = [("Accuracy by arm: each seed and their mean", drawn)]
     return section
-
-
-_KINDS = {"self_emotion": "self-emotion", "reply": "reply"}
 
 
 def judge(places: Sequence[Path], folder: Path) -> Section:
@@ -74,25 +74,18 @@ def judge(places: Sequence[Path], folder: Path) -> Section:
     bars: dict[str, Any] = {}
     rows = []
     for place in places:
-        content = _read_json(place / "judge.json", command)
-        try:
+        with _content(place / "judge.json", command) as content:
             for kind, c in content["kinds"].items():
-                name = f"{place.name}: {_KINDS.get(kind, kind)}"
-                bars[name] = {k: int(c[k]) for k in ("wins", "ties", "losses")}
+                called = kind.replace("_", "-")
+                counts = {k: int(c[k]) for k in ("wins", "ties", "losses")}
+                bars[f"{place.name}: {called}"] = counts
+                more = [cell(c.get(k)) for k in ("p_value", "alpha", "position_bias")]
+                pair = f"{content['a']} against {content['b']}"
                 rows.append(
-                    [
-                        f"{content['a']} against {content['b']}", _KINDS.get(kind, kind), c["wins"],
-                        c["ties"], c["losses"], cell(c["win_rate"]), cell(c.get("p_value")),
-                        cell(c.get("alpha")), cell(c.get("position_bias")), str(c.get("flips", "-")),
-                    ]
-                )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise StoreError(
-                f"{place / 'judge.json'}: not what `{command}` writes ({e!r}); run it again"
-            ) from None
+                    [pair, called, *counts.values(), cell(c["win_rate"]), *more, str(c.get("flips", "-"))]
+                )
     header = (
-        "answers", "kind", "wins", "ties", "losses", "win rate", "p", "alpha", "position bias",
-        "flips",
+        "answers", "kind", "wins", "ties", "losses", "win rate", "p", "alpha", "position bias", "flips",
     )  # fmt: skip
     section.tables = [Table("Wins of the first", header, rows)]
     section.drawings = [("Wins, ties and losses of each comparison", figures.judge_bars(folder, bars))]
@@ -145,16 +138,14 @@ def confusions(
             c = s["calibration"]
             if not c["n"]:
                 continue
-            tempered = ""
-            if c.get("temperature"):
-                tempered = f"; {c['nll_tempered']:.3f} at a temperature of {c['temperature']:.2f}"
+            t = c.get("temperature")
+            tempered = f"; {c['nll_tempered']:.3f} at a temperature of {t:.2f}" if t else ""
             section.text.append(
                 f"{title}: expected calibration error {c['ece']:.3f}, Brier {c['brier']:.3f}, "
                 f"negative log-likelihood {c['nll']:.3f} nats{tempered}."
             )
             drawn = figures.reliability(folder, f"reliability_{stem}", plain, c)
-            what = "Weight of the top emotion and how often it is right"
-            section.drawings.append((f"{what}: {title}", drawn))
+            section.drawings.append((f"Weight of the top emotion and how often it is right: {title}", drawn))
     if not found:
         section.missing = f"selfemo evaluate {run} --data SOURCE --out DIR"
     return section

@@ -1,7 +1,7 @@
 """Table 1 with published and measured rows, and the table of data sets of training against evaluation.
 
-The published values are in published.toml, copied from the paper. They are marked as published and never
-mixed with measured ones.
+The published values are in published.toml, copied from the paper. They are marked as published and are never
+mixed with measured values.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -35,7 +34,7 @@ class Measured:
 
     name: str
     split: str
-    trained_on: tuple[str, ...]
+    trained_on: Sequence[str]
     scores: Mapping[str, Mapping[str, Any]]
 
 
@@ -49,9 +48,7 @@ def measured(place: Path) -> Measured:
     if file.exists():
         try:
             content = json.loads(file.read_text())
-            return Measured(
-                content["model"], content["split"], tuple(content["trained_on"]), content["scores"]
-            )
+            return Measured(*(content[k] for k in ("model", "split", "trained_on", "scores")))
         except (ValueError, KeyError, TypeError) as e:
             raise StoreError(
                 f"{file}: not the scores of `selfemo evaluate --out` ({type(e).__name__}: {e}); run it again"
@@ -62,11 +59,11 @@ def measured(place: Path) -> Measured:
             "--out`"
         )
     config = load([place / CONFIG_FILE])
-    with closing(Store(place / STORE_FILE, read_only=True)) as store:
+    with Store(place / STORE_FILE, read_only=True) as store:
         for checkpoint in reversed(checkpoints(config)):
             row = store.stage(evaluation_name(checkpoint))
             if row is not None and row["status"] == "done":
-                sets = () if checkpoint == START else tuple(trained_on(str(place)))
+                sets = [] if checkpoint == START else trained_on(str(place))
                 name = f"{place.name} {checkpoint}"
                 return Measured(name, config.data.eval_split, sets, json.loads(row["info"]))
     raise StoreError(f"{place} is a run without a finished evaluation; resume it first")
@@ -91,7 +88,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def table1(places: Sequence[Path], *, intervals: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, in per cent: the paper's rows in its order, then one a place.
+    """Header and rows, in per cent: the paper's rows in its order, then a row for each place.
 
     A measured row has an AVG only where all three data sets of the paper were measured, so that it is the
     average that the paper gives. Further data sets get columns of their own.

@@ -30,13 +30,13 @@ _SHARED = {COLD: BEFORE_RL, START: BEFORE_SFT}
 Present = Callable[
     [Path, Mapping[str, Any], Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]], Sequence[str]
 ]
-"""present(out, result, metrics of the rounds of RL by arm and seed): writes tables and figures, and returns
-the names of the figures (`reports.ablation.write`)."""
+"""present(out, result, metrics of the RL rounds by arm and seed) writes tables and figures and returns the
+names of the figures (`reports.ablation.write_tables`)."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """All runs of an ablation; made before the first one, so that a mistake shows at once."""
+    """All runs of an ablation; made before the first run, so that a mistake shows at once."""
 
     out: Path
     keep: Keep
@@ -66,7 +66,7 @@ class _Plan:
         return _Plan(out, keep, base, arms, configs, trunks)
 
     def run(self, arm: Arm, seed: int) -> PlannedRun:
-        """A run of an arm; it begins with as much of the trunk of its seed as it has in common with it."""
+        """A run of an arm; it begins with the stages that it shares with the trunk of its seed."""
         config, trunk = self.configs[arm.name, seed], self.trunks[seed]
         folder = self.out / arm.name / f"seed-{seed}"
         for at, sections in _SHARED.items():
@@ -80,8 +80,7 @@ class _Plan:
         """Complete all runs, `jobs` at a time."""
         rest = [self.run(a, s) for s in range(len(self.trunks)) for a in self.arms if not a.checkpoint]
         # A run that would take over the untouched model's scores alone does not wait for a trunk.
-        first = [*self.trunks, *(p for p in rest if p.at == START)]
-        first = [replace(p, trunk=None) for p in first]
+        first = [replace(p, trunk=None) for p in (*self.trunks, *(p for p in rest if p.at == START))]
         complete_side_by_side(first, jobs, draw, reporter, stop)
         complete_side_by_side(rest, jobs, draw, reporter, stop)
 
@@ -94,8 +93,7 @@ class _Plan:
             reporter.say(f"cold start of seed {s}")
             shared = complete_run(trunk, draw, reporter, stop)
             for a in self.arms:
-                nth = f"run {len(summaries) + 1} of {len(self.configs)}"
-                reporter.say(f"{a.name}, seed {s} ({nth})")
+                reporter.say(f"{a.name}, seed {s} (run {len(summaries) + 1} of {len(self.configs)})")
                 own = None if a.checkpoint else self.run(a, s)
                 summaries[a.name, s] = complete_run(own, draw, reporter, stop) if own else shared
         return summaries
@@ -123,13 +121,13 @@ def ablate(
 ) -> dict[str, Any]:
     """Run all arms over the seeds 0 to `seeds` - 1, compare them, and write ablation.json.
 
-    Runs lie in OUT/ARM/seed-N. A finished one is not run again, one that was stopped goes on. The arms of a
+    Runs are kept in OUT/ARM/seed-N. A finished run is not run again; a stopped run goes on. The arms of a
     seed that begin with the same cold start share it: it is trained once, in OUT/trunk/seed-N. The untouched
     model, which no seed changes, is evaluated once.
 
     Args:
         only: arms to run besides the full one, shipped ones by name or TOML files; empty for table 2.
-        jobs: runs at a time, each in a process of its own.
+        jobs: how many runs go on at a time, each in its own process.
         draw: draws the figures of each run.
         present: writes the tables and figures of the ablation.
 

@@ -16,7 +16,7 @@ from selfemo.runs.folder import evaluation_name
 from selfemo.runs.store import STORE_FILE, PredictionRow, Store
 
 AVERAGE = "average"
-"""Name of the plain average over data sets in scores."""
+"""The name of the plain average over data sets in scores."""
 SIGNAL = {
     "r1_flat": "one R1", "r2_flat": "one R2", "silent": "no advantage", "pass_rate": "passed the gate",
     "parse_rate": "parsed", "r1": "R1", "r2": "R2", "sampling_entropy": "entropy",
@@ -65,9 +65,8 @@ class FinishedArm:
             found = {d: {m: s[m] for m in MEASURES} for d, s in summary["scores"][self.checkpoint].items()}
             single = [s for d, s in found.items() if d != UNION]
             if len(single) > 1:
-                found[AVERAGE] = {
-                    m: [sum(s[m][0] for s in single) / len(single), None, None] for m in MEASURES
-                }
+                mean = {m: sum(s[m][0] for s in single) / len(single) for m in MEASURES}
+                found[AVERAGE] = {m: [v, None, None] for m, v in mean.items()}
             by_seed.append(found)
         return by_seed
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,18 +27,12 @@ def _same_settings(folder: Path, config: Config) -> None:
     """Check that the run in a folder has these settings.
 
     Raises:
-        StoreError: it has others, besides those that may differ.
+        StoreError: settings other than those that may differ are different.
     """
     saved, wanted = (flat(c.model_dump(mode="json")) for c in (load([folder / CONFIG_FILE]), config))
-    differ = [
-        k
-        for k in sorted(saved.keys() | wanted.keys())
-        if saved.get(k) != wanted.get(k) and not k.startswith(_MAY_DIFFER)
-    ]
-    if differ:
-        raise StoreError(
-            f"{folder} holds a run with other settings ({', '.join(differ)}); give another --out"
-        )
+    other = (k for k in sorted(saved.keys() | wanted.keys()) if saved.get(k) != wanted.get(k))
+    if differ := ", ".join(k for k in other if not k.startswith(_MAY_DIFFER)):
+        raise StoreError(f"{folder} holds a run with other settings ({differ}); give another --out")
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class PlannedRun:
 def complete_run(
     planned: PlannedRun, draw: Draw | None, reporter: Reporter, stop: StopRequest | None = None
 ) -> dict[str, Any]:
-    """The summary of a run, which is begun, resumed, or read where it is finished.
+    """Begin or resume a run, unless it is finished, and return its summary.
 
     Args:
         draw: draws the figures of the run (`summary.finish`).
@@ -82,7 +75,7 @@ def complete_run(
     summary = read_summary(folder, reporter.say)
     if summary is None:
         new = None if (folder / CONFIG_FILE).exists() else config
-        with closing(evolve(folder, new, evaluate_checkpoint, reporter, stop)) as run:
+        with evolve(folder, new, evaluate_checkpoint, reporter, stop) as run:
             summary = finish(run, draw)
     last = checkpoints(config)[-1]
     for path in (folder / "checkpoints").glob("*"):
@@ -98,7 +91,7 @@ def complete_side_by_side(
     reporter: Reporter,
     stop: StopRequest | None,
 ) -> None:
-    """Complete the runs that are not finished, `at_once` at a time, each in a process of its own."""
+    """Complete the runs that are not finished, `at_once` at a time, each in its own process."""
     left = [p for p in planned if read_summary(p.folder, Quiet().say) is None]
     for p in left:  # here, one after the other: a trunk is locked while it is copied
         p.fork()
