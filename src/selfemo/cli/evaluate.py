@@ -9,7 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
-from selfemo.cli.output import again, interruptible, print_json, print_tables, write
+from selfemo.cli.output import again, interruptible, print_json, print_tables
 
 
 def _sets(overrides: list[str] | None, split: str | None) -> list[str]:
@@ -66,15 +66,17 @@ def table1(
     """Print table 1: the paper's rows beside what was measured."""
     from selfemo.errors import ConfigError
     from selfemo.evaluation.rendering import render
+    from selfemo.files import write_text
     from selfemo.reports import tables
 
     if cross and not places:
         raise ConfigError("--cross needs folders of `selfemo evaluate --out`, or runs")
-    if cross:
-        header, rows = tables.cross(places or [])
+    table = tables.cross(places or []) if cross else tables.table1(places or [], intervals=form == "csv")
+    text = render(*table, form)
+    if out is None:
+        typer.echo(text, nl=False)
     else:
-        header, rows = tables.table1(places or [], intervals=form == "csv")
-    write(render(header, rows, form), out)
+        write_text(out, text)
 
 
 def judge(

@@ -12,7 +12,7 @@ from typing import Any
 
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
 from selfemo.evaluation.predictions import Scores, label_sets, score
-from selfemo.evaluation.rendering import render
+from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_json, write_text
 from selfemo.method.types import LabelSet
 from selfemo.runs.dialogues import dialogues
@@ -27,10 +27,15 @@ returns their names (`reports.figures.draw`)."""
 MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
 
 
-def table_rows(scores: Mapping[str, Mapping[str, Scores]]) -> list[list[str]]:
-    """Rows of text: checkpoint, data set, n, then each measure with its 95% interval."""
+def plain(scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores by checkpoint and data set as summary.json holds them."""
+    return {c: {d: s.as_dict() for d, s in by.items()} for c, by in scores.items()}
+
+
+def table_rows(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """Rows of text from `plain` scores: checkpoint, data set, n, then each measure with its 95% interval."""
     return [
-        [checkpoint, dataset, str(s.utterances), *(str(getattr(s, m)) for m in MEASURES)]
+        [checkpoint, dataset, str(s["utterances"]), *(cell(s[m]) for m in MEASURES)]
         for checkpoint, by_set in scores.items()
         for dataset, s in by_set.items()
     ]
@@ -48,16 +53,6 @@ def checkpoint_scores(
         for name in names
         if (row := store.stage(evaluation_name(name))) is not None and row["status"] == "done"
     }
-
-
-def scores_of(run: RunFolder) -> dict[str, dict[str, Scores]]:
-    """`checkpoint_scores` of all checkpoints of a run, whose data must still be there."""
-    return checkpoint_scores(
-        run.store,
-        checkpoints(run.config),
-        label_sets(load_conversations(run.config.data)),
-        resamples=run.config.evaluation.resamples,
-    )
 
 
 def r1_change(store: Store, before: str, after: str) -> PairedDifference | None:
@@ -80,17 +75,19 @@ def rl_rounds(store: Store) -> list[dict[str, Any]]:
 
 
 def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
-    """Write summary.json, summary.md, dialogues.txt and figures; returns the summary.
+    """Write summary.json, summary.md, dialogues.txt and figures; return the summary.
 
     Args:
         draw: draws the figures of the run; None draws none.
     """
-    scores = scores_of(run)
-    last = checkpoints(run.config)[-1]
+    config, names = run.config, checkpoints(run.config)
+    labels = label_sets(load_conversations(config.data))
+    scores = checkpoint_scores(run.store, names, labels, resamples=config.evaluation.resamples)
+    last = names[-1]
     change = r1_change(run.store, COLD, last) if last != COLD else None
     drawn = draw(run.path / "figures", rl_rounds(run.store), scores) if draw else ()
     summary: dict[str, Any] = {
-        "scores": {c: {d: s.as_dict() for d, s in by.items()} for c, by in scores.items()},
+        "scores": plain(scores),
         "r1_change": None
         if change is None
         else {"from": COLD, "to": last, "change": change.difference.as_list(), "p_value": change.p_value},
@@ -101,7 +98,7 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
         ],
         "figures": list(drawn),
     }
-    table = render(HEADER, table_rows(scores), "markdown")
+    table = render(HEADER, table_rows(summary["scores"]), "markdown")
     write_text(run.path / "summary.md", f"{table}\n{change_line(summary)}\n")
     write_text(run.path / "dialogues.txt", "\n\n".join(dialogues(run.store)) + "\n")
     write_json(run.path / SUMMARY_FILE, summary)

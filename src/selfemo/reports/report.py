@@ -20,7 +20,7 @@ from selfemo.errors import DataError, StoreError
 from selfemo.evaluation.analysis import analysis_table, read_analysis
 from selfemo.evaluation.predictions import gold_prompts
 from selfemo.evaluation.summary import HEADER as SCORES_HEADER
-from selfemo.evaluation.summary import checkpoint_scores, r1_change, rl_rounds, table_rows
+from selfemo.evaluation.summary import checkpoint_scores, plain, r1_change, rl_rounds, table_rows
 from selfemo.method.prompts import format_emotions
 from selfemo.method.rewards import exact_match
 from selfemo.method.types import LABEL_SETS, Prompt
@@ -134,7 +134,7 @@ def _headline(source: Source) -> Section:
             f"{d.value:+.3f}, 95% interval {d.low:+.3f} to {d.high:+.3f}, p = {change.p_value:.3f} "
             "(paired, by conversation)."
         ]
-    section.tables = [Table("Scores with 95% intervals", SCORES_HEADER, table_rows(source.scores))]
+    section.tables = [Table("Scores with 95% intervals", SCORES_HEADER, table_rows(plain(source.scores)))]
     return section
 
 
@@ -291,9 +291,7 @@ def build(
         judged = parts.judge(judges, folder)
         described = parts.personas(source.store.reward_by_cluster(), run, personas)
         ablated = parts.ablation(ablation, folder)
-        own = {}
-        if source.last is not None:
-            own[source.last] = {d: s.as_dict() for d, s in source.scores[source.last].items()}
+        own = plain({c: s for c, s in source.scores.items() if c == source.last})
         sections = [
             _headline(source),
             _what_ran(source),

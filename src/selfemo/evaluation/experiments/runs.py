@@ -42,6 +42,7 @@ class PlannedRun:
     Attributes:
         keep: the checkpoints that stay once it is finished.
         trunk, at: it begins with the stages of the run `trunk`, up to checkpoint `at` (`fork`).
+        draw: draws its figures (`summary.finish`).
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class PlannedRun:
     keep: Keep = "all"
     trunk: Path | None = None
     at: str = COLD
+    draw: Draw | None = None
 
     def fork(self) -> None:
         """Take over the stages of the trunk, unless the run has begun."""
@@ -56,13 +58,8 @@ class PlannedRun:
             fork(self.trunk, self.folder, self.config, self.at)
 
 
-def complete_run(
-    planned: PlannedRun, draw: Draw | None, reporter: Reporter, stop: StopRequest | None = None
-) -> dict[str, Any]:
+def complete_run(planned: PlannedRun, reporter: Reporter, stop: StopRequest | None = None) -> dict[str, Any]:
     """Begin or resume a run, unless it is finished, and return its summary.
-
-    Args:
-        draw: draws the figures of the run (`summary.finish`).
 
     Raises:
         StoreError: the folder holds a run with other settings.
@@ -76,7 +73,7 @@ def complete_run(
     if summary is None:
         new = None if (folder / CONFIG_FILE).exists() else config
         with evolve(folder, new, evaluate_checkpoint, reporter, stop) as run:
-            summary = finish(run, draw)
+            summary = finish(run, planned.draw)
     last = checkpoints(config)[-1]
     for path in (folder / "checkpoints").glob("*"):
         if planned.keep == "none" or (planned.keep == "last" and path.name != last):
@@ -85,15 +82,11 @@ def complete_run(
 
 
 def complete_side_by_side(
-    planned: Sequence[PlannedRun],
-    at_once: int,
-    draw: Draw | None,
-    reporter: Reporter,
-    stop: StopRequest | None,
+    planned: Sequence[PlannedRun], at_once: int, reporter: Reporter, stop: StopRequest | None
 ) -> None:
     """Complete the runs that are not finished, `at_once` at a time, each in its own process."""
     left = [p for p in planned if read_summary(p.folder, Quiet().say) is None]
-    for p in left:  # here, one after the other: a trunk is locked while it is copied
+    for p in left:  # one after the other: a trunk is locked while it is copied
         p.fork()
-    jobs = [Job("/".join(p.folder.parts[-2:]), complete_run, (p, draw)) for p in left]
+    jobs = [Job("/".join(p.folder.parts[-2:]), complete_run, (p,)) for p in left]
     side_by_side(jobs, at_once, reporter, stop)
