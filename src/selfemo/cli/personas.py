@@ -73,9 +73,7 @@ def profiles(
 @group.command()
 def cluster(
     folder: Annotated[Path, typer.Argument(help="Folder of `personas extract`, or a run.")],
-    runs: Annotated[
-        list[Path] | None, typer.Option("--run", help="Runs whose stores get the clusters too.")
-    ] = None,
+    runs: Annotated[opt.Paths, typer.Option("--run", help="Runs whose stores get the clusters.")] = None,
     min_size: Annotated[int, typer.Option(min=0, help="Smallest cluster; 0: 1%, at least 5.")] = 0,
     embedder: opt.EmbedderId = opt.EMBEDDER,
     seed: opt.Seed = 0,

@@ -173,15 +173,15 @@ def read_analysis(folder: Path) -> dict[str, Any] | None:
     """The analysis of a run; None where it has none.
 
     Raises:
-        StoreError: the file is not one of this version.
+        StoreError: the file is not an analysis of this version.
     """
     path = folder / ANALYSIS_FILE
-    if not path.exists():
-        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] == VERSION and isinstance(content["checkpoints"], dict):
             return dict(content)
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError, OSError):
         pass
     raise StoreError(

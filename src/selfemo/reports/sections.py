@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +27,6 @@ def table1(places: Sequence[Path]) -> Section:
     )  # fmt: skip
 
 
-@contextmanager
-def _content(path: Path, command: str) -> Iterator[dict[str, Any]]:
-    """The content of a JSON file that a command wrote.
-
-    Raises:
-        StoreError: the file cannot be read, or the block finds that it holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise StoreError(f"{path}: cannot be read ({e}); `{command}` makes it") from None
-    try:
-        yield content
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise StoreError(f"{path}: not what `{command}` writes ({e!r}); run it again") from None
-
-
 def ablation(place: Path | None, folder: Path) -> Section:
     """The tables and dots of an ablation."""
     section = Section("ablation", "Ablation (table 2)")
@@ -53,7 +34,7 @@ def ablation(place: Path | None, folder: Path) -> Section:
     if place is None:
         section.missing = command
         return section
-    with _content(place / "ablation.json", command) as found:
+    with tables.written_by(command, place / "ablation.json") as found:
         section.tables = [
             Table("Mean (sd) over seeds", *ablation_table(found)),
             Table("What each arm predicts, and how sure it is", *share_table(found)),
@@ -74,7 +55,7 @@ def judge(places: Sequence[Path], folder: Path) -> Section:
     bars: dict[str, Any] = {}
     rows = []
     for place in places:
-        with _content(place / "judge.json", command) as content:
+        with tables.written_by(command, place / "judge.json") as content:
             for kind, c in content["kinds"].items():
                 called = kind.replace("_", "-")
                 counts = {k: int(c[k]) for k in ("wins", "ties", "losses")}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -38,6 +39,23 @@ class Measured:
     scores: Mapping[str, Mapping[str, Any]]
 
 
+@contextmanager
+def written_by(command: str, path: Path) -> Iterator[Any]:
+    """The content of a JSON file that a command wrote.
+
+    Raises:
+        StoreError: the file cannot be read, or the block finds that it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise StoreError(f"{path}: cannot be read ({e}); `{command}` makes it") from None
+    try:
+        yield content
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise StoreError(f"{path}: not what `{command}` writes ({e!r}); run it again") from None
+
+
 def measured(place: Path) -> Measured:
     """The scores in a folder of `selfemo evaluate --out`, or of a run's last evaluated checkpoint.
 
@@ -46,13 +64,8 @@ def measured(place: Path) -> Measured:
     """
     file = place / SCORES_FILE
     if file.exists():
-        try:
-            content = json.loads(file.read_text())
+        with written_by("selfemo evaluate --out", file) as content:
             return Measured(*(content[k] for k in ("model", "split", "trained_on", "scores")))
-        except (ValueError, KeyError, TypeError) as e:
-            raise StoreError(
-                f"{file}: not the scores of `selfemo evaluate --out` ({type(e).__name__}: {e}); run it again"
-            ) from None
     if not (place / CONFIG_FILE).exists() or not (place / STORE_FILE).exists():
         raise StoreError(
             f"{place} holds no scores: it is neither a run nor a folder of a finished `selfemo evaluate "
