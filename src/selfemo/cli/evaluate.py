@@ -53,10 +53,10 @@ def evaluate(
 
 
 def table1(
-    places: Annotated[opt.Paths, typer.Argument(help="Folders of `evaluate --out`, or runs.")] = None,
+    folders: Annotated[opt.Paths, typer.Argument(help="Folders of `evaluate --out`, or runs.")] = None,
     form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
-    cross: Annotated[bool, typer.Option("--cross", help="Trained on against evaluated on instead.")] = False,
+    cross: Annotated[bool, typer.Option("--cross", help="Data sets of training against evaluation.")] = False,
 ) -> None:
     """Print table 1: the paper's rows beside what was measured."""
     from selfemo.errors import ConfigError
@@ -64,9 +64,9 @@ def table1(
     from selfemo.files import write_text
     from selfemo.reports import tables
 
-    if cross and not places:
+    if cross and not folders:
         raise ConfigError("--cross needs folders of `selfemo evaluate --out`, or runs")
-    table = tables.cross(places or []) if cross else tables.table1(places or [], intervals=form == "csv")
+    table = tables.cross(folders or []) if cross else tables.table1(folders or [], intervals=form == "csv")
     text = render(*table, form)
     if out is None:
         typer.echo(text, nl=False)

@@ -26,7 +26,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 Out = Annotated[Path | None, typer.Option(help="Run folder (default: runs/DATE-TIME).")]
 Paths = list[Path] | None
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random draws.")]
 
 # data
 Sources = Annotated[list[str], typer.Option("--data", help='"sample", a path, or NAME:PATH; repeatable.')]

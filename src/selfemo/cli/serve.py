@@ -28,7 +28,7 @@ def predict(
     speaker: Annotated[str, typer.Option(help="CSV column of the speaker.")] = "",
     conversation: Annotated[str, typer.Option(help="CSV column of the conversation's id.")] = "",
     gap: Annotated[float, typer.Option(min=0, help="Seconds of silence between scenes.")] = 30.0,
-    encoding: Annotated[str, typer.Option(help="Of the input file.")] = "utf-8-sig",
+    encoding: Annotated[str, typer.Option(help="Encoding of the input file.")] = "utf-8-sig",
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
 ) -> None:
@@ -134,7 +134,7 @@ def chat(
     pair = (character(persona), character(second))
     names = [*(c.name for c in pair), you]
     if len(set(names)) < len(names):
-        raise ConfigError(f"three have to have different names: {', '.join(names)}")
+        raise ConfigError(f"the two characters and you need different names: {', '.join(names)}")
 
     def opened(name: str) -> SelfEmo:
         return SelfEmo(

@@ -86,7 +86,7 @@ def _digest(*parts: object) -> str:
 
 
 def model_digest(checkpoint: str) -> str:
-    """Changes with the weights of a model folder: its checksums, else the sizes and times of its files."""
+    """A digest of a model folder's weights: of its checksums, else of the sizes and times of its files."""
     folder = Path(checkpoint)
     if not folder.exists():
         return _digest(checkpoint)
@@ -106,24 +106,18 @@ def identity(
     for p in prompts:
         content = [p.id, p.dataset, messages(p, reasoning), dict(p.target or {})]
         asked.update(json.dumps(content, sort_keys=True).encode())
-    settings: dict[str, Any] = {
-        "format": FORMAT_VERSION,
-        "max_tokens": config.prompt.max_tokens,
-        "reasoning": reasoning,
-        "span": config.evaluation.span,
-        "max_new_tokens": config.evaluation.max_new_tokens,
-    }
+    evaluation = config.evaluation
+    settings = (
+        f"format {FORMAT_VERSION}, max_tokens {config.prompt.max_tokens}, reasoning {reasoning}, span "
+        f"{evaluation.span}, max_new_tokens {evaluation.max_new_tokens}, "
+    )
     if spec is not None:
-        settings["temperature"] = spec.temperature
-        named = f"{spec.model} at {spec.url}"
+        named, more = f"{spec.model} at {spec.url}", f"temperature {spec.temperature}"
     else:
-        settings |= {"dtype": config.model.dtype, "no_repeat_ngram": config.evaluation.no_repeat_ngram}
         named = f"{Path(model).name if Path(model).exists() else model} ({model_digest(model)})"
-    return {
-        "model": named,
-        "data": f"{len(prompts)} prompts ({asked.hexdigest()[:16]})",
-        "settings": ", ".join(f"{k} {v}" for k, v in settings.items()),
-    }
+        more = f"dtype {config.model.dtype}, no_repeat_ngram {evaluation.no_repeat_ngram}"
+    data = f"{len(prompts)} prompts ({asked.hexdigest()[:16]})"
+    return {"model": named, "data": data, "settings": settings + more}
 
 
 def _claim(store: Store, folder: Path, inputs: Mapping[str, str]) -> None:
@@ -264,25 +258,25 @@ def trained_on(checkpoint: str) -> list[str]:
         return store.prompt_datasets()
 
 
-def predictions_of(place: Path) -> list[PredictionRow]:
+def predictions_of(folder: Path) -> list[PredictionRow]:
     """The stored predictions of an evaluation folder, or of a run's last evaluated checkpoint.
 
     Raises:
         StoreError: it holds none.
     """
-    if not (place / STORE_FILE).exists():
+    if not (folder / STORE_FILE).exists():
         raise StoreError(
-            f"{place} is neither a folder of `selfemo evaluate --out` nor a run; evaluate the other model "
+            f"{folder} is neither a folder of `selfemo evaluate --out` nor a run; evaluate the other model "
             "with --out first and compare with that folder"
         )
-    with Store(place / STORE_FILE, read_only=True) as store:
+    with Store(folder / STORE_FILE, read_only=True) as store:
         names = [NAME]
-        if (place / CONFIG_FILE).exists():
-            names = [evaluation_name(c) for c in reversed(checkpoints(load([place / CONFIG_FILE])))]
+        if (folder / CONFIG_FILE).exists():
+            names = [evaluation_name(c) for c in reversed(checkpoints(load([folder / CONFIG_FILE])))]
         for name in names:
             if rows := store.predictions(name):
                 return rows
-    raise StoreError(f"{place} holds no predictions yet")
+    raise StoreError(f"{folder} holds no predictions yet")
 
 
 _FIT = ("ece", "brier", "nll", "temperature", "nll_tempered")

@@ -172,7 +172,7 @@ def gold_prompts(conversations: Sequence[Conversation]) -> list[Prompt]:
 def _missing(
     prompts: Sequence[Prompt], store: Store, name: str, on_done: Callable[[int], None] | None
 ) -> list[Prompt]:
-    """The prompts without a prediction in the store."""
+    """The prompts without a prediction in the store; `on_done` is told how many have one."""
     done = store.predicted_prompts(name)
     if on_done and done:
         on_done(len(done))

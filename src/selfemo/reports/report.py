@@ -3,7 +3,7 @@
 All text of data and models is untrusted: it is escaped, and control characters and marks that change the
 direction of writing are shown as their code points. The same inputs give the same bytes.
 
-This file has the sections of the run itself; sections.py those of other folders; page.py the parts of a page.
+This file has the sections on the run itself, sections.py those on other folders, page.py the parts of a page.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from selfemo.config import Config, load
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation.analysis import analysis_table, read_analysis
 from selfemo.evaluation.predictions import gold_prompts
-from selfemo.evaluation.summary import HEADER as SCORES_HEADER
-from selfemo.evaluation.summary import checkpoint_scores, plain, r1_change, rl_rounds, table_rows
+from selfemo.evaluation.summary import HEADER, checkpoint_scores, plain, r1_change, rl_rounds, table_rows
 from selfemo.method.prompts import format_emotions
 from selfemo.method.rewards import exact_match
 from selfemo.method.types import LABEL_SETS, Prompt
@@ -51,6 +50,7 @@ class Source:
         if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
             raise StoreError(f"{folder} is not a run folder: `selfemo evolve` makes one")
         self.folder = folder
+        self.resume = f"selfemo evolve --resume {folder}"
         self.config: Config = load([folder / CONFIG_FILE])
         self.store = Store(folder / STORE_FILE, read_only=True)
         known, wanted = self.store.label_sets(), self.store.predicted_datasets()
@@ -119,27 +119,24 @@ def _version(folder: Path) -> str:
 
 
 def _headline(source: Source) -> Section:
-    section = Section("result", "Result")
     if source.last is None:
-        section.missing = f"selfemo evolve --resume {source.folder}"
-        return section
+        return Section("result", "Result", missing=source.resume)
     change = r1_change(source.store, COLD, source.last) if source.last not in (START, COLD) else None
     if change is None:
-        section.text = ["Only one trained checkpoint was evaluated: there is no change to report."]
+        text = "Only one trained checkpoint was evaluated: there is no change to report."
     else:
         d = change.difference
         verdict = "rose" if d.low > 0 else "fell" if d.high < 0 else "did not change beyond chance"
-        section.text = [
+        text = (
             f"From {COLD} to {source.last}, mean R1 on the same held-out turns {verdict}: "
             f"{d.value:+.3f}, 95% interval {d.low:+.3f} to {d.high:+.3f}, p = {change.p_value:.3f} "
             "(paired, by conversation)."
-        ]
-    section.tables = [Table("Scores with 95% intervals", SCORES_HEADER, table_rows(plain(source.scores)))]
-    return section
+        )
+    table = Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores)))
+    return Section("result", "Result", [text], [table])
 
 
 def _curves(source: Source, folder: Path) -> Section:
-    section = Section("curves", "Curves (figures 5 and 6)")
     held = {
         d: {c: (by[d].accuracy.value, by[d].mean_r1.value) for c, by in source.scores.items() if d in by}
         for d in source.labels
@@ -157,10 +154,8 @@ def _curves(source: Source, folder: Path) -> Section:
     for dataset in source.labels:
         titles[f"scores_{dataset}"] = f"Held-out scores by checkpoint: {dataset}"
         titles[f"emotions_{dataset}"] = f"Emotions read by checkpoint, beside gold: {dataset}"
-    section.drawings = [(titles[n], n) for n in names]
-    if not names:
-        section.missing = f"selfemo evolve --resume {source.folder}"
-    return section
+    drawings, missing = [(titles[n], n) for n in names], "" if names else source.resume
+    return Section("curves", "Curves (figures 5 and 6)", drawings=drawings, missing=missing)
 
 
 def _analysis(source: Source, folder: Path) -> Section:
@@ -170,8 +165,8 @@ def _analysis(source: Source, folder: Path) -> Section:
         section.missing = f"selfemo analyse {source.folder}"
         return section
     section.text = [
-        f"One sampled completion for each of {len(found['prompts'])} held-out prompts. Round trip: what "
-        "the checkpoint's own recogniser reads in its reply, against the emotion it declared."
+        f"One sampled completion for each of {len(found['prompts'])} held-out prompts. Round trip: the "
+        "emotion that the checkpoint itself recognises in its reply, against the emotion it declared."
     ]
     section.tables = [Table("By checkpoint, entropies in nats", *analysis_table(found))]
     name = figures.span_entropy(folder, found["checkpoints"])
@@ -192,16 +187,14 @@ def _dialogues(source: Source, n: int = 10) -> Section:
             "what should have been read, and the emotion declared with the reply."
         ]
     else:
-        section.missing = f"selfemo evolve --resume {source.folder}"
+        section.missing = source.resume
     return section
 
 
 def _show(e: Episode) -> dict[str, Any]:
     def bar(d: Any) -> list[tuple[str, int, int]]:
-        """(emotion, its place in the label set, per cent)"""
-        if d is None:
-            return []
-        return [(k, e.label_set.index(k) % 8, round(100 * d[k])) for k in e.label_set if k in d]
+        """(emotion, its number in the label set modulo 8, per cent)"""
+        return [(k, e.label_set.index(k) % 8, round(100 * d[k])) for k in e.label_set if d and k in d]
 
     return {
         "name": e.conversation,
@@ -221,7 +214,7 @@ def _show(e: Episode) -> dict[str, Any]:
 def _examples(source: Source, n: int = 5) -> Section:
     section = Section("examples", "Worst and best held-out examples by R1")
     if source.last is None:
-        section.missing = f"selfemo evolve --resume {source.folder}"
+        section.missing = source.resume
         return section
     rows = source.store.predictions(evaluation_name(source.last))
     rows.sort(key=lambda r: (r["r1"], r["prompt"]))
@@ -286,7 +279,6 @@ def build(
     source = Source(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        places = [*([run] if source.last is not None else []), *evaluations]
         # The given folders are read first: a wrong one is named before anything else is drawn.
         judged = parts.judge(judges, folder)
         described = parts.personas(source.store.reward_by_cluster(), run, personas)
@@ -295,7 +287,7 @@ def build(
         sections = [
             _headline(source),
             _what_ran(source),
-            parts.table1(places),
+            parts.table1([run, *evaluations] if source.last is not None else evaluations),
             _curves(source, folder),
             _analysis(source, folder),
             ablated,
