@@ -24,6 +24,7 @@ from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.evaluation.jobs import evaluate_model
 from selfemo.evaluation.summary import finish
 from selfemo.progress import Stopped, StopRequest
+from selfemo.reports.figures import draw
 from selfemo.runs.folder import RunFolder
 from tests.support.runs import (
     SHORT,
