@@ -442,7 +442,7 @@ def test_a_forked_run_equals_one_of_its_own(config: list[str], tmp_path: Path) -
         PlannedRun(tmp_path / "trunk", trunk),
         PlannedRun(tmp_path / "forked", whole, trunk=tmp_path / "trunk"),
     ):
-        complete_run(planned, None, Quiet())
+        complete_run(planned, Quiet())
     last = "checkpoints/iteration-1/model.safetensors"
     assert (tmp_path / "alone" / last).read_bytes() == (tmp_path / "forked" / last).read_bytes()
     more = ["seed=6", "sft.epochs=4", "flywheel.iterations=0"]
@@ -451,7 +451,7 @@ def test_a_forked_run_equals_one_of_its_own(config: list[str], tmp_path: Path) -
         PlannedRun(tmp_path / "other", other, trunk=tmp_path / "alone", at="start"),
         PlannedRun(tmp_path / "other-alone", other),
     ):
-        complete_run(planned, None, Quiet())
+        complete_run(planned, Quiet())
     scores = [
         json.loads((tmp_path / n / "summary.json").read_text())["scores"] for n in ("other", "other-alone")
     ]

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from selfemo.cli import app
 from selfemo.errors import DataError
 from selfemo.reports.figures import persona_map
+from selfemo.runs import expert_jobs
 from selfemo.runs.store import Store
 from selfemo.stages.clusters import NOISE, cluster, cluster_store, mask_names, name_clusters
 
@@ -89,16 +92,30 @@ def test_too_few_descriptions_for_clusters(tmp_path: Path) -> None:
         cluster_store(store, embed_planted)
 
 
+def add_prompt(store: Store, number: int, description: str) -> None:
+    store.db.execute(
+        "INSERT INTO prompts VALUES (?,'iteration-1-rl',0,1,'',0,NULL,'d','c','[]','Ann',?,'','[]',NULL,0)",
+        (f"p{number}", json.dumps(["Ann", description, ""])),
+    )
+
+
+def test_the_command_draws_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path / "store.sqlite") as store, store.transaction():
+        for i, text in enumerate(planted(20)[0]):
+            add_prompt(store, i, text)
+    monkeypatch.setattr(expert_jobs, "Embedder", lambda name: embed_planted)
+    done = CliRunner().invoke(app, ["personas", "cluster", str(tmp_path), "--min-size", "12"])
+    assert done.exit_code == 0 and "60 descriptions, 3 clusters, 0 noise" in done.output, done.output
+    lines = (tmp_path / "figures" / "persona_clusters.csv").read_text().splitlines()
+    assert len(lines) == 5 and (tmp_path / "figures" / "persona_map.png").exists()
+
+
 def test_rewards_by_cluster_are_one_query(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.sqlite")
     texts, _ = planted(20)
     with store.transaction():
         for i, text in enumerate(texts):
-            store.db.execute(
-                "INSERT INTO prompts VALUES "
-                "(?,'iteration-1-rl',0,1,'',0,NULL,'d','c','[]','Ann',?,'','[]',NULL,0)",
-                (f"p{i}", json.dumps(["Ann", text, ""])),
-            )
+            add_prompt(store, i, text)
             for member, r1 in enumerate((0.0, 1.0 if text.startswith("calm") else 0.5)):
                 store.db.execute(
                     "INSERT INTO rollouts (stage, step, iteration, prompt, member, text, tokens, r1, r2, "

@@ -117,7 +117,7 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no scores"):
         measured(tmp_path)
     (tmp_path / "scores.json").write_text('{"model": "x"}')
-    with pytest.raises(StoreError, match=r"scores\.json: not the scores"):
+    with pytest.raises(StoreError, match=r"scores\.json: not what `selfemo evaluate --out` writes"):
         measured(tmp_path)
     with pytest.raises(ConfigError, match="valid are text, markdown, latex, csv"):
         render(["a"], [], "pdf")

@@ -31,9 +31,7 @@ def generate(
     max_samples: Annotated[int, typer.Option(min=0, help="0 takes all.")] = 0,
     seed: opt.Seed = 0,
     reasoning: Annotated[str, typer.Option(help="none, brief or full.")] = "none",
-    agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Least R1 of the expert's E with gold.")
-    ] = 0.5,
+    agreement: Annotated[float, typer.Option(min=0, max=1, help="Least R1 of an expert's E.")] = 0.5,
     rounds: opt.Rounds = 2,
     retry_failed: opt.RetryFailed = False,
     lenient: opt.Lenient = False,
@@ -44,7 +42,7 @@ def generate(
 
     Experts write them (equation 5); without one they come from gold data.
     """
-    from typing import get_args
+    from typing import cast, get_args
 
     from selfemo.errors import ConfigError
     from selfemo.method.prompts import Reasoning
@@ -55,14 +53,13 @@ def generate(
         raise ConfigError(f"--reasoning {reasoning}: valid are {', '.join(get_args(Reasoning))}")
     if reasoning != "none" and not specs:
         raise ConfigError("--reasoning needs an --expert: gold data hold no reasoning")
+    kind = cast(Reasoning, reasoning)
     found = jobs.conversations_of(source, split, limit, lenient, personas or [])
     if dry_run:
-        plan = jobs.plan_cold_start(found, specs, out, max_samples, seed, reasoning)  # type: ignore[arg-type]
-        print_counts(plan, as_json)
+        print_counts(jobs.plan_cold_start(found, specs, out, max_samples, seed, kind), as_json)
         return
     counts = jobs.generate_cold_start(
-        found, specs, out, reporter(), max_samples=max_samples, seed=seed,
-        reasoning=reasoning,  # type: ignore[arg-type]
+        found, specs, out, reporter(), max_samples=max_samples, seed=seed, reasoning=kind,
         agreement=agreement, rounds=rounds, retry_failed=retry_failed,
     )  # fmt: skip
     print_counts(counts, as_json, _use(out))

@@ -21,9 +21,7 @@ def doctor(
     engine: Annotated[str, typer.Option(help="local or verl (default: the configuration's).")] = "",
     out: Annotated[Path, typer.Option(help="Where the run would go.")] = Path("runs"),
     gpus: Annotated[int, typer.Option(min=0, help="GPUs (verl) or cores to estimate for.")] = 0,
-    machine: Annotated[
-        str, typer.Option(help="Estimate for h100, h200, a100, l40s, rtx4090 or cpu-core.")
-    ] = "",
+    machine: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090 or cpu-core.")] = "",
     prompt_tokens: Annotated[float, typer.Option(min=0, help="Mean; 0: that of the data.")] = 0,
     completion_tokens: Annotated[float, typer.Option(min=0, help="Mean; 0: of gold ones.")] = 0,
     as_json: opt.AsJson = False,
@@ -36,8 +34,7 @@ def doctor(
 
     told = diagnose(
         settings(config, overrides), out, engine=engine, count=gpus, machine=machine,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
+        prompt_tokens=prompt_tokens, completion_tokens=completion_tokens,
     )  # fmt: skip
     if as_json:
         print_json(told.as_dict())
@@ -54,11 +51,8 @@ def _show(told: Diagnosis) -> None:
         how = f"\n{'':9}{f.get}" if f.get else ""
         typer.echo(f"{f.state:<8} {f.what}: {f.found}{how}")
     if e := told.estimate:
-        title = (
-            f"{e['model']} on {e['machine']}, prompts of {e['prompt_tokens']} and completions of "
-            f"{e['completion_tokens']} tokens"
-        )
-        print_tables([(title, *estimate_rows(e))])
+        lengths = f"prompts of {e['prompt_tokens']} and completions of {e['completion_tokens']} tokens"
+        print_tables([(f"{e['model']} on {e['machine']}, {lengths}", *estimate_rows(e))])
         parts = ", ".join(f"{k} {v:.1f}" for k, v in e["memory_gib"].items())
         typer.echo(f"memory by device, GiB: {e['peak_gib']:.1f} at the peak ({parts})")
         typer.echo("disk, GiB: " + ", ".join(f"{k} {v:.1f}" for k, v in e["disk_gib"].items()))

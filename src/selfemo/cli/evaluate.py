@@ -9,7 +9,13 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
-from selfemo.cli.output import again, interruptible, print_json, print_tables, write
+from selfemo.cli.output import again, interruptible, print_json, print_tables
+
+_JUDGES = "NAME=URL,model=MODEL or local; may be repeated."
+_ARMS = (
+    "An arm beside the full one, in place of those of table 2: vanilla-grpo, original-only, gold-cold-start, "
+    "sft-only, cold-start, backbone, or a TOML file; may be repeated."
+)
 
 
 def _sets(overrides: list[str] | None, split: str | None) -> list[str]:
@@ -17,18 +23,11 @@ def _sets(overrides: list[str] | None, split: str | None) -> list[str]:
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Model id, folder, run, or an endpoint as NAME=URL,model=MODEL[,...].")
-    ],
+    model: opt.SystemArgument,
     data: opt.Sources,
     split: opt.HeldOut = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Keep predictions and scores here; go on if stopped.")
-    ] = None,
-    other: Annotated[
-        Path | None,
-        typer.Option("--compare", help="Folder of another evaluation, or a run: paired differences."),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the results here; go on if stopped.")] = None,
+    other: Annotated[Path | None, typer.Option("--compare", help="Another evaluation, or a run.")] = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
@@ -40,10 +39,8 @@ def evaluate(
     from selfemo.evaluation.jobs import evaluate_model, shown
 
     with interruptible(again(out) if out else "nothing is kept without --out") as (reporter, stop):
-        result = evaluate_model(
-            model, data, out, config or [], _sets(overrides, split), reporter, other=other,
-            stop=stop,
-        )  # fmt: skip
+        sets = _sets(overrides, split)
+        result = evaluate_model(model, data, out, config or [], sets, reporter, other=other, stop=stop)
     if as_json:
         print_json(result.as_dict())
         return
@@ -56,25 +53,25 @@ def evaluate(
 
 
 def table1(
-    places: Annotated[list[Path] | None, typer.Argument(help="Folders of `evaluate --out`, or runs.")] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="text, markdown, latex or csv (with intervals).")
-    ] = "text",
+    folders: Annotated[opt.Paths, typer.Argument(help="Folders of `evaluate --out`, or runs.")] = None,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
-    cross: Annotated[bool, typer.Option("--cross", help="Trained on against evaluated on instead.")] = False,
+    cross: Annotated[bool, typer.Option("--cross", help="Data sets of training against evaluation.")] = False,
 ) -> None:
     """Print table 1: the paper's rows beside what was measured."""
     from selfemo.errors import ConfigError
     from selfemo.evaluation.rendering import render
+    from selfemo.files import write_text
     from selfemo.reports import tables
 
-    if cross and not places:
+    if cross and not folders:
         raise ConfigError("--cross needs folders of `selfemo evaluate --out`, or runs")
-    if cross:
-        header, rows = tables.cross(places or [])
+    table = tables.cross(folders or []) if cross else tables.table1(folders or [], intervals=form == "csv")
+    text = render(*table, form)
+    if out is None:
+        typer.echo(text, nl=False)
     else:
-        header, rows = tables.table1(places or [], intervals=form == "csv")
-    write(render(header, rows, form), out)
+        write_text(out, text)
 
 
 def judge(
@@ -82,18 +79,14 @@ def judge(
     b: Annotated[str, typer.Argument(help="The other one.")],
     out: Annotated[Path, typer.Option(help="Folder of judge.json, judgements.parquet.")],
     data: opt.Sources,
-    judges: Annotated[
-        list[str] | None, typer.Option("--judge", help="NAME=URL,model=MODEL or local; may be repeated.")
-    ] = None,
+    judges: Annotated[list[str] | None, typer.Option("--judge", help=_JUDGES)] = None,
     split: opt.HeldOut = None,
-    conversations: Annotated[
-        int, typer.Option(min=0, help="Held-out conversations of each data set; 0: all.")
-    ] = 20,
+    conversations: Annotated[int, typer.Option(min=0, help="Of each data set; 0: all.")] = 20,
     limit: Annotated[int, typer.Option(min=0, help="Prompts to judge; 0: all.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Draws the prompts.")] = 0,
-    rounds: Annotated[int, typer.Option(min=1, help="Times a question is put afresh.")] = 2,
-    retry_failed: Annotated[bool, typer.Option(help="Ask again what was unreadable.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; ask nothing.")] = False,
+    rounds: opt.Rounds = 2,
+    retry_failed: opt.RetryFailed = False,
+    dry_run: opt.DryRun = False,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
@@ -122,18 +115,9 @@ def ablate(
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm: seeds 0 to N - 1.")] = 3,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arm",
-            help="An arm beside the full one, in place of those of table 2: vanilla-grpo, original-only, "
-            "gold-cold-start, sft-only, cold-start, backbone, or a TOML file; may be repeated.",
-        ),
-    ] = None,
-    keep: Annotated[
-        str, typer.Option(help="Checkpoints that stay of a finished run: all, last, none.")
-    ] = "last",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help=_ARMS)] = None,
+    keep: Annotated[str, typer.Option(help="Checkpoints of a finished run: all, last, none.")] = "last",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in its own process.")] = 1,
     as_json: opt.AsJson = False,
 ) -> None:
     """Run table 2: the full system against its ablations.
@@ -162,9 +146,7 @@ def ablate(
 
 def analyse(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    prompts: Annotated[
-        int, typer.Option(min=0, help="Held-out prompts, the same for all checkpoints; 0: all.")
-    ] = 64,
+    prompts: Annotated[int, typer.Option(min=0, help="Held-out prompts; 0: all.")] = 64,
     as_json: opt.AsJson = False,
 ) -> None:
     """Analyse the checkpoints of a run (figure 6).

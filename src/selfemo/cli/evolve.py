@@ -72,14 +72,21 @@ def evolve(
 
 def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
+    from rich.table import Table
 
-    from selfemo.evaluation.summary import change_line, next_commands, scores_of
+    from selfemo.evaluation.summary import HEADER, change_line, next_commands, table_rows
 
     if as_json:
         print_json({"run": str(run.path), **summary})
         return
     console = Console(highlight=False, soft_wrap=True)
-    _print_scores("Held-out scores, 95% intervals by conversation", scores_of(run))
+    # Intervals may wrap in a narrow terminal, names never do.
+    table = Table(title="Held-out scores, 95% intervals by conversation")
+    for name in HEADER:
+        table.add_column(name, no_wrap=name in ("checkpoint", "data", "n"))
+    for row in table_rows(summary["scores"]):
+        table.add_row(*row)
+    (Console() if console.is_terminal else Console(width=140)).print(table)
     console.print(change_line(summary))
     console.print("\nWhat the stages did:")
     for stage in summary["stages"]:
@@ -94,21 +101,3 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     console.print("\nTry next:")
     for command in next_commands(run.path, run.config.data.sources):
         console.print(f"  {command}", markup=False)
-
-
-def _print_scores(title: str, scores: Any) -> None:
-    """Scores by checkpoint and data set; intervals may wrap in a narrow terminal, names never do."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from selfemo.evaluation.summary import HEADER, table_rows
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    table = Table(title=title)
-    for name in HEADER:
-        table.add_column(name, no_wrap=name in ("checkpoint", "data", "n"))
-    for row in table_rows(scores):
-        table.add_row(*row)
-    console.print(table)

@@ -1,4 +1,4 @@
-"""All commands in one list, and the entry point: an error of the user's is one message and exit code 1."""
+"""All commands in one list, and the entry point."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selfemo import __version__
 from selfemo.cli import coldstart, data, doctor, evaluate, evolve, personas, report, serve, store, train
 from selfemo.errors import SelfEmoError
 
-# Help in plain text: rich's would take longer to import than all the rest.
+# Help in plain text: rich takes longer to import than all the rest.
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
@@ -49,10 +49,10 @@ def _terminate(*_: object) -> None:
 
 
 def run() -> None:
-    """Entry point: user errors end as one message on standard error and exit code 1."""
+    """Run the command; a user error is one message on standard error and exit code 1."""
     signal.signal(signal.SIGTERM, _terminate)
-    # Before torch loads OpenMP: threads that spin for their turn take it from each other where anything else
-    # runs on the cores (two threads on two cores beside two busy processes: more than twice as long).
+    # Before torch loads OpenMP: threads that spin while they wait slow each other down where anything else
+    # runs on the cores (two threads on two cores beside two busy processes take more than twice as long).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # Before torch allocates: large tensors in pages of 2 MiB, where Linux leaves that to the program.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

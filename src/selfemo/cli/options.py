@@ -24,13 +24,12 @@ Configs = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder (default: runs/DATE-TIME).")]
+Paths = list[Path] | None
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random draws.")]
 
 # data
-Sources = Annotated[
-    list[str], typer.Option("--data", help='"sample", a path, or NAME:PATH; may be repeated.')
-]
+Sources = Annotated[list[str], typer.Option("--data", help='"sample", a path, or NAME:PATH; repeatable.')]
 SourceArgument = Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')]
 Splits = Annotated[list[str], typer.Option("--split", help="train, dev, test or all.")]
 HeldOut = Annotated[str | None, typer.Option("--split", help="dev or test (default: the configuration's).")]
@@ -45,14 +44,11 @@ ModelName = Annotated[
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(help="Model id, folder or run.")]
-SystemArgument = Annotated[str, typer.Argument(help="Run, RUN@CHECKPOINT, model folder or id, endpoint.")]
-EngineName = Annotated[
-    str | None,
-    typer.Option("--engine", help="local (one device) or verl (a cluster of GPUs); --set engine=."),
+SystemArgument = Annotated[
+    str, typer.Argument(help="RUN[@CHECKPOINT], model folder or id, or NAME=URL,model=MODEL.")
 ]
-ShowPlan = Annotated[
-    bool, typer.Option("--dry-run", help="Show what verl would be told to run; run nothing.")
-]
+EngineName = Annotated[str | None, typer.Option("--engine", help="local (one device) or verl (GPU cluster).")]
+ShowPlan = Annotated[bool, typer.Option("--dry-run", help="Show what verl would run; run nothing.")]
 EmbedderId = Annotated[str, typer.Option(help="Folder or hub id of a sentence embedder.")]
 
 # experts

@@ -69,21 +69,3 @@ def print_tables(tables: Iterable[tuple[str, list[str], list[list[str]]]]) -> No
 
     for title, header, rows in tables:
         typer.echo(f"\n{title}\n\n{render(header, rows)}", nl=False)
-
-
-def write(text: str, out: Path | None) -> None:
-    """Write to a file, or to standard output where `out` is None.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
-    from selfemo.errors import StoreError
-
-    if out is None:
-        typer.echo(text, nl=False)
-        return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from e

@@ -73,9 +73,7 @@ def profiles(
 @group.command()
 def cluster(
     folder: Annotated[Path, typer.Argument(help="Folder of `personas extract`, or a run.")],
-    runs: Annotated[
-        list[Path] | None, typer.Option("--run", help="Runs whose stores get the clusters too.")
-    ] = None,
+    runs: Annotated[opt.Paths, typer.Option("--run", help="Runs whose stores get the clusters.")] = None,
     min_size: Annotated[int, typer.Option(min=0, help="Smallest cluster; 0: 1%, at least 5.")] = 0,
     embedder: opt.EmbedderId = opt.EMBEDDER,
     seed: opt.Seed = 0,
@@ -85,9 +83,11 @@ def cluster(
 
     With --run also mean R1 by cluster (table 3).
     """
+    from selfemo.reports.figures import persona_map
     from selfemo.runs.expert_jobs import cluster_personas
 
     result, rewards = cluster_personas(folder, runs or [], min_size, embedder, seed)
+    persona_map(folder / "figures", result)
     if as_json:
         clusters = [{"name": c.name, "count": c.size, "example": c.example} for c in result.clusters]
         print_json({"clusters": clusters, "noise": result.noise, "reward_by_cluster": rewards})

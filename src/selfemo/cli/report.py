@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
+from selfemo.cli import options as opt
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path, typer.Option(help="The HTML file; figures go to NAME-figures beside it.")],
-    judges: Annotated[
-        list[Path] | None, typer.Option("--judge", help="Folder with judge.json; may be repeated.")
-    ] = None,
+    judges: Annotated[opt.Paths, typer.Option("--judge", help="Folders of `selfemo judge`.")] = None,
     ablation: Annotated[Path | None, typer.Option(help="Folder of `selfemo ablate`.")] = None,
-    evaluations: Annotated[
-        list[Path] | None, typer.Option("--evaluation", help="Folder of `evaluate --out`; may be repeated.")
-    ] = None,
+    evaluations: Annotated[opt.Paths, typer.Option("--evaluation", help="Of `evaluate --out`.")] = None,
     personas: Annotated[Path | None, typer.Option(help="Folder of `selfemo personas cluster`.")] = None,
 ) -> None:
     """Write a run as one self-contained HTML file.
@@ -27,7 +25,6 @@ def report(
     from selfemo.reports.report import build
 
     written = build(
-        run, out, judges=judges or [], ablation=ablation, evaluations=evaluations or [],
-        personas=personas,
+        run, out, judges=judges or [], ablation=ablation, evaluations=evaluations or [], personas=personas
     )  # fmt: skip
     typer.echo(", ".join(map(str, written)))

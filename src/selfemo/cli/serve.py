@@ -23,16 +23,12 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="A .jsonl or .csv file; go on if stopped.")],
     model: opt.ModelName = opt.BUILTIN,
-    labels: Annotated[
-        str | None, typer.Option(help="Emotions to tell apart, by commas, or meld, emorynlp, ...")
-    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Emotions by commas, or meld, emorynlp, ...")] = None,
     text: Annotated[str, typer.Option(help="CSV column of the text.")] = "",
     speaker: Annotated[str, typer.Option(help="CSV column of the speaker.")] = "",
     conversation: Annotated[str, typer.Option(help="CSV column of the conversation's id.")] = "",
-    gap: Annotated[
-        float, typer.Option(min=0, help="Seconds of silence that part two scenes of subtitles.")
-    ] = 30.0,
-    encoding: Annotated[str, typer.Option(help="Of the input file.")] = "utf-8-sig",
+    gap: Annotated[float, typer.Option(min=0, help="Seconds of silence between scenes.")] = 30.0,
+    encoding: Annotated[str, typer.Option(help="Encoding of the input file.")] = "utf-8-sig",
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
 ) -> None:
@@ -87,9 +83,12 @@ def serve(
     from selfemo.serve.selfemo import SelfEmo
 
     limits = server.Limits(
-        max_body=max_body, timeout=timeout, max_batch=max_batch, max_waiting=max_waiting,
+        max_body=max_body,
+        timeout=timeout,
+        max_batch=max_batch,
+        max_waiting=max_waiting,
         max_tokens=max_tokens,
-    )  # fmt: skip
+    )
     with closing(SelfEmo(model, files=config or [], overrides=overrides or [])) as opened:
         try:
             server.serve(
@@ -135,7 +134,7 @@ def chat(
     pair = (character(persona), character(second))
     names = [*(c.name for c in pair), you]
     if len(set(names)) < len(names):
-        raise ConfigError(f"three have to have different names: {', '.join(names)}")
+        raise ConfigError(f"the two characters and you need different names: {', '.join(names)}")
 
     def opened(name: str) -> SelfEmo:
         return SelfEmo(

@@ -45,14 +45,10 @@ def select(
         float | None,
         typer.Option(min=0, max=1, help="Rank groups anew by (1 - LAM) R1 + LAM R2 (default: as recorded)."),
     ] = None,
-    max_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Most of the samples of any one emotion.")
-    ] = 0.5,
+    max_share: Annotated[float, typer.Option(min=0, max=1, help="Largest share of one emotion.")] = 0.5,
     n: Annotated[int, typer.Option("-n", min=0, help="Draw so many by the seed; 0: all.")] = 0,
     seed: opt.Seed = 0,
-    iteration: Annotated[
-        list[int] | None, typer.Option(help="Rollouts of this one alone; may be repeated.")
-    ] = None,
+    iteration: Annotated[list[int] | None, typer.Option(help="Only rollouts of these iterations.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Choose SFT samples from shards, out of core.

@@ -1,11 +1,10 @@
 """Analysis of each checkpoint of a run on the same held-out prompts (fig. 6 and beyond, SPEC section 7).
 
-One completion per prompt is generated with the run's sampling settings. Measured are: the mean entropy of the
-policy over the tokens of the emotion span E, the self-emotion span S and the reply; whether the same
-checkpoint recognises in the reply the emotion that S declared (round trip [ours]); the diversity of the
-replies; the shares of the emotions.
-
-Results go to RUN/analysis.json after each checkpoint, so an analysis that was stopped goes on.
+Each checkpoint writes one completion per prompt with the run's sampling settings. Its record has the mean
+entropy of the policy over the tokens of the emotion span E, the self-emotion span S and the reply; whether
+the checkpoint recognises in the reply the emotion that S declared (round trip [ours]); the diversity of the
+replies; the shares of the emotions. RUN/analysis.json is written after each checkpoint, so an analysis that
+was stopped goes on.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
 
     The starts come from decoding prefixes, since encoding the text may give other ids than the sampled ones.
     A token that holds only a part of a character's bytes begins at that character. An end token, which
-    decodes to nothing, begins behind the text.
+    decodes to nothing, begins at the end of the text.
     """
     text = decode(ids)
     starts, at = [], 0
@@ -58,17 +57,15 @@ def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
         starts.append(at)
         prefix = decode(ids[: k + 1])
         # Bytes of an unfinished character decode to U+FFFD, which the whole text does not have there.
-        same = 0
-        while same < min(len(prefix), len(text)) and prefix[same] == text[same]:
-            same += 1
-        at = max(at, same)
+        same = takewhile(lambda c: c[0] == c[1], zip(prefix, text, strict=False))
+        at = max(at, len(list(same)))
     return starts
 
 
 def span_entropies(sample: Sample, decode: Decode) -> dict[str, list[float]]:
     """Entropies (nats) of the tokens of each span of SPANS, and of all tokens ("all").
 
-    A token belongs to the span of its first character that is not a blank: " joy" after "E:" belongs to E; a
+    A token belongs to the span of its first character that is not a blank: " joy" after "E:" belongs to E. A
     line end or a marker belongs to no span.
     """
     text, starts = decode(sample.token_ids), token_starts(sample.token_ids, decode)
@@ -76,21 +73,17 @@ def span_entropies(sample: Sample, decode: Decode) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"all": list(sample.entropies), **{s: [] for s in SPANS.values()}}
     for k, (start, entropy) in enumerate(zip(starts, sample.entropies, strict=True)):
         end = starts[k + 1] if k + 1 < len(starts) else len(text)
-        while start < end and text[start].isspace():
-            start += 1
-        if start == end and start > starts[k]:
-            continue  # blanks only
+        blanks = end - start - len(text[start:end].lstrip())
+        if blanks and start + blanks == end:
+            continue
         for name, a, b in spans:
-            if a <= start < b:
+            if a <= start + blanks < b:
                 found[name].append(entropy)
     return found
 
 
 def _mean(values: Sequence[float], clusters: Sequence[str], resamples: int) -> list[float] | None:
-    if not values:
-        return None
-    i = mean_interval(values, clusters, resamples=resamples)
-    return i.as_list()
+    return mean_interval(values, clusters, resamples=resamples).as_list() if values else None
 
 
 def _shares(distributions: Sequence[tuple[EmotionDistribution, LabelSet]]) -> dict[str, Any]:
@@ -107,39 +100,34 @@ def chosen_prompts(config: Config, n: int) -> tuple[list[Prompt], PersonaOf]:
         DataError: the split is empty or has no gold emotion.
     """
     data = config.data
-    conversations = load_conversations(config.data)
+    conversations = load_conversations(data)
     prompts = gold_prompts(held_out(conversations, data.eval_split, data.eval_conversations, 0))
     return drawn(prompts, n, config.seed, "analysis prompts"), persona_book(conversations)
 
 
 def analyse_checkpoint(
     sampler: Sampler,
-    decode: Decode,
     prompts: Sequence[Prompt],
     persona_of: PersonaOf,
     config: Config,
     on_done: Callable[[int], None],
 ) -> dict[str, Any]:
-    """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation.
-
-    Args:
-        decode: token ids to text, of the sampler's tokenizer.
-    """
+    """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation."""
     resamples, limit = config.evaluation.resamples, config.prompt
-    fits = [(p, fit(p, sampler.encode, limit.max_tokens, limit.reasoning)) for p in prompts]
-    fitted = [(p, f) for p, f in fits if f is not None]
-    asked = [p for p, _ in fitted]
-    requests = [
-        Request(f.ids, seed=derive(config.seed, "analysis", p.id), share=p.conversation_id) for p, f in fitted
-    ]
+    asked, requests = [], []
+    for p in prompts:
+        if (f := fit(p, sampler.encode, limit.max_tokens, limit.reasoning)) is not None:
+            asked.append(p)
+            seed = derive(config.seed, "analysis", p.id)
+            requests.append(Request(f.ids, seed=seed, share=p.conversation_id))
     samples = [s[0] for s in sampler.generate(requests, sampling_settings(config.sampling), on_done)]
     entropies: dict[str, list[float]] = {s: [] for s in ("all", *SPANS.values())}
-    places: dict[str, list[str]] = {s: [] for s in entropies}
+    clusters: dict[str, list[str]] = {s: [] for s in entropies}
     answered: list[tuple[Prompt, Completion]] = []
     failures: Counter[str] = Counter()
     for prompt, sample in zip(asked, samples, strict=True):
         parsed = parse(sample.text, prompt.label_set, finished=sample.finished)
-        by_span = span_entropies(sample, decode)
+        by_span = span_entropies(sample, sampler.decode)
         if isinstance(parsed, ParseFailure):
             failures[parsed.kind.value] += 1
             by_span = {"all": by_span["all"]}
@@ -147,34 +135,28 @@ def analyse_checkpoint(
             answered.append((prompt, parsed))
         for span, values in by_span.items():
             entropies[span] += values
-            places[span] += [prompt.conversation_id] * len(values)
+            clusters[span] += [prompt.conversation_id] * len(values)
     heard = [
         replace(next_prompt(p, c, persona_of, 0, "analysis"), id=f"analysis/{p.id}") for p, c in answered
     ]
     reads = predict(sampler, heard, config.evaluation, config.prompt, on_done) if heard else []
-    clusters = [p.conversation_id for p in heard]
-    targets = [c.self_emotion for _, c in answered]
+    pairs = [(r, c.self_emotion) for r, (_, c) in zip(reads, answered, strict=True)]
+    round_trip = {
+        "r1": [weighted_iou(r.predicted, y) for r, y in pairs],
+        "top_match": [exact_match(r.predicted, y, r.prompt.label_set) for r, y in pairs],
+    }
+    by_reply = [p.conversation_id for p in heard]
     replies = [c.reply for _, c in answered]
     return {
         "prompts": len(asked),
         "too_long": len(prompts) - len(asked),
         "parsed": len(answered),
         "failures": dict(sorted(failures.items())),
-        "entropy": {s: _mean(v, places[s], resamples) for s, v in entropies.items()},
+        "entropy": {s: _mean(v, clusters[s], resamples) for s, v in entropies.items()},
         "tokens": {s: len(v) for s, v in entropies.items()},
         "round_trip": {
             "unread": sum(r.predicted is None for r in reads),
-            "r1": _mean(
-                [weighted_iou(r.predicted, y) for r, y in zip(reads, targets, strict=True)],
-                clusters, resamples,
-            ),
-            "top_match": _mean(
-                [
-                    exact_match(r.predicted, y, r.prompt.label_set)
-                    for r, y in zip(reads, targets, strict=True)
-                ],
-                clusters, resamples,
-            ),
+            **{k: _mean(v, by_reply, resamples) for k, v in round_trip.items()},
         },
         "diversity": {
             "distinct_1": distinct(replies, 1),
@@ -184,22 +166,22 @@ def analyse_checkpoint(
         },
         "emotion": _shares([(c.emotion, p.label_set) for p, c in answered]),
         "self_emotion": _shares([(c.self_emotion, p.label_set) for p, c in answered]),
-    }  # fmt: skip
+    }
 
 
 def read_analysis(folder: Path) -> dict[str, Any] | None:
-    """The analysis of a run, or None where there is none.
+    """The analysis of a run; None where it has none.
 
     Raises:
-        StoreError: the file is not one of this version.
+        StoreError: the file is not an analysis of this version.
     """
     path = folder / ANALYSIS_FILE
-    if not path.exists():
-        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] == VERSION and isinstance(content["checkpoints"], dict):
             return dict(content)
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError, OSError):
         pass
     raise StoreError(
@@ -213,12 +195,12 @@ def analyse(folder: Path, n: int, reporter: Reporter, stop: StopRequest | None =
     Another n starts again. A checkpoint whose weights were not kept is named and left out.
 
     Raises:
-        StoreError: the folder is no run, or in use.
+        StoreError: the folder is not a run, or in use.
         Stopped: a stop was asked for; the finished checkpoints are kept.
     """
     old = read_analysis(folder)
     stop = stop or StopRequest()
-    with closing(RunFolder(folder, None, reporter, stop)) as run:
+    with RunFolder(folder, None, reporter, stop) as run:
         prompts, persona_of = chosen_prompts(run.config, n)
         result: dict[str, Any] = {
             "version": VERSION,
@@ -245,7 +227,7 @@ def analyse(folder: Path, n: int, reporter: Reporter, stop: StopRequest | None =
 
                 sampler = open_sampler(run.weights(name), run.config.model)
                 result["checkpoints"][name] = analyse_checkpoint(
-                    sampler, sampler.decode, prompts, persona_of, run.config, on_done
+                    sampler, prompts, persona_of, run.config, on_done
                 )
             write_json(folder / ANALYSIS_FILE, result)
     return result

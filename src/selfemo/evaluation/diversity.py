@@ -51,21 +51,18 @@ def self_bleu(texts: Sequence[str], order: int = 4) -> float | None:
                     best[n][gram] = (count, i, first)
                 elif count > second:
                     best[n][gram] = (first, owner, count)
-    lengths = sorted(len(t) for t in tokens)
+    lengths = [len(t) for t in tokens]
     scores = []
     for i, by_order in enumerate(grams):
         logs = []
         for n, counts in enumerate(by_order):
             if not counts:
                 continue
-            hits = 0
-            for gram, count in counts.items():
-                first, owner, second = best[n][gram]
-                hits += min(count, second if owner == i else first)
+            others_best = ((c, best[n][gram]) for gram, c in counts.items())
+            hits = sum(min(c, second if owner == i else first) for c, (first, owner, second) in others_best)
             logs.append(math.log((hits or 0.5) / counts.total()))
-        mine = len(tokens[i])
-        others = list(lengths)
-        others.remove(mine)
+        mine = lengths[i]
+        others = lengths[:i] + lengths[i + 1 :]
         closest = min(others, key=lambda n: (abs(n - mine), n))
         penalty = min(0.0, 1 - closest / mine)
         scores.append(math.exp(penalty + sum(logs) / len(logs)))

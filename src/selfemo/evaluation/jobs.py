@@ -13,7 +13,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, StoreError
-from selfemo.evaluation.metrics import FAILED, Interval
+from selfemo.evaluation.metrics import MEASURES, Interval
 from selfemo.evaluation.predictions import (
     UNION,
     Comparison,
@@ -33,9 +33,10 @@ from selfemo.evaluation.predictions import (
     evaluate_endpoint,
     gold_prompts,
     label_sets,
-    prediction_rows,
     score,
+    tops,
 )
+from selfemo.evaluation.rendering import cell
 from selfemo.files import lock_folder, write_json, write_rows
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import Conversation, LabelSet, Prompt
@@ -46,7 +47,7 @@ from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.settings import settings_for
-from selfemo.runs.store import STORE_FILE, Store, read_distribution
+from selfemo.runs.store import STORE_FILE, PredictionRow, Store
 
 NAME = "evaluate"
 """Name of the evaluation in the store of an evaluation folder."""
@@ -85,7 +86,7 @@ def _digest(*parts: object) -> str:
 
 
 def model_digest(checkpoint: str) -> str:
-    """Changes with the weights of a model folder: its checksums, else the sizes and times of its files."""
+    """A digest of a model folder's weights: of its checksums, else of the sizes and times of its files."""
     folder = Path(checkpoint)
     if not folder.exists():
         return _digest(checkpoint)
@@ -99,34 +100,28 @@ def model_digest(checkpoint: str) -> str:
 def identity(
     model: str, spec: ExpertSpec | None, prompts: Sequence[Prompt], config: Config
 ) -> dict[str, str]:
-    """Inputs that must match on resume, each as a short text."""
+    """The inputs that must match on resume, each as a short text."""
     reasoning = config.prompt.reasoning
     asked = hashlib.sha256()
     for p in prompts:
         content = [p.id, p.dataset, messages(p, reasoning), dict(p.target or {})]
         asked.update(json.dumps(content, sort_keys=True).encode())
-    settings: dict[str, Any] = {
-        "format": FORMAT_VERSION,
-        "max_tokens": config.prompt.max_tokens,
-        "reasoning": reasoning,
-        "span": config.evaluation.span,
-        "max_new_tokens": config.evaluation.max_new_tokens,
-    }
+    evaluation = config.evaluation
+    settings = (
+        f"format {FORMAT_VERSION}, max_tokens {config.prompt.max_tokens}, reasoning {reasoning}, span "
+        f"{evaluation.span}, max_new_tokens {evaluation.max_new_tokens}, "
+    )
     if spec is not None:
-        settings["temperature"] = spec.temperature
-        named = f"{spec.model} at {spec.url}"
+        named, more = f"{spec.model} at {spec.url}", f"temperature {spec.temperature}"
     else:
-        settings |= {"dtype": config.model.dtype, "no_repeat_ngram": config.evaluation.no_repeat_ngram}
         named = f"{Path(model).name if Path(model).exists() else model} ({model_digest(model)})"
-    return {
-        "model": named,
-        "data": f"{len(prompts)} prompts ({asked.hexdigest()[:16]})",
-        "settings": ", ".join(f"{k} {v}" for k, v in settings.items()),
-    }
+        more = f"dtype {config.model.dtype}, no_repeat_ngram {evaluation.no_repeat_ngram}"
+    data = f"{len(prompts)} prompts ({asked.hexdigest()[:16]})"
+    return {"model": named, "data": data, "settings": settings + more}
 
 
 def _claim(store: Store, folder: Path, inputs: Mapping[str, str]) -> None:
-    """Note the inputs of an evaluation in its store, or check that they are those noted before.
+    """Note the inputs of an evaluation in its store, or check that they equal the inputs noted before.
 
     Raises:
         StoreError: the store holds another evaluation.
@@ -153,11 +148,8 @@ def _folder(out: Path | None) -> Iterator[Path]:
         return
     if (out / CONFIG_FILE).exists():
         raise StoreError(f"{out} is a run folder; give --out a folder of the evaluation's own")
-    lock = lock_folder(out)
-    try:
+    with lock_folder(out):
         yield out
-    finally:
-        lock.close()
 
 
 def settings_of(
@@ -205,13 +197,11 @@ def evaluate_model(
     labels, prompts = label_sets(held), gold_prompts(held)
     compared = None if other is None else predictions_of(other)
     inputs = identity(checkpoint, spec, prompts, config)
-    with _folder(out) as folder, closing(Store(folder / STORE_FILE)) as store:
+    with _folder(out) as folder, Store(folder / STORE_FILE) as store:
         _claim(store, folder, inputs)
         stop.check()
-        scores = _scored(store, spec, checkpoint, held, config, reporter, stop)
-        comparison = None
-        if compared is not None:
-            comparison = compare(compared, prediction_rows(store, NAME), labels)
+        _predict(store, spec, checkpoint, held, config, reporter, stop)
+        rows = store.predictions(NAME)
         about = {
             "selfemo": __version__,
             "model": model if spec is None else f"{spec.name} ({spec.model})",
@@ -222,15 +212,19 @@ def evaluate_model(
             "compared_with": None if other is None else str(other),
             **{f"evaluated_{k}": v for k, v in inputs.items()},
         }
-        mean = average(store, NAME, labels, resamples=resamples)
-        result = Evaluation(about, scores, mean, comparison)
+        result = Evaluation(
+            about,
+            score(rows, labels, resamples=resamples),
+            average(rows, labels, resamples=resamples),
+            None if compared is None else compare(compared, rows, labels),
+        )
         if out is not None:
             write_json(out / SCORES_FILE, result.as_dict())
-            _write_parquet(store, labels, out / PREDICTIONS_FILE, reporter)
+            _write_parquet(rows, labels, out / PREDICTIONS_FILE, reporter)
         return result
 
 
-def _scored(
+def _predict(
     store: Store,
     spec: ExpertSpec | None,
     checkpoint: str,
@@ -238,27 +232,21 @@ def _scored(
     config: Config,
     reporter: Reporter,
     stop: StopRequest,
-) -> dict[str, Scores]:
-    """Make the predictions that are missing in the store, then score all of them."""
-    prompts = gold_prompts(held)
+) -> None:
+    """Make the predictions that are missing in the store."""
+    prompts = {p.id for p in gold_prompts(held)}
     evaluation, prompt = config.evaluation, config.prompt
     with reporter.bar("evaluate", len(prompts)) as advance:
         if spec is not None:  # it ends its open questions before it stops
-            return evaluate_endpoint(spec, held, store, NAME, evaluation, prompt, on_done=advance, stop=stop)
-        if _all_there(store, prompts):  # no model has to be loaded
-            return score(store, NAME, label_sets(held), resamples=evaluation.resamples)
+            evaluate_endpoint(spec, held, store, NAME, evaluation, prompt, advance, stop=stop)
+        elif not prompts <= store.predicted_prompts(NAME):  # else no model has to be loaded
 
-        def on_done(n: int) -> None:
-            advance(n)
-            stop.check()
+            def on_done(n: int) -> None:
+                advance(n)
+                stop.check()
 
-        sampler = open_sampler(checkpoint, config.model)
-        return evaluate(sampler, held, store, NAME, evaluation, prompt, on_done)
-
-
-def _all_there(store: Store, prompts: Sequence[Prompt]) -> bool:
-    done = {r["prompt"] for r in prediction_rows(store, NAME)}
-    return all(p.id in done for p in prompts)
+            sampler = open_sampler(checkpoint, config.model)
+            evaluate(sampler, held, store, NAME, evaluation, prompt, on_done)
 
 
 def trained_on(checkpoint: str) -> list[str]:
@@ -266,47 +254,50 @@ def trained_on(checkpoint: str) -> list[str]:
     run = run_of(checkpoint)
     if run is None or not (run / STORE_FILE).exists():
         return []
-    with closing(Store(run / STORE_FILE, read_only=True)) as store:
+    with Store(run / STORE_FILE, read_only=True) as store:
         return store.prompt_datasets()
 
 
-def predictions_of(place: Path) -> list[Any]:
-    """The predictions of an evaluation folder, or of a run's last evaluated checkpoint.
+def predictions_of(folder: Path) -> list[PredictionRow]:
+    """The stored predictions of an evaluation folder, or of a run's last evaluated checkpoint.
 
     Raises:
         StoreError: it holds none.
     """
-    if not (place / STORE_FILE).exists():
+    if not (folder / STORE_FILE).exists():
         raise StoreError(
-            f"{place} is neither a folder of `selfemo evaluate --out` nor a run; evaluate the other model "
+            f"{folder} is neither a folder of `selfemo evaluate --out` nor a run; evaluate the other model "
             "with --out first and compare with that folder"
         )
-    with closing(Store(place / STORE_FILE, read_only=True)) as store:
+    with Store(folder / STORE_FILE, read_only=True) as store:
         names = [NAME]
-        if (place / CONFIG_FILE).exists():
-            names = [evaluation_name(c) for c in reversed(checkpoints(load([place / CONFIG_FILE])))]
+        if (folder / CONFIG_FILE).exists():
+            names = [evaluation_name(c) for c in reversed(checkpoints(load([folder / CONFIG_FILE])))]
         for name in names:
-            if rows := prediction_rows(store, name):
+            if rows := store.predictions(name):
                 return rows
-    raise StoreError(f"{place} holds no predictions yet")
+    raise StoreError(f"{folder} holds no predictions yet")
 
 
-def _write_parquet(store: Store, labels: Mapping[str, LabelSet], path: Path, reporter: Reporter) -> None:
+_FIT = ("ece", "brier", "nll", "temperature", "nll_tempered")
+
+
+def _write_parquet(
+    rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], path: Path, reporter: Reporter
+) -> None:
     """One row per utterance: ids, top emotions (FAILED where there is none), both distributions as JSON,
     failure kind, R1, text."""
-    rows = []
-    for r in prediction_rows(store, NAME):
-        label_set = labels[r["dataset"]]
-        gold, guess = read_distribution(r["gold"]), read_distribution(r["predicted"])
-        assert gold is not None
-        rows.append(
+    written = []
+    for r in rows:
+        gold, predicted = tops(r, labels)
+        written.append(
             {
                 "prompt": r["prompt"],
                 "dataset": r["dataset"],
                 "conversation": r["conversation"],
                 "turn": int(r["prompt"].rpartition("/")[2]),
-                "gold": gold.top(label_set),
-                "predicted": FAILED if guess is None else guess.top(label_set),
+                "gold": gold,
+                "predicted": predicted,
                 "gold_distribution": r["gold"],
                 "predicted_distribution": r["predicted"],
                 "failure": r["failure"],
@@ -314,10 +305,7 @@ def _write_parquet(store: Store, labels: Mapping[str, LabelSet], path: Path, rep
                 "text": r["text"],
             }
         )
-    write_rows(path, rows, ("dataset", "conversation", "turn"), reporter.say)
-
-
-_FIT = ("ece", "brier", "nll", "temperature", "nll_tempered")
+    write_rows(path, written, ("dataset", "conversation", "turn"), reporter.say)
 
 
 def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -326,19 +314,16 @@ def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
         "data", "n", "accuracy", "weighted F1", "macro F1", "mean R1", "parsed", "ECE", "Brier", "NLL", "T",
         "NLL at T",
     ]  # fmt: skip
-    rows = []
-    for dataset, s in evaluation.scores.items():
-        fit = [s.calibration[k] for k in _FIT]
-        rows.append(
-            [
-                dataset, str(s.utterances), str(s.accuracy), str(s.weighted_f1), str(s.macro_f1),
-                str(s.mean_r1), f"{s.parse_rate.value:.3f}",
-                *("-" if x is None else f"{x:.3f}" for x in fit),
-            ]
-        )  # fmt: skip
-    if mean := evaluation.average:
-        cells = [str(mean[m]) for m in ("accuracy", "weighted_f1", "macro_f1", "mean_r1")]
-        rows.append(["average", "", *cells, f"{mean['parse_rate'].value:.3f}", *[""] * len(_FIT)])
+
+    def measures(of: Mapping[str, Any]) -> list[str]:
+        return [*(str(of[m]) for m in MEASURES[:-1]), cell(of["parse_rate"].value)]
+
+    rows = [
+        [d, str(s.utterances), *measures(vars(s)), *(cell(s.calibration[k]) for k in _FIT)]
+        for d, s in evaluation.scores.items()
+    ]
+    if evaluation.average:
+        rows.append(["average", "", *measures(evaluation.average), *[""] * len(_FIT)])
     tables = [("Scores, 95% intervals by conversation", header, rows)]
     for dataset, s in evaluation.scores.items():
         if dataset == UNION:  # its classes may be those of several label sets; scores.json has them
@@ -347,8 +332,8 @@ def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
         lines = []
         for gold, counts in zip(labels, s.confusion["rows"], strict=True):
             c = s.classes[gold]
-            measures = [f"{c[k]:.3f}" for k in ("precision", "recall", "f1")]
-            lines.append([gold, str(c["support"]), *measures, *map(str, counts)])
+            parts = [cell(c[k]) for k in ("precision", "recall", "f1")]
+            lines.append([gold, str(c["support"]), *parts, *map(str, counts)])
         head = ["gold", "n", "precision", "recall", "F1", *(f"as {e}" for e in labels), "failed"]
         tables.append((f"{dataset}: each class, and as what it was predicted", head, lines))
     for dataset, found in (evaluation.comparison or {}).items():

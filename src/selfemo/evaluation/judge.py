@@ -1,10 +1,8 @@
 """Blind comparison of two answers to one prompt (SPEC section 7; fig. 3, tables 8 to 11).
 
 A judge reads persona, situation and two answers, writes five aspects and gives a verdict. Self-emotion and
-reply are judged by a question each, in both orders; a pair counts as won only where both orders say so.
-
-The judge sees the parsed completion in one canonical form and nothing else: no name, path, checkpoint,
-reasoning or raw text of a system.
+reply have a question each, asked in both orders; a pair is won only where both orders say so. The judge sees
+the parsed completion in one form, and no name, path, checkpoint, reasoning or raw text of a system.
 
 Departures from the paper [ours]: both orders (it asks one). A pair is decided without a question where an
 answer did not parse (its system loses) and where the two answers are equal (a tie).
@@ -29,7 +27,7 @@ KINDS: tuple[Kind, ...] = ("self_emotion", "reply")
 ASPECTS = ("persona", "situation", "answer_1", "answer_2", "comparison")
 VERDICTS = ("1", "2", "tie")
 ORDERS = ("ab", "ba")
-"""Which system's answer stands first."""
+"""The order of the two systems' answers in a question."""
 PROMPT_VERSION = 1
 MAX_ASPECT = 600
 _ANSWER_TOKENS = 600
@@ -49,20 +47,16 @@ class Pair:
         """The two texts that a judge compares, A's and B's; None where one is missing."""
         if self.a is None or self.b is None:
             return None
-        return _shown(self.a, kind), _shown(self.b, kind)
+        if kind == "self_emotion":
+            return format_emotions(self.a.self_emotion), format_emotions(self.b.self_emotion)
+        return clean(self.a.reply), clean(self.b.reply)
 
     def settled(self, kind: Kind) -> Outcome | None:
-        """The outcome that needs no judge."""
+        """The outcome, where no judge has to be asked."""
         shown = self.shown(kind)
         if shown is None:
             return "tie" if self.a is self.b is None else ("b" if self.a is None else "a")
         return "tie" if shown[0] == shown[1] else None
-
-
-def _shown(completion: Completion, kind: Kind) -> str:
-    if kind == "self_emotion":
-        return format_emotions(completion.self_emotion)
-    return clean(completion.reply)
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ _ASKED: dict[Kind, tuple[str, str]] = {
 
 
 def item_of(prompt_id: str, kind: Kind, order: str) -> str:
-    """Names a question in the store."""
+    """The name of a question in the store."""
     return f"{kind}/{order}/{prompt_id}"
 
 
@@ -180,24 +174,17 @@ def summarise(pairs: Sequence[Pair], kind: Kind, judges: Sequence[str], verdicts
     Returns:
         pairs, wins, ties, losses, win_rate (mean score with its 95% interval by conversation), p_value
         (sign flips by conversation), alpha (Krippendorff's, nominal, over the pairs that judges were asked;
-        None for one judge), position_bias (share of answer 1 among verdicts that are no tie; None without
+        None for one judge), position_bias (share of answer 1 among verdicts other than ties; None without
         one), flips (pairs whose two orders name opposite winners), unparsed_a, unparsed_b, identical,
-        unanswered, and by_judge with each one's own.
+        unanswered, and by_judge (the same of each judge).
     """
-    outcomes: dict[str, list[Outcome | None]] = {}
-    flips: dict[str, int] = {}
-    for judge in judges:
-        mine: list[Outcome | None] = []
-        flips[judge] = 0
-        for pair in pairs:
-            both = _outcomes(pair, kind, judge, verdicts)
-            flips[judge] += both is not None and set(both) == {"a", "b"}
-            mine.append(None if both is None else combine(*both))
-        outcomes[judge] = mine
-    asked = [i for i, p in enumerate(pairs) if p.settled(kind) is None]
-    result = _tally(pairs, [[outcomes[j][i] for j in judges] for i in range(len(pairs))])
-    result |= {
-        "alpha": krippendorff_alpha([[outcomes[j][i] for j in judges] for i in asked]),
+    both = {j: [_outcomes(p, kind, j, verdicts) for p in pairs] for j in judges}
+    flips = {j: sum(o is not None and set(o) == {"a", "b"} for o in both[j]) for j in judges}
+    outcomes = {j: [None if o is None else combine(*o) for o in both[j]] for j in judges}
+    by_pair = [[outcomes[j][i] for j in judges] for i in range(len(pairs))]
+    asked = [o for o, p in zip(by_pair, pairs, strict=True) if p.settled(kind) is None]
+    return _tally(pairs, by_pair) | {
+        "alpha": krippendorff_alpha(asked),
         "position_bias": _first_share(judges, pairs, verdicts),
         "flips": sum(flips.values()),
         "unparsed_a": sum(p.a is None for p in pairs),
@@ -212,7 +199,6 @@ def summarise(pairs: Sequence[Pair], kind: Kind, judges: Sequence[str], verdicts
             for j in judges
         },
     }
-    return result
 
 
 def _outcomes(pair: Pair, kind: Kind, judge: str, verdicts: Verdicts) -> tuple[Outcome, Outcome] | None:
@@ -226,7 +212,7 @@ def _outcomes(pair: Pair, kind: Kind, judge: str, verdicts: Verdicts) -> tuple[O
 
 
 def _first_share(judges: Sequence[str], pairs: Sequence[Pair], verdicts: Verdicts) -> float | None:
-    """Share of "1" among the verdicts that are no tie."""
+    """The share of "1" among the verdicts other than ties."""
     ids = {p.prompt.id for p in pairs}
     given = Counter(v for (j, i, _), v in verdicts.items() if j in judges and i in ids)
     decided = given["1"] + given["2"]
@@ -237,26 +223,20 @@ _POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
 def _tally(pairs: Sequence[Pair], outcomes: Sequence[Sequence[Outcome | None]]) -> dict[str, Any]:
-    """Counts, win rate and p of pairs with the outcomes of some judges each."""
+    """Counts, win rate and p-value of pairs, each with the outcomes of some judges."""
     scores, clusters = [], []
     for pair, said in zip(pairs, outcomes, strict=True):
         points = [_POINTS[o] for o in said if o is not None]
         if points:
             scores.append(sum(points) / len(points))
             clusters.append(pair.prompt.conversation_id)
-    if not scores:
-        return {
-            "pairs": 0, "wins": 0, "ties": 0, "losses": 0, "win_rate": None, "p_value": None,
-            "unanswered": len(pairs),
-        }  # fmt: skip
-    rate = mean_interval(scores, clusters)
-    found = paired_difference([1 - s for s in scores], scores, clusters)
+    others = [1 - s for s in scores]
     return {
         "pairs": len(scores),
         "wins": sum(s > 0.5 for s in scores),
         "ties": sum(s == 0.5 for s in scores),
         "losses": sum(s < 0.5 for s in scores),
-        "win_rate": [rate.value, rate.low, rate.high],
-        "p_value": found.p_value,
+        "win_rate": mean_interval(scores, clusters).as_list() if scores else None,
+        "p_value": paired_difference(others, scores, clusters).p_value if scores else None,
         "unanswered": len(pairs) - len(scores),
     }

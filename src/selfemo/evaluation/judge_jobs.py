@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from selfemo import __version__
-from selfemo.config import Config
+from selfemo.config import DataConfig
 from selfemo.data.splits import drawn, held_out
 from selfemo.errors import ConfigError, DataError
 from selfemo.evaluation.jobs import evaluate_model, predictions_of, settings_of
 from selfemo.evaluation.judge import (
-    ASPECTS,
     KINDS,
     ORDERS,
     PROMPT_VERSION,
@@ -43,18 +42,14 @@ from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import Store
 from selfemo.stages.experts import Question, Reply, Tally, ask_experts
 
-JUDGE_FILE, JUDGEMENTS_FILE = "judge.json", "judgements.parquet"
 _LONGEST = 512
 """Most tokens of an answer, where the configuration evaluates the E line alone."""
 
 
-def _prompts(config: Config, limit: int, seed: int) -> list[Prompt]:
+def _prompts(data: DataConfig, limit: int, seed: int) -> list[Prompt]:
     """The held-out prompts, `limit` of them drawn by `seed` (0: all), in order."""
-    data = config.data
-    prompts = gold_prompts(
-        held_out(load_conversations(config.data), data.eval_split, data.eval_conversations, 0)
-    )
-    return drawn(prompts, limit, seed, "judged")
+    held = held_out(load_conversations(data), data.eval_split, data.eval_conversations, 0)
+    return drawn(gold_prompts(held), limit, seed, "judged")
 
 
 def _answers(
@@ -66,21 +61,19 @@ def _answers(
     data: Sequence[str],
     reporter: Reporter,
     stop: StopRequest,
-) -> dict[str, Any]:
-    """The model's stored predictions by prompt id, made from whole completions."""
+) -> dict[str, str]:
+    """The model's whole completions by prompt id; those that do not parse are left out."""
     config, _ = settings_of(model, sources, files, [*data, *overrides])
     longest = config.evaluation.max_new_tokens
     if config.evaluation.span != "all":
         longest = max(longest, min(config.sampling.max_new_tokens, _LONGEST))
     whole = ['evaluation.span="all"', f"evaluation.max_new_tokens={longest}"]
     evaluate_model(model, sources, out, files, [*data, *whole, *overrides], reporter, stop=stop)
-    return {r["prompt"]: r for r in predictions_of(out)}
+    return {r["prompt"]: r["text"] for r in predictions_of(out) if not r["failure"]}
 
 
-def _completion(row: Any, prompt: Prompt) -> Completion | None:
-    if row is None or row["failure"]:
-        return None
-    read = parse(row["text"], prompt.label_set)
+def _completion(texts: Mapping[str, str], prompt: Prompt) -> Completion | None:
+    read = parse(texts.get(prompt.id, ""), prompt.label_set)
     return read if isinstance(read, Completion) else None
 
 
@@ -92,12 +85,6 @@ def _questions(pairs: Sequence[Pair], stop: StopRequest | None = None) -> Iterat
                     if stop is not None and stop.asked:
                         return
                     yield question(pair, kind, order)
-
-
-def _stand_in(prompt: Prompt, which: int) -> Completion:
-    """An answer of usual length, for a plan that is made before there are answers."""
-    one = EmotionDistribution({prompt.label_set.labels[which]: 1.0})
-    return Completion(one, one, f"{which} " * 12)
 
 
 def judge_models(
@@ -123,7 +110,7 @@ def judge_models(
         a, b: each a run folder, RUN@CHECKPOINT, model folder or id, or an endpoint as NAME=URL,model=...
         judges: of different names; asked about every pair, one after another.
         limit: how many held-out prompts are judged, drawn by `seed`; 0 takes all.
-        dry_run: write nothing, return how much would be asked.
+        dry_run: write nothing; return how much would be asked.
 
     Raises:
         ConfigError: no judge.
@@ -141,7 +128,7 @@ def judge_models(
         f"data.personas={json.dumps(list(own.personas))}",
     ]
     prompts, others = (
-        _prompts(settings_of(m, sources, files, [*data, *overrides])[0], limit, seed) for m in (a, b)
+        _prompts(settings_of(m, sources, files, [*data, *overrides])[0].data, limit, seed) for m in (a, b)
     )
     if prompts != others:
         raise DataError(f"{a} and {b} would answer different prompts; check --data and --set")
@@ -151,9 +138,7 @@ def judge_models(
         _answers(model, sources, out / f"answers-{side}", files, overrides, data, reporter, stop)
         for side, model in (("a", a), ("b", b))
     )
-    pairs = [
-        Pair(p, _completion(answers_a.get(p.id), p), _completion(answers_b.get(p.id), p)) for p in prompts
-    ]
+    pairs = [Pair(p, _completion(answers_a, p), _completion(answers_b, p)) for p in prompts]
     if not any(p.a and p.b for p in pairs):
         raise DataError(
             f"no prompt was answered by both: {sum(p.a is None for p in pairs)} of {len(pairs)} answers of A "
@@ -165,6 +150,9 @@ def judge_models(
             asked[spec.name] = _ask(spec, pairs, store, reporter, stop, rounds, retry_failed)
             stop.check()
     rows = [row for _, of_one in asked.values() for row in of_one]
+    verdicts: dict[Kind, dict[tuple[str, str, str], str]] = {k: {} for k in KINDS}
+    for r in rows:
+        verdicts[r["kind"]][r["judge"], r["prompt"], r["order"]] = r["verdict"]
     result = {
         "selfemo": __version__,
         "a": _called(a),
@@ -174,27 +162,23 @@ def judge_models(
         "prompts": len(prompts),
         "prompt_version": PROMPT_VERSION,
         "judges": {j.name: {"model": j.model, **asked[j.name][0].as_dict()} for j in judges},
-        "kinds": {k: summarise(pairs, k, list(asked), _verdicts(rows, k)) for k in KINDS},
+        "kinds": {k: summarise(pairs, k, list(asked), verdicts[k]) for k in KINDS},
     }
-    write_json(out / JUDGE_FILE, result)
-    order = ("prompt", "kind", "judge", "order")
-    write_rows(out / JUDGEMENTS_FILE, rows, order, reporter.say)
+    write_json(out / "judge.json", result)
+    write_rows(out / "judgements.parquet", rows, ("prompt", "kind", "judge", "order"), reporter.say)
     return result
 
 
 def _planned(prompts: Sequence[Prompt], judges: Sequence[ExpertSpec], out: Path) -> dict[str, Any]:
     """The calls and tokens that judging would take, where both answers to every prompt parse and differ."""
-    pairs = [Pair(p, _stand_in(p, 0), _stand_in(p, 1)) for p in prompts]
+
+    def stand_in(prompt: Prompt, which: int) -> Completion:  # of usual length
+        one = EmotionDistribution({prompt.label_set.labels[which]: 1.0})
+        return Completion(one, one, f"{which} " * 12)
+
+    pairs = [Pair(p, stand_in(p, 0), stand_in(p, 1)) for p in prompts]
     found = [plan(_questions(pairs), [j], out) for j in judges]
-    return {
-        "pairs": len(pairs),
-        "calls": sum(f["calls"] for f in found),
-        "tokens_at_most_about": sum(f["tokens_at_most_about"] for f in found),
-    }
-
-
-def _verdicts(rows: Sequence[Mapping[str, Any]], kind: Kind) -> dict[tuple[str, str, str], str]:
-    return {(r["judge"], r["prompt"], r["order"]): r["verdict"] for r in rows if r["kind"] == kind}
+    return {"pairs": len(pairs), **{k: sum(f[k] for f in found) for k in ("calls", "tokens_at_most_about")}}
 
 
 def _ask(
@@ -209,7 +193,8 @@ def _ask(
     """Ask one judge all questions; returns the counts, and a row for each answer."""
     where = {item_of(p.prompt.id, k, o): (p, k, o) for p in pairs for k in KINDS for o in ORDERS}
     rows: list[dict[str, Any]] = []
-    with reporter.bar(f"judge {judge.name}", sum(1 for _ in _questions(pairs))) as advance:
+    purpose = f"judge {judge.name}"
+    with reporter.bar(purpose, sum(1 for _ in _questions(pairs))) as advance:
         progress = reporting(advance)
 
         def on_reply(_: Question[Judgement], reply: Reply[Judgement]) -> None:
@@ -217,7 +202,6 @@ def _ask(
                 rows.append(_row(*where[reply.item], judge.name, reply.value))
             progress(reply)
 
-        purpose = f"judge {judge.name}"
         tally = ask_experts(_questions(pairs, stop), [judge], store, purpose, on_reply, rounds, retry_failed)
     return tally, rows
 
@@ -230,17 +214,15 @@ def _called(model: str) -> str:
 
 def judge_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of judge.json: each kind over all judges, then by judge."""
-    header = [
-        "kind", "judge", "pairs", "wins", "ties", "losses", "win rate", "p", "alpha", "answer 1",
-        "flips",
+    counts = ("pairs", "wins", "ties", "losses")
+    measures = {"win_rate": "win rate", "p_value": "p", "alpha": "alpha", "position_bias": "answer 1"}
+    rows = [
+        [kind.replace("_", "-"), name, *(str(c[k]) for k in counts), *(cell(c.get(k)) for k in measures),
+         str(c["flips"])]
+        for kind, found in result["kinds"].items()
+        for name, c in (("all", found), *found["by_judge"].items())
     ]  # fmt: skip
-    rows = []
-    for kind, found in result["kinds"].items():
-        for name, c in (("all", found), *found["by_judge"].items()):
-            counts = [str(c[k]) for k in ("pairs", "wins", "ties", "losses")]
-            measures = [cell(c.get(k)) for k in ("win_rate", "p_value", "alpha", "position_bias")]
-            rows.append([kind.replace("_", "-"), name, *counts, *measures, str(c["flips"])])
-    return header, rows
+    return ["kind", "judge", *counts, *measures.values(), "flips"], rows
 
 
 def _row(pair: Pair, kind: Kind, order: str, judge: str, given: Judgement) -> dict[str, Any]:
@@ -255,7 +237,7 @@ def _row(pair: Pair, kind: Kind, order: str, judge: str, given: Judgement) -> di
         "order": order,
         "shown_a": shown[0],
         "shown_b": shown[1],
-        **{k: given.aspects[k] for k in ASPECTS},
+        **given.aspects,
         "verdict": given.verdict,
         "winner": winner(given.verdict, order),
     }

@@ -8,8 +8,10 @@ Shapes: c clusters (conversations), k classes, b resamples, n observations.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -34,11 +36,11 @@ class Interval:
         return [self.value, self.low, self.high]
 
 
-def _cluster_indices(clusters: Sequence[Hashable]) -> list[np.ndarray]:
-    members: dict[Hashable, list[int]] = {}
+def _cluster_indices(clusters: Sequence[Hashable]) -> list[list[int]]:
+    members: dict[Hashable, list[int]] = defaultdict(list)
     for i, c in enumerate(clusters):
-        members.setdefault(c, []).append(i)
-    return [np.asarray(m) for m in members.values()]
+        members[c].append(i)
+    return list(members.values())
 
 
 def mean_interval(
@@ -66,8 +68,7 @@ def _flips(clusters: int, resamples: int, seed: int) -> np.ndarray:
 
 def percentile_interval(value: float, draws: np.ndarray) -> Interval:
     """The 95% interval of a value, from its resampled values (b,)."""
-    tail = (1 - 0.95) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    low, high = np.quantile(draws, [(1 - 0.95) / 2, 1 - (1 - 0.95) / 2])
     return Interval(float(value), float(low), float(high))
 
 
@@ -120,7 +121,7 @@ def class_f1(confusion: np.ndarray) -> np.ndarray:
 
 
 def measures_of(confusion: np.ndarray, r1: np.ndarray) -> dict[str, np.ndarray]:
-    """MEASURES of counts.
+    """MEASURES from counts.
 
     Macro F1 is the mean over the whole label set, weighted F1 that by support; a failed parse (the last
     column) is a miss of its gold class and no prediction of another.
@@ -254,9 +255,7 @@ def class_report(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, dic
     f1 = class_f1(confusion)
     report = {}
     for i, e in enumerate(classes):
-        hits, support, said = (
-            confusion[i, i], confusion[i].sum(), confusion[:, i].sum(),
-        )  # fmt: skip
+        hits, support, said = confusion[i, i], confusion[i].sum(), confusion[:, i].sum()
         report[e] = {
             "precision": float(hits / said) if said else 0.0,
             "recall": float(hits / support) if support else 0.0,
@@ -283,7 +282,7 @@ def calibration(
     bins: int = CALIBRATION_BINS,
     floor: float = NLL_FLOOR,
 ) -> dict[str, Any]:
-    """How far predicted weights are probabilities, over the predictions that parsed.
+    """Measure how far predicted weights are probabilities, over the predictions that parsed.
 
     ece: mean |accuracy - weight| of the top emotion over equal-width bins (lower, upper] of its weight,
     each by its share of the predictions (Guo et al. 2017). brier: mean of sum_e (p_e - y_e)^2, 0 to 2.
@@ -371,19 +370,17 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable | None]]) -> float | No
         1 for perfect agreement, 0 for chance, below 0 for less; None where no unit has two values, or all
         values are equal, so that there is nothing to tell apart.
     """
-    observed: dict[tuple[Hashable, Hashable], float] = {}
+    observed: dict[tuple[Hashable, Hashable], float] = defaultdict(float)
+    totals: dict[Hashable, float] = defaultdict(float)
     for unit in units:
         values = [v for v in unit if v is not None]
-        for i, a in enumerate(values):
-            for j, b in enumerate(values):
-                if i != j:
-                    observed[a, b] = observed.get((a, b), 0.0) + 1 / (len(values) - 1)
-    totals: dict[Hashable, float] = {}
+        for pair in permutations(values, 2):
+            observed[pair] += 1 / (len(values) - 1)
     for (a, _), weight in observed.items():
-        totals[a] = totals.get(a, 0.0) + weight
-    n = sum(totals.values())
-    expected = n * n - sum(t * t for t in totals.values())
+        totals[a] += weight
     if len(totals) < 2:
         return None
+    n = sum(totals.values())
+    expected = n * n - sum(t * t for t in totals.values())
     disagreed = sum(w for (a, b), w in observed.items() if a != b)
     return 1 - (n - 1) * disagreed / expected

@@ -1,4 +1,4 @@
-"""Several jobs at once, each in a process of its own."""
+"""Several jobs at once, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,15 +18,11 @@ _WAIT = 0.2
 
 @dataclass(frozen=True)
 class Job:
-    """`name` stands before each line that the job says."""
+    """A piece of work; `name` stands before each line that it says."""
 
     name: str
     work: Work
     args: tuple[Any, ...]
-
-
-def _threads(at_once: int) -> str:
-    return str(max(1, (os.cpu_count() or 1) // at_once))
 
 
 def _run(job: Job, sender: Any) -> None:
@@ -44,7 +40,7 @@ def _run(job: Job, sender: Any) -> None:
 def side_by_side(
     jobs: Sequence[Job], at_once: int, reporter: Reporter, stop: StopRequest | None = None
 ) -> None:
-    """Run all jobs, `at_once` at a time; processor cores are shared out among them.
+    """Run all jobs, `at_once` at a time, each with its share of the processor cores.
 
     A job that fails does not end the others.
 
@@ -56,9 +52,9 @@ def side_by_side(
     waiting, failed = list(jobs), list[str]()
     running: list[tuple[Job, Any, Any]] = []
     asked = False
-    threads = {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} - os.environ.keys()
     try:
-        os.environ.update({k: _threads(at_once) for k, v in threads.items() if v is None})
+        os.environ.update(dict.fromkeys(threads, str(max(1, (os.cpu_count() or 1) // at_once))))
         while running or (waiting and not asked):
             if stop is not None and stop.asked and not asked:
                 asked = True
@@ -86,9 +82,8 @@ def side_by_side(
                 failed.append(f"{job.name}: {said}")
                 reporter.say(failed[-1])
     finally:
-        for key, value in threads.items():
-            if value is None:
-                os.environ.pop(key, None)
+        for key in threads:
+            os.environ.pop(key, None)
         for _, process, _ in running:
             process.terminate()
             process.join()

@@ -1,11 +1,11 @@
 """Predictions and scores of a model on held-out conversations (SPEC section 7).
 
-One prompt per gold utterance, without the turns after it. Decoding is greedy. The emotion with the largest
-weight is the prediction. A completion that does not parse is an error, counted by kind. Predictions go to
-the store as they are made, so an evaluation that was stopped goes on.
+There is one prompt per gold utterance, without the turns after it. Decoding is greedy. The emotion with the
+largest weight is the prediction. A completion that does not parse is an error, counted by kind. The store
+keeps each prediction as it is made, so an evaluation that was stopped goes on.
 
-An endpoint gets the chat messages that a local model gets, and its answer is parsed in the same way, without
-a repair question [ours]: each score of table 1 is of one answer to one prompt.
+An endpoint gets the same chat messages as a local model, and its answer is parsed in the same way, without a
+repair question [ours]: each score of table 1 rests on one answer to one prompt.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Sampler
 from selfemo.progress import StopRequest
-from selfemo.runs.store import Store, read_distribution
+from selfemo.runs.store import PredictionRow, Store, read_distribution
 from selfemo.stages.experts import Question, Reply, ask_experts, without_thoughts
 
 _CHUNK = 64
@@ -60,15 +60,13 @@ class Prediction:
 
     Attributes:
         predicted: None where there is a `failure`.
-        completion: the parsed completion, where the whole of it was read.
-        text: as the model wrote it.
+        text: the completion, as the model wrote it.
     """
 
     prompt: Prompt
     predicted: EmotionDistribution | None
     failure: FailureKind | None
-    completion: Completion | None
-    text: str
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,8 @@ def predict(
     Raises:
         UnsupportedError: the sampler cannot tell the probabilities that span "probabilities" needs.
     """
-    fitted = {
-        p.id: f
-        for p in prompts
-        if (f := fit(p, sampler.encode, prompt.max_tokens, prompt.reasoning)) is not None
-    }
+    fits = {p.id: fit(p, sampler.encode, prompt.max_tokens, prompt.reasoning) for p in prompts}
+    fitted = {i: f for i, f in fits.items() if f is not None}
     if evaluation.span == "probabilities":
         found = _most_probable(sampler, list(fitted.values()), on_done)
     else:
@@ -135,41 +130,31 @@ def predict(
             p.id: read_prediction(p, c[0].text, c[0].finished, whole=whole)
             for p, c in zip(asked, completions, strict=True)
         }
-    return [found.get(p.id) or _failed(p, FailureKind.TOO_LONG) for p in prompts]
+    return [found.get(p.id) or Prediction(p, None, FailureKind.TOO_LONG) for p in prompts]
 
 
 def _most_probable(
     sampler: Sampler, fitted: Sequence[Fitted], on_done: Callable[[int], None] | None
 ) -> dict[str, Prediction]:
-    """Predictions by prompt id: the probability of each label behind "E:", without a completion."""
+    """Predictions by prompt id: the probability of each label after "E:", without a completion."""
     found: dict[str, Prediction] = {}
     for labels in dict.fromkeys(f.prompt.label_set for f in fitted):
         asked = [f for f in fitted if f.prompt.label_set == labels]
         places = [(f.prompt.conversation_id, f.ids, "E:") for f in asked]
         for f, d in zip(asked, sampler.label_probabilities(places, labels), strict=True):
-            found[f.prompt.id] = Prediction(f.prompt, d, None, None, f"E: {d.top(labels)}")
+            found[f.prompt.id] = Prediction(f.prompt, d, None, f"E: {d.top(labels)}")
         if on_done:
             on_done(len(asked))
     return found
 
 
-def _failed(prompt: Prompt, kind: FailureKind, text: str = "") -> Prediction:
-    return Prediction(prompt, None, kind, None, text)
-
-
 def read_prediction(prompt: Prompt, text: str, finished: bool = True, *, whole: bool) -> Prediction:
     """Parse a completion of a prompt: the `whole` of it, or its E line alone."""
-    completion = None
-    read: EmotionDistribution | ParseFailure
-    if whole:
-        parsed = parse(text, prompt.label_set, finished=finished)
-        completion = parsed if isinstance(parsed, Completion) else None
-        read = parsed.emotion if isinstance(parsed, Completion) else parsed
-    else:
-        read = parse_recognition(text, prompt.label_set)
+    labels = prompt.label_set
+    read = parse(text, labels, finished=finished) if whole else parse_recognition(text, labels)
     if isinstance(read, ParseFailure):
-        return _failed(prompt, read.kind, text)
-    return Prediction(prompt, read, None, completion, text)
+        return Prediction(prompt, None, read.kind, text)
+    return Prediction(prompt, read.emotion if isinstance(read, Completion) else read, None, text)
 
 
 def gold_prompts(conversations: Sequence[Conversation]) -> list[Prompt]:
@@ -187,7 +172,7 @@ def gold_prompts(conversations: Sequence[Conversation]) -> list[Prompt]:
 def _missing(
     prompts: Sequence[Prompt], store: Store, name: str, on_done: Callable[[int], None] | None
 ) -> list[Prompt]:
-    """The prompts without a prediction in the store."""
+    """The prompts without a prediction in the store; `on_done` is told how many have one."""
     done = store.predicted_prompts(name)
     if on_done and done:
         on_done(len(done))
@@ -220,8 +205,8 @@ def evaluate(
     evaluation: EvalConfig,
     prompt: PromptConfig,
     on_done: Callable[[int], None] | None = None,
-) -> dict[str, Scores]:
-    """Predict what is not in the store yet under `name`, then score by data set and UNION.
+) -> None:
+    """Predict what the store does not hold yet under `name`.
 
     Args:
         on_done: called after each chunk is in the store; it may raise to stop there.
@@ -232,7 +217,6 @@ def evaluate(
         _keep(store, name, chunk)
         if on_done:
             on_done(len(chunk))
-    return score(store, name, label_sets(conversations), resamples=evaluation.resamples)
 
 
 def evaluate_checkpoint(
@@ -243,9 +227,10 @@ def evaluate_checkpoint(
     config: Config,
     on_done: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """`evaluate` for a stage of a run: the scores by data set as plain values."""
-    scores = evaluate(sampler, conversations, store, name, config.evaluation, config.prompt, on_done)
-    return {dataset: s.as_dict() for dataset, s in scores.items()}
+    """`evaluate` for a stage of a run; returns `score` as plain values."""
+    evaluate(sampler, conversations, store, name, config.evaluation, config.prompt, on_done)
+    rows, resamples = store.predictions(name), config.evaluation.resamples
+    return {d: s.as_dict() for d, s in score(rows, label_sets(conversations), resamples=resamples).items()}
 
 
 def evaluate_endpoint(
@@ -256,9 +241,10 @@ def evaluate_endpoint(
     evaluation: EvalConfig,
     prompt: PromptConfig,
     on_done: Callable[[int], None] | None = None,
-    stop: StopRequest | None = None,
-) -> dict[str, Scores]:
-    """`evaluate` of a model behind an OpenAI-compatible endpoint; answers are kept as they come.
+    *,
+    stop: StopRequest,
+) -> None:
+    """`evaluate` a model behind an OpenAI-compatible endpoint; answers are kept as they come.
 
     Lengths are estimated (`estimate_tokens`), since the endpoint's tokenizer is not at hand.
 
@@ -267,7 +253,6 @@ def evaluate_endpoint(
             for those alone.
         Stopped: `stop` was asked for; the questions under way were answered and kept.
     """
-    stop = stop or StopRequest()
     whole = evaluation.span == "all"
     missing = _missing(gold_prompts(conversations), store, name, on_done)
     by_id = {p.id: p for p in missing}
@@ -287,7 +272,7 @@ def evaluate_endpoint(
                 return
             fitted = fit(p, encode, prompt.max_tokens, prompt.reasoning)
             if fitted is None:
-                keep(_failed(p, FailureKind.TOO_LONG))
+                keep(Prediction(p, None, FailureKind.TOO_LONG))
                 continue
             yield Question(
                 p.id,
@@ -302,7 +287,7 @@ def evaluate_endpoint(
         if reply.value is not None:
             keep(reply.value)
         elif reply.kind == FailureKind.REFUSED:
-            keep(_failed(by_id[reply.item], FailureKind.REFUSED, reply.detail))
+            keep(Prediction(by_id[reply.item], None, FailureKind.REFUSED, reply.detail))
         else:
             unanswered += 1
 
@@ -313,7 +298,6 @@ def evaluate_endpoint(
             f"{spec.name} left {unanswered} of {len(missing)} prompts without an answer; run the same "
             "command again to ask for them"
         )
-    return score(store, name, label_sets(conversations), resamples=evaluation.resamples)
 
 
 def label_sets(conversations: Sequence[Conversation]) -> dict[str, LabelSet]:
@@ -321,12 +305,7 @@ def label_sets(conversations: Sequence[Conversation]) -> dict[str, LabelSet]:
     return {c.dataset: c.label_set for c in conversations}
 
 
-def prediction_rows(store: Store, name: str) -> list[Any]:
-    """The stored predictions of one evaluation, by prompt: the order of answers differs between runs."""
-    return store.predictions(name)
-
-
-def outcomes(rows: Sequence[Any], labels: Mapping[str, LabelSet]) -> dict[str, Outcomes]:
+def outcomes(rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet]) -> dict[str, Outcomes]:
     """Stored predictions counted by data set; UNION when there are several.
 
     UNION is weighted by utterance; its F1 treats equal names of two label sets as one class.
@@ -340,7 +319,7 @@ def outcomes(rows: Sequence[Any], labels: Mapping[str, LabelSet]) -> dict[str, O
     return {d: _count(mine, labels, classes) for d, (mine, classes) in parts.items()}
 
 
-def _tops(row: Any, labels: Mapping[str, LabelSet]) -> tuple[str, str]:
+def tops(row: PredictionRow, labels: Mapping[str, LabelSet]) -> tuple[str, str]:
     """Top gold and predicted emotion; FAILED where there is none."""
     label_set = labels[row["dataset"]]
     gold, guess = read_distribution(row["gold"]), read_distribution(row["predicted"])
@@ -348,27 +327,24 @@ def _tops(row: Any, labels: Mapping[str, LabelSet]) -> tuple[str, str]:
     return gold.top(label_set), FAILED if guess is None else guess.top(label_set)
 
 
-def _count(rows: Sequence[Any], labels: Mapping[str, LabelSet], classes: Sequence[str]) -> Outcomes:
-    tops = [_tops(r, labels) for r in rows]
-    return Outcomes.of(
-        [g for g, _ in tops],
-        [p for _, p in tops],
-        [r["r1"] for r in rows],
-        [r["conversation"] for r in rows],
-        classes,
-    )
+def _count(rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], classes: Sequence[str]) -> Outcomes:
+    gold, predicted = zip(*(tops(r, labels) for r in rows), strict=True)
+    return Outcomes.of(gold, predicted, [r["r1"] for r in rows], [r["conversation"] for r in rows], classes)
 
 
-def score(store: Store, name: str, labels: Mapping[str, LabelSet], *, resamples: int) -> dict[str, Scores]:
+def score(
+    rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], *, resamples: int
+) -> dict[str, Scores]:
     """Scores of the stored predictions of one evaluation, by data set, and UNION of several."""
-    rows = prediction_rows(store, name)
     return {
         d: _score(o, [r for r in rows if d in (UNION, r["dataset"])], labels, resamples)
         for d, o in outcomes(rows, labels).items()
     }
 
 
-def _score(counted: Outcomes, rows: Sequence[Any], labels: Mapping[str, LabelSet], resamples: int) -> Scores:
+def _score(
+    counted: Outcomes, rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], resamples: int
+) -> Scores:
     confusion, classes = counted.confusion.sum(0), counted.classes
     n = len(rows)
     return Scores(
@@ -384,25 +360,19 @@ def _score(counted: Outcomes, rows: Sequence[Any], labels: Mapping[str, LabelSet
     )
 
 
-def calibration_of(rows: Sequence[Any], labels: Mapping[str, LabelSet]) -> dict[str, Any]:
+def calibration_of(rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet]) -> dict[str, Any]:
     """`metrics.calibration` of stored predictions."""
-    parsed = [r for r in rows if r["predicted"] is not None]
-    return calibration(
-        [json.loads(r["predicted"]) for r in parsed],
-        [json.loads(r["gold"]) for r in parsed],
-        [labels[r["dataset"]].labels for r in parsed],
-    )
+    parsed = [(json.loads(p), r) for r in rows if (p := r["predicted"]) is not None]
+    gold = [json.loads(r["gold"]) for _, r in parsed]
+    return calibration([p for p, _ in parsed], gold, [labels[r["dataset"]].labels for _, r in parsed])
 
 
 def average(
-    store: Store, name: str, labels: Mapping[str, LabelSet], *, resamples: int
+    rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], *, resamples: int
 ) -> dict[str, Interval] | None:
     """Table 1's AVG: the plain average over data sets, each of equal weight; None for one data set."""
-    counted = outcomes(prediction_rows(store, name), labels)
-    counted.pop(UNION, None)
-    if len(counted) < 2:
-        return None
-    return average_intervals(list(counted.values()), resamples)
+    counted = [o for d, o in outcomes(rows, labels).items() if d != UNION]
+    return average_intervals(counted, resamples) if len(counted) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -419,21 +389,16 @@ class Comparison:
     measures: dict[str, PairedDifference]
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "prompts": self.prompts,
-            "of": self.of,
-            "conversations": self.conversations,
-            **{
-                m: {"difference": d.difference.as_list(), "p_value": d.p_value}
-                for m, d in self.measures.items()
-            },
+        measures = {
+            m: {"difference": d.difference.as_list(), "p_value": d.p_value} for m, d in self.measures.items()
         }
+        return {"prompts": self.prompts, "of": self.of, "conversations": self.conversations, **measures}
 
 
 def compare(
-    first: Sequence[Any], second: Sequence[Any], labels: Mapping[str, LabelSet], resamples: int = 2000
+    first: Sequence[PredictionRow], second: Sequence[PredictionRow], labels: Mapping[str, LabelSet]
 ) -> dict[str, Comparison]:
-    """Compare two evaluations (rows of the table `predictions`), by data set and UNION.
+    """Compare the stored predictions of two evaluations, by data set and UNION.
 
     Raises:
         DataError: they share no prompt, or a prompt has another gold emotion in one than in the other.
@@ -449,9 +414,6 @@ def compare(
     of[UNION] = len(a | b)
     counted_a, counted_b = (outcomes([rows[p] for p in common], labels) for rows in (a, b))
     return {
-        d: Comparison(
-            int(o.confusion.sum()), of[d], len(o.clusters),
-            paired_measures(counted_a[d], o, resamples=resamples),
-        )
+        d: Comparison(int(o.confusion.sum()), of[d], len(o.clusters), paired_measures(counted_a[d], o))
         for d, o in counted_b.items()
-    }  # fmt: skip
+    }

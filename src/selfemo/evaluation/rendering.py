@@ -36,7 +36,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
         escaped = " & ".join("".join(_LATEX.get(ch, ch) for ch in c) for c in cells)
-        # A bracket or star behind the line end above would be read as an argument of it.
+        # LaTeX would read a bracket or star after the line end above as its argument.
         return ("{}" if escaped.startswith(("[", "*")) else "") + escaped + r" \\"
 
     begin, rule, end = rf"\begin{{tabular}}{{{'l' * len(header)}}}", r"\hline", r"\end{tabular}"

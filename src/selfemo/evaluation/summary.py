@@ -1,6 +1,6 @@
 """The summary of a finished run: scores by checkpoint, the change since the cold start, self-play to read.
 
-summary.json is written last and as a whole, so a run with one is finished.
+summary.json is written last and as a whole: a run that has one is finished.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
 from selfemo.evaluation.predictions import Scores, label_sets, score
-from selfemo.evaluation.rendering import render
+from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_json, write_text
 from selfemo.method.types import LabelSet
 from selfemo.runs.dialogues import dialogues
@@ -22,19 +22,23 @@ from selfemo.runs.store import Store
 
 SUMMARY_FILE = "summary.json"
 Draw = Callable[[Path, Sequence[Mapping[str, Any]], Mapping[str, Mapping[str, Scores]]], Sequence[str]]
-"""draw(folder, metrics of the rounds of RL, scores by checkpoint and data set): the names of the figures
-that it drew there (`reports.figures.draw`)."""
+"""draw(folder, metrics of the RL rounds, scores by checkpoint and data set) draws figures in the folder and
+returns their names (`reports.figures.draw`)."""
 MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
 
 
-def table_rows(scores: Mapping[str, Mapping[str, Scores]]) -> list[list[str]]:
-    """Rows of text: checkpoint, data set, n, then each measure with its 95% interval."""
-    rows = []
-    for checkpoint, by_set in scores.items():
-        for dataset, s in by_set.items():
-            measures = [str(getattr(s, m)) for m in MEASURES]
-            rows.append([checkpoint, dataset, str(s.utterances), *measures])
-    return rows
+def plain(scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores by checkpoint and data set as summary.json holds them."""
+    return {c: {d: s.as_dict() for d, s in by.items()} for c, by in scores.items()}
+
+
+def table_rows(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """Rows of text from `plain` scores: checkpoint, data set, n, then each measure with its 95% interval."""
+    return [
+        [checkpoint, dataset, str(s["utterances"]), *(cell(s[m]) for m in MEASURES)]
+        for checkpoint, by_set in scores.items()
+        for dataset, s in by_set.items()
+    ]
 
 
 HEADER = ["checkpoint", "data", "n", "accuracy", "weighted F1", "mean R1", "parse rate"]
@@ -43,22 +47,12 @@ HEADER = ["checkpoint", "data", "n", "accuracy", "weighted F1", "mean R1", "pars
 def checkpoint_scores(
     store: Store, names: Sequence[str], labels: Mapping[str, LabelSet], *, resamples: int
 ) -> dict[str, dict[str, Scores]]:
-    """Scores by checkpoint (of `names`, in order) and data set, of a run's finished evaluations."""
+    """Scores of a run's finished evaluations by checkpoint (those of `names`, in order) and data set."""
     return {
-        name: score(store, evaluation_name(name), labels, resamples=resamples)
+        name: score(store.predictions(evaluation_name(name)), labels, resamples=resamples)
         for name in names
         if (row := store.stage(evaluation_name(name))) is not None and row["status"] == "done"
     }
-
-
-def scores_of(run: RunFolder) -> dict[str, dict[str, Scores]]:
-    """`checkpoint_scores` of all checkpoints of a run, whose data must still be there."""
-    return checkpoint_scores(
-        run.store,
-        checkpoints(run.config),
-        label_sets(load_conversations(run.config.data)),
-        resamples=run.config.evaluation.resamples,
-    )
 
 
 def r1_change(store: Store, before: str, after: str) -> PairedDifference | None:
@@ -81,29 +75,30 @@ def rl_rounds(store: Store) -> list[dict[str, Any]]:
 
 
 def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
-    """Write summary.json, summary.md, dialogues.txt and figures; returns the summary.
+    """Write summary.json, summary.md, dialogues.txt and figures; return the summary.
 
     Args:
         draw: draws the figures of the run; None draws none.
     """
-    scores = scores_of(run)
-    last = checkpoints(run.config)[-1]
+    config, names = run.config, checkpoints(run.config)
+    labels = label_sets(load_conversations(config.data))
+    scores = checkpoint_scores(run.store, names, labels, resamples=config.evaluation.resamples)
+    last = names[-1]
     change = r1_change(run.store, COLD, last) if last != COLD else None
     drawn = draw(run.path / "figures", rl_rounds(run.store), scores) if draw else ()
-    stages = run.store.stages()
     summary: dict[str, Any] = {
-        "scores": {c: {d: s.as_dict() for d, s in by.items()} for c, by in scores.items()},
+        "scores": plain(scores),
         "r1_change": None
         if change is None
         else {"from": COLD, "to": last, "change": change.difference.as_list(), "p_value": change.p_value},
         "stages": [
             {"name": r["name"], "seconds": r["seconds"], **json.loads(r["info"])}
-            for r in stages
+            for r in run.store.stages()
             if not r["name"].startswith("evaluate-")
         ],
         "figures": list(drawn),
     }
-    table = render(HEADER, table_rows(scores), "markdown")
+    table = render(HEADER, table_rows(summary["scores"]), "markdown")
     write_text(run.path / "summary.md", f"{table}\n{change_line(summary)}\n")
     write_text(run.path / "dialogues.txt", "\n\n".join(dialogues(run.store)) + "\n")
     write_json(run.path / SUMMARY_FILE, summary)
@@ -111,7 +106,7 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
 
 
 def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The summary of a finished run; None where there is none, or where it cannot be read, which is said."""
+    """The summary of a finished run; None where it is missing, or (after a message) cannot be read."""
     path = folder / SUMMARY_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -128,13 +123,12 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
 
 def change_line(summary: Mapping[str, Any]) -> str:
     """One line on the change of mean R1 from the cold start to the last iteration."""
-    change = summary["r1_change"]
-    if change is None:
+    if (c := summary["r1_change"]) is None:
         return "Mean R1: nothing to compare."
-    value, low, high = change["change"]
+    value, low, high = c["change"]
     return (
-        f"Mean R1 from {change['from']} to {change['to']}: {value:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}], p = {change['p_value']:.3f} (paired, by conversation)"
+        f"Mean R1 from {c['from']} to {c['to']}: {value:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"p = {c['p_value']:.3f} (paired, by conversation)"
     )
 
 

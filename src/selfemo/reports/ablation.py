@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.evaluation.experiments.compare import FIT, SIGNAL
-from selfemo.evaluation.rendering import render
+from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_text
 from selfemo.reports import figures
 from selfemo.reports.tables import published
 
+_MEASURES = (
+    "arm", "seed", "data", "measure", "value", "low", "high", "difference", "difference_low",
+    "difference_high", "p_value",
+)  # fmt: skip
 _CURVES = {"r1": ("R1", "mean over rollouts"), "sampling_entropy": ("Entropy", "nats per token")}
 
 
@@ -22,12 +26,10 @@ def write_tables(
 
     Args:
         result: the content of ablation.json.
-        rounds: the metrics of the rounds of RL, by arm and seed.
+        rounds: the metrics of the RL rounds, by arm and seed.
     """
     write_text(out / "ablation.md", _markdown(result))
-    header = ["arm", "seed", "data", "measure", "value", "low", "high", "difference",
-              "difference_low", "difference_high", "p_value"]  # fmt: skip
-    figures.write_csv(out / "ablation.csv", header, _measures(result))
+    figures.write_csv(out / "ablation.csv", _MEASURES, _measures(result))
     folder = out / "figures"
     names = [figures.arm_dots(folder, result["arms"], m) for m in ("accuracy", "mean_r1")]
     for key, (title, unit) in _CURVES.items():
@@ -37,20 +39,20 @@ def write_tables(
 
 
 def _measures(result: Mapping[str, Any]) -> list[list[Any]]:
-    """One row for each arm, seed, data set and measure, with its difference from the full arm."""
+    """One row of _MEASURES for each arm, seed, data set and measure; None is an empty cell."""
     rows = []
-    for arm in result["arms"]:
-        for run in arm["runs"]:
-            for d, by in run["scores"].items():
-                for m, value in by.items():
-                    against = run.get("against_full", {}).get(d, {}).get(m)
-                    more = [*against["difference"], against["p_value"]] if against else [""] * 4
-                    ends = ["" if v is None else v for v in value]
-                    rows.append([arm["name"], run["seed"], d, m, *ends, *more])
+    for arm, run in ((a, r) for a in result["arms"] for r in a["runs"]):
+        for d, by in run["scores"].items():
+            for m, value in by.items():
+                against = run.get("against_full", {}).get(d, {}).get(m)
+                more = [*against["difference"], against["p_value"]] if against else [None] * 4
+                rows.append([arm["name"], run["seed"], d, m, *value, *more])
     return rows
 
 
-def _signed(entry: Mapping[str, Any]) -> str:
+def _signed(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
     text = f"{entry['mean']:+.3f}"
     if entry["interval"]:
         text += f" [{entry['interval'][0]:+.3f}, {entry['interval'][1]:+.3f}]"
@@ -71,28 +73,16 @@ def ablation_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]
                 for m in ("accuracy", "weighted_f1", "mean_r1")
             ]
             against = arm.get("against_full", {}).get(d, {}).get("accuracy")
-            within = [
-                f"{r['against_full'][d]['accuracy']['p_value']:.3f}"
-                for r in arm["runs"]
-                if d in r.get("against_full", {})
-            ]
-            p = against["p_value"] if against else None
-            rows.append(
-                [
-                    arm["name"], d, *cells, _signed(against) if against else "-",
-                    "-" if p is None else f"{p:.3f}", ", ".join(within) or "-",
-                ]
-            )  # fmt: skip
+            by_seed = (r.get("against_full", {}).get(d) for r in arm["runs"])
+            within = ", ".join(cell(c["accuracy"]["p_value"]) for c in by_seed if c)
+            p = cell(against and against["p_value"])
+            rows.append([arm["name"], d, *cells, _signed(against), p, within or "-"])
     return header, rows
 
 
 def signal_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: how much the RL of each arm could learn from its groups (`compare.SIGNAL`)."""
-    rows = [
-        [a["name"], *(f"{a['signal'][k]:.3f}" if k in a["signal"] else "-" for k in SIGNAL)]
-        for a in result["arms"]
-        if a["rl"]
-    ]
+    rows = [[a["name"], *(cell(a["signal"].get(k)) for k in SIGNAL)] for a in result["arms"] if a["rl"]]
     return ["arm", *SIGNAL.values()], rows
 
 
@@ -108,8 +98,7 @@ def share_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [["gold", d, show(s), *["-"] * len(FIT)] for d, s in result["gold_share"].items()]
     for a in result["arms"]:
         for d, s in a["predicted_share"].items():
-            fit = [a["fit"][d][k] for k in FIT]
-            rows.append([a["name"], d, show(s), *("-" if v is None else f"{v:.3f}" for v in fit)])
+            rows.append([a["name"], d, show(s), *(cell(a["fit"][d][k]) for k in FIT)])
     return ["arm", "data", "emotions", *FIT.values()], rows
 
 

@@ -1,6 +1,6 @@
 """Figures of a run, each as SVG and PNG with its data as CSV.
 
-Colours are of the Okabe-Ito set, told apart with colour-blind eyes; lines also differ in dash and
+Colours are those of the Okabe-Ito set, which colour-blind eyes tell apart; lines also differ in dash and
 marker, so that they stay readable in grey.
 """
 
@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from selfemo.evaluation.predictions import Scores
+from selfemo.evaluation.summary import MEASURES
 from selfemo.files import replacing
 from selfemo.stages.clusters import MAPPED, NOISE, Clustering
 
@@ -19,6 +22,13 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
+_BELOW = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (0, -0.18)}
+"""A legend below the axes."""
+
+
+def _line(n: int) -> dict[str, Any]:
+    """The look of the n-th line."""
+    return {"linestyle": _DASHES[n % 4], "marker": _MARKERS[n % 7], "color": _COLOURS[n % 8]}
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -58,6 +68,14 @@ def _save(figure: Any, folder: Path, name: str, header: Sequence[str], rows: Seq
     return name
 
 
+def _error_bars(
+    axes: Any, n: int, at: Sequence[float], values: Sequence[Sequence[float]], label: str
+) -> None:
+    """The n-th series of values [value, low, high]."""
+    value, low, high = np.asarray(values, dtype=float).reshape(-1, 3).T
+    axes.errorbar(at, value, yerr=[value - low, high - value], **_line(n), capsize=3, label=label)
+
+
 def _curve(
     folder: Path,
     name: str,
@@ -66,22 +84,33 @@ def _curve(
     records: Sequence[Mapping[str, Any]],
     keys: Mapping[str, str],
 ) -> str:
-    """One line per key over the RL rounds of all iterations, iterations parted by a grey line."""
+    """One line per key over the RL rounds of all iterations; a grey line parts the iterations."""
     figure, axes = _axes(title, "RL round, over iterations", unit)
     rows = [[k + 1, r["iteration"], *(r.get(key) for key in keys)] for k, r in enumerate(records)]
     for n, (key, label) in enumerate(keys.items()):
         points = [(k + 1, r[key]) for k, r in enumerate(records) if r.get(key) is not None]
         if points:
-            axes.plot(
-                *zip(*points, strict=True), _DASHES[n % 4], marker=_MARKERS[n % 7], markersize=4,
-                color=_COLOURS[n % 8], label=label,
-            )  # fmt: skip
+            axes.plot(*zip(*points, strict=True), **_line(n), markersize=4, label=label)
     for k in range(1, len(records)):
         if records[k]["iteration"] != records[k - 1]["iteration"]:
             axes.axvline(k + 0.5, color="0.6", linewidth=1)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.18))
+    axes.legend(**_BELOW, ncols=2)
     return _save(figure, folder, name, ["round", "iteration", *keys], rows)
+
+
+_CURVES: list[tuple[str, str, str, dict[str, str]]] = [
+    (
+        "reward", "Reward of self-play by round", "mean over rollouts",
+        {"r1": "R1, all prompts", "r1_original": "R1, original prompts", "r2": "R2"},
+    ),
+    ("entropy", "Policy entropy by round", "nats per token", {"sampling_entropy": "sampled tokens"}),
+    (
+        "parse_rate", "Completions that parse, and best ones that pass the gate", "share",
+        {"parse_rate": "parsed", "pass_rate": "passed the gate"},
+    ),
+]  # fmt: skip
+"""File name, title, unit, and label by metric."""
 
 
 def draw(
@@ -94,24 +123,7 @@ def draw(
         records: the metrics of the RL rounds, in order.
         scores: scores by checkpoint and data set.
     """
-    names: list[str] = []
-    if records:
-        curves: list[tuple[str, str, str, dict[str, str]]] = [
-            (
-                "reward", "Reward of self-play by round", "mean over rollouts",
-                {"r1": "R1, all prompts", "r1_original": "R1, original prompts", "r2": "R2"},
-            ),
-            (
-                "entropy", "Policy entropy by round", "nats per token",
-                {"sampling_entropy": "sampled tokens"},
-            ),
-            (
-                "parse_rate", "Completions that parse, and best ones that pass the gate", "share",
-                {"parse_rate": "parsed", "pass_rate": "passed the gate"},
-            ),
-        ]  # fmt: skip
-        for name, title, unit, keys in curves:
-            names.append(_curve(folder, name, title, unit, records, keys))
+    names = [_curve(folder, n, title, unit, records, keys) for n, title, unit, keys in _CURVES if records]
     for dataset in dict.fromkeys(d for s in scores.values() for d in s if d != "all"):
         mine = {c: s[dataset] for c, s in scores.items() if dataset in s}
         names.append(_scores_figure(folder, dataset, mine))
@@ -123,17 +135,10 @@ def _scores_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
     name = f"scores_{dataset}"
     figure, axes = _axes(f"Held-out scores by checkpoint: {dataset}", "", "score, 95% interval")
     rows = []
-    measures = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
-    for n, measure in enumerate(measures):
-        values = [getattr(s, measure) for s in scores.values()]
-        at = [k + (n - 1.5) * 0.08 for k in range(len(values))]
-        axes.errorbar(
-            at,
-            [v.value for v in values],
-            yerr=[[v.value - v.low for v in values], [v.high - v.value for v in values]],
-            fmt=_DASHES[n] + _MARKERS[n], color=_COLOURS[n], capsize=3, label=measure,
-        )  # fmt: skip
-        rows += [[c, measure, v.value, v.low, v.high] for c, v in zip(scores, values, strict=True)]
+    for n, measure in enumerate(MEASURES):
+        values = [getattr(s, measure).as_list() for s in scores.values()]
+        _error_bars(axes, n, [k + (n - 1.5) * 0.08 for k in range(len(values))], values, measure)
+        rows += [[c, measure, *v] for c, v in zip(scores, values, strict=True)]
     axes.set_xticks(range(len(scores)), list(scores))
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False, ncols=2)
@@ -141,7 +146,7 @@ def _scores_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
 
 
 def _shares_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> str:
-    """Stacked shares of predicted emotions beside the gold ones: a collapse onto one shows."""
+    """Stacked shares of predicted emotions beside the gold shares: a collapse onto one emotion shows."""
     name = f"emotions_{dataset}"
     first = next(iter(scores.values()))
     bars = {"gold": first.gold_share, **{c: s.predicted_share for c, s in scores.items()}}
@@ -183,11 +188,9 @@ def reward_curves(
         rows = []
         for n, (dataset, by) in enumerate(held_out.items()):
             for k, kind in enumerate(("accuracy-based", "IoU-based")):
-                axes.plot(
-                    [ticks.index(c) for c in by], [v[k] for v in by.values()],
-                    _DASHES[k], marker=_MARKERS[n % 7], linewidth=(3.5, 1.5)[k],
-                    color=_COLOURS[(2 * n + k) % 8], label=f"{dataset}, {kind}",
-                )  # fmt: skip
+                look = {**_line(n), "linestyle": _DASHES[k], "color": _COLOURS[(2 * n + k) % 8]}
+                at, values = [ticks.index(c) for c in by], [v[k] for v in by.values()]
+                axes.plot(at, values, **look, linewidth=(3.5, 1.5)[k], label=f"{dataset}, {kind}")
                 rows += [[dataset, c, kind, v[k]] for c, v in by.items()]
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_ylim(-0.02, 1.02)
@@ -212,12 +215,7 @@ def span_entropy(folder: Path, checkpoints: Mapping[str, Mapping[str, Any]]) -> 
     for n, (span, label) in enumerate(spans.items()):
         found = [(k, c, r["entropy"][span]) for k, (c, r) in enumerate(checkpoints.items())]
         points = [(k, c, v) for k, c, v in found if v is not None]
-        axes.errorbar(
-            [k + (n - 1) * 0.06 for k, _, _ in points],
-            [v[0] for _, _, v in points],
-            yerr=[[v[0] - v[1] for _, _, v in points], [v[2] - v[0] for _, _, v in points]],
-            fmt=_DASHES[n] + _MARKERS[n], color=_COLOURS[n], capsize=3, label=label,
-        )  # fmt: skip
+        _error_bars(axes, n, [k + (n - 1) * 0.06 for k, *_ in points], [v for *_, v in points], label)
         rows += [[c, span, *v] for _, c, v in points]
     axes.set_xticks(range(len(checkpoints)), list(checkpoints))
     axes.set_ylim(bottom=0)
@@ -233,7 +231,6 @@ def arm_dots(folder: Path, arms: Sequence[Mapping[str, Any]], measure: str = "ac
         arms: "name", "scores" (data set -> measure -> mean) and "runs" (scores of each seed), as in
             ablation.json.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     words = " ".join(w.upper() if w in ("r1", "f1") else w for w in measure.split("_"))
     datasets = list(dict.fromkeys(d for a in arms for d in a["scores"]))
     title = f"{words[0].upper()}{words[1:]} by arm: seeds and their mean"
@@ -258,7 +255,7 @@ def arm_dots(folder: Path, arms: Sequence[Mapping[str, Any]], measure: str = "ac
 def arm_curves(
     folder: Path, key: str, unit: str, arms: Mapping[str, Sequence[Sequence[float | None]]]
 ) -> str:
-    """One measure of the RL rounds by arm: the mean over seeds, and the range of the seeds as a band.
+    """One measure of the RL rounds by arm: the mean over seeds, with their range as a band.
 
     Args:
         arms: by name, for each seed the measure of each round; None where a round has none.
@@ -273,13 +270,10 @@ def arm_curves(
             if here:
                 points.append((k + 1, sum(here) / len(here), min(here), max(here)))
         x, mean, low, high = zip(*points, strict=True)
-        axes.plot(
-            x, mean, _DASHES[n % 4], marker=_MARKERS[n % 7], markersize=3, color=_COLOURS[n % 8],
-            label=name,
-        )  # fmt: skip
+        axes.plot(x, mean, **_line(n), markersize=3, label=name)
         axes.fill_between(x, low, high, color=_COLOURS[n % 8], alpha=0.12, linewidth=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.18))
+    axes.legend(**_BELOW, ncols=3)
     file = "arms_" + key.lower().replace(" ", "_")
     return _save(figure, folder, file, ["arm", "seed", "round", key], rows)
 
@@ -288,9 +282,9 @@ def judge_bars(folder: Path, comparisons: Mapping[str, Mapping[str, Any]]) -> st
     """Fig. 3: wins, ties and losses of each comparison (name to a record with these counts)."""
     figure, axes = _axes("Blind comparisons (fig. 3)", "share of pairs", "", 7.0)
     left = [0.0] * len(comparisons)
-    for n, outcome in enumerate(("wins", "ties", "losses")):
-        total = [max(1, sum(c[k] for k in ("wins", "ties", "losses"))) for c in comparisons.values()]
-        share = [c[outcome] / t for c, t in zip(comparisons.values(), total, strict=True)]
+    outcomes = ("wins", "ties", "losses")
+    for n, outcome in enumerate(outcomes):
+        share = [c[outcome] / max(1, sum(c[k] for k in outcomes)) for c in comparisons.values()]
         bars = axes.barh(
             range(len(left)), share, left=left, color=("#0072B2", "#DDDDDD", "#E69F00")[n],
             hatch=("", "", "//")[n], edgecolor="white", label=outcome,
@@ -302,13 +296,12 @@ def judge_bars(folder: Path, comparisons: Mapping[str, Mapping[str, Any]]) -> st
     axes.set_yticks(range(len(left)), list(comparisons))
     axes.invert_yaxis()
     axes.legend(frameon=False, ncols=3, bbox_to_anchor=(0, -0.2), loc="upper left")
-    rows = [[n, c["wins"], c["ties"], c["losses"]] for n, c in comparisons.items()]
-    return _save(figure, folder, "fig3_judge", ["comparison", "wins", "ties", "losses"], rows)
+    rows = [[name, *(c[k] for k in outcomes)] for name, c in comparisons.items()]
+    return _save(figure, folder, "fig3_judge", ["comparison", *outcomes], rows)
 
 
 def confusion_map(folder: Path, name: str, title: str, confusion: Mapping[str, Any]) -> str:
     """Counts of gold (rows) by predicted (columns, the last one failed); shade: share of the row."""
-    folder.mkdir(parents=True, exist_ok=True)
     labels, counts = confusion["labels"], confusion["rows"]
     columns = [*labels, "failed"]
     shares = [[v / max(1, sum(row)) for v in row] for row in counts]
@@ -328,12 +321,10 @@ def confusion_map(folder: Path, name: str, title: str, confusion: Mapping[str, A
 
 def reliability(folder: Path, name: str, title: str, calibration: Mapping[str, Any]) -> str:
     """Share of right top emotions against the weight given to them, by bin; n beside each point."""
-    folder.mkdir(parents=True, exist_ok=True)
     bins = [b for b in calibration["bins"] if b["n"]]
     figure, axes = _axes(title, "mean weight of the top emotion", "share right", 4.6)
     axes.plot([0, 1], [0, 1], ":", color="0.4", label="calibrated")
-    at = [b["weight"] for b in bins], [b["accuracy"] for b in bins]
-    axes.plot(*at, "-o", color=_COLOURS[0], label="measured")
+    axes.plot([b["weight"] for b in bins], [b["accuracy"] for b in bins], **_line(0), label="measured")
     for b in bins:
         axes.annotate(
             f"n={b['n']}", (b["weight"], b["accuracy"]), xytext=(-6, 8),

@@ -3,12 +3,13 @@
 All text of data and models is untrusted: it is escaped, and control characters and marks that change the
 direction of writing are shown as their code points. The same inputs give the same bytes.
 
-This file has the sections of the run itself; sections.py those of other folders; page.py the parts of a page.
+This file has the sections on the run itself, sections.py those on other folders, page.py the parts of a page.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,11 +19,10 @@ from selfemo.config import Config, load
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation.analysis import analysis_table, read_analysis
 from selfemo.evaluation.predictions import gold_prompts
-from selfemo.evaluation.summary import HEADER as SCORES_HEADER
-from selfemo.evaluation.summary import checkpoint_scores, r1_change, rl_rounds, table_rows
+from selfemo.evaluation.summary import HEADER, checkpoint_scores, plain, r1_change, rl_rounds, table_rows
 from selfemo.method.prompts import format_emotions
 from selfemo.method.rewards import exact_match
-from selfemo.method.types import LABEL_SETS, LabelSet, Prompt
+from selfemo.method.types import LABEL_SETS, Prompt
 from selfemo.reports import figures
 from selfemo.reports import sections as parts
 from selfemo.reports.page import Section, Table, inline_svg, visible
@@ -39,28 +39,30 @@ _EXAMPLE = 600
 
 
 class Source:
-    """A run that is read and not changed."""
+    """A run that is read and not changed.
+
+    Attributes:
+        labels: the label set of each data set with predictions, from its stored prompts or its name.
+        last: the last checkpoint with scores; None where there is none.
+    """
 
     def __init__(self, folder: Path):
         if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
             raise StoreError(f"{folder} is not a run folder: `selfemo evolve` makes one")
         self.folder = folder
+        self.resume = f"selfemo evolve --resume {folder}"
         self.config: Config = load([folder / CONFIG_FILE])
         self.store = Store(folder / STORE_FILE, read_only=True)
-        self.labels = self._labels()
+        known, wanted = self.store.label_sets(), self.store.predicted_datasets()
+        named = {d: known.get(d, LABEL_SETS.get(d)) for d in wanted}
+        self.labels = {d: s for d, s in named.items() if s is not None}
         self.scores = checkpoint_scores(
             self.store, checkpoints(self.config), self.labels, resamples=self.config.evaluation.resamples
         )
         self.last = next(reversed(self.scores), None)
 
-    def _labels(self) -> dict[str, LabelSet]:
-        """The label set of each data set with predictions, of its stored prompts or its name."""
-        known = self.store.label_sets()
-        wanted = self.store.predicted_datasets()
-        return {d: s for d in sorted(wanted) if (s := known.get(d, LABEL_SETS.get(d))) is not None}
-
     def held_out_prompts(self) -> dict[str, Prompt]:
-        """Prompts by id where the data can still be read; else none."""
+        """Prompts by id; empty where the data can no longer be read."""
         try:
             return {p.id: p for p in gold_prompts(load_conversations(self.config.data))}
         except DataError:
@@ -68,18 +70,17 @@ class Source:
 
     def rounds(self) -> list[dict[str, Any]]:
         """Means of both rewards over the rollouts of each RL round, self-played and original."""
-        sums: dict[tuple[str, int], dict[str, Any]] = {}
+        found: dict[tuple[str, int, int], dict[str, list[float]]] = {}
         for r in self.store.rl_rollouts():
             if r.target is None:
                 continue
-            record = sums.setdefault((r.stage, r.step), {"iteration": r.iteration})
+            values = found.setdefault((r.stage, r.step, r.iteration), defaultdict(list))
             tail = "_original" if r.original else ""
-            hit = exact_match(r.emotion, r.target, r.label_set)
-            record.setdefault("accuracy" + tail, []).append(hit)
-            record.setdefault("r1" + tail, []).append(r.r1)
+            values["accuracy" + tail].append(exact_match(r.emotion, r.target, r.label_set))
+            values["r1" + tail].append(r.r1)
         return [
-            {k: sum(v) / len(v) if isinstance(v, list) else v for k, v in record.items()}
-            for record in sums.values()
+            {"iteration": iteration, **{k: sum(v) / len(v) for k, v in values.items()}}
+            for (_, _, iteration), values in found.items()
         ]
 
 
@@ -118,37 +119,29 @@ def _version(folder: Path) -> str:
 
 
 def _headline(source: Source) -> Section:
-    section = Section("result", "Result")
     if source.last is None:
-        section.missing = f"selfemo evolve --resume {source.folder}"
-        return section
+        return Section("result", "Result", missing=source.resume)
     change = r1_change(source.store, COLD, source.last) if source.last not in (START, COLD) else None
     if change is None:
-        section.text = ["Only one trained checkpoint was evaluated: there is no change to report."]
+        text = "Only one trained checkpoint was evaluated: there is no change to report."
     else:
         d = change.difference
-        if d.low > 0:
-            verdict = "rose"
-        elif d.high < 0:
-            verdict = "fell"
-        else:
-            verdict = "did not change beyond chance"
-        section.text = [
+        verdict = "rose" if d.low > 0 else "fell" if d.high < 0 else "did not change beyond chance"
+        text = (
             f"From {COLD} to {source.last}, mean R1 on the same held-out turns {verdict}: "
             f"{d.value:+.3f}, 95% interval {d.low:+.3f} to {d.high:+.3f}, p = {change.p_value:.3f} "
             "(paired, by conversation)."
-        ]
-    section.tables = [Table("Scores with 95% intervals", SCORES_HEADER, table_rows(source.scores))]
-    return section
+        )
+    table = Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores)))
+    return Section("result", "Result", [text], [table])
 
 
 def _curves(source: Source, folder: Path) -> Section:
-    section = Section("curves", "Curves (figures 5 and 6)")
     held = {
         d: {c: (by[d].accuracy.value, by[d].mean_r1.value) for c, by in source.scores.items() if d in by}
         for d in source.labels
-        if any(d in by for by in source.scores.values())
     }
+    held = {d: by for d, by in held.items() if by}
     names = figures.reward_curves(folder, held, source.rounds())
     names += figures.draw(folder, rl_rounds(source.store), source.scores)
     titles = {
@@ -161,10 +154,8 @@ def _curves(source: Source, folder: Path) -> Section:
     for dataset in source.labels:
         titles[f"scores_{dataset}"] = f"Held-out scores by checkpoint: {dataset}"
         titles[f"emotions_{dataset}"] = f"Emotions read by checkpoint, beside gold: {dataset}"
-    section.drawings = [(titles[n], n) for n in names]
-    if not names:
-        section.missing = f"selfemo evolve --resume {source.folder}"
-    return section
+    drawings, missing = [(titles[n], n) for n in names], "" if names else source.resume
+    return Section("curves", "Curves (figures 5 and 6)", drawings=drawings, missing=missing)
 
 
 def _analysis(source: Source, folder: Path) -> Section:
@@ -174,8 +165,8 @@ def _analysis(source: Source, folder: Path) -> Section:
         section.missing = f"selfemo analyse {source.folder}"
         return section
     section.text = [
-        f"One sampled completion for each of {len(found['prompts'])} held-out prompts. Round trip: what "
-        "the checkpoint's own recogniser reads in its reply, against the emotion it declared."
+        f"One sampled completion for each of {len(found['prompts'])} held-out prompts. Round trip: the "
+        "emotion that the checkpoint itself recognises in its reply, against the emotion it declared."
     ]
     section.tables = [Table("By checkpoint, entropies in nats", *analysis_table(found))]
     name = figures.span_entropy(folder, found["checkpoints"])
@@ -188,25 +179,22 @@ def _emotion(distribution: Any) -> str:
 
 
 def _dialogues(source: Source, n: int = 10) -> Section:
-    section = Section("dialogues", "Self-play dialogues")
-    for e in episodes(source.store, n):
-        section.episodes.append(_show(e))
-    if section.episodes:
+    found = [_show(e) for e in episodes(source.store, n)]
+    section = Section("dialogues", "Self-play dialogues", episodes=found)
+    if found:
         section.text = [
             "The longest episodes. Each self-played turn shows what its speaker read in the turn before, "
             "what should have been read, and the emotion declared with the reply."
         ]
     else:
-        section.missing = f"selfemo evolve --resume {source.folder}"
+        section.missing = source.resume
     return section
 
 
 def _show(e: Episode) -> dict[str, Any]:
     def bar(d: Any) -> list[tuple[str, int, int]]:
-        """(emotion, its place in the label set, per cent)"""
-        if d is None:
-            return []
-        return [(k, e.label_set.index(k) % 8, round(100 * d[k])) for k in e.label_set if k in d]
+        """(emotion, its number in the label set modulo 8, per cent)"""
+        return [(k, e.label_set.index(k) % 8, round(100 * d[k])) for k in e.label_set if d and k in d]
 
     return {
         "name": e.conversation,
@@ -226,7 +214,7 @@ def _show(e: Episode) -> dict[str, Any]:
 def _examples(source: Source, n: int = 5) -> Section:
     section = Section("examples", "Worst and best held-out examples by R1")
     if source.last is None:
-        section.missing = f"selfemo evolve --resume {source.folder}"
+        section.missing = source.resume
         return section
     rows = source.store.predictions(evaluation_name(source.last))
     rows.sort(key=lambda r: (r["r1"], r["prompt"]))
@@ -234,8 +222,7 @@ def _examples(source: Source, n: int = 5) -> Section:
     chosen = [("worst", r) for r in rows[:n]]
     chosen += [("best", r) for r in reversed(rows[max(n, len(rows) - n) :])]
     for which, r in chosen:
-        prompt = prompts.get(r["prompt"])
-        last = prompt.history[-1] if prompt is not None else None
+        last = prompts[r["prompt"]].history[-1] if r["prompt"] in prompts else None
         section.examples.append(
             {
                 "title": f"{which}: {r['prompt']}, R1 {r['r1']:.2f}",
@@ -251,21 +238,16 @@ def _examples(source: Source, n: int = 5) -> Section:
 
 
 def _failures(source: Source) -> Section:
-    section = Section("failures", "Failures and gate drops")
-    found = source.store.failures()
+    found = sorted(source.store.failures(), key=lambda f: (-f.n, f.kind, f.place))
     kinds = [[f.kind, f.place, str(f.n), f.example[:200]] for f in found]
-    kinds.sort(key=lambda k: (-int(k[2]), k[0], k[1]))
-    section.tables = [
+    verdicts = [[v.stage, v.verdict or "-", str(v.n)] for v in source.store.verdicts_by_stage()]
+    tables = [
         Table("Failures by kind", ("kind", "where", "count", "first example"), kinds),
-        Table(
-            "Best rollouts at the gate", ("stage", "verdict", "count"),
-            [[v.stage, v.verdict or "-", str(v.n)] for v in source.store.verdicts_by_stage()],
-        ),
-    ]  # fmt: skip
-    section.tables = [t for t in section.tables if t.rows]
-    if not section.tables:
-        section.text = ["Nothing failed and nothing was dropped."]
-    return section
+        Table("Best rollouts at the gate", ("stage", "verdict", "count"), verdicts),
+    ]
+    tables = [t for t in tables if t.rows]
+    text = [] if tables else ["Nothing failed and nothing was dropped."]
+    return Section("failures", "Failures and gate drops", text, tables)
 
 
 def build(
@@ -289,26 +271,23 @@ def build(
         The report and the folder of its figures.
 
     Raises:
-        StoreError: a folder does not hold what it is given for, or the report cannot be written.
+        StoreError: a folder does not hold what its command writes, or the report cannot be written.
     """
     from jinja2 import Environment, StrictUndefined
 
-    source = Source(run)
     folder = out.parent / f"{out.stem}-figures"
+    source = Source(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        places = [*([run] if source.last is not None else []), *evaluations]
         # The given folders are read first: a wrong one is named before anything else is drawn.
         judged = parts.judge(judges, folder)
         described = parts.personas(source.store.reward_by_cluster(), run, personas)
         ablated = parts.ablation(ablation, folder)
-        own = {}
-        if source.last is not None:
-            own[source.last] = {d: s.as_dict() for d, s in source.scores[source.last].items()}
+        own = plain({c: s for c, s in source.scores.items() if c == source.last})
         sections = [
             _headline(source),
             _what_ran(source),
-            parts.table1(places),
+            parts.table1([run, *evaluations] if source.last is not None else evaluations),
             _curves(source, folder),
             _analysis(source, folder),
             ablated,

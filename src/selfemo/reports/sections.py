@@ -1,11 +1,9 @@
-"""Sections of the report that come from other folders than the run's own: evaluations, judges, an ablation,
-personas."""
+"""Sections of the report from folders other than the run's: evaluations, judges, an ablation, personas."""
 
 from __future__ import annotations
 
 import base64
 import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +17,9 @@ from selfemo.reports.ablation import ablation_table, share_table, signal_table
 from selfemo.reports.page import Section, Table, visible
 
 
-def table1(places: Sequence[Path]) -> Section:
+def table1(folders: Sequence[Path]) -> Section:
     """Published and measured scores side by side."""
-    header, rows = tables.table1(places)
+    header, rows = tables.table1(folders)
     return Section(
         "table1", "Beside the published results (table 1)",
         ["Rows marked as published are the paper's; they were not measured here."],
@@ -29,92 +27,68 @@ def table1(places: Sequence[Path]) -> Section:
     )  # fmt: skip
 
 
-def _read_json(path: Path, command: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise StoreError(f"{path}: cannot be read ({e}); `{command}` makes it") from None
-    if not isinstance(content, dict):
-        raise StoreError(f"{path}: not what `{command}` writes")
-    return content
-
-
-def ablation(place: Path | None, folder: Path) -> Section:
+def ablation(folder: Path | None, drawings: Path) -> Section:
     """The tables and dots of an ablation."""
     section = Section("ablation", "Ablation (table 2)")
     command = "selfemo ablate --out DIR"
-    if place is None:
+    if folder is None:
         section.missing = command
         return section
-    path = place / "ablation.json"
-    try:
-        found = _read_json(path, command)
+    with tables.written_by(command, folder / "ablation.json") as found:
         section.tables = [
             Table("Mean (sd) over seeds", *ablation_table(found)),
             Table("What each arm predicts, and how sure it is", *share_table(found)),
             Table("What its RL had to learn from: means over groups", *signal_table(found)),
         ]
-        drawn = figures.arm_dots(folder, found["arms"])
-    except (KeyError, TypeError, AttributeError) as e:
-        raise StoreError(f"{path}: not what `{command}` writes ({e!r}); run it again") from None
+        drawn = figures.arm_dots(drawings, found["arms"])
     section.drawings = [("Accuracy by arm: each seed and their mean", drawn)]
     return section
 
 
-_KINDS = {"self_emotion": "self-emotion", "reply": "reply"}
-
-
-def judge(places: Sequence[Path], folder: Path) -> Section:
+def judge(folders: Sequence[Path], drawings: Path) -> Section:
     """Wins, ties and losses of each folder of `selfemo judge`."""
     section = Section("judge", "Blind comparison by judges (figure 3)")
     command = "selfemo judge"
-    if not places:
+    if not folders:
         section.missing = command
         return section
     bars: dict[str, Any] = {}
     rows = []
-    for place in places:
-        content = _read_json(place / "judge.json", command)
-        try:
+    for folder in folders:
+        with tables.written_by(command, folder / "judge.json") as content:
             for kind, c in content["kinds"].items():
-                name = f"{place.name}: {_KINDS.get(kind, kind)}"
-                bars[name] = {k: int(c[k]) for k in ("wins", "ties", "losses")}
+                called = kind.replace("_", "-")
+                counts = {k: int(c[k]) for k in ("wins", "ties", "losses")}
+                bars[f"{folder.name}: {called}"] = counts
+                more = [cell(c.get(k)) for k in ("p_value", "alpha", "position_bias")]
+                pair = f"{content['a']} against {content['b']}"
                 rows.append(
-                    [
-                        f"{content['a']} against {content['b']}", _KINDS.get(kind, kind), c["wins"],
-                        c["ties"], c["losses"], cell(c["win_rate"]), cell(c.get("p_value")),
-                        cell(c.get("alpha")), cell(c.get("position_bias")), str(c.get("flips", "-")),
-                    ]
-                )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise StoreError(
-                f"{place / 'judge.json'}: not what `{command}` writes ({e!r}); run it again"
-            ) from None
+                    [pair, called, *counts.values(), cell(c["win_rate"]), *more, str(c.get("flips", "-"))]
+                )
     header = (
-        "answers", "kind", "wins", "ties", "losses", "win rate", "p", "alpha", "position bias",
-        "flips",
+        "answers", "kind", "wins", "ties", "losses", "win rate", "p", "alpha", "position bias", "flips",
     )  # fmt: skip
     section.tables = [Table("Wins of the first", header, rows)]
-    section.drawings = [("Wins, ties and losses of each comparison", figures.judge_bars(folder, bars))]
+    section.drawings = [("Wins, ties and losses of each comparison", figures.judge_bars(drawings, bars))]
     return section
 
 
-def personas(by_cluster: Sequence[Any], run: Path, place: Path | None) -> Section:
+def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None) -> Section:
     """Table 3 of a run, and the clusters and map in a folder of `selfemo personas cluster`."""
     section = Section("personas", "Personas (figure 4, table 3)")
     if by_cluster:
         header = ("cluster", "stage", "rollouts", "mean R1")
         rewards = [[r["name"], r["stage"], str(r["rollouts"]), f"{r['r1']:.3f}"] for r in by_cluster]
         section.tables.append(Table("Mean R1 by persona cluster (table 3)", header, rewards))
-    if place is not None:
+    if folder is not None:
         try:
-            table, drawn = (place / "figures" / n for n in ("persona_clusters.csv", "persona_map.png"))
+            table, drawn = (folder / "figures" / n for n in ("persona_clusters.csv", "persona_map.png"))
             with table.open(newline="", encoding="utf-8") as f:
                 header_, *rows = list(csv.reader(f))
             picture = base64.b64encode(drawn.read_bytes()).decode()
         except (OSError, ValueError) as e:
             raise StoreError(
-                f"{place}: holds no persona clusters ({e}); `selfemo personas cluster` makes them"
+                f"{folder}: holds no persona clusters ({e}); `selfemo personas cluster` makes them"
             ) from None
         section.tables.append(Table("Clusters", header_, rows))
         section.pictures.append(("Map of the largest persona clusters", picture))
@@ -124,37 +98,35 @@ def personas(by_cluster: Sequence[Any], run: Path, place: Path | None) -> Sectio
 
 
 def confusions(
-    own: Mapping[str, Mapping[str, Any]], run: Path, places: Sequence[Path], folder: Path
+    own: Mapping[str, Mapping[str, Any]], run: Path, folders: Sequence[Path], drawings: Path
 ) -> Section:
     """Confusion matrices and calibration.
 
     Args:
         own: scores by data set of the run's last checkpoint, by its name; empty for none.
-        places: folders of `selfemo evaluate --out`.
+        folders: folders of `selfemo evaluate --out`.
     """
     section = Section("errors", "Confusion and calibration")
-    found = [*own.items(), *(((m := tables.measured(p)).name, m.scores) for p in places)]
+    found = [*own.items(), *(((m := tables.measured(p)).name, m.scores) for p in folders)]
     for k, (name, by_set) in enumerate(found):
         for dataset, s in by_set.items():
             if dataset == UNION or "confusion" not in s:
                 continue
             title, stem = f"{name} on {dataset}", f"{k}_{re.sub('[^A-Za-z0-9]', '_', dataset)}"
             plain = str(visible(title)).replace("$", r"\$")  # "$" would begin mathematics
-            drawn = figures.confusion_map(folder, f"confusion_{stem}", plain, s["confusion"])
+            drawn = figures.confusion_map(drawings, f"confusion_{stem}", plain, s["confusion"])
             section.drawings.append((f"Gold by predicted emotion: {title}", drawn))
             c = s["calibration"]
             if not c["n"]:
                 continue
-            tempered = ""
-            if c.get("temperature"):
-                tempered = f"; {c['nll_tempered']:.3f} at a temperature of {c['temperature']:.2f}"
+            t = c.get("temperature")
+            tempered = f"; {c['nll_tempered']:.3f} at a temperature of {t:.2f}" if t else ""
             section.text.append(
                 f"{title}: expected calibration error {c['ece']:.3f}, Brier {c['brier']:.3f}, "
                 f"negative log-likelihood {c['nll']:.3f} nats{tempered}."
             )
-            drawn = figures.reliability(folder, f"reliability_{stem}", plain, c)
-            what = "Weight of the top emotion and how often it is right"
-            section.drawings.append((f"{what}: {title}", drawn))
+            drawn = figures.reliability(drawings, f"reliability_{stem}", plain, c)
+            section.drawings.append((f"Weight of the top emotion and how often it is right: {title}", drawn))
     if not found:
         section.missing = f"selfemo evaluate {run} --data SOURCE --out DIR"
     return section

@@ -1,15 +1,15 @@
 """Table 1 with published and measured rows, and the table of data sets of training against evaluation.
 
-The published values are in published.toml, copied from the paper. They are marked as published and never
-mixed with measured ones.
+The published values are in published.toml, copied from the paper. They are marked as published and are never
+mixed with measured values.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -35,41 +35,51 @@ class Measured:
 
     name: str
     split: str
-    trained_on: tuple[str, ...]
+    trained_on: Sequence[str]
     scores: Mapping[str, Mapping[str, Any]]
 
 
-def measured(place: Path) -> Measured:
+@contextmanager
+def written_by(command: str, path: Path) -> Iterator[Any]:
+    """The content of a JSON file that a command wrote.
+
+    Raises:
+        StoreError: the file cannot be read, or the block finds that it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise StoreError(f"{path}: cannot be read ({e}); `{command}` makes it") from None
+    try:
+        yield content
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise StoreError(f"{path}: not what `{command}` writes ({e!r}); run it again") from None
+
+
+def measured(folder: Path) -> Measured:
     """The scores in a folder of `selfemo evaluate --out`, or of a run's last evaluated checkpoint.
 
     Raises:
         StoreError: there are none, or they cannot be read.
     """
-    file = place / SCORES_FILE
+    file = folder / SCORES_FILE
     if file.exists():
-        try:
-            content = json.loads(file.read_text())
-            return Measured(
-                content["model"], content["split"], tuple(content["trained_on"]), content["scores"]
-            )
-        except (ValueError, KeyError, TypeError) as e:
-            raise StoreError(
-                f"{file}: not the scores of `selfemo evaluate --out` ({type(e).__name__}: {e}); run it again"
-            ) from None
-    if not (place / CONFIG_FILE).exists() or not (place / STORE_FILE).exists():
+        with written_by("selfemo evaluate --out", file) as content:
+            return Measured(*(content[k] for k in ("model", "split", "trained_on", "scores")))
+    if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
         raise StoreError(
-            f"{place} holds no scores: it is neither a run nor a folder of a finished `selfemo evaluate "
+            f"{folder} holds no scores: it is neither a run nor a folder of a finished `selfemo evaluate "
             "--out`"
         )
-    config = load([place / CONFIG_FILE])
-    with closing(Store(place / STORE_FILE, read_only=True)) as store:
+    config = load([folder / CONFIG_FILE])
+    with Store(folder / STORE_FILE, read_only=True) as store:
         for checkpoint in reversed(checkpoints(config)):
             row = store.stage(evaluation_name(checkpoint))
             if row is not None and row["status"] == "done":
-                sets = () if checkpoint == START else tuple(trained_on(str(place)))
-                name = f"{place.name} {checkpoint}"
+                sets = [] if checkpoint == START else trained_on(str(folder))
+                name = f"{folder.name} {checkpoint}"
                 return Measured(name, config.data.eval_split, sets, json.loads(row["info"]))
-    raise StoreError(f"{place} is a run without a finished evaluation; resume it first")
+    raise StoreError(f"{folder} is a run without a finished evaluation; resume it first")
 
 
 # -- table 1 --------------------------------------------------------------------------------------------
@@ -90,8 +100,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(values) if values and len(known) == len(values) else None
 
 
-def table1(places: Sequence[Path], *, intervals: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, in per cent: the paper's rows in its order, then one a place.
+def table1(folders: Sequence[Path], *, intervals: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, in per cent: the paper's rows in its order, then a row for each folder.
 
     A measured row has an AVG only where all three data sets of the paper were measured, so that it is the
     average that the paper gives. Further data sets get columns of their own.
@@ -99,7 +109,7 @@ def table1(places: Sequence[Path], *, intervals: bool = False) -> tuple[list[str
     Args:
         intervals: also columns with the ends of the 95% intervals (for CSV).
     """
-    found = [measured(p) for p in places]
+    found = [measured(p) for p in folders]
     more = [d for m in found for d in m.scores if d not in (*PAPER_SETS, UNION)]
     sets = [*PAPER_SETS, *dict.fromkeys(more)]
     kinds = (("accuracy", "Acc."), ("weighted_f1", "W-F1"))
@@ -137,12 +147,12 @@ def table1(places: Sequence[Path], *, intervals: bool = False) -> tuple[list[str
     return header, rows
 
 
-def cross(places: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
+def cross(folders: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
     """Data sets of training (rows) against data sets of evaluation (columns).
 
     Cells: accuracy / weighted F1 in per cent, with the split where it is not test.
     """
-    found = [measured(p) for p in places]
+    found = [measured(p) for p in folders]
     sets = list(dict.fromkeys(d for m in found for d in m.scores if d != UNION))
     header = ["Trained on", "Model", *(f"on {_TITLES.get(d, d)}" for d in sets)]
     rows = []

@@ -30,74 +30,48 @@ _SHARED = {COLD: BEFORE_RL, START: BEFORE_SFT}
 Present = Callable[
     [Path, Mapping[str, Any], Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]], Sequence[str]
 ]
-"""present(out, result, metrics of the rounds of RL by arm and seed): writes tables and figures, and returns
-the names of the figures (`reports.ablation.write`)."""
+"""present(out, result, metrics of the RL rounds by arm and seed) writes tables and figures and returns the
+names of the figures (`reports.ablation.write_tables`)."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """All runs of an ablation; made before the first one, so that a mistake shows at once."""
+    """All runs of an ablation; made before the first run, so that a mistake shows at once."""
 
     out: Path
     keep: Keep
-    base: Config
+    draw: Draw | None
     arms: Sequence[Arm]
     configs: Mapping[tuple[str, int], Config]
     trunks: Sequence[PlannedRun]
 
-    @staticmethod
-    def of(
-        files: Sequence[Path],
-        overrides: Sequence[str],
-        out: Path,
-        seeds: int,
-        only: Sequence[str],
-        keep: Keep,
-    ) -> _Plan:
-        base = load(files, overrides)
-        arms = arms_for(base, only)
-        configs = {(a.name, s): config_of(a, files, overrides, s) for a in arms for s in range(seeds)}
-        trunks = []
-        for s in range(seeds):
-            config = load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"])
-            # No seed changes the untouched model: its evaluation is taken over from the first trunk.
-            untouched = out / TRUNK / "seed-0" if s else None
-            trunks.append(PlannedRun(out / TRUNK / f"seed-{s}", config, trunk=untouched, at=START))
-        return _Plan(out, keep, base, arms, configs, trunks)
-
     def run(self, arm: Arm, seed: int) -> PlannedRun:
-        """A run of an arm; it begins with as much of the trunk of its seed as it has in common with it."""
+        """A run of an arm; it begins with the stages that it shares with the trunk of its seed."""
         config, trunk = self.configs[arm.name, seed], self.trunks[seed]
         folder = self.out / arm.name / f"seed-{seed}"
         for at, sections in _SHARED.items():
             if all(getattr(config, s) == getattr(trunk.config, s) for s in sections):
-                return PlannedRun(folder, config, self.keep, trunk.folder, at)
-        return PlannedRun(folder, config, self.keep)
+                return PlannedRun(folder, config, self.keep, trunk.folder, at, self.draw)
+        return PlannedRun(folder, config, self.keep, draw=self.draw)
 
-    def side_by_side(
-        self, jobs: int, draw: Draw | None, reporter: Reporter, stop: StopRequest | None
-    ) -> None:
+    def side_by_side(self, jobs: int, reporter: Reporter, stop: StopRequest | None) -> None:
         """Complete all runs, `jobs` at a time."""
         rest = [self.run(a, s) for s in range(len(self.trunks)) for a in self.arms if not a.checkpoint]
         # A run that would take over the untouched model's scores alone does not wait for a trunk.
-        first = [*self.trunks, *(p for p in rest if p.at == START)]
-        first = [replace(p, trunk=None) for p in first]
-        complete_side_by_side(first, jobs, draw, reporter, stop)
-        complete_side_by_side(rest, jobs, draw, reporter, stop)
+        first = [replace(p, trunk=None) for p in (*self.trunks, *(p for p in rest if p.at == START))]
+        complete_side_by_side(first, jobs, reporter, stop)
+        complete_side_by_side(rest, jobs, reporter, stop)
 
-    def complete(
-        self, draw: Draw | None, reporter: Reporter, stop: StopRequest | None
-    ) -> dict[tuple[str, int], dict[str, Any]]:
+    def complete(self, reporter: Reporter, stop: StopRequest | None) -> dict[tuple[str, int], dict[str, Any]]:
         """The summaries of all runs by arm and seed; what is not finished is run."""
         summaries: dict[tuple[str, int], dict[str, Any]] = {}
         for s, trunk in enumerate(self.trunks):  # seed by seed: arms can be compared early
             reporter.say(f"cold start of seed {s}")
-            shared = complete_run(trunk, draw, reporter, stop)
+            shared = complete_run(trunk, reporter, stop)
             for a in self.arms:
-                nth = f"run {len(summaries) + 1} of {len(self.configs)}"
-                reporter.say(f"{a.name}, seed {s} ({nth})")
+                reporter.say(f"{a.name}, seed {s} (run {len(summaries) + 1} of {len(self.configs)})")
                 own = None if a.checkpoint else self.run(a, s)
-                summaries[a.name, s] = complete_run(own, draw, reporter, stop) if own else shared
+                summaries[a.name, s] = complete_run(own, reporter, stop) if own else shared
         return summaries
 
     def finished(self, arm: Arm, summaries: Mapping[tuple[str, int], Mapping[str, Any]]) -> FinishedArm:
@@ -123,13 +97,13 @@ def ablate(
 ) -> dict[str, Any]:
     """Run all arms over the seeds 0 to `seeds` - 1, compare them, and write ablation.json.
 
-    Runs lie in OUT/ARM/seed-N. A finished one is not run again, one that was stopped goes on. The arms of a
+    Runs are kept in OUT/ARM/seed-N. A finished run is not run again; a stopped run goes on. The arms of a
     seed that begin with the same cold start share it: it is trained once, in OUT/trunk/seed-N. The untouched
     model, which no seed changes, is evaluated once.
 
     Args:
         only: arms to run besides the full one, shipped ones by name or TOML files; empty for table 2.
-        jobs: runs at a time, each in a process of its own.
+        jobs: how many runs go on at a time, each in its own process.
         draw: draws the figures of each run.
         present: writes the tables and figures of the ablation.
 
@@ -139,19 +113,28 @@ def ablate(
         StoreError: the folder holds runs with other settings.
         Stopped: `stop` was asked for; the same call goes on.
     """
-    plan = _Plan.of(files, overrides, out, seeds, only, keep)
-    labels = label_sets(load_conversations(plan.base.data))
+    base = load(files, overrides)
+    arms = arms_for(base, only)
+    configs = {(a.name, s): config_of(a, files, overrides, s) for a in arms for s in range(seeds)}
+    trunks = []
+    for s in range(seeds):
+        config = load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"])
+        # No seed changes the untouched model: its evaluation is taken over from the first trunk.
+        untouched = out / TRUNK / "seed-0" if s else None
+        trunks.append(PlannedRun(out / TRUNK / f"seed-{s}", config, trunk=untouched, at=START, draw=draw))
+    plan = _Plan(out, keep, draw, arms, configs, trunks)
+    labels = label_sets(load_conversations(base.data))
     with lock_folder(out):
         if jobs > 1:
-            plan.side_by_side(jobs, draw, reporter, stop)
-        summaries = plan.complete(draw, reporter, stop)
-        full, *others = (plan.finished(a, summaries) for a in plan.arms)
+            plan.side_by_side(jobs, reporter, stop)
+        summaries = plan.complete(reporter, stop)
+        full, *others = (plan.finished(a, summaries) for a in arms)
         result: dict[str, Any] = {
             "selfemo": __version__,
             "configs": [str(f) for f in files],
             "overrides": list(overrides),
-            "prompts": plan.base.flywheel.prompts * plan.base.flywheel.iterations,
-            "split": plan.base.data.eval_split,
+            "prompts": base.flywheel.prompts * base.flywheel.iterations,
+            "split": base.data.eval_split,
             "checkpoint": full.checkpoint,
             "seeds": seeds,
             "gold_share": replace(full, summaries=full.summaries[:1]).shares("gold_share"),

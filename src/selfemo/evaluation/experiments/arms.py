@@ -42,8 +42,8 @@ class Arm:
     """
 
     name: str
-    paper: str
-    what: str
+    paper: str = ""
+    what: str = ""
     overrides: tuple[str, ...] = ()
     checkpoint: str = ""
     sft_for_rl: bool = False
@@ -83,14 +83,8 @@ def read_arm(name: str) -> Arm:
         raise ConfigError(f"{name}: checkpoint: valid are {START} and {COLD}")
     if found.get("checkpoint") and (found.get("set") or found.get("sft_for_rl")):
         raise ConfigError(f"{name}: an arm with a checkpoint is a part of the shared run, so it sets nothing")
-    return Arm(
-        Path(name).stem,
-        found.get("paper", ""),
-        found.get("what", ""),
-        tuple(f"{k}={json.dumps(v)}" for k, v in flat(found.get("set", {})).items()),
-        found.get("checkpoint", ""),
-        found.get("sft_for_rl", False),
-    )
+    sets = tuple(f"{k}={json.dumps(v)}" for k, v in flat(found.pop("set", {})).items())
+    return Arm(Path(name).stem, overrides=sets, **found)
 
 
 def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
@@ -106,23 +100,21 @@ def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
         raise ConfigError("grpo.lam_max is 0, which is vanilla GRPO: the full arm needs a lambda above 0")
     if config.selfplay.synthetic_share == 0 or config.selfplay.max_turns == 1:
         raise ConfigError(
-            "selfplay.synthetic_share = 0 or selfplay.max_turns = 1 leaves self-play out: the full arm "
-            "needs it"
+            "selfplay.synthetic_share = 0 or selfplay.max_turns = 1: no self-play, which the full arm needs"
         )
     if config.flywheel.prompts <= config.grpo.prompts_per_step:
         raise ConfigError(
             "flywheel.prompts is no more than grpo.prompts_per_step: its one round of sampling has lambda 0 "
             "throughout, so that vanilla GRPO would equal the full arm; raise the first or lower the second"
         )
-    samples = bool(config.sft.samples)
     arms = [read_arm(FULL), *(read_arm(n) for n in names or TABLE2[1:] if n != FULL)]
-    if samples:
+    if config.sft.samples:
         arms[0] = replace(arms[0], paper="w/ COLD")
+    elif "gold-cold-start" in names:
+        raise ConfigError(
+            "gold-cold-start: sft.samples is empty, so the full arm starts from gold data already"
+        )
     else:
-        if "gold-cold-start" in names:
-            raise ConfigError(
-                "gold-cold-start: sft.samples is empty, so the full arm starts from gold data already"
-            )
         arms = [a for a in arms if a.name != "gold-cold-start"]
     if twice := [n for n, k in Counter(a.name for a in arms).items() if k > 1]:
         raise ConfigError(f"two arms have the name {twice[0]!r}; rename one of the files")

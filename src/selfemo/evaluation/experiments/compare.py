@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfemo.evaluation.experiments.arms import Arm
 from selfemo.evaluation.experiments.statistics import over_seeds, paired_over_seeds
-from selfemo.evaluation.predictions import UNION, calibration_of, compare, prediction_rows
+from selfemo.evaluation.predictions import UNION, calibration_of, compare
 from selfemo.evaluation.summary import MEASURES, rl_rounds
 from selfemo.method.types import LabelSet
 from selfemo.runs.folder import evaluation_name
-from selfemo.runs.store import STORE_FILE, Store
+from selfemo.runs.store import STORE_FILE, PredictionRow, Store
 
 AVERAGE = "average"
-"""Name of the plain average over data sets in scores."""
+"""The name of the plain average over data sets in scores."""
 SIGNAL = {
     "r1_flat": "one R1", "r2_flat": "one R2", "silent": "no advantage", "pass_rate": "passed the gate",
     "parse_rate": "parsed", "r1": "R1", "r2": "R2", "sampling_entropy": "entropy",
@@ -34,14 +33,14 @@ class FinishedArm:
     Attributes:
         folders: the runs, each as ARM/seed-N.
         rows: the stored predictions of the last `checkpoint`.
-        rounds: the metrics of the rounds of RL; none for an arm without RL.
+        rounds: the metrics of the RL rounds; empty for an arm without RL.
     """
 
     arm: Arm
     checkpoint: str
     folders: Sequence[str]
     summaries: Sequence[Mapping[str, Any]]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Sequence[PredictionRow]]
     rounds: Sequence[Sequence[Mapping[str, Any]]]
 
     @staticmethod
@@ -50,8 +49,8 @@ class FinishedArm:
     ) -> FinishedArm:
         rows, rounds = [], []
         for folder in folders:
-            with closing(Store(out / folder / STORE_FILE, read_only=True)) as store:
-                rows.append(prediction_rows(store, evaluation_name(checkpoint)))
+            with Store(out / folder / STORE_FILE, read_only=True) as store:
+                rows.append(store.predictions(evaluation_name(checkpoint)))
                 rounds.append(rl_rounds(store))
         return FinishedArm(arm, checkpoint, folders, summaries, rows, rounds)
 
@@ -66,9 +65,8 @@ class FinishedArm:
             found = {d: {m: s[m] for m in MEASURES} for d, s in summary["scores"][self.checkpoint].items()}
             single = [s for d, s in found.items() if d != UNION]
             if len(single) > 1:
-                found[AVERAGE] = {
-                    m: [sum(s[m][0] for s in single) / len(single), None, None] for m in MEASURES
-                }
+                mean = {m: sum(s[m][0] for s in single) / len(single) for m in MEASURES}
+                found[AVERAGE] = {m: [v, None, None] for m, v in mean.items()}
             by_seed.append(found)
         return by_seed
 

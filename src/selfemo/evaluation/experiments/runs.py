@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,18 +27,12 @@ def _same_settings(folder: Path, config: Config) -> None:
     """Check that the run in a folder has these settings.
 
     Raises:
-        StoreError: it has others, besides those that may differ.
+        StoreError: settings other than those that may differ are different.
     """
     saved, wanted = (flat(c.model_dump(mode="json")) for c in (load([folder / CONFIG_FILE]), config))
-    differ = [
-        k
-        for k in sorted(saved.keys() | wanted.keys())
-        if saved.get(k) != wanted.get(k) and not k.startswith(_MAY_DIFFER)
-    ]
-    if differ:
-        raise StoreError(
-            f"{folder} holds a run with other settings ({', '.join(differ)}); give another --out"
-        )
+    other = (k for k in sorted(saved.keys() | wanted.keys()) if saved.get(k) != wanted.get(k))
+    if differ := ", ".join(k for k in other if not k.startswith(_MAY_DIFFER)):
+        raise StoreError(f"{folder} holds a run with other settings ({differ}); give another --out")
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,7 @@ class PlannedRun:
     Attributes:
         keep: the checkpoints that stay once it is finished.
         trunk, at: it begins with the stages of the run `trunk`, up to checkpoint `at` (`fork`).
+        draw: draws its figures (`summary.finish`).
     """
 
     folder: Path
@@ -56,6 +50,7 @@ class PlannedRun:
     keep: Keep = "all"
     trunk: Path | None = None
     at: str = COLD
+    draw: Draw | None = None
 
     def fork(self) -> None:
         """Take over the stages of the trunk, unless the run has begun."""
@@ -63,13 +58,8 @@ class PlannedRun:
             fork(self.trunk, self.folder, self.config, self.at)
 
 
-def complete_run(
-    planned: PlannedRun, draw: Draw | None, reporter: Reporter, stop: StopRequest | None = None
-) -> dict[str, Any]:
-    """The summary of a run, which is begun, resumed, or read where it is finished.
-
-    Args:
-        draw: draws the figures of the run (`summary.finish`).
+def complete_run(planned: PlannedRun, reporter: Reporter, stop: StopRequest | None = None) -> dict[str, Any]:
+    """Begin or resume a run, unless it is finished, and return its summary.
 
     Raises:
         StoreError: the folder holds a run with other settings.
@@ -82,8 +72,8 @@ def complete_run(
     summary = read_summary(folder, reporter.say)
     if summary is None:
         new = None if (folder / CONFIG_FILE).exists() else config
-        with closing(evolve(folder, new, evaluate_checkpoint, reporter, stop)) as run:
-            summary = finish(run, draw)
+        with evolve(folder, new, evaluate_checkpoint, reporter, stop) as run:
+            summary = finish(run, planned.draw)
     last = checkpoints(config)[-1]
     for path in (folder / "checkpoints").glob("*"):
         if planned.keep == "none" or (planned.keep == "last" and path.name != last):
@@ -92,15 +82,11 @@ def complete_run(
 
 
 def complete_side_by_side(
-    planned: Sequence[PlannedRun],
-    at_once: int,
-    draw: Draw | None,
-    reporter: Reporter,
-    stop: StopRequest | None,
+    planned: Sequence[PlannedRun], at_once: int, reporter: Reporter, stop: StopRequest | None
 ) -> None:
-    """Complete the runs that are not finished, `at_once` at a time, each in a process of its own."""
+    """Complete the runs that are not finished, `at_once` at a time, each in its own process."""
     left = [p for p in planned if read_summary(p.folder, Quiet().say) is None]
-    for p in left:  # here, one after the other: a trunk is locked while it is copied
+    for p in left:  # one after the other: a trunk is locked while it is copied
         p.fork()
-    jobs = [Job("/".join(p.folder.parts[-2:]), complete_run, (p, draw)) for p in left]
+    jobs = [Job("/".join(p.folder.parts[-2:]), complete_run, (p,)) for p in left]
     side_by_side(jobs, at_once, reporter, stop)
