@@ -108,7 +108,7 @@ def is_setting(name: str) -> bool:
 
 def unknown_names(text: str) -> list[str]:
     """Dotted names in backticks that are no symbol, setting or file, and imports that do not work."""
-    dotted = [p for p in re.findall(r"`([a-z_]\w*(?:\.\w+)+)(?: = [^`]*|\(\))?`", text)]
+    dotted = re.findall(r"`([a-z_]\w*(?:\.\w+)+)(?: = [^`]*|\(\))?`", text)
     names = [n for n in dotted if not re.search(rf"\.({FILES}|py)$", n) and n not in OTHERS]
     for module, line in re.findall(r"from (selfemo[\w.]*) import ([\w, ]+)", text):
         names += [f"{module}.{symbol.strip()}" for symbol in line.split(",")]
@@ -131,7 +131,9 @@ def wrong_commands(text: str) -> list[str]:
                 continue
             options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
             rest = call.split(" #")[0]
-            wrong += [f"{words[0]} {o}" for o in re.findall(r"(?<=\s)(--?[a-z][\w-]*)", rest) if o not in options]
+            wrong += [
+                f"{words[0]} {o}" for o in re.findall(r"(?<=\s)(--?[a-z][\w-]*)", rest) if o not in options
+            ]
             for name in re.findall(r"(?:-c|--config) ([a-z][\w./-]*)", rest):
                 if not (PACKAGE / "configs" / f"{name}.toml").exists() and not (ROOT / name).is_file():
                     wrong.append(f"{words[0]} -c {name}")
