@@ -44,6 +44,11 @@ def python_files() -> list[str]:
     return [f"/{f.relative_to(ROOT).as_posix()}" for part in parts for f in (ROOT / part).rglob("*.py")]
 
 
+@cache
+def all_tests() -> str:
+    return "".join(f.read_text() for f in (ROOT / "tests").rglob("test_*.py"))
+
+
 def missing_paths(text: str) -> list[str]:
     """Paths of the repository that do not exist, and tests that their file does not define."""
     missing = []
@@ -53,7 +58,8 @@ def missing_paths(text: str) -> list[str]:
         if not found or (test and f"def {test}(" not in found[0].read_text()):
             missing.append(f"{path}::{test}" if test else path)
     names = re.findall(r"`([\w/]+\.py)`", text)
-    return missing + [n for n in names if not any(f.endswith(f"/{n}") for f in python_files())]
+    missing += [n for n in names if not any(f.endswith(f"/{n}") for f in python_files())]
+    return missing + [n for n in re.findall(r"`(test_\w+)`", text) if f"def {n}(" not in all_tests()]
 
 
 @cache
@@ -163,6 +169,7 @@ def test_links_between_documents_lead_somewhere() -> None:
     [
         (missing_paths, "`src/selfemo/pipeline.py`"), (missing_paths, "see tests/unit/test_none.py"),
         (missing_paths, "`tests/unit/test_docs.py::test_none`"), (missing_paths, "`pipeline.py`"),
+        (missing_paths, "`test_" + "none`"),
         (unknown_names, "`pipeline.evolve`"), (unknown_names, "`self_grpo.none`"),
         (unknown_names, "`grpo.none = 1`"),
         (unknown_names, "from selfemo.method import none"),
