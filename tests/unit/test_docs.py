@@ -89,8 +89,13 @@ def defined(body: list[ast.stmt]) -> dict[str, ast.stmt]:
     return names
 
 
+@cache
+def parsed(file: Path) -> list[ast.stmt]:
+    return ast.parse(file.read_text()).body
+
+
 def has(file: Path, parts: list[str]) -> bool:
-    body: list[ast.stmt] = ast.parse(file.read_text()).body
+    body = parsed(file)
     for part in parts:
         if (node := defined(body).get(part)) is None:
             return False
