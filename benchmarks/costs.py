@@ -6,7 +6,7 @@
 
 Each point runs in a process of its own, one thread, timed in CPU seconds, so that other work on the
 machine counts for little. One constant is fitted, the FLOP/s, on the update of the first point; the
-bandwidths are those of a plain copy and of a plain product with few rows. All else is predicted.
+bandwidth is that of a plain product with few rows. All else is predicted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfemo.config import Config
+    from selfemo.runs.costs import Machine, ModelShape, Part
 
 HERE = Path(__file__).parent
 MIB = 2**20
@@ -146,82 +150,87 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
 
 
 def machine_rates() -> dict[str, float]:
-    """Bytes per CPU second that a copy reads and writes, and of weights that a product with 4 rows reads."""
-    import numpy as np
+    """Bytes of weights per CPU second that a product with 4 rows reads."""
     import torch
 
     torch.set_num_threads(1)
-    a = np.ones(64 * MIB, dtype=np.float64)
-    b = np.empty_like(a)
-    np.copyto(b, a)
-    copy = 2 * a.nbytes / cpu_seconds(lambda: np.copyto(b, a), 5)
     weight, rows = torch.randn(49152, 576), torch.randn(4, 576)
     product = cpu_seconds(lambda: torch.nn.functional.linear(rows, weight), 7)
-    return {"copy bytes/s": copy, "product bytes/s": weight.numel() * 4 / product}
+    return {"product bytes/s": weight.numel() * 4 / product}
 
 
 def real_tokens() -> dict[str, Any]:
     """Token counts of a real round on the sample set against the formulas from its mean lengths."""
     import torch
 
-    from selfemo.config import load
+    from benchmarks.training import play
     from selfemo.method.prompts import conversation_prompts
-    from selfemo.runs.costs import workload
+    from selfemo.runs.costs import MACHINES, find_shape
     from selfemo.runs.inputs import load_conversations
-    from selfemo.stages.flywheel import RlPlan, _update
-    from selfemo.stages.selfplay import fit_all, play_turn
+    from selfemo.stages.selfplay import fit_all
     from selfemo.training.engine import LocalEngine
+    from selfemo.training.protocol import RlItem
 
     torch.set_num_threads(1)
-    config = load(
-        ["quickstart"],
-        ["flywheel.prompts=8", "sampling.max_new_tokens=24", "flywheel.refit=none",
-         "model.device=cpu", "model.dtype=fp32"],
-    )  # fmt: skip
+    config = real_config()
     engine = LocalEngine(config.model, temperature=config.sampling.temperature)
     train = [c for c in load_conversations(config.data) if c.split == "train"]
     prompts = [p for c in train[:20] for p in conversation_prompts(c, future=True)][::20][:8]
-    fitted = fit_all(prompts, engine, config, {})
+    fitted, _ = fit_all(prompts, engine.sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)
     start = time.process_time()
-    turns = play_turn(engine, fitted, prompts, config, lam=0.0, key=("costs", 0))
+    turns = play(engine, fitted, config, ("costs", 0))
     sampling = time.process_time() - start
-    # An untouched model writes nothing that parses; random advantages let every group into the update.
-    scored = [
-        replace(
-            t,
-            group=replace(
-                t.group,
-                rollouts=tuple(replace(r, advantage=(-1.0) ** k) for k, r in enumerate(t.group.rollouts)),
-            ),
-        )
-        for t in turns
+    # An untouched model writes nothing that parses; made-up advantages let every group into the update.
+    items = [
+        RlItem(f.ids, r.sample.token_ids, (-1.0) ** k, f.prompt.id)
+        for f, t in zip(fitted, turns, strict=True)
+        for k, r in enumerate(t.group.rollouts)
     ]
     engine.begin_stage(config.grpo)
     start = time.process_time()
-    measures = _update(engine, fitted, scored, config, RlPlan.of(config), 0, 1.0)
+    steps = engine.rl_round([items], config.grpo, [config.grpo.lr])
     update = time.process_time() - start
     lengths = [len(f.ids) for f in fitted]
     said = [len(r.sample.token_ids) for t in turns for r in t.group.rollouts]
     mean_p, mean_r = sum(lengths) / len(lengths), sum(said) / len(said)
-    work = workload(config, mean_p, mean_r)
+    told = told_parts(find_shape(config.model.id), config, mean_p, mean_r, MACHINES["cpu-core"])
     return {
-        "prompts": len(fitted), "group": work.group, "mean prompt": mean_p, "mean completion": mean_r,
-        "generated": [sum(said), work.generated], "packed": [measures["packed_tokens"], work.packed],
+        "prompts": len(fitted), "group": config.sampling.group_size, "mean prompt": mean_p,
+        "mean completion": mean_r, "generated": [sum(said), told["decode"].tokens],
+        "packed": [steps[0]["packed_tokens"], told["update"].tokens],
         "sampling_s": sampling, "update_s": update,
     }  # fmt: skip
+
+
+def real_config() -> Config:
+    from selfemo.config import load
+
+    return load(
+        ["quickstart"],
+        ["flywheel.prompts=8", "grpo.prompts_per_step=8", "grpo.mini_batch=8", "sampling.max_new_tokens=24",
+         "flywheel.refit=none", "model.device=cpu", "model.dtype=fp32"],
+    )  # fmt: skip
+
+
+def told_parts(shape: ModelShape, config: Config, p: float, r: float, machine: Machine) -> dict[str, Part]:
+    """The parts of an iteration on this machine, by name."""
+    from selfemo.runs.costs import Lengths, parts
+
+    return {part.name: part for part in parts(shape, config, Lengths(p, r), machine, "local")}
 
 
 def real_store() -> dict[str, Any]:
     """Bytes of a store of real texts, and of its shards: the sample set's prompts, each with eight gold
     completions of other turns."""
+    from benchmarks.harness import add_rollouts
     from selfemo.config import load
     from selfemo.method.prompts import conversation_prompts, format_completion, gold_completion, messages
-    from selfemo.runs.costs import CHARACTERS, store_bytes
+    from selfemo.method.types import Place
     from selfemo.runs.inputs import load_conversations
     from selfemo.runs.shards import export
     from selfemo.runs.store import STORE_FILE, Store
 
-    conversations = load_conversations(load([]))
+    conversations = load_conversations(load([]).data)
     prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
     gold = [g for c in conversations for i in range(len(c.turns)) if (g := gold_completion(c, i))]
     with tempfile.TemporaryDirectory() as name:
@@ -239,25 +248,24 @@ def real_store() -> dict[str, Any]:
                      1.23456 + 0.01 * i, int(k == 0), "pass" if k == 0 else None)
                 )  # fmt: skip
         with store.transaction():
-            store.add_prompts(prompts, "iteration-1-rl", 0)
-            store.add_rollout_rows(rows)
+            store.add_prompts(prompts, Place("iteration-1-rl"))
+            add_rollouts(store, rows)
         store.close()
         size = sum(f.stat().st_size for f in (folder / "run").iterdir())
         export(folder / "run", folder / "out")
         shards = sum(f.stat().st_size for f in (folder / "out").glob("*.parquet"))
     characters = sum(len(m["content"]) for p in prompts for m in messages(p)) / len(prompts)
     said = sum(len(r[5]) for r in rows) / len(rows)
-    told = store_bytes(characters / CHARACTERS, said / CHARACTERS, 8)
     return {
         "rollouts": len(rows), "characters of a prompt": characters,
-        "characters of a completion": said, "bytes a rollout": [size / len(rows), told],
+        "characters of a completion": said, "bytes a rollout": size / len(rows),
         "bytes a rollout in shards": shards / len(rows), "share": shards / size,
     }  # fmt: skip
 
 
-def predicted(point: dict[str, Any], seen: dict[str, Any], machine: Any) -> dict[str, Any]:
+def predicted(point: dict[str, Any], seen: dict[str, Any], machine: Machine) -> dict[str, Any]:
     from selfemo.config import load
-    from selfemo.runs.costs import decoding, memory, shape_from, stages, workload
+    from selfemo.runs.costs import Lengths, memory, shape_from
 
     p, r, g, n = (point[k] for k in "prgn")
     dtype, kl = point.get("dtype", "fp32"), float(point.get("kl", 0.0))
@@ -265,49 +273,42 @@ def predicted(point: dict[str, Any], seen: dict[str, Any], machine: Any) -> dict
         f"sampling.group_size={g}", f"sampling.max_new_tokens={r}", f"flywheel.prompts={n}",
         f"grpo.prompts_per_step={n}", f"grpo.mini_batch={n}", f"grpo.kl_coef={kl}",
         f"grpo.micro_tokens={p + g * r}", f'model.dtype="{dtype}"', 'flywheel.refit="none"',
+        f"sampling.token_budget={n * (p + g * r)}",
     ])  # fmt: skip
-    shape = shape_from(seen["config"], "point")
+    shape = shape_from(seen["config"])
     assert shape.parameters == seen["parameters"]
-    work = workload(config, p, r)
-    how = decoding(shape, config, work, machine, "local")
-    by_name = {s.name: s for s in stages(shape, work, machine, how)}
-    update = by_name["update"].seconds
-    if "reference" in by_name:
-        update += by_name["reference"].seconds
-    need = memory(shape, config, work, machine, "local")
-    cache = n * (p + g * r) * how.kv
-    need = replace(need, cache=cache, runtime=seen["runtime_mib"] * MIB)
-    flops = sum(s.flops for k, s in by_name.items() if k in ("update", "reference"))
+    told = told_parts(shape, config, p, r, machine)
+    need = memory(shape, config, Lengths(p, r), machine, "local")
+    runtime = seen["runtime_mib"] * MIB
+    sampling = {k: v for k, v in need["sampling"].items() if k not in ("optimiser", "reference", "runtime")}
+    training = {k: v for k, v in need["training"].items() if k != "runtime"}
     return {
-        "generated": work.generated, "packed": work.packed, "update_tflop": flops / 1e12,
-        "prefill_s": by_name["prefill"].seconds, "decode_s": by_name["decode"].seconds,
-        "decode bound": by_name["decode"].bound, "update_s": update,
-        "sampling_mib": (need.sampling - need.optimiser - need.reference) / MIB,
-        "training_mib": need.training / MIB,
+        "generated": told["decode"].tokens, "packed": told["update"].tokens,
+        "prefill_s": 3600 * told["prefill"].hours, "decode_s": 3600 * told["decode"].hours,
+        "update_s": 3600 * (told["update"].hours + told["log-probabilities"].hours),
+        "sampling_mib": (sum(sampling.values()) + runtime) / MIB,
+        "training_mib": (sum(training.values()) + runtime) / MIB,
     }  # fmt: skip
 
 
 def growth() -> str:
-    """The table of docs/scaling.md: one iteration on 8 H100 in the paper's settings, P 600, R 300."""
+    """The rows of docs/scaling.md: one iteration on 8 H100 in the paper's settings, P 600, R 300."""
     from selfemo.config import load
-    from selfemo.runs.costs import KNOWN, MACHINES, PARQUET_SHARE, decoding, stages, store_bytes, workload
+    from selfemo.runs.costs import KNOWN, MACHINES, Lengths, parts
+    from selfemo.runs.doctor import disk
 
-    lines = []
+    machine, lines = replace(MACHINES["h100"], count=8), []
     for prompts in (23_000, 1_000_000, 100_000_000, 1_000_000_000):
         config = load([], [f"flywheel.prompts={prompts}"])
-        machine = replace(MACHINES["h100"], count=8)
-        work = workload(config, 600, 300, engine="verl")
-        stored = work.completions * store_bytes(600, 300, 8)
-        cells = [f"{prompts:,}", f"{work.completions:,}", f"{work.generated:.2g}"]
+        lengths = Lengths(600, 300, refit=prompts // 2)
+        rollouts = prompts * config.sampling.group_size
+        cells = [f"{prompts:,}", f"{rollouts:,}", f"{rollouts * lengths.completion:.2g}"]
         for name in ("Qwen/Qwen3-4B", "Qwen/Qwen3-8B"):
-            shape = KNOWN[name]
-            how = decoding(shape, config, work, machine, "verl", 8)
-            parts = stages(shape, work, machine, how)
-            hours = 8 * sum(s.seconds for s in parts) / 3600
-            cells += [f"{sum(s.flops for s in parts):.2g}", f"{hours:,.3g}"]
-        sizes = (stored, stored * PARQUET_SHARE, 62 * prompts / 2, prompts / 2)
-        cells += [f"{x / 1e9:,.3g} GB" for x in sizes]
-        lines.append("| " + " | ".join(cells) + " |")
+            hours = sum(p.hours for p in parts(KNOWN[name], config, lengths, machine, "verl"))
+            cells.append(f"{machine.count * hours:,.3g}")
+        # A store and its backup, over all iterations.
+        stored = disk(KNOWN[name], config, lengths)["store"] / 2 / config.flywheel.iterations
+        lines.append("| " + " | ".join([*cells, f"{stored / 1e9:,.3g} GB"]) + " |")
     return "\n".join(lines)
 
 
@@ -343,19 +344,12 @@ def main() -> None:
 
 def compared(measured: dict[str, Any]) -> dict[str, Any]:
     """Predictions for what was measured, with the machine's FLOP/s from the first update."""
-    from selfemo.config import load
-    from selfemo.runs.costs import MACHINES, decoding, find_shape, stages, workload
+    from selfemo.runs.costs import MACHINES, find_shape
 
-    rates = measured["machine"]
-    machine = replace(
-        MACHINES["cpu-core"],
-        bandwidth=rates["copy bytes/s"],
-        reading=rates["product bytes/s"] / rates["copy bytes/s"],
-    )
+    machine = replace(MACHINES["cpu-core"], bandwidth=measured["machine"]["product bytes/s"])
     first = next(iter(POINTS))
-    moved = predicted(POINTS[first], measured[first], replace(machine, flops=1e30))["update_s"]
-    flops = predicted(POINTS[first], measured[first], machine)["update_tflop"] * 1e12
-    machine = replace(machine, flops=flops / (measured[first]["update_s"] - moved))
+    told = predicted(POINTS[first], measured[first], machine)["update_s"]
+    machine = replace(machine, flops=machine.flops * told / measured[first]["update_s"])
     points = {}
     for name, point in POINTS.items():
         seen, told = measured[name], predicted(point, measured[name], machine)
@@ -364,13 +358,10 @@ def compared(measured: dict[str, Any]) -> dict[str, Any]:
             for key in ("packed", "prefill_s", "decode_s", "update_s", "sampling_mib", "training_mib")
             if not (point.get("dtype") and key.endswith("_s"))
         }
-    real = measured["real round"]
-    config = load(["quickstart"], ["flywheel.prompts=8", "flywheel.refit=none",
-                  "sampling.max_new_tokens=24", "model.dtype=fp32"])  # fmt: skip
+    real, config = measured["real round"], real_config()
     shape = find_shape(config.model.id)
-    work = workload(config, real["mean prompt"], real["mean completion"])
-    how = decoding(shape, config, work, machine, "local")
-    seconds = {s.name: s.seconds for s in stages(shape, work, machine, how)}
+    told = told_parts(shape, config, real["mean prompt"], real["mean completion"], machine)
+    seconds = {name: 3600 * part.hours for name, part in told.items()}
     points["a real round, sample set, 8 prompts"] = {
         "packed": real["packed"],
         "prefill and decode": [real["sampling_s"], seconds["prefill"] + seconds["decode"]],

@@ -76,6 +76,7 @@ _OURS = """
 import sys, time, json, resource
 from pathlib import Path
 from benchmarks.data import G, _records
+from benchmarks.harness import add_rollouts
 from selfemo.runs.store import Store
 n, folder = int(sys.argv[1]), Path(sys.argv[2])
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -84,7 +85,7 @@ store = Store(folder / "store.sqlite")
 step = []
 def flush():
     with store.transaction():
-        store.add_rollout_rows(step)
+        add_rollouts(store, step)
     step.clear()
 for group, member, r1 in _records(n):
     step.append(("s", group // 64, 1, f"p{group}", member, "E: joy 7, fear 3", 40, None,
@@ -95,7 +96,7 @@ for group, member, r1 in _records(n):
 flush()
 times["insert"] = time.perf_counter() - start
 start = time.perf_counter()
-best = store.best_of_groups("s")
+best = store.stream("SELECT prompt, max(r1) FROM rollouts WHERE stage = ? GROUP BY prompt", "s")
 total = sum(r for _, r in best)
 times["best"] = time.perf_counter() - start
 start = time.perf_counter()

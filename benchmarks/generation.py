@@ -90,14 +90,15 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
     plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     plain.to(e.policy.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    fitted = {f.prompt.id: f.ids for f in fit_all(asked, e, config, {})}
+    fits, _ = fit_all(asked, e.sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)
+    fitted = {f.prompt.id: f.ids for f in fits}
     slices = [asked[k : k + size] for k in range(0, len(asked), size)]
     at = {"ours": 0, "theirs": 0}
 
     def ours() -> list[str]:
         part = slices[at["ours"]]
         at["ours"] += 1
-        return [p.text.split("\n")[0] for p in predict(e, part, config.evaluation, config.prompt)]
+        return [p.text.split("\n")[0] for p in predict(e.sampler, part, config.evaluation, config.prompt)]
 
     @torch.no_grad()
     def theirs() -> list[str]:

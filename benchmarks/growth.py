@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import timed
+from benchmarks.harness import add_rollouts, timed
 from benchmarks.training import LR, REPLY, engine
 from selfemo.config import GrpoConfig, load
-from selfemo.method.types import LABEL_SETS, EmotionDistribution, Lineage, Persona, Prompt, Utterance
+from selfemo.method.types import LABEL_SETS, EmotionDistribution, Lineage, Persona, Place, Prompt, Utterance
 from selfemo.runs.store import Store
 from selfemo.stages.flywheel import PromptQueue
 from selfemo.training.protocol import RlItem
@@ -64,18 +64,17 @@ def draw_time(n: int, repeats: int) -> dict[str, float]:
         for start in range(0, n, 10_000):
             with store.transaction():
                 part = originals[start : start + 10_000]
-                store.add_prompts(part, "s", 0)
-                store.add_rollout_rows(("s", 0, 1, p.id, 0, *row) for p in part)
-        opening, queue = timed(lambda: PromptQueue(originals, store, load([])))
+                store.add_prompts(part, Place("s"))
+                add_rollouts(store, (("s", 0, 1, p.id, 0, *row) for p in part))
+        opening, queue = timed(lambda: PromptQueue(originals, store, 0, load([]).selfplay.synthetic_share))
         queue.draw(64)  # shuffles the originals once an epoch
 
         def one(k: int) -> None:
             queue.draw(64)
             with store.transaction():
-                store.add_prompts([prompt(n + 64 * k + i, "p0") for i in range(64)], "s", k)
-                store.add_rollout_rows(
-                    ("s", k, 1, f"p{n + 64 * k + i}", m, *row) for i in range(64) for m in range(8)
-                )
+                store.add_prompts([prompt(n + 64 * k + i, "p0") for i in range(64)], Place("s", k))
+                ids = [f"p{n + 64 * k + i}" for i in range(64)]
+                add_rollouts(store, (("s", k, 1, p, m, *row) for p in ids for m in range(8)))
 
         rounds = statistics.median(timed(lambda k=k: one(k))[0] for k in range(max(5, repeats)))
         store.close()

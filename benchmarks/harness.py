@@ -9,9 +9,12 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfemo.runs.store import Store
 
 
 @dataclass
@@ -91,3 +94,15 @@ def close(a: float, b: float, what: str, rel: float = 1e-3) -> None:
     """Raise where two results of one computation differ."""
     if abs(a - b) > rel * max(abs(a), abs(b), 1e-9):
         raise AssertionError(f"{what}: {a} and {b} differ")
+
+
+ROLLOUTS = (
+    "INSERT INTO rollouts (stage, step, iteration, prompt, member, text, tokens, failure, emotion, "
+    "self_emotion, reply, r1, r2, advantage, mean_logprob, entropy, best, gate) "
+    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+)
+
+
+def add_rollouts(store: Store, rows: Iterable[Sequence[Any]]) -> None:
+    """Insert ready rows of the table of rollouts, as `Store.add_group` does with the rows that it makes."""
+    store.db.executemany(ROLLOUTS, rows)

@@ -26,17 +26,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.harness import add_rollouts
 from selfemo.config import GateConfig
 from selfemo.method.types import (
     LABEL_SETS,
     Completion,
     FailureKind,
     ParseFailure,
+    Place,
     Rollout,
     RolloutGroup,
     Sample,
 )
-from selfemo.runs.shards import Manifest, ShardFile, best_of_groups, read_manifest, select, write_frame
+from selfemo.runs.selection import best_of_groups, select
+from selfemo.runs.shards import Manifest, read_manifest, write_shard
 from selfemo.runs.store import STORE_FILE, Store, read_distribution
 from selfemo.stages.flywheel import fingerprint, select_samples
 from selfemo.stages.gate import PASS, gate
@@ -180,10 +183,8 @@ def make_export(folder: Path, rollouts: int) -> None:
     manifest = Manifest(GateConfig(), "none", [], complete=True)
     for number in range(rollouts // PER_SHARD):
         for table, frame in zip(("rollouts", "prompts"), make_shard(number), strict=True):
-            name = f"{table}-{number:05d}.parquet"
-            size, digest = write_frame(folder / name, frame)
             last = int(frame["id"][-1]) if table == "rollouts" else 0
-            manifest.files.append(ShardFile(table, name, frame.height, size, digest, last))
+            manifest.files.append(write_shard(folder, table, number, frame, last))
     manifest.write(folder)
 
 
@@ -204,16 +205,16 @@ def make_store(folder: Path, rollouts: int) -> None:
     for number in range(rollouts // PER_SHARD):
         frame, prompts = make_shard(number)
         with store.transaction():
-            store.add_prompts((Store.read_prompt(p) for p in prompts.iter_rows(named=True)), "s", 0)
-            store.add_rollout_rows(frame.drop("id").iter_rows())
+            store.add_prompts((Store.read_prompt(p) for p in prompts.iter_rows(named=True)), Place("s"))
+            add_rollouts(store, frame.drop("id").iter_rows())
     store.close()
 
 
 _JOB = """
 import json, sys, time
 from pathlib import Path
-from selfemo.runs import shards
-from selfemo.runs.store import need_polars
+from selfemo.files import need_polars
+from selfemo.runs import selection, shards
 need_polars()
 def peak():  # ru_maxrss would begin with that of the process that started this one
     text = Path("/proc/self/status").read_text()
@@ -222,7 +223,7 @@ start, base, job = time.perf_counter(), peak(), json.loads(sys.argv[1])
 if job["what"] == "export":
     result = shards.export(Path(job["from"]), Path(job["out"])).rows()
 else:
-    result = shards.select([Path(job["from"])], Path(job["out"]), n=job["n"]).as_dict()
+    result = selection.select([Path(job["from"])], Path(job["out"]), n=job["n"]).as_dict()
 print(json.dumps({"seconds": round(time.perf_counter() - start, 1), "peak_mib": peak(),
                   "imports_mib": base, **result}))
 """
@@ -341,8 +342,7 @@ def main() -> None:
         manifest = Manifest(GateConfig(), "none", [], complete=True)
         for number in range(2):
             for table, frame in zip(("rollouts", "prompts"), make_shard(number, 40_000), strict=True):
-                name = f"{table}-{number:05d}.parquet"
-                manifest.files.append(ShardFile(table, name, frame.height, *write_frame(part / name, frame)))
+                manifest.files.append(write_shard(part, table, number, frame))
         manifest.write(part)
         cases = ((None, 0.5), (None, 0.2), (0.0, 0.34), (0.7, 0.3))
         note("against memory", [compare(part, *case) for case in cases])

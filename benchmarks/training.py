@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Row, close, in_turn
-from selfemo.config import GrpoConfig, ModelConfig, SftConfig, load
+from selfemo.config import Config, GrpoConfig, ModelConfig, SftConfig, load
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.references import resolve
+from selfemo.seeds import derive
+from selfemo.stages.selfplay import Turn, fit_all, sampling_settings, score_group, take_turn
 from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
 
@@ -195,14 +197,17 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
 
     from selfemo.method.prompts import conversation_prompts
     from selfemo.runs.inputs import load_conversations
-    from selfemo.stages.selfplay import fit_all
 
     settings = [f'data.sources=["{data}"]', f"prompt.max_tokens={tokens}"]
     config = load([], settings)
     best: dict[str, Any] = {}
+
+    def fits(prompts: list[Any]) -> list[Any]:
+        return fit_all(prompts, e.sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)[0]
+
     conversations = load_conversations(config.data)
     for c in conversations:
-        for f in fit_all(conversation_prompts(c, future=True), e, config, {}):
+        for f in fits(conversation_prompts(c, future=True)):
             if len(f.ids) > len(best[c.id].ids if c.id in best else ()):
                 best[c.id] = f
     found = sorted(best.values(), key=lambda f: -len(f.ids))[:n]
@@ -217,8 +222,20 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
             personas={name: p for c in joined for name, p in c.personas.items()},
         )
         # Its oldest turns are dropped until it fits.
-        (found[k],) = fit_all(conversation_prompts(whole, future=True)[-1:], e, config, {})
+        (found[k],) = fits(conversation_prompts(whole, future=True)[-1:])
     return found
+
+
+def play(e: LocalEngine, fitted: list[Any], config: Config, key: tuple[object, ...]) -> list[Turn]:
+    """One turn of self-play for each prompt: sampled, scored with lambda 0, the best chosen and gated."""
+    n = config.sampling.group_size
+    requests = [Request(f.ids, n, derive(config.seed, *key, f.prompt.id)) for f in fitted]
+    sampled = e.sampler.generate(requests, sampling_settings(config.sampling))
+    groups = [
+        score_group(f.prompt, s, config.reward, config.grpo, 0.0)
+        for f, s in zip(fitted, sampled, strict=True)
+    ]
+    return [take_turn(g, 0.0, config.gate) for g in groups]
 
 
 def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1, prompt: int = 400) -> Row:
@@ -230,11 +247,9 @@ def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1
 
     from transformers import TrainerCallback
 
-    from selfemo.config import Config
     from selfemo.method.parsing import parse
     from selfemo.method.rewards import weighted_iou
     from selfemo.method.types import Completion
-    from selfemo.stages.selfplay import play_turn
 
     e = engine(model)
     fitted = sample_prompts(data, prompt, (repeats + 1) * groups, e)
@@ -266,7 +281,7 @@ def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1
 
     def ours(k: int) -> None:
         part = fitted[k * groups : (k + 1) * groups]
-        turns = play_turn(e, part, [f.prompt for f in part], config, lam=0.0, key=("bench", k))
+        turns = play(e, part, config, ("bench", k))
         # An advantage of zero would spare us the update.
         items = [
             RlItem(f.ids, r.sample.token_ids, (-1.0) ** j, f.prompt.id)
@@ -345,7 +360,6 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
     from selfemo.method.prompts import format_completion
     from selfemo.runs.inputs import run_inputs
     from selfemo.stages.coldstart import gold_samples
-    from selfemo.stages.selfplay import fit_all
     from selfemo.training.protocol import epoch_batches
 
     e = engine(model)

@@ -37,6 +37,7 @@ def sampler(
         return open_sampler(str(tiny_model), ModelConfig(device="cpu", dtype="fp32"))
     if request.param == "endpoint":
         return open_sampler(f"mine={expert()},model=m")
+    assert request.param == "scripted", f"open the backend {request.param} here, so that it is tested"
     script = tmp_path / "answers.jsonl"
     script.write_text("\n".join(map(json.dumps, TEXTS)))
     return open_sampler(f"scripted:{script}")

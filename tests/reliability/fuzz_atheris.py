@@ -22,9 +22,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-WATCHED = [
-    f"selfemo.{m}" for m in ("types", "prompts", "parsing", "rewards", "self_grpo", "gate", "selfplay")
-]
+_METHOD = ("types", "prompts", "parsing", "rewards", "scoring", "self_grpo")
+WATCHED = [*(f"selfemo.method.{m}" for m in _METHOD), "selfemo.stages.gate", "selfemo.stages.selfplay"]
 SEPARATOR = b"\xff"
 GROUP, LONGEST = 4, 4096
 
