@@ -283,7 +283,7 @@ class Config(_Section):
 
     seed: Annotated[int, Field(ge=0)] = 0
     engine: str = "local"
-    """Name of the trainer (`training.TRAINERS`): local, this process on one device; verl, a cluster of GPUs."""
+    """Name of the trainer (`training.TRAINERS`): local (one device) or verl (a cluster of GPUs)."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()

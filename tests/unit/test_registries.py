@@ -24,9 +24,9 @@ def test_an_unknown_reward_is_a_mistake_in_the_configuration(key: str, names: st
 
 
 def test_an_unknown_reward_never_becomes_another_one() -> None:
-    with pytest.raises(ConfigError, match="reward.primary = 'Exact'.*valid are iou, exact"):
+    with pytest.raises(ConfigError, match=r"reward\.primary = 'Exact'.*valid are iou, exact"):
         primary_reward(dist(joy=1), dist(joy=1), MELD, "Exact")
-    with pytest.raises(ConfigError, match="reward.secondary = 'weight'.*valid are count, weighted"):
+    with pytest.raises(ConfigError, match=r"reward\.secondary = 'weight'.*valid are count, weighted"):
         secondary_rewards([dist(joy=1)], MELD, "weight")
 
 
