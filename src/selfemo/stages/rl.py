@@ -284,8 +284,8 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def _silence(turns: Sequence[Turn]) -> dict[str, float]:
-    """Shares of the groups whose completions have all one R1, all one R2, and no advantage at all: a
-    reward that does not differ inside a group teaches nothing of it."""
+    """Shares of the groups whose completions have all one R1, all one R2, and no advantage at all: a reward
+    that does not differ inside a group teaches nothing of it."""
 
     def share(of: Callable[[Rollout], float]) -> float:
         values = [[of(r) for r in t.group.rollouts] for t in turns]

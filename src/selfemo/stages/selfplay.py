@@ -69,8 +69,8 @@ def score_group(
 
 
 def select_best(group: RolloutGroup, lam: float) -> int:
-    """Index of the rollout with the highest combined reward, then R1, then mean log-probability, then
-    the lowest index [ours]. Completions that parsed come before those that did not."""
+    """Index of the rollout with the highest combined reward, then R1, then mean log-probability, then the
+    lowest index [ours]. Completions that parsed come before those that did not."""
 
     def rank(i: int) -> tuple[bool, float, float, float, int]:
         r = group.rollouts[i]
@@ -86,8 +86,8 @@ def next_prompt(
     """x' = (H + r, persona of the other speaker, y' = S) of eq. 7.
 
     Args:
-        tag: names the episode that starts here, together with the prompt's id; a later turn keeps the
-            episode it belongs to.
+        tag: names the episode that starts here, together with the prompt's id; a later turn keeps the episode
+            it belongs to.
     """
     other = prompt.interlocutor
     lineage = prompt.lineage
