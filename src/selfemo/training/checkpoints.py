@@ -48,8 +48,8 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
 def must_be_finite(model: Any, path: Path) -> None:
     """Raises: NotFiniteError, where a weight is NaN or infinite."""
     for name, p in model.named_parameters():
-        # A sum is one pass without a temporary; it is finite only if all summands are, or the
-        # slow check has the last word.
+        # A sum is one pass without a temporary; it is finite only if all summands are, or the slow check has
+        # the last word.
         if not torch.isfinite(p.detach().sum()) and not torch.isfinite(p.detach()).all():
             raise NotFiniteError(f"{path}: not written, since {name} is not finite")
 

@@ -8,8 +8,8 @@
     hacking    over guard.window rounds: mean R2 of the second half above that of the first by
                guard.hacking_change or more while mean R1 fell by as much
 
-All of it is a function of the stage's metrics records, so a resumed run raises the alarms of an
-uninterrupted one. An alarm of a kind that has a window starts its window anew.
+All of it is a function of the stage's metrics records, so a resumed run raises the alarms of an uninterrupted
+one. An alarm of a kind that has a window starts its window anew.
 
 What then happens is set for each kind: `warn` goes on; `stop` saves the state after the step and raises;
 `rollback` goes back to the last state that was saved before it and does the rest of the stage with half the

@@ -96,8 +96,8 @@ class Trainer(Protocol):
         """Save what the stage can go on from after `done` steps.
 
         Args:
-            record: called once the state is whole, before older ones are dropped. An engine that saves on
-                its own may save nothing here and not call it.
+            record: called once the state is whole, before older ones are dropped. An engine that saves on its
+                own may save nothing here and not call it.
         """
         ...
 
@@ -184,8 +184,8 @@ def epoch_batches(
 ) -> list[list[int]]:
     """Sample indices of one epoch's optimiser steps.
 
-    Samples of one conversation that stand side by side stay together in runs of at most `run_length`
-    (they are one prefix tree); runs are shuffled. Every index appears exactly once.
+    Samples of one conversation that stand side by side stay together in runs of at most `run_length` (they
+    are one prefix tree); runs are shuffled. Every index appears exactly once.
     """
     runs: list[list[int]] = []
     for i, share in enumerate(shares):

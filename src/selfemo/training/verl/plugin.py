@@ -1,16 +1,16 @@
 """What verl loads to run SELF-GRPO: advantage estimator, reward function, reward manager, trainer.
 
-verl imports this module in each of its processes (VERL_USE_EXTERNAL_MODULES); trainer.py sets that
-and the settings below. The training loop, the workers and the losses are verl's.
+verl imports this module in each of its processes (VERL_USE_EXTERNAL_MODULES); trainer.py sets that and the
+settings below. The training loop, the workers and the losses are verl's.
 
     algorithm.adv_estimator = self_grpo      eq. 13, by self_grpo.py
     trainer.v1.trainer_mode = self_grpo      verl's synchronous trainer, with R2 and lambda(t)
     reward.reward_manager.name = selfemo     reads a completion as Policy.decode does
     algorithm.self_grpo                      rounds, lam_max, lam, secondary, eps, ddof, stop_file
 
-R2 (eqs. 11, 12) needs the whole group, and an estimator of verl sees rewards by token alone. So R1 stands
-on the last token of a completion, where verl puts it, and R2 on its first; a completion of one token parses
-to nothing and has neither. Written against verl 0.9.1, whose trainer this extends.
+R2 (eqs. 11, 12) needs the whole group, and an estimator of verl sees rewards by token alone. So R1 stands on
+the last token of a completion, where verl puts it, and R2 on its first; a completion of one token parses to
+nothing and has neither. Written against verl 0.9.1, whose trainer this extends.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def compute_score(
 class EmotionRewardManager(RewardManagerBase):
     """Decodes a completion as the local engine does and tells the reward function whether it ended.
 
-    verl's own manager drops special tokens, so that it could not tell a finished completion from one
-    that was cut off, nor see a role marker that a model wrote.
+    verl's own manager drops special tokens, so that it could not tell a finished completion from one that was
+    cut off, nor see a role marker that a model wrote.
     """
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:

@@ -4,10 +4,10 @@ No training loop of ours: prompts go to verl as Parquet, settings as Hydra overr
 advantage estimator and trainer hooks as plugin.py. What comes back, step by step while verl runs, are
 completions and metrics.
 
-Departures [ours]: prompts that self-play leaves are drawn in the next wave, not the next round; a stage
-takes whole batches, so the rest of flywheel.prompts is left out; SFT drops the last, partial batch of an
-epoch, as verl does. verl's loss also bounds the ratio of negative advantages by 3 (its dual clip).
-This module imports nothing of verl.
+Departures [ours]: prompts that self-play leaves are drawn in the next wave, not the next round; a stage takes
+whole batches, so the rest of flywheel.prompts is left out; SFT drops the last, partial batch of an epoch, as
+verl does. verl's loss also bounds the ratio of negative advantages by 3 (its dual clip). This module imports
+nothing of verl.
 """
 
 from __future__ import annotations
