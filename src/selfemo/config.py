@@ -290,7 +290,7 @@ class Config(_Section):
     """All settings of a run."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    engine: Literal["local", "verl"] = "local"
+    engine: str = "local"
     """What trains: this process on one device, or verl on a cluster of GPUs (docs/cluster.md)."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

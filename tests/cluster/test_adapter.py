@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.config import Config, load
+from selfemo.config import Config, load, shipped
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import messages
 from selfemo.method.types import LABEL_SETS
@@ -27,7 +27,7 @@ from selfemo.training.verl.settings import check_config, hydra, rl_overrides
 from selfemo.training.verl.trainer import VerlTrainer
 from tests.conftest import dist, make_prompt, toy_conversations
 
-PAPER = sorted((Path(__file__).parents[2] / "configs").glob("paper_*.toml"))
+PAPER = [path for name, path in shipped().items() if name.startswith("paper_")]
 MELD = LABEL_SETS["meld"]
 
 
@@ -367,7 +367,7 @@ def test_a_prompt_that_was_not_given_is_an_error(tiny_model: Path, tmp_path: Pat
     work = Train(small(tiny_model), tmp_path / "run")
     work.train()
     dump = tmp_path / "run" / "cluster" / "iteration-1-rl" / "rollouts" / "6.jsonl"
-    dump.write_text(dump.read_text().replace('"prompt": "c', '"prompt": "other'))
+    dump.write_text(dump.read_text().replace('"prompt": "', '"prompt": "other/'))
     work.store.rewind("iteration-1-rl", 5)
     with pytest.raises(EngineError, match=r"6\.jsonl: prompt 'other.* is none of this step's"):
         work.again()

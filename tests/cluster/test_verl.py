@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfemo.config import load
+from selfemo.config import load, shipped
 from selfemo.method.prompts import fit
 from selfemo.method.rewards import consensus, weighted_iou
 from selfemo.method.self_grpo import advantages
@@ -30,8 +30,7 @@ pytest.importorskip("verl", reason="verl has an environment of its own: make tes
 torch = pytest.importorskip("torch")
 
 MELD = LABEL_SETS["meld"]
-CONFIGS = Path(__file__).parents[2] / "configs"
-PAPER = sorted(CONFIGS.glob("paper_*.toml"))
+PAPER = [path for name, path in shipped().items() if name.startswith("paper_")]
 
 
 def compose(name: str, overrides: Sequence[str]) -> Any:

@@ -204,9 +204,9 @@ def test_a_lora_run_is_served_without_peft_and_without_fresh_adapters(
     (run / "config.toml").write_text(to_toml(Config(data=DataConfig(sources=["x"]), model=config)))
     talk = conversation_of(TALK, LABEL_SETS["meld"])
     place = ("c", engine.sampler.encode(messages(recent_prompt(talk, 1, 1000))), "E:")
-    (trained,) = engine.label_probabilities([place], LABEL_SETS["meld"])
+    (trained,) = engine.sampler.label_probabilities([place], LABEL_SETS["meld"])
     with engine.policy.model.disable_adapter():
-        (untrained,) = engine.label_probabilities([place], LABEL_SETS["meld"])
+        (untrained,) = engine.sampler.label_probabilities([place], LABEL_SETS["meld"])
 
     monkeypatch.setitem(sys.modules, "peft", None)
     served = SelfEmo(run, max_tokens=96)

@@ -24,6 +24,7 @@ from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.evaluation.jobs import evaluate_model
 from selfemo.evaluation.summary import finish, scores_of
 from selfemo.progress import Stopped, StopRequest
+from selfemo.reports.figures import draw
 from selfemo.runs.folder import RunFolder
 from tests.support.runs import (
     SHORT,
@@ -342,7 +343,7 @@ def test_an_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> Non
     weights.write_bytes(weights.read_bytes()[:-10])
     run = RunFolder(copy, None)
     with pytest.raises(EngineError, match="missing or altered"):
-        run.engine("iteration-1")
+        run.weights("iteration-1")
     run.close()
 
 
@@ -500,7 +501,7 @@ def test_samples_are_softened_and_a_cold_start_takes_them(
         several += len(d.emotion) > 1
     assert counts["several_emotions"] == several > 0
     config = load([], [f"sft.samples={soft}"])
-    assert cold_start_samples([], config)[0][0][1] == after[0][1]
+    assert cold_start_samples([], config.sft, config.prompt.reasoning, 0)[0][0][1] == after[0][1]
     write_parquet(
         tmp_path / "thought.parquet", [(p, replace(c, reasoning="So.")) for p, c in before[:1]], "brief", "x"
     )

@@ -25,7 +25,7 @@ from selfemo.files import lock_folder, write_text
 from selfemo.models.references import verify_checkpoint
 from selfemo.progress import Quiet, Reporter, StopRequest
 from selfemo.runs.store import BACKUP_FILE, STORE_FILE, Store
-from selfemo.training import states_folder
+from selfemo.training import check_engine, states_folder
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -61,6 +61,8 @@ class RunFolder:
         saved = path / CONFIG_FILE
         if config is None and not saved.exists():
             raise StoreError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
+        if config is not None:
+            check_engine(config.engine)
         if config is not None and saved.exists():
             raise StoreError(
                 f"{path} already holds a run; go on with it by --resume {path}, or give another --out"

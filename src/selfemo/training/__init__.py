@@ -38,12 +38,17 @@ def _verl(config: Config, folder: Path, stop: StopRequest) -> Trainer:
 TRAINERS: dict[str, Callable[[Config, Path, StopRequest], Trainer]] = {"local": _local, "verl": _verl}
 
 
+def check_engine(name: str) -> None:
+    """Raises: ConfigError, where there is no engine of this name."""
+    if name not in TRAINERS:
+        raise ConfigError(f"engine = {name!r}: valid are {', '.join(TRAINERS)}")
+
+
 def open_trainer(config: Config, folder: Path, stop: StopRequest) -> Trainer:
     """The trainer that config.engine names, for the run in `folder`.
 
     Raises:
         ConfigError: there is no such engine, or it cannot run these settings.
     """
-    if config.engine not in TRAINERS:
-        raise ConfigError(f"engine = {config.engine!r}: valid are {', '.join(TRAINERS)}")
+    check_engine(config.engine)
     return TRAINERS[config.engine](config, folder, stop)
