@@ -1,13 +1,13 @@
 """The RL stage: SELF-GRPO with self-play over one iteration's prompts (algorithm 1, step (a)).
 
-One round, from prompts to optimiser step, stands in `rl_stage` from top to bottom:
+`rl_stage` shows one round from top to bottom:
 
     draw      original prompts, and those that earlier turns of self-play left (flywheel.PromptQueue)
     sample    G completions of each by the policy (eqs. 5, 6)
     score     R1 against the target, R2 against the group, their advantage (eqs. 8-13)
     update    the optimiser steps on all groups (eq. 14)
-    best      the best rollout of each group; the gate says whether it may join the data
-    next      what passed leaves an SFT sample and the episode's next prompt (eq. 7)
+    best      the best rollout of each group; the gate decides whether it may join the data
+    next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from selfemo.training.protocol import Measures, RlItem, Trainer, learning_rate
 
 @dataclass(frozen=True)
 class RlPlan:
-    """How many rounds of sampling and optimiser steps an RL stage has."""
+    """The numbers of prompts, rounds and optimiser steps of an RL stage."""
 
     prompts: int
     rounds: int
@@ -52,11 +52,11 @@ class RlPlan:
 
     @staticmethod
     def of(prompts: int, per_step: int, mini_batch: int, *, whole_rounds: bool) -> RlPlan:
-        """The plan of a stage of so many prompts.
+        """The plan of a stage with `prompts` prompts.
 
         Args:
             per_step: prompts of one round (grpo.prompts_per_step).
-            whole_rounds: leave the prompts of a last, partial round out.
+            whole_rounds: leave out the prompts of a last, partial round.
         """
         per_round = min(per_step, prompts)
         rounds = prompts // per_round if whole_rounds else -(-prompts // per_round)
@@ -69,7 +69,7 @@ class RlPlan:
 
 @dataclass
 class Round:
-    """The prompts of one round: as drawn, and inside the length limit, with the counts of `fit_all`."""
+    """The prompts of one round: as drawn, and within the length limit, with the counts of `fit_all`."""
 
     drawn: list[Prompt] = field(default_factory=list)
     fitted: list[Fitted] = field(default_factory=list)
@@ -91,15 +91,15 @@ def rl_stage(
     watch: Watch,
     on_round: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, int]:
-    """Train the policy that `trainer` holds on one iteration's prompts.
+    """Train the policy of `trainer` on one iteration's prompts.
 
-    Each round is one transaction of the buffer. Go on at `place.step` with a trainer that holds the weights
-    and optimiser state of that point, and the rest of the stage is what it would have been.
+    Each round is one transaction of the buffer. A stage that continues at `place.step`, with a trainer that
+    has the weights and optimiser state of that point, gives the same result as an uninterrupted one.
 
     Args:
-        originals: prompts inside the length limit.
+        originals: prompts within the length limit.
         place: stage, first round, iteration.
-        on_round: called with the metrics of each round that is kept.
+        on_round: called with the metrics of each round.
 
     Returns:
         Counts over the whole stage: verdicts of the gate, prompts shortened or too long.
@@ -155,7 +155,7 @@ def rl_plan(config: Config, trainer: Trainer) -> RlPlan:
 def _drawn(
     trainer: Trainer, originals: Sequence[Prompt], config: Config, buffer: Buffer, plan: RlPlan, place: Place
 ) -> Iterator[tuple[range, list[Round]]]:
-    """Each wave that is not done yet with its rounds; a wave is drawn when the one before it is kept."""
+    """Draw the prompts of each unfinished wave; a wave is drawn when those before it are done."""
     share = config.selfplay.synthetic_share
     known = {p.id: p for p in originals}
     queue: PromptQueue | None = None
@@ -176,7 +176,7 @@ def _drawn(
                 round_.add(*_fit(queue.draw(plan.size(index)), trainer, config.prompt))
             yield wave, rounds
             continue
-        # The first of several waves has no synthetic prompts, so the later ones take its share too.
+        # The first of several waves has no synthetic prompts, so later ones take its share too.
         left = round(share * plan.prompts_per_round * wave.stop)
         left -= buffer.drawn_synthetic(place.stage)
         for round_ in rounds:
@@ -210,7 +210,7 @@ def _keep_round(
 ) -> dict[str, Any]:
     """Put a round into the buffer as one transaction; returns its metrics.
 
-    Prompts without a turn are marked as skipped; a turn that passed leaves an SFT sample and, inside
+    Prompts without a turn are marked as skipped; a turn that passed gives an SFT sample and, up to
     `max_turns`, its next prompt.
     """
     played = {t.group.prompt.id for t in turns}
@@ -243,7 +243,7 @@ def _keep_round(
 
 
 def stage_counts(buffer: Buffer, stage: str) -> dict[str, int]:
-    """Verdicts on the best rollouts of a stage, and what the length limit did to its prompts."""
+    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long."""
     counts = Counter(buffer.verdicts(stage))
     for record in buffer.stage_metrics(stage):
         counts.update(record.get("lengths", {}))
@@ -251,7 +251,7 @@ def stage_counts(buffer: Buffer, stage: str) -> dict[str, int]:
 
 
 def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
-    """What the curves are drawn from: rewards, parse rate, entropy, lengths, emotion shares."""
+    """The measures of a round's groups: rewards, parse rate, entropy, lengths, emotion shares."""
     rollouts = [r for t in turns for r in t.group.rollouts]
     if not rollouts:
         return {}
@@ -284,8 +284,10 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def _silence(turns: Sequence[Turn]) -> dict[str, float]:
-    """Shares of the groups whose completions have all one R1, all one R2, and no advantage at all: a reward
-    that does not differ inside a group teaches nothing of it."""
+    """Shares of the groups in which all completions have equal R1, equal R2, or no advantage.
+
+    A reward that is equal within a group teaches nothing.
+    """
 
     def share(of: Callable[[Rollout], float]) -> float:
         values = [[of(r) for r in t.group.rollouts] for t in turns]
