@@ -34,7 +34,7 @@ _OPENINGS = 64
 
 
 class AnswerBook(Protocol):
-    """Keeps what experts answered, and which items failed; a run's store is one."""
+    """Keeps the answers of experts, and the items that failed; a run's store is one."""
 
     def answer(self, key: str) -> Answer | None: ...
 

@@ -239,7 +239,7 @@ def build_profiles(
     for dataset, scope, speaker, description in book.personas():
         speakers.setdefault((dataset, scope, speaker), []).append(description)
     chosen: dict[Who, tuple[str, str]] = {}
-    questions: dict[str, tuple[Who, Question[str]]] = {}
+    questions: dict[Who, Question[str]] = {}
     for who, descriptions in speakers.items():
         if len(descriptions) == 1:
             chosen[who] = (descriptions[0], "single")
@@ -248,19 +248,19 @@ def build_profiles(
         chosen[who] = (descriptions[most_central(vectors)], "central")
         if specs:
             order = np.argsort(-(vectors @ vectors.sum(0)), kind="stable")[:_MERGED_AT_ONCE]
-            item = ":".join(who)
-            questions[item] = (who, merge_question(item, [descriptions[i] for i in sorted(order)]))
+            questions[who] = merge_question(":".join(who), [descriptions[i] for i in sorted(order)])
     counts = Counter(speakers=len(speakers))
+    speaker_of = {q.item: who for who, q in questions.items()}
+
+    def keep(asked: Question[str], reply: Reply[str]) -> None:
+        if reply.value is None:
+            counts["merge_failed"] += 1
+        else:
+            chosen[speaker_of[asked.item]] = (reply.value, f"merged by {reply.expert}")
+        on_reply(reply)
+
     if questions:
-
-        def keep(asked: Question[str], reply: Reply[str]) -> None:
-            if reply.value is None:
-                counts["merge_failed"] += 1
-            else:
-                chosen[questions[asked.item][0]] = (reply.value, f"merged by {reply.expert}")
-            on_reply(reply)
-
-        ask_experts((q for _, q in questions.values()), specs, book, MERGE_PURPOSE, keep, rounds)
+        ask_experts(questions.values(), specs, book, MERGE_PURPOSE, keep, rounds)
     for _, made_by in chosen.values():
         counts[made_by.split()[0]] += 1
     book.set_profiles((*who, *chosen[who], len(descriptions)) for who, descriptions in speakers.items())

@@ -255,31 +255,28 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
     rollouts = [r for t in turns for r in t.group.rollouts]
     if not rollouts:
         return {}
-    parsed = [r.completion for r in rollouts if r.completion is not None]
     n = len(rollouts)
 
     def shares(tops: Sequence[str]) -> dict[str, float]:
         return {e: c / max(1, len(tops)) for e, c in sorted(Counter(tops).items())}
 
-    labels = {t.group.prompt.label_set.name: t.group.prompt.label_set for t in turns}
-    by_prompt = [(r.completion, t.group.prompt) for t in turns for r in t.group.rollouts]
+    by_labels = [(r.completion, t.group.prompt.label_set) for t in turns for r in t.group.rollouts]
+    original = [r.r1 for t in turns if not t.group.prompt.lineage.synthetic for r in t.group.rollouts]
     return {
         "prompts": len(turns),
         "synthetic": sum(t.group.prompt.lineage.synthetic for t in turns),
         "r1": sum(r.r1 for r in rollouts) / n,
-        "r1_original": _mean(
-            [r.r1 for t in turns if not t.group.prompt.lineage.synthetic for r in t.group.rollouts]
-        ),
+        "r1_original": sum(original) / len(original) if original else None,
         "r2": sum(r.r2 for r in rollouts) / n,
-        "parse_rate": len(parsed) / n,
+        "parse_rate": sum(r.completion is not None for r in rollouts) / n,
         "truncated": sum(not r.sample.finished for r in rollouts) / n,
         "sampling_entropy": sum(r.sample.mean_entropy for r in rollouts) / n,
         "tokens_per_completion": sum(len(r.sample.token_ids) for r in rollouts) / n,
         "pass_rate": sum(t.verdict == PASS for t in turns) / len(turns),
         **_silence(turns),
-        "label_sets": sorted(labels),
-        "emotions": shares([c.emotion.top(p.label_set) for c, p in by_prompt if c]),
-        "self_emotions": shares([c.self_emotion.top(p.label_set) for c, p in by_prompt if c]),
+        "label_sets": sorted({labels.name for _, labels in by_labels}),
+        "emotions": shares([c.emotion.top(labels) for c, labels in by_labels if c]),
+        "self_emotions": shares([c.self_emotion.top(labels) for c, labels in by_labels if c]),
     }
 
 
@@ -298,7 +295,3 @@ def _silence(turns: Sequence[Turn]) -> dict[str, float]:
         "r2_flat": share(lambda r: r.r2),
         "silent": share(lambda r: r.advantage),
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
