@@ -75,10 +75,9 @@ class Round:
     fitted: list[Fitted] = field(default_factory=list)
     lengths: Counter[str] = field(default_factory=Counter)
 
-    def add(self, drawn: list[Prompt], fitted: list[Fitted], lengths: Counter[str]) -> None:
-        self.drawn += drawn
-        self.fitted += fitted
-        self.lengths += lengths
+    @staticmethod
+    def of(drawn: list[Prompt], trainer: Trainer, config: PromptConfig) -> Round:
+        return Round(drawn, *fit_all(drawn, trainer.encode, config.max_tokens, config.reasoning))
 
 
 def rl_stage(
@@ -162,39 +161,32 @@ def _drawn(
     for wave in trainer.waves(plan.rounds):
         if wave.stop <= place.step:
             continue
-        rounds = [Round() for _ in wave]
         if ids := trainer.drawn(wave):
             prompts = [known.get(i) or buffer.prompt(i) for i in ids]
             size = plan.prompts_per_round
-            for k, round_ in enumerate(rounds):
-                round_.add(*_fit(prompts[k * size : (k + 1) * size], trainer, config.prompt))
-            yield wave, rounds
+            parts = [prompts[k * size : (k + 1) * size] for k in range(len(wave))]
+            yield wave, [Round.of(p, trainer, config.prompt) for p in parts]
             continue
         queue = queue or PromptQueue(originals, buffer, config.seed, share)
         if not trainer.whole_rounds:
-            for index, round_ in zip(wave, rounds, strict=True):
-                round_.add(*_fit(queue.draw(plan.size(index)), trainer, config.prompt))
-            yield wave, rounds
+            yield wave, [Round.of(queue.draw(plan.size(r)), trainer, config.prompt) for r in wave]
             continue
         # The first of several waves has no synthetic prompts, so later ones take its share too.
         left = round(share * plan.prompts_per_round * wave.stop)
         left -= buffer.drawn_synthetic(place.stage)
+        rounds = [Round() for _ in wave]
         for round_ in rounds:
             while missing := plan.prompts_per_round - len(round_.fitted):
-                drawn, fitted, lengths = _fit(queue.draw(missing, max(0, left)), trainer, config.prompt)
-                inside = {f.prompt.id for f in fitted}
+                more = Round.of(queue.draw(missing, max(0, left)), trainer, config.prompt)
+                inside = {f.prompt.id for f in more.fitted}
                 with buffer.transaction():
-                    buffer.skip(p.id for p in drawn if p.id not in inside)
-                drawn = [p for p in drawn if p.id in inside]
-                left -= sum(p.lineage.synthetic for p in drawn)
-                round_.add(drawn, fitted, lengths)
+                    buffer.skip(p.id for p in more.drawn if p.id not in inside)
+                kept = [p for p in more.drawn if p.id in inside]
+                left -= sum(p.lineage.synthetic for p in kept)
+                round_.drawn += kept
+                round_.fitted += more.fitted
+                round_.lengths += more.lengths
         yield wave, rounds
-
-
-def _fit(
-    drawn: list[Prompt], trainer: Trainer, config: PromptConfig
-) -> tuple[list[Prompt], list[Fitted], Counter[str]]:
-    return drawn, *fit_all(drawn, trainer.encode, config.max_tokens, config.reasoning)
 
 
 def _keep_round(

@@ -58,21 +58,19 @@ def plan(config: Config, model: str, folder: Path) -> dict[str, Any]:
     rounds, size = parts[-1].stop, config.grpo.prompts_per_step
     share = config.selfplay.synthetic_share * size
 
-    def synthetic(i: int) -> int:
-        # The first wave has no synthetic prompts, so the later ones take its share too.
-        if not i:
-            return 0
-        return round(share * parts[i].stop) - (round(share * parts[i].start) if i > 1 else 0)
-
+    # The first wave has no synthetic prompts, so the second takes its share too.
+    synthetic = [0, *(round(share * b.stop) - round(share * a.stop) for a, b in pairwise(parts))]
+    if len(parts) > 1:
+        synthetic[1] = round(share * parts[1].stop)
     return {
         "waves": [
             {
                 "steps": [w.start + 1, w.stop],
                 "prompts": len(w) * size,
-                "synthetic_at_most": synthetic(i),
+                "synthetic_at_most": most,
                 "command": wave_command(config, model, stage, w, rounds),
             }
-            for i, w in enumerate(parts)
+            for w, most in zip(parts, synthetic, strict=True)
         ],
         "prompts": rounds * size,
         "completions": rounds * size * config.sampling.group_size,
