@@ -1,8 +1,8 @@
 """Clusters of persona descriptions (fig. 4, tables 6 and 7): mask, embed, HDBSCAN, name, map.
 
-Departures from the paper [ours]: the embeddings are reduced by PCA before HDBSCAN, since density means
-little in hundreds of dimensions; clusters are named by the terms that set them apart (class-based TF-IDF)
-and not by a model; what belongs to no cluster is counted as noise.
+Departures from the paper [ours]: PCA reduces the embeddings before HDBSCAN, since density means little in
+hundreds of dimensions; the terms that set clusters apart name them (class-based TF-IDF), not a model;
+descriptions that belong to no cluster are counted as noise.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from selfemo.errors import DataError
 MAPPED = 12
 """Clusters on the map (fig. 4)."""
 NOISE = -1
+"""The cluster number of a description that belongs to no cluster."""
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts to (n, d) unit vectors."""
 _MASK = "someone"
 _TERMS = 4
 _COMPONENTS = 15
@@ -37,10 +40,10 @@ class PersonaBook(Protocol):
         """(data set, scope, speaker, description) of each record of an expert."""
 
     def profiles(self) -> Iterable[tuple[str, str, str, str]]:
-        """The same of each profile."""
+        """(data set, scope, speaker, description) of each profile."""
 
     def prompt_personas(self) -> Iterable[tuple[str, str]]:
-        """(speaker, description) of the personas that prompts are answered with."""
+        """(speaker, description) of the personas in prompts."""
 
     def set_clusters(self, rows: Iterable[tuple[str, int, str, float, float]]) -> None:
         """Keep (description, cluster or NOISE, name, x, y) of each description."""
@@ -48,7 +51,7 @@ class PersonaBook(Protocol):
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster: its name, how many descriptions and speakers it holds, and its most central one."""
+    """One cluster: its name, the number of its descriptions, and the most central of them."""
 
     number: int
     name: str
@@ -58,16 +61,13 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Clustering:
-    """Clusters by falling size, and per description its cluster (NOISE: none) and place on the map.
-
-    Attributes:
-        points: (n, 2) map coordinates.
-    """
+    """Clusters by falling size; for each description its cluster (or NOISE) and its point on the map."""
 
     descriptions: tuple[str, ...]
     assigned: tuple[int, ...]
     clusters: tuple[Cluster, ...]
     points: NDArray[np.float32]
+    """(n, 2) map coordinates."""
 
     @property
     def noise(self) -> int:
@@ -75,7 +75,7 @@ class Clustering:
 
 
 def mask_names(text: str, names: Iterable[str]) -> str:
-    """Replace speakers' names, and each word of one, by a word that stands for anybody.
+    """Replace speakers' names, and each word of a name, by "someone".
 
     Common words that are also names ("Will", "Joy") are masked only where they are capitalised.
     """
@@ -87,9 +87,9 @@ def mask_names(text: str, names: Iterable[str]) -> str:
 
 
 def name_clusters(texts: Sequence[str], assigned: Sequence[int]) -> dict[int, str]:
-    """Name each cluster by its distinguishing terms: TF-IDF with each cluster as one document.
+    """Name each cluster by the terms that set it apart: TF-IDF with each cluster as one document.
 
-    Names are unique; a later (smaller) cluster takes more of its terms until its name differs.
+    Names are unique: a later (smaller) cluster takes more of its terms until its name differs.
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
@@ -102,7 +102,7 @@ def name_clusters(texts: Sequence[str], assigned: Sequence[int]) -> dict[int, st
     )
     try:
         counts = vectorizer.fit_transform(documents).toarray().astype(float)
-    except ValueError:  # descriptions of stop words alone
+    except ValueError:  # all descriptions consist of stop words
         return {n: f"cluster_{n}" for n in numbers}
     frequency = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     # Grootendorst 2022 (c-TF-IDF): log(1 + mean words per class / frequency of the term over all).
@@ -130,23 +130,20 @@ _EMPTY_WORDS = frozenset(
 
 
 def cluster(
-    descriptions: Sequence[str],
-    names: Iterable[str],
-    embed: Callable[[Sequence[str]], NDArray[np.float32]],
-    min_size: int = 0,
-    seed: int = 0,
+    descriptions: Sequence[str], names: Iterable[str], embed: Embed, min_size: int = 0, seed: int = 0
 ) -> Clustering:
     """Cluster distinct descriptions.
 
     Args:
         names: the speakers' names, masked before embedding.
-        min_size: fewest descriptions of a cluster; 0 takes 1% of them, at least 5.
+        min_size: fewest descriptions of a cluster; 0 takes 1% of all, at least 5.
 
     Raises:
-        DataError: fewer descriptions than two clusters need.
+        DataError: there are fewer descriptions than two clusters need.
     """
     from sklearn.cluster import HDBSCAN
     from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
 
     distinct = tuple(dict.fromkeys(descriptions))
     least = min_size or max(5, round(len(distinct) / 100))
@@ -171,33 +168,19 @@ def cluster(
         members = [i for i, a in enumerate(assigned) if a == n]
         central = members[int(np.argmax(vectors[members] @ vectors[members].sum(0)))]
         clusters.append(Cluster(n, named[n], len(members), distinct[central]))
-    return Clustering(distinct, assigned, tuple(clusters), _map(reduced, seed))
+    perplexity = min(30.0, max(2.0, (len(reduced) - 1) / 3))
+    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return Clustering(distinct, assigned, tuple(clusters), points)
 
 
-def _map(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, max(2.0, (len(vectors) - 1) / 3))
-    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
-    points: NDArray[np.float32] = tsne.fit_transform(vectors)
-    return points
-
-
-def personas_of(book: PersonaBook) -> list[tuple[str, str]]:
-    """(speaker, description): the records of experts, the profiles, and the personas of prompts."""
-    described = [r[2:] for r in (*book.personas(), *book.profiles())]
-    return [(s, d) for s, d in (*described, *book.prompt_personas()) if d]
-
-
-def cluster_store(
-    book: PersonaBook, embed: Callable[[Sequence[str]], NDArray[np.float32]], min_size: int = 0, seed: int = 0
-) -> Clustering:
-    """Cluster the personas of a store and write the clusters into it.
+def cluster_store(book: PersonaBook, embed: Embed, min_size: int = 0, seed: int = 0) -> Clustering:
+    """Cluster the personas of a store (records, profiles, prompts) and write the clusters into it.
 
     Raises:
         DataError: it holds no persona, or too few of them.
     """
-    found = personas_of(book)
+    described = [r[2:] for r in (*book.personas(), *book.profiles())]
+    found = [(s, d) for s, d in (*described, *book.prompt_personas()) if d]
     if not found:
         raise DataError(
             "holds no persona; run `selfemo personas extract` first, or name a run folder", book.path

@@ -1,9 +1,9 @@
 """Cold-start samples (SPEC section 4): from gold data, or written by experts (eq. 5).
 
 Gold data teach the format: E is the gold emotion of the last utterance, S that of the utterance that really
-follows, r its text. An expert writes all three for (H, P) in one pass; its sample is dropped where the E it
-read disagrees with the gold emotion (R1 below a threshold) [ours]. Either way a sample is (prompt,
-completion); `write_parquet` keeps them as chats that `datasets` and TRL open as they are.
+follows, r its text. An expert writes all three for (H, P) in one pass; its sample is dropped where its E
+disagrees with the gold emotion (R1 below a threshold) [ours]. A sample is a pair (prompt, completion);
+`write_parquet` writes them as chats that `datasets` and TRL can open.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ from selfemo.stages.experts import (
     Reply,
     Tally,
     ask_experts,
+    json_question,
+    json_text,
     one_line,
     read_json,
 )
@@ -62,7 +64,7 @@ from selfemo.stages.gate import reply_fault
 
 PURPOSE = "coldstart"
 AGREEMENT = 0.5
-"""Least R1 of an expert's E with the gold emotion: half the weight on the right one scores 1/3."""
+"""Least R1 of an expert's E against the gold emotion: half the weight on the right one scores 1/3."""
 MAX_REPLY, MAX_REASONING = 400, 600
 _ANSWER_TOKENS = 260
 
@@ -74,8 +76,8 @@ def gold_samples(
 
     Args:
         max_samples: stop at this many; 0 takes all.
-        max_share: of max_samples, the most that one emotion (the top of E) may hold; what is over is passed
-            by. Fewer samples come out where the other emotions do not fill the rest.
+        max_share: most of max_samples that one emotion (the top of E) may hold; further ones are left out.
+            There are fewer samples where the other emotions do not fill the rest.
     """
     samples: list[tuple[Prompt, Completion]] = []
     room = int(max_share * max_samples) if max_samples and max_share < 1 else None
@@ -83,14 +85,12 @@ def gold_samples(
     for k in rng(seed, "cold start").permutation(len(conversations)):
         conversation = conversations[k]
         for i in range(len(conversation.turns)):
-            completion = gold_completion(conversation, i)
-            if completion is None:
+            if (completion := gold_completion(conversation, i)) is None:
                 continue
             top = completion.emotion.top(conversation.label_set)
-            if room is not None and held[top] >= room:
-                continue
-            held[top] += 1
-            samples.append((prompt_at(conversation, i, future=True), completion))
+            if room is None or held[top] < room:
+                held[top] += 1
+                samples.append((prompt_at(conversation, i, future=True), completion))
         if max_samples and len(samples) >= max_samples:
             return samples[:max_samples]
     return samples
@@ -99,16 +99,13 @@ def gold_samples(
 # -- several emotions without an expert ---------------------------------------------------------------------
 
 LEAST_OWN_WEIGHT = 0.6
-"""Below it an emotion that the model believes in could outweigh the sample's own, in whole tenths."""
+"""With less, an emotion that the model believes in could outweigh the sample's own, in whole tenths."""
 Believed = Callable[[Sequence[tuple[Prompt, str]]], list[EmotionDistribution]]
-"""From places (prompt, what is written up to "E:" or "S:") to the probability of each label."""
+"""From (prompt, completion up to "E:" or "S:") to a model's probability of each label."""
 
 
 def blend(own: EmotionDistribution, believed: EmotionDistribution, own_weight: float) -> EmotionDistribution:
-    """own_weight * own + (1 - own_weight) * believed, cut to the most emotions that a completion may name.
-
-    Where `own` names several emotions already it stays as it is.
-    """
+    """own_weight * own + (1 - own_weight) * believed, cut to MAX_EMOTIONS; a mixed `own` stays as it is."""
     if len(own) > 1:
         return own
     mixed = {
@@ -122,29 +119,22 @@ def blend(own: EmotionDistribution, believed: EmotionDistribution, own_weight: f
 def soften(
     samples: Sequence[tuple[Prompt, Completion]], believed: Believed, own_weight: float
 ) -> list[tuple[Prompt, Completion]]:
-    """Samples whose E and S, where they name one emotion, name what a model believes in beside it.
+    """Add to each E and S that names one emotion the others that a model believes in.
 
-    Gold labels name one emotion, so a model that learned from them names one, and the consensus reward
-    (eq. 12) is nearly the same for all completions of a group. Samples of experts name several; this is
-    for those who have none.
-
-    Args:
-        own_weight: from LEAST_OWN_WEIGHT to 1.
+    A model that learned from gold labels names one emotion, so the consensus reward (eq. 12) is nearly the
+    same for all completions of a group. Samples of experts name several; this is for those who have no
+    expert.
 
     Raises:
-        ValueError: own_weight is outside that range.
+        ValueError: own_weight is not in [LEAST_OWN_WEIGHT, 1].
     """
     if not LEAST_OWN_WEIGHT <= own_weight <= 1:
         raise ValueError(f"own_weight {own_weight} is not in [{LEAST_OWN_WEIGHT}, 1]")
     thoughts = [f"T: {clean(c.reasoning)}\n" if c.reasoning else "" for _, c in samples]
     heard = believed([(p, f"{t}E:") for (p, _), t in zip(samples, thoughts, strict=True)])
     emotions = [blend(c.emotion, b, own_weight) for (_, c), b in zip(samples, heard, strict=True)]
-    felt = believed(
-        [
-            (p, f"{t}E: {format_emotions(e)}\nS:")
-            for (p, _), t, e in zip(samples, thoughts, emotions, strict=True)
-        ]
-    )
+    written = [f"{t}E: {format_emotions(e)}\nS:" for t, e in zip(thoughts, emotions, strict=True)]
+    felt = believed([(p, text) for (p, _), text in zip(samples, written, strict=True)])
     return [
         (p, replace(c, emotion=e, self_emotion=blend(c.self_emotion, b, own_weight)))
         for (p, c), e, b in zip(samples, emotions, felt, strict=True)
@@ -177,58 +167,42 @@ def read_sample(text: str, labels: LabelSet, reasoning: Reasoning) -> Completion
     Raises:
         MalformedError: no JSON, a key missing or of the wrong type, an emotion outside the set.
     """
-    found = read_json(text)
-    needed = ["emotion", "self_emotion", "reply", *(["reasoning"] if reasoning != "none" else [])]
-    for key in needed:
-        if key not in found:
-            raise MalformedError("schema", f"the key {key!r} is missing")
-    limits = {"reply": MAX_REPLY, "reasoning": MAX_REASONING}
-    texts = {k: one_line(found[k], k, n) for k, n in limits.items() if k in needed}
-    completion = Completion(
-        _emotions(found["emotion"], "emotion", labels),
-        _emotions(found["self_emotion"], "self_emotion", labels),
-        texts["reply"],
-        texts.get("reasoning", ""),
-    )
-    # A reply may carry what reads as the format's own marks; the model would learn a broken sample.
+    thought = ["reasoning"] if reasoning != "none" else []
+    found = read_json(text, "emotion", "self_emotion", "reply", *thought)
+    reply = one_line(found["reply"], "reply", MAX_REPLY)
+    why = one_line(found["reasoning"], "reasoning", MAX_REASONING) if thought else ""
+    emotion, felt = (_emotions(found[k], k, labels) for k in ("emotion", "self_emotion"))
+    completion = Completion(emotion, felt, reply, why)
+    # The reply may hold marks of the format itself; the model would learn a broken sample.
     if isinstance(read := parse(format_completion(completion), labels), ParseFailure):
         raise MalformedError(read.kind.value, f"the reply or reasoning breaks the format: {read.detail}")
     return completion
 
 
-def _schema(labels: LabelSet, reasoning: Reasoning) -> dict[str, Any]:
-    # A pattern, not an object: structured output knows no "one to three of these keys".
-    names = "|".join(re.escape(e) for e in labels)
-    one = rf"({names}) ([1-9]|10)"
-    weights = {"type": "string", "pattern": rf"^{one}(, {one}){{0,{MAX_EMOTIONS - 1}}}$"}
-    thought = {"reasoning": {"type": "string", "minLength": 1, "maxLength": MAX_REASONING}}
-    properties: dict[str, Any] = {
-        **(thought if reasoning != "none" else {}),
-        "emotion": weights,
-        "self_emotion": weights,
-        "reply": {"type": "string", "minLength": 1, "maxLength": MAX_REPLY},
-    }
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-def question(prompt: Prompt, reasoning: Reasoning = "none") -> Question[Any]:
+def question(prompt: Prompt, reasoning: Reasoning = "none") -> Question[Completion]:
     """The question of eq. 5 for (H, P); nothing of the target or of a later turn is in it."""
     labels = prompt.label_set
+    # A pattern, not an object: structured output cannot say "one to three of these keys".
+    one = rf"({'|'.join(map(re.escape, labels))}) ([1-9]|10)"
+    weights = {"type": "string", "pattern": rf"^{one}(, {one}){{0,{MAX_EMOTIONS - 1}}}$"}
     scene = f"Scene: {clean(prompt.scenario)}\n" if prompt.scenario else ""
     dialogue = "".join(f"{clean(u.speaker)}: {clean(u.text)}\n" for u in prompt.history)
     persona = f" ({clean(prompt.persona.description)})" if prompt.persona.description else ""
     last, answerer = clean(prompt.interlocutor), clean(prompt.answerer)
-    form: dict[str, Any] = {
-        **({"reasoning": "..."} if reasoning != "none" else {}),
+    form = {
+        "reasoning": "...",
         "emotion": f"{labels.labels[0]} 7, {labels.labels[1]} 3",
         "self_emotion": f"{labels.labels[0]} 10",
         "reply": "...",
     }
+    properties = {
+        "reasoning": json_text(MAX_REASONING),
+        "emotion": weights,
+        "self_emotion": weights,
+        "reply": json_text(MAX_REPLY),
+    }
+    if reasoning == "none":
+        del form["reasoning"], properties["reasoning"]
     why = {
         "none": "",
         "brief": "reasoning: one sentence, why.\n",
@@ -237,25 +211,16 @@ def question(prompt: Prompt, reasoning: Reasoning = "none") -> Question[Any]:
             "personality and the scene; then how they answer.\n"
         ),
     }[reasoning]
-    return Question(
+    return json_question(
         prompt.id,
-        [
-            {
-                "role": "system",
-                "content": "You are an expert on emotions in conversation and a writer of dialogue. You "
-                "answer with one JSON object and nothing else.",
-            },
-            {
-                "role": "user",
-                "content": f"{scene}{dialogue}\nNext speaks {answerer}{persona}.\n\n{why}"
-                f"emotion: what {last} feels in the last line, at most {MAX_EMOTIONS} of "
-                f"{', '.join(labels)}, each with a weight from 1 to 10.\n"
-                f"self_emotion: what {answerer} feels on hearing it, in the same form.\n"
-                f"reply: what {answerer} says next, one or two sentences, as such a person would, with "
-                f"that feeling.\nForm: {json.dumps(form)}",
-            },
-        ],
-        _schema(labels, reasoning),
+        "You are an expert on emotions in conversation and a writer of dialogue.",
+        f"{scene}{dialogue}\nNext speaks {answerer}{persona}.\n\n{why}"
+        f"emotion: what {last} feels in the last line, at most {MAX_EMOTIONS} of "
+        f"{', '.join(labels)}, each with a weight from 1 to 10.\n"
+        f"self_emotion: what {answerer} feels on hearing it, in the same form.\n"
+        f"reply: what {answerer} says next, one or two sentences, as such a person would, with "
+        f"that feeling.\nForm: {json.dumps(form)}",
+        properties,
         lambda text: read_sample(text, labels, reasoning),
         _ANSWER_TOKENS + (0 if reasoning == "none" else MAX_REASONING // 4),
     )
@@ -284,11 +249,11 @@ def expert_samples(
     retry_failed: bool = False,
     on_reply: Callable[[Reply[Completion]], None] = lambda reply: None,
 ) -> tuple[list[tuple[Prompt, Completion]], Tally, Counter[str]]:
-    """Samples written by experts, in the order of the prompts.
+    """Samples written by experts, in the order of the prompts; for `rounds` and `retry_failed` see `ask_all`.
 
     Returns:
-        the samples that agree with gold; what the asking came to; what was dropped, by reason:
-        "disagrees_with_gold", a fault of the reply (gate.py), or a failure kind.
+        The samples that agree with gold; the counts of the questions; the number of dropped samples by
+        reason: "disagrees_with_gold", a fault of the reply (gate.py), or a failure kind.
     """
     asked: dict[str, tuple[int, Prompt]] = {}
     kept: dict[int, tuple[Prompt, Completion]] = {}
@@ -319,10 +284,6 @@ def expert_samples(
 # -- files ----------------------------------------------------------------------------------------------
 
 
-def _weights(distribution: EmotionDistribution | None) -> list[dict[str, Any]]:
-    return [{"emotion": e, "weight": w} for e, w in (distribution or {}).items()]
-
-
 def parquet_row(prompt: Prompt, completion: Completion, reasoning: Reasoning, source: str) -> dict[str, Any]:
     """One sample as a row of the files that `read_parquet` reads."""
     return {
@@ -336,36 +297,39 @@ def parquet_row(prompt: Prompt, completion: Completion, reasoning: Reasoning, so
         "persona": prompt.persona.description,
         "scene": prompt.scenario,
         "history": [{"speaker": u.speaker, "text": u.text} for u in prompt.history],
-        "gold": _weights(prompt.target),
+        "gold": [{"emotion": e, "weight": w} for e, w in (prompt.target or {}).items()],
         "source": source,
     }
 
 
 def parquet_schema(pl: Any) -> dict[str, Any]:
     """The columns of `parquet_row` as polars types."""
-    turn = pl.List(pl.Struct({"speaker": pl.String, "text": pl.String}))
     message = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+    turn = pl.List(pl.Struct({"speaker": pl.String, "text": pl.String}))
     weights = pl.List(pl.Struct({"emotion": pl.String, "weight": pl.Float64}))
-    nested = {
-        "prompt": message, "completion": message, "labels": pl.List(pl.String), "history": turn,
+    return {
+        "prompt": message,
+        "completion": message,
+        **dict.fromkeys(("id", "dataset", "conversation"), pl.String),
+        "labels": pl.List(pl.String),
+        **dict.fromkeys(("answerer", "persona", "scene"), pl.String),
+        "history": turn,
         "gold": weights,
-    }  # fmt: skip
-    names = (
-        "prompt", "completion", "id", "dataset", "conversation", "labels", "answerer", "persona", "scene",
-        "history", "gold", "source",
-    )  # fmt: skip
-    return {n: nested.get(n, pl.String) for n in names}
+        "source": pl.String,
+    }
 
 
 def write_parquet(
     path: Path, samples: Iterable[tuple[Prompt, Completion]], reasoning: Reasoning, source: str
 ) -> int:
-    """Write samples as chats: `prompt` and `completion` are lists of messages, as TRL's SFTTrainer takes
-    them; the other columns say what the prompt was made of. Its sha256 goes beside it. Returns the rows.
+    """Write samples as chats, with the sha256 beside the file; returns the number of rows.
+
+    `prompt` and `completion` are lists of messages, as TRL's SFTTrainer takes them; the other columns hold
+    the parts of the prompt.
 
     Raises:
         MissingExtraError: polars is not installed.
-        DataError: the file cannot be written.
+        DataError: there is no sample, or the file cannot be written.
     """
     pl = need_polars()
     rows = [parquet_row(p, c, reasoning, source) for p, c in samples]
@@ -378,7 +342,7 @@ def write_parquet(
 
 
 def _checksum_file(path: Path) -> Path:
-    """Beside the samples, as `sha256sum -c` reads it."""
+    """The checksum beside the samples, as `sha256sum -c` reads it."""
     return path.with_name(path.name + ".sha256")
 
 
@@ -386,10 +350,9 @@ _READ = "import sys, polars; polars.read_parquet(sys.argv[1])"
 
 
 def _check_whole(path: Path) -> None:
-    """See that a Parquet file can be read at all before this process reads it.
+    """Check a Parquet file by its checksum; without one, let another process read it first.
 
-    Where the file has its checksum beside it, that is compared. Else another process reads it first: a
-    damaged file can end a process that reads it (polars aborts on some) without an error to catch.
+    A damaged file can end the process that reads it (polars aborts on some) without an error to catch.
 
     Raises:
         DataError: it is damaged, or altered since it was written.
@@ -412,8 +375,8 @@ def read_parquet(path: Path) -> list[tuple[Prompt, Completion]]:
     """The samples of a file that `write_parquet` wrote.
 
     Raises:
-        DataError: missing, no such file, damaged or altered, or a row that does not parse; the message names
-            row and reason.
+        DataError: the file is missing, of another form, damaged or altered; or a row does not parse (the
+            message names row and reason).
     """
     pl = need_polars()
     try:
@@ -421,42 +384,41 @@ def read_parquet(path: Path) -> list[tuple[Prompt, Completion]]:
         frame = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as e:
         raise DataError(f"cannot be read as Parquet: {str(e).splitlines()[0]}", path) from None
-    needed = (
-        "completion", "id", "dataset", "conversation", "labels", "answerer", "persona", "scene", "history",
-        "gold",
-    )  # fmt: skip
-    if missing := [c for c in needed if c not in frame.columns]:
+    if missing := [c for c in parquet_schema(pl) if c not in (*frame.columns, "prompt", "source")]:
         raise DataError(
             f"has no column {', '.join(missing)}; files of `selfemo coldstart generate` have", path
         )
-    sets = {s.labels: s for s in LABEL_SETS.values()}
     samples = []
     for n, row in enumerate(frame.iter_rows(named=True), 1):
         try:
-            names = tuple(row["labels"])
-            labels = sets.get(names) or LabelSet("own:" + ",".join(names), names)
-            gold = {g["emotion"]: g["weight"] for g in row["gold"] or ()}
-            text = row["completion"][0]["content"]
-            completion = parse(text, labels)
-            if isinstance(completion, ParseFailure):
-                raise ValueError(f"its completion does not parse: {completion.kind.value}")
-            prompt = Prompt(
-                id=row["id"],
-                dataset=row["dataset"],
-                conversation_id=row["conversation"],
-                label_set=labels,
-                history=tuple(Utterance(u["speaker"], u["text"]) for u in row["history"]),
-                answerer=row["answerer"],
-                persona=Persona(row["answerer"], row["persona"], row["scene"]),
-                target=EmotionDistribution(gold) if gold else None,
-                scenario=row["scene"],
-                lineage=Lineage(),
-            )
-            if not prompt.history:
-                raise ValueError("its history is empty")
+            samples.append(_sample_of_row(row))
         except (ValueError, TypeError, KeyError, IndexError) as e:
             raise DataError(f"row {n}: {e}", path) from None
-        samples.append((prompt, completion))
     if not samples:
         raise DataError("holds no sample", path)
     return samples
+
+
+def _sample_of_row(row: dict[str, Any]) -> tuple[Prompt, Completion]:
+    names = tuple(row["labels"])
+    known = {s.labels: s for s in LABEL_SETS.values()}
+    labels = known.get(names) or LabelSet("own:" + ",".join(names), names)
+    gold = {g["emotion"]: g["weight"] for g in row["gold"] or ()}
+    completion = parse(row["completion"][0]["content"], labels)
+    if isinstance(completion, ParseFailure):
+        raise ValueError(f"its completion does not parse: {completion.kind.value}")
+    if not row["history"]:
+        raise ValueError("its history is empty")
+    prompt = Prompt(
+        id=row["id"],
+        dataset=row["dataset"],
+        conversation_id=row["conversation"],
+        label_set=labels,
+        history=tuple(Utterance(u["speaker"], u["text"]) for u in row["history"]),
+        answerer=row["answerer"],
+        persona=Persona(row["answerer"], row["persona"], row["scene"]),
+        target=EmotionDistribution(gold) if gold else None,
+        scenario=row["scene"],
+        lineage=Lineage(),
+    )
+    return prompt, completion

@@ -1,9 +1,9 @@
-"""Asking experts many structured questions: spread, cached, repaired, resumable.
+"""Ask experts many questions that are answered with JSON: spread, cached, repaired, resumable.
 
-Each question goes to one expert, chosen by its content, so that a second run asks the same one. Every
-answer is committed to a book before it is used and is never paid for again: its key is a hash of the
-model and the whole question. An answer that cannot be read gets one repair question, then the question is
-put afresh (`rounds` times in all), then it is a typed failure. Memory holds the questions under way alone.
+A question goes to one expert, chosen by the question's item, so a second run asks the same one. Each answer
+is kept in a book before it is used, under a hash of the model and the question, and is never paid for again.
+After an answer that cannot be read comes one repair question, then the question anew (`rounds` times in all),
+then it counts as failed. Memory holds only the questions under way.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]+")
 _SHOWN = 2000
 """Characters of a bad answer that a repair question quotes."""
+_OPENINGS = 64
+"""Braces of an answer that are tried as the start of its JSON object."""
 
 
 class AnswerBook(Protocol):
-    """Keeps what experts answered, and which items failed; a run's store is one."""
+    """Keeps the answers of experts, and the items that failed; a run's store is one."""
 
     def answer(self, key: str) -> Answer | None: ...
 
@@ -59,11 +61,11 @@ class MalformedError(Exception):
 
 @dataclass(frozen=True)
 class Question(Generic[T]):
-    """One thing to ask.
+    """One question.
 
     Attributes:
-        item: what it is about; names the record, and picks the expert.
-        read: text to value; raises MalformedError.
+        item: names the record, and picks the expert.
+        read: makes a value of an answer's text; raises MalformedError.
     """
 
     item: str
@@ -75,10 +77,10 @@ class Question(Generic[T]):
 
 @dataclass(frozen=True)
 class Reply(Generic[T]):
-    """What became of a question: a value, or a failure kind with its detail.
+    """The result of a question: a value, or a failure with its kind and detail.
 
-    `kind` is unreachable, refused, or that of the last MalformedError. Tokens are those of all answers to
-    the question, repairs included; `paid` counts the answers that this run asked for.
+    `kind` is unreachable, refused, or that of the last MalformedError. Tokens are those of all answers to the
+    question, repairs included; `paid` counts the answers that were not in the book.
     """
 
     item: str
@@ -95,7 +97,7 @@ class Reply(Generic[T]):
 
 @dataclass
 class Tally:
-    """What a batch of questions came to."""
+    """Counts over a batch of questions."""
 
     asked: int = 0
     cached: int = 0
@@ -125,20 +127,16 @@ class Tally:
         }
 
 
-_OPENINGS = 64
-"""Braces of an answer that are tried as the start of its JSON object."""
-
-
 def without_thoughts(text: str) -> str:
-    """An answer without what a reasoning model thought aloud before it (<think>...</think>)."""
+    """An answer without the thoughts of a reasoning model (<think>...</think>)."""
     return _THOUGHT.sub("", text)
 
 
-def read_json(text: str) -> dict[str, Any]:
-    """The first JSON object in an answer; prose, code fences and thoughts around it are passed over.
+def read_json(text: str, *keys: str) -> dict[str, Any]:
+    """The first JSON object in an answer, whatever prose, code fences and thoughts are around it.
 
     Raises:
-        MalformedError("no_json"): there is none that is complete.
+        MalformedError: it holds no complete object ("no_json"), or the object lacks one of `keys` ("schema").
     """
     body = without_thoughts(text)
     decoder = json.JSONDecoder()
@@ -150,6 +148,8 @@ def read_json(text: str) -> dict[str, Any]:
         with suppress(ValueError, RecursionError):
             found, _ = decoder.raw_decode(body, start)
             if isinstance(found, dict):
+                if missing := [k for k in keys if k not in found]:
+                    raise MalformedError("schema", f"the key {missing[0]!r} is missing")
                 return found
         start = body.find("{", start + 1)
     cut = "it is cut off or broken" if "{" in body else "there is none in the answer"
@@ -160,7 +160,7 @@ def one_line(value: Any, what: str, longest: int, least_words: int = 1) -> str:
     """A text of an expert's answer, on one line and without the openings of chat-template tokens.
 
     Raises:
-        MalformedError("schema"): no text, too long, or with fewer words than `least_words`.
+        MalformedError: "schema": not a text, too long, or fewer than `least_words` words.
     """
     text = clean(value) if isinstance(value, str) else ""
     if len(_WORD.findall(text)) < least_words:
@@ -171,34 +171,67 @@ def one_line(value: Any, what: str, longest: int, least_words: int = 1) -> str:
     return text
 
 
+def json_text(longest: int) -> dict[str, Any]:
+    """The JSON schema of a text."""
+    return {"type": "string", "minLength": 1, "maxLength": longest}
+
+
+def json_object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an object with all of these keys and no other."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def json_question(
+    item: str, role: str, task: str, properties: Mapping[str, Any], read: Callable[[str], T], max_tokens: int
+) -> Question[T]:
+    """A question that is answered with one JSON object.
+
+    Args:
+        role: who the expert is; the system message.
+        properties: the JSON schema of each key of the answer.
+    """
+    messages = [
+        {"role": "system", "content": f"{role} You answer with one JSON object and nothing else."},
+        {"role": "user", "content": task},
+    ]
+    return Question(item, messages, json_object(properties), read, max_tokens)
+
+
 def choose(item: str, n: int) -> int:
-    """Which of n experts a question goes to: fixed by the item alone."""
+    """Index of the expert (of n) that a question goes to; it depends on the item alone."""
     return derive(0, "expert", item) % n
 
 
 def answer_key(model: str, request: ChatRequest, round_: int) -> str:
-    """The cache key of a question: everything that its answer depends on."""
+    """The cache key of a question: a hash of all that its answer depends on."""
     content = [model, list(map(dict, request.messages)), request.max_tokens, round_]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _repair(question: Question[Any], answer: str, reason: str) -> list[dict[str, str]]:
-    return [
-        *map(dict, question.messages),
-        {"role": "assistant", "content": answer[:_SHOWN] or "(nothing)"},
-        {
-            "role": "user",
-            "content": f"That answer cannot be used: {reason}. Give the whole answer again, as one JSON "
-            "object of the form asked for and nothing else.",
-        },
-    ]
-
-
 def first_request(question: Question[Any], round_: int = 0) -> ChatRequest:
-    """The question as it is put first in a round."""
+    """The question as it is asked first in a round."""
     return ChatRequest(
         question.messages, question.schema, question.max_tokens, derive(0, question.item, round_)
     )
+
+
+def _repair_request(question: Question[Any], round_: int, answer: str, reason: str) -> ChatRequest:
+    task = (
+        f"That answer cannot be used: {reason}. Give the whole answer again, as one JSON "
+        "object of the form asked for and nothing else."
+    )
+    messages: list[Mapping[str, str]] = [
+        *question.messages,
+        {"role": "assistant", "content": answer[:_SHOWN] or "(nothing)"},
+        {"role": "user", "content": task},
+    ]
+    seed = derive(0, question.item, round_, "repair")
+    return ChatRequest(messages, question.schema, question.max_tokens, seed)
 
 
 async def _put(
@@ -233,13 +266,7 @@ async def _put(
             try:
                 return reply(question.read(given.text), done=round_ + 1)
             except MalformedError as e:
-                last = e
-                request = ChatRequest(
-                    _repair(question, given.text, e.reason),
-                    question.schema,
-                    question.max_tokens,
-                    derive(0, question.item, round_, "repair"),
-                )
+                last, request = e, _repair_request(question, round_, given.text, e.reason)
     return reply(None, last.kind, last.reason, first + rounds)
 
 
@@ -252,19 +279,18 @@ async def ask_all(
     rounds: int = 2,
     retry_failed: bool = False,
 ) -> Tally:
-    """Put questions to experts, each expert up to its `concurrency` at once.
+    """Ask experts, each expert up to its `concurrency` questions at once.
 
     Args:
-        questions: read as they are needed; an iterator of any length costs no more memory than a short
-            one.
-        on_reply: called with each question and its reply, in the order they come in; a failure is in the
-            book by then.
-        rounds: how often a question is put afresh, each time with one repair question.
-        retry_failed: put questions again that ended in an unreadable answer, instead of reading it again.
+        questions: read as they are needed, so a long iterator costs no more memory than a short one.
+        on_reply: called with each question and its reply, in the order they come in; a failure is in the book
+            by then.
+        rounds: how often a question is asked anew, each time with one repair question.
+        retry_failed: ask again what ended in an unreadable answer, instead of reading that answer again.
 
     Raises:
-        EndpointError: an expert cannot be used at all, or has stopped answering. Replies so far were
-            delivered.
+        EndpointError: an expert cannot be used at all, or has stopped answering. `on_reply` has got all
+            replies up to then.
     """
     tally = Tally()
     failed = book.failed_rounds(purpose)
@@ -308,15 +334,11 @@ async def ask_all(
         ours, others = several.split(SelfEmoError)
         if others is not None or ours is None:
             raise
-        first: BaseException = ours
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
+        raise ours.exceptions[0] from None
     return tally
 
 
-def open_chat(spec: ExpertSpec) -> Chat:
-    """The backend of an expert."""
+def _open_chat(spec: ExpertSpec) -> Chat:
     if spec.local:
         from selfemo.models.generation.local_chat import LocalChat
 
@@ -335,10 +357,10 @@ def ask_experts(
     rounds: int = 2,
     retry_failed: bool = False,
 ) -> Tally:
-    """`ask_all` on experts that are opened for it and closed behind it."""
+    """`ask_all` with experts that are opened before it and closed after it."""
 
     async def run() -> Tally:
-        chats = [open_chat(s) for s in specs]
+        chats = [_open_chat(s) for s in specs]
         try:
             return await ask_all(questions, chats, book, purpose, on_reply, rounds, retry_failed)
         finally:

@@ -1,7 +1,7 @@
-"""The data flywheel (algorithm 1): which prompts RL draws, and which best rollouts join the SFT set.
+"""The data flywheel (algorithm 1): which prompts RL draws, and which samples the next refit uses.
 
-`PromptQueue` mixes original prompts with those that earlier turns of self-play left. `select_samples`: no
-emotion over its share; what remains joins the SFT set that the next model is trained on. rl.py trains.
+`PromptQueue` mixes original prompts with those that earlier turns of self-play left. `select_samples` keeps
+each emotion within its share of the SFT set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from selfemo.stages.interfaces import Buffer
 
 
 def fingerprint(prompt: Prompt, completion: Completion) -> str:
-    """Equal for samples that teach the same: same label set, history, answerer, E, S and reply."""
+    """A hash that is equal for samples of the same label set, history, answerer and completion."""
     said = [f"{u.speaker}: {u.text}".lower() for u in prompt.history]
     text = "\x1f".join([prompt.label_set.name, *said, prompt.answerer, format_completion(completion)])
     return hashlib.sha256(text.lower().encode()).hexdigest()
@@ -28,7 +28,7 @@ def fingerprint(prompt: Prompt, completion: Completion) -> str:
 def add_sample(
     buffer: Buffer, prompt: Prompt, completion: Completion, reward: float, place: Place, source: str
 ) -> bool:
-    """Put one (x, completion) into the SFT set; false for a duplicate."""
+    """Add one (x, completion) to the SFT set; returns false for a duplicate."""
     return buffer.add_sample(
         prompt,
         format_completion(completion),
@@ -41,11 +41,11 @@ def add_sample(
 
 
 def original_prompts(conversations: Sequence[Conversation], seed: int, max_share: float) -> list[Prompt]:
-    """The prompts that RL may draw of real data: one per gold utterance, in the order of the conversations.
+    """The prompts that RL may draw from real data: one per gold utterance, in the order of the conversations.
 
     Args:
         seed: draws which prompts of a frequent emotion stay.
-        max_share: the most that any one emotion may hold of a data set's prompts.
+        max_share: largest share of one emotion in the prompts of a data set.
     """
     prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
     if max_share >= 1:
@@ -56,18 +56,17 @@ def original_prompts(conversations: Sequence[Conversation], seed: int, max_share
     for name in dict.fromkeys(p.dataset for p in prompts):
         members = np.array([i for i, p in enumerate(prompts) if p.dataset == name])
         members = rng(seed, "prompt share", name).permutation(members)
-        tops, equal = [gold[i] for i in members], [0.0] * len(members)
-        chosen = select_samples(tops, equal, max_share)
+        chosen = select_samples([gold[i] for i in members], [0.0] * len(members), max_share)
         kept.extend(members[chosen].tolist())
     return [prompts[i] for i in sorted(kept)]
 
 
 class PromptQueue:
-    """What the rounds of a stage draw from: pending synthetic prompts up to their share, then originals.
+    """The prompts that a stage's rounds draw: pending synthetic ones up to their share, then originals.
 
-    Originals follow one shuffled order that goes on over rounds and iterations and starts anew (freshly
-    shuffled) when all have been seen. Where the buffer stands is read once; a round then costs
-    what it draws, however large the buffer is.
+    Originals follow one shuffled order that goes on over rounds and iterations; when all have been seen, a
+    new one is shuffled. The position is read from the buffer once, so a round costs what it draws, however
+    large the buffer is.
     """
 
     def __init__(self, originals: Sequence[Prompt], buffer: Buffer, seed: int, synthetic_share: float):
@@ -78,10 +77,10 @@ class PromptQueue:
         self._order: tuple[int, np.ndarray] | None = None
 
     def draw(self, n: int, synthetic: int | None = None) -> list[Prompt]:
-        """The next n prompts; fewer where there are no originals. Each is drawn once.
+        """The next n prompts, each drawn once; fewer only where there are no originals.
 
         Args:
-            synthetic: at most so many of them of self-play; None takes their share of n.
+            synthetic: most prompts of self-play among them; None takes their share of n.
         """
         limit = round(self.synthetic_share * n) if synthetic is None else min(n, synthetic)
         pending, self._after = self.buffer.pending(limit, self._after)
@@ -103,16 +102,15 @@ _LEVELS = 1 << 12
 def share_level(counts: Sequence[int], max_share: float) -> int:
     """The most samples that any one emotion may keep, so that none holds more than `max_share`.
 
-    It is what is left when samples of the most frequent emotion are taken out one by one until its
-    share fits: while two emotions are equally frequent they lose one each, so all that are over end at
-    one level L, the largest with L <= max(1, max_share * sum_e min(count_e, L)). Which sample goes does
-    not change it: counts are enough, however many files the samples lie in.
+    The rule: take samples of the most frequent emotion out one by one until its share fits. Equally frequent
+    emotions lose one each, so all that are over end at one level L, the largest with L <= max(1, max_share *
+    sum_e min(count_e, L)). Counts are enough, however many files hold the samples.
     """
     top = max(counts, default=0)
     if max_share >= 1:
         return top
-    # min(count, L) is concave in L, so what fits is an interval from 1 on. Bisection with a share that is a
-    # little larger ends at or above its end; from there down the comparison is that of the rule, exactly.
+    # min(count, L) is concave in L, so the levels that fit are an interval from 1 on. Bisection with a
+    # slightly larger share ends at or above its end; from there down the rule is compared exactly.
     low, high, wider = 1, top, max_share * (1 + 1e-9)
     while low < high:
         middle = (low + high + 1) // 2
@@ -134,9 +132,9 @@ def share_level(counts: Sequence[int], max_share: float) -> int:
 def select_samples(emotions: Sequence[str], rewards: Sequence[float], max_share: float) -> list[bool]:
     """Which samples stay when no emotion may hold more than `max_share` of them.
 
-    Of an emotion over its share the samples with the lowest reward go first (the later of equals). A
-    set of one emotion alone cannot satisfy a share below 1: then one sample of it is kept at the most
-    for each sample of the others, and at least one. shards.py does the same out of core.
+    Of an emotion over its share the samples with the lowest reward go first (the later of equals). One sample
+    always stays, even where one emotion alone cannot satisfy the share. runs/selection.py does the same out
+    of core.
     """
     counts = Counter(emotions)
     level = share_level(list(counts.values()), max_share)
@@ -150,7 +148,7 @@ def select_samples(emotions: Sequence[str], rewards: Sequence[float], max_share:
 
 
 def cap_emotions(buffer: Buffer, iteration: int, max_share: float) -> dict[str, int]:
-    """Mark the self-play samples of an iteration that its emotion cap leaves out; counts."""
+    """Mark which self-play samples of an iteration stay under the emotion cap; returns counts."""
     samples = buffer.selfplay_samples(iteration)
     kept = select_samples([e for _, e, _ in samples], [r for _, _, r in samples], max_share)
     buffer.mark_used({id_: k for (id_, _, _), k in zip(samples, kept, strict=True)})

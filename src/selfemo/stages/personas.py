@@ -1,10 +1,10 @@
 """Personas from conversations (eq. 4): segments, the question to an expert, records, profiles.
 
 Departures from the paper [ours]:
-- One profile a speaker, made of the descriptions of all segments: merged by an expert, or the most
-  central one of them. A role keeps one persona over an episode.
-- Personas come from the training split unless told otherwise, and the scenario that an expert reads from a
-  segment stays in its record: both know what is said later, and a prompt must not.
+- Each speaker has one profile, made of the descriptions of all segments: an expert merges them, or the most
+  central one is taken. A role keeps one persona over an episode.
+- Personas come from the training split by default, and the scenario that an expert reads from a segment stays
+  in its record: both depend on what is said later, which a prompt must not show.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from selfemo.method.prompts import clean
 from selfemo.method.types import Conversation, Persona, Utterance
 from selfemo.models.generation.chat import ExpertSpec
+from selfemo.stages.clusters import Embed
 from selfemo.stages.experts import (
     AnswerBook,
     MalformedError,
@@ -29,6 +30,9 @@ from selfemo.stages.experts import (
     Reply,
     Tally,
     ask_experts,
+    json_object,
+    json_question,
+    json_text,
     one_line,
     read_json,
 )
@@ -40,11 +44,8 @@ _TOKENS_PER_SPEAKER, _TOKENS_SCENARIO = 90, 100
 _MERGED_AT_ONCE = 20
 _LEAST_WORDS = 3
 
-Embed = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Texts to (n, d) unit vectors."""
-
 Who = tuple[str, str, str]
-"""A speaker: data set, scope (the conversation; "" for one who recurs over the data set), name."""
+"""A speaker: data set, scope (conversation id, or "" for one who recurs over the data set), name."""
 
 
 class PersonaBook(AnswerBook, Protocol):
@@ -84,7 +85,7 @@ def segments(conversations: Iterable[Conversation], size: int = 16) -> Iterator[
 
 @dataclass(frozen=True)
 class Reading:
-    """What an expert read from a segment: the situation, and each speaker's personality."""
+    """An expert's answer on a segment: the situation, and each speaker's personality."""
 
     scenario: str
     personality: Mapping[str, str]
@@ -94,12 +95,10 @@ def read_segment(text: str, speakers: Sequence[str]) -> Reading:
     """An expert's answer for the speakers of a segment.
 
     Raises:
-        MalformedError: no JSON, a key missing or of the wrong type, a speaker missing or unknown, a text
-            too long.
+        MalformedError: no JSON, a key missing or of the wrong type, a speaker missing or unknown, a text too
+            long.
     """
-    found = read_json(text)
-    if missing := {"scenario", "personality"} - set(found):
-        raise MalformedError("schema", f"the key {sorted(missing)[0]!r} is missing")
+    found = read_json(text, "personality", "scenario")
     scenario = one_line(found["scenario"], "scenario", MAX_SCENARIO, _LEAST_WORDS)
     given = found["personality"]
     if not isinstance(given, dict):
@@ -119,51 +118,26 @@ def read_segment(text: str, speakers: Sequence[str]) -> Reading:
     return Reading(scenario, personality)
 
 
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-def _string(longest: int) -> dict[str, Any]:
-    return {"type": "string", "minLength": 1, "maxLength": longest}
-
-
 def question(segment: Segment) -> Question[Reading]:
     """The question of a segment: each speaker's personality, and the scenario."""
-    speakers = segment.speakers
-    names = [clean(s) for s in speakers]
+    names = [clean(s) for s in segment.speakers]
     dialogue = "\n".join(f"{clean(t.speaker)}: {clean(t.text)}" for t in segment.turns)
     form = json.dumps({"scenario": "...", "personality": dict.fromkeys(names, "...")}, ensure_ascii=False)
-    return Question(
+    return json_question(
         segment.id,
-        [
-            {
-                "role": "system",
-                "content": "You read a piece of a conversation and describe the people in it. You answer "
-                "with one JSON object and nothing else.",
-            },
-            {
-                "role": "user",
-                "content": f"{dialogue}\n\n"
-                "scenario: one sentence, where they are and what is going on.\n"
-                "personality: for each speaker one sentence of at most 30 words on their temperament: how "
-                "they show feelings, how they treat others, how they react under stress. Describe what "
-                "they are like, not what happens; name no person, place or topic.\n"
-                f"Form: {form}",
-            },
-        ],
-        _object(
-            {
-                "scenario": _string(MAX_SCENARIO),
-                "personality": _object({n: _string(MAX_DESCRIPTION) for n in names}),
-            }
-        ),
+        "You read a piece of a conversation and describe the people in it.",
+        f"{dialogue}\n\n"
+        "scenario: one sentence, where they are and what is going on.\n"
+        "personality: for each speaker one sentence of at most 30 words on their temperament: how "
+        "they show feelings, how they treat others, how they react under stress. Describe what "
+        "they are like, not what happens; name no person, place or topic.\n"
+        f"Form: {form}",
+        {
+            "scenario": json_text(MAX_SCENARIO),
+            "personality": json_object({n: json_text(MAX_DESCRIPTION) for n in names}),
+        },
         lambda text: read_segment(text, names),
-        _TOKENS_SCENARIO + _TOKENS_PER_SPEAKER * len(speakers),
+        _TOKENS_SCENARIO + _TOKENS_PER_SPEAKER * len(names),
     )
 
 
@@ -178,14 +152,14 @@ def extract(
     retry_failed: bool = False,
     on_reply: Callable[[Reply[Reading]], None] = lambda reply: None,
 ) -> Tally:
-    """Ask experts for the personas of all segments; one record a segment and speaker is kept.
+    """Ask experts for the personas of all segments; keeps one record for each segment and speaker.
 
     Args:
         recurring: whether a conversation's speakers are the same people in all of its data set.
-        retry_failed: put the questions again that ended in an unreadable answer.
+        rounds, retry_failed: see `ask_all`.
 
     Raises:
-        EndpointError: an expert cannot be used; what was answered is in the store.
+        EndpointError: an expert cannot be used; the answers up to then are in the book.
     """
     here: dict[str, Segment] = {}
 
@@ -226,33 +200,22 @@ def most_central(vectors: NDArray[np.float32]) -> int:
     return int(np.argmax(np.round(vectors @ vectors.sum(0), 6)))
 
 
-def _read_merged(text: str) -> str:
-    found = read_json(text)
-    if "personality" not in found:
-        raise MalformedError("schema", "the key 'personality' is missing")
-    return one_line(found["personality"], "personality", MAX_DESCRIPTION, _LEAST_WORDS)
-
-
 def merge_question(item: str, descriptions: Sequence[str]) -> Question[str]:
     """The question that makes one description of several."""
+
+    def read(text: str) -> str:
+        found = read_json(text, "personality")["personality"]
+        return one_line(found, "personality", MAX_DESCRIPTION, _LEAST_WORDS)
+
     listed = "\n".join(f"- {d}" for d in descriptions)
-    return Question(
+    return json_question(
         item,
-        [
-            {
-                "role": "system",
-                "content": "You merge descriptions of one person's personality. You answer with one JSON "
-                "object and nothing else.",
-            },
-            {
-                "role": "user",
-                "content": f"{listed}\n\nWrite one sentence of at most 40 words that says what is common "
-                "to most of these descriptions of the same person. Name no person, place or topic.\n"
-                'Form: {"personality": "..."}',
-            },
-        ],
-        _object({"personality": _string(MAX_DESCRIPTION)}),
-        _read_merged,
+        "You merge descriptions of one person's personality.",
+        f"{listed}\n\nWrite one sentence of at most 40 words that says what is common "
+        "to most of these descriptions of the same person. Name no person, place or topic.\n"
+        'Form: {"personality": "..."}',
+        {"personality": json_text(MAX_DESCRIPTION)},
+        read,
         _TOKENS_PER_SPEAKER,
     )
 
@@ -264,19 +227,19 @@ def build_profiles(
     rounds: int = 2,
     on_reply: Callable[[Reply[str]], None] = lambda reply: None,
 ) -> dict[str, int]:
-    """One description a speaker from the records of all segments; replaces the profiles in the store.
+    """Make one description for each speaker from the records of all segments; replaces all profiles.
 
-    With experts, one merges the (at most 20 most central) descriptions of a speaker; without, or where its
-    answer cannot be used, the most central description stands for all.
+    An expert merges the descriptions of a speaker (the 20 most central at most). Without experts, or where
+    the answer cannot be used, the most central description is taken.
 
     Returns:
-        counts: speakers, of one segment, central, merged, merge_failed.
+        Counts: speakers; single (one segment), central, merged; merge_failed.
     """
     speakers: dict[Who, list[str]] = {}
     for dataset, scope, speaker, description in book.personas():
         speakers.setdefault((dataset, scope, speaker), []).append(description)
     chosen: dict[Who, tuple[str, str]] = {}
-    questions: dict[str, tuple[Who, Question[str]]] = {}
+    questions: dict[Who, Question[str]] = {}
     for who, descriptions in speakers.items():
         if len(descriptions) == 1:
             chosen[who] = (descriptions[0], "single")
@@ -285,19 +248,19 @@ def build_profiles(
         chosen[who] = (descriptions[most_central(vectors)], "central")
         if specs:
             order = np.argsort(-(vectors @ vectors.sum(0)), kind="stable")[:_MERGED_AT_ONCE]
-            item = ":".join(who)
-            questions[item] = (who, merge_question(item, [descriptions[i] for i in sorted(order)]))
+            questions[who] = merge_question(":".join(who), [descriptions[i] for i in sorted(order)])
     counts = Counter(speakers=len(speakers))
+    speaker_of = {q.item: who for who, q in questions.items()}
+
+    def keep(asked: Question[str], reply: Reply[str]) -> None:
+        if reply.value is None:
+            counts["merge_failed"] += 1
+        else:
+            chosen[speaker_of[asked.item]] = (reply.value, f"merged by {reply.expert}")
+        on_reply(reply)
+
     if questions:
-
-        def keep(asked: Question[str], reply: Reply[str]) -> None:
-            if reply.value is None:
-                counts["merge_failed"] += 1
-            else:
-                chosen[questions[asked.item][0]] = (reply.value, f"merged by {reply.expert}")
-            on_reply(reply)
-
-        ask_experts((q for _, q in questions.values()), specs, book, MERGE_PURPOSE, keep, rounds)
+        ask_experts(questions.values(), specs, book, MERGE_PURPOSE, keep, rounds)
     for _, made_by in chosen.values():
         counts[made_by.split()[0]] += 1
     book.set_profiles((*who, *chosen[who], len(descriptions)) for who, descriptions in speakers.items())
@@ -305,13 +268,12 @@ def build_profiles(
 
 
 def attach_profiles(conversations: Iterable[Conversation], profiles: Mapping[Who, str]) -> list[Conversation]:
-    """Give speakers the profiles that are known of them; they take the place of other descriptions."""
+    """Give speakers their profiles, in place of other descriptions."""
     result = []
     for c in conversations:
-        own = dict(c.personas)
-        for s in c.speakers:
-            found = profiles.get((c.dataset, c.id, s)) or profiles.get((c.dataset, "", s))
-            if found:
-                own[s] = Persona(s, found, c.scenario)
-        result.append(replace(c, personas=own))
+        known = {
+            s: profiles.get((c.dataset, c.id, s)) or profiles.get((c.dataset, "", s)) for s in c.speakers
+        }
+        own = {s: Persona(s, found, c.scenario) for s, found in known.items() if found}
+        result.append(replace(c, personas={**c.personas, **own}))
     return result

@@ -1,13 +1,13 @@
 """The RL stage: SELF-GRPO with self-play over one iteration's prompts (algorithm 1, step (a)).
 
-One round, from prompts to optimiser step, stands in `rl_stage` from top to bottom:
+`rl_stage` shows one round from top to bottom:
 
     draw      original prompts, and those that earlier turns of self-play left (flywheel.PromptQueue)
     sample    G completions of each by the policy (eqs. 5, 6)
     score     R1 against the target, R2 against the group, their advantage (eqs. 8-13)
     update    the optimiser steps on all groups (eq. 14)
-    best      the best rollout of each group; the gate says whether it may join the data
-    next      what passed leaves an SFT sample and the episode's next prompt (eq. 7)
+    best      the best rollout of each group; the gate decides whether it may join the data
+    next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from selfemo.training.protocol import Measures, RlItem, Trainer, learning_rate
 
 @dataclass(frozen=True)
 class RlPlan:
-    """How many rounds of sampling and optimiser steps an RL stage has."""
+    """The numbers of prompts, rounds and optimiser steps of an RL stage."""
 
     prompts: int
     rounds: int
@@ -52,11 +52,11 @@ class RlPlan:
 
     @staticmethod
     def of(prompts: int, per_step: int, mini_batch: int, *, whole_rounds: bool) -> RlPlan:
-        """The plan of a stage of so many prompts.
+        """The plan of a stage with `prompts` prompts.
 
         Args:
             per_step: prompts of one round (grpo.prompts_per_step).
-            whole_rounds: leave the prompts of a last, partial round out.
+            whole_rounds: leave out the prompts of a last, partial round.
         """
         per_round = min(per_step, prompts)
         rounds = prompts // per_round if whole_rounds else -(-prompts // per_round)
@@ -69,16 +69,15 @@ class RlPlan:
 
 @dataclass
 class Round:
-    """The prompts of one round: as drawn, and inside the length limit, with the counts of `fit_all`."""
+    """The prompts of one round: as drawn, and within the length limit, with the counts of `fit_all`."""
 
     drawn: list[Prompt] = field(default_factory=list)
     fitted: list[Fitted] = field(default_factory=list)
     lengths: Counter[str] = field(default_factory=Counter)
 
-    def add(self, drawn: list[Prompt], fitted: list[Fitted], lengths: Counter[str]) -> None:
-        self.drawn += drawn
-        self.fitted += fitted
-        self.lengths += lengths
+    @staticmethod
+    def of(drawn: list[Prompt], trainer: Trainer, config: PromptConfig) -> Round:
+        return Round(drawn, *fit_all(drawn, trainer.encode, config.max_tokens, config.reasoning))
 
 
 def rl_stage(
@@ -91,15 +90,15 @@ def rl_stage(
     watch: Watch,
     on_round: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, int]:
-    """Train the policy that `trainer` holds on one iteration's prompts.
+    """Train the policy of `trainer` on one iteration's prompts.
 
-    Each round is one transaction of the buffer. Go on at `place.step` with a trainer that holds the weights
-    and optimiser state of that point, and the rest of the stage is what it would have been.
+    Each round is one transaction of the buffer. A stage that continues at `place.step`, with a trainer that
+    has the weights and optimiser state of that point, gives the same result as an uninterrupted one.
 
     Args:
-        originals: prompts inside the length limit.
+        originals: prompts within the length limit.
         place: stage, first round, iteration.
-        on_round: called with the metrics of each round that is kept.
+        on_round: called with the metrics of each round.
 
     Returns:
         Counts over the whole stage: verdicts of the gate, prompts shortened or too long.
@@ -155,46 +154,39 @@ def rl_plan(config: Config, trainer: Trainer) -> RlPlan:
 def _drawn(
     trainer: Trainer, originals: Sequence[Prompt], config: Config, buffer: Buffer, plan: RlPlan, place: Place
 ) -> Iterator[tuple[range, list[Round]]]:
-    """Each wave that is not done yet with its rounds; a wave is drawn when the one before it is kept."""
+    """Draw the prompts of each unfinished wave; a wave is drawn when those before it are done."""
     share = config.selfplay.synthetic_share
     known = {p.id: p for p in originals}
     queue: PromptQueue | None = None
     for wave in trainer.waves(plan.rounds):
         if wave.stop <= place.step:
             continue
-        rounds = [Round() for _ in wave]
         if ids := trainer.drawn(wave):
             prompts = [known.get(i) or buffer.prompt(i) for i in ids]
             size = plan.prompts_per_round
-            for k, round_ in enumerate(rounds):
-                round_.add(*_fit(prompts[k * size : (k + 1) * size], trainer, config.prompt))
-            yield wave, rounds
+            parts = [prompts[k * size : (k + 1) * size] for k in range(len(wave))]
+            yield wave, [Round.of(p, trainer, config.prompt) for p in parts]
             continue
         queue = queue or PromptQueue(originals, buffer, config.seed, share)
         if not trainer.whole_rounds:
-            for index, round_ in zip(wave, rounds, strict=True):
-                round_.add(*_fit(queue.draw(plan.size(index)), trainer, config.prompt))
-            yield wave, rounds
+            yield wave, [Round.of(queue.draw(plan.size(r)), trainer, config.prompt) for r in wave]
             continue
-        # The first of several waves has no synthetic prompts, so the later ones take its share too.
+        # The first of several waves has no synthetic prompts, so later ones take its share too.
         left = round(share * plan.prompts_per_round * wave.stop)
         left -= buffer.drawn_synthetic(place.stage)
+        rounds = [Round() for _ in wave]
         for round_ in rounds:
             while missing := plan.prompts_per_round - len(round_.fitted):
-                drawn, fitted, lengths = _fit(queue.draw(missing, max(0, left)), trainer, config.prompt)
-                inside = {f.prompt.id for f in fitted}
+                more = Round.of(queue.draw(missing, max(0, left)), trainer, config.prompt)
+                inside = {f.prompt.id for f in more.fitted}
                 with buffer.transaction():
-                    buffer.skip(p.id for p in drawn if p.id not in inside)
-                drawn = [p for p in drawn if p.id in inside]
-                left -= sum(p.lineage.synthetic for p in drawn)
-                round_.add(drawn, fitted, lengths)
+                    buffer.skip(p.id for p in more.drawn if p.id not in inside)
+                kept = [p for p in more.drawn if p.id in inside]
+                left -= sum(p.lineage.synthetic for p in kept)
+                round_.drawn += kept
+                round_.fitted += more.fitted
+                round_.lengths += more.lengths
         yield wave, rounds
-
-
-def _fit(
-    drawn: list[Prompt], trainer: Trainer, config: PromptConfig
-) -> tuple[list[Prompt], list[Fitted], Counter[str]]:
-    return drawn, *fit_all(drawn, trainer.encode, config.max_tokens, config.reasoning)
 
 
 def _keep_round(
@@ -210,7 +202,7 @@ def _keep_round(
 ) -> dict[str, Any]:
     """Put a round into the buffer as one transaction; returns its metrics.
 
-    Prompts without a turn are marked as skipped; a turn that passed leaves an SFT sample and, inside
+    Prompts without a turn are marked as skipped; a turn that passed gives an SFT sample and, up to
     `max_turns`, its next prompt.
     """
     played = {t.group.prompt.id for t in turns}
@@ -243,7 +235,7 @@ def _keep_round(
 
 
 def stage_counts(buffer: Buffer, stage: str) -> dict[str, int]:
-    """Verdicts on the best rollouts of a stage, and what the length limit did to its prompts."""
+    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long."""
     counts = Counter(buffer.verdicts(stage))
     for record in buffer.stage_metrics(stage):
         counts.update(record.get("lengths", {}))
@@ -251,41 +243,40 @@ def stage_counts(buffer: Buffer, stage: str) -> dict[str, int]:
 
 
 def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
-    """What the curves are drawn from: rewards, parse rate, entropy, lengths, emotion shares."""
+    """The measures of a round's groups: rewards, parse rate, entropy, lengths, emotion shares."""
     rollouts = [r for t in turns for r in t.group.rollouts]
     if not rollouts:
         return {}
-    parsed = [r.completion for r in rollouts if r.completion is not None]
     n = len(rollouts)
 
     def shares(tops: Sequence[str]) -> dict[str, float]:
         return {e: c / max(1, len(tops)) for e, c in sorted(Counter(tops).items())}
 
-    labels = {t.group.prompt.label_set.name: t.group.prompt.label_set for t in turns}
-    by_prompt = [(r.completion, t.group.prompt) for t in turns for r in t.group.rollouts]
+    by_labels = [(r.completion, t.group.prompt.label_set) for t in turns for r in t.group.rollouts]
+    original = [r.r1 for t in turns if not t.group.prompt.lineage.synthetic for r in t.group.rollouts]
     return {
         "prompts": len(turns),
         "synthetic": sum(t.group.prompt.lineage.synthetic for t in turns),
         "r1": sum(r.r1 for r in rollouts) / n,
-        "r1_original": _mean(
-            [r.r1 for t in turns if not t.group.prompt.lineage.synthetic for r in t.group.rollouts]
-        ),
+        "r1_original": sum(original) / len(original) if original else None,
         "r2": sum(r.r2 for r in rollouts) / n,
-        "parse_rate": len(parsed) / n,
+        "parse_rate": sum(r.completion is not None for r in rollouts) / n,
         "truncated": sum(not r.sample.finished for r in rollouts) / n,
         "sampling_entropy": sum(r.sample.mean_entropy for r in rollouts) / n,
         "tokens_per_completion": sum(len(r.sample.token_ids) for r in rollouts) / n,
         "pass_rate": sum(t.verdict == PASS for t in turns) / len(turns),
         **_silence(turns),
-        "label_sets": sorted(labels),
-        "emotions": shares([c.emotion.top(p.label_set) for c, p in by_prompt if c]),
-        "self_emotions": shares([c.self_emotion.top(p.label_set) for c, p in by_prompt if c]),
+        "label_sets": sorted({labels.name for _, labels in by_labels}),
+        "emotions": shares([c.emotion.top(labels) for c, labels in by_labels if c]),
+        "self_emotions": shares([c.self_emotion.top(labels) for c, labels in by_labels if c]),
     }
 
 
 def _silence(turns: Sequence[Turn]) -> dict[str, float]:
-    """Shares of the groups whose completions have all one R1, all one R2, and no advantage at all: a
-    reward that does not differ inside a group teaches nothing of it."""
+    """Shares of the groups in which all completions have equal R1, equal R2, or no advantage.
+
+    A reward that is equal within a group teaches nothing.
+    """
 
     def share(of: Callable[[Rollout], float]) -> float:
         values = [[of(r) for r in t.group.rollouts] for t in turns]
@@ -296,7 +287,3 @@ def _silence(turns: Sequence[Turn]) -> dict[str, float]:
         "r2_flat": share(lambda r: r.r2),
         "silent": share(lambda r: r.advantage),
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

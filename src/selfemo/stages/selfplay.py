@@ -1,7 +1,7 @@
-"""Self-play (SPEC section 5, eqs. 6-7): score a group, pick its best, gate it, make the next prompt.
+"""Self-play (SPEC section 5, eqs. 6-7): score a group, choose its best, gate it, make the next prompt.
 
-The one policy plays every role. These are the parts of one turn; rl.py runs them over a buffer of prompts
-with policy updates, `play_episodes` without.
+One policy plays every role. These are the parts of one turn; rl.py runs them with policy updates,
+`play_episodes` without.
 """
 
 from __future__ import annotations
@@ -32,45 +32,35 @@ from selfemo.stages.gate import PASS, gate
 from selfemo.stages.interfaces import Buffer
 
 PersonaOf = Callable[[str, str], Persona]
-"""(conversation id, speaker) to the persona that the speaker keeps over an episode."""
+"""From (conversation id, speaker) to the persona that the speaker keeps over an episode."""
 
 
 def persona_book(conversations: Sequence[Conversation]) -> PersonaOf:
     """Look personas up by conversation and speaker; unknown speakers get an empty one."""
     book: Mapping[str, Mapping[str, Persona]] = {c.id: c.personas for c in conversations}
-
-    def persona_of(conversation_id: str, speaker: str) -> Persona:
-        return book.get(conversation_id, {}).get(speaker, Persona(speaker, ""))
-
-    return persona_of
+    return lambda conversation, speaker: book.get(conversation, {}).get(speaker, Persona(speaker, ""))
 
 
 def score_group(
     prompt: Prompt, samples: Sequence[Sample], reward: RewardConfig, grpo: GrpoConfig, lam: float
 ) -> RolloutGroup:
-    """`score_samples` against the prompt's own target.
+    """Score completions against the prompt's own target (`score_samples`).
 
     Raises:
         ValueError: the prompt has no target.
     """
     if prompt.target is None:
         raise ValueError(f"prompt {prompt.id} has no target emotion to score against")
-    rollouts = score_samples(
-        prompt.label_set,
-        prompt.target,
-        samples,
-        lam=lam,
-        primary=reward.primary,
-        secondary=reward.secondary,
-        eps=grpo.eps,
-        ddof=grpo.ddof,
+    names = {"primary": reward.primary, "secondary": reward.secondary}
+    found = score_samples(
+        prompt.label_set, prompt.target, samples, lam=lam, **names, eps=grpo.eps, ddof=grpo.ddof
     )
-    return RolloutGroup(prompt, rollouts)
+    return RolloutGroup(prompt, found)
 
 
 def select_best(group: RolloutGroup, lam: float) -> int:
-    """Index of the rollout with the highest combined reward, then R1, then mean log-probability, then
-    the lowest index [ours]. Completions that parsed come before those that did not."""
+    """Index of the rollout with the highest combined reward, then R1, then mean log-probability, then the
+    lowest index [ours]. Completions that parsed come before those that did not."""
 
     def rank(i: int) -> tuple[bool, float, float, float, int]:
         r = group.rollouts[i]
@@ -86,11 +76,9 @@ def next_prompt(
     """x' = (H + r, persona of the other speaker, y' = S) of eq. 7.
 
     Args:
-        tag: names the episode that starts here, together with the prompt's id; a later turn keeps the
-            episode it belongs to.
+        tag: names a new episode, together with the prompt's id; a later turn keeps its episode.
     """
-    other = prompt.interlocutor
-    lineage = prompt.lineage
+    other, lineage = prompt.interlocutor, prompt.lineage
     episode = lineage.episode or f"{tag}:{prompt.id}"
     turn = lineage.turn + 1
     said = Utterance(prompt.answerer, completion.reply, completion.self_emotion)
@@ -111,10 +99,10 @@ def fit_all(
     max_tokens: int,
     reasoning: Reasoning,
 ) -> tuple[list[Fitted], Counter[str]]:
-    """Prompts inside the length limit, in order; the others are left out and counted.
+    """Shorten prompts to the length limit.
 
     Returns:
-        Counts beside the prompts: `too_long` (prompts left out), `shortened` (prompts), `turns_dropped`.
+        The prompts that fit, in order; counts: `too_long` (left out), `shortened` (prompts), `turns_dropped`.
     """
     counts: Counter[str] = Counter()
     fitted = []
@@ -149,7 +137,7 @@ class Turn:
 
 
 def take_turn(group: RolloutGroup, lam: float, config: GateConfig) -> Turn:
-    """Choose the best rollout of a scored group and put it before the gate."""
+    """Choose the best rollout of a scored group and apply the gate to it."""
     best = select_best(group, lam)
     return Turn(group, best, gate(group.prompt, group.rollouts[best], config))
 
@@ -164,10 +152,10 @@ def play_episodes(
     stage: str = "selfplay",
     on_turn: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Episodes from real histories to max_turns or the first turn that does not pass; no training.
+    """Play episodes from real histories to max_turns or the first turn that does not pass; no training.
 
     Args:
-        on_turn: called after each turn with (turn, episodes that go on).
+        on_turn: called after each turn with (turn, number of episodes that go on).
 
     Returns:
         Counts: turns played, verdicts, prompts that were shortened or too long.

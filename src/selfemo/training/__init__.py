@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from selfemo.config import Config
@@ -19,12 +20,8 @@ def states_folder(folder: Path, stage: str) -> Path:
 def _local(config: Config, folder: Path, stop: StopRequest) -> Trainer:
     from selfemo.training.local import LocalTrainer
 
-    return LocalTrainer(
-        config.model,
-        config.sampling.temperature,
-        lambda stage: states_folder(folder, stage),
-        config.save.keep_states,
-    )
+    temperature, keep = config.sampling.temperature, config.save.keep_states
+    return LocalTrainer(config.model, temperature, partial(states_folder, folder), keep)
 
 
 def _verl(config: Config, folder: Path, stop: StopRequest) -> Trainer:

@@ -18,9 +18,9 @@ _DIGEST = ".sha256"
 
 
 def writing_checkpoint(folder: Path) -> AbstractContextManager[Path]:
-    """A block that fills the folder it is given with model files, which then becomes the checkpoint.
+    """A context whose block fills a folder with model files; the folder then becomes the checkpoint.
 
-    The checkpoint gets its checksums, and is there as a whole or not at all.
+    The checkpoint gets checksums, and exists as a whole or not at all.
 
     Raises:
         EngineError: the disk is full, or the folder cannot be written; nothing is left behind.
@@ -48,8 +48,8 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
 def must_be_finite(model: Any, path: Path) -> None:
     """Raises: NotFiniteError, where a weight is NaN or infinite."""
     for name, p in model.named_parameters():
-        # A sum is one pass without a temporary; it is finite only if all summands are, or the
-        # slow check has the last word.
+        # A sum is one pass without a temporary; it is finite only if all summands are, or the slow check has
+        # the last word.
         if not torch.isfinite(p.detach().sum()) and not torch.isfinite(p.detach()).all():
             raise NotFiniteError(f"{path}: not written, since {name} is not finite")
 
@@ -58,7 +58,7 @@ def write_state(model: Any, optimizer: torch.optim.Optimizer, path: Path) -> Non
     """Write trained parameters and optimiser state to one safetensors file, with its checksum.
 
     Raises:
-        EngineError: it cannot be written; the one before stays.
+        EngineError: it cannot be written; the previous file stays.
     """
     flat = {f"p.{n}": p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     for index, state in optimizer.state_dict()["state"].items():
@@ -76,7 +76,7 @@ def write_state(model: Any, optimizer: torch.optim.Optimizer, path: Path) -> Non
 
 
 def read_state(model: Any, optimizer: torch.optim.Optimizer, path: Path, device: str) -> None:
-    """Put what `write_state` wrote into a model and its optimiser.
+    """Load a file of `write_state` into a model and its optimiser.
 
     Raises:
         EngineError: the file is missing, cut, altered, or of another model.
@@ -93,11 +93,9 @@ def read_state(model: Any, optimizer: torch.optim.Optimizer, path: Path, device:
                 if f"p.{name}" not in flat:
                     raise EngineError(f"{path}: holds no {name}; it is of another model")
                 parameter.copy_(flat[f"p.{name}"])
-    whole = optimizer.state_dict()
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in flat.items():
         if name.startswith("o."):
             index, key = name[2:].split(".", 1)
             state.setdefault(int(index), {})[key] = value
-    whole["state"] = state
-    optimizer.load_state_dict(whole)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -2,11 +2,11 @@
 
 Departures from the paper's stack (verl), all [ours]:
 - the G completions of a prompt, or the samples of one conversation, are one prefix tree, not G rows;
-- where one round of sampling feeds one optimiser step, the ratio's denominator is the current forward
-  pass itself (detached): the two are the same policy. With several mini-batches per round the old
+- where a round of sampling feeds one optimiser step, sampling and current policy are the same, so the ratio's
+  denominator is the current forward pass itself (detached). With several mini-batches per round the old
   log-probabilities are computed once, before the first of them;
-- trees whose advantages are all zero are left out when no KL or entropy term acts on them: their gradient
-  is exactly zero. Their tokens still count in the token mean.
+- trees whose advantages are all zero are left out if no KL or entropy term acts on them: their gradient is
+  exactly zero. Their tokens still count in the token mean.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from selfemo.config import GrpoConfig, ModelConfig, OptimConfig
+from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, OptimConfig
 from selfemo.errors import EngineError, MissingExtraError
 from selfemo.method import losses
 from selfemo.models.generation.local import LocalSampler
 from selfemo.models.loading import load_configured
 from selfemo.models.memory import KeptMemory, return_memory
-from selfemo.models.packing import Pack, bins, group_by_key, micro_batches, pack
+from selfemo.models.packing import bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
 from selfemo.training.checkpoints import must_be_finite, read_state, write_checkpoint, write_state
 from selfemo.training.guards import NOT_FINITE
 from selfemo.training.protocol import RlItem
-from selfemo.training.token_scores import score_tokens
+from selfemo.training.token_scores import TokenScores, score_tokens
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,12 @@ class SftItem:
 
 
 class LocalEngine:
-    """The policy with what trains and samples it.
+    """A policy with its sampler and its optimiser.
 
     Args:
         config: model, device, precision, adapters.
         checkpoint: weights to start from instead of `config.id`.
-        temperature: of the sampling policy, which is the one that RL trains.
+        temperature: of sampling; RL trains the policy at this temperature.
     """
 
     def __init__(self, config: ModelConfig, checkpoint: str | None = None, temperature: float = 1.0):
@@ -59,7 +58,7 @@ class LocalEngine:
         self.policy = load_configured(config, checkpoint)
         self.sampler = LocalSampler(self.policy)
         if config.lora is not None:
-            self._add_adapters()
+            self._add_adapters(config.lora)
         if config.gradient_checkpointing:
             self.policy.core.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -68,26 +67,21 @@ class LocalEngine:
         self._reference: Policy | None = None
         self._memory = KeptMemory()
 
-    def _add_adapters(self) -> None:
-        lora = self.config.lora
-        assert lora is not None
+    def _add_adapters(self, lora: LoraConfig) -> None:
         try:
             import peft
         except ImportError as e:
             raise MissingExtraError("peft (for model.lora)", "pip install peft") from e
-        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        settings = peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+            task_type="CAUSAL_LM",
+        )
         torch.manual_seed(0)
         try:
-            model = peft.get_peft_model(
-                self.policy.core,
-                peft.LoraConfig(
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,
-                    lora_dropout=lora.dropout,
-                    target_modules=targets,
-                    task_type="CAUSAL_LM",
-                ),
-            )
+            model = peft.get_peft_model(self.policy.core, settings)
         except ValueError as e:
             raise EngineError(f"model.lora.targets: {e}") from e
         self.policy.model, self.policy.core = model, model.get_base_model()
@@ -122,16 +116,16 @@ class LocalEngine:
         return_memory()
 
     def _apply(self, config: OptimConfig, lr: float, loss: float) -> dict[str, float]:
-        """The optimiser step; where loss or gradient is not finite, weights and optimiser stay."""
+        """Make the optimiser step; where loss or gradient is not finite, weights and optimiser stay."""
         assert self._optimizer is not None, "begin_stage comes first"
         parameters = self._optimizer.param_groups[0]["params"]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        whole = np.isfinite(norm) and np.isfinite(loss)
-        if whole:
+        finite = np.isfinite(norm) and np.isfinite(loss)
+        if finite:
             self._optimizer.param_groups[0]["lr"] = lr
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return {"grad_norm": norm, "lr": lr, **({} if whole else {NOT_FINITE: 1.0})}
+        return {"grad_norm": norm, "lr": lr, **({} if finite else {NOT_FINITE: 1.0})}
 
     # -- supervised -------------------------------------------------------------------------------
 
@@ -151,14 +145,12 @@ class LocalEngine:
         total = sum(float(np.sum(i.weights)) for i in items)
         # Sums stay on the device: reading one would wait for it at each micro-batch.
         loss_sum, tokens = torch.zeros((), device=self.policy.device), 0
-        for batch in _trees(self.policy, items, micro_tokens):
-            packs, starts, order = _pack_items(items, batch)
-            scores = score_tokens(self.policy, packs, starts, entropy=False)
-            weights = _pad_values([items[i].weights for i in order], scores.logp)
+        for scores, order, size in _scored(self.policy, items, micro_tokens, 1.0, entropy=False):
+            weights = _pad([torch.tensor(items[i].weights) for i in order]).to(scores.logp.device)
             loss = losses.masked_sum(-scores.logp * weights, scores.mask) / total
             loss.backward()
             loss_sum += loss.detach()
-            tokens += sum(len(p) for p in packs)
+            tokens += size
         return {"loss": float(loss_sum), "packed_tokens": tokens}
 
     # -- reinforcement ----------------------------------------------------------------------------
@@ -169,15 +161,13 @@ class LocalEngine:
         """Log-probabilities of each item's completion under a policy, without gradient."""
         result: list[torch.Tensor] = [torch.empty(0)] * len(items)
         with torch.no_grad():
-            for batch in _trees(policy, items, micro_tokens):
-                packs, starts, order = _pack_items(items, batch)
-                scores = score_tokens(policy, packs, starts, temperature=self.temperature, entropy=False)
+            for scores, order, _ in _scored(policy, items, micro_tokens, self.temperature, entropy=False):
                 for row, i in enumerate(order):
                     result[i] = scores.logp[row, : len(items[i].completion_ids)].clone()
         return result
 
     def _reference_logprobs(self, items: Sequence[RlItem], micro: int) -> list[torch.Tensor]:
-        """Under the reference policy: adapters off, else the frozen copy of `set_reference`."""
+        """Log-probabilities under the reference policy: adapters off, else the copy of `set_reference`."""
         if self.config.lora is not None:
             with self.policy.model.disable_adapter():
                 return self._score_detached(self.policy, items, micro)
@@ -186,11 +176,8 @@ class LocalEngine:
         return self._score_detached(self._reference, items, micro)
 
     def set_reference(self) -> None:
-        """Freeze the present weights as the reference policy of this stage.
-
-        Under LoRA the reference is the model with its adapter off and nothing is copied.
-        """
-        if self.config.lora is not None:
+        """Freeze the present weights as the reference policy of this stage."""
+        if self.config.lora is not None:  # then the reference is the model with its adapters off
             return
         core = copy.deepcopy(self.policy.core).requires_grad_(False).eval()
         self._reference = replace(self.policy, model=core, core=core)
@@ -198,9 +185,9 @@ class LocalEngine:
     def rl_round(
         self, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> list[dict[str, float]]:
-        """One optimiser step per mini-batch, all sampled by the policy as it is at the call.
+        """Make one optimiser step per mini-batch; the policy before the call sampled all of them.
 
-        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm. One
+        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm. A step
         whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
         """
         old: list[list[torch.Tensor]] | None = None
@@ -222,38 +209,25 @@ class LocalEngine:
         """Accumulate the gradient of eq. 14 (token mean) over one mini-batch.
 
         Args:
-            old: log-probabilities of each item under the policy that sampled it; None if that is the
-                present policy.
+            old: log-probabilities of each item under the policy that sampled it; None for the present policy.
         """
         tokens = sum(len(i.completion_ids) for i in items)
         quiet = not config.kl_coef and not config.entropy_coef
-        silent = {
-            share
-            for share in {i.share for i in items}
-            if quiet and all(i.advantage == 0 for i in items if i.share == share)
-        }
-        active = [k for k, i in enumerate(items) if i.share not in silent]
+        loud = {i.share for i in items if i.advantage != 0 or not quiet}
+        active = [k for k, i in enumerate(items) if i.share in loud]
         chosen = [items[k] for k in active]
         ref = self._reference_logprobs(chosen, config.micro_tokens) if config.kl_coef else None
         self.policy.model.train()
-        # On the device: reading one would wait for it at each micro-batch.
+        # Sums stay on the device: reading one would wait for it at each micro-batch.
         sums = torch.zeros(4, device=self.policy.device)
         seen = packed = 0
-        for batch in _trees(self.policy, chosen, config.micro_tokens):
-            packs, starts, order = _pack_items(chosen, batch)
-            scores = score_tokens(self.policy, packs, starts, temperature=self.temperature)
-            if old is None:
-                before = scores.logp.detach()
-            else:
-                before = _pad_tensors([old[active[i]] for i in order])
-            advantage = torch.tensor(
-                [chosen[i].advantage for i in order], dtype=torch.float32, device=scores.logp.device
-            )
+        for scores, order, size in _scored(self.policy, chosen, config.micro_tokens, self.temperature):
+            advantages = [chosen[i].advantage for i in order]
             token = losses.token_loss(
                 scores.logp,
-                before,
-                advantage,
-                _pad_tensors([ref[i] for i in order]) if ref else None,
+                scores.logp.detach() if old is None else _pad([old[active[i]] for i in order]),
+                torch.tensor(advantages, dtype=torch.float32, device=scores.logp.device),
+                _pad([ref[i] for i in order]) if ref else None,
                 scores.entropy if config.entropy_coef else None,
                 clip_low=config.clip_low,
                 clip_high=config.clip_high,
@@ -266,7 +240,7 @@ class LocalEngine:
                 parts = (scores.entropy, token.kl, token.clipped.float())
                 sums += torch.stack([loss, *(losses.masked_sum(x, scores.mask) for x in parts)])
             seen += sum(len(chosen[i].completion_ids) for i in order)
-            packed += sum(len(p) for p in packs)
+            packed += size
         loss_sum, *token_sums = sums.tolist()
         means = (v / max(1, seen) for v in token_sums)
         return {
@@ -274,13 +248,13 @@ class LocalEngine:
             **dict(zip(("entropy", "kl", "clipped"), means, strict=True)),
             "tokens": tokens,
             "packed_tokens": packed,
-            "silent_groups": len(silent),
+            "silent_groups": len({i.share for i in items} - loud),
         }
 
     # -- checkpoints ------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write the weights, adapters merged, as a checkpoint (`checkpoints.write_checkpoint`)."""
+        """Write the weights, with the adapters merged in, as a checkpoint."""
         must_be_finite(self.policy.model, folder)
         core = self.policy.core
         if self.config.lora is not None:
@@ -288,7 +262,7 @@ class LocalEngine:
         write_checkpoint(core, self.policy.tokenizer, folder)
 
     def save_training_state(self, path: Path) -> None:
-        """Trained parameters and optimiser state in one file (`checkpoints.write_state`)."""
+        """Write trained parameters and optimiser state to one file (`checkpoints.write_state`)."""
         assert self._optimizer is not None, "begin_stage comes first"
         must_be_finite(self.policy.model, path)
         write_state(self.policy.model, self._optimizer, path)
@@ -299,35 +273,34 @@ class LocalEngine:
         read_state(self.policy.model, self._optimizer, path, str(self.policy.device))
 
 
-def _trees(policy: Policy, items: Sequence[Any], micro_tokens: int) -> Iterator[list[list[int]]]:
-    """Micro-batches of trees (lists of item indices) within the token budget."""
+def _scored(
+    policy: Policy,
+    items: Sequence[SftItem | RlItem],
+    micro_tokens: int,
+    temperature: float,
+    *,
+    entropy: bool = True,
+) -> Iterator[tuple[TokenScores, list[int], int]]:
+    """Score items in micro-batches of prefix trees within the token budget.
+
+    Yields:
+        The scores of a micro-batch, the index of the item in each row, and the number of packed tokens.
+    """
     if not items:
         return
     sequences = [[*i.prompt_ids, *i.completion_ids] for i in items]
     trees = group_by_key(sequences, [i.share for i in items], micro_tokens)
     sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
     if policy.attention == "tree":
-        for row in bins(sizes, micro_tokens):
-            yield [[i for t in row for i in trees[t]]]
-        return
-    for batch in micro_batches(sizes, micro_tokens):
-        yield [trees[i] for i in batch]
+        batches = [[[i for t in row for i in trees[t]]] for row in bins(sizes, micro_tokens)]
+    else:
+        batches = [[trees[t] for t in batch] for batch in micro_batches(sizes, micro_tokens)]
+    for batch in batches:
+        packs = [pack([sequences[i] for i in row]) for row in batch]
+        starts = [[len(items[i].prompt_ids) for i in row] for row in batch]
+        scores = score_tokens(policy, packs, starts, temperature=temperature, entropy=entropy)
+        yield scores, [i for row in batch for i in row], sum(map(len, packs))
 
 
-def _pack_items(
-    items: Sequence[Any], trees: list[list[int]]
-) -> tuple[list[Pack], list[list[int]], list[int]]:
-    packs = [pack([[*items[i].prompt_ids, *items[i].completion_ids] for i in t]) for t in trees]
-    starts = [[len(items[i].prompt_ids) for i in t] for t in trees]
-    return packs, starts, [i for t in trees for i in t]
-
-
-def _pad_values(values: Sequence[Sequence[float]], like: torch.Tensor) -> torch.Tensor:
-    padded = np.zeros(tuple(like.shape), dtype=np.float32)
-    for row, v in enumerate(values):
-        padded[row, : len(v)] = v
-    return torch.from_numpy(padded).to(like.device)
-
-
-def _pad_tensors(values: Sequence[torch.Tensor]) -> torch.Tensor:
+def _pad(values: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)

@@ -1,20 +1,20 @@
-"""What a training stage is watched for [ours]: numbers, KL, collapse, reward hacking.
+"""Guards over a training stage [ours]: numbers, KL, collapse, reward hacking.
 
     numbers    a loss, gradient or measure that is not finite. The engine leaves such a step out, so it
-               reaches neither weights nor a checkpoint; the alarm says that it happened
+               reaches neither weights nor a checkpoint
     kl         mean KL to the reference policy per token over guard.max_kl (measured where kl_coef > 0)
     collapse   over guard.window rounds: mean sampling entropy under guard.min_entropy, or the most
                frequent recognised emotion over guard.max_emotion_share
     hacking    over guard.window rounds: mean R2 of the second half above that of the first by
                guard.hacking_change or more while mean R1 fell by as much
 
-All of it is a function of the stage's metrics records, so a resumed run raises the alarms of an
-uninterrupted one. An alarm of a kind that has a window starts its window anew.
+Alarms depend on the stage's metrics records alone, so a resumed run raises the same ones. After an alarm of a
+kind that has a window, a new window starts.
 
-What then happens is set for each kind: `warn` goes on; `stop` saves the state after the step and raises;
-`rollback` goes back to the last state that was saved before it and does the rest of the stage with half the
-learning rate. Halving and not leaving prompts out, because three of the four kinds are the work of many
-steps: without the last batch, the same policy takes the same way with the next one.
+Each kind has its action: `warn` goes on; `stop` saves the state after the step and raises; `rollback` goes
+back to the last state saved before it and halves the learning rate for the rest of the stage. It does not
+leave prompts out: most alarms are the result of many steps, and the next batch would lead the same policy
+there too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOT_FINITE = "not_finite"
 
 @dataclass(frozen=True)
 class Alarm:
-    """One thing that is wrong after a step; `kind` is also the key of its action in [guard]."""
+    """One alarm after a step; `kind` is also the key of its action in [guard]."""
 
     kind: str
     reason: str
@@ -57,15 +57,13 @@ def _numbers(record: Mapping[str, Any]) -> str | None:
 
 
 def _kl(record: Mapping[str, Any], config: GuardConfig) -> str | None:
-    kl = record.get("kl")
-    if kl is None or kl <= config.max_kl:
+    if (kl := record.get("kl")) is None or kl <= config.max_kl:
         return None
     return f"KL to the reference is {kl:.3g} nats per token, over guard.max_kl = {config.max_kl:g}"
 
 
 def _collapse(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str | None:
-    window = _window(records, "collapse", config.window)
-    if not window:
+    if not (window := _window(records, "collapse", config.window)):
         return None
     entropy = _mean(window, "sampling_entropy")
     if entropy < config.min_entropy:
@@ -88,8 +86,7 @@ def _collapse(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str 
 
 
 def _hacking(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str | None:
-    window = _window(records, "hacking", config.window)
-    if not window:
+    if not (window := _window(records, "hacking", config.window)):
         return None
     early, late = window[: len(window) // 2], window[-(len(window) // 2) :]
     r1, r2 = (_mean(late, k) - _mean(early, k) for k in ("r1", "r2"))
@@ -102,7 +99,7 @@ def _hacking(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str |
 
 
 def alarms(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> list[Alarm]:
-    """What is wrong after the last of a stage's metrics records (all of them, in order)."""
+    """The alarms after the last of a stage's metrics records (all of them, in order)."""
     found = {
         "numbers": _numbers(records[-1]),
         "kl": _kl(records[-1], config),
@@ -113,12 +110,11 @@ def alarms(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> list[Al
 
 
 def decide(found: Sequence[Alarm], config: GuardConfig) -> GuardAction | None:
-    """The strictest of the actions that are set for some alarms: stop, then rollback, then warn."""
-    actions: set[GuardAction] = {getattr(config, a.kind) for a in found}
+    """The strictest action that is set for these alarms: stop, then rollback, then warn."""
     strict: tuple[GuardAction, ...] = ("stop", "rollback", "warn")
-    return next((a for a in strict if a in actions), None)
+    return min((getattr(config, a.kind) for a in found), key=strict.index, default=None)
 
 
 def rate_scale(rollbacks: Sequence[Mapping[str, Any]], step: int) -> float:
-    """What the learning rate of a step is multiplied with: half for each rollback to it or before it."""
+    """The factor of a step's learning rate: one half for each rollback to the step or before it."""
     return float(0.5 ** sum(r["to"] <= step for r in rollbacks))

@@ -1,7 +1,7 @@
 """The trainer of one device: the stages of a run on the local engine (engine.py), in this process.
 
-Departure from the paper's stack [ours]: one round of sampling feeds the very next optimiser steps, so a wave
-is one round.
+Departure from the paper's stack [ours]: a round of sampling feeds the optimiser steps right after it, so a
+wave is one round.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class LocalTrainer:
     """`Trainer` on one device.
 
     Args:
-        model: which weights, where, in which precision, with which adapters.
-        temperature: of the sampling policy, which is the one that RL trains.
-        states: gives the folder of a stage's training states.
-        keep_states: how many of the last states of a stage stay.
+        model: weights, device, precision, adapters.
+        temperature: of sampling; RL trains the policy at this temperature.
+        states: from a stage to the folder of its training states.
+        keep_states: how many of a stage's last states are kept.
     """
 
     whole_rounds = False
@@ -45,10 +45,10 @@ class LocalTrainer:
 
     @property
     def engine(self) -> LocalEngine:
-        """The engine with the model in hand.
+        """The engine with the loaded model.
 
         Raises:
-            EngineError: no stage has begun and nothing is loaded.
+            EngineError: no model is loaded.
         """
         if self._engine is None:
             raise EngineError("no model is loaded; begin a stage or ask for a sampler first")
@@ -95,8 +95,7 @@ class LocalTrainer:
 
     def _saved(self) -> list[int]:
         """Steps that have a state, the last first."""
-        files = self._states.glob("step-*.safetensors")
-        return sorted((int(f.stem.removeprefix("step-")) for f in files), reverse=True)
+        return sorted(map(_step_of, self._states.glob("step-*.safetensors")), reverse=True)
 
     def resume(self, recorded: int, say: Callable[[str], None]) -> int:
         if not recorded:
@@ -111,14 +110,14 @@ class LocalTrainer:
         return 0
 
     def save_state(self, done: int, record: Callable[[int], None]) -> None:
-        # Later states are left from before a rollback, or from a state that was damaged.
+        # Later states are from before a rollback, or from before a resume at an earlier state.
         for stale in [s for s in self._saved() if s > done]:
             self._path(stale).unlink()
         self.engine.save_training_state(self._path(done))
         record(done)
         kept = self._saved()[: self._keep_states]
         for file in self._states.glob("step-*"):
-            if int(file.stem.removeprefix("step-")) not in kept:
+            if _step_of(file) not in kept:
                 file.unlink()
 
     def save(self, folder: Path) -> None:
@@ -145,11 +144,9 @@ class LocalTrainer:
             self.engine.sft_item(f.ids, text, share, config.label_weight)
             for (f, text), share in zip(samples, shares, strict=True)
         ]
-        batches = [
-            batch
-            for epoch in range(epochs)
-            for batch in epoch_batches(shares, config.batch_size, config.run_length, seed, epoch)
-        ]
+        batches: list[list[int]] = []
+        for epoch in range(epochs):
+            batches += epoch_batches(shares, config.batch_size, config.run_length, seed, epoch)
         for step, batch in enumerate(batches[first:], first):
             lr = learning_rate(config, step, len(batches)) * scale(step)
             yield SftStep(step, self.engine.sft_step([items[i] for i in batch], config, lr))
@@ -175,3 +172,7 @@ class LocalTrainer:
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:
         return finite_means(self.engine.rl_round(minibatches, config, rates))
+
+
+def _step_of(state: Path) -> int:
+    return int(state.stem.removeprefix("step-"))

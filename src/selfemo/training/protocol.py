@@ -1,14 +1,15 @@
-"""The training protocol: what a run asks of whatever trains the policy.
+"""The training protocol: how a run uses a trainer.
 
-Implemented by the local engine (local.py, one device) and by verl (verl/trainer.py, a cluster). A stage does
-not ask which one it has:
+The local trainer (local.py, one device) and verl (verl/trainer.py, a cluster) implement it. A stage does not
+ask which one it has:
 
     sft    begin_sft -> resume -> for step in sft(...): keep, watch, save_state -> save
     RL     begin_rl -> resume -> for wave in waves(...): with wave(...): sample, score, update -> save
 
-A wave is the rounds whose prompts are drawn before the first of them is sampled: one round here; several for
-verl, where each wave is a launch. verl samples and updates in processes of its own, so its `sample` waits for
-what they sampled and its `update` checks that they trained with the advantages it is given.
+A wave is a number of rounds whose prompts are drawn before the first of them is sampled: one round for the
+local trainer; several for verl, where each wave is a launch. verl's own processes sample and update, so its
+`sample` waits for their completions, and its `update` checks that they trained with the advantages it is
+given.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Measures = dict[str, Any]
 
 @dataclass(frozen=True)
 class RlItem:
-    """One sampled completion with its advantage; completions of one prompt stand side by side."""
+    """One sampled completion with its advantage; completions of one prompt are adjacent."""
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
@@ -46,7 +47,7 @@ class RlItem:
 
 @dataclass(frozen=True)
 class SftStep:
-    """One optimiser step that was made: its index from 0, and its measures."""
+    """One finished optimiser step: its index from 0, and its measures."""
 
     index: int
     measures: Measures
@@ -56,23 +57,19 @@ class Trainer(Protocol):
     """Trains a policy through the stages of a run."""
 
     whole_rounds: bool
-    """Whether each RL round must have all its prompts: a launch takes whole batches only."""
+    """Whether each RL round must have all its prompts (a launch takes whole batches only)."""
 
     def encode(self, messages: list[Message]) -> Sequence[int]:
         """Token ids of a chat up to where the completion starts, by the configured model's tokenizer."""
-        ...
 
     def sampler(self, weights: str) -> Sampler:
-        """A sampler with some weights (a model id or folder), to evaluate with; valid until the next call."""
-        ...
+        """A sampler for evaluation with some weights (a model id or folder); valid until the next call."""
 
     def release(self) -> None:
-        """Let go of the model that is held."""
-        ...
+        """Free the loaded model."""
 
     def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
         """Start a supervised stage from some weights, with a fresh optimiser."""
-        ...
 
     def begin_rl(self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]) -> None:
         """Start an RL stage from some weights, which are also the reference policy of the KL term.
@@ -80,34 +77,29 @@ class Trainer(Protocol):
         Args:
             tests: held-out prompts that an engine may test on between rounds.
         """
-        ...
 
     def resume(self, recorded: int, say: Callable[[str], None]) -> int:
-        """Go on from the last whole state of the stage; returns the steps (rounds) that it holds, or 0.
+        """Continue from the last complete state of the stage; returns its number of steps (rounds), or 0.
 
         Args:
-            recorded: the last step that the run recorded as saved; a later state is of a save that was cut
-                off. An engine that saves on its own goes by its own records.
-            say: told which states are damaged.
+            recorded: the last step that the run recorded as saved; a later state may be incomplete. A trainer
+                that saves on its own uses its own records.
+            say: called with a message for each damaged state.
         """
-        ...
 
     def save_state(self, done: int, record: Callable[[int], None]) -> None:
-        """Save what the stage can go on from after `done` steps.
+        """Save a state after `done` steps, from which the stage can continue.
 
         Args:
-            record: called once the state is whole, before older ones are dropped. An engine that saves on
-                its own may save nothing here and not call it.
+            record: called when the state is complete, before older ones are deleted. A trainer that saves on
+                its own may do nothing here.
         """
-        ...
 
     def save(self, folder: Path) -> None:
         """Write the trained weights as a checkpoint; ends the stage."""
-        ...
 
     def sft_steps(self, samples: int, config: SftConfig, epochs: int) -> int:
-        """How many optimiser steps `epochs` passes over so many samples take."""
-        ...
+        """The number of optimiser steps of `epochs` passes over the samples."""
 
     def sft(
         self,
@@ -119,41 +111,35 @@ class Trainer(Protocol):
         first: int,
         scale: Callable[[int], float],
     ) -> Iterator[SftStep]:
-        """Train on (prompt, completion) samples; yields after each optimiser step.
+        """Train on samples (prompt, completion); yields after each optimiser step.
 
         Args:
             first: the step to begin with.
-            scale: what the learning rate of a step is multiplied with.
+            scale: from a step to the factor of its learning rate.
         """
-        ...
 
     def waves(self, rounds: int) -> list[range]:
-        """The rounds of an RL stage, parted into waves."""
-        ...
+        """The rounds of an RL stage, divided into waves."""
 
     def drawn(self, wave: range) -> list[str] | None:
-        """Ids of the prompts that an earlier, interrupted run of this wave drew, in order; else None."""
-        ...
+        """Ids of the prompts, in order, if an interrupted run of this wave has drawn them; else None."""
 
     def wave(self, wave: range, rounds: Sequence[Sequence[Fitted]]) -> AbstractContextManager[None]:
-        """Inside the context the rounds of the wave can be sampled. `rounds`: the prompts of each."""
-        ...
+        """A context in which the wave's rounds can be sampled; `rounds` holds the prompts of each."""
 
     def sample(
         self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
     ) -> list[list[Sample]]:
-        """`n` completions of each prompt of a round, by the policy as it is."""
-        ...
+        """Sample `n` completions of each prompt of a round with the current policy."""
 
     def update(
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:
-        """One optimiser step per mini-batch on the completions of the round; the mean of their measures."""
-        ...
+        """Make one optimiser step per mini-batch on the round's completions; returns their mean measures."""
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
-    """The rate of optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule."""
+    """The learning rate of optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule."""
     warm = round(config.warmup * total)
     if step < warm:
         return config.lr * (step + 1) / (warm + 1)
@@ -166,9 +152,9 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
 
 
 def finite_means(steps: Sequence[dict[str, float]]) -> dict[str, float | None]:
-    """The mean of each measure over the steps where it is finite, None where it never is.
+    """The mean of each measure over the steps where it is finite; None if it never is.
 
-    `not_finite`, the number of steps that were left out, is a sum, and is there only if there were any.
+    `not_finite`, the number of steps that were left out, is summed, and missing if it is 0.
     """
     means: dict[str, float | None] = {}
     for key in dict.fromkeys(k for s in steps for k in s if k != NOT_FINITE):
@@ -182,10 +168,10 @@ def finite_means(steps: Sequence[dict[str, float]]) -> dict[str, float | None]:
 def epoch_batches(
     shares: Sequence[str], batch_size: int, run_length: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """Sample indices of one epoch's optimiser steps.
+    """Sample indices of one epoch's optimiser steps; every index appears exactly once.
 
-    Samples of one conversation that stand side by side stay together in runs of at most `run_length`
-    (they are one prefix tree); runs are shuffled. Every index appears exactly once.
+    Adjacent samples of one conversation stay together in runs of at most `run_length` (they are one prefix
+    tree); the runs are shuffled.
     """
     runs: list[list[int]] = []
     for i, share in enumerate(shares):

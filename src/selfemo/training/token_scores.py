@@ -19,7 +19,7 @@ from selfemo.models.policy import Policy
 _LOGITS = 1 << 28
 """Most logits at a time: 1 GiB in fp32, of which the loss takes a few times as much."""
 _LENGTH_STEP = 32
-"""Rows are padded to a multiple of it: kernels compiled for few shapes are used again."""
+"""Rows are padded to a multiple of it, so that kernels compiled for few shapes are used again."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def score_tokens(
 ) -> TokenScores:
     """Score the tokens from `starts` on in each packed sequence, in the order of the packs' paths.
 
-    Logits are computed once for each distinct token that predicts one, nowhere else; beyond `_LOGITS` of
-    them chunk by chunk, and again in the backward pass, so that a large vocabulary does not set the size of
-    micro-batches. The policy is the softmax of logits / temperature: what was sampled from. Without `entropy`
-    that field is zeros.
+    Logits are computed once for each distinct token that predicts a scored one; beyond `_LOGITS` of them
+    chunk by chunk, and again in the backward pass, so that a large vocabulary does not set the size of
+    micro-batches. The policy is the softmax of logits / temperature, as in sampling. Without `entropy` that
+    field is zeros.
     """
     rows = policy.rows(packs, _LENGTH_STEP)
     s = rows.input_ids.shape[1]
@@ -75,7 +75,9 @@ def score_tokens(
             )
         order = torch.from_numpy(np.argsort(np.concatenate(where))).to(policy.device)
         flat, entropies = (torch.cat(x)[order] for x in zip(*parts, strict=True))
-    return TokenScores(_pad(flat, lengths), _pad(entropies, lengths), _length_mask(lengths, policy.device))
+    columns = torch.arange(max(lengths))
+    mask = (columns[None, :] < torch.tensor(lengths)[:, None]).to(policy.device)
+    return TokenScores(_pad(flat, lengths), _pad(entropies, lengths), mask)
 
 
 def _score(
@@ -86,7 +88,7 @@ def _score(
     at: torch.Tensor,
     token: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(t,) log-probability of each `token` and entropy, by the logits of the hidden states (u, d) `at` it."""
+    """(t,) log-probability and entropy of each `token`, from the hidden states (u, d); `at` indexes them."""
     with policy.autocast():
         logits = policy.logits(hidden)
     if temperature != 1:
@@ -104,8 +106,3 @@ def _score(
 def _pad(flat: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     parts = torch.split(flat, list(lengths))
     return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
-
-
-def _length_mask(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    columns = torch.arange(max(lengths))
-    return (columns[None, :] < torch.tensor(lengths)[:, None]).to(device)

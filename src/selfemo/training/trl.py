@@ -3,18 +3,18 @@
     dataset = prompt_dataset(conversations, tokenizer, max_prompt_tokens=512)
     trainer = SelfGRPOTrainer(model, SelfGRPOConfig("out"), train_dataset=dataset)
 
-TRL sums its rewards and normalises the sum, or normalises each and whitens the batch after summing; eq. 13
-does neither. The trainer therefore keeps TRL's generation, loss and logging, and puts in place of TRL's
-advantages those of `scoring.score_samples`, which the local engine uses too. R2 needs whole groups, and a
-group may span processes, so completions are gathered before they are scored, in float64 on every process.
+TRL normalises the sum of its rewards, or normalises each and whitens the batch after summing; eq. 13 does
+neither. So the trainer keeps TRL's generation, loss and logging and replaces TRL's advantages by those of
+`scoring.score_samples`, which the local engine uses too. R2 needs whole groups, and a group may span
+processes: completions are gathered, then scored in float64 on every process.
 
 Decisions, all [ours]:
 - t of lambda(t) is the optimiser step at which a batch of completions is sampled; the batch keeps its
   advantages for all steps that reuse it (`steps_per_generation`, `num_iterations`), as a round of the local
   engine does. T is the trainer's `max_steps`.
-- a group is what bears one `prompt_id`, in any order; completions that TRL cut fail as truncated.
-- `SelfGRPOConfig` refuses settings that would have no effect or change eq. 14 (`exact_objective=False`
-  lets other objectives through; the advantages stay ours).
+- the completions of one `prompt_id`, in any order, are a group; completions that TRL cut fail as truncated.
+- `SelfGRPOConfig` refuses settings that would have no effect or change eq. 14; `exact_objective=False` allows
+  other objectives, with the same advantages.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ except ImportError as e:
 log = logging.getLogger(__name__)
 
 COLUMNS = ("prompt", "prompt_id", "label_set", "labels", "target")
-"""Of the data set: chat messages; a name that no other prompt has; the label set's name and labels (K);
-the weight of each label in y (K)."""
+"""Columns of the data set: chat messages; a unique id; the label set's name and labels (K); the weight of
+each label in y (K)."""
 
 
 def _text_policy(tokenizer: Any, core: Any = None) -> Policy:
-    """The package's one way to text and back, around a tokenizer alone."""
+    """The package's way from text to token ids and back, with a tokenizer alone."""
     return Policy(core, core, tokenizer, torch.device("cpu"))
 
 
@@ -65,17 +65,17 @@ def prompt_dataset(
     reasoning: Reasoning = "none",
     future: bool = True,
 ) -> Dataset:
-    """A `datasets.Dataset` with `COLUMNS`, one row a prompt that has a target.
+    """A `datasets.Dataset` with `COLUMNS`, one row for each prompt that has a target.
 
-    Content cannot speak as a role: what the tokenizer would read as a special token is defused. TRL does
-    not shorten prompts, so the oldest turns are dropped here until a prompt fits.
+    Texts that the tokenizer would read as special tokens are defused, so content cannot speak as a role. TRL
+    does not shorten prompts, so the oldest turns are dropped here until a prompt fits.
 
     Args:
-        items: conversations (one prompt a turn with a gold emotion) or prompts.
-        max_prompt_tokens: the longest prompt, in tokens; one that cannot be shortened to it is left out
-            and counted in a warning. None keeps all as they are.
-        future: whether the answering role may be the speaker who really comes next (training); false in
-            evaluation, where the future stays unseen.
+        items: conversations (one prompt per turn with a gold emotion) or prompts.
+        max_prompt_tokens: the longest prompt; one that cannot be shortened to it is left out and counted in a
+            warning. None keeps all as they are.
+        future: whether the speaker who really comes next may answer (training); false in evaluation, where
+            the future stays unseen.
 
     Raises:
         DataError: two prompts have one id, or no prompt is left.
@@ -87,24 +87,21 @@ def prompt_dataset(
     rows: dict[str, dict[str, Any]] = {}
     left_out = 0
     for prompt in prompts:
-        target = prompt.target
-        if target is None:
-            left_out += 1
-            continue
+        shown: Prompt | None = prompt
         if max_prompt_tokens is not None:
             fitted = fit(prompt, policy.encode, max_prompt_tokens, reasoning)
-            if fitted is None:
-                left_out += 1
-                continue
-            prompt = fitted.prompt
+            shown = fitted.prompt if fitted else None
+        if shown is None or shown.target is None:
+            left_out += 1
+            continue
         if prompt.id in rows:
             raise DataError(f"two prompts have the id {prompt.id!r}; groups are told apart by it")
         rows[prompt.id] = {
-            "prompt": [{**m, "content": policy.defused(m["content"])} for m in messages(prompt, reasoning)],
+            "prompt": [{**m, "content": policy.defused(m["content"])} for m in messages(shown, reasoning)],
             "prompt_id": prompt.id,
             "label_set": prompt.label_set.name,
             "labels": list(prompt.label_set.labels),
-            "target": target.vector(prompt.label_set),
+            "target": shown.target.vector(prompt.label_set),
         }
     if left_out:
         log.warning("%d prompts without a target or too long were left out", left_out)
@@ -126,12 +123,11 @@ def _sample(policy: Policy, ids: Sequence[int]) -> Sample:
 def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[..., list[float]]:
     """R1 in TRL's signature, for a plain `GRPOTrainer` over the rows of `prompt_dataset`.
 
-    R1 of a completion needs nothing but itself, so this works on any slice of a batch. R2 does not and
-    has no such function: it is `SelfGRPOTrainer`'s.
+    R1 needs one completion alone, so this works on any slice of a batch; R2 does not, see `SelfGRPOTrainer`.
 
     Args:
-        tokenizer: with it, completions are read from their token ids and one without its end token
-            fails as truncated, as in `SelfGRPOTrainer`. Without it TRL's text is taken as finished.
+        tokenizer: with it, completions are decoded from their token ids, and one without an end token fails
+            as truncated, as in `SelfGRPOTrainer`. Without it TRL's text counts as finished.
     """
     policy = None if tokenizer is None else _text_policy(tokenizer)
     reward, grpo = RewardConfig(primary=primary), GrpoConfig()
@@ -158,7 +154,7 @@ def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[...
                 sample = Sample(said or "")
             rollouts += _score(names, weights, [sample], reward, grpo, 0.0)
         if log_metric is not None and rollouts:
-            log_metric("parse_rate", _share(r.completion is not None for r in rollouts))
+            log_metric("parse_rate", _parse_rate(rollouts))
         return [r.r1 for r in rollouts]
 
     score.__name__ = f"{primary}_reward"
@@ -173,7 +169,7 @@ exact_reward = reward_function("exact")
 
 
 def consensus_reward(**_: Any) -> list[float]:
-    """Names R2 in TRL's logs; the trainer computes it over whole groups and never calls this."""
+    """A name for R2 in TRL's logs; the trainer computes R2 over whole groups and never calls this."""
     raise ConfigError("R2 needs whole groups of gathered completions; use SelfGRPOTrainer")
 
 
@@ -192,25 +188,16 @@ def _score(
         raise ConfigError(
             f"columns 'labels' and 'target': {e} (labels {list(labels)}, target {list(target)})"
         ) from e
-    return score_samples(
-        label_set,
-        wanted,
-        samples,
-        lam=lam,
-        primary=reward.primary,
-        secondary=reward.secondary,
-        eps=grpo.eps,
-        ddof=grpo.ddof,
-    )
+    names = {"primary": reward.primary, "secondary": reward.secondary}
+    return score_samples(label_set, wanted, samples, lam=lam, **names, eps=grpo.eps, ddof=grpo.ddof)
 
 
-def _share(flags: Iterable[bool]) -> float:
-    values = list(flags)
-    return sum(values) / max(1, len(values))
+def _parse_rate(rollouts: Sequence[Rollout]) -> float:
+    return sum(r.completion is not None for r in rollouts) / max(1, len(rollouts))
 
 
 class Row(NamedTuple):
-    """One completion with what its group is known and scored by."""
+    """One completion, and the prompt and target of its group."""
 
     prompt_id: str
     prompt: str
@@ -223,12 +210,12 @@ class Row(NamedTuple):
 def score_rows(
     rows: Sequence[Row], group_size: int, reward: RewardConfig, grpo: GrpoConfig, lam: float
 ) -> list[Rollout]:
-    """Score whole groups that stand in any order; the result has the order of `rows`.
+    """Score whole groups whose rows have any order; the result has the order of `rows`.
 
-    A prompt that is there more than once gives as many groups, filled in order.
+    A prompt that was drawn several times gives as many groups, filled in order.
 
     Raises:
-        ConfigError: a prompt id whose completions are not whole groups, or that two prompts share.
+        ConfigError: the completions of a prompt id are not whole groups, or two prompts share an id.
     """
     places: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -261,9 +248,9 @@ def score_rows(
 class LambdaCallback(TrainerCallback):
     """lambda(t) = lam_max t / T of eq. 13 over the optimiser steps of a TRL (or any) `Trainer`.
 
-    `value` is that of the step in hand: 0 in the first, lam_max (T - 1) / T in the last. It is taken from
-    the trainer's own counters, so a resumed run goes on where it was. The trainer logs it as `lambda`.
-    For another schedule override `at` and pass an instance among the trainer's callbacks.
+    `value` is lambda of the current step: 0 in the first, lam_max (T - 1) / T in the last. It follows the
+    trainer's own counters, so a resumed run goes on where it was. The trainer logs it as `lambda`. For
+    another schedule override `at` and pass an instance among the trainer's callbacks.
     """
 
     def __init__(self, lam_max: float = 1.0):
@@ -273,11 +260,10 @@ class LambdaCallback(TrainerCallback):
         """lambda of optimiser step `step` (from 0) of `total`, in [0, 1]."""
         return lambda_at(step, total, self.lam_max)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.value = self.at(state.global_step, max(1, state.max_steps))
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.value = self.at(state.global_step, state.max_steps)
+    on_train_begin = on_step_begin
 
 
 # -- configuration -----------------------------------------------------------------------------------
@@ -287,26 +273,18 @@ class LambdaCallback(TrainerCallback):
 class SelfGRPOConfig(GRPOConfig):
     """TRL's `GRPOConfig` with the settings of SELF-GRPO; defaults are the paper's where it has one.
 
-    All of TRL's own settings stay: batch sizes, LoRA by the trainer's `peft_config`, vLLM by `use_vllm`
-    and `vllm_mode`.
-
-    Attributes:
-        lam_max: of eq. 13; 0 is vanilla GRPO.
-        primary: R1, "iou" or "exact".
-        secondary: R2, "count" or "weighted".
-        advantage_eps: added to the standard deviation of a group.
-        advantage_ddof: 0 for the population, 1 for the sample standard deviation.
-        exact_objective: refuse settings under which TRL's loss is not eq. 14.
+    All of TRL's own settings stay: batch sizes, LoRA by the trainer's `peft_config`, vLLM by `use_vllm` and
+    `vllm_mode`. The help texts below describe the added ones.
 
     Raises:
-        ConfigError: listing every setting that has no effect here or breaks eq. 13 or 14.
+        ConfigError: lists every setting that has no effect here or breaks eq. 13 or 14.
     """
 
-    lam_max: float = field(default=1.0, metadata={"help": "lambda_max of eq. 13"})
+    lam_max: float = field(default=1.0, metadata={"help": "lambda_max of eq. 13; 0 is vanilla GRPO"})
     primary: str = field(default="iou", metadata={"help": "R1: iou or exact"})
     secondary: str = field(default="count", metadata={"help": "R2: count or weighted"})
-    advantage_eps: float = field(default=1e-6, metadata={"help": "added to a group's deviation"})
-    advantage_ddof: int = field(default=0, metadata={"help": "0: population, 1: sample deviation"})
+    advantage_eps: float = field(default=1e-6, metadata={"help": "added to a group's standard deviation"})
+    advantage_ddof: int = field(default=0, metadata={"help": "0: population, 1: sample standard deviation"})
     exact_objective: bool = field(default=True, metadata={"help": "refuse a loss other than eq. 14"})
     beta: float = field(default=0.001, metadata={"help": "coefficient of k3"})
     loss_type: str = field(default="dapo", metadata={"help": "dapo: TRL's token mean over a batch"})
@@ -320,9 +298,7 @@ class SelfGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        wrong = self._without_effect()
-        if self.exact_objective:
-            wrong += self._other_objective()
+        wrong = self._without_effect() + (self._other_objective() if self.exact_objective else [])
         try:
             self.settings()
         except ValueError as e:
@@ -332,34 +308,33 @@ class SelfGRPOConfig(GRPOConfig):
         super().__post_init__()
 
     def settings(self) -> tuple[RewardConfig, GrpoConfig]:
-        """The same settings as the local engine's sections."""
+        """The settings of rewards and advantages as sections of the local engine's configuration."""
         given = {"primary": self.primary, "secondary": self.secondary}
         return RewardConfig.model_validate(given), GrpoConfig.model_validate(
             {"lam_max": self.lam_max, "eps": self.advantage_eps, "ddof": self.advantage_ddof}
         )
 
     def _without_effect(self) -> list[str]:
-        wrong = []
-        if (self.num_generations or 0) < 2:
-            wrong.append(
-                f"num_generations={self.num_generations}: a group of one has no advantage; use 2 or more"
-            )
-        if self.reward_weights is not None:
-            wrong.append(
-                f"reward_weights={self.reward_weights}: R1 and R2 weigh 1 - lambda and lambda; set lam_max"
-            )
-        if self.scale_rewards not in ("group", True):
-            wrong.append(
-                f"scale_rewards={self.scale_rewards!r}: eq. 13 normalises within the group; leave it out"
-            )
-        if self.multi_objective_aggregation != "sum_then_normalize":
-            wrong.append(
-                f"multi_objective_aggregation={self.multi_objective_aggregation!r}: eq. 13 stands in its "
-                "place; leave it out"
-            )
-        if self.remove_unused_columns:
-            wrong.append("remove_unused_columns=True: it drops the targets; leave it out")
-        return wrong
+        refused = {
+            "num_generations": (
+                (self.num_generations or 0) < 2,
+                "a group of one has no advantage; use 2 or more",
+            ),
+            "reward_weights": (
+                self.reward_weights is not None,
+                "R1 and R2 weigh 1 - lambda and lambda; set lam_max",
+            ),
+            "scale_rewards": (
+                self.scale_rewards not in ("group", True),
+                "eq. 13 normalises within the group; leave it out",
+            ),
+            "multi_objective_aggregation": (
+                self.multi_objective_aggregation != "sum_then_normalize",
+                "eq. 13 replaces it; leave it out",
+            ),
+            "remove_unused_columns": (self.remove_unused_columns, "it drops the targets; leave it out"),
+        }
+        return [f"{k}={getattr(self, k)!r}: {why}" for k, (wrong, why) in refused.items() if wrong]
 
     def _other_objective(self) -> list[str]:
         needed: dict[str, tuple[Any, ...]] = {
@@ -389,8 +364,8 @@ class SelfGRPOTrainer(GRPOTrainer):
     """`GRPOTrainer` whose advantages are exactly those of `self_grpo.advantages`.
 
     TRL's metrics keep their meaning: `rewards/iou_reward/mean` is R1, `rewards/consensus_reward/mean` R2,
-    `reward` (1 - lambda) R1 + lambda R2. Beside them are logged `lambda`, `parse_rate` and
-    `silent_groups`, the share of groups whose advantages are all zero.
+    `reward` (1 - lambda) R1 + lambda R2. New ones are `lambda`, `parse_rate` and `silent_groups`, the share
+    of groups whose advantages are all zero.
 
     Args:
         model: as in TRL, or an id that this package takes (`builtin:smollm2-135m`, a GGUF file).
@@ -399,8 +374,8 @@ class SelfGRPOTrainer(GRPOTrainer):
         kwargs: further arguments of `GRPOTrainer`, `peft_config` among them.
 
     Raises:
-        ConfigError: a plain `GRPOConfig`, reward functions of one's own, a data set without `COLUMNS`,
-            or processes that do not know of each other.
+        ConfigError: a plain `GRPOConfig`, other reward functions, a data set without `COLUMNS`, or several
+            processes of which each would train alone.
     """
 
     _tag_names = ["trl", "self-grpo"]
@@ -450,10 +425,6 @@ class SelfGRPOTrainer(GRPOTrainer):
                 "use_cpu=True in SelfGRPOConfig"
             )
 
-    def _text(self) -> Policy:
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        return _text_policy(tokenizer, self.accelerator.unwrap_model(self.model))
-
     def _calculate_rewards(
         self,
         inputs: Sequence[dict[str, Any]],
@@ -462,7 +433,8 @@ class SelfGRPOTrainer(GRPOTrainer):
         completion_ids_list: Sequence[Sequence[int]],
     ) -> torch.Tensor:
         """(N, 2) R1 and R2 of the completions of all processes, in their order; keeps (N,) advantages."""
-        text = self._text()
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        text = _text_policy(tokenizer, self.accelerator.unwrap_model(self.model))
         rows: list[Row] = gather_object(
             [
                 Row(
@@ -485,7 +457,7 @@ class SelfGRPOTrainer(GRPOTrainer):
         loud = {r.prompt_id for r, s in zip(rows, rollouts, strict=True) if s.advantage}
         metrics = self._metrics[mode]
         metrics["lambda"].append(lam)
-        metrics["parse_rate"].append(_share(r.completion is not None for r in rollouts))
+        metrics["parse_rate"].append(_parse_rate(rollouts))
         metrics["silent_groups"].append(1 - len(loud) / len(ids))
         self.reward_weights = torch.tensor([1 - lam, lam])
         return torch.tensor([[r.r1, r.r2] for r in rollouts], dtype=torch.float32, device=device)
@@ -504,15 +476,13 @@ class SelfGRPOTrainer(GRPOTrainer):
 
 
 def _check_columns(name: str, dataset: Any) -> None:
-    """Refuse a data set without `COLUMNS`; a stream that does not name its columns passes."""
+    """Refuse a data set without `COLUMNS`; a stream without column names passes."""
     if isinstance(dataset, dict):
         for key, part in dataset.items():
             _check_columns(f"{name}[{key!r}]", part)
         return
     columns = getattr(dataset, "column_names", None)
-    if not columns:
-        return
-    if missing := [c for c in COLUMNS if c not in columns]:
+    if columns and (missing := [c for c in COLUMNS if c not in columns]):
         raise ConfigError(
             f"{name} has no column {', '.join(missing)}; make it with selfemo.training.trl.prompt_dataset"
         )

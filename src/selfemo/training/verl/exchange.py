@@ -18,20 +18,15 @@ from selfemo.models.policy import ChatTokenizer
 
 @dataclass(frozen=True)
 class Task:
-    """What the reward function must know of a prompt: its id, label set and target."""
+    """The parts of a prompt that the reward function needs: its id, label set and target."""
 
     prompt: str
     labels: LabelSet
     target: EmotionDistribution
 
     def to_json(self) -> str:
-        return json.dumps(
-            {
-                "prompt": self.prompt,
-                "labels": [self.labels.name, list(self.labels.labels)],
-                "target": dict(self.target),
-            }
-        )
+        labels = [self.labels.name, list(self.labels.labels)]
+        return json.dumps({"prompt": self.prompt, "labels": labels, "target": dict(self.target)})
 
     @staticmethod
     def from_json(text: str) -> Task:
@@ -41,7 +36,7 @@ class Task:
 
 
 def _chat(prompt: Prompt, reader: ChatTokenizer, reasoning: Reasoning) -> list[dict[str, str]]:
-    """The messages that verl's chat template turns into the local engine's prompt ids."""
+    """The messages for which verl's chat template gives the local engine's prompt ids."""
     return [{**m, "content": reader.defused(m["content"])} for m in messages(prompt, reasoning)]
 
 
@@ -74,19 +69,15 @@ def sft_rows(
     samples: Sequence[tuple[Prompt, str]], reader: ChatTokenizer, reasoning: Reasoning
 ) -> list[dict[str, Any]]:
     """Rows of verl's supervised data sets: the chat with the completion as its last message."""
-    return [
-        {
-            "messages": [
-                *_chat(prompt, reader, reasoning),
-                {"role": "assistant", "content": reader.defused(completion)},
-            ]
-        }
-        for prompt, completion in samples
-    ]
+    rows = []
+    for prompt, completion in samples:
+        answer = {"role": "assistant", "content": reader.defused(completion)}
+        rows.append({"messages": [*_chat(prompt, reader, reasoning), answer]})
+    return rows
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows beside and rename.
+    """Write rows as a whole file.
 
     Raises:
         EngineError: the disk is full, or the folder cannot be written.
@@ -107,7 +98,7 @@ _DUMPED = {
 
 
 def dump_line(**fields: Any) -> str:
-    """One completion in the file of a step, as the trainer in verl writes it."""
+    """The line of one completion in the file of a step."""
     return json.dumps(fields) + "\n"
 
 
@@ -115,7 +106,7 @@ def read_dump(path: Path) -> list[list[dict[str, Any]]]:
     """The completions of one step by group, members in order; groups in the order of their first line.
 
     Raises:
-        EngineError: the file is not what verl was told to write.
+        EngineError: a line is not of the form of `dump_line`.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -130,7 +121,7 @@ def read_dump(path: Path) -> list[list[dict[str, Any]]]:
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, Any]]:
-    """verl's metrics by step; a last line that is being written is left for later."""
+    """verl's metrics by step; leaves out a last line that is still being written."""
     if not path.exists():
         return {}
     found: dict[int, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""A launch of verl: a process of its own, followed until it ends, stopped with its children."""
+"""A launch of verl: a process that is followed until it ends and stopped together with its children."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from selfemo.errors import EngineError
 from selfemo.files import write_json, write_text
@@ -22,12 +21,12 @@ POLL = 1.0
 
 
 class Launch:
-    """A context in which a command of verl runs; left by an exception, the command and its children end.
+    """A context in which a command of verl runs; an exception inside it ends the command and its children.
 
     Args:
-        folder: of the stage: log, metrics, and the note of the process go there.
+        folder: the stage's; holds the log, the metrics and the note of the process id.
         address: of a running Ray cluster, or "".
-        stop: where a stop is asked for, verl is told so by a file: it saves its state and ends.
+        stop: when it is asked for, a file tells verl, which saves its state and ends.
         start: starts a command.
     """
 
@@ -44,21 +43,19 @@ class Launch:
         end_orphan(folder / "process")
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         write_json(folder / "command.json", list(command))
-        told = {**os.environ, **environment(folder), "PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1"}
+        variables = {**os.environ, **environment(folder), "PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1"}
         if address:
-            told["RAY_ADDRESS"] = address
+            variables["RAY_ADDRESS"] = address
         with (folder / "verl.log").open("ab") as log:
             self.process = start(
-                list(command), stdout=log, stderr=subprocess.STDOUT, env=told, start_new_session=True
+                list(command), stdout=log, stderr=subprocess.STDOUT, env=variables, start_new_session=True
             )
         write_text(folder / "process", str(self.process.pid))
 
     def __enter__(self) -> Launch:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.wait()
             return
@@ -74,13 +71,13 @@ class Launch:
         return self.process.poll() is not None
 
     def pause(self) -> None:
-        """Wait a moment; hand on a stop request."""
+        """Wait a moment; pass a stop request on to verl."""
         if self.stop.asked:
             (self.folder / "stop").touch()
         time.sleep(POLL)
 
     def wait(self) -> None:
-        """Wait for the end.
+        """Wait until the command ends.
 
         Raises:
             EngineError: it failed; the message has the end of its log.
@@ -101,7 +98,7 @@ class Launch:
 
 
 def end_orphan(note: Path) -> None:
-    """End the verl of a launch whose starter was killed; two on one folder would spoil its states."""
+    """End the verl process of a launch that was killed; two in one folder would spoil its states."""
     try:
         pid = int(note.read_text())
         of_verl = b"verl.trainer" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,6 +1,6 @@
-"""What verl loads to run SELF-GRPO: advantage estimator, reward function, reward manager, trainer.
+"""SELF-GRPO as a plugin of verl: advantage estimator, reward function, reward manager, trainer.
 
-verl imports this module in each of its processes (VERL_USE_EXTERNAL_MODULES); trainer.py sets that
+verl imports this module in each of its processes (VERL_USE_EXTERNAL_MODULES); settings.py sets that variable
 and the settings below. The training loop, the workers and the losses are verl's.
 
     algorithm.adv_estimator = self_grpo      eq. 13, by self_grpo.py
@@ -8,15 +8,16 @@ and the settings below. The training loop, the workers and the losses are verl's
     reward.reward_manager.name = selfemo     reads a completion as Policy.decode does
     algorithm.self_grpo                      rounds, lam_max, lam, secondary, eps, ddof, stop_file
 
-R2 (eqs. 11, 12) needs the whole group, and an estimator of verl sees rewards by token alone. So R1 stands
-on the last token of a completion, where verl puts it, and R2 on its first; a completion of one token parses
-to nothing and has neither. Written against verl 0.9.1, whose trainer this extends.
+R2 (eqs. 11, 12) needs the whole group, but an estimator of verl gets only rewards by token. So R1 is put on
+the last token of a completion, as verl does, and R2 on its first; a completion of one token cannot parse and
+has neither. Written for verl 0.9.1, whose trainer this extends.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from selfemo.training.verl.settings import MODE
 
 
 class StopTraining(Exception):
-    """The stop file appeared; the state after the last step is saved."""
+    """Raised when the stop file is there and the state after the last step is saved."""
 
 
 # -- reward ---------------------------------------------------------------------------------------
@@ -68,17 +69,18 @@ def compute_score(
         primary: "iou" or "exact".
 
     Returns:
-        score (R1), acc (top emotion right), parsed, failure (kind or ""), emotions (JSON or "").
+        score (R1), acc (top emotion right), parsed, failure (kind or ""), emotions (JSON or ""), text,
+        finished.
     """
     task = Task.from_json(ground_truth)
     finished = bool((extra_info or {}).get("finished", True))
     parsed = parse(solution_str, task.labels, finished=finished)
-    predicted = parsed.emotion if isinstance(parsed, Completion) else None
+    predicted, failure = (parsed.emotion, "") if isinstance(parsed, Completion) else (None, parsed.kind.value)
     return {
         "score": primary_reward(predicted, task.target, task.labels, primary),
         "acc": exact_match(predicted, task.target, task.labels),
         "parsed": float(predicted is not None),
-        "failure": "" if isinstance(parsed, Completion) else parsed.kind.value,
+        "failure": failure,
         "emotions": "" if predicted is None else json.dumps(dict(predicted)),
         "text": solution_str,
         "finished": float(finished),
@@ -87,10 +89,10 @@ def compute_score(
 
 @register("selfemo")
 class EmotionRewardManager(RewardManagerBase):
-    """Decodes a completion as the local engine does and tells the reward function whether it ended.
+    """Decodes a completion as the local engine does and tells the reward function whether it is finished.
 
-    verl's own manager drops special tokens, so that it could not tell a finished completion from one
-    that was cut off, nor see a role marker that a model wrote.
+    verl's own manager drops special tokens: it sees neither whether a completion was cut off nor a role
+    marker that the model wrote.
     """
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
@@ -104,9 +106,8 @@ class EmotionRewardManager(RewardManagerBase):
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         item = data[-1]
-        ids = item.batch["responses"]
-        n = int(item.batch["attention_mask"][-ids.shape[-1] :].sum())
-        ids = ids[:n].tolist()
+        padded = item.batch["responses"]
+        ids = padded[: int(item.batch["attention_mask"][-padded.shape[-1] :].sum())].tolist()
         result = self.compute_score(
             data_source=item.non_tensor_batch["data_source"],
             solution_str=self.reader.decode(ids),
@@ -123,8 +124,7 @@ def put_rewards(r1: Any, r2: Any, mask: torch.Tensor) -> torch.Tensor:
     """(b, s) rewards by token: R1 on the last token of each completion, R2 on its first.
 
     Args:
-        r1: (b,) primary rewards.
-        r2: (b,) secondary rewards.
+        r1, r2: (b,) primary and secondary rewards.
         mask: (b, s) 1 on the tokens of the completions, which begin at the left.
     """
     first, last, several = _ends(mask)
@@ -147,9 +147,17 @@ def get_rewards(rewards: torch.Tensor, mask: torch.Tensor) -> tuple[np.ndarray, 
 
 
 def _ends(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    n = mask.long().sum(-1)
-    first = mask.long().argmax(-1)
+    """(b,) first and last token of each completion, and whether it has several."""
+    n, first = mask.long().sum(-1), mask.long().argmax(-1)
     return first, (first + n - 1).clamp(min=0), n > 1
+
+
+def _groups(keys: Iterable[Any]) -> list[list[int]]:
+    """The rows of each group, from the group of each row; the rows of a group need not be adjacent."""
+    rows: dict[Any, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        rows[key].append(row)
+    return list(rows.values())
 
 
 @register_adv_est(MODE)
@@ -160,12 +168,12 @@ def self_grpo_advantage(
     config: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A of eq. 13 on each token of its completion, by verl's interface of estimators.
+    """A of eq. 13 on each token of its completion, as verl calls estimators.
 
     Args:
-        token_level_rewards: (b, s), as `put_rewards` makes them.
+        token_level_rewards: (b, s), made by `put_rewards`.
         response_mask: (b, s).
-        index: (b,) group of each row; the rows of a group need not stand together.
+        index: (b,) group of each row.
         config: verl's `algorithm` section; `self_grpo` in it holds lam, eps and ddof.
 
     Returns:
@@ -173,18 +181,10 @@ def self_grpo_advantage(
     """
     own = (config.get("self_grpo") if config is not None else None) or {}
     r1, r2 = get_rewards(token_level_rewards, response_mask)
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for row, group in enumerate(index):
-        groups[group].append(row)
+    lam, eps, ddof = float(own.get("lam", 0.0)), float(own.get("eps", 1e-6)), int(own.get("ddof", 0))
     result = np.zeros(len(r1))
-    for rows in groups.values():
-        result[rows] = advantages(
-            r1[rows],
-            r2[rows],
-            float(own.get("lam", 0.0)),
-            eps=float(own.get("eps", 1e-6)),
-            ddof=int(own.get("ddof", 0)),
-        )
+    for rows in _groups(index):
+        result[rows] = advantages(r1[rows], r2[rows], lam, eps=eps, ddof=ddof)
     flat = torch.as_tensor(result, dtype=torch.float32, device=response_mask.device)
     on_tokens = flat[:, None] * response_mask
     return on_tokens, on_tokens
@@ -194,16 +194,12 @@ def secondary_rewards(infos: list[Any], groups: list[Any], tasks: list[Task], ki
     """(b,) R2 of each completion within its group (eqs. 11, 12).
 
     Args:
-        infos: what `compute_score` returned for each completion.
-        groups: the group of each.
-        tasks: the task of each.
+        infos: the result of `compute_score` for each completion.
+        groups, tasks: the group and the task of each.
         kind: "count" or "weighted".
     """
-    members: dict[Any, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups):
-        members[group].append(row)
     result = [0.0] * len(infos)
-    for rows in members.values():
+    for rows in _groups(groups):
         predicted = [
             EmotionDistribution(json.loads(infos[i]["emotions"])) if infos[i]["emotions"] else None
             for i in rows
@@ -219,10 +215,10 @@ def secondary_rewards(infos: list[Any], groups: list[Any], tasks: list[Task], ki
 
 @register_trainer(MODE)
 class SelfGrpoTrainer(PPOTrainerSync):
-    """verl's synchronous trainer, with R2 in the rewards, lambda(t) in the estimator and whole dumps."""
+    """verl's synchronous trainer with R2 in the rewards, lambda(t) in the estimator and whole dumps."""
 
     def __init__(self, config: Any) -> None:
-        # What this class does not change, the base class asks of its own mode.
+        # The base class knows only its own mode.
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
@@ -240,7 +236,7 @@ class SelfGrpoTrainer(PPOTrainerSync):
             raise StopTraining(f"stopped after step {self.global_steps}, which is saved")
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """verl's, on rewards that hold R2 too; afterwards they are R1 alone again, as its metrics want."""
+        """verl's method on rewards with R2; afterwards they are R1 alone again, as verl's metrics expect."""
         own = self._own
         lam = lambda_at(self.global_steps - 1, own.rounds, own.lam_max)
         with open_dict(self.config.algorithm):
@@ -278,10 +274,8 @@ class SelfGrpoTrainer(PPOTrainerSync):
         )
 
     def _log_rollout_data(self, batch: Any, timing_raw: Any, rollout_data_dir: str) -> None:
-        """Write what the store needs of each completion, as one file a step that appears whole."""
-        fields = [
-            "responses", "old_log_probs", "entropy", "advantages", "extra_fields", "reward_model",
-        ]  # fmt: skip
+        """Write each completion of the step to one file, which appears whole."""
+        fields = ["responses", "old_log_probs", "entropy", "advantages", "extra_fields", "reward_model"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         ids, logprobs, entropies, gains = (data[f].unbind() for f in fields[:4])
         infos, tasks = _infos(data), _tasks(data)
@@ -311,7 +305,7 @@ class SelfGrpoTrainer(PPOTrainerSync):
 
 
 def _infos(data: Any) -> list[dict[str, Any]]:
-    # Whatever holds what is no tensor (it depends on the backend), it can be gone through.
+    # The container of values that are no tensors depends on the backend; all can be iterated.
     return [fields["reward_extra_info"] for fields in data["extra_fields"]]
 
 

@@ -1,10 +1,8 @@
-"""The settings of verl: what its RL and supervised trainers are told, as Hydra overrides.
-
-This module imports nothing of verl.
-"""
+"""The settings of verl's RL and supervised trainers as Hydra overrides; imports nothing of verl."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -22,60 +20,40 @@ PLUGIN = "selfemo.training.verl.plugin"
 
 
 def check_config(config: Config) -> None:
-    """Refuse settings that verl cannot be told or would run otherwise.
+    """Refuse settings that verl does not have or would treat differently.
 
     Raises:
-        ConfigError: all of them at once, each with what to set.
+        ConfigError: names all of them, each with what to set.
     """
-    c, g, s = config.cluster, config.grpo, config.sft
+    c, g, s, guard = config.cluster, config.grpo, config.sft, config.guard
     gpus = c.nodes * c.gpus_per_node
     sequences = g.mini_batch * config.sampling.group_size
     faults = [
         text
         for wrong, text in (
-            (
-                config.model.lora is not None,
-                'model.lora: full fine-tuning only with engine = "verl"; leave it out',
-            ),
-            (
-                g.schedule != "constant" or g.warmup > 0,
-                f"grpo.schedule = {g.schedule!r}, grpo.warmup = {g.warmup:g}: each wave is a launch of its "
-                'own; set "constant" and 0',
-            ),
-            (
-                s.schedule == "linear",
-                'sft.schedule = "linear": verl has "constant" and "cosine"',
-            ),
-            (
-                s.label_weight != 1,
-                f"sft.label_weight = {s.label_weight:g}: verl's SFT loss is the plain token mean; set 1",
-            ),
-            (
-                g.prompts_per_step % g.mini_batch != 0,
-                f"grpo.prompts_per_step ({g.prompts_per_step}) is no multiple of grpo.mini_batch "
-                f"({g.mini_batch})",
-            ),
-            (
-                config.flywheel.prompts < g.prompts_per_step,
-                f"flywheel.prompts ({config.flywheel.prompts}) is less than one batch, "
-                f"grpo.prompts_per_step ({g.prompts_per_step})",
-            ),
-            (
-                gpus % c.tensor_parallel != 0,
-                f"cluster.tensor_parallel ({c.tensor_parallel}) does not divide the {gpus} GPUs "
-                "(cluster.nodes x cluster.gpus_per_node)",
-            ),
-            (
-                sequences % (gpus * c.micro_batch_per_gpu) != 0,
-                f"the {sequences} sequences of a mini-batch (grpo.mini_batch x sampling.group_size) do not "
-                f"part into micro-batches of {c.micro_batch_per_gpu} on {gpus} GPUs; lower "
-                "cluster.micro_batch_per_gpu",
-            ),
-            (
-                "rollback" in (config.guard.numbers, config.guard.kl, config.guard.collapse,
-                               config.guard.hacking),
-                'guard: "rollback" is of the local engine; use "warn" or "stop"',
-            ),
+            (config.model.lora is not None,
+             'model.lora: full fine-tuning only with engine = "verl"; leave it out'),
+            (g.schedule != "constant" or g.warmup > 0,
+             f"grpo.schedule = {g.schedule!r}, grpo.warmup = {g.warmup:g}: each wave is a separate launch; "
+             'set "constant" and 0'),
+            (s.schedule == "linear", 'sft.schedule = "linear": verl has "constant" and "cosine"'),
+            (s.label_weight != 1,
+             f"sft.label_weight = {s.label_weight:g}: verl's SFT loss is the plain token mean; set 1"),
+            (g.prompts_per_step % g.mini_batch != 0,
+             f"grpo.prompts_per_step ({g.prompts_per_step}) is no multiple of grpo.mini_batch "
+             f"({g.mini_batch})"),
+            (config.flywheel.prompts < g.prompts_per_step,
+             f"flywheel.prompts ({config.flywheel.prompts}) is less than one batch, "
+             f"grpo.prompts_per_step ({g.prompts_per_step})"),
+            (gpus % c.tensor_parallel != 0,
+             f"cluster.tensor_parallel ({c.tensor_parallel}) does not divide the {gpus} GPUs "
+             "(cluster.nodes x cluster.gpus_per_node)"),
+            (sequences % (gpus * c.micro_batch_per_gpu) != 0,
+             f"the {sequences} sequences of a mini-batch (grpo.mini_batch x sampling.group_size) do not "
+             f"divide into micro-batches of {c.micro_batch_per_gpu} on {gpus} GPUs; lower "
+             "cluster.micro_batch_per_gpu"),
+            ("rollback" in (guard.numbers, guard.kl, guard.collapse, guard.hacking),
+             'guard: "rollback" is of the local engine; use "warn" or "stop"'),
         )
         if wrong
     ]  # fmt: skip
@@ -84,24 +62,18 @@ def check_config(config: Config) -> None:
 
 
 def hydra(key: str, value: Any) -> str:
-    """One override in Hydra's grammar; strings are quoted where its grammar would read them as more."""
+    """One override in Hydra's grammar; strings are quoted where they would mean something else there."""
 
     def text(v: Any) -> str:
-        if v is None:
-            return "null"
-        if isinstance(v, bool):
-            return "true" if v else "false"
-        if isinstance(v, int | float):
-            return repr(v)
+        if v is None or isinstance(v, bool | int | float):
+            return json.dumps(v)
         if isinstance(v, Mapping):
             return "{" + ",".join(f"{k}:{text(x)}" for k, x in v.items()) + "}"
         if isinstance(v, Sequence) and not isinstance(v, str):
             return "[" + ",".join(map(text, v)) + "]"
-        return (
-            str(v)
-            if re.fullmatch(r"[A-Za-z_/][\w./:-]*", str(v))
-            else "'" + str(v).replace("\\", "\\\\").replace("'", "\\'") + "'"
-        )
+        if re.fullmatch(r"[A-Za-z_/][\w./:-]*", str(v)):
+            return str(v)
+        return "'" + str(v).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
     return f"{key}={text(value)}"
 
@@ -124,15 +96,15 @@ def _cluster(config: Config, folder: Path) -> dict[str, Any]:
 def rl_overrides(
     config: Config, model: str, folder: Path, *, train: Path, held: Path, last_step: int, rounds: int
 ) -> list[str]:
-    """What `verl.trainer.main_ppo` is told: SPEC section 6 (table 12) where the settings are the paper's.
+    """Overrides of `verl.trainer.main_ppo`; the paper's settings give SPEC section 6 (table 12).
 
     Args:
         model: folder or hub id that the stage starts from; also the reference of the KL term.
         folder: the stage's work folder.
         train: prompts of the wave.
         held: prompts to test on.
-        last_step: where the wave ends, in RL rounds of the stage.
-        rounds: of the whole stage: T of lambda(t).
+        last_step: the RL round of the stage after which the wave ends.
+        rounds: RL rounds of the stage: T of lambda(t).
     """
     c, g, s = config.cluster, config.grpo, config.sampling
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -143,7 +115,7 @@ def rl_overrides(
         "data.train_batch_size": g.prompts_per_step,
         "data.max_prompt_length": config.prompt.max_tokens,
         "data.max_response_length": s.max_new_tokens,
-        "data.shuffle": False,  # drawn in order: what a wave draws is the store's to know
+        "data.shuffle": False,  # the store keeps which prompts a wave draws, in order
         "data.validation_shuffle": False,
         "data.truncation": "error",
         "data.filter_overlong_prompts": False,
@@ -209,7 +181,7 @@ def rl_overrides(
         "trainer.test_freq": c.test_every or -1,
         "trainer.save_freq": c.save_every,
         "trainer.max_actor_ckpt_to_keep": config.save.keep_states,
-        # A wave ends by its steps; the number of passes only has to be large enough.
+        # A wave ends by its steps; the number of epochs only has to be large enough.
         "trainer.total_epochs": 1_000_000,
         "trainer.total_training_steps": last_step,
         "trainer.rollout_data_dir": str(folder / "rollouts"),
@@ -223,7 +195,7 @@ def rl_overrides(
 def sft_overrides(
     config: Config, model: str, folder: Path, *, train: Path, sft: SftConfig, epochs: int
 ) -> list[str]:
-    """What `verl.trainer.sft_trainer_ray` is told."""
+    """Overrides of `verl.trainer.sft_trainer_ray`."""
     settings = {
         "data.train_files": str(train),
         "data.train_batch_size": sft.batch_size,
@@ -231,7 +203,7 @@ def sft_overrides(
         "data.max_token_len_per_gpu": sft.micro_tokens,
         "data.max_length": config.prompt.max_tokens + config.sampling.max_new_tokens,
         "data.truncation": "error",
-        # The template of some models closes a last message otherwise than one in between.
+        # Some models' templates close the last message differently from earlier ones.
         "data.ignore_input_ids_mismatch": True,
         "+data.apply_chat_template_kwargs.enable_thinking": False,
         "model.path": model,
@@ -255,7 +227,7 @@ def sft_overrides(
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What each process of verl must find in its environment; modules of the user's own stay in it."""
+    """Environment variables for each process of verl; external modules that the user set stay in them."""
     asked = os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(",")
     return {
         "VERL_USE_EXTERNAL_MODULES": ",".join(dict.fromkeys([*filter(None, asked), PLUGIN])),
@@ -272,6 +244,6 @@ def sft_command(overrides: Sequence[str]) -> list[str]:
 
 
 def weights_path(model: str) -> str:
-    """What verl loads for a model: a folder by its whole path, or a hub id."""
+    """The model as verl loads it: the absolute path of a folder, or a hub id."""
     found = resolve(model)
     return str(Path(found).resolve()) if Path(found).exists() else found

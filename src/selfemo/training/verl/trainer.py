@@ -1,13 +1,12 @@
-"""The trainer of a cluster: verl (Ray, FSDP, vLLM) trains; this tells it what and reads what it did.
+"""The trainer of a cluster: launches verl (Ray, FSDP, vLLM) and reads what it sampled and measured.
 
-No training loop of ours: prompts go to verl as Parquet, settings as Hydra overrides, the reward function,
-advantage estimator and trainer hooks as plugin.py. What comes back, step by step while verl runs, are
-completions and metrics.
+verl gets prompts as Parquet, settings as Hydra overrides, and the reward function, advantage estimator and
+trainer hooks as plugin.py. It writes completions and metrics step by step while it runs.
 
-Departures [ours]: prompts that self-play leaves are drawn in the next wave, not the next round; a stage
-takes whole batches, so the rest of flywheel.prompts is left out; SFT drops the last, partial batch of an
-epoch, as verl does. verl's loss also bounds the ratio of negative advantages by 3 (its dual clip).
-This module imports nothing of verl.
+Departures [ours]: prompts that self-play leaves are drawn in the next wave, not the next round; a stage takes
+whole batches, so the rest of flywheel.prompts is left out; SFT drops the last, partial batch of an epoch, as
+verl does. verl's loss also bounds the ratio of negative advantages by 3 (its dual clip). This module imports
+nothing of verl.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,10 @@ class VerlTrainer:
     """`Trainer` on a cluster.
 
     Args:
-        folder: the run's; everything of verl goes to cluster/STAGE in it.
-        stop: handed on to a launch, which then saves its state and ends.
-        start: starts a command (replaced by tests of what follows a launch).
+        folder: the run's; all files of verl go to cluster/STAGE in it.
+        stop: passed on to a launch, which then saves its state and ends.
         local: evaluates checkpoints on this machine.
+        start: starts a command; tests replace it.
 
     Raises:
         ConfigError: verl cannot run these settings.
@@ -77,22 +77,20 @@ class VerlTrainer:
         check_config(config)
         self.config, self.stop, self._start, self._local = config, stop, start, local
         self._root = folder.resolve() / "cluster"
-        self._reader: ChatTokenizer | None = None
         self._stage, self._weights, self._weights_inside = "", "", "."
         self._rounds = 0
         self._launch: Launch | None = None
+        self._open = ExitStack()
         self._wave = range(0)
         self._rows: dict[str, list[dict[str, Any]]] = {}
 
-    @property
+    @cached_property
     def reader(self) -> ChatTokenizer:
-        if self._reader is None:
-            self._reader = ChatTokenizer.load(self.config.model.id)
-        return self._reader
+        return ChatTokenizer.load(self.config.model.id)
 
     @property
     def folder(self) -> Path:
-        """Of the stage in hand."""
+        """The folder of the current stage."""
         return self._root / self._stage
 
     def encode(self, messages: list[Message]) -> Sequence[int]:
@@ -133,24 +131,24 @@ class VerlTrainer:
             return 0
 
     def resume(self, recorded: int, say: Callable[[str], None]) -> int:
-        """Forget what lies behind verl's own last state."""
+        """Delete what was written after verl's own last state."""
         done = self._done()
         for dump in (self.folder / "rollouts").glob("*.jsonl"):
             if int(dump.stem) > done:
                 dump.unlink()
         for listed in self.folder.glob("wave-from-*.json"):
-            if int(listed.stem.rsplit("-", 1)[1]) > done:  # drawn from what is forgotten now
+            if int(listed.stem.rsplit("-", 1)[1]) > done:  # drawn from rounds that are deleted now
                 listed.unlink()
         (self.folder / "stop").unlink(missing_ok=True)
         return done
 
     def save_state(self, done: int, record: Callable[[int], None]) -> None:
-        """verl saves on its own, every cluster.save_every rounds; where a stop is asked for, now."""
+        """Nothing: verl saves on its own, every cluster.save_every rounds, and when a stop is asked for."""
         if self.stop.asked and self._launch is not None:
             self._launch.wait()
 
     def save(self, folder: Path) -> None:
-        """Make the weights that verl wrote last a checkpoint.
+        """Copy the weights that verl wrote last to a checkpoint.
 
         Raises:
             EngineError: they are not there, or cannot be copied.
@@ -193,16 +191,14 @@ class VerlTrainer:
         first: int,
         scale: Callable[[int], float],
     ) -> Iterator[SftStep]:
-        """verl trains, by the seed of the configuration; the measures are read as it writes them."""
+        """verl trains with the seed of the configuration; its measures are read as it writes them."""
         if first >= self.sft_steps(len(samples), config, epochs):
             return
         train = self.folder / "samples.parquet"
         texts = [(f.prompt, text) for f, text in samples]
         write_parquet(train, sft_rows(texts, self.reader, self.config.prompt.reasoning))
-        overrides = sft_overrides(
-            self.config, weights_path(self._weights), self.folder, train=train, sft=config,
-            epochs=epochs,
-        )  # fmt: skip
+        model = weights_path(self._weights)
+        overrides = sft_overrides(self.config, model, self.folder, train=train, sft=config, epochs=epochs)
         shown = first
         with self._launched(sft_command(overrides)) as launch:
             ended = False
@@ -235,16 +231,10 @@ class VerlTrainer:
             prompts = [f for round_ in rounds for f in round_]
             write_parquet(table, prompt_rows(prompts, self.reader, self.config.prompt.reasoning))
             write_json(listed, [f.prompt.id for f in prompts])
-        self._wave, self._launch = wave, None
+        self._wave = wave
         try:
-            yield
-        except BaseException as e:
-            if self._launch is not None:
-                self._launch.__exit__(type(e), e, None)
-            raise
-        else:
-            if self._launch is not None:
-                self._launch.wait()
+            with self._open:
+                yield
         finally:
             self._launch = None
 
@@ -252,15 +242,15 @@ class VerlTrainer:
         self.stop.check()
         done = self._done()
         if done == self._wave.start:
-            # Here the place in the data of the wave before means nothing.
-            for place in (self.folder / "states" / f"global_step_{done}").glob("data*.pt"):
-                place.unlink()
+            # The saved position in the data is that of the wave before.
+            for position in (self.folder / "states" / f"global_step_{done}").glob("data*.pt"):
+                position.unlink()
         return self._launched(wave_command(self.config, self._weights, self.folder, self._wave, self._rounds))
 
     def sample(
         self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
     ) -> list[list[Sample]]:
-        """What verl sampled in a round, as soon as it is there; a launch is started where none has yet."""
+        """Wait for the completions that verl sampled in a round; starts the launch of the wave if needed."""
         step = round_ + 1  # verl counts steps from 1
         dump = self.folder / "rollouts" / f"{step}.jsonl"
         while True:
@@ -268,7 +258,7 @@ class VerlTrainer:
             if dump.exists() and step in read_metrics(self.folder / "metrics.jsonl"):
                 break
             if self._launch is None:
-                self._launch = self._start_wave()
+                self._launch = self._open.enter_context(self._start_wave())
             elif ended:
                 self._launch.wait()
                 raise EngineError(
@@ -282,12 +272,18 @@ class VerlTrainer:
                             (asked - self._rows.keys(), "has no completions")):  # fmt: skip
             if wrong:
                 raise EngineError(f"{dump}: prompt {min(wrong)!r} {says}")
-        return [[_sample(row) for row in self._rows[f.prompt.id]] for f in prompts]
+        return [
+            [
+                Sample(r["text"], tuple(r["token_ids"]), (r["logprob"],), (r["entropy"],), r["finished"])
+                for r in self._rows[f.prompt.id]
+            ]
+            for f in prompts
+        ]
 
     def update(
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:
-        """Check that verl trained with these advantages; its measures of the step.
+        """Check that verl trained with these advantages; returns its measures of the step.
 
         Raises:
             EngineError: it trained with others.
@@ -305,7 +301,3 @@ class VerlTrainer:
                     f"{np.round(found, 4).tolist()}; is {PLUGIN} of this version on all nodes?"
                 )
         return measures_of(read_metrics(self.folder / "metrics.jsonl")[step])
-
-
-def _sample(row: dict[str, Any]) -> Sample:
-    return Sample(row["text"], tuple(row["token_ids"]), (row["logprob"],), (row["entropy"],), row["finished"])
