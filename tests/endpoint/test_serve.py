@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from selfemo.errors import ConfigError
 from selfemo.method.types import LABEL_SETS
 from selfemo.models.generation import endpoint
 from selfemo.serve.answers import Emotion, ReadEmotion

@@ -33,7 +33,7 @@ _CHUNK = 64
 
 
 def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
-    """Cold start into a model folder; its samples and metrics go to OUT.run beside it."""
+    """Cold start into the model folder `out`; its samples and metrics go to OUT.run beside it."""
     with RunFolder(out.with_name(out.name + ".run"), config, reporter) as run:
         _, training = run_inputs(config)
         trainer = open_trainer(config, run.path, run.stop)
@@ -48,11 +48,7 @@ def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
 def train_alone(
     model: str, out: Path, config: Config | None, reporter: Reporter, stop: StopRequest | None = None
 ) -> dict[str, Any]:
-    """SELF-GRPO from a model; the policy goes to OUT/checkpoints/iteration-1-rl.
-
-    Args:
-        config: None goes on with the stage that OUT holds.
-    """
+    """SELF-GRPO from a model into OUT/checkpoints/iteration-1-rl; config None resumes the run in OUT."""
     if config is not None:
         own = config.model.model_copy(update={"id": find_checkpoint(model)})
         config = config.model_copy(update={"model": own})
@@ -62,7 +58,7 @@ def train_alone(
         originals = original_prompts(training, config.seed, config.flywheel.max_prompt_share)
         trainer = open_trainer(config, run.path, run.stop)
         held: list[Conversation] = []
-        if trainer.whole_rounds:  # what tests between its rounds
+        if trainer.whole_rounds:  # such a trainer tests between its rounds
             held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
         name = rl(run, trainer, originals, training, held, START, 1)
         row = run.store.stage(name)
@@ -111,10 +107,10 @@ def soften_alone(
 ) -> dict[str, int]:
     """Samples that name what a model believes in beside their own emotion (`coldstart.soften`).
 
-    Returns: how many were written, how many name several emotions, and what the length limit did.
+    Returns: counts of samples written, of those that name several emotions, and those of `fit_all`.
 
     Raises:
-        ConfigError: own_weight is out of its range; the model and the samples do not reason alike.
+        ConfigError: own_weight is out of its range, or the samples do not reason as the model's run does.
         DataError: a file cannot be read, or an id occurs twice.
     """
     if not LEAST_OWN_WEIGHT <= own_weight <= 1:

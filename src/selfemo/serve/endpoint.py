@@ -1,4 +1,4 @@
-"""Answers of a model behind an OpenAI-compatible endpoint: as it writes them, without probabilities."""
+"""Answers of a model at an OpenAI-compatible endpoint: as it writes them, without probabilities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EndpointAnswers:
 
     Args:
         max_prompt: most tokens of a prompt, by an estimate.
-        max_tokens: most tokens of an answer, where a question does not say.
+        max_tokens: most tokens of an answer by default.
     """
 
     policy = None
@@ -37,7 +37,7 @@ class EndpointAnswers:
         return 0
 
     def check(self, labels: LabelSet, max_tokens: int) -> None:
-        """An endpoint is not held to the format, so there is nothing to check."""
+        """Nothing to check: an endpoint's answers are not constrained."""
 
     def fit(self, prompt: Prompt, max_tokens: int) -> Prompt | None:
         fitted = fit(prompt, self._sampler.encode, self._max_prompt, self._reasoning)
@@ -55,15 +55,10 @@ class EndpointAnswers:
     def respond(
         self, asks: Sequence[Ask], prompts: Sequence[Prompt], on_event: OnEvent | None
     ) -> list[Response]:
-        questions = [
-            ChatRequest(
-                messages(prompt, self._reasoning),
-                {},
-                ask.max_tokens or self._max_tokens,
-                temperature=ask.temperature,
-            )
-            for ask, prompt in zip(asks, prompts, strict=True)
-        ]
+        questions = []
+        for ask, prompt in zip(asks, prompts, strict=True):
+            said, most = messages(prompt, self._reasoning), ask.max_tokens or self._max_tokens
+            questions.append(ChatRequest(said, {}, most, temperature=ask.temperature))
         writers = [EventWriter(n, p.label_set, on_event) for n, p in enumerate(prompts)]
 
         def on_text(n: int, text: str) -> bool:

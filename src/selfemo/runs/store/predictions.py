@@ -1,4 +1,4 @@
-"""Predictions: what an evaluation read in each held-out utterance."""
+"""Predictions: the emotion that an evaluation read in each held-out utterance."""
 
 from __future__ import annotations
 
