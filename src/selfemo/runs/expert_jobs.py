@@ -32,11 +32,7 @@ from selfemo.stages.experts import Question, Reply, answer_key, choose, first_re
 def conversations_of(
     source: str, splits: Sequence[str], limit: int = 0, lenient: bool = False, folders: Sequence[Path] = ()
 ) -> list[Conversation]:
-    """The first `limit` (0: all) conversations of some splits ("all": every split), with personas.
-
-    Args:
-        folders: of `selfemo personas extract`; their profiles replace other descriptions.
-    """
+    """The first `limit` (0: all) conversations of some splits ("all": every one), with personas."""
     loaded = with_known_personas(load_data(source, lenient=lenient).conversations, folders)
     chosen = [c for c in loaded if "all" in splits or c.split in splits]
     if not chosen:
@@ -155,19 +151,18 @@ def cluster_personas(
 ) -> tuple[Clustering, list[dict[str, Any]]]:
     """Cluster the personas of a folder; clusters go into its store and those of `runs`.
 
-    Returns:
-        the clustering, and table 3 (mean R1 by cluster and stage) of each store that holds rollouts.
+    Returns: the clustering, and table 3 (mean R1 by cluster and stage) of each store that holds rollouts.
     """
     for place in (folder, *runs):
         _must_hold_store(place)
     with open_store(folder) as store:
         result = cluster_store(store, Embedder(embedder), min_size, seed)
-        rewards = [{"run": str(folder), **dict(r)} for r in store.reward_by_cluster()]
+        rewards = [{"run": str(folder), **r} for r in store.reward_by_cluster()]
         rows = store.clusters()
     for run in runs:
         with open_store(run) as store:
             store.set_clusters(rows)
-            rewards += [{"run": str(run), **dict(r)} for r in store.reward_by_cluster()]
+            rewards += [{"run": str(run), **r} for r in store.reward_by_cluster()]
     return result, rewards
 
 

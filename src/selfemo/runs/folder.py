@@ -62,9 +62,8 @@ class RunFolder:
         if config is None and not saved.exists():
             raise StoreError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
         if config is not None and saved.exists():
-            raise StoreError(
-                f"{path} already holds a run; go on with it by --resume {path}, or give another --out"
-            )
+            told = f"go on with it by --resume {path}, or give another --out"
+            raise StoreError(f"{path} already holds a run; {told}")
         with contextlib.ExitStack() as opened:
             opened.enter_context(lock_folder(path))
             self.config = config or _resumed(saved, overrides)
@@ -90,15 +89,11 @@ class RunFolder:
         return self.path / CHECKPOINTS / name
 
     def weights(self, name: str) -> str:
-        """The model that a checkpoint's name stands for: the configured one for START, else its folder.
-
-        Raises:
-            EngineError: the checkpoint is incomplete or altered.
-        """
+        """The model of a checkpoint's name: model.id for START, else its folder (EngineError: damaged)."""
         if name == START:
             return self.config.model.id
-        verify_checkpoint(self.checkpoint(name))
-        return str(self.checkpoint(name))
+        verify_checkpoint(folder := self.checkpoint(name))
+        return str(folder)
 
     def copy_checkpoint(self, name: str, to: str) -> None:
         """Give a checkpoint a second name, by hard links if the file system has them."""
@@ -121,11 +116,9 @@ class RunFolder:
         states = states_folder(self.path, name)
         if row is not None and row["status"] == "done":
             shutil.rmtree(states, ignore_errors=True)
-            info: dict[str, Any] = json.loads(row["info"])
-            return info
+            return dict(json.loads(row["info"]))
         self.stop.check()
-        started = time.monotonic()
-        info = work()
+        started, info = time.monotonic(), work()
         spent = time.monotonic() - started
         self.store.set_stage(name, "done", checkpoint=checkpoint, info=info, seconds=spent)
         # Only now: a process killed in between would find neither a saved state nor a finished stage.
@@ -193,12 +186,9 @@ class RunFolder:
 
 def _resumed(saved: Path, overrides: Sequence[str]) -> Config:
     """The configuration of a resumed run."""
-    for text in overrides:
-        if not text.startswith(_RESUMED):
-            raise ConfigError(
-                f"--set {text}: a run that is resumed takes only {', '.join(_RESUMED)}; start a new run "
-                "for other settings"
-            )
+    if wrong := [text for text in overrides if not text.startswith(_RESUMED)]:
+        told = f"a run that is resumed takes only {', '.join(_RESUMED)}; start a new run for other settings"
+        raise ConfigError(f"--set {wrong[0]}: {told}")
     return load([saved], overrides)
 
 

@@ -44,12 +44,7 @@ def with_known_personas(
 
 
 def load_conversations(config: DataConfig) -> list[Conversation]:
-    """All conversations of the configured sources, each speaker with a persona.
-
-    Raises:
-        DataError: a source cannot be used, or a conversation id occurs twice.
-        StoreError: a folder of data.personas holds no profile.
-    """
+    """All conversations of data.sources, with personas (DataError: a bad source, or an id occurs twice)."""
     conversations: list[Conversation] = []
     for source in config.sources:
         loaded = load(source, lenient=config.lenient).conversations

@@ -14,10 +14,7 @@ from selfemo.models.references import CONFIG_FILE, START, ModelReference, run_of
 def find_checkpoint(model: str) -> str:
     """A model reference as one that can be loaded: a model folder, a GGUF file, or an id.
 
-    A reference to another backend (`scripted:FILE`) stays as it is.
-
-    Raises:
-        EngineError: there is no such model, backend or checkpoint.
+    A reference to another backend (`scripted:FILE`) stays as it is (EngineError: it does not exist).
     """
     backend, rest = backend_of(model)
     if backend != "local":

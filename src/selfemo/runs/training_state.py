@@ -62,10 +62,9 @@ class TrainingState:
             record["alarms"] = [a.kind for a in self._found]
 
     def after(self, trainer: Trainer, done: int, total: int) -> None:
-        """Act on alarms; save if save.every_steps is due or a stop was asked for.
+        """Act on alarms; save if save.every_steps is due or a stop was asked for (then raises Stopped).
 
         Raises:
-            Stopped: a stop was asked for.
             GuardError: an alarm stops the stage; the state after this step is saved.
         """
         every, stop = self.run.config.save.every_steps, self.run.stop
@@ -76,9 +75,8 @@ class TrainingState:
             self.roll_back(self._found, done)
         if action == "stop":
             trainer.save_state(done, self._record)
-            saved = self.step == done
-            kept = f"the state after step {done} is saved" if saved else "the engine's last state is kept"
-            raise self.stopped(self._found, kept)
+            saved = f"the state after step {done} is saved"
+            raise self.stopped(self._found, saved if self.step == done else "the engine's last state is kept")
         if done < total and (stop.asked or (every and done % every == 0)):
             trainer.save_state(done, self._record)
         if done < total:
@@ -90,11 +88,7 @@ class TrainingState:
         self.step = step
 
     def roll_back(self, found: Sequence[Alarm], done: int | None = None) -> NoReturn:
-        """Leave this attempt; the next one resumes from the last saved state with half the learning rate.
-
-        Raises:
-            GuardError: guard.max_rollbacks are used up.
-        """
+        """Start again from the last saved state with half the learning rate (GuardError: not once more)."""
         if (times := len(self.rollbacks)) >= self.run.config.guard.max_rollbacks:
             kept = f"it was rolled back {times} times (guard.max_rollbacks) and is kept as it was after step "
             raise self.stopped(found, f"{kept}{self.step}")

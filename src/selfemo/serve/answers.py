@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from selfemo.method.parsing import field_spans, parse, parse_emotions, parse_recognition
 from selfemo.method.types import (
     Completion,
-    Conversation,
     EmotionDistribution,
     FailureKind,
     LabelSet,
     ParseFailure,
     Prompt,
+    Utterance,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ class ReadEmotion:
     written: EmotionDistribution | None = None
     failure: FailureKind | None = None
 
+    def with_probabilities(self, probabilities: EmotionDistribution) -> Self:
+        """This emotion, with probabilities in place of the written weights."""
+        if self.emotion is None:
+            return self
+        return replace(self, confidence=probabilities.weight(self.emotion), distribution=probabilities)
+
 
 @dataclass(frozen=True, slots=True)
 class Recognition(ReadEmotion):
@@ -48,6 +54,11 @@ class Recognition(ReadEmotion):
     turn: int = 0
     speaker: str = ""
     text: str = ""
+
+    @classmethod
+    def of(cls, r: ReadEmotion, turn: int, said: Utterance) -> Self:
+        values = (r.emotion, r.confidence, r.distribution, r.written, r.failure)
+        return cls(*values, turn, said.speaker, said.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,12 @@ class Response:
     text: str = ""
     failure: FailureKind | None = None
     tokens: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def failed(cls, prompt: Prompt, failure: FailureKind, text: str = "") -> Self:
+        """The response to a prompt that got no readable answer."""
+        nothing = ReadEmotion(None, failure=failure)
+        return cls(prompt.answerer, nothing, nothing, "", text=text, failure=failure)
 
     @property
     def emotion(self) -> str | None:
@@ -123,15 +140,6 @@ OnEvent = Callable[[int, Event], bool]
 """Takes (question, event) and says whether to continue; False ends the answer with the failure "stopped"."""
 
 
-def recognition(read: ReadEmotion, conversation: Conversation, turn: int) -> Recognition:
-    """The emotion of a turn, with the turn."""
-    said = conversation.turns[turn]
-    return Recognition(
-        read.emotion, read.confidence, read.distribution, read.written, read.failure,
-        turn, said.speaker, said.text,
-    )  # fmt: skip
-
-
 def written(parsed: EmotionDistribution | ParseFailure, labels: LabelSet) -> ReadEmotion:
     """The emotion of weights as the model wrote them."""
     if isinstance(parsed, ParseFailure):
@@ -140,37 +148,24 @@ def written(parsed: EmotionDistribution | ParseFailure, labels: LabelSet) -> Rea
     return ReadEmotion(emotion, parsed[emotion], parsed, parsed)
 
 
-def with_probabilities(read: ReadEmotion, probabilities: EmotionDistribution) -> ReadEmotion:
-    """A written emotion, with probabilities in place of the written weights."""
-    if read.emotion is None:
-        return read
-    return replace(read, confidence=probabilities.weight(read.emotion), distribution=probabilities)
-
-
 def up_to(text: str, field: str) -> str:
     """A completion up to the content of its first field of this letter, without the space before it."""
     start = next(a for f, a, _ in field_spans(text) if f == field)
     return text[:start].rstrip(" \t")
 
 
-def failed(prompt: Prompt, failure: FailureKind, text: str = "") -> Response:
-    """The response to a prompt that got no readable answer."""
-    nothing = ReadEmotion(None, failure=failure)
-    return Response(prompt.answerer, nothing, nothing, "", text=text, failure=failure)
-
-
 def response_of(prompt: Prompt, text: str, finished: bool, stopped: bool) -> Response:
     """The response in a completion; `stopped`: its reader ended it early."""
     labels = prompt.label_set
     if stopped:
-        return failed(prompt, FailureKind.STOPPED, text)
+        return Response.failed(prompt, FailureKind.STOPPED, text)
     parsed = parse(text, labels, finished=finished)
     if isinstance(parsed, Completion):
         heard, felt = written(parsed.emotion, labels), written(parsed.self_emotion, labels)
         return Response(prompt.answerer, heard, felt, parsed.reply, parsed.reasoning, text)
     # The emotion may be readable though the rest is not.
     heard = written(parse_recognition(text, labels), labels)
-    return replace(failed(prompt, parsed.kind, text), heard=heard)
+    return replace(Response.failed(prompt, parsed.kind, text), heard=heard)
 
 
 class EventWriter:
@@ -197,7 +192,7 @@ class EventWriter:
                 self._told.add(field)
                 read = written(parse_emotions(content, self._labels), self._labels)
                 if self._limited and (known := self._limited.probabilities(field)):
-                    read = with_probabilities(read, known)
+                    read = read.with_probabilities(known)
                 events.append(Emotion(read) if field == "E" else SelfEmotion(read))
         if fields and fields[-1][0] == "R":
             # An incomplete character decodes to a replacement character.

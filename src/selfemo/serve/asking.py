@@ -51,11 +51,7 @@ class Sampling:
 
 
 def label_set_of(given: Labels) -> LabelSet:
-    """A label set from its name or from emotion names.
-
-    Raises:
-        ConfigError: no label set has this name, or the list is not of two or more different names.
-    """
+    """A label set from its name, or from two or more different emotion names (ConfigError: neither)."""
     if isinstance(given, LabelSet):
         return given
     if isinstance(given, str):
@@ -75,11 +71,7 @@ def label_set_of(given: Labels) -> LabelSet:
 
 
 def conversation_of(given: Turns, labels: LabelSet, scene: str = "") -> Conversation:
-    """A typed conversation over a label set, from any form of `Turns`.
-
-    Raises:
-        DataError: it has no turn, or a turn without a speaker or text; the message names the turn.
-    """
+    """A typed conversation over a label set, from any form of `Turns` (DataError: it names the bad turn)."""
     if isinstance(given, Conversation):
         return replace(given, label_set=labels, scenario=scene or given.scenario)
     if isinstance(given, str):
@@ -123,11 +115,7 @@ def recent_prompt(conversation: Conversation, turn: int, max_tokens: int) -> Pro
 
 
 def prompt_of(ask: Ask, labels: LabelSet, max_tokens: int) -> Prompt:
-    """The prompt of a question: its character answers the last turn.
-
-    Raises:
-        DataError: see `conversation_of`.
-    """
+    """The prompt of a question: its character answers the last turn (DataError: see `conversation_of`)."""
     conversation = conversation_of(ask.conversation, labels, ask.scene)
     prompt = recent_prompt(conversation, len(conversation.turns) - 1, max_tokens)
     given = ask.persona if isinstance(ask.persona, Persona) else None

@@ -10,7 +10,7 @@ from selfemo.method.prompts import Reasoning, fit, messages
 from selfemo.method.types import FailureKind, LabelSet, Prompt
 from selfemo.models.generation.chat import ChatRequest, ExpertSpec, UnansweredError
 from selfemo.models.generation.endpoint import EndpointSampler
-from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, failed, response_of, written
+from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, response_of, written
 from selfemo.serve.asking import Ask
 from selfemo.stages.experts import without_thoughts
 
@@ -68,7 +68,7 @@ class EndpointAnswers:
         responses = []
         for prompt, writer, answer in zip(prompts, writers, answers, strict=True):
             if isinstance(answer, UnansweredError):
-                responses.append(failed(prompt, FailureKind.UNANSWERED, answer.detail))
+                responses.append(Response.failed(prompt, FailureKind.UNANSWERED, answer.detail))
                 continue
             response = response_of(prompt, without_thoughts(answer.text), True, writer.stopped)
             tokens = (answer.prompt_tokens, answer.completion_tokens)

@@ -51,10 +51,7 @@ class Labelled:
 class Source:
     """The input: a file (data/transcripts.py), or a data set by its name.
 
-    It is read once at the start, so that a mistake on the last line is reported before any work.
-
-    Raises:
-        DataError: a mistake in the input; the message names file and line.
+    It is read once at the start: a mistake (DataError, with file and line) is reported before any work.
     """
 
     def __init__(self, name: str, settings: ReadSettings | None = None):
@@ -144,9 +141,8 @@ def _is_csv(out: Path) -> bool:
 
 def _of_a_file(path: Path) -> bool:
     """Whether a file is a transcript, not a file of a known data set."""
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        return True
-    return not any(a.matches(path) for n, a in ADAPTERS.items() if n not in ("jsonl", "sample"))
+    known = (a for n, a in ADAPTERS.items() if n not in ("jsonl", "sample"))
+    return path.suffix.lower() not in (".csv", ".tsv") or not any(a.matches(path) for a in known)
 
 
 def _model_identity(model: SelfEmo) -> str:

@@ -16,16 +16,7 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_configured
 from selfemo.models.sampler import LabelPlace
 from selfemo.seeds import derive
-from selfemo.serve.answers import (
-    EventWriter,
-    OnEvent,
-    ReadEmotion,
-    Response,
-    response_of,
-    up_to,
-    with_probabilities,
-    written,
-)
+from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, response_of, up_to, written
 from selfemo.serve.asking import Ask, Sampling
 
 _FORMATS_KEPT = 64
@@ -118,7 +109,7 @@ class LocalAnswers:
             for p, r, text in zip(prompts, requests, texts, strict=True)
         ]
         found = self._probabilities(places, labels)
-        return [with_probabilities(r, d) for r, d in zip(read, found, strict=True)]
+        return [r.with_probabilities(d) for r, d in zip(read, found, strict=True)]
 
     # -- responses ----------------------------------------------------------------------------------
 
@@ -215,4 +206,4 @@ class LocalAnswers:
 
 
 def _sure(r: Response, heard: EmotionDistribution, felt: EmotionDistribution) -> Response:
-    return replace(r, heard=with_probabilities(r.heard, heard), felt=with_probabilities(r.felt, felt))
+    return replace(r, heard=r.heard.with_probabilities(heard), felt=r.felt.with_probabilities(felt))

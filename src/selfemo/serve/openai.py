@@ -91,11 +91,7 @@ def routes(service: Service) -> APIRouter:
 
 
 async def ask_of(service: Service, body: ChatCompletionBody) -> Ask:
-    """The question of a chat: system messages are the persona, the others are turns.
-
-    Raises:
-        Problem: the last message is not the user's, or the model cannot be asked this.
-    """
+    """The question of a chat: system messages are the persona, the others are turns (Problem: a mistake)."""
     persona, turns, speaker = [], [], "Assistant"
     for message in body.messages:
         parts = message.content

@@ -36,16 +36,7 @@ from selfemo.models.references import run_of
 from selfemo.runs.settings import settings_for
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.serve import asking
-from selfemo.serve.answers import (
-    Done,
-    Event,
-    OnEvent,
-    ReadEmotion,
-    Recognition,
-    Response,
-    failed,
-    recognition,
-)
+from selfemo.serve.answers import Done, Event, OnEvent, ReadEmotion, Recognition, Response
 from selfemo.serve.asking import Ask, Labels, Sampling, Turns, conversation_of, label_set_of
 
 if TYPE_CHECKING:
@@ -203,16 +194,13 @@ class SelfEmo:
             for n, (c, turns) in enumerate(asked)
             for turn in turns
         ]
-        places: dict[LabelSet, list[int]] = {}
-        for n, prompt in enumerate(prompts):
-            places.setdefault(prompt.label_set, []).append(n)
         found: dict[int, ReadEmotion] = {}
-        for labels, members in places.items():
+        for labels in dict.fromkeys(p.label_set for p in prompts):
             self.check_labels(labels)
-            read = self._read([prompts[n] for n in members], labels)
-            found.update(zip(members, read, strict=True))
+            members = [n for n, p in enumerate(prompts) if p.label_set == labels]
+            found |= zip(members, self._read([prompts[n] for n in members], labels), strict=True)
         in_order = (found[n] for n in range(len(prompts)))
-        return [[recognition(next(in_order), c, turn) for turn in turns] for c, turns in asked]
+        return [[Recognition.of(next(in_order), t, c.turns[t]) for t in turns] for c, turns in asked]
 
     def _read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
         """The emotion of the last utterance of each prompt."""
@@ -257,7 +245,7 @@ class SelfEmo:
         members = [n for n, p in enumerate(fitted) if p is not None]
         prompts = [p for p in fitted if p is not None]
         tell = None if on_event is None else lambda k, event: on_event(members[k], event)
-        responses = [failed(p, FailureKind.TOO_LONG) for p in prepared]
+        responses = [Response.failed(p, FailureKind.TOO_LONG) for p in prepared]
         answers = self._answers.respond([asks[n] for n in members], prompts, tell)
         for n, answer in zip(members, answers, strict=True):
             responses[n] = answer

@@ -149,11 +149,7 @@ def serve(
     name: str = "",
     grace: float = 30.0,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; running answers get `grace` seconds to end.
-
-    Raises:
-        ConfigError: other machines reach `host` without a token (`binding.check_binding`).
-    """
+    """Serve until SIGINT or SIGTERM; running answers get `grace` seconds (ConfigError: `check_binding`)."""
     import uvicorn
 
     check_binding(host, token, insecure)

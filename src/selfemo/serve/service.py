@@ -68,11 +68,7 @@ class Service:
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
 
     async def check(self, work: Callable[..., T], *args: Any) -> T:
-        """The result of a check of a question, in a thread: the grammar of a new label set takes a while.
-
-        Raises:
-            Problem: 400, the question has a mistake.
-        """
+        """The result of a check (Problem: 400), in a thread: the grammar of a new label set takes a while."""
         try:
             return await asyncio.to_thread(work, *args)
         except (DataError, ConfigError) as e:
@@ -96,11 +92,7 @@ class Service:
             raise Problem(429, "busy", told, {"Retry-After": "1"}) from None
 
     async def wait(self, job: Job) -> Any:
-        """The answer of a job.
-
-        Raises:
-            Problem: it took too long, the endpoint failed, or the server is going down.
-        """
+        """The answer of a job (Problem: it took too long, or the endpoint or the server stopped)."""
         try:
             async with asyncio.timeout(self.limits.timeout):
                 return await job.future
@@ -122,11 +114,7 @@ class Service:
         return self.checked(response)
 
     def checked(self, response: Response) -> Response:
-        """Count the tokens of an answer.
-
-        Raises:
-            Problem: the prompt is too long, or the endpoint did not answer.
-        """
+        """Count the tokens of an answer (Problem: the prompt is too long, or the endpoint did not answer)."""
         if response.failure == FailureKind.TOO_LONG:
             raise Problem(400, "context_length_exceeded", "persona and last turn are too long for the model")
         if response.failure == FailureKind.UNANSWERED:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from selfemo.runs.store.experts import Experts
 from selfemo.runs.store.exports import Exports
-from selfemo.runs.store.predictions import PredictionRow, Predictions
-from selfemo.runs.store.prompts import Prompts, read_distribution
+from selfemo.runs.store.predictions import Predictions
+from selfemo.runs.store.prompts import Prompts
+from selfemo.runs.store.prompts import read_distribution as read_distribution
 from selfemo.runs.store.rollouts import Rollouts
-from selfemo.runs.store.samples import SampleRow, Samples
-from selfemo.runs.store.schema import SCHEMA_VERSION
-from selfemo.runs.store.stages import StageRow, Stages
+from selfemo.runs.store.samples import Samples
+from selfemo.runs.store.schema import SCHEMA_VERSION as SCHEMA_VERSION
+from selfemo.runs.store.stages import Stages
 
 STORE_FILE = "store.sqlite"
 BACKUP_FILE = "store.backup.sqlite"
@@ -29,15 +30,3 @@ class Store(Stages, Samples, Prompts, Rollouts, Predictions, Experts, Exports):
         StoreError: the file is no store of this version, or cannot be opened.
         DamagedStoreError: the file is damaged.
     """
-
-
-__all__ = [
-    "BACKUP_FILE",
-    "SCHEMA_VERSION",
-    "STORE_FILE",
-    "PredictionRow",
-    "SampleRow",
-    "StageRow",
-    "Store",
-    "read_distribution",
-]

@@ -72,11 +72,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All writes inside happen together or not at all.
-
-        Raises:
-            StoreError: the disk is full, or the file cannot be written.
-        """
+        """All writes inside happen together or not at all (StoreError: the disk is full, or read-only)."""
         with self._told("; what was committed before is kept"), self.db:
             yield
 
@@ -100,6 +96,10 @@ class Database:
         cursor.row_factory = None
         with self._told():
             yield from cursor.execute(query, args)
+
+    def dicts(self, query: str, *args: Any) -> list[Any]:
+        """The rows of a query as dicts, for the typed rows of each subject."""
+        return [dict(r) for r in self.rows(query, *args)]
 
     def value(self, query: str, *args: Any) -> Any:
         """The first value of a query's first row, or None if it has no row."""

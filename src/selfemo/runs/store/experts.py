@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict
 
 from selfemo.models.generation.chat import Answer
 from selfemo.runs.store.base import Database
@@ -122,10 +122,9 @@ class Experts(Database):
 
     def reward_by_cluster(self) -> list[ClusterReward]:
         """Table 3: mean R1 of rollouts, by their persona's cluster and by stage."""
-        rows = self.rows(
+        return self.dicts(
             "SELECT c.name, r.stage, count(*) AS rollouts, avg(r.r1) AS r1 FROM rollouts r "
             "JOIN prompts p ON p.id = r.prompt "
             "JOIN persona_clusters c ON c.description = json_extract(p.persona, '$[1]') "
             "WHERE c.cluster >= 0 GROUP BY c.cluster, r.stage ORDER BY count(*) DESC, r.stage"
         )
-        return [cast(ClusterReward, dict(r)) for r in rows]

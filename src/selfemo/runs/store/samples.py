@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict
 
 from selfemo.method.types import Place, Prompt
 from selfemo.runs.store.prompts import Prompts
@@ -65,10 +65,8 @@ class Samples(Prompts):
 
     def samples(self) -> list[tuple[SampleRow, Prompt]]:
         """(sample, its prompt) of the samples in use, in order of insertion."""
-        return [
-            (cast(SampleRow, dict(row)), self.prompt(row["prompt"]))
-            for row in self.rows("SELECT * FROM samples WHERE used = 1 ORDER BY id")
-        ]
+        rows = self.dicts("SELECT * FROM samples WHERE used = 1 ORDER BY id")
+        return [(row, self.prompt(row["prompt"])) for row in rows]
 
     def samples_of_stage(self, stage: str) -> int:
         """How many samples a stage added."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from selfemo.files import write_text
 from selfemo.method.types import Place
@@ -37,12 +37,11 @@ class Stages(Database):
 
     def stage(self, name: str) -> StageRow | None:
         """One stage, or None before it has begun."""
-        found = self.rows("SELECT * FROM stages WHERE name = ?", name)
-        return cast(StageRow, dict(found[0])) if found else None
+        return next(iter(self.dicts("SELECT * FROM stages WHERE name = ?", name)), None)
 
     def stages(self) -> list[StageRow]:
         """All stages in the order they began."""
-        return [cast(StageRow, dict(r)) for r in self.rows("SELECT * FROM stages ORDER BY rowid")]
+        return self.dicts("SELECT * FROM stages ORDER BY rowid")
 
     def trained_stages(self) -> list[tuple[str, str]]:
         """(stage, checkpoint) of the finished stages that wrote a checkpoint, in order."""

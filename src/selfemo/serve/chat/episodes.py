@@ -32,11 +32,7 @@ def _reading(weights: EmotionDistribution | None) -> ReadEmotion | None:
 
 
 def load_episodes(model: str, n: int = 30) -> list[Session]:
-    """The self-play episodes of the run that a model comes from, the longest first.
-
-    Raises:
-        DataError: the model comes from no run, or the run has no episode yet.
-    """
+    """The self-play episodes of a model's run, the longest first (DataError: no run, or no episode yet)."""
     run = run_of(model)
     if run is None or not (run / STORE_FILE).exists():
         raise DataError(f"{model} comes from no run, so there are no self-play episodes to load")

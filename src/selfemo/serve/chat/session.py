@@ -69,11 +69,7 @@ class Session:
         return replace(self, lines=(*self.lines, Line(speaker or self.you, text)))
 
     def ask(self, character: Character | None = None) -> Ask:
-        """The question for a character's answer (by default the next one's) to the last line.
-
-        Raises:
-            DataError: there is no line yet.
-        """
+        """The question for the next (or a given) character's answer (DataError: there is no line yet)."""
         if not self.lines:
             raise DataError("nothing was said yet: somebody has to begin; type a first line")
         who = character or self.next_character()
@@ -102,11 +98,7 @@ class Session:
         return replace(self, lines=lines)
 
     def edited(self, place: int, text: str) -> Session:
-        """The session with a new text for line `place` (from 0), and without the lines after it.
-
-        Raises:
-            DataError: there is no such line, or the text is empty.
-        """
+        """Change line `place` (from 0) and drop the lines after it (DataError: no such line, or no text)."""
         text = clean(text)
         if not 0 <= place < len(self.lines):
             raise DataError(f"there is no line {place + 1}; there are {len(self.lines)}")
@@ -170,11 +162,7 @@ def sample_characters() -> dict[str, Character]:
 
 
 def character(text: str) -> Character:
-    """A character from `NAME`, `NAME: description`, or the name of one of the sample set.
-
-    Raises:
-        ConfigError: there is no name.
-    """
+    """A character from `NAME: description`, NAME, or a NAME of the sample set (ConfigError: no name)."""
     name, colon, description = text.partition(":")
     name, description = clean(name), clean(description)
     if not name:

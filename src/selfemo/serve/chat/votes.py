@@ -24,8 +24,7 @@ class Votes:
             sides: the models (0, 1) of answers 1 and 2.
             answers: the session with answer 1, and with answer 2.
 
-        Raises:
-            DataError: the file cannot be written.
+        Raises: DataError: the file cannot be written.
         """
         first, second = models = [self.names[k] for k in sides]
         record = {

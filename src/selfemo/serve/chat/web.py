@@ -30,14 +30,11 @@ _HOUR = 3600
 
 
 def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) -> Any:
-    """The page, as a gradio.Blocks that is not launched yet.
+    """The page, as a gradio.Blocks that is not launched yet (MissingExtraError: gradio is not installed).
 
     Args:
         other: the model to compare with; None leaves that tab out.
         votes: the file of the comparison's votes.
-
-    Raises:
-        MissingExtraError: gradio is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -335,12 +332,8 @@ def export_file(text: str, name: str) -> str:
     return str(folder / name)
 
 
-def launch(page: Any, host: str, port: int, *, wait: bool = True) -> str:
-    """Serve the page; returns its address, or does not return where it waits.
-
-    Raises:
-        DataError: the port is taken.
-    """
+def launch(page: Any, host: str, port: int) -> str:
+    """Serve the page in the background; returns its address (DataError: the port is taken)."""
     import gradio as gr
 
     fonts = ("system-ui", "sans-serif")
@@ -352,6 +345,4 @@ def launch(page: Any, host: str, port: int, *, wait: bool = True) -> str:
         )  # fmt: skip
     except OSError as e:
         raise DataError(f"{host}:{port} cannot be listened at ({e}); choose another --port") from None
-    if wait:
-        page.block_thread()
     return str(address)
