@@ -14,15 +14,11 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u
 
 @dataclass(frozen=True)
 class Played:
-    """One self-played turn: the emotion its speaker read in the turn before, its own emotion, its reply.
-
-    Attributes:
-        target: the emotion to read: the gold one, or the self-emotion that the turn before declared.
-    """
+    """One self-played turn: the emotion its speaker read in the turn before, its own emotion, its reply."""
 
     speaker: str
     interlocutor: str
-    target: EmotionDistribution | None
+    target: EmotionDistribution | None  # to read: the gold emotion, or the declared one of the turn before
     read: EmotionDistribution
     own: EmotionDistribution
     reply: str

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from selfemo.config import ClusterConfig, Config
@@ -268,19 +269,15 @@ def lengths(conversations: Sequence[Conversation], config: Config) -> costs.Leng
     said = [len(format_completion(g)) for g in gold[:: max(1, len(gold) // _SAMPLED)]]
     # A refit sees the samples that pass the gate (assumed: of every second prompt), and replays others.
     cold = min(len(gold), config.sft.max_samples or len(gold))
-    prompt = min(_mean(whole) / CHARACTERS, config.prompt.max_tokens)
-    completion = _mean(said) / CHARACTERS + _THOUGHT[config.prompt.reasoning] + 1
+    prompt = min(fmean(whole or [0]) / CHARACTERS, config.prompt.max_tokens)
+    completion = fmean(said or [0]) / CHARACTERS + _THOUGHT[config.prompt.reasoning] + 1
     return costs.Lengths(
         prompt,
         min(completion, config.sampling.max_new_tokens),
-        min(_mean(own) / CHARACTERS, prompt),
+        min(fmean(own or [0]) / CHARACTERS, prompt),
         int(config.flywheel.prompts // 2 + config.flywheel.replay * cold),
         sum(len(c.turns) for c in conversations if c.split == config.data.eval_split),
     )
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / max(1, len(values))
 
 
 def pick_machine(name: str, engine: str, found: Devices, count: int, config: Config) -> costs.Machine:

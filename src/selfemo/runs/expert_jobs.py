@@ -87,9 +87,6 @@ def plan(questions: Iterable[Question[Any]], specs: Sequence[ExpertSpec], folder
     }
 
 
-# -- personas -------------------------------------------------------------------------------------------
-
-
 def plan_personas(
     conversations: Sequence[Conversation], specs: Sequence[ExpertSpec], folder: Path, segment_turns: int
 ) -> dict[str, Any]:
@@ -164,9 +161,6 @@ def cluster_personas(
             store.set_clusters(rows)
             rewards += [{"run": str(run), **r} for r in store.reward_by_cluster()]
     return result, rewards
-
-
-# -- cold start -------------------------------------------------------------------------------------------
 
 
 def plan_cold_start(

@@ -32,7 +32,7 @@ def settings_for(
 
     The settings are those of the run that the model comes from, if any, then files, then overrides.
 
-    Raises: EngineError: see `find_checkpoint`; ConfigError: a setting is wrong.
+    Raises: EngineError: see `find_checkpoint`. ConfigError: a setting is wrong.
     """
     checkpoint, run = find_checkpoint(model), run_of(model)
     own = [] if run is None else [run / CONFIG_FILE]

@@ -122,9 +122,6 @@ def fault(folder: Path, file: ShardFile) -> str:
     return ""
 
 
-# -- export ---------------------------------------------------------------------------------------------
-
-
 def write_shard(folder: Path, table: str, number: int, frame: Any, last: int = 0) -> ShardFile:
     """Write one file of an export (StoreError: the disk is full, or the folder cannot be written)."""
     path = folder / f"{table}-{number:05d}.parquet"

@@ -13,7 +13,7 @@ from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import conversation_prompts, format_emotions
-from selfemo.method.types import Conversation, EmotionDistribution, Prompt
+from selfemo.method.types import EmotionDistribution, Prompt
 from selfemo.models.generation import open_sampler
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
@@ -57,9 +57,8 @@ def train_alone(
         conversations, training = run_inputs(config)
         originals = original_prompts(training, config.seed, config.flywheel.max_prompt_share)
         trainer = open_trainer(config, run.path, run.stop)
-        held: list[Conversation] = []
-        if trainer.whole_rounds:  # such a trainer tests between its rounds
-            held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
+        tests = (data.eval_split, data.eval_conversations, 0)  # for a trainer that tests between its rounds
+        held = held_out(conversations, *tests) if trainer.whole_rounds else []
         name = rl(run, trainer, originals, training, held, START, 1)
         row = run.store.stage(name)
         assert row is not None
@@ -81,19 +80,13 @@ def selfplay_alone(
     held = held_out(conversations, config.data.eval_split, 0, 0)
     prompts = [p for c in held for p in conversation_prompts(c, future=True)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
+    chosen, turns = [prompts[i] for i in order], config.selfplay.max_turns
     sampler = open_sampler(checkpoint, config.model)
-    with (
-        Store(folder / STORE_FILE) as store,
-        reporter.bar("self-play turns", config.selfplay.max_turns) as advance,
-    ):
+    with Store(folder / STORE_FILE) as store, reporter.bar("self-play turns", turns) as advance:
         counts = play_episodes(
-            sampler,
-            [prompts[i] for i in order],
-            persona_book(conversations),
-            config,
-            store,
+            sampler, chosen, persona_book(conversations), config, store,
             on_turn=lambda turn, live: advance(1, f"{live} go on"),
-        )
+        )  # fmt: skip
         return counts, dialogues(store, n)
 
 

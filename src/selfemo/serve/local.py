@@ -70,8 +70,6 @@ class LocalAnswers:
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.policy.encode(messages(prompt, self._prompt.reasoning))
 
-    # -- emotions -----------------------------------------------------------------------------------
-
     def read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
         if not self._constrained or self._prompt.reasoning != "none":
             return self._read_written(prompts, labels)
@@ -110,8 +108,6 @@ class LocalAnswers:
         ]
         found = self._probabilities(places, labels)
         return [r.with_probabilities(d) for r, d in zip(read, found, strict=True)]
-
-    # -- responses ----------------------------------------------------------------------------------
 
     def respond(
         self, asks: Sequence[Ask], prompts: Sequence[Prompt], on_event: OnEvent | None

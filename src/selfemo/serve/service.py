@@ -23,22 +23,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one server.
+    """Limits of one server; for the batches see `Batcher`."""
 
-    Attributes:
-        max_body: bytes of a request.
-        timeout: seconds for one answer, waiting included.
-        max_batch, max_waiting: see `Batcher`.
-        max_tokens: most tokens that a client may ask for.
-        max_turns: most turns of a conversation.
-    """
-
-    max_body: int = 262_144
-    timeout: float = 60.0
+    max_body: int = 262_144  # bytes of a request
+    timeout: float = 60.0  # seconds for one answer, waiting included
     max_batch: int = 16
     max_waiting: int = 64
-    max_tokens: int = 512
-    max_turns: int = 500
+    max_tokens: int = 512  # most tokens that a client may ask for
+    max_turns: int = 500  # most turns of a conversation
 
 
 class Metrics:
@@ -125,10 +117,9 @@ class Service:
         return response
 
     async def stream(self, ask: Ask) -> AsyncIterator[Event | Problem]:
-        """Wait for the first event of an answer, then give all; a problem after the first is the last item.
+        """Wait for the first event of an answer, so that an earlier `Problem` can be the response's status.
 
-        Raises:
-            Problem: before the first event, so that the response can have its status.
+        A problem after the first event is the last item.
         """
         events = self._events(ask)
         try:

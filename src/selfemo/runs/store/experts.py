@@ -30,8 +30,6 @@ class ClusterReward(TypedDict):
 class Experts(Database):
     """Queries on answers, failures, personas, profiles and clusters."""
 
-    # -- answers ----------------------------------------------------------------------------------
-
     def answer(self, key: str) -> Answer | None:
         """An expert's answer to the question of this key, if it was asked."""
         found = self.rows("SELECT text, prompt_tokens, completion_tokens FROM answers WHERE key = ?", key)
@@ -71,8 +69,6 @@ class Experts(Database):
         """Items that failed, each with its number of rounds of questions."""
         return dict(self.stream("SELECT item, rounds FROM failures WHERE purpose = ?", purpose))
 
-    # -- personas ---------------------------------------------------------------------------------
-
     def add_personas(self, rows: Iterable[Sequence[Any]]) -> None:
         """Insert or replace persona records, in the order of the table's columns."""
         self.db.executemany("INSERT OR REPLACE INTO personas VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
@@ -107,8 +103,6 @@ class Experts(Database):
                 "FROM prompts ORDER BY 1, 2"
             )
         )
-
-    # -- clusters ---------------------------------------------------------------------------------
 
     def set_clusters(self, rows: Iterable[Sequence[Any]]) -> None:
         """Replace the clusters: (description, cluster or -1 for noise, name, x, y) each."""

@@ -10,25 +10,19 @@ from selfemo.runs.store.prompts import Prompts
 
 
 class SampleRow(TypedDict):
-    """A training pair: its prompt's id, the completion as text, and its origin.
-
-    Attributes:
-        source: "gold", "file" or "selfplay".
-        emotion: the top emotion of E.
-        used: 0 if the cap on emotions leaves it out.
-    """
+    """A training pair: its prompt's id, the completion as text, and its origin."""
 
     id: int
     stage: str
     step: int
     iteration: int
-    source: str
+    source: str  # "gold", "file" or "selfplay"
     prompt: str
     completion: str
-    emotion: str
+    emotion: str  # the top emotion of E
     reward: float
     fingerprint: str
-    used: int
+    used: int  # 0 if the cap on emotions leaves it out
 
 
 class SampleValue(NamedTuple):

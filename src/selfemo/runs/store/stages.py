@@ -14,22 +14,14 @@ _WRITTEN_BY_STAGES = ("rollouts", "samples", "metrics", "prompts")
 
 
 class StageRow(TypedDict):
-    """A stage.
-
-    Attributes:
-        status: "running" or "done".
-        step: the step whose state is saved.
-        checkpoint: the name of the checkpoint that it wrote, if any.
-        info: JSON; counts and measures.
-        seconds: time spent on it, over all processes.
-    """
+    """A stage of a run."""
 
     name: str
-    status: str
-    step: int
-    checkpoint: str | None
-    info: str
-    seconds: float
+    status: str  # "running" or "done"
+    step: int  # whose state is saved
+    checkpoint: str | None  # the name of the one that it wrote
+    info: str  # JSON: counts and measures
+    seconds: float  # over all processes
 
 
 class Stages(Database):

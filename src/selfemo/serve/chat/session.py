@@ -107,8 +107,6 @@ class Session:
         line = Line(self.lines[place].speaker, text)
         return replace(self, lines=(*self.lines[:place], line))
 
-    # -- files --------------------------------------------------------------------------------------
-
     def as_jsonl(self, labels: LabelSet, name: str = "chat") -> str:
         """One line of the project's JSONL (data/jsonl.py); DataError: the session has no lines.
 
