@@ -38,9 +38,9 @@ from selfemo.training.protocol import Trainer, finite_means
 Evaluate = Callable[
     [Sampler, Sequence[Conversation], Store, str, Config, Callable[[int], None]], dict[str, Any]
 ]
-"""Predicts and scores held-out conversations for the stage of a name; the last argument is told of each count
-of utterances done. Predictions go into the store; the result, scores by data set, is the stage's record.
-`evaluation.predictions.evaluate_checkpoint` is one."""
+"""Called with (sampler, conversations, store, name, config, on_done): puts predictions of the conversations
+into the store for the stage `name`, calls on_done with the number of utterances after each part, and returns
+the stage's record: scores by data set. `evaluation.predictions.evaluate_checkpoint` is one."""
 
 
 def evolve(

@@ -207,7 +207,7 @@ def checkpoints(config: Config) -> list[str]:
 
 
 def new_run_folder(base: Path = Path("runs")) -> Path:
-    """An unused folder name of date and time, followed by a number where that is needed."""
+    """An unused folder name of date and time, followed by a number if needed."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     names = itertools.chain([stamp], (f"{stamp}-{n}" for n in itertools.count(2)))
     return next(base / name for name in names if not (base / name).exists())

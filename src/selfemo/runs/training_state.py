@@ -90,8 +90,8 @@ class TrainingState:
     def roll_back(self, found: Sequence[Alarm], done: int | None = None) -> NoReturn:
         """Start again from the last saved state with half the learning rate (GuardError: not once more)."""
         if (times := len(self.rollbacks)) >= self.run.config.guard.max_rollbacks:
-            kept = f"it was rolled back {times} times (guard.max_rollbacks) and is kept as it was after step "
-            raise self.stopped(found, f"{kept}{self.step}")
+            kept = f"is kept as it was after step {self.step}"
+            raise self.stopped(found, f"it was rolled back {times} times (guard.max_rollbacks) and {kept}")
         self.rollbacks.append({"to": self.step, "at": done, "kinds": [a.kind for a in found]})
         self._record(self.step)
         self.run.reporter.say(

@@ -214,12 +214,11 @@ class _Output:
         if self.progress.exists():
             try:
                 known = json.loads(self.progress.read_text())
-                size, self.turns, self.failed = known["bytes"], known["turns"], known["failed"]
-                begun = known["what"]
+                keys = ("bytes", "turns", "failed", "what")
+                size, self.turns, self.failed, begun = (known[key] for key in keys)
             except (ValueError, KeyError) as e:
-                raise StoreError(
-                    f"{self.progress} cannot be read ({e}); remove it and {self.part} to start again"
-                ) from None
+                told = f"cannot be read ({e}); remove it and {self.part} to start again"
+                raise StoreError(f"{self.progress} {told}") from None
             for key, value in self.what.items():
                 if begun.get(key) != value:
                     raise StoreError(

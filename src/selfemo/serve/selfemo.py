@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from selfemo.models.policy import Policy
 
 _ANSWER_TOKENS = 128
-"""Most tokens of an answer for a model without settings of its own."""
+"""Most tokens of an answer for a model without settings."""
 
 
 class Answers(Protocol):

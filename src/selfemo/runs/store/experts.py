@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from typing import Any, NamedTuple, TypedDict
 
 from selfemo.models.generation.chat import Answer
@@ -40,16 +41,7 @@ class Experts(Database):
         with self.transaction():
             self.db.execute(
                 "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?)",
-                (
-                    key,
-                    purpose,
-                    item,
-                    expert,
-                    model,
-                    answer.text,
-                    answer.prompt_tokens,
-                    answer.completion_tokens,
-                ),
+                (key, purpose, item, expert, model, *astuple(answer)),
             )
 
     def add_failure(self, purpose: str, item: str, expert: str, kind: str, detail: str, rounds: int) -> None:

@@ -39,7 +39,7 @@ def _colour(emotion: str, labels: LabelSet) -> str:
 
 
 def tag(what: str, reading: ReadEmotion | None, labels: LabelSet) -> str:
-    """A label like "feels joy 80%"; "" where there is no emotion."""
+    """A label like "feels joy 80%"; "" if there is no emotion."""
     if reading is None or reading.emotion is None:
         return ""
     sure = f" {reading.confidence:.0%}" if reading.confidence else ""
