@@ -85,7 +85,7 @@ def page(model: SelfEmo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 
     votes = tmp_path_factory.mktemp("votes") / "votes.jsonl"
     blocks = build(model, model, Session(PAIR, "A kitchen."), votes)
-    address = launch(blocks, "127.0.0.1", 0, wait=False)
+    address = launch(blocks, "127.0.0.1", 0)
     yield address, votes
     blocks.close()
 
@@ -184,7 +184,4 @@ def test_a_port_that_is_taken(model: SelfEmo, tmp_path: Path) -> None:
         s.bind(("127.0.0.1", 0))
         s.listen()
         with pytest.raises(DataError, match="choose another --port"):
-            launch(
-                build(model, None, Session(PAIR), tmp_path / "v"), "127.0.0.1", s.getsockname()[1],
-                wait=False,
-            )  # fmt: skip
+            launch(build(model, None, Session(PAIR), tmp_path / "v"), "127.0.0.1", s.getsockname()[1])

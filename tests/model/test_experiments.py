@@ -461,7 +461,7 @@ def test_a_forked_run_equals_one_of_its_own(config: list[str], tmp_path: Path) -
     ).fetchone() == (len(_cold_samples(tmp_path / "other-alone")),)
     with pytest.raises(StoreError, match="already holds a run"):
         fork(tmp_path / "trunk", tmp_path / "forked", whole)
-    with pytest.raises(StoreError, match="goes on behind its cold start"):
+    with pytest.raises(StoreError, match="goes on after its cold start"):
         fork(tmp_path / "alone", tmp_path / "new", whole)
     with pytest.raises(ConfigError, match=r"a cold-start with other settings \(seed\)"):
         fork(tmp_path / "trunk", tmp_path / "new", load([], config))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from selfemo.errors import StoreError
 from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
-from selfemo.runs.profiles import profiles_of, with_known_personas
+from selfemo.runs.inputs import profiles_of, with_known_personas
 from selfemo.runs.store import Store
 from selfemo.stages.experts import MalformedError
 from selfemo.stages.personas import (
@@ -134,7 +134,7 @@ def test_profiles_without_an_expert_are_the_most_central_descriptions(tmp_path: 
 
 
 def test_a_folder_without_profiles_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no folder of"):
+    with pytest.raises(StoreError, match="not a folder of"):
         profiles_of(tmp_path)
     with Store(tmp_path / "store.sqlite"):
         pass

@@ -160,12 +160,11 @@ def test_metrics_of_a_stage(store: Store) -> None:
 
 
 def test_label_sets_data_sets_and_personas_of_the_prompts(store: Store) -> None:
-    assert store.main_label_set() is None and store.prompt_datasets() == []
+    assert store.main_label_set() is None and store.label_sets() == {}
     other = replace(make_prompt("e/1"), dataset="emory", label_set=EMORY)
     with store.transaction():
         store.add_prompts([other, make_prompt("a/1"), make_prompt("b/1")], Place("s"))
     assert store.main_label_set() == LABEL_SETS["meld"]
-    assert store.prompt_datasets() == ["emory", "toy"]
     assert store.label_sets() == {"emory": EMORY, "toy": LABEL_SETS["meld"]}
     assert store.prompt_personas() == [("Ann", make_prompt().persona.description)]
 
@@ -182,7 +181,6 @@ def test_verdicts_the_most_frequent_first(store: Store) -> None:
     assert [tuple(v) for v in store.verdicts_by_stage()] == [
         (RL, "pass", 2), (RL, "echo", 1), (RL, "r1", 1), ("iteration-2-rl", "pass", 1),
     ]  # fmt: skip
-    assert store.last_step(RL) == 3 and store.last_step("none") is None
 
 
 def test_failures_with_the_first_text_of_each_kind(store: Store) -> None:

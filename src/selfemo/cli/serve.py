@@ -151,5 +151,5 @@ def chat(
     from selfemo.serve.chat.web import build, launch
 
     page = build(opened(model), opened(compare) if compare else None, Session(pair, scene, you), votes)
-    typer.echo(f"{launch(page, host, port, wait=False)} (Ctrl-C ends it)")
+    typer.echo(f"{launch(page, host, port)} (Ctrl-C ends it)")
     page.block_thread()

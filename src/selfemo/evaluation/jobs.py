@@ -255,7 +255,7 @@ def trained_on(checkpoint: str) -> list[str]:
     if run is None or not (run / STORE_FILE).exists():
         return []
     with Store(run / STORE_FILE, read_only=True) as store:
-        return store.prompt_datasets()
+        return sorted(store.label_sets())
 
 
 def predictions_of(folder: Path) -> list[PredictionRow]:

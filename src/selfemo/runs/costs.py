@@ -2,7 +2,7 @@
 
 docs/scaling.md gives the formulas and measured points; "measured" means by benchmarks/costs.py. Letters: N
 parameters, L layers, d hidden size, a = heads x head size, k = key heads x head size, f size of the MLP,
-v vocabulary, P prompt tokens, R completion tokens (means), G completions a prompt, n prompts.
+v vocabulary, P prompt tokens, R completion tokens (means), G completions of a prompt, n prompts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ KNOWN = {
 
 
 def shape_from(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a `config.json` of transformers gives; a size that is missing is a KeyError."""
+    """The shape in a `config.json` of transformers (KeyError: a size is missing)."""
     d, heads = config["hidden_size"], config["num_attention_heads"]
     size = config.get("head_dim") or d // heads
     kv, tied = config.get("num_key_value_heads") or heads, bool(config.get("tie_word_embeddings"))
@@ -70,7 +70,7 @@ def shape_from(config: Mapping[str, Any]) -> ModelShape:
 
 
 def find_shape(model_id: str) -> ModelShape:
-    """The shape of a model by its id, or by its folder's config.json; EngineError where it is neither."""
+    """The shape of a known model id, or of a model folder's config.json (EngineError: neither)."""
     if model_id in KNOWN:
         return KNOWN[model_id]
     path = Path(model_id) / "config.json"
@@ -110,7 +110,7 @@ language-model head with four rows."""
 
 
 class Lengths(NamedTuple):
-    """P, R, tokens of a prompt that the one before it has not; samples of the refit, held-out prompts."""
+    """P, R, tokens of a prompt that differ from the one before; samples of the refit, held-out prompts."""
 
     prompt: float
     completion: float

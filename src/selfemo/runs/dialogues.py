@@ -9,20 +9,16 @@ from selfemo.method.prompts import format_emotions
 from selfemo.method.types import EmotionDistribution, LabelSet, Prompt, Utterance
 from selfemo.runs.store import Store
 
-_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
 class Played:
-    """One self-played turn: what its speaker read in the turn before, declared of itself, and said.
-
-    Attributes:
-        target: what should be read: the gold emotion, or the self-emotion that was declared.
-    """
+    """One self-played turn: the emotion its speaker read in the turn before, its own emotion, its reply."""
 
     speaker: str
     interlocutor: str
-    target: EmotionDistribution | None
+    target: EmotionDistribution | None  # to read: the gold emotion, or the declared one of the turn before
     read: EmotionDistribution
     own: EmotionDistribution
     reply: str
@@ -31,7 +27,7 @@ class Played:
 
 @dataclass(frozen=True)
 class Episode:
-    """A real history and the turns played on from it."""
+    """A real history and the self-played turns that continue it."""
 
     conversation: str
     scenario: str
@@ -42,24 +38,19 @@ class Episode:
 
 def episodes(store: Store, n: int = 3) -> list[Episode]:
     """The n longest self-play episodes of different conversations, the latest first among equals."""
-    found: list[Episode] = []
-    seen = set()
+    ends: dict[str, tuple[Prompt, int]] = {}
     for last, rollout in store.episode_ends():
         prompt = store.prompt(last)
-        if prompt.conversation_id in seen:
-            continue
-        seen.add(prompt.conversation_id)
-        found.append(_episode(store, prompt, rollout))
-        if len(found) == n:
+        ends.setdefault(prompt.conversation_id, (prompt, rollout))
+        if len(ends) == n:
             break
-    return found
+    return [_episode(store, *end) for end in ends.values()]
 
 
 def _episode(store: Store, prompt: Prompt, rollout: int) -> Episode:
-    """The turns that led to a rollout of `prompt` that passed the gate, and its own.
+    """The turns that led to a passed rollout of `prompt`, and its own.
 
-    A prompt may be answered again in a later round, and fail there: what led on to the next turn is the
-    answer that the next turn's history ends with.
+    A prompt may be answered in several rounds. The next turn's history ends with the reply that led to it.
     """
     played = []
     best = store.passed(rollout)
@@ -69,17 +60,12 @@ def _episode(store: Store, prompt: Prompt, rollout: int) -> Episode:
             break
         best = store.passed_answer(prompt.lineage.parent, prompt.history[-1].text)
         prompt = store.prompt(prompt.lineage.parent)
-    return Episode(
-        prompt.conversation_id, prompt.scenario, prompt.label_set, prompt.history,
-        tuple(reversed(played)),
-    )  # fmt: skip
+    turns = tuple(reversed(played))
+    return Episode(prompt.conversation_id, prompt.scenario, prompt.label_set, prompt.history, turns)
 
 
 def dialogues(store: Store, n: int = 3) -> list[str]:
-    """`episodes` as text.
-
-    Each self-played turn shows what its speaker read in the turn before (E) and declared of itself (S).
-    """
+    """`episodes` as text; each self-played turn with the emotion read in the turn before, and its own."""
     return [_text(e) for e in episodes(store, n)]
 
 
@@ -97,5 +83,5 @@ def _text(episode: Episode) -> str:
 
 
 def visible(text: str) -> str:
-    """Without what a terminal would obey, or what turns the direction of the text around it."""
-    return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Text with a mark in place of each character that controls a terminal or turns the text's direction."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,7 +1,6 @@
-"""`selfemo doctor`: whether a configuration can run on this machine, what is missing, and what it will cost.
+"""`selfemo doctor`: whether a configuration can run on this machine, and what an iteration costs (costs.py).
 
-Each finding is ok, a warning or missing, with how to get what is missing. The estimate is that of costs.py,
-from the lengths of the data that the configuration names. Nothing is downloaded, converted or trained.
+Nothing is downloaded, converted or trained.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from selfemo.config import ClusterConfig, Config
@@ -30,7 +30,7 @@ State = Literal["ok", "warning", "missing"]
 _SAMPLED = 500
 """Prompts that lengths are averaged over."""
 CHARACTERS = 3.0
-"""Characters of a token. Measured: 2.8 to 3.4 with the built-in tokenizer (benchmarks/costs.py)."""
+"""Characters per token. Measured: 2.8 to 3.4 with the built-in tokenizer (benchmarks/costs.py)."""
 _THOUGHT = {"none": 0, "brief": 40, "full": 150}
 """Tokens of reasoning before the emotions. Assumed."""
 
@@ -57,11 +57,12 @@ class Diagnosis:
         return all(f.state != "missing" for f in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "healthy": self.healthy,
-            "findings": [asdict(f) for f in self.findings],
-            "estimate": self.estimate,
-        }
+        return {"healthy": self.healthy, **asdict(self)}
+
+
+def _if(fits: bool, what: str, found: str, get: str, otherwise: State = "missing") -> Finding:
+    """A finding that is ok if `fits`; else `get` says what to do."""
+    return Finding("ok", what, found) if fits else Finding(otherwise, what, found, get)
 
 
 # -- what is installed ----------------------------------------------------------------------------------
@@ -78,45 +79,35 @@ def wanted_extras(config: Config, engine: str) -> dict[str, str]:
     """The extras that the settings use, each with the setting that does."""
     from selfemo.models.references import needs_conversion
 
-    wanted = {}
-    if needs_conversion(config.model.id):
-        wanted["builtin"] = f"model.id = {config.model.id}"
-    if config.model.lora is not None:
-        wanted["lora"] = "model.lora"
-    if config.sft.samples:
-        wanted["parquet"] = "sft.samples"
-    if engine == "verl":
-        wanted["verl"] = 'engine = "verl"'
-    return wanted
+    used = {
+        "builtin": (needs_conversion(config.model.id), f"model.id = {config.model.id}"),
+        "lora": (config.model.lora is not None, "model.lora"),
+        "parquet": (config.sft.samples, "sft.samples"),
+        "verl": (engine == "verl", 'engine = "verl"'),
+    }
+    return {extra: setting for extra, (is_used, setting) in used.items() if is_used}
 
 
 def check_packages(extras: dict[str, str]) -> Iterator[Finding]:
-    """Installed versions against what the package asks for, plainly and for some extras."""
+    """Compare installed versions with what the package requires, by itself and for some extras."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
     try:
         about = metadata.metadata("selfemo")
     except metadata.PackageNotFoundError:
-        yield Finding(
-            "warning", "selfemo", "runs from its source, so what it asks for is not known here",
-            "pip install -e .",
-        )  # fmt: skip
+        told = "runs from its source, so its requirements are not known here"
+        yield Finding("warning", "selfemo", told, "pip install -e .")
         return
     python, asked = platform.python_version(), about["Requires-Python"] or ""
     fits = python in SpecifierSet(asked)
-    yield Finding(
-        "ok" if fits else "missing", "python", f"{python} (asked for: {asked})",
-        "" if fits else f"install Python {asked}",
-    )  # fmt: skip
+    yield _if(fits, "python", f"{python} (asked for: {asked})", f"install Python {asked}")
     have = about.get_all("Provides-Extra") or []
     for extra in ("", *extras):
         why = f", for {extras[extra]}" if extra else ""
         if extra and extra not in have:
-            yield Finding(
-                "missing", f"extra {extra}", f"this version of selfemo does not have it{why}",
-                "pip install --upgrade selfemo",
-            )  # fmt: skip
+            told = f"this version of selfemo does not have it{why}"
+            yield Finding("missing", f"extra {extra}", told, "pip install --upgrade selfemo")
         for text in metadata.requires("selfemo") or []:
             wanted = Requirement(text)
             if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
@@ -138,7 +129,7 @@ def check_packages(extras: dict[str, str]) -> Iterator[Finding]:
 
 
 def _ram() -> tuple[float, float]:
-    """Bytes of memory in all and available."""
+    """Bytes of memory: all, and available."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = float(os.sysconf("SC_PHYS_PAGES") * page)
     try:
@@ -155,15 +146,13 @@ def _gib(x: float) -> str:
 
 
 def check_devices(config: Config, engine: str, found: Devices) -> Iterator[Finding]:
-    """CPU and GPUs; for verl those of this node and its packages, else whether model.device is there."""
+    """CPU and GPUs; for verl also its packages, else whether model.device is there."""
     threads, (total, free) = config.model.threads or found.threads, _ram()
     told = f"{os.cpu_count()} cores, {threads} threads, {_gib(free)} of {_gib(total)} free"
     yield Finding("ok", "CPU", told)
     for gpu in found.gpus:
-        yield Finding(
-            "ok" if gpu.bf16 else "warning", "GPU", f"{gpu.name}, {_gib(gpu.memory)}",
-            "" if gpu.bf16 else "it does not compute in bf16: model.dtype = fp32",
-        )  # fmt: skip
+        how = "it does not compute in bf16: model.dtype = fp32"
+        yield _if(gpu.bf16, "GPU", f"{gpu.name}, {_gib(gpu.memory)}", how, "warning")
     if engine == "verl":
         yield from _check_node(config.cluster, len(found.gpus))
         return
@@ -178,27 +167,21 @@ def check_devices(config: Config, engine: str, found: Devices) -> Iterator[Findi
 
 
 def _check_node(cluster: ClusterConfig, found: int) -> Iterator[Finding]:
-    enough = found >= cluster.gpus_per_node
-    state: State = "ok" if enough else "warning" if cluster.address else "missing"
-    yield Finding(
-        state, "GPUs of this node", f"{found}, cluster.gpus_per_node = {cluster.gpus_per_node}",
-        "" if enough else "run it on a node that has them, or set cluster.gpus_per_node",
-    )  # fmt: skip
+    told = f"{found}, cluster.gpus_per_node = {cluster.gpus_per_node}"
+    how = "run it on a node that has them, or set cluster.gpus_per_node"
+    otherwise: State = "warning" if cluster.address else "missing"
+    yield _if(found >= cluster.gpus_per_node, "GPUs of this node", told, how, otherwise)
     if cluster.gpus_per_node * cluster.nodes % cluster.tensor_parallel:
-        yield Finding(
-            "missing", "cluster.tensor_parallel",
-            f"{cluster.tensor_parallel} does not divide {cluster.nodes} x {cluster.gpus_per_node} GPUs",
-            "set a divisor",
-        )  # fmt: skip
+        told = f"{cluster.tensor_parallel} does not divide {cluster.nodes} x {cluster.gpus_per_node} GPUs"
+        yield Finding("missing", "cluster.tensor_parallel", told, "set a divisor")
     for name in ("verl", "ray", cluster.rollout):
-        version = _installed(name)
         how = f"pip install {name}, in the versions that docs/cluster.md names"
-        yield Finding("ok" if version else "missing", name, version or "not installed",
-                      "" if version else how)  # fmt: skip
+        version = _installed(name)
+        yield _if(bool(version), name, version or "not installed", how)
 
 
 def check_disk(folder: Path, need: float) -> Finding:
-    """Free space where the run goes, against what the run will write."""
+    """Compare the free space in the run's folder with what the run will write."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -207,14 +190,14 @@ def check_disk(folder: Path, need: float) -> Finding:
     free = shutil.disk_usage(place).free
     told = f"{_gib(free)} free at {place}, the run needs about {_gib(need)}"
     how = "free some, name another folder (--out), or save less: save.keep_stage_checkpoints = false"
-    return Finding("ok", "disk", told) if free >= need else Finding("missing", "disk", told, how)
+    return _if(free >= need, "disk", told, how)
 
 
 # -- data and model -------------------------------------------------------------------------------------
 
 
 def _try(what: str, how: str, work: Callable[[], str]) -> Finding:
-    """A check whose typed error is the finding."""
+    """A check that fails with a typed error; the error's message is the finding."""
     try:
         return Finding("ok", what, work())
     except SelfEmoError as e:
@@ -222,7 +205,7 @@ def _try(what: str, how: str, work: Callable[[], str]) -> Finding:
 
 
 def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
-    """Each source by itself, then what training and evaluation take of them."""
+    """Check each source, then the conversations to train and evaluate on, which are returned."""
     findings: list[Finding] = []
     kept: list[Conversation] = []
 
@@ -231,28 +214,26 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
         return ", ".join(f"{n} {split}" for split, n in counts.items()) + " conversations"
 
     for spec in config.data.sources:
-        how = "mend or name the data: selfemo data check"
-        findings.append(_try(f"data {spec}", how, partial(source, spec)))
+        findings.append(
+            _try(f"data {spec}", "mend or name the data: selfemo data check", partial(source, spec))
+        )
 
-    def whole() -> str:
+    def together() -> str:
         conversations, train = run_inputs(config)
         held = held_out(conversations, config.data.eval_split, config.data.eval_conversations, 0)
         kept.extend([*train, *(c for c in held if c not in train)])
         return f"{len(train)} to train on, {len(held)} to evaluate on"
 
     if all(f.state == "ok" for f in findings):
-        findings.append(_try("conversations", "see data.* in the configuration", whole))
+        findings.append(_try("conversations", "see data.* in the configuration", together))
     if config.sft.samples:
-        there = Path(config.sft.samples).exists()
-        findings.append(
-            Finding("ok" if there else "missing", "sft.samples", config.sft.samples,
-                    "" if there else "make them: selfemo coldstart generate, selfemo store select")
-        )  # fmt: skip
+        how = "make them: selfemo coldstart generate, selfemo store select"
+        findings.append(_if(Path(config.sft.samples).exists(), "sft.samples", config.sft.samples, how))
     return findings, kept
 
 
 def check_model(model_id: str) -> tuple[Finding, str]:
-    """Whether the weights are on this machine and whole, and the folder they are in ("": none yet)."""
+    """Whether the weights are on this machine and undamaged; and their folder, "" before there is one."""
     from selfemo.models.references import ModelReference
 
     try:
@@ -271,47 +252,36 @@ def check_model(model_id: str) -> tuple[Finding, str]:
 
 
 def lengths(conversations: Sequence[Conversation], config: Config) -> costs.Lengths:
-    """Mean tokens of prompts and completions, from characters, and counts of samples and held-out prompts.
-
-    Completions are taken to be as long as gold ones, with a guess for reasoning.
-    """
+    """Mean tokens of prompts and of gold completions, from characters; counts for refit and evaluation."""
     train = [c for c in conversations if c.split == "train"]
     whole: list[int] = []
-    own: list[int] = []
+    own: list[int] = []  # characters of a prompt after those that it shares with the one before
     for c in train[:: max(1, len(train) // _SAMPLED)]:
         before = ""
         for p in conversation_prompts(c, future=True):
             text = "".join(m["content"] for m in messages(p, config.prompt.reasoning))
             whole.append(len(text))
             if before:
-                pairs = zip(before, text, strict=False)
-                own.append(len(text) - next((i for i, (a, b) in enumerate(pairs) if a != b), 0))
+                same = (a == b for a, b in zip(before, text, strict=False))
+                own.append(len(text) - next((i for i, s in enumerate(same) if not s), 0))
             before = text
     gold = [g for c in train for i in range(len(c.turns)) if (g := gold_completion(c, i))]
     said = [len(format_completion(g)) for g in gold[:: max(1, len(gold) // _SAMPLED)]]
-    # A refit sees what passes the gate, taken as every second prompt, and its share of the cold start.
+    # A refit sees the samples that pass the gate (assumed: of every second prompt), and replays others.
     cold = min(len(gold), config.sft.max_samples or len(gold))
-    prompt = min(_mean(whole) / CHARACTERS, config.prompt.max_tokens)
-    completion = _mean(said) / CHARACTERS + _THOUGHT[config.prompt.reasoning] + 1
+    prompt = min(fmean(whole or [0]) / CHARACTERS, config.prompt.max_tokens)
+    completion = fmean(said or [0]) / CHARACTERS + _THOUGHT[config.prompt.reasoning] + 1
     return costs.Lengths(
         prompt,
         min(completion, config.sampling.max_new_tokens),
-        min(_mean(own) / CHARACTERS, prompt),
+        min(fmean(own or [0]) / CHARACTERS, prompt),
         int(config.flywheel.prompts // 2 + config.flywheel.replay * cold),
         sum(len(c.turns) for c in conversations if c.split == config.data.eval_split),
     )
 
 
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / max(1, len(values))
-
-
 def pick_machine(name: str, engine: str, found: Devices, count: int, config: Config) -> costs.Machine:
-    """The machine to estimate for: the one that is named, else the one that this is.
-
-    Raises:
-        ConfigError: the name is not known.
-    """
+    """The machine to estimate for: the named one, else this one (ConfigError: the name is not known)."""
     if name:
         if name not in costs.MACHINES:
             raise ConfigError(f"--machine {name}: known are {', '.join(costs.MACHINES)}")
@@ -332,7 +302,7 @@ def pick_machine(name: str, engine: str, found: Devices, count: int, config: Con
 
 
 def disk(shape: costs.ModelShape, config: Config, sizes: costs.Lengths) -> dict[str, float]:
-    """Bytes that a run grows to: checkpoints in float32, states of a stage, the store with its backup.
+    """Bytes of a finished run: checkpoints in float32, states of a stage, the store with its backup.
 
     The store holds a rollout's text 1.6 times and 220 bytes, a prompt's 1.3 times and 420 bytes: measured.
     """
@@ -390,49 +360,44 @@ def diagnose(
         folder: where the run would go.
         engine: local or verl; "" takes the configuration's.
         count: GPUs (verl) or cores; 0 takes the configuration's, or those of this machine.
-        machine: a name in costs.MACHINES to estimate for; "" takes this one.
+        machine: a name in costs.MACHINES to estimate for; "" takes this machine.
         prompt_tokens, completion_tokens: means; 0 takes those of the data.
 
     Raises:
-        ConfigError: an engine or machine that is not known.
+        ConfigError: the engine or machine is not known.
     """
     engine = engine or config.engine
     if engine not in ("local", "verl"):
         raise ConfigError(f"--engine {engine}: valid are local, verl")
-    kind: costs.EngineName = "verl" if engine == "verl" else "local"
     found = devices()
     findings = [*check_packages(wanted_extras(config, engine)), *check_devices(config, engine, found)]
     data, conversations = check_data(config)
     weights, place = check_model(config.model.id)
     findings += [*data, weights]
     sizes = lengths(conversations, config)
+    prompt = prompt_tokens or sizes.prompt
     sizes = sizes._replace(
-        prompt=prompt_tokens or sizes.prompt, completion=completion_tokens or sizes.completion
+        prompt=prompt, completion=completion_tokens or sizes.completion, own=min(sizes.own, prompt)
     )
-    sizes = sizes._replace(own=min(sizes.own, sizes.prompt))
-    told: dict[str, Any] = {}
     chosen = pick_machine(machine, engine, found, count, config)
     try:
         known = config.model.id in costs.KNOWN
         shape = costs.find_shape(config.model.id if known else place or config.model.id)
     except SelfEmoError as e:
-        findings.append(Finding("warning", "estimate", str(e)))
-    else:
-        if sizes.prompt:
-            told = estimate(config, shape, sizes, chosen, kind)
-            peak = told["peak_gib"] * costs.GIB
-            if chosen.memory:
-                fits = peak <= chosen.memory
-                findings.append(
-                    Finding("ok" if fits else "missing", "memory",
-                            f"about {_gib(peak)} of {_gib(chosen.memory)} by {chosen.name}",
-                            "" if fits else "smaller grpo.micro_tokens or sampling.token_budget, "
-                            "model.gradient_checkpointing, model.lora, or more GPUs")
-                )  # fmt: skip
-            findings.append(check_disk(folder, sum(told["disk_gib"].values()) * costs.GIB))
-        else:
-            findings.append(Finding("warning", "estimate", "no data to take lengths from",
-                                    "--prompt-tokens and --completion-tokens"))  # fmt: skip
+        return Diagnosis((*findings, Finding("warning", "estimate", str(e))), {})
+    if not prompt:
+        how = "--prompt-tokens and --completion-tokens"
+        return Diagnosis((*findings, Finding("warning", "estimate", "no data to take lengths from", how)), {})
+    told = estimate(config, shape, sizes, chosen, "verl" if engine == "verl" else "local")
+    peak = told["peak_gib"] * costs.GIB
+    if chosen.memory:
+        need = f"about {_gib(peak)} of {_gib(chosen.memory)} by {chosen.name}"
+        how = (
+            "smaller grpo.micro_tokens or sampling.token_budget, model.gradient_checkpointing, "
+            "model.lora, or more GPUs"
+        )
+        findings.append(_if(peak <= chosen.memory, "memory", need, how))
+    findings.append(check_disk(folder, sum(told["disk_gib"].values()) * costs.GIB))
     return Diagnosis(tuple(findings), told)
 
 

@@ -3,10 +3,9 @@
     evaluate-start -> cold-start -> evaluate-cold-start
         -> [iteration-i-rl -> iteration-i-refit -> evaluate-iteration-i] x N
 
-Each stage is recorded in the store with its checkpoint. A stage that was interrupted is rewound to its last
-state (its start, or the step at which it was asked to stop or saved by save.every_steps) and goes on from
-there; all random choices depend on the seed and the place alone, so a resumed run equals an uninterrupted
-one. How a checkpoint is scored is given by the caller.
+The store records each stage with its checkpoint. An interrupted stage goes back to its last saved state (or
+its start) and continues from there. All random choices depend only on the seed and the place, so a resumed
+run equals an uninterrupted one. The caller gives the function that scores a checkpoint.
 
 Departures from the paper [ours]: flywheel.refit = "policy" trains the RL policy further instead of the
 base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteration's model.
@@ -16,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from selfemo.config import Config, SftConfig
 from selfemo.data.splits import held_out
 from selfemo.errors import DataError
-from selfemo.method.prompts import Fitted, conversation_prompts
+from selfemo.method.prompts import conversation_prompts
 from selfemo.method.types import Conversation, Place, Prompt
 from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
@@ -36,21 +35,12 @@ from selfemo.stages.selfplay import fit_all, persona_book
 from selfemo.training import open_trainer
 from selfemo.training.protocol import Trainer, finite_means
 
-
-class Evaluate(Protocol):
-    """Predicts and scores held-out conversations; `evaluation.predictions.evaluate_checkpoint` is one."""
-
-    def __call__(
-        self,
-        sampler: Sampler,
-        conversations: Sequence[Conversation],
-        store: Store,
-        name: str,
-        config: Config,
-        on_done: Callable[[int], None],
-    ) -> dict[str, Any]:
-        """Scores by data set, for the record of the stage `name`. Predictions go into the store."""
-        ...
+Evaluate = Callable[
+    [Sampler, Sequence[Conversation], Store, str, Config, Callable[[int], None]], dict[str, Any]
+]
+"""Called with (sampler, conversations, store, name, config, on_done): puts predictions of the conversations
+into the store for the stage `name`, calls on_done with the number of utterances after each part, and returns
+the stage's record: scores by data set. `evaluation.predictions.evaluate_checkpoint` is one."""
 
 
 def evolve(
@@ -64,15 +54,15 @@ def evolve(
     """Run or resume algorithm 1 in `path`; returns the finished, still open run.
 
     Args:
-        config: of a new run; None goes on with the one in the folder.
-        overrides: settings to change in a run that goes on.
+        config: of a new run; None resumes the run in the folder.
+        overrides: settings to change in a resumed run.
 
     Raises:
-        Stopped: `stop` was asked for; what is done is saved, and the run can be resumed.
+        Stopped: `stop` was asked for; finished work is saved, and the run can be resumed.
     """
     stop = stop or StopRequest()
     if config is not None:
-        open_trainer(config, path, stop)  # an engine that cannot do it says so before anything is made
+        open_trainer(config, path, stop)  # an engine that cannot do it must fail before a folder is made
     run = RunFolder(path, config, reporter, stop, overrides)
     try:
         run.redo_damaged()
@@ -120,7 +110,7 @@ def evaluate_checkpoint(
 
 
 def cold_start(run: RunFolder, trainer: Trainer, training: Sequence[Conversation]) -> dict[str, Any]:
-    """The supervised cold start, into the checkpoint COLD; returns what is recorded of it."""
+    """The supervised cold start, into the checkpoint COLD; returns the stage's record."""
     config, sft = run.config, run.config.sft
 
     def attempt(state: TrainingState) -> dict[str, Any]:
@@ -130,7 +120,7 @@ def cold_start(run: RunFolder, trainer: Trainer, training: Sequence[Conversation
             run.store.add_prompts([p for p, _ in samples], Place(COLD))
             for p, c in samples:
                 add_sample(run.store, p, c, 1.0, Place(COLD), source)
-        info = _fit(run, trainer, state, sft, sft.epochs, replay=1.0, iteration=0)
+        info = _fit(run, state, sft, sft.epochs, replay=1.0, iteration=0)
         trainer.save(run.checkpoint(COLD))
         return info | {"duplicates": len(samples) - run.store.samples_of_stage(COLD)}
 
@@ -138,17 +128,10 @@ def cold_start(run: RunFolder, trainer: Trainer, training: Sequence[Conversation
 
 
 def _fit(
-    run: RunFolder,
-    trainer: Trainer,
-    state: TrainingState,
-    sft: SftConfig,
-    epochs: int,
-    *,
-    replay: float,
-    iteration: int,
+    run: RunFolder, state: TrainingState, sft: SftConfig, epochs: int, replay: float, iteration: int
 ) -> dict[str, Any]:
     """Train on the SFT set in the store: all of `iteration`'s samples, a share `replay` of the others."""
-    config, stage = run.config, state.stage
+    config, stage, trainer = run.config, state.stage, state.trainer
     chosen = [
         (row, prompt)
         for row, prompt in run.store.samples()
@@ -160,9 +143,7 @@ def _fit(
         [p for _, p in chosen], trainer.encode, config.prompt.max_tokens, config.prompt.reasoning
     )
     by_id = {f.prompt.id: f for f in fitted}
-    samples: list[tuple[Fitted, str]] = [
-        (by_id[p.id], row["completion"]) for row, p in chosen if p.id in by_id
-    ]
+    samples = [(by_id[p.id], row["completion"]) for row, p in chosen if p.id in by_id]
     if not samples:
         raise DataError(
             f"none of the {len(chosen)} samples fits prompt.max_tokens = {config.prompt.max_tokens}; raise it"
@@ -197,14 +178,13 @@ def rl(
     Args:
         training: the conversations whose personas self-play keeps.
         held: conversations that an engine may test on between its rounds.
-        start: the checkpoint to start from.
     """
     name, config = f"iteration-{iteration}-rl", run.config
 
     def attempt(state: TrainingState) -> dict[str, Any]:
         tests = [p for c in held for p in conversation_prompts(c, future=False)]
         state.open(lambda: trainer.begin_rl(name, run.weights(start), config.grpo, tests))
-        # Sorted out here, not when drawn: the order of draws counts the prompts that were sampled.
+        # Left out here, not when drawn: the order of draws counts the prompts that were sampled.
         limit = config.prompt.max_tokens
         fits, _ = fit_all(originals, trainer.encode, limit, config.prompt.reasoning)
         inside = {f.prompt.id for f in fits}
@@ -218,21 +198,11 @@ def rl(
             advance(first)
 
             def on_round(record: dict[str, Any]) -> None:
-                if "r1" in record:
-                    advance(1, f"R1 {record['r1']:.3f} parsed {record['parse_rate']:.0%}")
-                else:
-                    advance(1)
+                scored = "r1" in record
+                advance(1, f"R1 {record['r1']:.3f} parsed {record['parse_rate']:.0%}" if scored else "")
 
-            counts = rl_stage(
-                trainer,
-                usable,
-                persona_book(training),
-                config,
-                run.store,
-                Place(name, first, iteration),
-                state,
-                on_round,
-            )
+            place, personas = Place(name, first, iteration), persona_book(training)
+            counts = rl_stage(trainer, usable, personas, config, run.store, place, state, on_round)
         trainer.save(run.checkpoint(name))
         if left_out := len(originals) - len(usable):
             counts["originals_too_long"] = left_out
@@ -261,7 +231,7 @@ def refit(run: RunFolder, trainer: Trainer, after_rl: str, iteration: int) -> st
 
         def attempt(state: TrainingState) -> dict[str, Any]:
             state.open(lambda: trainer.begin_sft(stage, run.weights(base), sft))
-            done = _fit(run, trainer, state, sft, fly.refit_epochs, replay=fly.replay, iteration=iteration)
+            done = _fit(run, state, sft, fly.refit_epochs, fly.replay, iteration)
             trainer.save(run.checkpoint(name))
             return done
 

@@ -1,7 +1,6 @@
 """`selfemo personas ...` and `selfemo coldstart generate`: the stages that ask experts, on whole data sets.
 
-Each job has a folder with a store; a job that was stopped is run again with the same command and asks only
-what has no answer yet.
+Each job has a folder with a store. The same command continues a stopped job: it asks only what has no answer.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from selfemo.models.embedding import DEFAULT_EMBEDDER, Embedder
 from selfemo.models.generation.chat import ExpertSpec
 from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.progress import Reporter
-from selfemo.runs.profiles import with_known_personas
+from selfemo.runs.inputs import with_known_personas
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.stages import coldstart, personas
 from selfemo.stages.clusters import Clustering, cluster_store
@@ -33,12 +32,7 @@ from selfemo.stages.experts import Question, Reply, answer_key, choose, first_re
 def conversations_of(
     source: str, splits: Sequence[str], limit: int = 0, lenient: bool = False, folders: Sequence[Path] = ()
 ) -> list[Conversation]:
-    """Conversations of some splits of a source ("all": every split), each speaker with a persona.
-
-    Args:
-        limit: take that many, the first ones; 0 takes all.
-        folders: of `selfemo personas extract`, whose profiles come before other descriptions.
-    """
+    """The first `limit` (0: all) conversations of some splits ("all": every one), with personas."""
     loaded = with_known_personas(load_data(source, lenient=lenient).conversations, folders)
     chosen = [c for c in loaded if "all" in splits or c.split in splits]
     if not chosen:
@@ -49,13 +43,13 @@ def conversations_of(
 
 @contextmanager
 def open_store(folder: Path) -> Iterator[Store]:
-    """The store of a folder that no other process uses meanwhile."""
+    """The store of a folder, locked against other processes."""
     with lock_folder(folder), Store(folder / STORE_FILE) as store:
         yield store
 
 
 def reporting(advance: Callable[..., None]) -> Callable[[Reply[Any]], None]:
-    """Progress with the rate of answers and the failures so far."""
+    """A callback that shows progress, with the rate of answers and the failures so far."""
     start, done, failed = time.monotonic(), 0, 0
 
     def on_reply(reply: Reply[Any]) -> None:
@@ -69,7 +63,7 @@ def reporting(advance: Callable[..., None]) -> Callable[[Reply[Any]], None]:
 
 
 def plan(questions: Iterable[Question[Any]], specs: Sequence[ExpertSpec], folder: Path) -> dict[str, Any]:
-    """What a job would ask: questions, calls that are not cached, and about how many tokens.
+    """The questions of a job, the calls without a kept answer, and about how many tokens they take.
 
     Tokens are the characters of the question over four, and the longest answer; repairs come on top.
     """
@@ -87,13 +81,10 @@ def plan(questions: Iterable[Question[Any]], specs: Sequence[ExpertSpec], folder
             tokens += estimate_tokens(request)
     return {
         "questions": total,
-        "calls": sum(counts.values()),
+        "calls": counts.total(),
         "calls_by_expert": dict(counts),
         "tokens_at_most_about": tokens,
     }
-
-
-# -- personas -------------------------------------------------------------------------------------------
 
 
 def plan_personas(
@@ -115,20 +106,14 @@ def extract_personas(
     merge: bool = False,
     embedder: str = DEFAULT_EMBEDDER,
 ) -> dict[str, Any]:
-    """Records of all segments, then one profile a speaker (`merge`: written by the experts)."""
+    """Records of all segments, then one profile for each speaker (`merge`: experts write it)."""
     with open_store(folder) as store:
         total = sum(1 for _ in personas.segments(conversations, segment_turns))
         with reporter.bar("segments", total) as advance:
             tally = personas.extract(
-                conversations,
-                specs,
-                store,
-                recurring=speakers_recur,
-                segment_turns=segment_turns,
-                rounds=rounds,
-                retry_failed=retry_failed,
-                on_reply=reporting(advance),
-            )
+                conversations, specs, store, recurring=speakers_recur, segment_turns=segment_turns,
+                rounds=rounds, retry_failed=retry_failed, on_reply=reporting(advance),
+            )  # fmt: skip
         counts: dict[str, Any] = {**tally.as_dict(), "records": store.persona_count()}
         if counts["records"]:
             counts["profiles"] = _profiles(store, reporter, embedder, specs if merge else ())
@@ -145,7 +130,7 @@ def _profiles(store: Store, reporter: Reporter, embedder: str, specs: Sequence[E
 def merge_profiles(
     folder: Path, specs: Sequence[ExpertSpec], reporter: Reporter, embedder: str
 ) -> dict[str, int]:
-    """Profiles anew from the records of a folder: by experts, or the most central descriptions."""
+    """Make the profiles of a folder's records again: by experts, or the most central descriptions."""
     _must_hold_store(folder)
     with open_store(folder) as store:
         if not store.persona_count():
@@ -155,7 +140,7 @@ def merge_profiles(
 
 def _must_hold_store(folder: Path) -> None:
     if not (folder / STORE_FILE).exists():
-        raise StoreError(f"{folder} is no folder of a run or of `selfemo personas extract`")
+        raise StoreError(f"{folder} is not the folder of a run or of `selfemo personas extract`")
 
 
 def cluster_personas(
@@ -163,23 +148,19 @@ def cluster_personas(
 ) -> tuple[Clustering, list[dict[str, Any]]]:
     """Cluster the personas of a folder; clusters go into its store and those of `runs`.
 
-    Returns:
-        the clustering, and table 3 (mean R1 by cluster and stage) of each store that holds rollouts.
+    Returns: the clustering, and table 3 (mean R1 by cluster and stage) of each store that holds rollouts.
     """
     for place in (folder, *runs):
         _must_hold_store(place)
     with open_store(folder) as store:
         result = cluster_store(store, Embedder(embedder), min_size, seed)
-        rewards = [{"run": str(folder), **dict(r)} for r in store.reward_by_cluster()]
+        rewards = [{"run": str(folder), **r} for r in store.reward_by_cluster()]
         rows = store.clusters()
     for run in runs:
         with open_store(run) as store:
             store.set_clusters(rows)
-            rewards += [{"run": str(run), **dict(r)} for r in store.reward_by_cluster()]
+            rewards += [{"run": str(run), **r} for r in store.reward_by_cluster()]
     return result, rewards
-
-
-# -- cold start -------------------------------------------------------------------------------------------
 
 
 def plan_cold_start(
@@ -209,30 +190,21 @@ def generate_cold_start(
     rounds: int = 2,
     retry_failed: bool = False,
 ) -> dict[str, Any]:
-    """Write cold-start samples to a Parquet file: by experts, or without one from gold data.
-
-    The experts' answers are kept in the folder OUT.answers beside it.
-    """
+    """Write cold-start samples as Parquet: by experts (answers in OUT.answers), else from gold data."""
     if not specs:
         gold = coldstart.gold_samples(conversations, max_samples, seed)
         return {"samples": coldstart.write_parquet(out, gold, "none", "gold"), "source": "gold"}
     prompts = coldstart.expert_prompts(conversations, max_samples, seed)
     with open_store(answers_folder(out)) as store, reporter.bar("samples", len(prompts)) as advance:
         samples, tally, dropped = coldstart.expert_samples(
-            prompts,
-            specs,
-            store,
-            reasoning=reasoning,
-            agreement=agreement,
-            rounds=rounds,
-            retry_failed=retry_failed,
-            on_reply=reporting(advance),
-        )
+            prompts, specs, store, reasoning=reasoning, agreement=agreement, rounds=rounds,
+            retry_failed=retry_failed, on_reply=reporting(advance),
+        )  # fmt: skip
     counts = {**tally.as_dict(), "dropped": dict(dropped)}
     if not samples:
         raise DataError(
-            f"none of the {len(prompts)} answers is of use ({dict(dropped)}); a stronger expert, a lower "
-            "--agreement or more --rounds may help",
+            f"none of the {len(prompts)} answers can be used ({dict(dropped)}); try a stronger expert, a "
+            "lower --agreement or more --rounds",
             out,
         )
     return {"samples": coldstart.write_parquet(out, samples, reasoning, "expert"), **counts}

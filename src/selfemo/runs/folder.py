@@ -1,7 +1,7 @@
 """The run folder: configuration, store, checkpoints, and the lock that keeps other processes out.
 
 config.toml         the resolved settings
-store.sqlite        prompts, rollouts, samples, predictions, metrics (store.backup.sqlite: a whole copy)
+store.sqlite        prompts, rollouts, samples, predictions, metrics (store.backup.sqlite: a copy)
 checkpoints/NAME    models that transformers opens
 metrics.jsonl       every step
 .lock               held while a process works in the folder
@@ -10,42 +10,42 @@ metrics.jsonl       every step
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from selfemo import __version__
 from selfemo.config import Config, load, to_toml
 from selfemo.errors import ConfigError, DamagedStoreError, EngineError, StoreError
 from selfemo.files import lock_folder, write_text
-from selfemo.models.references import verify_checkpoint
+from selfemo.models.references import CHECKPOINTS, verify_checkpoint
+from selfemo.models.references import COLD as COLD
+from selfemo.models.references import CONFIG_FILE as CONFIG_FILE
+from selfemo.models.references import START as START
 from selfemo.progress import Quiet, Reporter, StopRequest
 from selfemo.runs.store import BACKUP_FILE, STORE_FILE, Store
 from selfemo.training import check_engine, states_folder
 
-CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
-START, COLD = "start", "cold-start"
-"""Names of the untouched model and of the cold start's checkpoint."""
 _RESUMED = ("flywheel.iterations", "save.", "guard.", "model.device", "model.threads")
+"""Settings that a resumed run may change, or the beginnings of their names."""
 
 
 class RunFolder:
-    """An open run folder; a context manager that lets others in at its end.
+    """An open and locked run folder; a context manager that closes it.
 
     Args:
-        path: the folder.
-        config: the configuration of a new run; None goes on with the run in the folder.
+        config: the configuration of a new run; None resumes the run in the folder.
         stop: read after each step and before each stage.
-        overrides: section.key=value, for a run that goes on: settings that only stages to come read.
+        overrides: section.key=value, for a resumed run: settings that only later stages read.
 
     Raises:
-        StoreError: the folder is no run, holds another run, or is in use by another process.
-        ConfigError: an override of a setting that stages before have read.
+        StoreError: the folder is not a run, holds another run, or is in use by another process.
+        ConfigError: an override of a setting that earlier stages have read.
     """
 
     def __init__(
@@ -64,9 +64,8 @@ class RunFolder:
         if config is not None:
             check_engine(config.engine)
         if config is not None and saved.exists():
-            raise StoreError(
-                f"{path} already holds a run; go on with it by --resume {path}, or give another --out"
-            )
+            told = f"go on with it by --resume {path}, or give another --out"
+            raise StoreError(f"{path} already holds a run; {told}")
         with contextlib.ExitStack() as opened:
             opened.enter_context(lock_folder(path))
             self.config = config or _resumed(saved, overrides)
@@ -83,29 +82,23 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- checkpoints ----------------------------------------------------------------------------------
 
     def checkpoint(self, name: str) -> Path:
-        return self.path / "checkpoints" / name
+        return self.path / CHECKPOINTS / name
 
     def weights(self, name: str) -> str:
-        """What a trainer loads for a checkpoint's name: the configured model for START, else its folder.
-
-        Raises:
-            EngineError: the checkpoint is not whole.
-        """
+        """The model of a checkpoint's name: model.id for START, else its folder (EngineError: damaged)."""
         if name == START:
             return self.config.model.id
-        verify_checkpoint(self.checkpoint(name))
-        return str(self.checkpoint(name))
+        verify_checkpoint(folder := self.checkpoint(name))
+        return str(folder)
 
     def copy_checkpoint(self, name: str, to: str) -> None:
-        """Have one checkpoint under a second name too, by hard links where the file system has them."""
+        """Give a checkpoint a second name, by hard links if the file system has them."""
         staging = self.checkpoint(f".{to}-copy")
         shutil.rmtree(staging, ignore_errors=True)
         shutil.copytree(self.checkpoint(name), staging, copy_function=_link)
@@ -120,19 +113,17 @@ class RunFolder:
     def stage(
         self, name: str, work: Callable[[], dict[str, Any]], checkpoint: str | None = None
     ) -> dict[str, Any]:
-        """Do a stage unless it is done; returns what is recorded of it."""
+        """Do a stage unless it is done; returns its record."""
         row = self.store.stage(name)
         states = states_folder(self.path, name)
         if row is not None and row["status"] == "done":
             shutil.rmtree(states, ignore_errors=True)
-            info: dict[str, Any] = json.loads(row["info"])
-            return info
+            return dict(json.loads(row["info"]))
         self.stop.check()
-        started = time.monotonic()
-        info = work()
+        started, info = time.monotonic(), work()
         spent = time.monotonic() - started
         self.store.set_stage(name, "done", checkpoint=checkpoint, info=info, seconds=spent)
-        # Not before: a process killed in between would find neither a state nor a stage that is done.
+        # Only now: a process killed in between would find neither a saved state nor a finished stage.
         shutil.rmtree(states, ignore_errors=True)
         self.store.backup(self.path / BACKUP_FILE)
         self.store.write_metrics(self.path / METRICS_FILE)
@@ -141,8 +132,8 @@ class RunFolder:
     # -- repair ---------------------------------------------------------------------------------------
 
     def _remove_unfinished(self) -> None:
-        """Delete what a killed process was writing: half checkpoints, half training states."""
-        folder = self.path / "checkpoints"
+        """Delete what a killed process was writing: parts of checkpoints and of training states."""
+        folder = self.path / CHECKPOINTS
         beside = self.path.glob("*.tmp*")
         for path in [*beside, *folder.glob(".*"), *folder.glob(".*-partial/*.tmp")]:
             if path.is_file():
@@ -151,7 +142,7 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _open_store(self, *, resuming: bool) -> Store:
-        """The run's store; where it is damaged or gone, the copy of it after the last finished stage."""
+        """The run's store; if it is damaged or missing, its copy after the last finished stage."""
         path, copy = self.path / STORE_FILE, self.path / BACKUP_FILE
         try:
             if resuming and not path.exists():
@@ -160,7 +151,7 @@ class RunFolder:
         except DamagedStoreError as e:
             if not copy.exists():
                 raise DamagedStoreError(
-                    f"{e}; there is no copy of it yet, so start a new run (the data of this one stay)"
+                    f"{e}; there is no copy of it yet, so start a new run (the files of this one stay)"
                 ) from e
             Store(copy, read_only=True).close()
             aside = time.strftime("damaged-%Y%m%d-%H%M%S")
@@ -177,7 +168,7 @@ class RunFolder:
             return Store(path)
 
     def redo_damaged(self) -> None:
-        """Have the last finished training stage done again where its checkpoint is not whole."""
+        """Mark the last finished training stage to be done again if its checkpoint is damaged."""
         done = self.store.trained_stages()
         if not done:
             return
@@ -186,23 +177,20 @@ class RunFolder:
             verify_checkpoint(self.checkpoint(checkpoint))
         except EngineError as e:
             self.reporter.say(f"{e}; stage {stage} is done again")
-            # So is what was begun after it, which may stand on rows of it.
+            # So are the stages begun after it, which may depend on its rows.
             for begun in self.store.running_stages():
                 self.store.forget(begun)
             self.store.set_stage(stage, "running")
             before = stage.removesuffix("-refit") + "-rl"
             if self.store.stage(before) and not self.checkpoint(before).exists():
-                self.store.set_stage(before, "running")  # pruned: what the refit begins with
+                self.store.set_stage(before, "running")  # its checkpoint was removed, and the refit needs it
 
 
 def _resumed(saved: Path, overrides: Sequence[str]) -> Config:
-    """The configuration of a run that goes on."""
-    for text in overrides:
-        if not text.startswith(_RESUMED):
-            raise ConfigError(
-                f"--set {text}: a run that is resumed takes only {', '.join(_RESUMED)}; start a new run "
-                "for other settings"
-            )
+    """The configuration of a resumed run."""
+    if wrong := [text for text in overrides if not text.startswith(_RESUMED)]:
+        told = f"a run that is resumed takes only {', '.join(_RESUMED)}; start a new run for other settings"
+        raise ConfigError(f"--set {wrong[0]}: {told}")
     return load([saved], overrides)
 
 
@@ -221,26 +209,21 @@ def checkpoints(config: Config) -> list[str]:
 
 
 def new_run_folder(base: Path = Path("runs")) -> Path:
-    """A fresh folder named by date and time, or with a number behind it."""
+    """An unused folder name of date and time, followed by a number if needed."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = base / stamp
-    n = 1
-    while folder.exists():
-        n += 1
-        folder = base / f"{stamp}-{n}"
-    return folder
+    names = itertools.chain([stamp], (f"{stamp}-{n}" for n in itertools.count(2)))
+    return next(base / name for name in names if not (base / name).exists())
 
 
 BEFORE_SFT = ("data", "evaluation", "model", "prompt")
 BEFORE_RL = (*BEFORE_SFT, "seed", "sft")
-"""Sections that a run depends on up to the evaluation of the untouched model, and of its cold start; the
-other settings are read later."""
+"""Sections that a run reads before the evaluation of the untouched model, and of the cold start, is done."""
 
 
 def fork(trunk: Path, path: Path, config: Config, at: str = COLD) -> None:
-    """Begin a run in `path` with what another run has done up to its cold start.
+    """Begin a run in `path` with a copy of another run up to its cold start; `evolve` continues it.
 
-    Checkpoints are hard links where the file system has them. The run's own stages follow by `evolve`.
+    Checkpoints are hard links if the file system has them.
 
     Args:
         trunk: a run that has evaluated the checkpoint `at`; for COLD one with flywheel.iterations = 0.
@@ -248,15 +231,15 @@ def fork(trunk: Path, path: Path, config: Config, at: str = COLD) -> None:
         at: COLD, or START for the evaluation of the untouched model alone.
 
     Raises:
-        ConfigError: the two differ in more than what comes after `at`.
-        StoreError: `path` holds a run already; the trunk has not come to `at`, or has gone beyond COLD.
+        ConfigError: the two differ in those sections.
+        StoreError: `path` already holds a run; the trunk has not evaluated `at`, or goes beyond COLD.
     """
     base = load([trunk / CONFIG_FILE])
     sections = BEFORE_RL if at == COLD else BEFORE_SFT
     if differ := [s for s in sections if getattr(base, s) != getattr(config, s)]:
         raise ConfigError(f"{path}: a {at} with other settings ({', '.join(differ)})")
     if at == COLD and base.flywheel.iterations:
-        raise StoreError(f"{trunk} goes on behind its cold start; a trunk has flywheel.iterations = 0")
+        raise StoreError(f"{trunk} goes on after its cold start; a trunk has flywheel.iterations = 0")
     if (path / CONFIG_FILE).exists():
         raise StoreError(f"{path} already holds a run")
     with lock_folder(trunk):
@@ -269,7 +252,7 @@ def fork(trunk: Path, path: Path, config: Config, at: str = COLD) -> None:
             staging.mkdir(parents=True)
             store.copy_to(staging / STORE_FILE)
         if at == COLD:
-            shutil.copytree(trunk / "checkpoints", staging / "checkpoints", copy_function=_link)
+            shutil.copytree(trunk / CHECKPOINTS, staging / CHECKPOINTS, copy_function=_link)
         else:
             with Store(staging / STORE_FILE) as copy:
                 copy.keep_evaluation(evaluation_name(START))

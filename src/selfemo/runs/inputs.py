@@ -1,4 +1,4 @@
-"""The inputs of a run, by its configuration: conversations with personas, and the cold start's samples."""
+"""The inputs of a run: conversations with personas, and the cold start's samples."""
 
 from __future__ import annotations
 
@@ -9,23 +9,43 @@ from pathlib import Path
 
 from selfemo.config import Config, DataConfig, SftConfig
 from selfemo.data import load
-from selfemo.errors import ConfigError, DataError
+from selfemo.data.personas_plain import describe_speakers, with_personas
+from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.prompts import Reasoning
 from selfemo.method.types import Completion, Conversation, Prompt
-from selfemo.runs.profiles import with_known_personas
+from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
 from selfemo.stages.coldstart import gold_samples, read_parquet
+from selfemo.stages.personas import Who, attach_profiles
+
+
+def profiles_of(folder: Path) -> dict[Who, str]:
+    """The profiles that `selfemo personas extract` left in a folder, by speaker (StoreError: none)."""
+    if not (folder / STORE_FILE).exists():
+        raise StoreError(f"{folder} is not a folder of `selfemo personas extract`: it has no {STORE_FILE}")
+    with Store(folder / STORE_FILE, read_only=True) as store:
+        known = {(p.dataset, p.scope, p.speaker): p.description for p in store.profiles()}
+    if not known:
+        raise StoreError(f"{folder} holds no profile yet; run `selfemo personas extract` to its end")
+    return known
+
+
+def with_known_personas(
+    conversations: Sequence[Conversation], folders: Sequence[Path] = ()
+) -> list[Conversation]:
+    """Give each speaker a persona: the last folder's profile of it, else the conversation's own, else the
+    plain description drawn from the training split (StoreError: a folder holds no profile)."""
+    result: list[Conversation] = []
+    for labels in {c.label_set.name: c.label_set for c in conversations}.values():
+        mine = [c for c in conversations if c.label_set.name == labels.name]
+        result.extend(with_personas(mine, describe_speakers(mine, labels)))
+    for folder in folders:
+        result = attach_profiles(result, profiles_of(folder))
+    return result
 
 
 def load_conversations(config: DataConfig) -> list[Conversation]:
-    """All conversations of the configured sources, each speaker with a persona.
-
-    The profiles of data.personas come first, then a conversation's own personas, then the plain
-    description drawn from the training split.
-
-    Raises:
-        DataError: a source cannot be used, or a conversation id occurs twice.
-    """
+    """All conversations of data.sources, with personas (DataError: a bad source, or an id occurs twice)."""
     conversations: list[Conversation] = []
     for source in config.sources:
         loaded = load(source, lenient=config.lenient).conversations
@@ -36,30 +56,22 @@ def load_conversations(config: DataConfig) -> list[Conversation]:
     return conversations
 
 
-def training_conversations(
-    conversations: Sequence[Conversation], limit: int, seed: int
-) -> list[Conversation]:
-    """The train split, cut to `limit` conversations drawn by the seed (0: all)."""
+def run_inputs(config: Config) -> tuple[list[Conversation], list[Conversation]]:
+    """All conversations of a run, and the data.train_conversations (0: all) that it trains on."""
+    conversations, limit = load_conversations(config.data), config.data.train_conversations
     train = [c for c in conversations if c.split == "train"]
     if not train:
         raise DataError("data.sources hold no conversation of split 'train'")
     if limit and limit < len(train):
-        order = rng(seed, "train conversations").permutation(len(train))[:limit]
+        order = rng(config.seed, "train conversations").permutation(len(train))[:limit]
         train = [train[i] for i in sorted(order)]
-    return train
-
-
-def run_inputs(config: Config) -> tuple[list[Conversation], list[Conversation]]:
-    """All conversations of a run, and those it trains on."""
-    conversations = load_conversations(config.data)
-    limit = config.data.train_conversations
-    return conversations, training_conversations(conversations, limit, config.seed)
+    return conversations, train
 
 
 def cold_start_samples(
     train: Sequence[Conversation], sft: SftConfig, reasoning: Reasoning, seed: int
 ) -> tuple[list[tuple[Prompt, Completion]], str]:
-    """The cold start's samples and their source: the file sft.samples, or the gold data.
+    """The cold start's samples and their source: "file" (sft.samples), or "gold" data.
 
     Raises:
         ConfigError: the samples do not reason as prompt.reasoning asks.
@@ -78,14 +90,14 @@ def cold_start_samples(
                 "speaker's turn with an emotion"
             )
         return samples, "gold"
-    # Ids of their own: an original prompt of the same turn may carry another persona.
+    # New ids: the original prompt of the same turn may have another persona.
     samples = [(replace(p, id=f"cold/{p.id}"), c) for p, c in read_parquet(Path(sft.samples))]
     check_reasoning(reasoning, [c for _, c in samples], sft.samples)
     return (samples[: sft.max_samples] if sft.max_samples else samples), "file"
 
 
 def check_reasoning(wanted: Reasoning, completions: Sequence[Completion], where: str) -> None:
-    """Raises: ConfigError, where samples do not reason as prompt.reasoning asks."""
+    """Refuse samples that do not reason as prompt.reasoning asks (ConfigError)."""
     reasons = sum(bool(c.reasoning) for c in completions)
     if (wanted != "none") != bool(reasons):
         raise ConfigError(

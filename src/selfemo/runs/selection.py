@@ -2,16 +2,13 @@
 
 `select` takes, as the flywheel does inside one iteration: the best of each group that passed the gate
 (`selfplay.select_best`), no sample twice (`flywheel.fingerprint`), no emotion over its share
-(`flywheel.select_samples`), and, where asked for, n of them drawn by a seed.
+(`flywheel.select_samples`), and, if asked for, n of them drawn by a seed.
 
-Each shard is read once; what passed the gate goes to a scratch folder. All further steps are queries over
-that folder. Memory is that of one shard, of the fingerprints of about `_AT_ONCE` candidates, and about 30
-bytes a candidate for the largest sort. This holds because
-- no group lies in two shards;
-- fingerprints are dealt out by their first digits, and equal ones meet in one part;
-- `flywheel.share_level` needs counts alone, and which samples of an emotion stay is a threshold on (reward,
-  place), as the n that are drawn are those with the smallest hash of (seed, fingerprint). So the draw depends
-  neither on how shards are cut nor on their order.
+Each shard is read once; the samples that passed go to a scratch folder, and all further steps are queries
+over it. Memory is that of one shard, of about `_AT_ONCE` fingerprints (equal ones have equal first digits, by
+which they are divided), and about 30 bytes a candidate for the largest sort. The samples of an emotion are
+chosen by a threshold on (reward, place); the n drawn samples are those with the smallest hash of (seed,
+fingerprint), so the draw depends neither on how shards are cut nor on their order.
 
 Departures [ours]: all of it; the paper does not say how its data were kept.
 """
@@ -22,16 +19,14 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from selfemo.config import GateConfig
 from selfemo.errors import ConfigError, StoreError
 from selfemo.files import need_polars, replacing, replacing_folder
 from selfemo.method.parsing import parse
-from selfemo.method.prompts import Reasoning
 from selfemo.method.types import Completion, Prompt, Rollout, Sample
 from selfemo.progress import Quiet, Reporter, StopRequest
-from selfemo.runs.shards import ShardFile, fault, read_manifest
+from selfemo.runs.shards import Manifest, ShardFile, fault, read_manifest
 from selfemo.runs.store import Store, read_distribution
 from selfemo.seeds import derive
 from selfemo.stages.coldstart import parquet_row, parquet_schema
@@ -39,16 +34,25 @@ from selfemo.stages.flywheel import fingerprint, share_level
 from selfemo.stages.gate import PASS, gate
 
 _AT_ONCE = 100_000
-"""Candidates whose fingerprints are compared at once, about."""
+"""About how many fingerprints are compared at once."""
 _ROW_GROUP = 5_000
-"""Samples of one row group: polars gathers a row group whole before it writes it."""
+"""Samples of one row group, which polars holds in memory before it writes it."""
 _NEEDED = ("stage", "step", "iteration", "prompt", "member", "failure", "emotion", "self_emotion",
            "reply", "r1", "r2", "mean_logprob", "best", "gate")  # fmt: skip
 
 
+class _Shard(NamedTuple):
+    """A pair of files of an export: rollouts, and the prompts that they answer."""
+
+    folder: Path
+    manifest: Manifest
+    rollouts: ShardFile
+    prompts: ShardFile
+
+
 @dataclass
 class Selection:
-    """Counts of a selection, from groups to selected; emotions are those of what was selected."""
+    """Counts of a selection, from groups to selected samples; emotions are those of the selected ones."""
 
     shards: int = 0
     rollouts: int = 0
@@ -65,12 +69,11 @@ class Selection:
 
 
 def best_of_groups(frame: Any, lam: float | None) -> Any:
-    """One row a group of a shard of rollouts, by `selfplay.select_best`'s order, in order of the groups.
+    """The best rollout of each group of a shard, in order, by `selfplay.select_best`'s rule.
 
     Args:
         frame: rollouts in the order of the store; member 0 begins a group.
-        lam: lambda of the combined reward; None takes the choice that the run recorded, which was made
-            with the lambda of its round.
+        lam: lambda of the combined reward; None takes the best that the run recorded, by its round's lambda.
     """
     pl = need_polars()
     if lam is None:
@@ -87,34 +90,32 @@ def best_of_groups(frame: Any, lam: float | None) -> Any:
     return best.drop("group", "parsed", "combined")
 
 
-def _samples(
-    rows: Any, reasoning: Reasoning, name: Path
-) -> Iterator[tuple[dict[str, Any], Prompt, Completion]]:
-    """Rollouts that parsed, joined with their prompts as `asked`, and both as the method's objects."""
+def _samples(rows: Any, shard: _Shard) -> Iterator[tuple[dict[str, Any], Prompt, Completion]]:
+    """Each row, with its prompt (the column `asked`) and its completion as the method's objects."""
     for row in rows.iter_rows(named=True):
         emotion, own = read_distribution(row["emotion"]), read_distribution(row["self_emotion"])
         if row["asked"] is None or emotion is None or own is None:
             raise StoreError(
-                f"{name}: prompt {row['prompt']!r} or the emotions of its rollout are missing; this is no "
-                "shard of `selfemo store export`"
+                f"{shard.folder / shard.rollouts.name}: prompt {row['prompt']!r} or the emotions of its "
+                "rollout are missing; this is not a shard of `selfemo store export`"
             )
         prompt = Store.read_prompt(row["asked"], emotions=False)
-        parsed = None if reasoning == "none" else parse(row["text"], prompt.label_set)
+        parsed = None if shard.manifest.reasoning == "none" else parse(row["text"], prompt.label_set)
         thought = parsed.reasoning if isinstance(parsed, Completion) else ""
         yield row, prompt, Completion(emotion, own, row["reply"], thought)
 
 
-def _passed(best: Any, reasoning: Reasoning, rules: GateConfig, seed: int, name: Path) -> Any:
-    """Those of the best rollouts that pass the gate, with what the selection goes by.
+def _passed(best: Any, shard: _Shard, seed: int) -> Any:
+    """The rows of `best` that pass the gate, with the columns that the selection uses.
 
-    The gate's recorded verdict counts; a rollout that was not judged is judged now.
+    The gate's recorded verdict counts; a rollout without one is judged now.
     """
     pl = need_polars()
     verdict, found = pl.col("gate"), []
     asked = best.filter(pl.col("failure").is_null() & (verdict.is_null() | (verdict == PASS)))
-    for k, (row, prompt, completion) in enumerate(_samples(asked, reasoning, name)):
+    for k, (row, prompt, completion) in enumerate(_samples(asked, shard)):
         rollout = Rollout(Sample(""), completion, row["r1"], row["r2"], 0.0)
-        if row["gate"] is None and gate(prompt, rollout, rules) != PASS:
+        if row["gate"] is None and gate(prompt, rollout, shard.manifest.gate) != PASS:
             continue
         digest = fingerprint(prompt, completion)
         top = completion.emotion.top(prompt.label_set)
@@ -126,7 +127,7 @@ def _passed(best: Any, reasoning: Reasoning, rules: GateConfig, seed: int, name:
 
 
 def _lowest(rows: Any, n: int, key: Any) -> Any:
-    """The condition that holds for the n rows with the smallest (key, place)."""
+    """An expression that is true for the n rows with the smallest (key, place)."""
     pl = need_polars()
     ranked = rows.select(pl.col("at"), key=key).bottom_k(n, by=["key", "at"])
     at, limit = ranked.collect(engine="streaming").sort("key", "at").row(-1)
@@ -173,19 +174,19 @@ def _chosen(scratch: Path, given: Sequence[Any], result: Selection, max_share: f
     return capped.select("at").collect(engine="streaming")
 
 
-def _written(rows: Any, reasoning: Reasoning, name: Path) -> Any:
-    """Selected candidates as they are written."""
+def _written(rows: Any, shard: _Shard) -> Any:
+    """Selected candidates in the columns of the output."""
     pl = need_polars()
     made = [
         {
-            **parquet_row(prompt, completion, reasoning, "selfplay"),
+            **parquet_row(prompt, completion, shard.manifest.reasoning, "selfplay"),
             "reward": row["r1"],
             "emotion": row["top"],
             "parent": prompt.lineage.parent,
             "turn": prompt.lineage.turn,
             **{k: row[k] for k in ("fingerprint", "stage", "step", "iteration")},
         }
-        for row, prompt, completion in _samples(rows, reasoning, name)
+        for row, prompt, completion in _samples(rows, shard)
     ]
     schema = {
         **parquet_schema(pl),
@@ -214,10 +215,10 @@ def select(
     reporter: Reporter | None = None,
     stop: StopRequest | None = None,
 ) -> Selection:
-    """SFT samples from the shards of one or more exports: see the head of this file.
+    """Write SFT samples from the shards of one or more exports.
 
-    With one export of a run with one iteration, lam None and the run's flywheel.max_emotion_share it is the
-    set that the flywheel chose. A rollout that is best under another `lam` and was not judged by the gate is
+    With one export of a run with one iteration, lam None and the run's flywheel.max_emotion_share, it selects
+    the same set as the flywheel. A rollout that is best under another `lam` and was not judged by the gate is
     judged now, by the run's settings.
 
     Args:
@@ -225,7 +226,7 @@ def select(
         out: NAME.parquet, or a folder for one file a shard. Rows are in the order of the shards; the columns
             are those that `sft.samples` takes, and emotion, reward, fingerprint and lineage.
         lam: see `best_of_groups`.
-        max_share: see `flywheel.select_samples`; over all that is selected, not by iteration.
+        max_share: see `flywheel.select_samples`; over the whole selection, not by iteration.
         n: most samples; 0 for all.
         iterations: take rollouts of these alone.
 
@@ -242,45 +243,31 @@ def select(
     for folder, manifest in manifests:
         if not manifest.complete:
             raise StoreError(f"{folder}: the export was stopped; run it again to go on: selfemo store export")
-    shards = [(f, m, *pair) for f, m in manifests for pair in m.pairs()]
+    shards = [_Shard(f, m, *pair) for f, m in manifests for pair in m.pairs()]
     scratch, result = out.with_name(f".{out.name}-scratch"), Selection(shards=len(shards))
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         given = [_read(f, file) for f, m in manifests for file in m.of("samples")]
         with reporter.bar("shards read", len(shards)) as advance:
-            for number, (folder, manifest, rollouts, prompts) in enumerate(shards):
+            for number, shard in enumerate(shards):
                 stop.check()
-                needed = _NEEDED if manifest.reasoning == "none" else (*_NEEDED, "text")
-                frame = _read(folder, rollouts, needed)
-                if iterations:
-                    frame = frame.filter(pl.col("iteration").is_in(list(iterations)))
-                best = best_of_groups(frame, lam)
-                asked = _read(folder, prompts).select(prompt="id", asked=pl.struct(pl.all()))
-                best = best.join(asked, "prompt", how="left", maintain_order="left")
-                name = folder / rollouts.name
-                passed = _passed(best, manifest.reasoning, manifest.gate, seed, name)
-                passed = passed.with_row_index("at", result.passed)
+                passed = _candidates(shard, lam, iterations, seed, result)
                 passed.write_parquet(scratch / f"passed-{number:05d}.parquet")
-                result.rollouts += frame.height
-                result.groups += best.height
-                result.passed += passed.height
                 advance(1, f"{result.passed:,} passed")
         places = _chosen(scratch, given, result, max_share, n)
         if not result.selected:
-            raise StoreError(
-                f"{', '.join(map(str, folders))}: no sample was left to write: {result.as_dict()}"
-            )
+            given_folders = ", ".join(map(str, folders))
+            raise StoreError(f"{given_folders}: no sample was left to write: {result.as_dict()}")
         parts = []
         with reporter.bar("samples written", result.selected) as advance:
-            for number, (folder, manifest, rollouts, _) in enumerate(shards):
+            for number, shard in enumerate(shards):
                 stop.check()
                 passed = pl.read_parquet(scratch / f"passed-{number:05d}.parquet")
                 rows = passed.join(places, "at", how="semi", maintain_order="left")
                 if rows.height:
                     parts.append(scratch / f"part-{number:05d}.parquet")
-                    written = _written(rows, manifest.reasoning, folder / rollouts.name)
-                    written.write_parquet(parts[-1])
+                    _written(rows, shard).write_parquet(parts[-1])
                     advance(rows.height)
         _put(parts, out)
     except (OSError, pl.exceptions.PolarsError) as e:
@@ -290,8 +277,30 @@ def select(
     return result
 
 
+def _candidates(
+    shard: _Shard, lam: float | None, iterations: Collection[int], seed: int, result: Selection
+) -> Any:
+    """The rollouts of a shard that are the best of their groups and passed the gate; `result` counts them.
+
+    The column `at` is their place among the candidates of all shards.
+    """
+    pl = need_polars()
+    needed = _NEEDED if shard.manifest.reasoning == "none" else (*_NEEDED, "text")
+    frame = _read(shard.folder, shard.rollouts, needed)
+    if iterations:
+        frame = frame.filter(pl.col("iteration").is_in(list(iterations)))
+    best = best_of_groups(frame, lam)
+    asked = _read(shard.folder, shard.prompts).select(prompt="id", asked=pl.struct(pl.all()))
+    best = best.join(asked, "prompt", how="left", maintain_order="left")
+    passed = _passed(best, shard, seed).with_row_index("at", result.passed)
+    result.rollouts += frame.height
+    result.groups += best.height
+    result.passed += passed.height
+    return passed
+
+
 def _put(parts: Sequence[Path], out: Path) -> None:
-    """The parts as one file, or as a folder in the place of an earlier selection."""
+    """Write the parts as one file, or as a folder that may replace an earlier selection."""
     if out.suffix == ".parquet":
         rows = need_polars().scan_parquet(parts)
         with replacing(out) as staging:

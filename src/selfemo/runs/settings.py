@@ -1,4 +1,4 @@
-"""Settings and weights to use a model with: those of the run that it comes from, where it comes from one."""
+"""Settings and weights of a model that is used outside of a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from selfemo.models.references import CONFIG_FILE, START, ModelReference, run_of
 def find_checkpoint(model: str) -> str:
     """A model reference as one that can be loaded: a model folder, a GGUF file, or an id.
 
-    A reference to another backend (`scripted:FILE`) stays as it is.
-
-    Raises:
-        EngineError: there is no such model or backend, or its run has no checkpoint (of that name).
+    A reference to another backend (`scripted:FILE`) stays as it is (EngineError: it does not exist).
     """
     backend, rest = backend_of(model)
     if backend != "local":
@@ -31,13 +28,11 @@ def find_checkpoint(model: str) -> str:
 def settings_for(
     model: str, sources: Sequence[str], files: Sequence[Path], overrides: Sequence[str]
 ) -> tuple[Config, str]:
-    """Configuration and checkpoint to use a model with on some sources.
+    """Configuration and checkpoint for a model and data sources.
 
     The settings are those of the run that the model comes from, if any, then files, then overrides.
 
-    Raises:
-        EngineError: see `find_checkpoint`.
-        ConfigError: a setting is wrong.
+    Raises: EngineError: see `find_checkpoint`. ConfigError: a setting is wrong.
     """
     checkpoint, run = find_checkpoint(model), run_of(model)
     own = [] if run is None else [run / CONFIG_FILE]

@@ -2,19 +2,15 @@
 
     export-folder/
       manifest.json               files in order with rows, bytes, sha256; settings of the run
-      rollouts-00000.parquet      whole groups, in the order of the store
-      prompts-00000.parquet       the prompts that the groups of this shard answer
+      rollouts-00000.parquet      complete groups, in the order of the store
+      prompts-00000.parquet       the prompts of the groups in this shard
       ...
-      unanswered-00000.parquet    prompts that nothing has answered
+      unanswered-00000.parquet    prompts without a rollout
       samples-00000.parquet       the SFT set
 
-A shard is cut between two groups and stands beside its prompts, so whoever reads one pair needs nothing
-else: shards may come from many stores and be worked on by many machines. A prompt that is answered again
-in a later shard stands there again.
-
-`export` is one reader's snapshot of the store. It writes each file beside and renames it, then notes it in
-the manifest; what a stopped export has written is checked and gone on from, and what a run has added since
-is appended.
+A pair of rollouts and prompts needs nothing else to be read, so many machines can work on shards of many
+stores. A prompt that a later shard answers again stands there again. A stopped export is checked and
+continued; so is one whose run has written more since.
 
 Departures [ours]: all of it; the paper does not say how its data were kept.
 """
@@ -22,7 +18,6 @@ Departures [ours]: all of it; the paper does not say how its data were kept.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,23 +29,18 @@ from selfemo.config import GateConfig, load
 from selfemo.errors import StoreError
 from selfemo.files import lock_folder, need_polars, replacing, sha256, write_json
 from selfemo.method.prompts import Reasoning
+from selfemo.models.references import CONFIG_FILE
 from selfemo.progress import Quiet, Reporter, StopRequest
 from selfemo.runs.store import SCHEMA_VERSION, STORE_FILE, Store
 
 SHARDS_VERSION = 1
 MANIFEST = "manifest.json"
-_RUN_CONFIG = "config.toml"
 _Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One file of an export.
-
-    Attributes:
-        table: rollouts, prompts, unanswered or samples.
-        last: largest rollout id in it (rollouts alone, else 0).
-    """
+    """One file of an export; `last` is its largest rollout id (0 if `table` is not "rollouts")."""
 
     table: str
     name: str
@@ -62,11 +52,9 @@ class ShardFile:
 
 @dataclass
 class Manifest:
-    """The files of an export folder and the settings of its run.
+    """The files of an export folder, and the settings of its run that a selection uses.
 
-    Attributes:
-        gate, reasoning: settings of the run, which a selection goes by.
-        complete: every row that the store had has been written.
+    `complete`: every row that the store had has been written.
     """
 
     gate: GateConfig
@@ -83,10 +71,7 @@ class Manifest:
 
     def rows(self) -> dict[str, int]:
         """Rows by table."""
-        counts: Counter[str] = Counter()
-        for f in self.files:
-            counts[f.table] += f.rows
-        return dict(counts)
+        return {t: sum(f.rows for f in self.of(t)) for t in dict.fromkeys(f.table for f in self.files)}
 
     def write(self, folder: Path) -> None:
         content = {
@@ -102,16 +87,12 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an export folder.
-
-    Raises:
-        StoreError: there is none, or it is not one of this version.
-    """
+    """The manifest of an export folder (StoreError: there is none of this version)."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != "selfemo shards":
-            raise StoreError(f"{path}: no manifest of `selfemo store export`")
+            raise StoreError(f"{path}: not a manifest of `selfemo store export`")
         if content["version"] != SHARDS_VERSION:
             raise StoreError(f"{path}: version {content['version']}, need {SHARDS_VERSION}")
         settings = content["settings"]
@@ -132,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def fault(folder: Path, file: ShardFile) -> str:
-    """The fault of a file of an export, in words, or "" where it is as it was written."""
+    """The fault of a file of an export, in words; "" if it is as it was written."""
     path = folder / file.name
     if not path.exists():
         return "is missing"
@@ -141,15 +122,8 @@ def fault(folder: Path, file: ShardFile) -> str:
     return ""
 
 
-# -- export ---------------------------------------------------------------------------------------------
-
-
 def write_shard(folder: Path, table: str, number: int, frame: Any, last: int = 0) -> ShardFile:
-    """One file of an export.
-
-    Raises:
-        StoreError: the disk is full, or the folder cannot be written.
-    """
+    """Write one file of an export (StoreError: the disk is full, or the folder cannot be written)."""
     path = folder / f"{table}-{number:05d}.parquet"
     kept = "free some disk space and run the same command again: the shards before it are kept"
     with replacing(path, kept=kept) as staging:
@@ -161,7 +135,7 @@ def write_shard(folder: Path, table: str, number: int, frame: Any, last: int = 0
 def _pieces(
     rows: Iterable[_Row], n: int, may_begin: Callable[[_Row], bool] = lambda row: True
 ) -> Iterator[list[_Row]]:
-    """Rows in pieces of n, each a few longer where the next row may not begin one."""
+    """Rows in pieces of at least n; each but the first begins at a row that may begin one."""
     piece: list[_Row] = []
     for row in rows:
         if len(piece) >= n and may_begin(row):
@@ -187,10 +161,10 @@ class _Frames:
         return self.pl.DataFrame(rows, schema=self.columns[table], orient="row")
 
 
-def _whole(
+def _kept(
     store: Store, frames: _Frames, folder: Path, manifest: Manifest, say: Callable[[str], None]
 ) -> list[ShardFile]:
-    """The pairs of shards that are as they were written and as the store still is."""
+    """The pairs of shards of an earlier export that are undamaged (StoreError: the store has changed)."""
     kept: list[ShardFile] = []
     for pair in manifest.pairs():
         if told := next((f"{f.name} {w}" for f in pair if (w := fault(folder, f))), ""):
@@ -218,23 +192,23 @@ def export(
     reporter: Reporter | None = None,
     stop: StopRequest | None = None,
 ) -> Manifest:
-    """Write prompts, rollouts and samples of a run's store as shards into `out`; goes on where it stopped.
+    """Write prompts, rollouts and samples of a run's store as shards into `out`; continues a stopped export.
 
     Peak memory is that of one shard's rows as Python objects, about 2 KB each.
 
     Args:
         run: a folder with a store; its settings of gate and reasoning go into the manifest.
-        rows_per_shard: rollouts of one shard; it may be up to a group longer.
+        rows_per_shard: rollouts of one shard; it may be longer by up to a group.
 
     Raises:
         MissingExtraError: polars is not installed.
-        StoreError: no store, a full disk, or a store that has changed under the export.
+        StoreError: no store, a full disk, or a store that has changed since the export began.
         Stopped: `stop` was asked for; what is written is kept.
     """
     need_polars()
     if not (run / STORE_FILE).exists():
         raise StoreError(f"{run} holds no {STORE_FILE}; give the folder of a run")
-    config = load([run / _RUN_CONFIG] if (run / _RUN_CONFIG).exists() else [])
+    config = load([run / CONFIG_FILE] if (run / CONFIG_FILE).exists() else [])
     manifest = Manifest(config.gate, config.prompt.reasoning, [])
     with lock_folder(out), Store(run / STORE_FILE, read_only=True) as store, store.snapshot():
         _export(store, out, manifest, rows_per_shard, reporter or Quiet(), stop or StopRequest())
@@ -248,7 +222,7 @@ def _export(
     for left in out.glob("*.parquet.tmp"):
         left.unlink()
     if (out / MANIFEST).exists():
-        manifest.files = _whole(store, frames, out, read_manifest(out), reporter.say)
+        manifest.files = _kept(store, frames, out, read_manifest(out), reporter.say)
     manifest.write(out)
     after = max((f.last for f in manifest.files), default=0)
     member = list(frames.columns["rollouts"]).index("member")
@@ -265,7 +239,7 @@ def _export(
             ]
             manifest.write(out)
             advance(len(piece))
-    # Whether a sample is used and a prompt answered changes as a run goes on: these are written anew.
+    # These rows change while a run goes on, so these files are always written again.
     for name, table, rows in (
         ("unanswered", "prompts", store.unanswered_rows()),
         ("samples", "samples", store.sample_rows()),

@@ -13,7 +13,7 @@ from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import conversation_prompts, format_emotions
-from selfemo.method.types import Conversation, EmotionDistribution, Prompt
+from selfemo.method.types import EmotionDistribution, Prompt
 from selfemo.models.generation import open_sampler
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
@@ -33,7 +33,7 @@ _CHUNK = 64
 
 
 def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
-    """Cold start into a model folder; its samples and metrics go to OUT.run beside it."""
+    """Cold start into the model folder `out`; its samples and metrics go to OUT.run beside it."""
     with RunFolder(out.with_name(out.name + ".run"), config, reporter) as run:
         _, training = run_inputs(config)
         trainer = open_trainer(config, run.path, run.stop)
@@ -48,11 +48,7 @@ def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
 def train_alone(
     model: str, out: Path, config: Config | None, reporter: Reporter, stop: StopRequest | None = None
 ) -> dict[str, Any]:
-    """SELF-GRPO from a model; the policy goes to OUT/checkpoints/iteration-1-rl.
-
-    Args:
-        config: None goes on with the stage that OUT holds.
-    """
+    """SELF-GRPO from a model into OUT/checkpoints/iteration-1-rl; config None resumes the run in OUT."""
     if config is not None:
         own = config.model.model_copy(update={"id": find_checkpoint(model)})
         config = config.model_copy(update={"model": own})
@@ -61,9 +57,8 @@ def train_alone(
         conversations, training = run_inputs(config)
         originals = original_prompts(training, config.seed, config.flywheel.max_prompt_share)
         trainer = open_trainer(config, run.path, run.stop)
-        held: list[Conversation] = []
-        if trainer.whole_rounds:  # what tests between its rounds
-            held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
+        tests = (data.eval_split, data.eval_conversations, 0)  # for a trainer that tests between its rounds
+        held = held_out(conversations, *tests) if trainer.whole_rounds else []
         name = rl(run, trainer, originals, training, held, START, 1)
         row = run.store.stage(name)
         assert row is not None
@@ -85,19 +80,13 @@ def selfplay_alone(
     held = held_out(conversations, config.data.eval_split, 0, 0)
     prompts = [p for c in held for p in conversation_prompts(c, future=True)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
+    chosen, turns = [prompts[i] for i in order], config.selfplay.max_turns
     sampler = open_sampler(checkpoint, config.model)
-    with (
-        Store(folder / STORE_FILE) as store,
-        reporter.bar("self-play turns", config.selfplay.max_turns) as advance,
-    ):
+    with Store(folder / STORE_FILE) as store, reporter.bar("self-play turns", turns) as advance:
         counts = play_episodes(
-            sampler,
-            [prompts[i] for i in order],
-            persona_book(conversations),
-            config,
-            store,
+            sampler, chosen, persona_book(conversations), config, store,
             on_turn=lambda turn, live: advance(1, f"{live} go on"),
-        )
+        )  # fmt: skip
         return counts, dialogues(store, n)
 
 
@@ -111,10 +100,10 @@ def soften_alone(
 ) -> dict[str, int]:
     """Samples that name what a model believes in beside their own emotion (`coldstart.soften`).
 
-    Returns: how many were written, how many name several emotions, and what the length limit did.
+    Returns: counts of samples written, of those that name several emotions, and those of `fit_all`.
 
     Raises:
-        ConfigError: own_weight is out of its range; the model and the samples do not reason alike.
+        ConfigError: own_weight is out of its range, or the samples do not reason as the model's run does.
         DataError: a file cannot be read, or an id occurs twice.
     """
     if not LEAST_OWN_WEIGHT <= own_weight <= 1:

@@ -1,4 +1,4 @@
-"""The state of a training stage: what it goes on from, and what its guard has seen and done so far."""
+"""The state of a training stage: the step that it resumes from, its alarms and its rollbacks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from selfemo.training.protocol import Trainer
 
 
 class _RolledBack(Exception):
-    """The stage goes on from its last saved state with a lower learning rate."""
+    """The stage must resume from its last saved state, with a lower learning rate."""
 
 
 class TrainingState:
     """Resume, guards and rollbacks of one stage (`stages.interfaces.Watch`).
 
     Attributes:
-        step: steps that are done in the weights and the optimiser at hand.
-        kept: steps whose metrics are in the store.
+        step: the number of steps in the saved weights and optimiser.
     """
 
     def __init__(self, run: RunFolder, trainer: Trainer, stage: str):
@@ -37,10 +36,11 @@ class TrainingState:
 
     @property
     def kept(self) -> int:
+        """The number of steps whose metrics are in the store."""
         return self.records[-1]["step"] + 1 if self.records else 0
 
     def open(self, begin: Callable[[], None]) -> None:
-        """Begin the stage, and go on from the last step whose state is whole, or from 0."""
+        """Call `begin`, then resume from the last undamaged saved state, or start from step 0."""
         begin()
         recorded = self.step
         self.step = self.trainer.resume(recorded, self.run.reporter.say)
@@ -51,21 +51,20 @@ class TrainingState:
         self.records = self.run.store.stage_metrics(self.stage)
 
     def scale(self, step: int) -> float:
-        """What the learning rate of a step is multiplied with, after the rollbacks so far."""
+        """The factor of the learning rate at a step, after the rollbacks so far."""
         return rate_scale(self.rollbacks, step)
 
     def look(self, step: int, record: dict[str, Any]) -> None:
-        """Look at a step's metrics; the kinds of alarms are noted in them."""
+        """Check a step's metrics for alarms; their kinds are added to the record."""
         self.records.append(record)
         self._found = alarms(self.records, self.run.config.guard)
         if self._found:
             record["alarms"] = [a.kind for a in self._found]
 
     def after(self, trainer: Trainer, done: int, total: int) -> None:
-        """Act on alarms; save where it is time or a stop was asked for.
+        """Act on alarms; save if save.every_steps is due or a stop was asked for (then raises Stopped).
 
         Raises:
-            Stopped: a stop was asked for.
             GuardError: an alarm stops the stage; the state after this step is saved.
         """
         every, stop = self.run.config.save.every_steps, self.run.stop
@@ -76,9 +75,8 @@ class TrainingState:
             self.roll_back(self._found, done)
         if action == "stop":
             trainer.save_state(done, self._record)
-            saved = self.step == done
-            kept = f"the state after step {done} is saved" if saved else "the engine's last state is kept"
-            raise self.stopped(self._found, kept)
+            saved = f"the state after step {done} is saved"
+            raise self.stopped(self._found, saved if self.step == done else "the engine's last state is kept")
         if done < total and (stop.asked or (every and done % every == 0)):
             trainer.save_state(done, self._record)
         if done < total:
@@ -90,19 +88,11 @@ class TrainingState:
         self.step = step
 
     def roll_back(self, found: Sequence[Alarm], done: int | None = None) -> NoReturn:
-        """Have the stage go on from its last saved state with half the learning rate.
-
-        Raises:
-            GuardError: guard.max_rollbacks are used up.
-        """
-        if len(self.rollbacks) >= self.run.config.guard.max_rollbacks:
-            raise self.stopped(
-                found,
-                f"it was rolled back {len(self.rollbacks)} times (guard.max_rollbacks) and is kept as "
-                f"it was after step {self.step}",
-            )
-        kinds = [a.kind for a in found]
-        self.rollbacks.append({"to": self.step, "at": done, "kinds": kinds})
+        """Start again from the last saved state with half the learning rate (GuardError: not once more)."""
+        if (times := len(self.rollbacks)) >= self.run.config.guard.max_rollbacks:
+            kept = f"is kept as it was after step {self.step}"
+            raise self.stopped(found, f"it was rolled back {times} times (guard.max_rollbacks) and {kept}")
+        self.rollbacks.append({"to": self.step, "at": done, "kinds": [a.kind for a in found]})
         self._record(self.step)
         self.run.reporter.say(
             f"{self.stage} goes back to step {self.step}, with {self.scale(self.step):g} of the "
@@ -119,7 +109,7 @@ class TrainingState:
         )
 
     def report(self) -> dict[str, Any]:
-        """Alarms by kind and rollbacks of the whole stage, where there were any."""
+        """Alarms by kind and rollbacks of the whole stage, if there were any."""
         counts = Counter(kind for r in self.records for kind in r.get("alarms", ()))
         info: dict[str, Any] = {"alarms": dict(counts)} if counts else {}
         return info | ({"rollbacks": self.rollbacks} if self.rollbacks else {})
@@ -128,7 +118,7 @@ class TrainingState:
 def train(
     run: RunFolder, trainer: Trainer, stage: str, attempt: Callable[[TrainingState], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Do a training stage from its last saved state, again after each rollback."""
+    """Do a training stage from its last saved state; again after each rollback."""
     while True:
         state = TrainingState(run, trainer, stage)
         try:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from selfemo.method.parsing import field_spans, parse, parse_emotions, parse_recognition
 from selfemo.method.types import (
     Completion,
-    Conversation,
     EmotionDistribution,
     FailureKind,
     LabelSet,
     ParseFailure,
     Prompt,
+    Utterance,
 )
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ class ReadEmotion:
     """One emotion that the model read or declared.
 
     Attributes:
-        emotion: its name; None where there is none (`failure`).
-        confidence: weight of `emotion` in `distribution`; 0 where there is none.
+        emotion: its name; None if there is no emotion (`failure`).
+        confidence: weight of `emotion` in `distribution`, or 0.
         distribution: probability of each label (see selfemo.py), or the written weights.
-        written: the weights as the model wrote them; None where it was not asked to write.
+        written: the weights that the model wrote; None if it was not asked to write.
         failure: why there is no emotion.
     """
 
@@ -39,6 +39,12 @@ class ReadEmotion:
     distribution: EmotionDistribution | None = None
     written: EmotionDistribution | None = None
     failure: FailureKind | None = None
+
+    def with_probabilities(self, probabilities: EmotionDistribution) -> Self:
+        """This emotion, with probabilities in place of the written weights."""
+        if self.emotion is None:
+            return self
+        return replace(self, confidence=probabilities.weight(self.emotion), distribution=probabilities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,11 @@ class Recognition(ReadEmotion):
     speaker: str = ""
     text: str = ""
 
+    @classmethod
+    def of(cls, r: ReadEmotion, turn: int, said: Utterance) -> Self:
+        values = (r.emotion, r.confidence, r.distribution, r.written, r.failure)
+        return cls(*values, turn, said.speaker, said.text)
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -58,11 +69,11 @@ class Response:
         speaker: the character.
         heard: the emotion of the last utterance.
         felt: the character's own.
-        reply: "" where the answer could not be read (`failure`).
-        reasoning: its thoughts before the answer, where the model was trained to write them.
+        reply: "" if the answer could not be read (`failure`).
+        reasoning: its thoughts before the answer, if the model was trained to write them.
         text: the answer as the model wrote it.
         failure: why there is no reply.
-        tokens: (prompt, written), where known.
+        tokens: (prompt, written), if known.
     """
 
     speaker: str
@@ -73,6 +84,12 @@ class Response:
     text: str = ""
     failure: FailureKind | None = None
     tokens: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def failed(cls, prompt: Prompt, failure: FailureKind, text: str = "") -> Self:
+        """The response to a prompt that got no readable answer."""
+        nothing = ReadEmotion(None, failure=failure)
+        return cls(prompt.answerer, nothing, nothing, "", text=text, failure=failure)
 
     @property
     def emotion(self) -> str | None:
@@ -87,8 +104,7 @@ class Response:
 class Emotion:
     """Stream event: the emotion of the last utterance is written.
 
-    Its distribution is that of the whole response, unless two labels begin with the same token: those are
-    told apart at the end, and the event has the weights as written.
+    Its distribution is that of the response, but the written weights if two labels begin with the same token.
     """
 
     reading: ReadEmotion
@@ -105,7 +121,7 @@ class SelfEmotion:
 
 @dataclass(frozen=True, slots=True)
 class ReplyDelta:
-    """Stream event: the reply goes on with `text`."""
+    """Stream event: the next part of the reply."""
 
     text: str
     kind: Literal["reply"] = "reply"
@@ -113,7 +129,7 @@ class ReplyDelta:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Last stream event: the whole response."""
+    """Last stream event: the complete response."""
 
     response: Response
     kind: Literal["done"] = "done"
@@ -121,16 +137,7 @@ class Done:
 
 Event = Emotion | SelfEmotion | ReplyDelta | Done
 OnEvent = Callable[[int, Event], bool]
-"""(question, event) to whether its reader wants more; False ends that answer with the failure "stopped"."""
-
-
-def recognition(read: ReadEmotion, conversation: Conversation, turn: int) -> Recognition:
-    """The emotion of a turn, with the turn."""
-    said = conversation.turns[turn]
-    return Recognition(
-        read.emotion, read.confidence, read.distribution, read.written, read.failure,
-        turn, said.speaker, said.text,
-    )  # fmt: skip
+"""Takes (question, event) and says whether to continue; False ends the answer with the failure "stopped"."""
 
 
 def written(parsed: EmotionDistribution | ParseFailure, labels: LabelSet) -> ReadEmotion:
@@ -141,64 +148,43 @@ def written(parsed: EmotionDistribution | ParseFailure, labels: LabelSet) -> Rea
     return ReadEmotion(emotion, parsed[emotion], parsed, parsed)
 
 
-def with_probabilities(read: ReadEmotion, probabilities: EmotionDistribution) -> ReadEmotion:
-    """A written emotion with the model's probabilities in place of the written weights."""
-    if read.emotion is None:
-        return read
-    return replace(read, confidence=probabilities.weight(read.emotion), distribution=probabilities)
-
-
 def up_to(text: str, field: str) -> str:
-    """A completion up to the content of the first field of this letter, without the blank before it."""
+    """A completion up to the content of its first field of this letter, without the space before it."""
     start = next(a for f, a, _ in field_spans(text) if f == field)
     return text[:start].rstrip(" \t")
 
 
-def failed(prompt: Prompt, failure: FailureKind, text: str = "") -> Response:
-    """The response to a prompt that got none that can be read."""
-    nothing = ReadEmotion(None, failure=failure)
-    return Response(prompt.answerer, nothing, nothing, "", text=text, failure=failure)
-
-
 def response_of(prompt: Prompt, text: str, finished: bool, stopped: bool) -> Response:
-    """The response in a completion; `stopped` where its reader left before the end."""
+    """The response in a completion; `stopped`: its reader ended it early."""
     labels = prompt.label_set
     if stopped:
-        return failed(prompt, FailureKind.STOPPED, text)
+        return Response.failed(prompt, FailureKind.STOPPED, text)
     parsed = parse(text, labels, finished=finished)
     if isinstance(parsed, Completion):
-        return Response(
-            prompt.answerer,
-            written(parsed.emotion, labels),
-            written(parsed.self_emotion, labels),
-            parsed.reply,
-            parsed.reasoning,
-            text,
-        )
-    # The emotion may be readable where what follows it is not.
+        heard, felt = written(parsed.emotion, labels), written(parsed.self_emotion, labels)
+        return Response(prompt.answerer, heard, felt, parsed.reply, parsed.reasoning, text)
+    # The emotion may be readable though the rest is not.
     heard = written(parse_recognition(text, labels), labels)
-    return replace(failed(prompt, parsed.kind, text), heard=heard)
+    return replace(Response.failed(prompt, parsed.kind, text), heard=heard)
 
 
 class EventWriter:
-    """Turns the text of one answer, as it grows, into events.
+    """Turns the growing text of the answer to question `number` into events.
 
     Args:
-        number: of the question.
-        limited: the format that holds the answer, where it knows the probability of a label.
+        limited: the format that constrains the answer, which may know the probabilities of labels.
     """
 
     def __init__(
         self, number: int, labels: LabelSet, on_event: OnEvent | None, limited: LimitedFormat | None = None
     ):
-        self._number, self._labels, self._on_event = number, labels, on_event
-        self._limited = limited
+        self._number, self._labels, self._on_event, self._limited = number, labels, on_event, limited
         self._told: set[str] = set()
         self._reply = ""
         self.stopped = False
 
     def go_on(self, text: str) -> bool:
-        """Tell what is new in `text`; False where the reader of the events wants no more."""
+        """Send the events of the new part of `text`; False if their reader wants no more."""
         fields = [(f, text[a:b]) for f, a, b in field_spans(text)]
         events: list[Event] = []
         for (field, content), _ in itertools.pairwise(fields):
@@ -206,10 +192,10 @@ class EventWriter:
                 self._told.add(field)
                 read = written(parse_emotions(content, self._labels), self._labels)
                 if self._limited and (known := self._limited.probabilities(field)):
-                    read = with_probabilities(read, known)
+                    read = read.with_probabilities(known)
                 events.append(Emotion(read) if field == "E" else SelfEmotion(read))
         if fields and fields[-1][0] == "R":
-            # A character that is cut decodes to a replacement character until its rest is there.
+            # An incomplete character decodes to a replacement character.
             reply = " ".join(fields[-1][1].rstrip("\ufffd").split())
             if len(reply) > len(self._reply) and reply.startswith(self._reply):
                 events.append(ReplyDelta(reply[len(self._reply) :]))

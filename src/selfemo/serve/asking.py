@@ -1,4 +1,4 @@
-"""Questions to a model: a conversation in any of its forms, labels, a character; and their prompts."""
+"""Questions to a model, and their prompts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from selfemo.method.prompts import clean, prompt_at
 from selfemo.method.types import LABEL_SETS, Conversation, LabelSet, Persona, Prompt, Utterance
 
 Turns = Conversation | Sequence[tuple[str, str]] | Sequence[Mapping[str, str]] | Sequence[Utterance]
-"""A conversation as it may be given: (speaker, text) pairs, {"speaker": ..., "text": ...}, or typed."""
+"""A conversation in any form: (speaker, text) pairs, {"speaker": ..., "text": ...}, or typed."""
 Labels = LabelSet | Sequence[str]
 """A label set, its name, or a list of emotion names."""
 _CHARS_PER_TOKEN = 12
-"""Turns further back than so many characters for each token of the limit cannot be in a prompt."""
+"""A prompt has at most so many characters for each token of its limit; earlier turns cannot be in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The sampling of an answer where its question sets none (see `SelfEmo`)."""
+    """The default sampling of an answer (see `SelfEmo`)."""
 
     max_tokens: int
     temperature: float
@@ -51,19 +51,13 @@ class Sampling:
 
 
 def label_set_of(given: Labels) -> LabelSet:
-    """A label set from its name or from emotion names.
-
-    Raises:
-        ConfigError: no label set has this name, or the list has fewer than two names, two alike, or one that
-            is no text.
-    """
+    """A label set from its name, or from two or more different emotion names (ConfigError: neither)."""
     if isinstance(given, LabelSet):
         return given
     if isinstance(given, str):
         if given not in LABEL_SETS:
-            raise ConfigError(
-                f"no label set {given!r}; there are {', '.join(LABEL_SETS)}, or give a list of names"
-            )
+            there = ", ".join(LABEL_SETS)
+            raise ConfigError(f"no label set {given!r}; there are {there}, or give a list of names")
         return LABEL_SETS[given]
     names = tuple(given)
     if not all(isinstance(n, str) for n in names):
@@ -77,18 +71,12 @@ def label_set_of(given: Labels) -> LabelSet:
 
 
 def conversation_of(given: Turns, labels: LabelSet, scene: str = "") -> Conversation:
-    """A typed conversation over a label set, from any of the forms of `Turns`.
-
-    Raises:
-        DataError: it has no turn, or a turn without a speaker or text; the message names the turn.
-    """
+    """A typed conversation over a label set, from any form of `Turns` (DataError: it names the bad turn)."""
     if isinstance(given, Conversation):
         return replace(given, label_set=labels, scenario=scene or given.scenario)
     if isinstance(given, str):
-        raise DataError(
-            "a conversation is a list of (speaker, text), not one text; for a single utterance give "
-            '[("Ann", "...")]'
-        )
+        told = "a conversation is a list of (speaker, text), not one text"
+        raise DataError(f'{told}; for a single utterance give [("Ann", "...")]')
     turns = tuple(_utterance(n, turn) for n, turn in enumerate(given))
     if not turns:
         raise DataError("the conversation is empty: give at least one (speaker, text)")
@@ -115,7 +103,7 @@ def _utterance(n: int, turn: object) -> Utterance:
 
 
 def recent_prompt(conversation: Conversation, turn: int, max_tokens: int) -> Prompt:
-    """The prompt of a turn, without turns that lie too far back for a limit of `max_tokens`."""
+    """The prompt of a turn, without early turns that cannot be inside `max_tokens`."""
     prompt = prompt_at(conversation, turn, future=False)
     room, kept = max_tokens * _CHARS_PER_TOKEN, 0
     for said in reversed(prompt.history):
@@ -127,19 +115,12 @@ def recent_prompt(conversation: Conversation, turn: int, max_tokens: int) -> Pro
 
 
 def prompt_of(ask: Ask, labels: LabelSet, max_tokens: int) -> Prompt:
-    """The prompt of a question: its character answers the last turn.
-
-    Raises:
-        DataError: see `conversation_of`.
-    """
+    """The prompt of a question: its character answers the last turn (DataError: see `conversation_of`)."""
     conversation = conversation_of(ask.conversation, labels, ask.scene)
     prompt = recent_prompt(conversation, len(conversation.turns) - 1, max_tokens)
     given = ask.persona if isinstance(ask.persona, Persona) else None
     name = clean(ask.speaker) or (clean(given.speaker) if given else "") or prompt.answerer
-    if given is not None:
-        description = given.description
-    else:
-        known = conversation.personas.get(name)
-        description = str(ask.persona) or (known.description if known else "")
-    persona = Persona(name, clean(description), conversation.scenario)
+    known = given or conversation.personas.get(name)
+    own = "" if given else str(ask.persona)
+    persona = Persona(name, clean(own or (known.description if known else "")), conversation.scenario)
     return replace(prompt, answerer=name, persona=persona, target=None)

@@ -1,7 +1,7 @@
 """Answers questions of many clients together: those that arrive while a batch runs make the next one.
 
-A local model answers one batch at a time, in a thread beside the event loop. Behind an endpoint the
-endpoint batches, so each question goes out at once, up to the endpoint's concurrency.
+A local model answers one batch at a time, in a thread beside the event loop. An endpoint makes its own
+batches, so each question is sent to it at once, up to its concurrency.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from selfemo.serve.selfemo import SelfEmo
 GATHER = 0.005
 """Seconds to wait for more questions before a batch starts."""
 TurnsQuestion = tuple[Conversation, Sequence[int]]
-"""A question for the emotions of some turns of a conversation."""
+"""A question: the emotions of some turns of a conversation."""
 
 
 class BusyError(Exception):
@@ -31,7 +31,7 @@ class BusyError(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """One question that waits or is being answered; `cancel` ends its answer early."""
+    """A question that waits or is being answered; `cancel` ends its answer early."""
 
     question: Ask | TurnsQuestion
     future: asyncio.Future[Any]
@@ -64,10 +64,8 @@ class Batcher:
         max_waiting: int = 64,
         on_batch: Callable[[int], None] = lambda n: None,
     ):
-        self.model, self.max_waiting, self.on_batch = model, max_waiting, on_batch
-        local = model.spec is None
-        self.max_batch = max_batch if local else 1
-        self._slots = 1 if model.spec is None else model.spec.concurrency
+        self.model, self.max_waiting, self.on_batch, spec = model, max_waiting, on_batch, model.spec
+        self.max_batch, self._slots = (max_batch, 1) if spec is None else (1, spec.concurrency)
         self._threads = ThreadPoolExecutor(self._slots, thread_name_prefix="selfemo")
         self._queue: list[Job] = []
         self._more = asyncio.Event()
@@ -79,13 +77,13 @@ class Batcher:
         return len(self._queue)
 
     def submit(self, question: Ask | TurnsQuestion, on_event: Callable[[Event], None] | None = None) -> Job:
-        """Queue a question; `Job.future` is its `Response`, or its recognitions.
+        """Queue a question; the job's future gets its `Response`, or its recognitions.
 
         Args:
             on_event: called on the event loop with each part of the answer as it is written.
 
         Raises:
-            BusyError: too many wait, or the server is going down.
+            BusyError: the queue is full, or the server is going down.
         """
         if self._closed or len(self._queue) >= self.max_waiting:
             raise BusyError
@@ -98,7 +96,7 @@ class Batcher:
         return job
 
     async def close(self) -> None:
-        """Cancel what waits, end the answers under way early, and stop the threads."""
+        """Cancel the waiting questions, end the running answers early, and stop the threads."""
         self._closed = True
         for job in self._queue:
             job.cancel()
@@ -144,7 +142,7 @@ class Batcher:
         return [answers[j] for j in batch]
 
     def _safely(self, work: Callable[[Sequence[Job]], Sequence[Any]], jobs: Sequence[Job]) -> Sequence[Any]:
-        """The answers; where a batch fails, its questions one by one, so that one cannot spoil the others."""
+        """The answers; if a batch fails, its questions one by one, so that one does not fail the others."""
         if not jobs:
             return []
         try:

@@ -18,15 +18,12 @@ def is_loopback(host: str) -> bool:
 
 
 def check_binding(host: str, token: str | None, insecure: bool) -> None:
-    """Refuse to listen where other machines could ask without a password.
+    """Refuse to listen where other machines could ask without a password (ConfigError).
 
     Args:
         host: address or name to listen at.
-        token: what clients must send, "" where none is set; None for a server that knows no tokens.
-        insecure: the user has said that everybody may ask.
-
-    Raises:
-        ConfigError: other machines reach `host`, no token protects it, and `insecure` is false.
+        token: what clients must send, "" if none is set; None for a server without tokens.
+        insecure: the user has allowed everybody to ask.
     """
     if is_loopback(host) or token or insecure:
         return

@@ -1,4 +1,4 @@
-"""Answers of a model behind an OpenAI-compatible endpoint: as it writes them, without probabilities."""
+"""Answers of a model at an OpenAI-compatible endpoint: as it writes them, without probabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selfemo.method.prompts import Reasoning, fit, messages
 from selfemo.method.types import FailureKind, LabelSet, Prompt
 from selfemo.models.generation.chat import ChatRequest, ExpertSpec, UnansweredError
 from selfemo.models.generation.endpoint import EndpointSampler
-from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, failed, response_of, written
+from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, response_of, written
 from selfemo.serve.asking import Ask
 from selfemo.stages.experts import without_thoughts
 
@@ -20,7 +20,7 @@ class EndpointAnswers:
 
     Args:
         max_prompt: most tokens of a prompt, by an estimate.
-        max_tokens: most tokens of an answer, where a question does not say.
+        max_tokens: most tokens of an answer by default.
     """
 
     policy = None
@@ -37,7 +37,7 @@ class EndpointAnswers:
         return 0
 
     def check(self, labels: LabelSet, max_tokens: int) -> None:
-        """An endpoint is not held to the format, so there is nothing to check."""
+        """Nothing to check: an endpoint's answers are not constrained."""
 
     def fit(self, prompt: Prompt, max_tokens: int) -> Prompt | None:
         fitted = fit(prompt, self._sampler.encode, self._max_prompt, self._reasoning)
@@ -55,15 +55,10 @@ class EndpointAnswers:
     def respond(
         self, asks: Sequence[Ask], prompts: Sequence[Prompt], on_event: OnEvent | None
     ) -> list[Response]:
-        questions = [
-            ChatRequest(
-                messages(prompt, self._reasoning),
-                {},
-                ask.max_tokens or self._max_tokens,
-                temperature=ask.temperature,
-            )
-            for ask, prompt in zip(asks, prompts, strict=True)
-        ]
+        questions = []
+        for ask, prompt in zip(asks, prompts, strict=True):
+            said, most = messages(prompt, self._reasoning), ask.max_tokens or self._max_tokens
+            questions.append(ChatRequest(said, {}, most, temperature=ask.temperature))
         writers = [EventWriter(n, p.label_set, on_event) for n, p in enumerate(prompts)]
 
         def on_text(n: int, text: str) -> bool:
@@ -73,7 +68,7 @@ class EndpointAnswers:
         responses = []
         for prompt, writer, answer in zip(prompts, writers, answers, strict=True):
             if isinstance(answer, UnansweredError):
-                responses.append(failed(prompt, FailureKind.UNANSWERED, answer.detail))
+                responses.append(Response.failed(prompt, FailureKind.UNANSWERED, answer.detail))
                 continue
             response = response_of(prompt, without_thoughts(answer.text), True, writer.stopped)
             tokens = (answer.prompt_tokens, answer.completion_tokens)

@@ -1,8 +1,7 @@
 """`selfemo predict`: the emotions of the user's transcripts, file in, file out.
 
-Finished turns stand in OUT.part, and OUT.progress.json says how many there are and where they end in
-OUT.part; both files are removed once OUT is whole. After a kill the same command continues behind the
-last finished chunk: no turn is lost or written twice, and the output has the order of the input.
+OUT.part holds the finished turns, OUT.progress.json their number and bytes; both are removed at the end.
+After a kill the same command continues after the last finished chunk, in the order of the input.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo import __version__
-from selfemo.data import load
+from selfemo.data import ADAPTERS, load
 from selfemo.data.transcripts import SUFFIXES, ReadSettings, SourceTurn, csv_columns, read_turns, turns_of
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.evaluation.jobs import model_digest
@@ -33,16 +32,16 @@ from selfemo.serve.answers import Recognition
 from selfemo.serve.selfemo import SelfEmo
 
 CHUNK = 64
-"""Turns that are read together; work resumes at a multiple of it, so batches are as without the stop."""
+"""Turns that are read together; work resumes at a multiple of it, so that batches stay the same."""
 _PAST = 200
-"""Earlier turns of a conversation that are kept as context; no prompt is longer."""
+"""Earlier turns of a conversation that are kept as context; no prompt has more."""
 _HEAD = 1 << 20
 ADDED = ("emotion", "confidence", "distribution", "failure")
 
 
 @dataclass
 class Labelled:
-    """Counts of a labelled file: its turns, those without an emotion, those done by an earlier run."""
+    """Counts of turns in a labelled file: all, those without an emotion, those of an earlier run."""
 
     turns: int
     failed: int
@@ -52,10 +51,7 @@ class Labelled:
 class Source:
     """The input: a file (data/transcripts.py), or a data set by its name.
 
-    All of it is read once at the start, so that a mistake on the last line is reported before any work.
-
-    Raises:
-        DataError: a mistake in the input; the message names file and line.
+    It is read once at the start: a mistake (DataError, with file and line) is reported before any work.
     """
 
     def __init__(self, name: str, settings: ReadSettings | None = None):
@@ -77,7 +73,7 @@ class Source:
         return csv_columns(self.path, self.settings) if of_csv and _is_csv(out) else []
 
     def identity(self) -> str:
-        """A text that tells this input from others, for resuming."""
+        """A text that differs between inputs, to resume only the same one."""
         if not self.path.is_file():
             return f"{self.name}, {self.count} turns"
         with self.path.open("rb") as f:
@@ -86,7 +82,7 @@ class Source:
 
 
 def check_out(out: Path, source: Path) -> None:
-    """Raises: ConfigError, where `out` cannot be the output file."""
+    """Refuse an `out` that cannot be the output file (ConfigError)."""
     if not _is_csv(out) and out.suffix.lower() not in (".jsonl", ".ndjson"):
         raise ConfigError(f"--out {out}: name it .jsonl or .csv")
     if out.is_dir():
@@ -117,21 +113,14 @@ def label_file(
     """
     check_out(out, source.path)
     read, stop = source.settings, stop or StopRequest()
+    limits = [model.constrained, model.max_tokens, model.config.prompt.max_tokens]
+    reading = [read.text, read.speaker, read.conversation, read.gap, read.encoding]
+    named = list(labels or model.labels)
+    settings = [FORMAT_VERSION, named, labels is None, limits, reading, out.suffix.lower()]
     what = {
-        "selfemo": __version__,
-        "input": source.identity(),
-        "model": _model_identity(model),
-        "settings": json.dumps(
-            [
-                FORMAT_VERSION,
-                list(labels or model.labels),
-                labels is None,
-                [model.constrained, model.max_tokens, model.config.prompt.max_tokens],
-                [read.text, read.speaker, read.conversation, read.gap, read.encoding],
-                out.suffix.lower(),
-            ]
-        ),
-    }
+        "selfemo": __version__, "input": source.identity(), "model": _model_identity(model),
+        "settings": json.dumps(settings),
+    }  # fmt: skip
     guard = out.parent / f".{out.name}.lock"
     try:
         with lock_folder(guard):
@@ -139,11 +128,11 @@ def label_file(
                 with _Output(out, what, source.columns(out)) as output:
                     done = _label(source, output, model, reporter, labels, stop)
                 output.finish()
+                return done
             finally:
                 shutil.rmtree(guard, ignore_errors=True)
     except OSError as e:
         raise DataError(f"cannot be written: {e.strerror or e}", out) from e
-    return done
 
 
 def _is_csv(out: Path) -> bool:
@@ -152,11 +141,8 @@ def _is_csv(out: Path) -> bool:
 
 def _of_a_file(path: Path) -> bool:
     """Whether a file is a transcript, not a file of a known data set."""
-    from selfemo.data import ADAPTERS
-
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        return True
-    return not any(a.matches(path) for n, a in ADAPTERS.items() if n not in ("jsonl", "sample"))
+    known = (a for n, a in ADAPTERS.items() if n not in ("jsonl", "sample"))
+    return path.suffix.lower() not in (".csv", ".tsv") or not any(a.matches(path) for a in known)
 
 
 def _model_identity(model: SelfEmo) -> str:
@@ -195,7 +181,7 @@ def _label(
                     said = tuple(Utterance(t.speaker, t.text) for t in (*before, *mine))
                     c = Conversation(mine[0].conversation, "given", "test", said, known, mine[0].scene)
                     asked.append((c, range(len(before), len(said))))
-                found = [r for rs in model.recognise_turns(asked) for r in rs]
+                found = itertools.chain.from_iterable(model.recognise_turns(asked))
                 output.write(list(zip(chunk, places, found, strict=True)))
             number += len(chunk)
             advance(len(chunk))
@@ -214,7 +200,7 @@ def _segments(
 
 
 class _Output:
-    """OUT.part and OUT.progress.json; a context manager that keeps both if its block fails."""
+    """OUT.part and OUT.progress.json, as a context manager."""
 
     def __init__(self, out: Path, what: dict[str, str], columns: Sequence[str]):
         self.out, self.what, self.columns = out, what, columns
@@ -228,12 +214,11 @@ class _Output:
         if self.progress.exists():
             try:
                 known = json.loads(self.progress.read_text())
-                size, self.turns, self.failed = known["bytes"], known["turns"], known["failed"]
-                begun = known["what"]
+                keys = ("bytes", "turns", "failed", "what")
+                size, self.turns, self.failed, begun = (known[key] for key in keys)
             except (ValueError, KeyError) as e:
-                raise StoreError(
-                    f"{self.progress} cannot be read ({e}); remove it and {self.part} to start again"
-                ) from None
+                told = f"cannot be read ({e}); remove it and {self.part} to start again"
+                raise StoreError(f"{self.progress} {told}") from None
             for key, value in self.what.items():
                 if begun.get(key) != value:
                     raise StoreError(
@@ -251,28 +236,22 @@ class _Output:
 
     def write(self, rows: Sequence[tuple[SourceTurn, int, Recognition]]) -> None:
         """Add a chunk; it is on disk before the progress file counts it."""
+        records = [_record(*row, self.columns) for row in rows]
         text = io.StringIO(newline="")
-        writer: Any = None
-        for turn, place, r in rows:
-            record = _record(turn, place, r, self.columns)
-            if not self.csv:
-                text.write(json.dumps(record, ensure_ascii=False) + "\n")
-                continue
-            if writer is None:
-                writer = csv.DictWriter(text, list(record), lineterminator="\n")
-                if self.turns == 0:
-                    writer.writeheader()
-            cells = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in record.items()}
-            writer.writerow(cells)
+        if self.csv:
+            writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+            if self.turns == 0:
+                writer.writeheader()
+            for record in records:
+                writer.writerow({k: json.dumps(v) if isinstance(v, dict) else v for k, v in record.items()})
+        else:
+            text.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         self.file.write(text.getvalue().encode())
         self.file.flush()
         os.fsync(self.file.fileno())
         self.turns += len(rows)
         self.failed += sum(r.emotion is None for _, _, r in rows)
-        state = {
-            "turns": self.turns, "failed": self.failed, "bytes": self.file.tell(),
-            "what": self.what,
-        }  # fmt: skip
+        state = {"turns": self.turns, "failed": self.failed, "bytes": self.file.tell(), "what": self.what}
         with replacing(self.progress, DataError) as staging:
             staging.write_text(json.dumps(state))
 
@@ -282,14 +261,13 @@ class _Output:
 
 
 def _record(turn: SourceTurn, place: int, r: Recognition, columns: Sequence[str]) -> dict[str, Any]:
-    """One line of the output; a name that the input has already gets `predicted_` before it."""
-    record: dict[str, Any] = {c: turn.fields[c] for c in columns}
-    if not columns:
+    """One line of the output; an added name that the input has too gets `predicted_` before it."""
+    if columns:
+        record: dict[str, Any] = {c: turn.fields[c] for c in columns}
+    else:
         record = {"conversation": turn.conversation, "turn": place, "speaker": turn.speaker}
         record |= {"text": turn.text, **turn.fields}
     weights = r.distribution and {e: round(w, 6) for e, w in r.distribution.items()}
     values = (r.emotion, round(r.confidence, 6), weights, r.failure)
-    taken = set(record)
-    for name, value in zip(ADDED, values, strict=True):
-        record[f"predicted_{name}" if name in taken else name] = value
-    return record
+    names = [f"predicted_{name}" if name in record else name for name in ADDED]
+    return record | dict(zip(names, values, strict=True))

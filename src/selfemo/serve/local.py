@@ -16,31 +16,20 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_configured
 from selfemo.models.sampler import LabelPlace
 from selfemo.seeds import derive
-from selfemo.serve.answers import (
-    EventWriter,
-    OnEvent,
-    ReadEmotion,
-    Response,
-    response_of,
-    up_to,
-    with_probabilities,
-    written,
-)
+from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, response_of, up_to, written
 from selfemo.serve.asking import Ask, Sampling
 
 _FORMATS_KEPT = 64
 
 
 class LocalAnswers:
-    """See `selfemo.Answers`. One call is answered at a time.
+    """`selfemo.Answers` of the weights in a checkpoint; one call is answered at a time.
 
     Args:
-        config: model, prompt and evaluation settings are used.
-        checkpoint: the weights.
-        constrained: hold answers to the format.
+        config: its sections model, prompt and evaluation are used.
+        constrained: allow only answers in the format.
 
-    Raises:
-        EngineError, MissingExtraError: the model cannot be loaded.
+    Raises: EngineError, MissingExtraError: the model cannot be loaded.
     """
 
     def __init__(self, config: Config, checkpoint: str, sampling: Sampling, constrained: bool):
@@ -62,14 +51,12 @@ class LocalAnswers:
             self._format(labels).limited(max_tokens)
 
     def _format(self, labels: LabelSet) -> OwnFormat:
-        known = self._formats.get(labels)
-        if known is None:
-            repeat = self._evaluation.no_repeat_ngram
-            known = OwnFormat(self.policy, labels, self._prompt.reasoning, repeat)
+        if labels not in self._formats:
             if len(self._formats) >= _FORMATS_KEPT:
                 self._formats.clear()
-            self._formats[labels] = known
-        return known
+            repeat = self._evaluation.no_repeat_ngram
+            self._formats[labels] = OwnFormat(self.policy, labels, self._prompt.reasoning, repeat)
+        return self._formats[labels]
 
     def _limited(self, labels: LabelSet, max_tokens: int) -> LimitedFormat | None:
         return self._format(labels).limited(max_tokens) if self._constrained else None
@@ -83,24 +70,19 @@ class LocalAnswers:
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.policy.encode(messages(prompt, self._prompt.reasoning))
 
-    # -- emotions -----------------------------------------------------------------------------------
-
     def read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
         if not self._constrained or self._prompt.reasoning != "none":
             return self._read_written(prompts, labels)
         places = [(p.conversation_id, self._ids(p), "E:") for p in prompts]
-        found = []
-        for distribution in self._probabilities(places, labels):
-            emotion = distribution.top(labels)
-            found.append(ReadEmotion(emotion, distribution[emotion], distribution))
-        return found
+        found = self._probabilities(places, labels)
+        return [replace(written(distribution, labels), written=None) for distribution in found]
 
     def _probabilities(self, places: Sequence[LabelPlace], labels: LabelSet) -> list[EmotionDistribution]:
         with self._lock:
             return self._sampler.label_probabilities(places, labels)
 
     def _read_written(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
-        """The emotions that the model writes, read up to the end of their line as `selfemo evaluate` does."""
+        """The emotions that the model writes, in one line, as in `selfemo evaluate`."""
         sampling, evaluation = self._sampling, self._evaluation
         settings = SamplingSettings(
             max_new_tokens=sampling.max_tokens,
@@ -112,12 +94,7 @@ class LocalAnswers:
         )
         limited = self._limited(labels, sampling.max_tokens)
         requests = [
-            Request(
-                self._ids(p),
-                seed=derive(sampling.seed, str(messages(p))),
-                share=p.conversation_id,
-                constraints=limited,
-            )
+            Request(self._ids(p), 1, derive(sampling.seed, str(messages(p))), p.conversation_id, limited)
             for p in prompts
         ]
         with self._lock:
@@ -130,26 +107,21 @@ class LocalAnswers:
             for p, r, text in zip(prompts, requests, texts, strict=True)
         ]
         found = self._probabilities(places, labels)
-        return [with_probabilities(r, d) for r, d in zip(read, found, strict=True)]
-
-    # -- responses ----------------------------------------------------------------------------------
+        return [r.with_probabilities(d) for r, d in zip(read, found, strict=True)]
 
     def respond(
         self, asks: Sequence[Ask], prompts: Sequence[Prompt], on_event: OnEvent | None
     ) -> list[Response]:
         """One batch for all questions of one temperature and top_p."""
+        sampling = self._sampling
         groups: dict[tuple[float, float], list[int]] = {}
         for n, ask in enumerate(asks):
-            temperature = self._sampling.temperature if ask.temperature is None else ask.temperature
-            top_p = self._sampling.top_p if ask.top_p is None else ask.top_p
-            groups.setdefault((temperature, top_p), []).append(n)
+            temperature = sampling.temperature if ask.temperature is None else ask.temperature
+            groups.setdefault((temperature, sampling.top_p if ask.top_p is None else ask.top_p), []).append(n)
         found: dict[int, Response] = {}
-        for (temperature, top_p), members in groups.items():
-            responses = self._respond(
-                members, [asks[n] for n in members], [prompts[n] for n in members],
-                temperature, top_p, on_event,
-            )  # fmt: skip
-            found.update(zip(members, responses, strict=True))
+        for key, members in groups.items():
+            mine, theirs = [asks[n] for n in members], [prompts[n] for n in members]
+            found.update(zip(members, self._respond(members, mine, theirs, *key, on_event), strict=True))
         return [found[n] for n in range(len(asks))]
 
     def _respond(
@@ -174,8 +146,8 @@ class LocalAnswers:
             said = messages(prompt, self._prompt.reasoning)
             seed = self._sampling.seed if ask.seed is None else ask.seed
             limited = self._limited(prompt.label_set, limit)
-            # Prompts that begin with one turn share a past. To have all share the instructions alone
-            # makes trees too wide: measured, a quarter slower.
+            # Prompts that begin with the same turn share their cache. Sharing the instructions among all
+            # prompts makes trees too wide: measured, a quarter slower.
             share, ids = prompt.history[0], self.policy.encode(said)
             requests.append(Request(ids, 1, derive(seed, str(said)), share, limited))
             formats.append(limited)
@@ -204,8 +176,8 @@ class LocalAnswers:
     ) -> list[Response]:
         """Responses with probabilities in place of the written weights.
 
-        They are those seen while the answer was written, where they tell the labels apart; for the others
-        there is one more forward pass for each label set.
+        If those seen while an answer was written do not tell the labels apart, there is one more forward pass
+        for each label set.
         """
         found = list(responses)
         unseen: dict[LabelSet, list[int]] = {}
@@ -230,4 +202,4 @@ class LocalAnswers:
 
 
 def _sure(r: Response, heard: EmotionDistribution, felt: EmotionDistribution) -> Response:
-    return replace(r, heard=with_probabilities(r.heard, heard), felt=with_probabilities(r.felt, felt))
+    return replace(r, heard=r.heard.with_probabilities(heard), felt=r.felt.with_probabilities(felt))

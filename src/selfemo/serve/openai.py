@@ -17,7 +17,7 @@ from selfemo.serve.service import Service
 from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_text
 
 _END_TOKENS = 8
-"""The format ends a reply when so few tokens are left, at a place where it can."""
+"""The format ends a reply, where it can, when at most so many tokens are left."""
 
 
 class TextPart(BaseModel):
@@ -91,11 +91,7 @@ def routes(service: Service) -> APIRouter:
 
 
 async def ask_of(service: Service, body: ChatCompletionBody) -> Ask:
-    """The question in a chat: system messages are the persona, the others are turns.
-
-    Raises:
-        Problem: the last message is not the user's, or the model cannot be asked this.
-    """
+    """The question of a chat: system messages are the persona, the others are turns (Problem: a mistake)."""
     persona, turns, speaker = [], [], "Assistant"
     for message in body.messages:
         parts = message.content
@@ -110,7 +106,7 @@ async def ask_of(service: Service, body: ChatCompletionBody) -> Ask:
     if not turns or body.messages[-1].role == "assistant":
         raise Problem(400, "bad_question", "the last message must be from the user")
     service.check_turns(len(turns))
-    # A client's limit is on the reply; the two emotions before it have room of their own.
+    # A client's limit is on the reply; the two emotions before it get more room.
     asked = body.max_completion_tokens or body.max_tokens
     most = service.token_limit(asked)
     if asked:
@@ -133,12 +129,8 @@ def _finish_reason(ask: Ask, r: Response) -> str:
 
 
 def _head(service: Service, kind: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": service.name,
-    }
+    number, now = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    return {"id": number, "object": kind, "created": now, "model": service.name}
 
 
 def _unreadable(r: Response) -> Problem:
@@ -148,18 +140,10 @@ def _unreadable(r: Response) -> Problem:
 def _completion(service: Service, ask: Ask, r: Response) -> dict[str, Any]:
     if r.failure is not None:
         raise _unreadable(r)
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": r.reply, "refusal": None},
-        "logprobs": None,
-        "finish_reason": _finish_reason(ask, r),
-    }
-    return {
-        **_head(service, "chat.completion"),
-        "choices": [choice],
-        "usage": Usage.of(r).model_dump(),
-        "selfemo": _emotions(r),
-    }
+    message = {"role": "assistant", "content": r.reply, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(ask, r)}
+    head, usage = _head(service, "chat.completion"), Usage.of(r).model_dump()
+    return {**head, "choices": [choice], "usage": usage, "selfemo": _emotions(r)}
 
 
 async def _chunks(

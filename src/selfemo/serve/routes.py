@@ -1,4 +1,4 @@
-"""This project's own routes: a `...Body` is what a client sends, a `...Result` what it gets."""
+"""This project's own routes: a client sends a `...Body` and gets a `...Result`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RespondBody(_ConversationBody):
 
 
 class EmotionResult(BaseModel):
-    """One emotion; `failure` says why there is no emotion."""
+    """One emotion; `failure` says why there is none."""
 
     model_config = ConfigDict(from_attributes=True)
     emotion: str | None
@@ -100,15 +100,11 @@ class RespondResult(BaseModel):
 
     @classmethod
     def of(cls, model: str, r: Response) -> Self:
+        heard, felt = EmotionResult.model_validate(r.heard), EmotionResult.model_validate(r.felt)
         return cls(
-            model=model,
-            speaker=r.speaker,
-            emotion=EmotionResult.model_validate(r.heard),
-            self_emotion=EmotionResult.model_validate(r.felt),
-            reply=r.reply,
-            failure=r.failure,
-            usage=Usage.of(r),
-        )
+            model=model, speaker=r.speaker, emotion=heard, self_emotion=felt, reply=r.reply,
+            failure=r.failure, usage=Usage.of(r),
+        )  # fmt: skip
 
 
 def routes(service: Service) -> APIRouter:
@@ -128,11 +124,8 @@ def routes(service: Service) -> APIRouter:
         service.check_turns(len(body.turns))
         c, turns = await service.check(question)
         found: list[Recognition] = await service.wait(service.submit((c, turns)))
-        return EmotionsResult(
-            model=service.name,
-            labels=list(c.label_set),
-            emotions=[TurnEmotionResult.model_validate(r) for r in found],
-        )
+        read = [TurnEmotionResult.model_validate(r) for r in found]
+        return EmotionsResult(model=service.name, labels=list(c.label_set), emotions=read)
 
     @router.post("/v1/respond", response_model=RespondResult, responses=EVENT_STREAM)
     async def respond(body: RespondBody) -> Any:

@@ -6,15 +6,15 @@
     model.recognise([("Ann", "We won!"), ("Bo", "I can't believe it!")])
     model.respond([("Ann", "We won!")], persona="Dry, loyal, hides it when he is moved.")
 
-`confidence` [ours]: the paper's model writes weights, and mostly writes one lone emotion, so that a weight of
-1 does not say how sure it is. For a model on this machine the distribution is therefore the probability that
-the model gives to each label of the set in the place where it names the emotion, from one forward pass over
-all labels as a prefix tree, normalised over the set; the confidence is that of the emotion named. While an
-answer is written it is read off at the token where a label begins. Behind an endpoint, and without
-constrained decoding, there are the written weights alone.
+`confidence` [ours]: the paper's model writes weights, mostly one lone emotion, so that a weight of 1 does not
+say how sure it is. For a model on this machine the distribution is therefore the probability of each label at
+the place where the model names the emotion, from one forward pass over all labels as a prefix tree,
+normalised over the set; the confidence is that of the emotion named. While an answer is written it is taken
+at the token where a label begins. An endpoint, and a model without constrained decoding, give the written
+weights alone.
 
-With `constrained` (the default for a model on this machine) the answer is held to the format
-(generation/own_format.py), so it always parses, also under a token limit. Training never does that.
+With `constrained` (the default for a model on this machine) the decoder allows only text in the format
+(generation/own_format.py), so each answer parses, also under a token limit. Training never does that.
 
 asking.py has the questions, answers.py the answers; local.py and endpoint.py get one from the other.
 """
@@ -35,52 +35,35 @@ from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.models.references import run_of
 from selfemo.runs.settings import settings_for
 from selfemo.runs.store import STORE_FILE, Store
-from selfemo.serve.answers import (
-    Done,
-    Event,
-    OnEvent,
-    ReadEmotion,
-    Recognition,
-    Response,
-    failed,
-    recognition,
-)
-from selfemo.serve.asking import (
-    Ask,
-    Labels,
-    Sampling,
-    Turns,
-    conversation_of,
-    label_set_of,
-    prompt_of,
-    recent_prompt,
-)
+from selfemo.serve import asking
+from selfemo.serve.answers import Done, Event, OnEvent, ReadEmotion, Recognition, Response
+from selfemo.serve.asking import Ask, Labels, Sampling, Turns, conversation_of, label_set_of
 
 if TYPE_CHECKING:
     from selfemo.models.policy import Policy
 
 _ANSWER_TOKENS = 128
-"""Most tokens of an answer for a model without settings of its own."""
+"""Most tokens of an answer for a model without settings."""
 
 
 class Answers(Protocol):
-    """A kind of model that `SelfEmo` answers with: local.py and endpoint.py."""
+    """A kind of model that `SelfEmo` uses: local.py and endpoint.py."""
 
     @property
     def policy(self) -> Policy | None:
         """The model itself, if it is on this machine."""
 
     def close(self) -> None:
-        """End what is open."""
+        """Close connections."""
 
     def least_tokens(self, labels: LabelSet) -> int:
-        """The smallest token limit that can hold an answer; 0 where answers are not constrained."""
+        """The smallest token limit for an answer; 0 if answers are not constrained."""
 
     def check(self, labels: LabelSet, max_tokens: int) -> None:
-        """Raises ConfigError where no answer over these labels fits the token limit."""
+        """Refuse a token limit that no answer over these labels fits (ConfigError)."""
 
     def fit(self, prompt: Prompt, max_tokens: int) -> Prompt | None:
-        """The prompt inside the length limit, with room for an answer; None where it cannot be."""
+        """The prompt inside the length limit, with room for an answer; None if it does not fit."""
 
     def read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
         """The emotion of the last utterance of each (fitted) prompt."""
@@ -88,12 +71,12 @@ class Answers(Protocol):
     def respond(
         self, asks: Sequence[Ask], prompts: Sequence[Prompt], on_event: OnEvent | None
     ) -> list[Response]:
-        """The response to each question, whose fitted prompt stands at the same place; no `Done` event."""
+        """The response to each question, given its fitted prompt; sends no `Done` event."""
 
 
-def _run_labels(run: Path) -> LabelSet | None:
+def _run_labels(run: Path | None) -> LabelSet | None:
     """The label set of most prompts in a run."""
-    if not (run / STORE_FILE).exists():
+    if run is None or not (run / STORE_FILE).exists():
         return None
     with Store(run / STORE_FILE, read_only=True) as store:
         return store.main_label_set()
@@ -136,22 +119,20 @@ class SelfEmo:
             raise ConfigError("temperature and max_tokens are 0 or more, top_p is above 0, at most 1")
         self.name = str(model)
         self.spec: ExpertSpec | None = endpoint_of(self.name)
-        known: LabelSet | None = None
         run, checkpoint = None, ""
         self.config: Config
         if self.spec is None:
             self.config, checkpoint = settings_for(self.name, ["sample"], [Path(f) for f in files], overrides)
             run = run_of(checkpoint)
-            known = _run_labels(run) if run is not None else None
         else:
             self.config = load(files, overrides)
             if ",temperature=" not in self.name.replace(" ", ""):
                 self.spec = self.spec.model_copy(update={"temperature": temperature})
         self.constrained = constrained and self.spec is None
-        self.labels = label_set_of(labels) if labels is not None else known or LABEL_SETS["meld"]
+        known = label_set_of(labels) if labels is not None else _run_labels(run)
+        self.labels = known or LABEL_SETS["meld"]
         plain = self.spec is None and run is None and not files
-        own = _ANSWER_TOKENS if plain else self.config.evaluation.max_new_tokens
-        self.max_tokens = max_tokens or own
+        self.max_tokens = max_tokens or (_ANSWER_TOKENS if plain else self.config.evaluation.max_new_tokens)
         self._answers: Answers
         if self.spec is None:
             from selfemo.serve.local import LocalAnswers
@@ -167,7 +148,7 @@ class SelfEmo:
 
     @property
     def policy(self) -> Policy | None:
-        """The model itself; None behind an endpoint."""
+        """The model itself; None for an endpoint."""
         return self._answers.policy
 
     def close(self) -> None:
@@ -182,11 +163,11 @@ class SelfEmo:
         scene: str = "",
         labels: Labels | None = None,
     ) -> list[Recognition]:
-        """The emotion of each utterance, or of the last one; nothing later than it is looked at.
+        """The emotion of each utterance, or of the last one; later utterances are not read.
 
         Raises:
             DataError: the conversation is empty, or a turn has no speaker or text.
-            ConfigError: the labels are no label set, or no answer over them fits the token limit.
+            ConfigError: wrong labels, or no answer over them fits the token limit.
             EndpointError: the endpoint cannot be used.
         """
         return self.recognise_many([conversation], turns=turns, scene=scene, labels=labels)[0]
@@ -202,28 +183,24 @@ class SelfEmo:
         """`recognise` of several conversations in one batch."""
         known = self.check_labels(labels)
         typed = [conversation_of(c, known, scene) for c in conversations]
-        return self.recognise_turns(
-            [(c, range(0 if turns == "all" else len(c.turns) - 1, len(c.turns))) for c in typed]
-        )
+        first = 0 if turns == "all" else -1
+        return self.recognise_turns([(c, range(len(c.turns))[first:]) for c in typed])
 
     def recognise_turns(self, asked: Sequence[tuple[Conversation, Sequence[int]]]) -> list[list[Recognition]]:
         """The emotions of chosen turns, each over its conversation's own label set, in one batch."""
         limit = self.config.prompt.max_tokens
         prompts = [
-            recent_prompt(replace(c, id=f"{n}"), turn, limit)
+            asking.recent_prompt(replace(c, id=f"{n}"), turn, limit)
             for n, (c, turns) in enumerate(asked)
             for turn in turns
         ]
-        places: dict[LabelSet, list[int]] = {}
-        for n, prompt in enumerate(prompts):
-            places.setdefault(prompt.label_set, []).append(n)
         found: dict[int, ReadEmotion] = {}
-        for labels, members in places.items():
+        for labels in dict.fromkeys(p.label_set for p in prompts):
             self.check_labels(labels)
-            read = self._read([prompts[n] for n in members], labels)
-            found.update(zip(members, read, strict=True))
+            members = [n for n, p in enumerate(prompts) if p.label_set == labels]
+            found |= zip(members, self._read([prompts[n] for n in members], labels), strict=True)
         in_order = (found[n] for n in range(len(prompts)))
-        return [[recognition(next(in_order), c, turn) for turn in turns] for c, turns in asked]
+        return [[Recognition.of(next(in_order), t, c.turns[t]) for t in turns] for c, turns in asked]
 
     def _read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
         """The emotion of the last utterance of each prompt."""
@@ -247,11 +224,11 @@ class SelfEmo:
 
         Args:
             persona: its description, or a `Persona`.
-            speaker: its name; "" takes the persona's, else the latest speaker who is not the last one.
+            speaker: its name; "" takes the persona's, else the latest speaker other than the last one.
             scene: where the conversation takes place.
             max_tokens: most tokens of the whole answer; 0 takes the model's setting.
 
-        Raises: see `recognise`; ConfigError also where `max_tokens` cannot hold a whole answer.
+        Raises: see `recognise`; ConfigError also if `max_tokens` cannot hold a whole answer.
         """
         ask = Ask(conversation, persona, speaker, scene, labels, max_tokens, seed=seed)
         return self.respond_many([ask])[0]
@@ -260,22 +237,18 @@ class SelfEmo:
         """`respond` to several questions in one batch.
 
         Args:
-            on_event: called with (question, event) as answers are written; where it returns False that
-                answer ends there, with the failure "stopped".
+            on_event: see `answers.OnEvent`; called as answers are written.
         """
         prepared = [self.prepare(ask) for ask in asks]
-        fitted = [
-            self._answers.fit(p, ask.max_tokens or self.max_tokens)
-            for p, ask in zip(prepared, asks, strict=True)
-        ]
+        limits = [ask.max_tokens or self.max_tokens for ask in asks]
+        fitted = list(map(self._answers.fit, prepared, limits))
         members = [n for n, p in enumerate(fitted) if p is not None]
         prompts = [p for p in fitted if p is not None]
         tell = None if on_event is None else lambda k, event: on_event(members[k], event)
-        found = iter(self._answers.respond([asks[n] for n in members], prompts, tell))
-        responses = [
-            failed(p, FailureKind.TOO_LONG) if f is None else next(found)
-            for p, f in zip(prepared, fitted, strict=True)
-        ]
+        responses = [Response.failed(p, FailureKind.TOO_LONG) for p in prepared]
+        answers = self._answers.respond([asks[n] for n in members], prompts, tell)
+        for n, answer in zip(members, answers, strict=True):
+            responses[n] = answer
         for n, response in enumerate(responses):
             if on_event is not None and response.failure != FailureKind.STOPPED:
                 on_event(n, Done(response))
@@ -292,9 +265,9 @@ class SelfEmo:
         max_tokens: int = 0,
         seed: int | None = None,
     ) -> Iterator[Event]:
-        """`respond`, as it is written: `Emotion`, `SelfEmotion`, `ReplyDelta`s, `Done`.
+        """`respond` as events: `Emotion`, `SelfEmotion`, `ReplyDelta`s, `Done`. Closing the iterator ends it.
 
-        Closing the iterator ends the answer. Raises: see `respond`, before the first event or between two.
+        Raises: see `respond`, before the first event or between two.
         """
         ask = Ask(conversation, persona, speaker, scene, labels, max_tokens, seed=seed)
         self.prepare(ask)  # a fault of the question is raised here, not in the thread
@@ -322,24 +295,17 @@ class SelfEmo:
             stopped.set()
 
     def least_tokens(self) -> int:
-        """The smallest token limit that can hold an answer; 0 where answers are not constrained."""
+        """The smallest token limit for an answer; 0 if answers are not constrained."""
         return self._answers.least_tokens(self.labels)
 
     def check_labels(self, labels: Labels | None) -> LabelSet:
-        """The label set asked for, or the model's.
-
-        Raises:
-            ConfigError: they are no label set, or no answer over them fits the token limit.
-        """
+        """The label set asked for, or the model's, if an answer fits the token limit (else ConfigError)."""
         known = self.labels if labels is None else label_set_of(labels)
         self._answers.check(known, self.max_tokens)
         return known
 
     def prepare(self, ask: Ask) -> Prompt:
-        """The prompt of a question, which is checked by it.
-
-        Raises: see `respond`.
-        """
+        """The prompt of a question. Raises: see `respond`."""
         labels = self.check_labels(ask.labels)
         self._answers.check(labels, ask.max_tokens or self.max_tokens)
-        return prompt_of(ask, labels, self.config.prompt.max_tokens)
+        return asking.prompt_of(ask, labels, self.config.prompt.max_tokens)

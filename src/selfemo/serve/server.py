@@ -45,9 +45,9 @@ def create_app(
 
     Args:
         token: the bearer token that clients must send; "" asks for none.
-        name: how answers call the model.
-        local_only: refuse requests that name another host than this machine, as those of a web page do
-            whose own name resolves to this machine.
+        name: what answers call the model.
+        local_only: refuse requests to another host name than this machine's, as those of a web page whose
+            own name resolves to this machine.
     """
     limits = limits or Limits()
     service = Service(model, limits, name or model.name)
@@ -57,16 +57,11 @@ def create_app(
         yield
         await service.batcher.close()
 
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorResult} for status in (400, 401, 408, 413, 422, 429, 502, 503, 504)
-    }
     app = FastAPI(
-        title="SELF-EMO",
-        version=__version__,
+        title="SELF-EMO", version=__version__, lifespan=lifespan,
         description="Emotions of a conversation, and answers in character.",
-        lifespan=lifespan,
-        responses=errors,
-    )
+        responses={s: {"model": ErrorResult} for s in (400, 401, 408, 413, 422, 429, 502, 503, 504)},
+    )  # fmt: skip
     app.state.service = service
     guarded = [Depends(_guard(token))]
     app.include_router(routes.routes(service), dependencies=guarded)
@@ -98,16 +93,14 @@ def _guard(token: str) -> Callable[..., Awaitable[None]]:
     async def allowed(request: Request, _: Annotated[Any, Depends(_BEARER)]) -> None:
         given = request.headers.get("authorization", "").encode("utf-8", errors="replace")
         if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            raise Problem(
-                401, "no_token", "send the server's token: Authorization: Bearer ...",
-                {"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
+            told = "send the server's token: Authorization: Bearer ..."
+            raise Problem(401, "no_token", told, {"WWW-Authenticate": "Bearer"})
 
     return allowed
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Give every error the one form."""
+    """Give every error OpenAI's form."""
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, e: HTTPException) -> JSONResponse:
@@ -116,7 +109,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, e: RequestValidationError) -> JSONResponse:
-        # The input itself is left out: it may be of any size, and no JSON.
+        # Without the input itself: it may be of any size, and not JSON.
         wrong = [f"{'.'.join(map(str, i['loc'][1:]))[:100]}: {i['msg']}" for i in e.errors()[:5]]
         return error_response(422, "invalid", "; ".join(wrong))
 
@@ -156,21 +149,12 @@ def serve(
     name: str = "",
     grace: float = 30.0,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; answers under way get `grace` seconds to end.
-
-    Raises:
-        ConfigError: other machines reach `host` without a token (`binding.check_binding`).
-    """
+    """Serve until SIGINT or SIGTERM; running answers get `grace` seconds (ConfigError: `check_binding`)."""
     import uvicorn
 
     check_binding(host, token, insecure)
-    app = create_app(
-        model,
-        limits=limits,
-        token=token,
-        name=name,
-        local_only=is_loopback(host) and not token and not insecure,
-    )
+    local_only = is_loopback(host) and not token and not insecure
+    app = create_app(model, limits=limits, token=token, name=name, local_only=local_only)
     config = uvicorn.Config(
         app, host, port, log_level="info", access_log=False, timeout_graceful_shutdown=int(grace)
     )

@@ -1,4 +1,4 @@
-"""The model behind the routes: its queue, its limits, its figures."""
+"""The model with its queue, limits and metrics, as the routes call it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -18,82 +18,61 @@ from selfemo.serve.batching import Batcher, BusyError, Job, TurnsQuestion
 from selfemo.serve.selfemo import SelfEmo
 from selfemo.serve.transport import Problem
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one server.
+    """Limits of one server; for the batches see `Batcher`."""
 
-    Attributes:
-        max_body: bytes of a request.
-        timeout: seconds for one answer, waiting included.
-        max_batch, max_waiting: see `Batcher`.
-        max_tokens: most tokens that a client may ask for.
-        max_turns: most turns of a conversation.
-    """
-
-    max_body: int = 262_144
-    timeout: float = 60.0
+    max_body: int = 262_144  # bytes of a request
+    timeout: float = 60.0  # seconds for one answer, waiting included
     max_batch: int = 16
     max_waiting: int = 64
-    max_tokens: int = 512
-    max_turns: int = 500
+    max_tokens: int = 512  # most tokens that a client may ask for
+    max_turns: int = 500  # most turns of a conversation
 
 
 class Metrics:
-    """The figures of /metrics; a registry of its own for each application."""
+    """The metrics of /metrics, in a registry for each application."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("selfemo_requests", "Requests answered", ["path", "status"], **own)
         self.seconds = Histogram("selfemo_request_seconds", "Time until the answer begins", ["path"], **own)
-        self.batch = Histogram(
-            "selfemo_batch_size", "Questions of a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **own
-        )
+        sizes = (1, 2, 4, 8, 16, 32, 64)
+        self.batch = Histogram("selfemo_batch_size", "Questions of a batch", buckets=sizes, **own)
         self.tokens = Counter("selfemo_tokens", "Tokens", ["kind"], **own)
         self.waiting = Gauge("selfemo_waiting", "Questions that wait", **own)
 
 
 class Service:
-    """The model with its queue, as the routes call it.
-
-    Args:
-        name: how answers call the model.
-    """
+    """The model with its queue; `name` is what answers call the model."""
 
     def __init__(self, model: SelfEmo, limits: Limits, name: str):
         self.model, self.limits, self.name = model, limits, name
         self.metrics = Metrics()
         self.batcher = Batcher(
-            model,
-            max_batch=limits.max_batch,
-            max_waiting=limits.max_waiting,
+            model, max_batch=limits.max_batch, max_waiting=limits.max_waiting,
             on_batch=self.metrics.batch.observe,
-        )
+        )  # fmt: skip
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
 
-    async def check(self, work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-        """The result of a check of a question, in a thread: the grammar of a new label set takes a while.
-
-        Raises:
-            Problem: 400, the question has a mistake.
-        """
+    async def check(self, work: Callable[..., T], *args: Any) -> T:
+        """The result of a check (Problem: 400), in a thread: the grammar of a new label set takes a while."""
         try:
-            return await asyncio.to_thread(work, *args, **more)
+            return await asyncio.to_thread(work, *args)
         except (DataError, ConfigError) as e:
             raise Problem(400, "bad_question", str(e)) from None
 
     def check_turns(self, n: int) -> None:
-        """Raises: Problem, 413, where a conversation is longer than the limit."""
-        most = self.limits.max_turns
-        if n > most:
+        """Refuse a conversation of more turns than the limit (Problem: 413)."""
+        if n > (most := self.limits.max_turns):
             raise Problem(413, "too_large", f"a conversation has at most {most} turns here")
 
     def token_limit(self, asked: int | None) -> int:
-        """Most tokens of an answer: what the client asks for, else the model's, inside the limit."""
+        """Most tokens of an answer: the client's wish, else the model's setting, up to the limit."""
         return min(asked or self.model.max_tokens, self.limits.max_tokens)
 
     def submit(self, question: Ask | TurnsQuestion, on_event: Callable[[Event], None] | None = None) -> Job:
@@ -101,16 +80,11 @@ class Service:
         try:
             return self.batcher.submit(question, on_event)
         except BusyError:
-            raise Problem(
-                429, "busy", "too many questions wait; ask again later", {"Retry-After": "1"}
-            ) from None
+            told = "too many questions wait; ask again later"
+            raise Problem(429, "busy", told, {"Retry-After": "1"}) from None
 
     async def wait(self, job: Job) -> Any:
-        """The answer of a job.
-
-        Raises:
-            Problem: it took too long, the endpoint failed, or the server is going down.
-        """
+        """The answer of a job (Problem: it took too long, or the endpoint or the server stopped)."""
         try:
             async with asyncio.timeout(self.limits.timeout):
                 return await job.future
@@ -132,11 +106,7 @@ class Service:
         return self.checked(response)
 
     def checked(self, response: Response) -> Response:
-        """Count the tokens of an answer.
-
-        Raises:
-            Problem: the prompt is too long, or the endpoint did not answer.
-        """
+        """Count the tokens of an answer (Problem: the prompt is too long, or the endpoint did not answer)."""
         if response.failure == FailureKind.TOO_LONG:
             raise Problem(400, "context_length_exceeded", "persona and last turn are too long for the model")
         if response.failure == FailureKind.UNANSWERED:
@@ -147,10 +117,9 @@ class Service:
         return response
 
     async def stream(self, ask: Ask) -> AsyncIterator[Event | Problem]:
-        """The events of an answer, once the first one is there; a problem after it is the last item.
+        """Wait for the first event of an answer, so that an earlier `Problem` can be the response's status.
 
-        Raises:
-            Problem: before the first event, so that the status can still say it.
+        A problem after the first event is the last item.
         """
         events = self._events(ask)
         try:
@@ -169,11 +138,11 @@ class Service:
         return from_first()
 
     async def _events(self, ask: Ask) -> AsyncIterator[Event]:
-        """The events of an answer as it is written; leaving the iterator ends the answer."""
+        """The events of an answer as it is written; closing the iterator ends the answer."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         job = self.submit(ask, queue.put_nowait)
         job.future.add_done_callback(lambda _: queue.put_nowait(None))
-        # Not asyncio.timeout: more than one task asks for the parts of a stream.
+        # Not asyncio.timeout: several tasks read the parts of a stream.
         end = time.monotonic() + self.limits.timeout
         try:
             while True:
@@ -187,7 +156,7 @@ class Service:
             raise self._late() from None
         finally:
             job.cancel()
-        await self.wait(job)  # raises what ended the job, where an answer did not
+        await self.wait(job)  # raises the error that ended the job, if any
 
     def _late(self) -> Problem:
         return Problem(504, "timeout", f"no answer within {self.limits.timeout:g} s")

@@ -35,19 +35,19 @@ def error_response(
 ) -> JSONResponse:
     """An error in the form that OpenAI clients read."""
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    # A message may quote the client; half of a surrogate pair cannot be sent back.
+    # A message may quote the client, and half of a surrogate pair cannot be sent.
     plain = message.encode("utf-8", errors="replace").decode()
     return JSONResponse({"error": {"message": plain, "type": kind, "code": code}}, status, headers=headers)
 
 
 def event_text(name: str, data: Any) -> str:
-    """One server-sent event; "" leaves it without a name, and data that is no text becomes JSON."""
+    """One server-sent event; "" is no name; data other than text becomes JSON."""
     text = data if isinstance(data, str) else json.dumps(data)
     return (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
 
 
 def event_stream(texts: AsyncIterator[str]) -> StreamingResponse:
-    """A response of server-sent events that no proxy keeps back."""
+    """A response of server-sent events that proxies do not buffer."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(texts, media_type="text/event-stream", headers=headers)
 
@@ -65,11 +65,9 @@ class ErrorResult(BaseModel):
 
 
 class BodyLimit:
-    """Middleware that reads a request's body whole before the application sees it.
+    """Middleware that reads a request's whole body before the application sees it.
 
-    Args:
-        max_body: most bytes; more are refused with 413.
-        timeout: seconds in which it must arrive; later is refused with 408.
+    It refuses bodies of more than `max_body` bytes (413) and those that take over `timeout` seconds (408).
     """
 
     def __init__(self, app: ASGIApp, max_body: int, timeout: float):
@@ -99,11 +97,9 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None where the client has left (Problem: too large, or too slow)."""
-        large = Problem(
-            413, "too_large", f"the request is larger than {self.max_body} bytes",
-            {"Connection": "close"},
-        )  # fmt: skip
+        """The whole body; None if the client has left (Problem: too large, or too slow)."""
+        told = f"the request is larger than {self.max_body} bytes"
+        large = Problem(413, "too_large", told, {"Connection": "close"})
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > self.max_body:
                 raise large

@@ -14,7 +14,7 @@ from selfemo.runs.store.schema import SCHEMA, SCHEMA_VERSION
 
 
 class Database:
-    """An open store file; `db`, `rows` and `stream` are for the queries of this package."""
+    """An open store file, as a context manager; `db`, `rows` and `stream` are for this package alone."""
 
     def __init__(self, path: Path, *, read_only: bool = False):
         self.path = path
@@ -33,8 +33,7 @@ class Database:
                 self.db.commit()
             found = self.db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
         except (sqlite3.Error, OSError) as e:
-            if isinstance(e, sqlite3.Error):
-                self._raise_if_damaged(e)
+            self._raise_if_damaged(e)
             raise StoreError(f"{path}: cannot be used as a run's store: {e}") from e
         if found is None or found[0] != str(SCHEMA_VERSION):
             raise StoreError(f"{path}: store version {found and found[0]}, need {SCHEMA_VERSION}")
@@ -47,7 +46,7 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Close the file; what was not committed is lost."""
+        """Close the file; uncommitted writes are lost."""
         self.db.close()
 
     def _check(self) -> None:
@@ -57,8 +56,8 @@ class Database:
             told = "; ".join(" ".join(f.split()) for f in faults)
             raise DamagedStoreError(f"{self.path}: is damaged: {told[:300]}")
 
-    def _raise_if_damaged(self, e: sqlite3.Error) -> None:
-        code = getattr(e, "sqlite_errorcode", None)  # errors of the module itself have none
+    def _raise_if_damaged(self, e: Exception) -> None:
+        code = getattr(e, "sqlite_errorcode", None)  # only errors of the library have one
         if code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise DamagedStoreError(f"{self.path}: is damaged: {e}") from e
 
@@ -73,17 +72,13 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All writes inside happen together or not at all.
-
-        Raises:
-            StoreError: the disk is full, or the file cannot be written.
-        """
+        """All writes inside happen together or not at all (StoreError: the disk is full, or read-only)."""
         with self._told("; what was committed before is kept"), self.db:
             yield
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """All that is read inside is of one moment, whatever another process writes meanwhile."""
+        """All reads inside see the store of one moment, whatever another process writes meanwhile."""
         self.db.execute("BEGIN")
         try:
             yield
@@ -91,34 +86,34 @@ class Database:
             self.db.rollback()
 
     def rows(self, query: str, *args: Any) -> list[sqlite3.Row]:
-        """All rows of a query; columns by name or place."""
+        """All rows of a query; columns by name or index."""
         with self._told():
             return self.db.execute(query, args).fetchall()
 
-    def stream(self, query: str, *args: Any) -> Iterator[tuple[Any, ...]]:
+    def stream(self, query: str, *args: Any) -> Iterator[Any]:
         """The rows of a query one by one, as tuples."""
         cursor = self.db.cursor()
         cursor.row_factory = None
         with self._told():
             yield from cursor.execute(query, args)
 
+    def dicts(self, query: str, *args: Any) -> list[Any]:
+        """The rows of a query as dicts, for the typed rows of each subject."""
+        return [dict(r) for r in self.rows(query, *args)]
+
     def value(self, query: str, *args: Any) -> Any:
-        """The one value that a query is for, or None where it has no row."""
+        """The first value of a query's first row, or None if it has no row."""
         found = self.rows(query, *args)
         return found[0][0] if found else None
 
     def backup(self, path: Path) -> None:
-        """Write a whole copy to `path`, which is replaced when the copy is on the disk.
-
-        Raises:
-            StoreError: the disk is full; the copy before stays.
-        """
+        """Replace `path` by a copy, as a whole (StoreError: the disk is full; the copy before stays)."""
         fault = "the copy of the store could not be written"
         with replacing(path, also=(sqlite3.Error,), fault=fault) as staging:
-            self.copy_to(staging, journal=False)  # a copy that is cut off is thrown away
+            self.copy_to(staging, journal=False)  # an incomplete copy is thrown away
 
     def copy_to(self, path: Path, *, journal: bool = True) -> None:
-        """A copy of all that is committed, as a store of its own."""
+        """Copy all that is committed into a new store."""
         with closing(sqlite3.connect(path)) as other:
             if not journal:
                 other.execute("PRAGMA journal_mode = OFF")

@@ -1,20 +1,17 @@
-"""What experts answered, the personas made of it, and their clusters."""
+"""Answers of experts, the personas made from them, and clusters of personas."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypedDict, cast
+from dataclasses import astuple
+from typing import Any, NamedTuple, TypedDict
 
 from selfemo.models.generation.chat import Answer
 from selfemo.runs.store.base import Database
 
 
 class Described(NamedTuple):
-    """A description of a speaker.
-
-    Attributes:
-        scope: the conversation that the speaker belongs to, "" for one who recurs over the data set.
-    """
+    """A description of a speaker; `scope` is its conversation, "" for one who recurs over the data set."""
 
     dataset: str
     scope: str
@@ -34,10 +31,8 @@ class ClusterReward(TypedDict):
 class Experts(Database):
     """Queries on answers, failures, personas, profiles and clusters."""
 
-    # -- answers ----------------------------------------------------------------------------------
-
     def answer(self, key: str) -> Answer | None:
-        """What an expert answered to the question of this key, if it was asked."""
+        """An expert's answer to the question of this key, if it was asked."""
         found = self.rows("SELECT text, prompt_tokens, completion_tokens FROM answers WHERE key = ?", key)
         return Answer(*found[0]) if found else None
 
@@ -46,14 +41,11 @@ class Experts(Database):
         with self.transaction():
             self.db.execute(
                 "INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?)",
-                (
-                    key, purpose, item, expert, model, answer.text, answer.prompt_tokens,
-                    answer.completion_tokens,
-                ),
-            )  # fmt: skip
+                (key, purpose, item, expert, model, *astuple(answer)),
+            )
 
     def add_failure(self, purpose: str, item: str, expert: str, kind: str, detail: str, rounds: int) -> None:
-        """Keep that an item got no usable answer."""
+        """Record that an item got no usable answer."""
         with self.transaction():
             self.db.execute(
                 "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?)",
@@ -61,15 +53,13 @@ class Experts(Database):
             )
 
     def clear_failure(self, purpose: str, item: str) -> None:
-        """Forget a failure that was made good."""
+        """Delete the failure of an item that has an answer now."""
         with self.transaction():
             self.db.execute("DELETE FROM failures WHERE purpose = ? AND item = ?", (purpose, item))
 
     def failed_rounds(self, purpose: str) -> dict[str, int]:
-        """Items that failed, with the rounds of questions each has had."""
+        """Items that failed, each with its number of rounds of questions."""
         return dict(self.stream("SELECT item, rounds FROM failures WHERE purpose = ?", purpose))
-
-    # -- personas ---------------------------------------------------------------------------------
 
     def add_personas(self, rows: Iterable[Sequence[Any]]) -> None:
         """Insert or replace persona records, in the order of the table's columns."""
@@ -77,12 +67,15 @@ class Experts(Database):
 
     def personas(self) -> list[Described]:
         """The records of all segments, by segment and speaker."""
-        return [
-            Described(*r)
-            for r in self.stream(
-                "SELECT dataset, scope, speaker, description FROM personas ORDER BY segment, speaker"
-            )
-        ]
+        return self._described("personas", "segment, speaker")
+
+    def profiles(self) -> list[Described]:
+        """The profiles, by data set, scope and speaker."""
+        return self._described("profiles", "dataset, scope, speaker")
+
+    def _described(self, table: str, order: str) -> list[Described]:
+        query = f"SELECT dataset, scope, speaker, description FROM {table} ORDER BY {order}"
+        return [Described(*r) for r in self.stream(query)]
 
     def persona_count(self) -> int:
         """How many persona records there are."""
@@ -94,26 +87,14 @@ class Experts(Database):
             self.db.execute("DELETE FROM profiles")
             self.db.executemany("INSERT INTO profiles VALUES (?,?,?,?,?,?)", rows)
 
-    def profiles(self) -> list[Described]:
-        """The profiles, by data set, scope and speaker."""
-        return [
-            Described(*r)
-            for r in self.stream(
-                "SELECT dataset, scope, speaker, description FROM profiles ORDER BY dataset, scope, speaker"
-            )
-        ]
-
     def prompt_personas(self) -> list[tuple[str, str]]:
-        """(speaker, description) of the personas that prompts are answered with, each once."""
-        return [
-            (speaker, description)
-            for speaker, description in self.stream(
+        """(speaker, description) of the personas of all prompts, each once."""
+        return list(
+            self.stream(
                 "SELECT DISTINCT json_extract(persona, '$[0]'), json_extract(persona, '$[1]') "
                 "FROM prompts ORDER BY 1, 2"
             )
-        ]
-
-    # -- clusters ---------------------------------------------------------------------------------
+        )
 
     def set_clusters(self, rows: Iterable[Sequence[Any]]) -> None:
         """Replace the clusters: (description, cluster or -1 for noise, name, x, y) each."""
@@ -126,11 +107,10 @@ class Experts(Database):
         return list(self.stream("SELECT * FROM persona_clusters"))
 
     def reward_by_cluster(self) -> list[ClusterReward]:
-        """Table 3: mean R1 of the rollouts by the cluster of their persona, and of each stage."""
-        rows = self.rows(
+        """Table 3: mean R1 of rollouts, by their persona's cluster and by stage."""
+        return self.dicts(
             "SELECT c.name, r.stage, count(*) AS rollouts, avg(r.r1) AS r1 FROM rollouts r "
             "JOIN prompts p ON p.id = r.prompt "
             "JOIN persona_clusters c ON c.description = json_extract(p.persona, '$[1]') "
             "WHERE c.cluster >= 0 GROUP BY c.cluster, r.stage ORDER BY count(*) DESC, r.stage"
         )
-        return [cast(ClusterReward, dict(r)) for r in rows]

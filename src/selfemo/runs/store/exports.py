@@ -1,49 +1,38 @@
-"""Whole tables as streams of rows, for what writes a store as shards."""
+"""Tables as streams of rows, for the export of shards."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from selfemo.errors import StoreError
 from selfemo.runs.store.base import Database
 
-_IDS_A_QUERY = 500
-"""SQLite takes a limited number of values in one query."""
-
 
 class Exports(Database):
-    """Streams of rows: tuples in the order of the table's columns. Read them inside one `snapshot`."""
+    """Streams of rows, as tuples in the order of the columns. Read them inside one `snapshot`."""
 
     def columns(self, table: str) -> dict[str, str]:
         """The columns of a table in order, each with its SQL type."""
         return {r["name"]: r["type"] for r in self.rows(f"PRAGMA table_info({table})")}
 
     def rollout_count(self, up_to: int | None = None) -> int:
-        """How many rollouts there are, of all or of those up to an id."""
-        query = "SELECT count(*) FROM rollouts WHERE ?1 IS NULL OR id <= ?1"
-        return int(self.value(query, up_to))
+        """The number of rollouts, of all or of those up to an id."""
+        return int(self.value("SELECT count(*) FROM rollouts WHERE ?1 IS NULL OR id <= ?1", up_to))
 
     def rollout_row(self, rollout: int) -> tuple[Any, ...] | None:
         """One rollout by its id, or None."""
         return next(self.stream("SELECT * FROM rollouts WHERE id = ?", rollout), None)
 
     def rollout_rows(self, after: int = 0) -> Iterator[tuple[Any, ...]]:
-        """The rollouts behind an id, in order."""
+        """The rollouts after an id, in order."""
         return self.stream("SELECT * FROM rollouts WHERE id > ? ORDER BY id", after)
 
     def prompt_rows(self, ids: Sequence[str]) -> list[tuple[Any, ...]]:
-        """The prompts of some ids, in that order.
-
-        Raises:
-            StoreError: one of them is not there.
-        """
-        found: dict[str, tuple[Any, ...]] = {}
-        for start in range(0, len(ids), _IDS_A_QUERY):
-            part = ids[start : start + _IDS_A_QUERY]
-            marks = ",".join("?" * len(part))
-            rows = self.stream(f"SELECT * FROM prompts WHERE id IN ({marks})", *part)
-            found.update((r[0], r) for r in rows)
+        """The prompts of some ids, in that order (StoreError: one is not in the store)."""
+        query = "SELECT * FROM prompts WHERE id IN (SELECT value FROM json_each(?))"
+        found = {r[0]: r for r in self.stream(query, json.dumps(ids))}
         if missing := next((i for i in ids if i not in found), None):
             raise StoreError(f"{self.path}: rollouts of prompt {missing!r}, which is not in it")
         return [found[i] for i in ids]

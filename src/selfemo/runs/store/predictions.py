@@ -1,20 +1,15 @@
-"""Predictions: what an evaluation read in each held-out utterance."""
+"""Predictions: the emotion that an evaluation read in each held-out utterance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from selfemo.runs.store.base import Database
 
 
 class PredictionRow(TypedDict):
-    """One prediction; `gold` and `predicted` are JSON for `read_distribution`.
-
-    Attributes:
-        failure: the kind of failure where `predicted` is None.
-        text: the completion.
-    """
+    """One prediction: `gold` and `predicted` are JSON for `read_distribution`, `text` is the completion."""
 
     evaluation: str
     prompt: str
@@ -36,17 +31,12 @@ class Predictions(Database):
 
     def predictions(self, evaluation: str) -> list[PredictionRow]:
         """The predictions of one evaluation, by prompt: the order of answers differs between runs."""
-        return [
-            cast(PredictionRow, dict(r))
-            for r in self.rows("SELECT * FROM predictions WHERE evaluation = ? ORDER BY prompt", evaluation)
-        ]
+        return self.dicts("SELECT * FROM predictions WHERE evaluation = ? ORDER BY prompt", evaluation)
 
     def predicted_prompts(self, evaluation: str) -> set[str]:
         """The ids of the prompts that have a prediction."""
-        query = "SELECT prompt FROM predictions WHERE evaluation = ?"
-        return {prompt for (prompt,) in self.stream(query, evaluation)}
+        return {p for (p,) in self.stream("SELECT prompt FROM predictions WHERE evaluation = ?", evaluation)}
 
     def predicted_datasets(self) -> list[str]:
         """The data sets that have predictions, by name."""
-        query = "SELECT DISTINCT dataset FROM predictions ORDER BY dataset"
-        return [dataset for (dataset,) in self.stream(query)]
+        return [d for (d,) in self.stream("SELECT DISTINCT dataset FROM predictions ORDER BY dataset")]

@@ -28,13 +28,13 @@ def write_distribution(distribution: EmotionDistribution | None) -> str | None:
 
 @lru_cache(maxsize=4096)
 def read_distribution(text: str | None) -> EmotionDistribution | None:
-    """The stored JSON of a distribution, or None."""
+    """The distribution of its stored JSON, or None."""
     return None if text is None else EmotionDistribution(json.loads(text))
 
 
 @lru_cache(maxsize=256)
 def read_label_set(text: str) -> LabelSet:
-    """The stored JSON of a label set; one of the known ones where it equals it."""
+    """The label set of its stored JSON; one of LABEL_SETS if it equals that."""
     name, labels = json.loads(text)
     known = LABEL_SETS.get(name)
     return known if known and list(known.labels) == labels else LabelSet(name, tuple(labels))
@@ -44,7 +44,7 @@ def read_prompt(row: Any, *, emotions: bool = True) -> Prompt:
     """The prompt of a row of the table: its columns by name.
 
     Args:
-        emotions: also those of the history, which neither the format nor a fingerprint holds.
+        emotions: also those of the history, which neither format nor fingerprint needs.
     """
     history = tuple(
         Utterance(s, t, EmotionDistribution(e) if emotions and e is not None else None)
@@ -80,12 +80,7 @@ class Prompts(Database):
                     json.dumps([p.label_set.name, list(p.label_set.labels)]), p.answerer,
                     json.dumps([p.persona.speaker, p.persona.description, p.persona.scenario]),
                     p.scenario,
-                    json.dumps(
-                        [
-                            [u.speaker, u.text, None if u.emotion is None else dict(u.emotion)]
-                            for u in p.history
-                        ]
-                    ),
+                    json.dumps([[u.speaker, u.text, u.emotion and dict(u.emotion)] for u in p.history]),
                     write_distribution(p.target),
                 )
                 for p in prompts
@@ -97,22 +92,17 @@ class Prompts(Database):
         self.db.executemany("UPDATE prompts SET skipped = 1 WHERE id = ?", [(i,) for i in prompt_ids])
 
     def prompt(self, prompt_id: str) -> Prompt:
-        """One prompt.
-
-        Raises:
-            StoreError: there is none of this id.
-        """
+        """One prompt (StoreError: the id is not in the store)."""
         found = self.rows("SELECT * FROM prompts WHERE id = ?", prompt_id)
         if not found:
             raise StoreError(f"{self.path}: no prompt {prompt_id!r}")
         return read_prompt(found[0])
 
     def pending(self, limit: int, after: int = 0) -> tuple[list[Prompt], int]:
-        """Synthetic prompts that no rollout has answered, oldest first, and the place behind them.
+        """Synthetic prompts without a rollout, oldest first, at most `limit`; and the place after them.
 
         Args:
-            limit: at most so many.
-            after: a place that an earlier call gave; those before it are not looked at again.
+            after: the place that an earlier call returned; prompts before it are left out.
         """
         rows = self.rows(
             "SELECT rowid AS place, * FROM prompts p WHERE rowid > ? AND parent IS NOT NULL "
@@ -124,38 +114,24 @@ class Prompts(Database):
         return [read_prompt(r) for r in rows], (rows[-1]["place"] if rows else after)
 
     def drawn_originals(self) -> int:
-        """How often original prompts were drawn so far, over all stages and rounds."""
-        return int(
-            self.value(
-                "SELECT count(*) FROM rollouts r JOIN prompts p ON p.id = r.prompt "
-                "WHERE p.parent IS NULL AND r.member = 0"
-            )
-        )
+        """How often original prompts were drawn, over all stages and rounds."""
+        return self._drawn("p.parent IS NULL")
 
     def drawn_synthetic(self, stage: str) -> int:
-        """How many prompts of self-play a stage has sampled for."""
-        return int(
-            self.value(
-                "SELECT count(*) FROM rollouts r JOIN prompts p ON p.id = r.prompt "
-                "WHERE r.stage = ? AND p.parent IS NOT NULL AND r.member = 0",
-                stage,
-            )
-        )
+        """How many self-play prompts a stage has sampled for."""
+        return self._drawn("r.stage = ? AND p.parent IS NOT NULL", stage)
 
-    def prompt_datasets(self) -> list[str]:
-        """The data sets that prompts come from, by name."""
-        return [d for (d,) in self.stream("SELECT DISTINCT dataset FROM prompts ORDER BY dataset")]
+    def _drawn(self, which: str, *args: str) -> int:
+        """How many groups of rollouts (each has one member 0) answer the prompts of a condition."""
+        query = "SELECT count(*) FROM rollouts r JOIN prompts p ON p.id = r.prompt WHERE r.member = 0 AND "
+        return int(self.value(query + which, *args))
 
     def label_sets(self) -> dict[str, LabelSet]:
-        """The label set of each data set that prompts come from."""
-        found: dict[str, LabelSet] = {}
-        for dataset, text in self.stream(
-            "SELECT dataset, label_set FROM prompts GROUP BY dataset, label_set"
-        ):
-            found.setdefault(dataset, read_label_set(text))
-        return found
+        """The label set of each data set that prompts come from, by name."""
+        rows = self.stream("SELECT dataset, label_set FROM prompts GROUP BY 1, 2 ORDER BY 1, 2 DESC")
+        return {dataset: read_label_set(text) for dataset, text in rows}
 
     def main_label_set(self) -> LabelSet | None:
-        """The label set that most prompts have; None where there is no prompt."""
+        """The label set that most prompts have; None if there is no prompt."""
         found = self.value("SELECT label_set FROM prompts GROUP BY label_set ORDER BY count(*) DESC LIMIT 1")
         return None if found is None else read_label_set(found)

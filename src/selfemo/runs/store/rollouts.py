@@ -1,4 +1,4 @@
-"""Rollouts: scored completions with their rewards, and what the gate said of the best of a group."""
+"""Rollouts: scored completions, their rewards, and the gate's verdict on the best of each group."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfemo.runs.store.prompts import read_distribution, read_label_set, write_
 
 
 class Passed(NamedTuple):
-    """A rollout that passed the gate: what it read in the turn before, declared of itself, and said."""
+    """A rollout that passed the gate: the emotion read in the turn before, its own, and its reply."""
 
     emotion: EmotionDistribution
     self_emotion: EmotionDistribution
@@ -20,7 +20,7 @@ class Passed(NamedTuple):
 
 
 class RlRollout(NamedTuple):
-    """A rollout of an RL stage with what it was scored on."""
+    """A rollout of an RL stage with its reward R1 and the two emotions that R1 compares."""
 
     stage: str
     step: int
@@ -33,7 +33,7 @@ class RlRollout(NamedTuple):
 
 
 class Verdicts(NamedTuple):
-    """How often the gate said something of the best rollouts of a stage."""
+    """How often the gate gave a verdict on the best rollouts of a stage."""
 
     stage: str
     verdict: str | None
@@ -41,7 +41,7 @@ class Verdicts(NamedTuple):
 
 
 class Failures(NamedTuple):
-    """How often a kind of failure occurred in a place, with the text of the first."""
+    """How often a kind of failure occurred in self-play or an evaluation, with the text of the first."""
 
     kind: str
     place: str
@@ -53,7 +53,7 @@ class Rollouts(Database):
     """Queries on rollouts."""
 
     def add_group(self, group: RolloutGroup, place: Place, best: int, verdict: str) -> None:
-        """Insert a scored group; `verdict` is what the gate said of member `best`."""
+        """Insert a scored group; `verdict` is the gate's on member `best`."""
         self.db.executemany(
             "INSERT INTO rollouts (stage, step, iteration, prompt, member, text, tokens, failure, "
             "emotion, self_emotion, reply, r1, r2, advantage, mean_logprob, entropy, best, gate) "
@@ -73,30 +73,21 @@ class Rollouts(Database):
             ),
         )  # fmt: skip
 
-    def last_step(self, stage: str) -> int | None:
-        """The last step of a stage that wrote rollouts."""
-        found: int | None = self.value("SELECT max(step) FROM rollouts WHERE stage = ?", stage)
-        return found
-
     def verdicts(self, stage: str) -> dict[str, int]:
         """Verdicts of the gate on the best rollouts of a stage, the most frequent first."""
-        return dict(
-            self.stream(
-                "SELECT gate, count(*) AS n FROM rollouts WHERE stage = ? AND best = 1 "
-                "GROUP BY gate ORDER BY n DESC, gate",
-                stage,
-            )
+        query = (
+            "SELECT gate, count(*) AS n FROM rollouts WHERE stage = ? AND best = 1 "
+            "GROUP BY gate ORDER BY n DESC, gate"
         )
+        return dict(self.stream(query, stage))
 
     def verdicts_by_stage(self) -> list[Verdicts]:
-        """Those of all stages, by stage and the most frequent first."""
-        return [
-            Verdicts(*r)
-            for r in self.stream(
-                "SELECT stage, gate, count(*) AS n FROM rollouts WHERE best = 1 "
-                "GROUP BY stage, gate ORDER BY stage, n DESC, gate"
-            )
-        ]
+        """The verdicts of all stages, by stage and the most frequent first."""
+        query = (
+            "SELECT stage, gate, count(*) AS n FROM rollouts WHERE best = 1 "
+            "GROUP BY stage, gate ORDER BY stage, n DESC, gate"
+        )
+        return [Verdicts(*r) for r in self.stream(query)]
 
     def failures(self) -> list[Failures]:
         """Failures by kind, of all rollouts ("self-play") and of the predictions of each evaluation."""
@@ -123,18 +114,17 @@ class Rollouts(Database):
             )  # fmt: skip
 
     def episode_ends(self) -> list[tuple[str, int]]:
-        """(prompt, rollout) of the passed turns that no passed turn follows: the longest episodes, and of
-        those the latest, first."""
-        return [
-            (prompt, rollout)
-            for prompt, rollout in self.stream(
+        """(prompt, rollout) of each passed turn without a passed turn after it: the longest episodes first,
+        of equally long ones the latest."""
+        return list(
+            self.stream(
                 "SELECT p.id, r.id FROM prompts p JOIN rollouts r ON r.prompt = p.id "
                 "WHERE r.best = 1 AND r.gate = 'pass' AND p.id NOT IN "
                 "(SELECT c.parent FROM prompts c JOIN rollouts q ON q.prompt = c.id "
                 "WHERE c.parent IS NOT NULL AND q.best = 1 AND q.gate = 'pass') "
                 "ORDER BY p.turn DESC, r.id DESC"
             )
-        ]
+        )
 
     def passed(self, rollout: int) -> Passed:
         """A rollout that passed the gate, by its id."""
@@ -142,16 +132,12 @@ class Rollouts(Database):
 
     def passed_answer(self, prompt_id: str, reply: str) -> Passed:
         """The passed rollout of a prompt that said `reply`; else the first that passed."""
-        return self._passed(
-            "WHERE prompt = ? AND best = 1 AND gate = 'pass' ORDER BY reply = ? DESC, id LIMIT 1",
-            prompt_id,
-            reply,
-        )
+        which = "WHERE prompt = ? AND best = 1 AND gate = 'pass' ORDER BY reply = ? DESC, id LIMIT 1"
+        return self._passed(which, prompt_id, reply)
 
     def _passed(self, which: str, *args: object) -> Passed:
-        ((emotion, own, reply, r1),) = self.stream(
-            f"SELECT emotion, self_emotion, reply, r1 FROM rollouts {which}", *args
-        )
+        query = f"SELECT emotion, self_emotion, reply, r1 FROM rollouts {which}"
+        ((emotion, own, reply, r1),) = self.stream(query, *args)
         read, felt = read_distribution(emotion), read_distribution(own)
         assert read is not None and felt is not None
         return Passed(read, felt, reply, r1)

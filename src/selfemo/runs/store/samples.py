@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict
 
 from selfemo.method.types import Place, Prompt
 from selfemo.runs.store.prompts import Prompts
 
 
 class SampleRow(TypedDict):
-    """A training pair: its prompt's id, the completion as text, and where it comes from.
-
-    Attributes:
-        source: "gold", "file" or "selfplay".
-        emotion: the top emotion of E.
-        used: 0 where the cap on emotions leaves it out.
-    """
+    """A training pair: its prompt's id, the completion as text, and its origin."""
 
     id: int
     stage: str
     step: int
     iteration: int
-    source: str
+    source: str  # "gold", "file" or "selfplay"
     prompt: str
     completion: str
-    emotion: str
+    emotion: str  # the top emotion of E
     reward: float
     fingerprint: str
-    used: int
+    used: int  # 0 if the cap on emotions leaves it out
 
 
 class SampleValue(NamedTuple):
-    """What the cap on emotions chooses a sample by."""
+    """The values by which the cap on emotions chooses samples."""
 
     id: int
     emotion: str
@@ -64,11 +58,9 @@ class Samples(Prompts):
         return done.rowcount > 0
 
     def samples(self) -> list[tuple[SampleRow, Prompt]]:
-        """(sample, its prompt) of those in use, in order of insertion."""
-        return [
-            (cast(SampleRow, dict(row)), self.prompt(row["prompt"]))
-            for row in self.rows("SELECT * FROM samples WHERE used = 1 ORDER BY id")
-        ]
+        """(sample, its prompt) of the samples in use, in order of insertion."""
+        rows = self.dicts("SELECT * FROM samples WHERE used = 1 ORDER BY id")
+        return [(row, self.prompt(row["prompt"])) for row in rows]
 
     def samples_of_stage(self, stage: str) -> int:
         """How many samples a stage added."""
@@ -76,18 +68,13 @@ class Samples(Prompts):
 
     def selfplay_samples(self, iteration: int) -> list[SampleValue]:
         """The self-play samples of an iteration, in order of insertion."""
-        return [
-            SampleValue(*r)
-            for r in self.stream(
-                "SELECT id, emotion, reward FROM samples WHERE source = 'selfplay' "
-                "AND iteration = ? ORDER BY id",
-                iteration,
-            )
-        ]
+        query = (
+            "SELECT id, emotion, reward FROM samples WHERE source = 'selfplay' AND iteration = ? ORDER BY id"
+        )
+        return [SampleValue(*r) for r in self.stream(query, iteration)]
 
     def mark_used(self, used: Mapping[int, bool]) -> None:
         """Set which samples, by id, the next refit uses."""
         with self.transaction():
-            self.db.executemany(
-                "UPDATE samples SET used = ? WHERE id = ?", [(int(u), i) for i, u in used.items()]
-            )
+            values = [(int(u), i) for i, u in used.items()]
+            self.db.executemany("UPDATE samples SET used = ? WHERE id = ?", values)

@@ -1,10 +1,10 @@
-"""Stages of a run, their metrics, and what is forgotten when one is done again."""
+"""Stages of a run and their metrics; deletes the rows of a stage that is done again."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from selfemo.files import write_text
 from selfemo.method.types import Place
@@ -14,33 +14,26 @@ _WRITTEN_BY_STAGES = ("rollouts", "samples", "metrics", "prompts")
 
 
 class StageRow(TypedDict):
-    """A stage: "running" or "done", the step whose state is saved, and what it left.
-
-    Attributes:
-        checkpoint: the checkpoint's name, or None where it makes none.
-        info: JSON; counts and measures.
-        seconds: time spent on it, over all processes.
-    """
+    """A stage of a run."""
 
     name: str
-    status: str
-    step: int
-    checkpoint: str | None
-    info: str
-    seconds: float
+    status: str  # "running" or "done"
+    step: int  # whose state is saved
+    checkpoint: str | None  # the name of the one that it wrote
+    info: str  # JSON: counts and measures
+    seconds: float  # over all processes
 
 
 class Stages(Database):
     """Queries on stages and their metrics."""
 
     def stage(self, name: str) -> StageRow | None:
-        """One stage, or None where it has not begun."""
-        found = self.rows("SELECT * FROM stages WHERE name = ?", name)
-        return cast(StageRow, dict(found[0])) if found else None
+        """One stage, or None before it has begun."""
+        return next(iter(self.dicts("SELECT * FROM stages WHERE name = ?", name)), None)
 
     def stages(self) -> list[StageRow]:
         """All stages in the order they began."""
-        return [cast(StageRow, dict(r)) for r in self.rows("SELECT * FROM stages ORDER BY rowid")]
+        return self.dicts("SELECT * FROM stages ORDER BY rowid")
 
     def trained_stages(self) -> list[tuple[str, str]]:
         """(stage, checkpoint) of the finished stages that wrote a checkpoint, in order."""
@@ -48,7 +41,7 @@ class Stages(Database):
         return [(s["name"], s["checkpoint"]) for s in done if s["checkpoint"] is not None]
 
     def running_stages(self) -> list[str]:
-        """Names of the stages that were begun and are not done."""
+        """Names of the stages that have begun and are not done."""
         return [s["name"] for s in self.stages() if s["status"] == "running"]
 
     def set_stage(
@@ -61,8 +54,8 @@ class Stages(Database):
         info: dict[str, Any] | None = None,
         seconds: float = 0.0,
     ) -> None:
-        """Record where a stage is; `seconds` are added to those before."""
-        # A state that a stage goes on from may replace an older one only when this is on the disk.
+        """Record the state of a stage; `seconds` are added to those before."""
+        # A saved training state may replace an older one only when this row is on the disk.
         self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction():
             self.db.execute(
@@ -75,7 +68,7 @@ class Stages(Database):
         self.db.execute("PRAGMA synchronous = NORMAL")
 
     def rewind(self, stage: str, step: int = 0) -> None:
-        """Forget what `stage` wrote at or after `step`, so that it can be done again."""
+        """Delete what `stage` wrote at or after `step`, so that it can be done again."""
         with self.transaction():
             for table in _WRITTEN_BY_STAGES:
                 self.db.execute(f"DELETE FROM {table} WHERE stage = ? AND step >= ?", (stage, step))
@@ -83,13 +76,13 @@ class Stages(Database):
                 self.db.execute("DELETE FROM predictions WHERE evaluation = ?", (stage,))
 
     def forget(self, stage: str) -> None:
-        """Forget a stage that is not done, and what it wrote."""
+        """Delete an unfinished stage and what it wrote."""
         self.rewind(stage)
         with self.transaction():
             self.db.execute("DELETE FROM stages WHERE name = ?", (stage,))
 
     def keep_evaluation(self, name: str) -> None:
-        """Forget all stages but one evaluation, and what they wrote."""
+        """Delete all stages but one evaluation, and what they wrote."""
         with self.transaction():
             self.db.execute("DELETE FROM stages WHERE name != ?", (name,))
             self.db.execute("DELETE FROM predictions WHERE evaluation != ?", (name,))
@@ -115,15 +108,15 @@ class Stages(Database):
         return [m for m in self.metrics() if m["stage"] == stage]
 
     def write_metrics(self, path: Path) -> None:
-        """All metrics as JSONL, replaced as a whole."""
+        """Replace a file by all metrics as JSONL."""
         write_text(path, "".join(json.dumps(m) + "\n" for m in self.metrics()))
 
     def identity(self, key: str) -> str | None:
-        """What was noted under a key about the store as a whole."""
+        """The value noted under a key about the whole store."""
         found: str | None = self.value("SELECT value FROM meta WHERE key = ?", key)
         return found
 
     def set_identity(self, key: str, value: str) -> None:
-        """Note something about the store as a whole, once."""
+        """Note a value under a new key about the whole store."""
         with self.transaction():
             self.db.execute("INSERT INTO meta VALUES (?, ?)", (key, value))

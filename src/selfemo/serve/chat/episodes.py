@@ -14,11 +14,7 @@ from selfemo.serve.chat.session import Character, Line, Session
 
 
 def from_episode(episode: Episode, descriptions: dict[str, str] | None = None) -> Session:
-    """One self-play episode as a session of its two speakers.
-
-    Args:
-        descriptions: of the characters, by name.
-    """
+    """A self-play episode as a session of its two speakers, with their `descriptions` by name."""
     known = descriptions or {}
     lines = [Line(u.speaker, u.text, felt=_reading(u.emotion)) for u in episode.history]
     for played in episode.played:
@@ -31,24 +27,17 @@ def from_episode(episode: Episode, descriptions: dict[str, str] | None = None) -
 def _reading(weights: EmotionDistribution | None) -> ReadEmotion | None:
     if weights is None:
         return None
-    top = max(weights.items(), key=lambda item: item[1])[0]
+    top = max(weights, key=weights.__getitem__)
     return ReadEmotion(top, weights[top], weights, weights)
 
 
 def load_episodes(model: str, n: int = 30) -> list[Session]:
-    """The self-play episodes of the run that a model comes from, the longest first.
-
-    Raises:
-        DataError: the model comes from no run, or the run has no episode yet.
-    """
+    """The self-play episodes of a model's run, the longest first (DataError: no run, or no episode yet)."""
     run = run_of(model)
     if run is None or not (run / STORE_FILE).exists():
         raise DataError(f"{model} comes from no run, so there are no self-play episodes to load")
-    store = Store(run / STORE_FILE, read_only=True)
-    try:
+    with Store(run / STORE_FILE, read_only=True) as store:
         found = episodes(store, n)
-    finally:
-        store.close()
     if not found:
         raise DataError(f"{run} holds no self-play episode that passed the gate yet")
     return [from_episode(e) for e in found]

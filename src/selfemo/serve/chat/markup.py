@@ -1,4 +1,4 @@
-"""A conversation as HTML: everything that people and models write is escaped and shown as text."""
+"""A conversation as HTML; everything that people and models write is escaped and shown as text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CSS = """
 
 
 def shown(text: str) -> str:
-    """Text escaped for HTML, without marks that turn its direction or that a template would fill in."""
+    """Text escaped for HTML, also the marks that turn its direction or that a template would replace."""
     safe = html.escape(visible(text))
     for mark in "${}`":
         safe = safe.replace(mark, f"&#{ord(mark)};")
@@ -39,7 +39,7 @@ def _colour(emotion: str, labels: LabelSet) -> str:
 
 
 def tag(what: str, reading: ReadEmotion | None, labels: LabelSet) -> str:
-    """A label like "feels joy 80%"; "" where there is no emotion."""
+    """A label like "feels joy 80%"; "" if there is no emotion."""
     if reading is None or reading.emotion is None:
         return ""
     sure = f" {reading.confidence:.0%}" if reading.confidence else ""
@@ -48,7 +48,7 @@ def tag(what: str, reading: ReadEmotion | None, labels: LabelSet) -> str:
 
 
 def transcript(session: Session, labels: LabelSet, begun: str = "") -> str:
-    """The conversation as HTML; `begun`: a reply that is being written, ready as HTML."""
+    """The conversation as HTML; `begun` is the HTML of a reply that is being written."""
     rows = []
     for n, line in enumerate(session.lines):
         tags = tag("feels", line.felt, labels) + tag("read as", line.heard, labels)
@@ -59,14 +59,10 @@ def transcript(session: Session, labels: LabelSet, begun: str = "") -> str:
         )
     if begun:
         rows.append(f'<div class="se-line">{begun}</div>')
-    if not rows:
-        rows = ['<p class="se-note">Nothing was said yet.</p>']
+    body = "".join(rows) or '<p class="se-note">Nothing was said yet.</p>'
     # tabindex: a region that scrolls must be reachable by keyboard.
-    return (
-        '<div class="se-log" role="log" aria-live="polite" aria-label="Conversation" tabindex="0">'
-        + "".join(rows)
-        + "</div>"
-    )
+    log = 'class="se-log" role="log" aria-live="polite" aria-label="Conversation" tabindex="0"'
+    return f"<div {log}>{body}</div>"
 
 
 def timeline(session: Session, labels: LabelSet) -> str:
@@ -74,7 +70,7 @@ def timeline(session: Session, labels: LabelSet) -> str:
     points = [
         (n, line.speaker, reading.emotion, kind)
         for n, line in enumerate(session.lines)
-        for kind, reading in (("felt", line.felt), ("read", line.heard))
+        for kind, reading in (("feels", line.felt), ("read as", line.heard))
         if reading is not None and reading.emotion in labels
     ]
     if not points:
@@ -92,13 +88,10 @@ def timeline(session: Session, labels: LabelSet) -> str:
         assert emotion is not None
         x, y = left + step * n + 12, row * labels.labels.index(emotion) + row // 2
         colour = _colour(emotion, labels)
-        if kind == "felt":
-            parts.append(f'<circle cx="{x}" cy="{y}" r="7" fill="{colour}"/>')
-        else:
-            parts.append(f'<circle cx="{x}" cy="{y}" r="9" fill="none" stroke="{colour}" stroke-width="3"/>')
+        felt, read = f'r="7" fill="{colour}"', f'r="9" fill="none" stroke="{colour}" stroke-width="3"'
+        parts.append(f'<circle cx="{x}" cy="{y}" {felt if kind == "feels" else read}/>')
     body = "".join(
-        f"<tr><td>{n + 1}</td><td>{shown(who)}</td><td>{'feels' if kind == 'felt' else 'read as'}</td>"
-        f"<td>{shown(emotion or '')}</td></tr>"
+        f"<tr><td>{n + 1}</td><td>{shown(who)}</td><td>{kind}</td><td>{shown(emotion or '')}</td></tr>"
         for n, who, emotion, kind in points
     )
     return (

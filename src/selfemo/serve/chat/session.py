@@ -1,12 +1,11 @@
 """A conversation with characters as an immutable value: each step gives a new session.
 
-A session holds no model; `selfemo.serve.selfemo.SelfEmo` answers what `Session.ask` gives.
+A session has no model; `SelfEmo` answers the question that `Session.ask` makes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +32,7 @@ class Line:
     """One turn.
 
     Attributes:
-        heard: the emotion that the answering character read in it; None before there is an answer.
+        heard: the emotion that the answering character read in it; None before the answer.
         felt: the emotion that its speaker declared; None for a person's line.
     """
 
@@ -43,12 +42,9 @@ class Line:
     felt: ReadEmotion | None = None
 
     def notes(self, heard: str) -> list[str]:
-        """The emotions as text, such as "feels joy"; `heard` stands before the one read in the line."""
-        return [
-            f"{what} {r.emotion}"
-            for what, r in (("feels", self.felt), (heard, self.heard))
-            if r is not None and r.emotion is not None
-        ]
+        """The emotions as text, such as "feels joy"; `heard` is the word for the one read in the line."""
+        pairs = (("feels", self.felt), (heard, self.heard))
+        return [f"{what} {r.emotion}" for what, r in pairs if r is not None and r.emotion is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +62,14 @@ class Session:
     lines: tuple[Line, ...] = ()
 
     def said(self, text: str, speaker: str = "") -> Session:
-        """The session with one more line, of `speaker` or, by default, of the user.
-
-        Raises:
-            DataError: the text is empty.
-        """
+        """The session with one more line, by default of the user (DataError: the text is empty)."""
         text = clean(text)
         if not text:
             raise DataError("nothing was said: type a line of text")
         return replace(self, lines=(*self.lines, Line(speaker or self.you, text)))
 
     def ask(self, character: Character | None = None) -> Ask:
-        """The question to the model: the answer of a character, by default the next one, to the last line.
-
-        Raises:
-            DataError: nothing was said yet.
-        """
+        """The question for the next (or a given) character's answer (DataError: there is no line yet)."""
         if not self.lines:
             raise DataError("nothing was said yet: somebody has to begin; type a first line")
         who = character or self.next_character()
@@ -94,27 +82,23 @@ class Session:
         return next((c for c in self.characters if c.name != last), self.characters[0])
 
     def answered(self, response: Response) -> Session:
-        """The session with the emotion read in the last line, and the reply where there is one."""
-        last = replace(self.lines[-1], heard=response.heard)
-        before = (*self.lines[:-1], last)
-        if response.failure or not response.reply:
-            return replace(self, lines=before)
-        reply = Line(response.speaker, response.reply, felt=response.felt)
-        return replace(self, lines=(*before, reply))
+        """The session with the emotion read in the last line, and the reply if there is one."""
+        lines = (*self.lines[:-1], replace(self.lines[-1], heard=response.heard))
+        if response.reply and not response.failure:
+            lines += (Line(response.speaker, response.reply, felt=response.felt),)
+        return replace(self, lines=lines)
 
     def undone(self) -> Session:
         """The session without its last line; if that was the reply to a line of the user, without both."""
         lines = self.lines[:-1]
         if lines and self.lines[-1].speaker != self.you and lines[-1].speaker == self.you:
             lines = lines[:-1]
-        return replace(self, lines=_unheard(lines))
+        if lines:  # the emotion read in the last line belonged to the answer that is taken back
+            lines = (*lines[:-1], replace(lines[-1], heard=None))
+        return replace(self, lines=lines)
 
     def edited(self, place: int, text: str) -> Session:
-        """The session with a new text for line `place` (from 0), and without the lines after it.
-
-        Raises:
-            DataError: there is no such line, or the text is empty.
-        """
+        """Change line `place` (from 0) and drop the lines after it (DataError: no such line, or no text)."""
         text = clean(text)
         if not 0 <= place < len(self.lines):
             raise DataError(f"there is no line {place + 1}; there are {len(self.lines)}")
@@ -123,14 +107,10 @@ class Session:
         line = Line(self.lines[place].speaker, text)
         return replace(self, lines=(*self.lines[:place], line))
 
-    # -- files --------------------------------------------------------------------------------------
-
     def as_jsonl(self, labels: LabelSet, name: str = "chat") -> str:
-        """One line of the project's JSONL (data/jsonl.py); the emotion of a turn is the declared one, else
-        the one read in it.
+        """One line of the project's JSONL (data/jsonl.py); DataError: the session has no lines.
 
-        Raises:
-            DataError: the session has no lines.
+        The emotion of a turn is the declared one, else the one read in it.
         """
         if not self.lines:
             raise DataError("there is nothing to export yet")
@@ -138,12 +118,9 @@ class Session:
             {"speaker": x.speaker, "text": x.text, "emotion": _weights(x.felt or x.heard)} for x in self.lines
         ]
         personas = {c.name: c.description for c in self.characters if c.description}
-        content: dict[str, Any] = {"id": name, "split": "test", "labels": list(labels)}
-        content["turns"] = turns
-        if self.scene:
-            content["scene"] = self.scene
-        if personas:
-            content["personas"] = personas
+        content: dict[str, Any] = {"id": name, "split": "test", "labels": list(labels), "turns": turns}
+        given: dict[str, Any] = {"scene": self.scene, "personas": personas}
+        content |= {key: value for key, value in given.items() if value}
         return json.dumps(content, ensure_ascii=False) + "\n"
 
     def as_markdown(self) -> str:
@@ -157,14 +134,14 @@ class Session:
         return "\n".join([*head, "", *body])
 
 
+def unreadable(failure: str) -> str:
+    """The message to the user about an answer without a reply."""
+    return f"no answer could be read ({failure}); say it in other words"
+
+
 def _plain(text: str) -> str:
     """Text escaped so that Markdown shows it as it is."""
     return "".join("\\" + c if c in "\\`*_[]<>()!|~&" else c for c in text)
-
-
-def _unheard(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Lines without the emotion read in the last one: it belonged to the answer that was taken back."""
-    return (*lines[:-1], replace(lines[-1], heard=None)) if lines else ()
 
 
 def _weights(reading: ReadEmotion | None) -> dict[str, float] | None:
@@ -183,11 +160,7 @@ def sample_characters() -> dict[str, Character]:
 
 
 def character(text: str) -> Character:
-    """A character from `NAME`, `NAME: description`, or the name of one of the sample set.
-
-    Raises:
-        ConfigError: there is no name.
-    """
+    """A character from `NAME: description`, NAME, or a NAME of the sample set (ConfigError: no name)."""
     name, colon, description = text.partition(":")
     name, description = clean(name), clean(description)
     if not name:

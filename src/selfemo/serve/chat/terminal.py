@@ -15,7 +15,7 @@ from selfemo.files import write_text
 from selfemo.runs.dialogues import visible
 from selfemo.serve.answers import Done, Emotion, ReplyDelta, SelfEmotion
 from selfemo.serve.chat.episodes import load_episodes
-from selfemo.serve.chat.session import Character, Session, character, sample_characters
+from selfemo.serve.chat.session import Character, Session, character, sample_characters, unreadable
 from selfemo.serve.selfemo import SelfEmo
 
 HELP = """\
@@ -66,11 +66,11 @@ class _Terminal:
             except UnicodeDecodeError as e:
                 self._say(f"the input is not UTF-8 ({e.reason}); that line was left out", "red")
 
-    def _say(self, text: str, style: str = "") -> None:
-        self.console.print(Text(visible(text), style), highlight=False)
+    def _say(self, text: str, style: str = "", end: str = "\n") -> None:
+        self.console.print(Text(visible(text), style), end=end, highlight=False, soft_wrap=not end)
 
     def _answer(self, who: Character | None = None) -> None:
-        """Stream the next answer, with the emotions before it."""
+        """Print the next answer as it is written, with the emotions before it."""
         ask = self.session.ask(who)
         name, started = ask.speaker, False
         for event in self.model.stream(ask.conversation, ask.persona, speaker=name, scene=ask.scene):
@@ -79,26 +79,21 @@ class _Terminal:
                     said = self.session.lines[-1].speaker
                     self._say(f"  [{said} sounds {event.reading.emotion}]", "dim")
                 case SelfEmotion():
-                    self._part(f"{name} [{event.reading.emotion}]: ", "bold")
+                    self._say(f"{name} [{event.reading.emotion}]: ", "bold", end="")
                     started = True
                 case ReplyDelta():
-                    self._part(event.text)
+                    self._say(event.text, end="")
                 case Done(response=response):
                     if started:
                         self.console.print()
                     if response.failure:
-                        self._say(
-                            f"no answer could be read ({response.failure}); say it in other words", "red"
-                        )
+                        self._say(unreadable(response.failure), "red")
                     self.session = self.session.answered(response)
-
-    def _part(self, text: str, style: str = "") -> None:
-        self.console.print(Text(visible(text), style), end="", highlight=False, soft_wrap=True)
 
     # -- commands -----------------------------------------------------------------------------------
 
     def _command(self, name: str = "", rest: str = "") -> bool:
-        """Run a command; true ends the talk."""
+        """Run a command; True ends the chat."""
         match name.lower():
             case "quit" | "exit" | "q":
                 return True

@@ -1,4 +1,4 @@
-"""Votes of the blind comparison of two models."""
+"""Votes in the blind comparison of two models."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ class Votes:
         self.path, self.names = path, tuple(names)
 
     def add(self, session: Session, sides: Sequence[int], answers: Sequence[Session], vote: str) -> str:
-        """Keep a vote for "1", "2" or "tie"; the result tells the voter which model gave which answer.
+        """Keep a vote for "1", "2" or "tie"; returns a message on which model gave which answer.
 
         Args:
-            sides: which model stood first and second.
-            answers: the session with the first model's answer, and with the second's.
+            sides: the models (0, 1) of answers 1 and 2.
+            answers: the session with answer 1, and with answer 2.
 
-        Raises:
-            DataError: the file cannot be written.
+        Raises: DataError: the file cannot be written.
         """
-        winner = None if vote == "tie" else self.names[sides[int(vote) - 1]]
+        first, second = models = [self.names[k] for k in sides]
         record = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "turns": [[line.speaker, line.text] for line in session.lines],
             "answers": [a.lines[-1].text for a in answers],
-            "models": [self.names[k] for k in sides],
+            "models": models,
             "vote": vote,
-            "winner": winner,
+            "winner": None if vote == "tie" else models[int(vote) - 1],
         }
         try:
             with self.path.open("a", encoding="utf-8") as f:
                 f.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as e:
             raise DataError(f"the vote cannot be kept: {e.strerror or e}", self.path) from e
-        return f"Answer 1 was {self.names[sides[0]]}, answer 2 was {self.names[sides[1]]}. Thank you."
+        return f"Answer 1 was {first}, answer 2 was {second}. Thank you."

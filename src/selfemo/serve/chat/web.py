@@ -19,23 +19,22 @@ from selfemo.method.types import LabelSet
 from selfemo.serve.answers import Done, Emotion, ReplyDelta, SelfEmotion
 from selfemo.serve.chat.episodes import load_episodes
 from selfemo.serve.chat.markup import CSS, shown, tag, timeline, transcript
-from selfemo.serve.chat.session import Character, Session, sample_characters
+from selfemo.serve.chat.session import Character, Session, sample_characters, unreadable
 from selfemo.serve.chat.votes import Votes
 from selfemo.serve.selfemo import SelfEmo
 
 _OWN = "(write one)"
+_PRIVATE: Any = {"api_visibility": "private"}
+"""For each event of the page: it is no part of gradio's public API."""
 _HOUR = 3600
 
 
 def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) -> Any:
-    """The page, as a gradio.Blocks that is not launched yet.
+    """The page, as a gradio.Blocks that is not launched yet (MissingExtraError: gradio is not installed).
 
     Args:
         other: the model to compare with; None leaves that tab out.
         votes: the file of the comparison's votes.
-
-    Raises:
-        MissingExtraError: gradio is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -43,7 +42,7 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
     except ImportError:
         raise MissingExtraError("gradio", "pip install 'selfemo[chat]'") from None
     tabs = _Tabs(gr, model, session)
-    # gradio copies each export to a cache of its own, and keeps it for good unless it is told not to.
+    # gradio copies each export to its cache, and by default never deletes it.
     with gr.Blocks(title="SELF-EMO chat", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
         gr.Markdown(
             "# SELF-EMO chat\nThe emotions beside each turn are those that the model read or declared."
@@ -66,11 +65,7 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
 
 
 class _Tabs:
-    """The tabs of the page; each public method lays one out and connects its buttons.
-
-    Args:
-        gr: the gradio module.
-    """
+    """The tabs of the page; each public method lays one out and connects its buttons (`gr`: gradio)."""
 
     def __init__(self, gr: Any, model: SelfEmo, session: Session):
         self.gr, self.model, self.labels, self.session = gr, model, model.labels, session
@@ -108,7 +103,7 @@ class _Tabs:
             c = self.known.get(name)
             return (gr.skip(), gr.skip()) if c is None else (c.name, c.description)
 
-        pick.input(chosen, pick, [name, about], api_visibility="private")
+        pick.input(chosen, pick, [name, about], **_PRIVATE)
         return name, about
 
     def _exports(self, state: Any) -> None:
@@ -117,17 +112,15 @@ class _Tabs:
             as_jsonl = gr.DownloadButton("Export as JSONL", size="sm")
             as_markdown = gr.DownloadButton("Export as Markdown", size="sm")
 
-        # The files are made when the conversation changes, so that one press fetches them.
+        # Made whenever the conversation changes, so that one press downloads them.
         def ready(now: Session) -> tuple[Any, Any]:
             if not now.lines:
                 return gr.skip(), gr.skip()
             with self._errors_shown():
-                return (
-                    export_file(now.as_jsonl(self.labels), "chat.jsonl"),
-                    export_file(now.as_markdown(), "chat.md"),
-                )
+                jsonl = export_file(now.as_jsonl(self.labels), "chat.jsonl")
+                return jsonl, export_file(now.as_markdown(), "chat.md")
 
-        state.change(ready, state, [as_jsonl, as_markdown], api_visibility="private", show_progress="hidden")
+        state.change(ready, state, [as_jsonl, as_markdown], show_progress="hidden", **_PRIVATE)
 
     # -- talk ---------------------------------------------------------------------------------------
 
@@ -137,10 +130,10 @@ class _Tabs:
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 log = gr.HTML(transcript(session, self.labels))
+                hint = "Type and press Enter"
                 line = gr.Textbox(
-                    label="Your line", placeholder="Type and press Enter", max_length=4000,
-                    autofocus=True, elem_id="line",
-                )  # fmt: skip
+                    label="Your line", placeholder=hint, max_length=4000, autofocus=True, elem_id="line"
+                )
                 with gr.Row():
                     send = gr.Button("Send", variant="primary")
                     undo = gr.Button("Undo")
@@ -151,34 +144,27 @@ class _Tabs:
                 moods = gr.HTML(timeline(session, self.labels))
         self._exports(state)
         shows = [state, log, moods]
+        asked, told = [line, state, name, about, scene], [line, *shows]
         talking: list[Any] = [
-            trigger(
-                self._say, [line, state, name, about, scene], [line, *shows],
-                api_visibility="private", concurrency_limit=4,
-            )
+            trigger(self._say, asked, told, concurrency_limit=4, **_PRIVATE)
             for trigger in (line.submit, send.click)
-        ]  # fmt: skip
-        undo.click(
-            lambda s: self._draw(s.undone()), state, shows, api_visibility="private",
-            cancels=talking,
-        )  # fmt: skip
-        again.click(
-            lambda s: self._draw(Session(s.characters, s.scene, s.you)), state, shows,
-            api_visibility="private", cancels=talking,
-        )  # fmt: skip
+        ]
+        ending = {"cancels": talking, **_PRIVATE}
+        undo.click(lambda s: self._draw(s.undone()), state, shows, **ending)
+        again.click(lambda s: self._draw(Session(s.characters, s.scene, s.you)), state, shows, **ending)
 
     def _say(self, text: str, state: Session, name: str, about: str, scene: str) -> Iterator[Any]:
         with self._errors_shown():
             now = Session(self._cast(name, about), scene, state.you, state.lines).said(text)
             yield "", *self._draw(now)
             for step, begun in _answers(self.model, now):
-                # The box is left alone: somebody may be typing the next line.
+                # Do not change the text box: the user may be typing the next line.
                 yield self.gr.skip(), *self._draw(step, begun)
 
     # -- watch --------------------------------------------------------------------------------------
 
     def watch(self) -> list[Any]:
-        """Returns what shows the conversation: its state, its lines, its emotions."""
+        """Returns the parts that show the conversation: its state, its lines, its emotions."""
         gr, labels = self.gr, self.labels
         first, *more = self.session.characters
         second = more[0] if more else Character("Bo", "Calm, dry.")
@@ -206,11 +192,10 @@ class _Tabs:
                 moods = gr.HTML(timeline(both, labels))
         self._exports(state)
         shows = [state, log, moods]
-        private = {"api_visibility": "private"}
-        stepping = step_one.click(self._go_on, [state, gr.State(1)], shows, **private)
-        running = run_on.click(self._go_on, [state, turns], shows, **private)
+        stepping = step_one.click(self._go_on, [state, gr.State(1)], shows, **_PRIVATE)
+        running = run_on.click(self._go_on, [state, turns], shows, **_PRIVATE)
         # A change of the conversation ends the turn that is being written.
-        ending: dict[str, Any] = {"cancels": [running, stepping], **private}
+        ending: dict[str, Any] = {"cancels": [running, stepping], **_PRIVATE}
         for trigger in (begin.click, opening.submit):
             trigger(self._start, [opening, *people], shows, **ending)
         pause.click(None, **ending)
@@ -273,23 +258,16 @@ class _Tabs:
                 kept = after[0] if choice != "2" else after[1]
                 yield kept, transcript(kept, self.labels), "", "", None, _note(said)
 
+        shows = [now, log, *answers, open_vote, told]
         for trigger in (line.submit, send.click):
-            trigger(
-                ask, [line, now, name, about, open_vote],
-                [line, now, log, *answers, open_vote, told], api_visibility="private",
-            )  # fmt: skip
+            trigger(ask, [line, now, name, about, open_vote], [line, *shows], **_PRIVATE)
         for button, choice in zip(buttons, choices.values(), strict=True):
-            button.click(
-                functools.partial(vote, choice), [now, open_vote],
-                [now, log, *answers, open_vote, told], api_visibility="private",
-            )  # fmt: skip
+            button.click(functools.partial(vote, choice), [now, open_vote], shows, **_PRIVATE)
 
     # -- episodes -----------------------------------------------------------------------------------
 
     def episodes(self, played: list[Session], watched: list[Any]) -> None:
-        """Args:
-        watched: what shows the conversation of the tab "Watch two", which can take an episode over.
-        """
+        """Lay the tab out; `watched` are the parts of the tab "Watch two", which can continue an episode."""
         gr = self.gr
         titles = [
             f"{n + 1}. {' and '.join(c.name for c in e.characters)}: {e.lines[0].text[:50]}"
@@ -299,8 +277,8 @@ class _Tabs:
         _, lines, emotions = self._draw(played[0])
         shows = [gr.HTML(lines), gr.HTML(emotions)]
         take = gr.Button("Go on from here in “Watch two”")
-        which.input(lambda k: self._draw(played[k])[1:], which, shows, api_visibility="private")
-        take.click(lambda k: self._draw(played[k]), which, watched, api_visibility="private")
+        which.input(lambda k: self._draw(played[k])[1:], which, shows, **_PRIVATE)
+        take.click(lambda k: self._draw(played[k]), which, watched, **_PRIVATE)
 
 
 def _note(text: str) -> str:
@@ -314,7 +292,7 @@ def _answer_box(n: int, after: Session, labels: LabelSet) -> str:
 
 
 def _answered(model: SelfEmo, asked: Session) -> Session:
-    """The session with a model's answer (DataError: there is none that could be read)."""
+    """The session with a model's answer (DataError: it could not be read)."""
     response = model.respond_many([asked.ask()])[0]
     if response.failure:
         raise DataError(f"one of the two gave no answer ({response.failure}); say it in other words")
@@ -322,7 +300,7 @@ def _answered(model: SelfEmo, asked: Session) -> Session:
 
 
 def _answers(model: SelfEmo, session: Session) -> Iterator[tuple[Session, str]]:
-    """The session while the next answer is written, with the part of the reply so far as HTML."""
+    """The session while the next answer is written, with the HTML of the reply so far."""
     ask = session.ask()
     tags, reply = "", ""
     for event in model.stream(ask.conversation, ask.persona, speaker=ask.speaker, scene=ask.scene):
@@ -335,7 +313,7 @@ def _answers(model: SelfEmo, session: Session) -> Iterator[tuple[Session, str]]:
                 reply += event.text
             case Done(response=response):
                 if response.failure:
-                    raise DataError(f"no answer could be read ({response.failure}); say it in other words")
+                    raise DataError(unreadable(response.failure))
                 yield session.answered(response), ""
                 return
         yield session, f"<b>{shown(ask.speaker)}</b>{tags}<div>{shown(reply)}</div>"
@@ -343,7 +321,7 @@ def _answers(model: SelfEmo, session: Session) -> Iterator[tuple[Session, str]]:
 
 @functools.cache
 def _exports() -> tempfile.TemporaryDirectory[str]:
-    """The folder of exported conversations until their download; removed when the process ends."""
+    """The folder of exported conversations; removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="selfemo-chat-")
 
 
@@ -354,12 +332,8 @@ def export_file(text: str, name: str) -> str:
     return str(folder / name)
 
 
-def launch(page: Any, host: str, port: int, *, wait: bool = True) -> str:
-    """Serve the page; returns its address, or does not return where it waits.
-
-    Raises:
-        DataError: the port is taken.
-    """
+def launch(page: Any, host: str, port: int) -> str:
+    """Serve the page in the background; returns its address (DataError: the port is taken)."""
     import gradio as gr
 
     fonts = ("system-ui", "sans-serif")
@@ -371,6 +345,4 @@ def launch(page: Any, host: str, port: int, *, wait: bool = True) -> str:
         )  # fmt: skip
     except OSError as e:
         raise DataError(f"{host}:{port} cannot be listened at ({e}); choose another --port") from None
-    if wait:
-        page.block_thread()
     return str(address)
