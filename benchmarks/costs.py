@@ -182,7 +182,7 @@ def real_tokens() -> dict[str, Any]:
     sampling = time.process_time() - start
     # An untouched model writes nothing that parses; made-up advantages let every group into the update.
     items = [
-        RlItem(f.ids, r.sample.token_ids, (-1.0) ** k, f.prompt.id)
+        RlItem(f.ids, r.raw.token_ids, (-1.0) ** k, f.prompt.id)
         for f, t in zip(fitted, turns, strict=True)
         for k, r in enumerate(t.group.rollouts)
     ]
@@ -191,7 +191,7 @@ def real_tokens() -> dict[str, Any]:
     steps = engine.rl_round([items], config.grpo, [config.grpo.lr])
     update = time.process_time() - start
     lengths = [len(f.ids) for f in fitted]
-    said = [len(r.sample.token_ids) for t in turns for r in t.group.rollouts]
+    said = [len(r.raw.token_ids) for t in turns for r in t.group.rollouts]
     mean_p, mean_r = sum(lengths) / len(lengths), sum(said) / len(said)
     told = told_parts(find_shape(config.model.id), config, mean_p, mean_r, MACHINES["cpu-core"])
     return {

@@ -34,9 +34,9 @@ from selfemo.method.types import (
     FailureKind,
     ParseFailure,
     Place,
+    RawCompletion,
     Rollout,
     RolloutGroup,
-    Sample,
 )
 from selfemo.runs.selection import best_of_groups, select
 from selfemo.runs.shards import Manifest, read_manifest, write_shard
@@ -249,7 +249,7 @@ def groups_in_memory(folder: Path) -> Iterator[tuple[RolloutGroup, list[str | No
             for r in group:
                 e, s = read_distribution(r["emotion"]), read_distribution(r["self_emotion"])
                 parsed = Completion(e, s, r["reply"]) if e and s else ParseFailure(FailureKind.EMPTY)
-                sample = Sample(r["text"], (1,), (r["mean_logprob"],))
+                sample = RawCompletion(r["text"], (1,), (r["mean_logprob"],))
                 members.append(Rollout(sample, parsed, r["r1"], r["r2"], 0.0))
             prompt = asked[group[0]["prompt"]]
             yield RolloutGroup(prompt, tuple(members)), [r["gate"] for r in group]

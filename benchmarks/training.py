@@ -284,7 +284,7 @@ def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1
         turns = play(e, part, config, ("bench", k))
         # An advantage of zero would spare us the update.
         items = [
-            RlItem(f.ids, r.sample.token_ids, (-1.0) ** j, f.prompt.id)
+            RlItem(f.ids, r.raw.token_ids, (-1.0) ** j, f.prompt.id)
             for f, turn in zip(part, turns, strict=True)
             for j, r in enumerate(turn.group.rollouts)
         ]

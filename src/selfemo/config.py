@@ -35,7 +35,7 @@ class _Section(BaseModel):
 def _one_of(registry: Mapping[str, object]) -> AfterValidator:
     def known(name: str) -> str:
         if name not in registry:
-            raise ValueError(f"there is no such one; valid are {', '.join(registry)}")
+            raise ValueError(f"unknown; valid are {', '.join(registry)}")
         return name
 
     return AfterValidator(known)

@@ -168,7 +168,7 @@ from selfemo.training.verl.exchange import Task, dump_line
 from selfemo.method.parsing import parse
 from selfemo.stages.selfplay import score_group
 from selfemo.method.self_grpo import lambda_at
-from selfemo.method.types import Sample
+from selfemo.method.types import RawCompletion
 from tests.conftest import make_prompt
 from dataclasses import replace
 own = lambda k: told["+algorithm.self_grpo." + k]
@@ -182,7 +182,7 @@ for step in range(done + 1, last + 1):
         right = task.target.top(task.labels)
         texts = [f"E: {right}\\nS: joy\\nR: I say {step} to number {n}, gladly.",
                  "E: joy\\nS: fear\\nR: Oh, no.", "E: anger\\nS: joy\\nR: Stop.", "nonsense"]
-        samples = [Sample(t, (1, 2, 3), (-1.0 - i,), (0.5,), True) for i, t in enumerate(texts)]
+        samples = [RawCompletion(t, (1, 2, 3), (-1.0 - i,), (0.5,), True) for i, t in enumerate(texts)]
         group = score_group(prompt, samples, config.reward, config.grpo, lam)
         wrong = float(os.environ.get("WRONG", 0))
         for i, r in enumerate(group.rollouts):

@@ -17,7 +17,7 @@ from selfemo.method.parsing import parse
 from selfemo.method.prompts import conversation_prompts, messages
 from selfemo.method.rewards import consensus, weighted_iou
 from selfemo.method.self_grpo import advantages
-from selfemo.method.types import Completion, Prompt, Sample, Utterance
+from selfemo.method.types import Completion, Prompt, RawCompletion, Utterance
 from selfemo.training.protocol import RlItem
 from tests.conftest import MELD, dist, make_prompt, toy_conversations
 
@@ -199,7 +199,7 @@ def test_groups_of_an_evaluation(tiny_model: Path, tmp_path: Path, tokenizer: An
 
 def row(prompt_id: str = "a", text: str = TEXTS[0], target: str = "joy") -> Row:
     weights = tuple(float(e == target) for e in MELD)
-    return Row(prompt_id, prompt_id, MELD.labels, weights, Sample(text))
+    return Row(prompt_id, prompt_id, MELD.labels, weights, RawCompletion(text))
 
 
 def test_rows_in_any_order_and_a_prompt_drawn_twice() -> None:

@@ -17,7 +17,14 @@ from selfemo.config import GateConfig, GrpoConfig, RewardConfig
 from selfemo.evaluation.predictions import read_prediction
 from selfemo.method.parsing import field_spans, parse, parse_emotions, parse_recognition
 from selfemo.method.prompts import format_completion
-from selfemo.method.types import Completion, EmotionDistribution, FailureKind, ParseFailure, Prompt, Sample
+from selfemo.method.types import (
+    Completion,
+    EmotionDistribution,
+    FailureKind,
+    ParseFailure,
+    Prompt,
+    RawCompletion,
+)
 from selfemo.stages.gate import gate
 from selfemo.stages.selfplay import score_group, select_best
 from tests.conftest import dist, make_prompt
@@ -135,7 +142,7 @@ def check_group(texts: list[str], draw: random.Random) -> list[str]:
     """Parse, score, choose and gate a group; returns what each text came to (the tally's keys)."""
     prompt: Prompt = make_prompt(target=draw.choice(TARGETS))
     labels = prompt.label_set
-    samples = [Sample(t, (1,), (-1.0,), (1.0,), finished=draw.random() < 0.9) for t in texts]
+    samples = [RawCompletion(t, (1,), (-1.0,), (1.0,), finished=draw.random() < 0.9) for t in texts]
     lam = draw.random()
     reward = RewardConfig(primary=draw.choice(("iou", "exact")), secondary=draw.choice(("count", "weighted")))
     group = score_group(prompt, samples, reward, GrpoConfig(), lam)

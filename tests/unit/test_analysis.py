@@ -9,7 +9,7 @@ import pytest
 from selfemo.evaluation.analysis import span_entropies, token_starts
 from selfemo.evaluation.diversity import distinct, self_bleu, share_entropy
 from selfemo.method.parsing import field_spans
-from selfemo.method.types import Sample
+from selfemo.method.types import RawCompletion
 
 END = 0
 
@@ -23,9 +23,11 @@ class Pieces:
     def decode(self, ids) -> str:
         return b"".join(self.pieces[i - 1] for i in ids if i != END).decode(errors="replace")
 
-    def sample(self) -> Sample:
+    def sample(self) -> RawCompletion:
         ids = (*range(1, len(self.pieces) + 1), END)
-        return Sample(self.decode(ids), ids, (0.0,) * len(ids), tuple(float(i) for i in range(len(ids))))
+        return RawCompletion(
+            self.decode(ids), ids, (0.0,) * len(ids), tuple(float(i) for i in range(len(ids)))
+        )
 
 
 def test_tokens_belong_to_the_span_of_their_first_letter() -> None:

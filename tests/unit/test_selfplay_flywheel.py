@@ -20,9 +20,9 @@ from selfemo.method.types import (
     Persona,
     Place,
     Prompt,
+    RawCompletion,
     Rollout,
     RolloutGroup,
-    Sample,
     Utterance,
 )
 from selfemo.runs.dialogues import dialogues
@@ -34,8 +34,8 @@ from selfemo.stages.selfplay import next_prompt, score_group, select_best
 from tests.conftest import dist, make_prompt
 
 
-def sample(text: str, logprob: float = -1.0, finished: bool = True) -> Sample:
-    return Sample(text, (1, 2), (logprob, logprob), (0.5, 0.5), finished)
+def sample(text: str, logprob: float = -1.0, finished: bool = True) -> RawCompletion:
+    return RawCompletion(text, (1, 2), (logprob, logprob), (0.5, 0.5), finished)
 
 
 TEXTS = [

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.config import GateConfig, GrpoConfig, RewardConfig
 from selfemo.errors import StoreError
-from selfemo.method.types import LABEL_SETS, Completion, Place, RolloutGroup, Sample, Utterance
+from selfemo.method.types import LABEL_SETS, Completion, Place, RawCompletion, RolloutGroup, Utterance
 from selfemo.progress import Stopped, StopRequest
 from selfemo.runs import selection
 from selfemo.runs.selection import best_of_groups, select
@@ -57,7 +57,7 @@ def groups(seed: int, n: int) -> list[RolloutGroup]:
         target = dist(**{("joy", "joy", "joy", "joy", "fear", "anger")[k % 6]: 1})
         prompt = make_prompt(f"c{k}/1", target, said)
         samples = [
-            Sample(completion_text(r), (1, 2), (lp := r.choice([-1.0, -0.5]), lp), (0.5, 0.5))
+            RawCompletion(completion_text(r), (1, 2), (lp := r.choice([-1.0, -0.5]), lp), (0.5, 0.5))
             for _ in range(4)
         ]
         result.append(score_group(prompt, samples, RewardConfig(), GrpoConfig(), 0.0))
@@ -358,7 +358,9 @@ def test_best_is_select_best(made: list[list[tuple[bool, float, float, float]]],
     done = Completion(dist(joy=1), dist(joy=1), "Yes.")
     for g in made:
         members = [
-            Rollout(Sample("x", (1,), (lp,)), ParseFailure(FailureKind.EMPTY) if bad else done, a, b, 0)
+            Rollout(
+                RawCompletion("x", (1,), (lp,)), ParseFailure(FailureKind.EMPTY) if bad else done, a, b, 0
+            )
             for bad, a, b, lp in g
         ]
         expected.append(select_best(RolloutGroup(make_prompt(), tuple(members)), lam))

@@ -19,9 +19,9 @@ from selfemo.method.types import (
     ParseFailure,
     Place,
     Prompt,
+    RawCompletion,
     Rollout,
     RolloutGroup,
-    Sample,
 )
 from selfemo.models.generation.chat import Answer
 from selfemo.runs.store import Store
@@ -39,11 +39,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def said(reply: str, r1: float) -> Rollout:
     completion = Completion(dist(joy=1), dist(fear=1), reply)
-    return Rollout(Sample(reply, (1, 2), (-1.0, -1.0), (0.5, 0.5)), completion, r1, 0.25, 0.0)
+    return Rollout(RawCompletion(reply, (1, 2), (-1.0, -1.0), (0.5, 0.5)), completion, r1, 0.25, 0.0)
 
 
 def failed(text: str, kind: FailureKind) -> Rollout:
-    return Rollout(Sample(text), ParseFailure(kind), 0.0, 0.0, 0.0)
+    return Rollout(RawCompletion(text), ParseFailure(kind), 0.0, 0.0, 0.0)
 
 
 def child_of(prompt: Prompt, name: str, heard: str) -> Prompt:

@@ -10,11 +10,11 @@ from selfemo.data.emorynlp import EmoryNlp
 from selfemo.data.iemocap import Iemocap
 from selfemo.data.jsonl import Jsonl
 from selfemo.data.meld import Meld
-from selfemo.data.sample import Sample
+from selfemo.data.sample import SampleSet
 from selfemo.errors import DataError
 from selfemo.method.types import Conversation
 
-ADAPTERS: dict[str, Adapter] = {a.name: a for a in (Sample(), Meld(), EmoryNlp(), Iemocap(), Jsonl())}
+ADAPTERS: dict[str, Adapter] = {a.name: a for a in (SampleSet(), Meld(), EmoryNlp(), Iemocap(), Jsonl())}
 
 
 def detect(path: Path) -> Adapter:
@@ -40,7 +40,7 @@ def resolve(spec: str) -> tuple[Adapter, Path]:
         DataError: no adapter knows the path; it is missing; it looks like another data set's.
     """
     if spec == "sample":
-        return ADAPTERS["sample"], Sample.path()
+        return ADAPTERS["sample"], SampleSet.path()
     name, separator, rest = spec.partition(":")
     if separator and name in ADAPTERS and name != "sample":
         if not rest:

@@ -8,7 +8,7 @@ from pathlib import Path
 from selfemo.data.jsonl import Jsonl
 
 
-class Sample(Jsonl):
+class SampleSet(Jsonl):
     """The JSONL file inside the package; its label set is MELD's."""
 
     name = "sample"

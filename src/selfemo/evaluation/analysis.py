@@ -28,7 +28,14 @@ from selfemo.files import write_json
 from selfemo.method.parsing import field_spans, parse
 from selfemo.method.prompts import fit
 from selfemo.method.rewards import exact_match, weighted_iou
-from selfemo.method.types import Completion, EmotionDistribution, LabelSet, ParseFailure, Prompt, Sample
+from selfemo.method.types import (
+    Completion,
+    EmotionDistribution,
+    LabelSet,
+    ParseFailure,
+    Prompt,
+    RawCompletion,
+)
 from selfemo.models.generation import open_sampler
 from selfemo.models.generation.requests import Request
 from selfemo.models.sampler import Sampler
@@ -62,7 +69,7 @@ def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
     return starts
 
 
-def span_entropies(sample: Sample, decode: Decode) -> dict[str, list[float]]:
+def span_entropies(sample: RawCompletion, decode: Decode) -> dict[str, list[float]]:
     """Entropies (nats) of the tokens of each span of SPANS, and of all tokens ("all").
 
     A token belongs to the span of its first character that is not a blank: " joy" after "E:" belongs to E. A

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from selfemo.method.parsing import parse
 from selfemo.method.rewards import primary_reward, secondary_rewards
 from selfemo.method.self_grpo import advantages
-from selfemo.method.types import Completion, EmotionDistribution, LabelSet, Rollout, Sample
+from selfemo.method.types import Completion, EmotionDistribution, LabelSet, RawCompletion, Rollout
 
 
-def score_samples(
+def score_completions(
     labels: LabelSet,
     target: EmotionDistribution,
-    samples: Sequence[Sample],
+    samples: Sequence[RawCompletion],
     *,
     lam: float,
     primary: str = "iou",

@@ -241,7 +241,7 @@ Parsed = Completion | ParseFailure
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RawCompletion:
     """One sampled token sequence, as the generation backends return it.
 
     Attributes:
@@ -271,7 +271,7 @@ class Sample:
 class Rollout:
     """One scored member of a group: its tokens and text, the parsed completion, R1, R2 and advantage."""
 
-    sample: Sample
+    raw: RawCompletion
     parsed: Parsed
     r1: float
     r2: float

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
-from selfemo.method.types import EmotionDistribution, LabelSet, Sample
+from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings
 
 Message = dict[str, str]
@@ -36,7 +36,7 @@ class Sampler(Protocol):
         requests: Sequence[Request],
         settings: SamplingSettings,
         on_done: Callable[[int], None] | None = None,
-    ) -> list[list[Sample]]:
+    ) -> list[list[RawCompletion]]:
         """`request.n` completions of each request, in order.
 
         Args:

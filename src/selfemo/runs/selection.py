@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from selfemo.errors import ConfigError, StoreError
 from selfemo.files import need_polars, replacing, replacing_folder
 from selfemo.method.parsing import parse
-from selfemo.method.types import Completion, Prompt, Rollout, Sample
+from selfemo.method.types import Completion, Prompt, RawCompletion, Rollout
 from selfemo.progress import Quiet, Reporter, StopRequest
 from selfemo.runs.shards import Manifest, ShardFile, fault, read_manifest
 from selfemo.runs.store import Store, read_distribution
@@ -114,7 +114,7 @@ def _passed(best: Any, shard: _Shard, seed: int) -> Any:
     verdict, found = pl.col("gate"), []
     asked = best.filter(pl.col("failure").is_null() & (verdict.is_null() | (verdict == PASS)))
     for k, (row, prompt, completion) in enumerate(_samples(asked, shard)):
-        rollout = Rollout(Sample(""), completion, row["r1"], row["r2"], 0.0)
+        rollout = Rollout(RawCompletion(""), completion, row["r1"], row["r2"], 0.0)
         if row["gate"] is None and gate(prompt, rollout, shard.manifest.gate) != PASS:
             continue
         digest = fingerprint(prompt, completion)

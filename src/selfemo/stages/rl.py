@@ -123,7 +123,7 @@ def rl_stage(
                 ]
 
                 items = [
-                    [RlItem(f.ids, r.sample.token_ids, r.advantage, f.prompt.id) for r in g.rollouts]
+                    [RlItem(f.ids, r.raw.token_ids, r.advantage, f.prompt.id) for r in g.rollouts]
                     for f, g in zip(now.fitted, groups, strict=True)
                 ]
                 minibatches = [
@@ -261,9 +261,9 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
         "r1_original": sum(original) / len(original) if original else None,
         "r2": sum(r.r2 for r in rollouts) / n,
         "parse_rate": sum(r.completion is not None for r in rollouts) / n,
-        "truncated": sum(not r.sample.finished for r in rollouts) / n,
-        "sampling_entropy": sum(r.sample.mean_entropy for r in rollouts) / n,
-        "tokens_per_completion": sum(len(r.sample.token_ids) for r in rollouts) / n,
+        "truncated": sum(not r.raw.finished for r in rollouts) / n,
+        "sampling_entropy": sum(r.raw.mean_entropy for r in rollouts) / n,
+        "tokens_per_completion": sum(len(r.raw.token_ids) for r in rollouts) / n,
         "pass_rate": sum(t.verdict == PASS for t in turns) / len(turns),
         **_silence(turns),
         "label_sets": sorted({labels.name for _, labels in by_labels}),

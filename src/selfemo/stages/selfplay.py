@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, SamplingConfig
 from selfemo.method.prompts import Fitted, Reasoning, fit
-from selfemo.method.scoring import score_samples
+from selfemo.method.scoring import score_completions
 from selfemo.method.types import (
     Completion,
     Conversation,
@@ -21,8 +21,8 @@ from selfemo.method.types import (
     Persona,
     Place,
     Prompt,
+    RawCompletion,
     RolloutGroup,
-    Sample,
     Utterance,
 )
 from selfemo.models.generation.requests import Request, SamplingSettings
@@ -42,9 +42,9 @@ def persona_book(conversations: Sequence[Conversation]) -> PersonaOf:
 
 
 def score_group(
-    prompt: Prompt, samples: Sequence[Sample], reward: RewardConfig, grpo: GrpoConfig, lam: float
+    prompt: Prompt, samples: Sequence[RawCompletion], reward: RewardConfig, grpo: GrpoConfig, lam: float
 ) -> RolloutGroup:
-    """Score completions against the prompt's own target (`score_samples`).
+    """Score completions against the prompt's own target (`score_completions`).
 
     Raises:
         ValueError: the prompt has no target.
@@ -52,7 +52,7 @@ def score_group(
     if prompt.target is None:
         raise ValueError(f"prompt {prompt.id} has no target emotion to score against")
     names = {"primary": reward.primary, "secondary": reward.secondary}
-    found = score_samples(
+    found = score_completions(
         prompt.label_set, prompt.target, samples, lam=lam, **names, eps=grpo.eps, ddof=grpo.ddof
     )
     return RolloutGroup(prompt, found)
@@ -65,7 +65,7 @@ def select_best(group: RolloutGroup, lam: float) -> int:
     def rank(i: int) -> tuple[bool, float, float, float, int]:
         r = group.rollouts[i]
         combined = (1 - lam) * r.r1 + lam * r.r2
-        return (r.completion is not None, combined, r.r1, r.sample.mean_logprob, -i)
+        return (r.completion is not None, combined, r.r1, r.raw.mean_logprob, -i)
 
     return max(range(len(group.rollouts)), key=rank)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from selfemo.config import GrpoConfig, ModelConfig, OptimConfig, SftConfig
 from selfemo.errors import EngineError
 from selfemo.method.prompts import Fitted
-from selfemo.method.types import Prompt, Sample
+from selfemo.method.types import Prompt, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.training.engine import LocalEngine
@@ -164,7 +164,7 @@ class LocalTrainer:
 
     def sample(
         self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
-    ) -> list[list[Sample]]:
+    ) -> list[list[RawCompletion]]:
         requests = [Request(f.ids, n, seed) for f, seed in zip(prompts, seeds, strict=True)]
         return self.engine.sampler.generate(requests, settings)
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from selfemo.config import GrpoConfig, OptimConfig, SftConfig
 from selfemo.method.prompts import Fitted
-from selfemo.method.types import Prompt, Sample
+from selfemo.method.types import Prompt, RawCompletion
 from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.seeds import rng
@@ -129,7 +129,7 @@ class Trainer(Protocol):
 
     def sample(
         self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
-    ) -> list[list[Sample]]:
+    ) -> list[list[RawCompletion]]:
         """Sample `n` completions of each prompt of a round with the current policy."""
 
     def update(

@@ -5,7 +5,7 @@
 
 TRL normalises the sum of its rewards, or normalises each and whitens the batch after summing; eq. 13 does
 neither. So the trainer keeps TRL's generation, loss and logging and replaces TRL's advantages by those of
-`scoring.score_samples`, which the local engine uses too. R2 needs whole groups, and a group may span
+`scoring.score_completions`, which the local engine uses too. R2 needs whole groups, and a group may span
 processes: completions are gathered, then scored in float64 on every process.
 
 Decisions, all [ours]:
@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 from selfemo.config import GrpoConfig, RewardConfig
 from selfemo.errors import ConfigError, DataError, MissingExtraError
 from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
-from selfemo.method.scoring import score_samples
+from selfemo.method.scoring import score_completions
 from selfemo.method.self_grpo import lambda_at
-from selfemo.method.types import Conversation, EmotionDistribution, LabelSet, Prompt, Rollout, Sample
+from selfemo.method.types import Conversation, EmotionDistribution, LabelSet, Prompt, RawCompletion, Rollout
 from selfemo.models.policy import Policy
 from selfemo.models.references import resolve
 
@@ -116,8 +116,8 @@ def prompt_dataset(
 # -- rewards ---------------------------------------------------------------------------------------
 
 
-def _sample(policy: Policy, ids: Sequence[int]) -> Sample:
-    return Sample(policy.decode(ids), finished=bool(ids) and ids[-1] in policy.end_ids)
+def _sample(policy: Policy, ids: Sequence[int]) -> RawCompletion:
+    return RawCompletion(policy.decode(ids), finished=bool(ids) and ids[-1] in policy.end_ids)
 
 
 def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[..., list[float]]:
@@ -151,7 +151,7 @@ def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[...
                 sample = _sample(policy, completion_ids[i])
             else:
                 said = completion if isinstance(completion, str) else completion[-1]["content"]
-                sample = Sample(said or "")
+                sample = RawCompletion(said or "")
             rollouts += _score(names, weights, [sample], reward, grpo, 0.0)
         if log_metric is not None and rollouts:
             log_metric("parse_rate", _parse_rate(rollouts))
@@ -176,7 +176,7 @@ def consensus_reward(**_: Any) -> list[float]:
 def _score(
     labels: Sequence[str],
     target: Sequence[float],
-    samples: Sequence[Sample],
+    samples: Sequence[RawCompletion],
     reward: RewardConfig,
     grpo: GrpoConfig,
     lam: float,
@@ -189,7 +189,7 @@ def _score(
             f"columns 'labels' and 'target': {e} (labels {list(labels)}, target {list(target)})"
         ) from e
     names = {"primary": reward.primary, "secondary": reward.secondary}
-    return score_samples(label_set, wanted, samples, lam=lam, **names, eps=grpo.eps, ddof=grpo.ddof)
+    return score_completions(label_set, wanted, samples, lam=lam, **names, eps=grpo.eps, ddof=grpo.ddof)
 
 
 def _parse_rate(rollouts: Sequence[Rollout]) -> float:
@@ -204,7 +204,7 @@ class Row(NamedTuple):
     """Digest of the messages."""
     labels: tuple[str, ...]
     target: tuple[float, ...]
-    sample: Sample
+    raw: RawCompletion
 
 
 def score_rows(
@@ -236,7 +236,7 @@ def score_rows(
             )
         for start in range(0, len(own), group_size):
             group = own[start : start + group_size]
-            samples = [rows[i].sample for i in group]
+            samples = [rows[i].raw for i in group]
             rollouts = _score(first.labels, first.target, samples, reward, grpo, lam)
             scored.update(zip(group, rollouts, strict=True))
     return [scored[i] for i in range(len(rows))]
@@ -281,7 +281,7 @@ class SelfGRPOConfig(GRPOConfig):
     """
 
     lam_max: float = field(default=1.0, metadata={"help": "lambda_max of eq. 13; 0 is vanilla GRPO"})
-    primary: str = field(default="iou", metadata={"help": "R1: iou or exact"})
+    primary: str = field(default="iou", metadata={"help": "R1: a name of rewards.PRIMARY"})
     secondary: str = field(default="count", metadata={"help": "R2: count or weighted"})
     advantage_eps: float = field(default=1e-6, metadata={"help": "added to a group's standard deviation"})
     advantage_ddof: int = field(default=0, metadata={"help": "0: population, 1: sample standard deviation"})

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from selfemo.errors import EndpointError, MissingExtraError, UnsupportedError
-from selfemo.method.types import EmotionDistribution, LabelSet, Sample
+from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError
 from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
 from selfemo.models.sampler import LabelPlace, Message
@@ -268,7 +268,7 @@ class EndpointSampler:
         requests: Sequence[Request],
         settings: SamplingSettings,
         on_done: Callable[[int], None] | None = None,
-    ) -> list[list[Sample]]:
+    ) -> list[list[RawCompletion]]:
         """See `Sampler.generate`. Each completion is a question of its own; seeds are not sent.
 
         Raises:
@@ -293,7 +293,7 @@ class EndpointSampler:
         for answer in self.answers(questions, on_done=on_done):
             if isinstance(answer, UnansweredError):
                 raise EndpointError(f"endpoint {self.spec.name} gave no answer: {answer.detail}")
-            samples.append(Sample(first_lines(answer.text, settings.max_lines)))
+            samples.append(RawCompletion(first_lines(answer.text, settings.max_lines)))
         rest = iter(samples)
         return [list(islice(rest, r.n)) for r in requests]
 

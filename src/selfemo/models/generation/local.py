@@ -22,7 +22,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from selfemo.errors import EngineError, NotFiniteError, UnsupportedError
-from selfemo.method.types import EmotionDistribution, LabelSet, Sample
+from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.generation.requests import Constraint, Observer, Request, SamplingSettings
@@ -205,7 +205,7 @@ class LocalSampler:
         settings: SamplingSettings,
         on_done: Callable[[int], None] | None = None,
         on_token: OnToken | None = None,
-    ) -> list[list[Sample]]:
+    ) -> list[list[RawCompletion]]:
         """See `Sampler.generate`.
 
         Args:
@@ -269,13 +269,13 @@ class LocalGenerator:
 
     def generate(
         self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
-    ) -> list[list[Sample]]:
+    ) -> list[list[RawCompletion]]:
         """See `Sampler.generate`."""
-        results: list[list[Sample | None]] = [[None] * r.n for r in requests]
+        results: list[list[RawCompletion | None]] = [[None] * r.n for r in requests]
         for batch in self._batches(requests):
             finished = self._run(requests, batch)
             for o in finished:
-                results[o.request][o.copy] = Sample(
+                results[o.request][o.copy] = RawCompletion(
                     self.policy.decode(o.ids), tuple(o.ids), tuple(o.logprobs), tuple(o.entropies), o.finished
                 )
             if on_done:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from selfemo.errors import DataError, UnsupportedError
-from selfemo.method.types import EmotionDistribution, LabelSet, Sample
+from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
 from selfemo.models.sampler import LabelPlace, Message
 
@@ -57,7 +57,7 @@ class ScriptedSampler:
         requests: Sequence[Request],
         settings: SamplingSettings,
         on_done: Callable[[int], None] | None = None,
-    ) -> list[list[Sample]]:
+    ) -> list[list[RawCompletion]]:
         """See `Sampler.generate`.
 
         Raises:
@@ -123,7 +123,7 @@ def _ids(text: str) -> list[int]:
     return [1 + zlib.crc32(word.encode("utf-8", "replace")) % (2**31 - 1) for word in _words(text)]
 
 
-def _sample(text: str, settings: SamplingSettings) -> Sample:
+def _sample(text: str, settings: SamplingSettings) -> RawCompletion:
     """A completion cut to the limits of tokens and lines."""
     cut = first_lines(text, settings.max_lines)
     words = _words(cut)
@@ -135,4 +135,4 @@ def _sample(text: str, settings: SamplingSettings) -> Sample:
         ids.append(_END)
     zeros = (0.0,) * len(ids)
     kept = cut if finished else "".join(words[: settings.max_new_tokens])
-    return Sample(kept, tuple(ids), zeros, zeros, finished)
+    return RawCompletion(kept, tuple(ids), zeros, zeros, finished)

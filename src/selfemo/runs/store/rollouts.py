@@ -60,13 +60,13 @@ class Rollouts(Database):
             "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 (
-                    place.stage, place.step, place.iteration, group.prompt.id, i, r.sample.text,
-                    len(r.sample.token_ids),
+                    place.stage, place.step, place.iteration, group.prompt.id, i, r.raw.text,
+                    len(r.raw.token_ids),
                     r.parsed.kind.value if isinstance(r.parsed, ParseFailure) else None,
                     write_distribution(r.completion.emotion if r.completion else None),
                     write_distribution(r.completion.self_emotion if r.completion else None),
                     r.completion.reply if r.completion else None,
-                    r.r1, r.r2, r.advantage, r.sample.mean_logprob, r.sample.mean_entropy,
+                    r.r1, r.r2, r.advantage, r.raw.mean_logprob, r.raw.mean_entropy,
                     int(i == best), verdict if i == best else None,
                 )
                 for i, r in enumerate(group.rollouts)

@@ -26,7 +26,7 @@ from selfemo.config import Config, GrpoConfig, SftConfig
 from selfemo.errors import DataError, EngineError
 from selfemo.files import write_json
 from selfemo.method.prompts import Fitted, fit
-from selfemo.method.types import Prompt, Sample
+from selfemo.method.types import Prompt, RawCompletion
 from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.models.policy import ChatTokenizer
@@ -249,7 +249,7 @@ class VerlTrainer:
 
     def sample(
         self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
-    ) -> list[list[Sample]]:
+    ) -> list[list[RawCompletion]]:
         """Wait for the completions that verl sampled in a round; starts the launch of the wave if needed."""
         step = round_ + 1  # verl counts steps from 1
         dump = self.folder / "rollouts" / f"{step}.jsonl"
@@ -274,7 +274,9 @@ class VerlTrainer:
                 raise EngineError(f"{dump}: prompt {min(wrong)!r} {says}")
         return [
             [
-                Sample(r["text"], tuple(r["token_ids"]), (r["logprob"],), (r["entropy"],), r["finished"])
+                RawCompletion(
+                    r["text"], tuple(r["token_ids"]), (r["logprob"],), (r["entropy"],), r["finished"]
+                )
                 for r in self._rows[f.prompt.id]
             ]
             for f in prompts
