@@ -65,9 +65,6 @@ def _if(fits: bool, what: str, found: str, get: str, otherwise: State = "missing
     return Finding("ok", what, found) if fits else Finding(otherwise, what, found, get)
 
 
-# -- what is installed ----------------------------------------------------------------------------------
-
-
 def _installed(name: str) -> str:
     try:
         return metadata.version(name)
@@ -123,9 +120,6 @@ def check_packages(extras: dict[str, str]) -> Iterator[Finding]:
                 yield Finding("missing", wanted.name, told, f"pip install '{wanted.name}{wanted.specifier}'")
             else:
                 yield Finding("ok", wanted.name, found)
-
-
-# -- machine --------------------------------------------------------------------------------------------
 
 
 def _ram() -> tuple[float, float]:
@@ -193,9 +187,6 @@ def check_disk(folder: Path, need: float) -> Finding:
     return _if(free >= need, "disk", told, how)
 
 
-# -- data and model -------------------------------------------------------------------------------------
-
-
 def _try(what: str, how: str, work: Callable[[], str]) -> Finding:
     """A check that fails with a typed error; the error's message is the finding."""
     try:
@@ -246,9 +237,6 @@ def check_model(model_id: str) -> tuple[Finding, str]:
         return Finding("ok", "model", f"{model_id}: {told or 'complete'}"), place
     how = f"with a network it is fetched at first use; before: hf download {model_id}"
     return Finding("warning", "model", f"{model_id}: not in the cache of this machine", how), ""
-
-
-# -- estimate -------------------------------------------------------------------------------------------
 
 
 def lengths(conversations: Sequence[Conversation], config: Config) -> costs.Lengths:

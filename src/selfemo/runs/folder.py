@@ -85,8 +85,6 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- checkpoints ----------------------------------------------------------------------------------
-
     def checkpoint(self, name: str) -> Path:
         return self.path / CHECKPOINTS / name
 
@@ -108,8 +106,6 @@ class RunFolder:
     def remove_checkpoint(self, name: str) -> None:
         shutil.rmtree(self.checkpoint(name), ignore_errors=True)
 
-    # -- stages ---------------------------------------------------------------------------------------
-
     def stage(
         self, name: str, work: Callable[[], dict[str, Any]], checkpoint: str | None = None
     ) -> dict[str, Any]:
@@ -128,8 +124,6 @@ class RunFolder:
         self.store.backup(self.path / BACKUP_FILE)
         self.store.write_metrics(self.path / METRICS_FILE)
         return info
-
-    # -- repair ---------------------------------------------------------------------------------------
 
     def _remove_unfinished(self) -> None:
         """Delete what a killed process was writing: parts of checkpoints and of training states."""

@@ -96,8 +96,6 @@ def gold_samples(
     return samples
 
 
-# -- several emotions without an expert ---------------------------------------------------------------------
-
 LEAST_OWN_WEIGHT = 0.6
 """With less, an emotion that the model believes in could outweigh the sample's own, in whole tenths."""
 Believed = Callable[[Sequence[tuple[Prompt, str]]], list[EmotionDistribution]]
@@ -139,9 +137,6 @@ def soften(
         (p, replace(c, emotion=e, self_emotion=blend(c.self_emotion, b, own_weight)))
         for (p, c), e, b in zip(samples, emotions, felt, strict=True)
     ]
-
-
-# -- experts ------------------------------------------------------------------------------------------
 
 
 def _emotions(value: Any, what: str, labels: LabelSet) -> EmotionDistribution:
@@ -279,9 +274,6 @@ def expert_samples(
 
     tally = ask_experts(questions(), specs, book, PURPOSE, keep, rounds, retry_failed)
     return [kept[k] for k in sorted(kept)], tally, dropped
-
-
-# -- files ----------------------------------------------------------------------------------------------
 
 
 def parquet_row(prompt: Prompt, completion: Completion, reasoning: Reasoning, source: str) -> dict[str, Any]:

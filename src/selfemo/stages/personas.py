@@ -188,9 +188,6 @@ def extract(
     return ask_experts(questions(), specs, book, PURPOSE, keep, rounds, retry_failed)
 
 
-# -- profiles ---------------------------------------------------------------------------------------
-
-
 def most_central(vectors: NDArray[np.float32]) -> int:
     """Index of the description that is nearest to all others (mean cosine; ties: the first).
 

@@ -86,8 +86,6 @@ class LocalEngine:
             raise EngineError(f"model.lora.targets: {e}") from e
         self.policy.model, self.policy.core = model, model.get_base_model()
 
-    # -- text ---------------------------------------------------------------------------------------
-
     def sft_item(
         self, prompt_ids: Sequence[int], completion: str, share: str, label_weight: float
     ) -> SftItem:
@@ -97,8 +95,6 @@ class LocalEngine:
         end = completion.find("\n", start)
         weights = [label_weight if start <= first < end else 1.0 for first, _ in offsets]
         return SftItem(tuple(prompt_ids), tuple(ids), tuple(weights), share)
-
-    # -- optimiser --------------------------------------------------------------------------------
 
     def begin_stage(self, config: OptimConfig) -> None:
         """A fresh optimiser; call at the start of each training stage."""
@@ -127,8 +123,6 @@ class LocalEngine:
         self._optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr, **({} if finite else {NOT_FINITE: 1.0})}
 
-    # -- supervised -------------------------------------------------------------------------------
-
     def sft_step(self, items: Sequence[SftItem], config: OptimConfig, lr: float) -> dict[str, float]:
         """One optimiser step on the weighted token mean of -log p over all items.
 
@@ -152,8 +146,6 @@ class LocalEngine:
             loss_sum += loss.detach()
             tokens += size
         return {"loss": float(loss_sum), "packed_tokens": tokens}
-
-    # -- reinforcement ----------------------------------------------------------------------------
 
     def _score_detached(
         self, policy: Policy, items: Sequence[RlItem], micro_tokens: int
@@ -250,8 +242,6 @@ class LocalEngine:
             "packed_tokens": packed,
             "silent_groups": len({i.share for i in items} - loud),
         }
-
-    # -- checkpoints ------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         """Write the weights, with the adapters merged in, as a checkpoint."""

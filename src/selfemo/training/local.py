@@ -71,8 +71,6 @@ class LocalTrainer:
     def sampler(self, weights: str) -> Sampler:
         return self._load(weights).sampler
 
-    # -- stages -------------------------------------------------------------------------------------
-
     def _begin(self, stage: str, weights: str, config: OptimConfig, *, reference: bool) -> None:
         engine = self._load(weights)
         self._loaded = None  # the weights will change, so the next use loads anew
@@ -87,8 +85,6 @@ class LocalTrainer:
 
     def begin_rl(self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]) -> None:
         self._begin(stage, weights, config, reference=config.kl_coef > 0)
-
-    # -- states -------------------------------------------------------------------------------------
 
     def _path(self, step: int) -> Path:
         return self._states / f"step-{step}.safetensors"
@@ -124,8 +120,6 @@ class LocalTrainer:
         self.engine.end_stage()
         self.engine.save(folder)
 
-    # -- supervised -----------------------------------------------------------------------------------
-
     def sft_steps(self, samples: int, config: SftConfig, epochs: int) -> int:
         return -(-samples // config.batch_size) * epochs
 
@@ -150,8 +144,6 @@ class LocalTrainer:
         for step, batch in enumerate(batches[first:], first):
             lr = learning_rate(config, step, len(batches)) * scale(step)
             yield SftStep(step, self.engine.sft_step([items[i] for i in batch], config, lr))
-
-    # -- reinforcement --------------------------------------------------------------------------------
 
     def waves(self, rounds: int) -> list[range]:
         return [range(r, r + 1) for r in range(rounds)]

@@ -113,9 +113,6 @@ def prompt_dataset(
     return Dataset.from_list(list(rows.values()))
 
 
-# -- rewards ---------------------------------------------------------------------------------------
-
-
 def _sample(policy: Policy, ids: Sequence[int]) -> RawCompletion:
     return RawCompletion(policy.decode(ids), finished=bool(ids) and ids[-1] in policy.end_ids)
 
@@ -242,9 +239,6 @@ def score_rows(
     return [scored[i] for i in range(len(rows))]
 
 
-# -- lambda ----------------------------------------------------------------------------------------
-
-
 class LambdaCallback(TrainerCallback):
     """lambda(t) = lam_max t / T of eq. 13 over the optimiser steps of a TRL (or any) `Trainer`.
 
@@ -264,9 +258,6 @@ class LambdaCallback(TrainerCallback):
         self.value = self.at(state.global_step, max(1, state.max_steps))
 
     on_train_begin = on_step_begin
-
-
-# -- configuration -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -355,9 +346,6 @@ class SelfGRPOConfig(GRPOConfig):
             for name, allowed in needed.items()
             if getattr(self, name, allowed[0]) not in allowed
         ]
-
-
-# -- trainer -----------------------------------------------------------------------------------------
 
 
 class SelfGRPOTrainer(GRPOTrainer):

@@ -48,9 +48,6 @@ class StopTraining(Exception):
     """Raised when the stop file is there and the state after the last step is saved."""
 
 
-# -- reward ---------------------------------------------------------------------------------------
-
-
 def compute_score(
     data_source: str,
     solution_str: str,
@@ -115,9 +112,6 @@ class EmotionRewardManager(RewardManagerBase):
             extra_info={"finished": bool(ids) and ids[-1] in self.reader.end_ids},
         )
         return {"reward_score": result["score"], "reward_extra_info": result}
-
-
-# -- advantage ------------------------------------------------------------------------------------
 
 
 def put_rewards(r1: Any, r2: Any, mask: torch.Tensor) -> torch.Tensor:
@@ -208,9 +202,6 @@ def secondary_rewards(infos: list[Any], groups: list[Any], tasks: list[Task], ki
         for i, value in zip(rows, values, strict=True):
             result[i] = value
     return result
-
-
-# -- trainer --------------------------------------------------------------------------------------
 
 
 @register_trainer(MODE)

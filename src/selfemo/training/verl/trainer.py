@@ -102,8 +102,6 @@ class VerlTrainer:
     def release(self) -> None:
         self._local.release()
 
-    # -- stages -------------------------------------------------------------------------------------
-
     def _begin(self, stage: str, weights: str, inside: str) -> None:
         self.release()
         self._stage, self._weights, self._weights_inside = stage, weights, inside
@@ -170,8 +168,6 @@ class VerlTrainer:
     def _launched(self, command: Sequence[str]) -> Launch:
         return Launch(command, self.folder, self.config.cluster.address, self.stop, self._start)
 
-    # -- supervised -----------------------------------------------------------------------------------
-
     def sft_steps(self, samples: int, config: SftConfig, epochs: int) -> int:
         batches = samples // config.batch_size
         if epochs and not batches:
@@ -212,8 +208,6 @@ class VerlTrainer:
                 self.stop.check()  # SFT of verl has no hook to save in between
                 if not ended:
                     launch.pause()
-
-    # -- reinforcement --------------------------------------------------------------------------------
 
     def waves(self, rounds: int) -> list[range]:
         self._rounds = rounds
