@@ -19,11 +19,7 @@ class _RolledBack(Exception):
 
 
 class TrainingState:
-    """Resume, guards and rollbacks of one stage (`stages.interfaces.Watch`).
-
-    Attributes:
-        step: the number of steps in the saved weights and optimiser.
-    """
+    """Resume, guards and rollbacks of one stage (`stages.interfaces.Watch`); `step` is the last saved one."""
 
     def __init__(self, run: RunFolder, trainer: Trainer, stage: str):
         self.run, self.trainer, self.stage = run, trainer, stage
@@ -51,22 +47,16 @@ class TrainingState:
         self.records = self.run.store.stage_metrics(self.stage)
 
     def scale(self, step: int) -> float:
-        """The factor of the learning rate at a step, after the rollbacks so far."""
         return rate_scale(self.rollbacks, step)
 
     def look(self, step: int, record: dict[str, Any]) -> None:
-        """Check a step's metrics for alarms; their kinds are added to the record."""
         self.records.append(record)
         self._found = alarms(self.records, self.run.config.guard)
         if self._found:
             record["alarms"] = [a.kind for a in self._found]
 
     def after(self, trainer: Trainer, done: int, total: int) -> None:
-        """Act on alarms; save if save.every_steps is due or a stop was asked for (then raises Stopped).
-
-        Raises:
-            GuardError: an alarm stops the stage; the state after this step is saved.
-        """
+        """Raises Stopped where that was asked for, GuardError where an alarm stops the stage, after a save."""
         every, stop = self.run.config.save.every_steps, self.run.stop
         action = decide(self._found, self.run.config.guard)
         for alarm in self._found:

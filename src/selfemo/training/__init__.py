@@ -42,10 +42,6 @@ def check_engine(name: str) -> None:
 
 
 def open_trainer(config: Config, folder: Path, stop: StopRequest) -> Trainer:
-    """The trainer that config.engine names, for the run in `folder`.
-
-    Raises:
-        ConfigError: there is no such engine, or it cannot run these settings.
-    """
+    """The trainer of config.engine for the run in `folder` (ConfigError: none for these settings)."""
     check_engine(config.engine)
     return TRAINERS[config.engine](config, folder, stop)

@@ -18,12 +18,9 @@ _DIGEST = ".sha256"
 
 
 def writing_checkpoint(folder: Path) -> AbstractContextManager[Path]:
-    """A context whose block fills a folder with model files; the folder then becomes the checkpoint.
+    """A context whose block fills a folder that then becomes the checkpoint, as a whole and with checksums.
 
-    The checkpoint gets checksums, and exists as a whole or not at all.
-
-    Raises:
-        EngineError: the disk is full, or the folder cannot be written; nothing is left behind.
+    Raises: EngineError: the disk is full, or the folder cannot be written; nothing is left behind.
     """
     return replacing_folder(
         folder,
@@ -36,10 +33,7 @@ def writing_checkpoint(folder: Path) -> AbstractContextManager[Path]:
 
 
 def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model as a checkpoint: a safetensors folder that transformers opens.
-
-    Raises: EngineError, see `writing_checkpoint`.
-    """
+    """Write a model as a safetensors folder that transformers opens (EngineError: see above)."""
     with writing_checkpoint(folder) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
@@ -48,8 +42,7 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
 def must_be_finite(model: Any, path: Path) -> None:
     """Raises: NotFiniteError, where a weight is NaN or infinite."""
     for name, p in model.named_parameters():
-        # A sum is one pass without a temporary; it is finite only if all summands are, or the slow check has
-        # the last word.
+        # A sum needs no temporary; where it is not finite, the slow check has the last word.
         if not torch.isfinite(p.detach().sum()) and not torch.isfinite(p.detach()).all():
             raise NotFiniteError(f"{path}: not written, since {name} is not finite")
 
@@ -57,8 +50,7 @@ def must_be_finite(model: Any, path: Path) -> None:
 def write_state(model: Any, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Write trained parameters and optimiser state to one safetensors file, with its checksum.
 
-    Raises:
-        EngineError: it cannot be written; the previous file stays.
+    Raises: EngineError: it cannot be written; the previous file stays.
     """
     flat = {f"p.{n}": p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     for index, state in optimizer.state_dict()["state"].items():
@@ -76,11 +68,7 @@ def write_state(model: Any, optimizer: torch.optim.Optimizer, path: Path) -> Non
 
 
 def read_state(model: Any, optimizer: torch.optim.Optimizer, path: Path, device: str) -> None:
-    """Load a file of `write_state` into a model and its optimiser.
-
-    Raises:
-        EngineError: the file is missing, cut, altered, or of another model.
-    """
+    """Load a file of `write_state` (EngineError: it is missing, cut, altered, or of another model)."""
     try:
         if not fits_checksum(path, path.with_suffix(_DIGEST)):
             raise EngineError(f"{path}: not a whole training state: altered since it was written")

@@ -112,7 +112,7 @@ class LocalEngine:
         return_memory()
 
     def _apply(self, config: OptimConfig, lr: float, loss: float) -> dict[str, float]:
-        """Make the optimiser step; where loss or gradient is not finite, weights and optimiser stay."""
+        """Make the optimiser step; where loss or gradient is not finite, none, and `not_finite` is 1."""
         assert self._optimizer is not None, "begin_stage comes first"
         parameters = self._optimizer.param_groups[0]["params"]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -124,10 +124,7 @@ class LocalEngine:
         return {"grad_norm": norm, "lr": lr, **({} if finite else {NOT_FINITE: 1.0})}
 
     def sft_step(self, items: Sequence[SftItem], config: OptimConfig, lr: float) -> dict[str, float]:
-        """One optimiser step on the weighted token mean of -log p over all items.
-
-        A step whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
-        """
+        """One optimiser step on the weighted token mean of -log p; left out where it is not finite (`_apply`)."""
         measures = self.sft_backward(items, config.micro_tokens)
         applied = self._apply(config, lr, measures["loss"])
         self._memory.after_step()
@@ -177,10 +174,9 @@ class LocalEngine:
     def rl_round(
         self, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> list[dict[str, float]]:
-        """Make one optimiser step per mini-batch; the policy before the call sampled all of them.
+        """Make one optimiser step (see `_apply`) per mini-batch; the policy before the call sampled them all.
 
-        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm. A step
-        whose loss or gradient is not finite is left out and has the measure `not_finite` = 1.
+        Returns the measures of each step: loss, entropy and KL (token means), clip fraction, norm.
         """
         old: list[list[torch.Tensor]] | None = None
         if len(minibatches) > 1:
@@ -252,13 +248,11 @@ class LocalEngine:
         write_checkpoint(core, self.policy.tokenizer, folder)
 
     def save_training_state(self, path: Path) -> None:
-        """Write trained parameters and optimiser state to one file (`checkpoints.write_state`)."""
         assert self._optimizer is not None, "begin_stage comes first"
         must_be_finite(self.policy.model, path)
         write_state(self.policy.model, self._optimizer, path)
 
     def load_training_state(self, path: Path) -> None:
-        """Go on from `save_training_state` (`checkpoints.read_state`)."""
         assert self._optimizer is not None, "begin_stage comes first"
         read_state(self.policy.model, self._optimizer, path, str(self.policy.device))
 
@@ -273,8 +267,7 @@ def _scored(
 ) -> Iterator[tuple[TokenScores, list[int], int]]:
     """Score items in micro-batches of prefix trees within the token budget.
 
-    Yields:
-        The scores of a micro-batch, the index of the item in each row, and the number of packed tokens.
+    Yields: scores of a micro-batch, the index of the item in each row, the number of packed tokens.
     """
     if not items:
         return

@@ -12,9 +12,7 @@ Alarms depend on the stage's metrics records alone, so a resumed run raises the 
 kind that has a window, a new window starts.
 
 Each kind has its action: `warn` goes on; `stop` saves the state after the step and raises; `rollback` goes
-back to the last state saved before it and halves the learning rate for the rest of the stage. It does not
-leave prompts out: most alarms are the result of many steps, and the next batch would lead the same policy
-there too.
+back to the last state saved before it and halves the learning rate for the rest of the stage.
 """
 
 from __future__ import annotations

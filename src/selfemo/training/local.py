@@ -45,11 +45,7 @@ class LocalTrainer:
 
     @property
     def engine(self) -> LocalEngine:
-        """The engine with the loaded model.
-
-        Raises:
-            EngineError: no model is loaded.
-        """
+        """The engine with the loaded model (EngineError: none is loaded)."""
         if self._engine is None:
             raise EngineError("no model is loaded; begin a stage or ask for a sampler first")
         return self._engine

@@ -233,8 +233,8 @@ def score_rows(
             )
         for start in range(0, len(own), group_size):
             group = own[start : start + group_size]
-            samples = [rows[i].raw for i in group]
-            rollouts = _score(first.labels, first.target, samples, reward, grpo, lam)
+            raw = [rows[i].raw for i in group]
+            rollouts = _score(first.labels, first.target, raw, reward, grpo, lam)
             scored.update(zip(group, rollouts, strict=True))
     return [scored[i] for i in range(len(rows))]
 
@@ -300,10 +300,9 @@ class SelfGRPOConfig(GRPOConfig):
 
     def settings(self) -> tuple[RewardConfig, GrpoConfig]:
         """The settings of rewards and advantages as sections of the local engine's configuration."""
-        given = {"primary": self.primary, "secondary": self.secondary}
-        return RewardConfig.model_validate(given), GrpoConfig.model_validate(
-            {"lam_max": self.lam_max, "eps": self.advantage_eps, "ddof": self.advantage_ddof}
-        )
+        rewards = {"primary": self.primary, "secondary": self.secondary}
+        advantages = {"lam_max": self.lam_max, "eps": self.advantage_eps, "ddof": self.advantage_ddof}
+        return RewardConfig.model_validate(rewards), GrpoConfig.model_validate(advantages)
 
     def _without_effect(self) -> list[str]:
         refused = {
@@ -357,8 +356,7 @@ class SelfGRPOTrainer(GRPOTrainer):
 
     Args:
         model: as in TRL, or an id that this package takes (`builtin:smollm2-135m`, a GGUF file).
-        args: a `SelfGRPOConfig`.
-        train_dataset: rows of `prompt_dataset`; `eval_dataset` likewise.
+        train_dataset, eval_dataset: rows of `prompt_dataset`.
         kwargs: further arguments of `GRPOTrainer`, `peft_config` among them.
 
     Raises:
@@ -441,12 +439,11 @@ class SelfGRPOTrainer(GRPOTrainer):
         rollouts = score_rows(rows, size, self._reward, self._grpo, lam)
         device = self.accelerator.device
         self._advantages = torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device)
-        ids = {row.prompt_id for row in rows}
         loud = {r.prompt_id for r, s in zip(rows, rollouts, strict=True) if s.advantage}
         metrics = self._metrics[mode]
         metrics["lambda"].append(lam)
         metrics["parse_rate"].append(_parse_rate(rollouts))
-        metrics["silent_groups"].append(1 - len(loud) / len(ids))
+        metrics["silent_groups"].append(1 - len(loud) / len({r.prompt_id for r in rows}))
         self.reward_weights = torch.tensor([1 - lam, lam])
         return torch.tensor([[r.r1, r.r2] for r in rollouts], dtype=torch.float32, device=device)
 

@@ -3,8 +3,7 @@
 One file in WAL mode. Each training step is one transaction, so a killed run loses at most the step that it
 was in. A commit survives a kill at once, and a power failure after the next `set_stage`.
 
-All SQL stands in this package: `base` opens and checks the file, each other module holds the queries on one
-subject, and `Store` is all of them together.
+All SQL stands in this package: `base` opens and checks the file, each other module has one subject's queries.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ BACKUP_FILE = "store.backup.sqlite"
 
 
 class Store(Stages, Samples, Prompts, Rollouts, Predictions, Experts, Exports):
-    """The store of a run or of another job: the file `path`, which is opened or created, and checked.
+    """The store in the file `path`, which is opened or created, and checked.
 
-    Raises:
-        StoreError: the file is no store of this version, or cannot be opened.
-        DamagedStoreError: the file is damaged.
+    Raises: StoreError: no store of this version, or it cannot be opened. DamagedStoreError: it is damaged.
     """

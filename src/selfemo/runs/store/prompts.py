@@ -65,12 +65,11 @@ def read_prompt(row: Any, *, emotions: bool = True) -> Prompt:
 
 
 class Prompts(Database):
-    """Queries on prompts."""
+    """Queries on prompts; `stages.interfaces.Buffer` describes those that stages use."""
 
     read_prompt = staticmethod(read_prompt)
 
     def add_prompts(self, prompts: Iterable[Prompt], place: Place) -> None:
-        """Insert prompts; one that is there already stays as it is."""
         self.db.executemany(
             "INSERT OR IGNORE INTO prompts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0)",
             (
@@ -88,7 +87,6 @@ class Prompts(Database):
         )  # fmt: skip
 
     def skip(self, prompt_ids: Iterable[str]) -> None:
-        """Mark prompts that do not fit the length limit; they are not drawn again."""
         self.db.executemany("UPDATE prompts SET skipped = 1 WHERE id = ?", [(i,) for i in prompt_ids])
 
     def prompt(self, prompt_id: str) -> Prompt:
@@ -99,11 +97,6 @@ class Prompts(Database):
         return read_prompt(found[0])
 
     def pending(self, limit: int, after: int = 0) -> tuple[list[Prompt], int]:
-        """Synthetic prompts without a rollout, oldest first, at most `limit`; and the place after them.
-
-        Args:
-            after: the place that an earlier call returned; prompts before it are left out.
-        """
         rows = self.rows(
             "SELECT rowid AS place, * FROM prompts p WHERE rowid > ? AND parent IS NOT NULL "
             "AND skipped = 0 AND NOT EXISTS (SELECT 1 FROM rollouts r WHERE r.prompt = p.id) "
@@ -114,11 +107,9 @@ class Prompts(Database):
         return [read_prompt(r) for r in rows], (rows[-1]["place"] if rows else after)
 
     def drawn_originals(self) -> int:
-        """How often original prompts were drawn, over all stages and rounds."""
         return self._drawn("p.parent IS NULL")
 
     def drawn_synthetic(self, stage: str) -> int:
-        """How many self-play prompts a stage has sampled for."""
         return self._drawn("r.stage = ? AND p.parent IS NOT NULL", stage)
 
     def _drawn(self, which: str, *args: str) -> int:

@@ -50,10 +50,9 @@ class Failures(NamedTuple):
 
 
 class Rollouts(Database):
-    """Queries on rollouts."""
+    """Queries on rollouts; `stages.interfaces.Buffer` describes those that stages use."""
 
     def add_group(self, group: RolloutGroup, place: Place, best: int, verdict: str) -> None:
-        """Insert a scored group; `verdict` is the gate's on member `best`."""
         self.db.executemany(
             "INSERT INTO rollouts (stage, step, iteration, prompt, member, text, tokens, failure, "
             "emotion, self_emotion, reply, r1, r2, advantage, mean_logprob, entropy, best, gate) "
@@ -74,7 +73,6 @@ class Rollouts(Database):
         )  # fmt: skip
 
     def verdicts(self, stage: str) -> dict[str, int]:
-        """Verdicts of the gate on the best rollouts of a stage, the most frequent first."""
         query = (
             "SELECT gate, count(*) AS n FROM rollouts WHERE stage = ? AND best = 1 "
             "GROUP BY gate ORDER BY n DESC, gate"

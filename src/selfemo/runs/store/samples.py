@@ -34,7 +34,7 @@ class SampleValue(NamedTuple):
 
 
 class Samples(Prompts):
-    """Queries on the SFT set."""
+    """Queries on the SFT set; `stages.interfaces.Buffer` describes those that stages use."""
 
     def add_sample(
         self,
@@ -46,7 +46,6 @@ class Samples(Prompts):
         place: Place,
         source: str,
     ) -> bool:
-        """Add to the SFT set; false if an equal sample is in it already."""
         done = self.db.execute(
             "INSERT OR IGNORE INTO samples (stage, step, iteration, source, prompt, completion, "
             "emotion, reward, fingerprint) VALUES (?,?,?,?,?,?,?,?,?)",
@@ -67,14 +66,11 @@ class Samples(Prompts):
         return int(self.value("SELECT count(*) FROM samples WHERE stage = ?", stage))
 
     def selfplay_samples(self, iteration: int) -> list[SampleValue]:
-        """The self-play samples of an iteration, in order of insertion."""
-        query = (
-            "SELECT id, emotion, reward FROM samples WHERE source = 'selfplay' AND iteration = ? ORDER BY id"
-        )
-        return [SampleValue(*r) for r in self.stream(query, iteration)]
+        which = "WHERE source = 'selfplay' AND iteration = ? ORDER BY id"
+        rows = self.stream(f"SELECT id, emotion, reward FROM samples {which}", iteration)
+        return [SampleValue(*r) for r in rows]
 
     def mark_used(self, used: Mapping[int, bool]) -> None:
-        """Set which samples, by id, the next refit uses."""
         with self.transaction():
             values = [(int(u), i) for i, u in used.items()]
             self.db.executemany("UPDATE samples SET used = ? WHERE id = ?", values)

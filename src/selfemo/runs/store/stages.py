@@ -104,7 +104,6 @@ class Stages(Database):
         ]
 
     def stage_metrics(self, stage: str) -> list[dict[str, Any]]:
-        """The metrics of a stage, in order."""
         return [m for m in self.metrics() if m["stage"] == stage]
 
     def write_metrics(self, path: Path) -> None:

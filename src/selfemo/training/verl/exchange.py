@@ -43,11 +43,7 @@ def _chat(prompt: Prompt, reader: ChatTokenizer, reasoning: Reasoning) -> list[d
 def prompt_rows(
     fitted: Sequence[Fitted], reader: ChatTokenizer, reasoning: Reasoning
 ) -> list[dict[str, Any]]:
-    """Rows of verl's RL data sets.
-
-    Raises:
-        DataError: a prompt has no target.
-    """
+    """Rows of verl's RL data sets (DataError: a prompt has no target)."""
     rows = []
     for i, f in enumerate(fitted):
         if f.prompt.target is None:
@@ -69,20 +65,15 @@ def sft_rows(
     samples: Sequence[tuple[Prompt, str]], reader: ChatTokenizer, reasoning: Reasoning
 ) -> list[dict[str, Any]]:
     """Rows of verl's supervised data sets: the chat with the completion as its last message."""
-    rows = []
-    for prompt, completion in samples:
-        answer = {"role": "assistant", "content": reader.defused(completion)}
-        rows.append({"messages": [*_chat(prompt, reader, reasoning), answer]})
-    return rows
+    answers = [{"role": "assistant", "content": reader.defused(text)} for _, text in samples]
+    return [
+        {"messages": [*_chat(prompt, reader, reasoning), answer]}
+        for (prompt, _), answer in zip(samples, answers, strict=True)
+    ]
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as a whole file.
-
-    Raises:
-        EngineError: the disk is full, or the folder cannot be written.
-        MissingExtraError: pyarrow is not installed.
-    """
+    """Write rows as a whole file (EngineError: it cannot be written; MissingExtraError: no pyarrow)."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -103,11 +94,7 @@ def dump_line(**fields: Any) -> str:
 
 
 def read_dump(path: Path) -> list[list[dict[str, Any]]]:
-    """The completions of one step by group, members in order; groups in the order of their first line.
-
-    Raises:
-        EngineError: a line is not of the form of `dump_line`.
-    """
+    """The completions of one step by group, members in order (EngineError: a line is no `dump_line`)."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:

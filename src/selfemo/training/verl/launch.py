@@ -77,19 +77,13 @@ class Launch:
         time.sleep(POLL)
 
     def wait(self) -> None:
-        """Wait until the command ends.
-
-        Raises:
-            EngineError: it failed; the message has the end of its log.
-            Stopped: a stop was asked for.
-        """
+        """Wait until the command ends (EngineError: it failed; Stopped: a stop was asked for)."""
         while not self.ended:
             self.pause()
         (self.folder / "stop").unlink(missing_ok=True)
         self.stop.check()
         if self.process.returncode:
-            path = self.folder / "verl.log"
-            with path.open(encoding="utf-8", errors="replace") as f:
+            with (path := self.folder / "verl.log").open(encoding="utf-8", errors="replace") as f:
                 tail = "".join(deque(f, 25))
             raise EngineError(
                 f"verl ended with code {self.process.returncode}; its last saved state is kept. The end "

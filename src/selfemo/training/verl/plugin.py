@@ -86,11 +86,8 @@ def compute_score(
 
 @register("selfemo")
 class EmotionRewardManager(RewardManagerBase):
-    """Decodes a completion as the local engine does and tells the reward function whether it is finished.
-
-    verl's own manager drops special tokens: it sees neither whether a completion was cut off nor a role
-    marker that the model wrote.
-    """
+    """Decodes a completion as the local engine does, where verl's own manager drops special tokens: it sees
+    neither whether a completion was cut off nor a role marker that the model wrote."""
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
@@ -117,9 +114,7 @@ class EmotionRewardManager(RewardManagerBase):
 def put_rewards(r1: Any, r2: Any, mask: torch.Tensor) -> torch.Tensor:
     """(b, s) rewards by token: R1 on the last token of each completion, R2 on its first.
 
-    Args:
-        r1, r2: (b,) primary and secondary rewards.
-        mask: (b, s) 1 on the tokens of the completions, which begin at the left.
+    r1, r2: (b,) rewards. mask: (b, s) 1 on the tokens of the completions, which begin at the left.
     """
     first, last, several = _ends(mask)
     rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
@@ -165,13 +160,11 @@ def self_grpo_advantage(
     """A of eq. 13 on each token of its completion, as verl calls estimators.
 
     Args:
-        token_level_rewards: (b, s), made by `put_rewards`.
-        response_mask: (b, s).
+        token_level_rewards: (b, s), made by `put_rewards`; response_mask: (b, s).
         index: (b,) group of each row.
         config: verl's `algorithm` section; `self_grpo` in it holds lam, eps and ddof.
 
-    Returns:
-        advantages (b, s) and the same as returns.
+    Returns: advantages (b, s) and the same as returns.
     """
     own = (config.get("self_grpo") if config is not None else None) or {}
     r1, r2 = get_rewards(token_level_rewards, response_mask)
@@ -188,8 +181,7 @@ def secondary_rewards(infos: list[Any], groups: list[Any], tasks: list[Task], ki
     """(b,) R2 of each completion within its group (eqs. 11, 12).
 
     Args:
-        infos: the result of `compute_score` for each completion.
-        groups, tasks: the group and the task of each.
+        infos, groups, tasks: `compute_score`'s result, the group and the task of each completion.
         kind: "count" or "weighted".
     """
     result = [0.0] * len(infos)

@@ -20,11 +20,7 @@ PLUGIN = "selfemo.training.verl.plugin"
 
 
 def check_config(config: Config) -> None:
-    """Refuse settings that verl does not have or would treat differently.
-
-    Raises:
-        ConfigError: names all of them, each with what to set.
-    """
+    """Refuse settings that verl lacks or treats differently (ConfigError: all of them, with what to set)."""
     c, g, s, guard = config.cluster, config.grpo, config.sft, config.guard
     gpus = c.nodes * c.gpus_per_node
     sequences = g.mini_batch * config.sampling.group_size
@@ -100,9 +96,7 @@ def rl_overrides(
 
     Args:
         model: folder or hub id that the stage starts from; also the reference of the KL term.
-        folder: the stage's work folder.
-        train: prompts of the wave.
-        held: prompts to test on.
+        train, held: prompts of the wave, and prompts to test on.
         last_step: the RL round of the stage after which the wave ends.
         rounds: RL rounds of the stage: T of lambda(t).
     """

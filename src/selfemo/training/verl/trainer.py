@@ -1,12 +1,10 @@
 """The trainer of a cluster: launches verl (Ray, FSDP, vLLM) and reads what it sampled and measured.
 
-verl gets prompts as Parquet, settings as Hydra overrides, and the reward function, advantage estimator and
-trainer hooks as plugin.py. It writes completions and metrics step by step while it runs.
+verl gets prompts as Parquet, settings as Hydra overrides, and plugin.py; it writes completions and metrics.
 
 Departures [ours]: prompts that self-play leaves are drawn in the next wave, not the next round; a stage takes
 whole batches, so the rest of flywheel.prompts is left out; SFT drops the last, partial batch of an epoch, as
-verl does. verl's loss also bounds the ratio of negative advantages by 3 (its dual clip). This module imports
-nothing of verl.
+verl does. verl's loss also bounds the ratio of negative advantages by 3 (its dual clip).
 """
 
 from __future__ import annotations
@@ -117,8 +115,7 @@ class VerlTrainer:
         held = [f for f in fitted if f is not None]
         if not held:
             raise DataError(f"{stage}: no held-out prompt fits prompt.max_tokens; raise it")
-        rows = prompt_rows(held, self.reader, c.reasoning)
-        write_parquet(self.folder / "held.parquet", rows)
+        write_parquet(self.folder / "held.parquet", prompt_rows(held, self.reader, c.reasoning))
 
     def _done(self) -> int:
         """The last step of the stage whose state verl has written whole, or 0."""
@@ -146,11 +143,7 @@ class VerlTrainer:
             self._launch.wait()
 
     def save(self, folder: Path) -> None:
-        """Copy the weights that verl wrote last to a checkpoint.
-
-        Raises:
-            EngineError: they are not there, or cannot be copied.
-        """
+        """Copy the weights that verl wrote last (EngineError: they are not there, or cannot be copied)."""
         step = self._done()
         if not step:  # a stage without a step
             policy = load_policy(self._weights, "cpu")
@@ -210,8 +203,7 @@ class VerlTrainer:
                     launch.pause()
 
     def waves(self, rounds: int) -> list[range]:
-        self._rounds = rounds
-        play = self.config.selfplay
+        self._rounds, play = rounds, self.config.selfplay
         return part(rounds, play.max_turns, play.synthetic_share)
 
     def drawn(self, wave: range) -> list[str] | None:
@@ -279,11 +271,7 @@ class VerlTrainer:
     def update(
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:
-        """Check that verl trained with these advantages; returns its measures of the step.
-
-        Raises:
-            EngineError: it trained with others.
-        """
+        """Check that verl trained with these advantages (EngineError: with others); returns its measures."""
         step = round_ + 1
         ours: dict[str, list[float]] = {}
         for item in (i for items in minibatches for i in items):

@@ -1,9 +1,8 @@
 """The waves of an RL stage, and the plan of its launches (`--dry-run`).
 
 The turns of self-play happen between waves, which keeps eq. 7 exact: the next prompt is made from the best
-rollout of a group, by the policy that sampled it. A stage has selfplay.max_turns waves of RL rounds. Each
-wave is one launch of verl: it draws original prompts and those that earlier waves left, and starts from the
-state that the wave before it saved.
+rollout of a group, by the policy that sampled it. Each wave is one launch of verl, from the state that the
+wave before it saved.
 """
 
 from __future__ import annotations
@@ -46,11 +45,7 @@ def wave_command(config: Config, model: str, folder: Path, wave: range, rounds: 
 def plan(config: Config, model: str, folder: Path) -> dict[str, Any]:
     """The launches of an RL stage of the run in `folder`, from the weights `model`; launches nothing.
 
-    Returns:
-        The waves, each with its steps, prompts and command; totals of prompts, completions, steps.
-
-    Raises:
-        ConfigError: verl cannot run these settings.
+    Raises: ConfigError: verl cannot run these settings.
     """
     check_config(config)
     stage = folder.resolve() / "cluster" / "iteration-1-rl"
