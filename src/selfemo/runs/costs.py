@@ -77,9 +77,8 @@ def find_shape(model_id: str) -> ModelShape:
     try:
         return shape_from(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as e:
-        why = f"its sizes are not known ({path}: {type(e).__name__}: {e})"
-        known = f"known are {', '.join(KNOWN)}"
-        raise EngineError(f"{model_id}: {why}; give the model as a folder; {known}") from None
+        why = f"its sizes are not known ({path}: {type(e).__name__}: {e}); give the model as a folder"
+        raise EngineError(f"{model_id}: {why}; known are {', '.join(KNOWN)}") from None
 
 
 @dataclass(frozen=True)

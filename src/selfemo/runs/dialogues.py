@@ -48,10 +48,7 @@ def episodes(store: Store, n: int = 3) -> list[Episode]:
 
 
 def _episode(store: Store, prompt: Prompt, rollout: int) -> Episode:
-    """The turns that led to a passed rollout of `prompt`, and its own.
-
-    A prompt may be answered in several rounds. The next turn's history ends with the reply that led to it.
-    """
+    """The turns that led to a passed rollout of `prompt`, each the one whose reply the next turn answers."""
     played = []
     best = store.passed(rollout)
     while True:

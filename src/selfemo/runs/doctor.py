@@ -197,17 +197,14 @@ def _try(what: str, how: str, work: Callable[[], str]) -> Finding:
 
 def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
     """Check each source, then the conversations to train and evaluate on, which are returned."""
-    findings: list[Finding] = []
     kept: list[Conversation] = []
 
     def source(spec: str) -> str:
         counts = load_data(spec, lenient=config.data.lenient).report.conversations
         return ", ".join(f"{n} {split}" for split, n in counts.items()) + " conversations"
 
-    for spec in config.data.sources:
-        findings.append(
-            _try(f"data {spec}", "mend or name the data: selfemo data check", partial(source, spec))
-        )
+    mend = "mend or name the data: selfemo data check"
+    findings = [_try(f"data {spec}", mend, partial(source, spec)) for spec in config.data.sources]
 
     def together() -> str:
         conversations, train = run_inputs(config)
@@ -351,8 +348,7 @@ def diagnose(
         machine: a name in costs.MACHINES to estimate for; "" takes this machine.
         prompt_tokens, completion_tokens: means; 0 takes those of the data.
 
-    Raises:
-        ConfigError: the engine or machine is not known.
+    Raises: ConfigError: the engine or machine is not known.
     """
     engine = engine or config.engine
     if engine not in ("local", "verl"):

@@ -106,10 +106,7 @@ def _samples(rows: Any, shard: _Shard) -> Iterator[tuple[dict[str, Any], Prompt,
 
 
 def _passed(best: Any, shard: _Shard, seed: int) -> Any:
-    """The rows of `best` that pass the gate, with the columns that the selection uses.
-
-    The gate's recorded verdict counts; a rollout without one is judged now.
-    """
+    """The rows of `best` that passed the gate, or do now if they were not judged, with further columns."""
     pl = need_polars()
     verdict, found = pl.col("gate"), []
     asked = best.filter(pl.col("failure").is_null() & (verdict.is_null() | (verdict == PASS)))
@@ -137,8 +134,7 @@ def _lowest(rows: Any, n: int, key: Any) -> Any:
 def _chosen(scratch: Path, given: Sequence[Any], result: Selection, max_share: float, n: int) -> Any:
     """Places of the selected candidates; `result` gets its counts.
 
-    Args:
-        given: the SFT sets of the exports; a candidate that equals one of their gold samples is a duplicate.
+    A candidate that equals a gold sample of `given`, the SFT sets of the exports, is a duplicate.
     """
     pl = need_polars()
     passed = pl.scan_parquet(scratch / "passed-*.parquet")
@@ -280,7 +276,7 @@ def select(
 def _candidates(
     shard: _Shard, lam: float | None, iterations: Collection[int], seed: int, result: Selection
 ) -> Any:
-    """The rollouts of a shard that are the best of their groups and passed the gate; `result` counts them.
+    """The best of each group of a shard that passed the gate; `result` counts them.
 
     The column `at` is their place among the candidates of all shards.
     """

@@ -36,5 +36,4 @@ def settings_for(
     """
     checkpoint, run = find_checkpoint(model), run_of(model)
     own = [] if run is None else [run / CONFIG_FILE]
-    config = load([*own, *files], [f"data.sources={json.dumps(list(sources))}", *overrides])
-    return config, checkpoint
+    return load([*own, *files], [f"data.sources={json.dumps(list(sources))}", *overrides]), checkpoint

@@ -8,9 +8,8 @@
       unanswered-00000.parquet    prompts without a rollout
       samples-00000.parquet       the SFT set
 
-A pair of rollouts and prompts needs nothing else to be read, so many machines can work on shards of many
-stores. A prompt that a later shard answers again stands there again. A stopped export is checked and
-continued; so is one whose run has written more since.
+A pair of rollouts and prompts needs nothing else to be read; a prompt that a later shard answers again stands
+there again. A stopped export is checked and continued; so is one whose run has written more since.
 
 Departures [ours]: all of it; the paper does not say how its data were kept.
 """
@@ -52,10 +51,7 @@ class ShardFile:
 
 @dataclass
 class Manifest:
-    """The files of an export folder, and the settings of its run that a selection uses.
-
-    `complete`: every row that the store had has been written.
-    """
+    """The files of an export folder, the settings of its run, and whether all rows have been written."""
 
     gate: GateConfig
     reasoning: Reasoning

@@ -56,7 +56,7 @@ class TrainingState:
             record["alarms"] = [a.kind for a in self._found]
 
     def after(self, trainer: Trainer, done: int, total: int) -> None:
-        """Raises Stopped where that was asked for, GuardError where an alarm stops the stage, after a save."""
+        """Raises Stopped where that was asked for, or GuardError where an alarm stops the stage."""
         every, stop = self.run.config.save.every_steps, self.run.stop
         action = decide(self._found, self.run.config.guard)
         for alarm in self._found:

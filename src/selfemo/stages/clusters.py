@@ -138,8 +138,7 @@ def cluster(
         names: the speakers' names, masked before embedding.
         min_size: fewest descriptions of a cluster; 0 takes 1% of all, at least 5.
 
-    Raises:
-        DataError: there are fewer descriptions than two clusters need.
+    Raises: DataError: there are fewer descriptions than two clusters need.
     """
     from sklearn.cluster import HDBSCAN
     from sklearn.decomposition import PCA
@@ -174,11 +173,7 @@ def cluster(
 
 
 def cluster_store(book: PersonaBook, embed: Embed, min_size: int = 0, seed: int = 0) -> Clustering:
-    """Cluster the personas of a store (records, profiles, prompts) and write the clusters into it.
-
-    Raises:
-        DataError: it holds no persona, or too few of them.
-    """
+    """Cluster the personas of a store, and write the clusters into it (DataError: no persona, or too few)."""
     described = [r[2:] for r in (*book.personas(), *book.profiles())]
     found = [(s, d) for s, d in (*described, *book.prompt_personas()) if d]
     if not found:

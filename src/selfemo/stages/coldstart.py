@@ -2,8 +2,7 @@
 
 Gold data teach the format: E is the gold emotion of the last utterance, S that of the utterance that really
 follows, r its text. An expert writes all three for (H, P) in one pass; its sample is dropped where its E
-disagrees with the gold emotion (R1 below a threshold) [ours]. A sample is a pair (prompt, completion);
-`write_parquet` writes them as chats that `datasets` and TRL can open.
+disagrees with the gold emotion (R1 below a threshold) [ours].
 """
 
 from __future__ import annotations
@@ -120,11 +119,9 @@ def soften(
     """Add to each E and S that names one emotion the others that a model believes in.
 
     A model that learned from gold labels names one emotion, so the consensus reward (eq. 12) is nearly the
-    same for all completions of a group. Samples of experts name several; this is for those who have no
-    expert.
+    same for all completions of a group. Samples of experts name several.
 
-    Raises:
-        ValueError: own_weight is not in [LEAST_OWN_WEIGHT, 1].
+    Raises: ValueError: own_weight is not in [LEAST_OWN_WEIGHT, 1].
     """
     if not LEAST_OWN_WEIGHT <= own_weight <= 1:
         raise ValueError(f"own_weight {own_weight} is not in [{LEAST_OWN_WEIGHT}, 1]")
@@ -157,11 +154,7 @@ def _emotions(value: Any, what: str, labels: LabelSet) -> EmotionDistribution:
 
 
 def read_sample(text: str, labels: LabelSet, reasoning: Reasoning) -> Completion:
-    """An expert's answer as a completion.
-
-    Raises:
-        MalformedError: no JSON, a key missing or of the wrong type, an emotion outside the set.
-    """
+    """An expert's answer as a completion (MalformedError: no JSON, a wrong key, an unknown emotion)."""
     thought = ["reasoning"] if reasoning != "none" else []
     found = read_json(text, "emotion", "self_emotion", "reply", *thought)
     reply = one_line(found["reply"], "reply", MAX_REPLY)
@@ -346,8 +339,7 @@ def _check_whole(path: Path) -> None:
 
     A damaged file can end the process that reads it (polars aborts on some) without an error to catch.
 
-    Raises:
-        DataError: it is damaged, or altered since it was written.
+    Raises: DataError: it is damaged, or altered since it was written.
     """
     checksum = _checksum_file(path)
     if checksum.exists():
@@ -366,9 +358,7 @@ def _check_whole(path: Path) -> None:
 def read_parquet(path: Path) -> list[tuple[Prompt, Completion]]:
     """The samples of a file that `write_parquet` wrote.
 
-    Raises:
-        DataError: the file is missing, of another form, damaged or altered; or a row does not parse (the
-            message names row and reason).
+    Raises: DataError: it is missing, of another form, damaged or altered, or a row does not parse.
     """
     pl = need_polars()
     try:

@@ -61,17 +61,13 @@ class MalformedError(Exception):
 
 @dataclass(frozen=True)
 class Question(Generic[T]):
-    """One question.
-
-    Attributes:
-        item: names the record, and picks the expert.
-        read: makes a value of an answer's text; raises MalformedError.
-    """
+    """One question; `item` names the record, and picks the expert."""
 
     item: str
     messages: Sequence[Mapping[str, str]]
     schema: Mapping[str, Any]
     read: Callable[[str], T]
+    """Makes a value of an answer's text; raises MalformedError."""
     max_tokens: int
 
 
@@ -135,8 +131,7 @@ def without_thoughts(text: str) -> str:
 def read_json(text: str, *keys: str) -> dict[str, Any]:
     """The first JSON object in an answer, whatever prose, code fences and thoughts are around it.
 
-    Raises:
-        MalformedError: it holds no complete object ("no_json"), or the object lacks one of `keys` ("schema").
+    Raises: MalformedError: there is no complete object ("no_json"), or it lacks one of `keys` ("schema").
     """
     body = without_thoughts(text)
     decoder = json.JSONDecoder()
@@ -159,8 +154,7 @@ def read_json(text: str, *keys: str) -> dict[str, Any]:
 def one_line(value: Any, what: str, longest: int, least_words: int = 1) -> str:
     """A text of an expert's answer, on one line and without the openings of chat-template tokens.
 
-    Raises:
-        MalformedError: "schema": not a text, too long, or fewer than `least_words` words.
+    Raises: MalformedError ("schema"): not a text, too long, or fewer than `least_words` words.
     """
     text = clean(value) if isinstance(value, str) else ""
     if len(_WORD.findall(text)) < least_words:
@@ -189,12 +183,7 @@ def json_object(properties: Mapping[str, Any]) -> dict[str, Any]:
 def json_question(
     item: str, role: str, task: str, properties: Mapping[str, Any], read: Callable[[str], T], max_tokens: int
 ) -> Question[T]:
-    """A question that is answered with one JSON object.
-
-    Args:
-        role: who the expert is; the system message.
-        properties: the JSON schema of each key of the answer.
-    """
+    """A question to an expert of this role, answered with one JSON object of `properties` (JSON schemas)."""
     messages = [
         {"role": "system", "content": f"{role} You answer with one JSON object and nothing else."},
         {"role": "user", "content": task},

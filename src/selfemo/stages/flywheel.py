@@ -1,8 +1,4 @@
-"""The data flywheel (algorithm 1): which prompts RL draws, and which samples the next refit uses.
-
-`PromptQueue` mixes original prompts with those that earlier turns of self-play left. `select_samples` keeps
-each emotion within its share of the SFT set.
-"""
+"""The data flywheel (algorithm 1): which prompts RL draws, and which samples the next refit uses."""
 
 from __future__ import annotations
 
@@ -65,8 +61,7 @@ class PromptQueue:
     """The prompts that a stage's rounds draw: pending synthetic ones up to their share, then originals.
 
     Originals follow one shuffled order that goes on over rounds and iterations; when all have been seen, a
-    new one is shuffled. The position is read from the buffer once, so a round costs what it draws, however
-    large the buffer is.
+    new one is shuffled. The position is read from the buffer once.
     """
 
     def __init__(self, originals: Sequence[Prompt], buffer: Buffer, seed: int, synthetic_share: float):

@@ -94,9 +94,7 @@ class Reading:
 def read_segment(text: str, speakers: Sequence[str]) -> Reading:
     """An expert's answer for the speakers of a segment.
 
-    Raises:
-        MalformedError: no JSON, a key missing or of the wrong type, a speaker missing or unknown, a text too
-            long.
+    Raises: MalformedError: no JSON, a wrong key or type, a speaker missing or unknown, a text too long.
     """
     found = read_json(text, "personality", "scenario")
     scenario = one_line(found["scenario"], "scenario", MAX_SCENARIO, _LEAST_WORDS)
@@ -189,11 +187,7 @@ def extract(
 
 
 def most_central(vectors: NDArray[np.float32]) -> int:
-    """Index of the description that is nearest to all others (mean cosine; ties: the first).
-
-    Args:
-        vectors: (n, d), unit length.
-    """
+    """Index of the (n, d) unit vector that is nearest to all others (mean cosine; ties: the first)."""
     return int(np.argmax(np.round(vectors @ vectors.sum(0), 6)))
 
 
@@ -229,8 +223,7 @@ def build_profiles(
     An expert merges the descriptions of a speaker (the 20 most central at most). Without experts, or where
     the answer cannot be used, the most central description is taken.
 
-    Returns:
-        Counts: speakers; single (one segment), central, merged; merge_failed.
+    Returns: counts of speakers; single (one segment), central, merged; merge_failed.
     """
     speakers: dict[Who, list[str]] = {}
     for dataset, scope, speaker, description in book.personas():

@@ -44,11 +44,7 @@ def persona_book(conversations: Sequence[Conversation]) -> PersonaOf:
 def score_group(
     prompt: Prompt, samples: Sequence[RawCompletion], reward: RewardConfig, grpo: GrpoConfig, lam: float
 ) -> RolloutGroup:
-    """Score completions against the prompt's own target (`score_completions`).
-
-    Raises:
-        ValueError: the prompt has no target.
-    """
+    """Score completions against the prompt's own target (ValueError: it has none)."""
     if prompt.target is None:
         raise ValueError(f"prompt {prompt.id} has no target emotion to score against")
     names = {"primary": reward.primary, "secondary": reward.secondary}
@@ -99,11 +95,7 @@ def fit_all(
     max_tokens: int,
     reasoning: Reasoning,
 ) -> tuple[list[Fitted], Counter[str]]:
-    """Shorten prompts to the length limit.
-
-    Returns:
-        The prompts that fit, in order; counts: `too_long` (left out), `shortened` (prompts), `turns_dropped`.
-    """
+    """The prompts, shortened to the length limit; counts: `too_long` (left out), `shortened`, `turns_dropped`."""
     counts: Counter[str] = Counter()
     fitted = []
     for prompt in prompts:
@@ -157,8 +149,7 @@ def play_episodes(
     Args:
         on_turn: called after each turn with (turn, number of episodes that go on).
 
-    Returns:
-        Counts: turns played, verdicts, prompts that were shortened or too long.
+    Returns: counts of verdicts, and those of `fit_all`.
     """
     counts: Counter[str] = Counter()
     live = list(prompts)

@@ -124,7 +124,7 @@ class LocalEngine:
         return {"grad_norm": norm, "lr": lr, **({} if finite else {NOT_FINITE: 1.0})}
 
     def sft_step(self, items: Sequence[SftItem], config: OptimConfig, lr: float) -> dict[str, float]:
-        """One optimiser step on the weighted token mean of -log p; left out where it is not finite (`_apply`)."""
+        """One optimiser step (see `_apply`) on the weighted token mean of -log p over all items."""
         measures = self.sft_backward(items, config.micro_tokens)
         applied = self._apply(config, lr, measures["loss"])
         self._memory.after_step()

@@ -233,8 +233,8 @@ def score_rows(
             )
         for start in range(0, len(own), group_size):
             group = own[start : start + group_size]
-            raw = [rows[i].raw for i in group]
-            rollouts = _score(first.labels, first.target, raw, reward, grpo, lam)
+            samples = [rows[i].raw for i in group]
+            rollouts = _score(first.labels, first.target, samples, reward, grpo, lam)
             scored.update(zip(group, rollouts, strict=True))
     return [scored[i] for i in range(len(rows))]
 
