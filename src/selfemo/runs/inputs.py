@@ -73,7 +73,7 @@ def cold_start_samples(
 ) -> tuple[list[tuple[Prompt, Completion]], str]:
     """The cold start's samples and their source: "file" (sft.samples), or "gold" data.
 
-    Raises: ConfigError: they do not reason as prompt.reasoning asks. DataError: none, or an unreadable file.
+    Raises: ConfigError: they do not reason as prompt.reasoning asks. DataError: there is none, or a bad file.
     """
     if not sft.samples:
         if reasoning != "none":

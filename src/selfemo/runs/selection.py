@@ -106,7 +106,7 @@ def _samples(rows: Any, shard: _Shard) -> Iterator[tuple[dict[str, Any], Prompt,
 
 
 def _passed(best: Any, shard: _Shard, seed: int) -> Any:
-    """The rows of `best` that passed the gate, or do now if they were not judged, with further columns."""
+    """The rows of `best` that passed the gate, with the selection's columns; unjudged ones are judged now."""
     pl = need_polars()
     verdict, found = pl.col("gate"), []
     asked = best.filter(pl.col("failure").is_null() & (verdict.is_null() | (verdict == PASS)))

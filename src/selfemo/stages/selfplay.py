@@ -95,7 +95,7 @@ def fit_all(
     max_tokens: int,
     reasoning: Reasoning,
 ) -> tuple[list[Fitted], Counter[str]]:
-    """The prompts, shortened to the length limit; counts: `too_long` (left out), `shortened`, `turns_dropped`."""
+    """Shorten prompts to the length limit; counts: `too_long` (left out), `shortened`, `turns_dropped`."""
     counts: Counter[str] = Counter()
     fitted = []
     for prompt in prompts:

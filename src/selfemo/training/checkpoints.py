@@ -33,7 +33,7 @@ def writing_checkpoint(folder: Path) -> AbstractContextManager[Path]:
 
 
 def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model as a safetensors folder that transformers opens (EngineError: see above)."""
+    """Write a model as a checkpoint that transformers opens (EngineError: see `writing_checkpoint`)."""
     with writing_checkpoint(folder) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)

@@ -112,7 +112,7 @@ class LocalEngine:
         return_memory()
 
     def _apply(self, config: OptimConfig, lr: float, loss: float) -> dict[str, float]:
-        """Make the optimiser step; where loss or gradient is not finite, none, and `not_finite` is 1."""
+        """Make the optimiser step, unless loss or gradient is not finite; then `not_finite` is 1."""
         assert self._optimizer is not None, "begin_stage comes first"
         parameters = self._optimizer.param_groups[0]["params"]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))

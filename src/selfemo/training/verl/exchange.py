@@ -65,11 +65,11 @@ def sft_rows(
     samples: Sequence[tuple[Prompt, str]], reader: ChatTokenizer, reasoning: Reasoning
 ) -> list[dict[str, Any]]:
     """Rows of verl's supervised data sets: the chat with the completion as its last message."""
-    answers = [{"role": "assistant", "content": reader.defused(text)} for _, text in samples]
-    return [
-        {"messages": [*_chat(prompt, reader, reasoning), answer]}
-        for (prompt, _), answer in zip(samples, answers, strict=True)
-    ]
+    rows = []
+    for prompt, completion in samples:
+        answer = {"role": "assistant", "content": reader.defused(completion)}
+        rows.append({"messages": [*_chat(prompt, reader, reasoning), answer]})
+    return rows
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -86,8 +86,10 @@ def compute_score(
 
 @register("selfemo")
 class EmotionRewardManager(RewardManagerBase):
-    """Decodes a completion as the local engine does, where verl's own manager drops special tokens: it sees
-    neither whether a completion was cut off nor a role marker that the model wrote."""
+    """Decodes a completion as the local engine does and tells the reward function whether it is finished.
+
+    verl's own manager drops special tokens, so it sees neither a cut-off nor a role marker.
+    """
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
@@ -114,7 +116,7 @@ class EmotionRewardManager(RewardManagerBase):
 def put_rewards(r1: Any, r2: Any, mask: torch.Tensor) -> torch.Tensor:
     """(b, s) rewards by token: R1 on the last token of each completion, R2 on its first.
 
-    r1, r2: (b,) rewards. mask: (b, s) 1 on the tokens of the completions, which begin at the left.
+    `r1` and `r2` are (b,); `mask` (b, s) is 1 on the tokens of the completions, which begin at the left.
     """
     first, last, several = _ends(mask)
     rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)

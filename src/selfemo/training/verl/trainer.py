@@ -1,6 +1,7 @@
 """The trainer of a cluster: launches verl (Ray, FSDP, vLLM) and reads what it sampled and measured.
 
-verl gets prompts as Parquet, settings as Hydra overrides, and plugin.py; it writes completions and metrics.
+verl gets prompts as Parquet, settings as Hydra overrides, reward and advantages by plugin.py. It writes
+completions and metrics step by step.
 
 Departures [ours]: prompts that self-play leaves are drawn in the next wave, not the next round; a stage takes
 whole batches, so the rest of flywheel.prompts is left out; SFT drops the last, partial batch of an epoch, as
