@@ -175,19 +175,11 @@ class Adapter:
         raise NotImplementedError
 
     def read(self, source: SourceFile) -> list[Conversation]:
-        """The conversations of one file.
-
-        Raises:
-            DataError: the file is of another form; a broken row, unless the source is lenient.
-        """
+        """The conversations of one file (DataError: another form; a broken row, unless lenient)."""
         raise NotImplementedError
 
     def matches(self, path: Path) -> bool:
-        """Whether a file, or a file in a folder, looks like this data set.
-
-        Raises:
-            DataError: a folder that cannot be listed.
-        """
+        """Whether a file, or one in a folder, looks like this data set (DataError: an unreadable folder)."""
         return any(map(self.knows, data_files(path, self.suffixes)))
 
     def load(self, path: Path, lenient: bool = False) -> LoadResult:
@@ -255,11 +247,7 @@ def must_stay_inside(folder: Path, files: Iterable[Path]) -> None:
 
 
 def one_hot(label: str, labels: LabelSet) -> EmotionDistribution:
-    """The distribution of a single gold label, whatever its case.
-
-    Raises:
-        ValueError: the label is not in the set; the message names the valid ones.
-    """
+    """The distribution of a single gold label, whatever its case (ValueError: it is not in the set)."""
     name = label.strip().lower()
     if name not in labels:
         raise ValueError(f"unknown label {label[:60]!r}; valid are {', '.join(labels.labels)}")
@@ -267,11 +255,7 @@ def one_hot(label: str, labels: LabelSet) -> EmotionDistribution:
 
 
 def labelled_turn(speaker: str, text: str, label: str, labels: LabelSet) -> Utterance:
-    """A turn with its single gold label, of clean texts.
-
-    Raises:
-        ValueError: text or speaker is empty; the label is not in the set.
-    """
+    """A turn of clean texts with its gold label (ValueError: empty, or the label is not in the set)."""
     if not text or not speaker:
         raise ValueError("the utterance or its speaker is empty")
     return Utterance(speaker, text, one_hot(label, labels))
@@ -297,11 +281,7 @@ def csv_header(path: Path) -> list[str]:
 
 
 def first_row(reader: Any, path: Path) -> list[str]:
-    """The header of a csv.reader.
-
-    Raises:
-        DataError: the text is empty or no CSV.
-    """
+    """The header of a csv.reader (DataError: the text is empty or no CSV)."""
     csv.field_size_limit(MAX_FIELD_CHARS)
     try:
         header: list[str] = next(reader, [])

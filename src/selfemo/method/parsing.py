@@ -81,10 +81,7 @@ def split_fields(text: str) -> tuple[str, list[tuple[str, str]]]:
 def parse(text: str, labels: LabelSet, *, finished: bool = True) -> Parsed:
     """Read a whole completion: optional reasoning, E, S, reply, in this order and nothing else.
 
-    Args:
-        text: the decoded completion.
-        labels: the closed label set of the prompt.
-        finished: false if the end token was not reached; such a completion fails as truncated.
+    One that is not `finished`, without its end token, fails as truncated.
     """
     if not text.strip():
         return _failure(FailureKind.EMPTY)

@@ -58,11 +58,7 @@ class Pack:
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Pack:
-    """Merge sequences into one prefix tree.
-
-    Raises:
-        ValueError: there is no sequence, or one is empty.
-    """
+    """Merge sequences into one prefix tree (ValueError: there is no sequence, or one is empty)."""
     if not sequences or any(len(s) == 0 for s in sequences):
         raise ValueError("pack needs at least one sequence and none of them empty")
     arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
@@ -170,8 +166,7 @@ def group_by_key(
 def bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Put trees into rows of at most `capacity` tokens: first fit, the largest first.
 
-    A tree larger than that has a row of its own. Every index appears exactly once; rows keep the order of
-    their trees.
+    A larger tree has a row of its own. Every index appears exactly once; rows keep the order of their trees.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -187,10 +182,7 @@ def bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def micro_batches(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Batch trees of similar size so that rows x longest row stays within `token_budget`.
-
-    A tree larger than the budget makes a batch of its own. Every index appears exactly once.
-    """
+    """Batch trees of similar size so that rows x longest row stays within `token_budget`; see `bins`."""
     batches: list[list[int]] = []
     current: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

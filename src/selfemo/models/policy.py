@@ -88,11 +88,7 @@ class ChatTokenizer(_Encoder):
 
     @staticmethod
     def load(model_id: str) -> ChatTokenizer:
-        """The tokenizer of a model reference.
-
-        Raises:
-            EngineError: there is no such model, or no tokenizer with it.
-        """
+        """The tokenizer of a model reference (EngineError: no such model, or no tokenizer with it)."""
         from transformers import AutoTokenizer, GenerationConfig
 
         path = ModelReference.parse(model_id).load_path()

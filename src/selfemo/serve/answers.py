@@ -171,8 +171,7 @@ def response_of(prompt: Prompt, text: str, finished: bool, stopped: bool) -> Res
 class EventWriter:
     """Turns the growing text of the answer to question `number` into events.
 
-    Args:
-        limited: the format that constrains the answer, which may know the probabilities of labels.
+    The format that constrains the answer (`limited`) may know the probabilities of labels.
     """
 
     def __init__(

@@ -363,11 +363,7 @@ class EndpointSampler:
 
 
 def _storable(text: object) -> str:
-    """A text as UTF-8 can hold it: JSON can spell half of a surrogate pair, and SQLite refuses that.
-
-    Raises:
-        TypeError: it is no text, or longer than an answer can be.
-    """
+    """A text as UTF-8 can hold it (TypeError: no text, or too long); JSON can spell a lone surrogate."""
     if not isinstance(text, str) or len(text) > _LONGEST_ANSWER:
         raise TypeError("content")
     return text.encode("utf-8", "replace").decode()

@@ -34,10 +34,8 @@ from selfemo.models.sampler import LabelPlace, Message
 
 _TREE_TOKENS = 2048
 """Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
-
-
 OnToken = Callable[[int, int, Sequence[int]], bool]
-"""(request, copy, ids so far) to whether the completion goes on."""
+"""Called as each token is drawn: (request, copy, ids so far) to whether the completion goes on."""
 
 
 class _GrowingLayer(DynamicLayer):
@@ -185,9 +183,7 @@ def sample_tokens(
 class LocalSampler:
     """A model on this device as a `Sampler`; training the same `Policy` changes its completions.
 
-    Args:
-        policy: the model, tokenizer and device.
-        many_calls: keep freed memory for the next call: quicker for many small calls.
+    With `many_calls`, freed memory is kept for the next call: quicker for many small calls.
     """
 
     def __init__(self, policy: Policy, *, many_calls: bool = False):
@@ -206,12 +202,7 @@ class LocalSampler:
         on_done: Callable[[int], None] | None = None,
         on_token: OnToken | None = None,
     ) -> list[list[RawCompletion]]:
-        """See `Sampler.generate`.
-
-        Args:
-            on_token: called with (request, copy, ids so far) as each token is drawn; where it returns
-                False that completion ends there, unfinished.
-        """
+        """See `Sampler.generate`; a completion that `on_token` ends is unfinished."""
         self.policy.model.eval()
         samples = LocalGenerator(self.policy, settings, on_token).generate(requests, on_done)
         if not self._many_calls:

@@ -136,11 +136,7 @@ class OwnFormat(Compiled):
         return tails
 
     def limited(self, max_tokens: int) -> LimitedFormat:
-        """The format in completions of at most `max_tokens` tokens, the end token included.
-
-        Raises:
-            ConfigError: fewer than the format needs.
-        """
+        """The format in at most `max_tokens` tokens, the end token included (ConfigError: too few)."""
         if max_tokens < self.least_tokens():
             raise ConfigError(
                 f"a limit of {max_tokens} tokens is too small for a whole answer over these labels; it "
