@@ -118,7 +118,7 @@ def parse_recognition(text: str, labels: LabelSet) -> EmotionDistribution | Pars
     if before:
         return _failure(FailureKind.EXTRA_TEXT, before)
     if fields[0][0] == "T":
-        fields = fields[1:]
+        del fields[0]
     if not fields or fields[0][0] != "E":
         return _failure(FailureKind.NO_EMOTION, text)
     return parse_emotions(fields[0][1], labels)

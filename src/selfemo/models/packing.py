@@ -62,9 +62,7 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
     if not sequences or any(len(s) == 0 for s in sequences):
         raise ValueError("pack needs at least one sequence and none of them empty")
     arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
-    tokens: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
-    paths: list[np.ndarray] = []
+    tokens, positions, paths = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
     n = 0
     for k, sequence in enumerate(arrays):
         # The tree is the union of the sequences so far: its longest match is the longest with one of them.
@@ -110,11 +108,9 @@ def to_rows(
     import torch
 
     b, s = len(packs), -(-max(len(p) for p in packs) // multiple) * multiple
-    ids = np.zeros((b, s), dtype=np.int64)
-    positions = np.zeros((b, s), dtype=np.int64)
+    ids, positions = np.zeros((2, b, s), dtype=np.int64)
     for row, p in enumerate(packs):
-        n = len(p)
-        ids[row, :n], positions[row, :n] = p.tokens, p.positions
+        ids[row, : len(p)], positions[row, : len(p)] = p.tokens, p.positions
     rows = torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device)
     if not masked:
         return PackedRows(*rows, None)

@@ -66,9 +66,6 @@ class Response:
     """A character's answer: the emotion it hears, the one it feels, and its reply.
 
     Attributes:
-        speaker: the character.
-        heard: the emotion of the last utterance.
-        felt: the character's own.
         reply: "" if the answer could not be read (`failure`).
         reasoning: its thoughts before the answer, if the model was trained to write them.
         text: the answer as the model wrote it.

@@ -197,7 +197,6 @@ def parse_experts(texts: Sequence[str]) -> list[ExpertSpec]:
     """Read all `--expert`s (ConfigError: one is malformed, or two have one name)."""
     specs = [parse_expert(t) for t in texts]
     names = [s.name for s in specs]
-    if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
+    if twice := next((n for n in names if names.count(n) > 1), None):
         raise ConfigError(f"--expert {twice}: two experts have this name; records tell them apart by it")
     return specs

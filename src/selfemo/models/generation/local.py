@@ -48,13 +48,12 @@ class _GrowingLayer(DynamicLayer):
         self.capacity, self.length = capacity, 0
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-        n = key_states.shape[-2]
         if not self.is_initialized:
             shape = (*key_states.shape[:-2], self.capacity, key_states.shape[-1])
             self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
-        end = self.length + n
+        end = self.length + key_states.shape[-2]
         self.keys[..., self.length : end, :] = key_states
         self.values[..., self.length : end, :] = value_states
         self.length = end
@@ -95,9 +94,7 @@ class _Slots:
 
     def __init__(self, rows: int, width: int, capacity: int, device: torch.device):
         self.open = np.zeros((rows, width), dtype=bool)
-        self.who = np.zeros((rows, width), dtype=np.int64)
-        self.tokens = np.zeros((rows, width), dtype=np.int64)
-        self.positions = np.zeros((rows, width), dtype=np.int64)
+        self.who, self.tokens, self.positions = np.zeros((3, rows, width), dtype=np.int64)
         self.seen = torch.zeros(rows, width, capacity, dtype=torch.bool)
         self.device = device
 
@@ -303,12 +300,11 @@ class LocalGenerator:
             ancestors = p.ancestors()
             slot = 0
             for i, path in zip(tree, p.paths, strict=True):
-                n = requests[i].n
+                n, seed = requests[i].n, requests[i].seed
                 slots.seen[b, slot : slot + n, : len(p)] = torch.from_numpy(ancestors[path[-1]])
                 slots.positions[b, slot : slot + n] = len(path)
                 slots.open[b, slot : slot + n] = True
                 for copy in range(n):
-                    seed = requests[i].seed
                     generator = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32, copy])
                     draws = generator.random(settings.max_new_tokens)
                     live.append(_Open(i, copy, draws, self._constraint(requests[i])))
