@@ -363,7 +363,7 @@ def split_of(name: str) -> Split | None:
 def claim_split(source: SourceFile) -> Split:
     """The split of a whole file by its name; "test", with a blemish, where the name says none.
 
-    DataError: another file of this load has the split already, so turns would count twice.
+    Raises: DataError: another file of this load has the split already, so turns would count twice.
     """
     split = split_of(source.path.name)
     if split is None:

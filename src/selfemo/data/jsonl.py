@@ -34,8 +34,9 @@ _TURN_KEYS = ("speaker", "text", "emotion")
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys differ; json.loads alone would keep the last of two and say nothing."""
-    item, keys = dict(pairs), [k for k, _ in pairs]
-    if len(item) < len(keys):
+    item = dict(pairs)
+    if len(item) < len(pairs):
+        keys = [k for k, _ in pairs]
         raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
     return item
 

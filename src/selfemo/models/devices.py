@@ -18,7 +18,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Devices:
-    """The facts that a configuration is checked against: torch's version and threads, and the devices."""
+    """The facts that a configuration is checked against; `cpu_bf16`: the CPU has instructions for bf16."""
 
     torch: str
     threads: int

@@ -350,7 +350,7 @@ class EndpointSampler:
 
 
 def _storable(text: object) -> str:
-    """A text as UTF-8 can hold it (TypeError: no text, or too long); JSON can spell a lone surrogate."""
+    """A text as UTF-8 can hold it (TypeError: no text, or too long); SQLite refuses lone surrogates."""
     if not isinstance(text, str) or len(text) > _LONGEST_ANSWER:
         raise TypeError("content")
     return text.encode("utf-8", "replace").decode()
