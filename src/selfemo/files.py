@@ -168,7 +168,7 @@ def write_rows(
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Make a folder and keep other processes out until the returned file is closed (StoreError: in use)."""
+    """Make a folder and lock it until the returned file is closed (StoreError: not to be made, or in use)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
