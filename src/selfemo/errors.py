@@ -14,13 +14,7 @@ class SelfEmoError(Exception):
 
 
 class DataError(SelfEmoError):
-    """A conversation file or folder that cannot be used.
-
-    Args:
-        reason: what is wrong and what to do.
-        path: the file or folder.
-        line: 1-based line (or row) number in it, where one is known.
-    """
+    """A conversation file or folder that cannot be used; lines (or rows) count from 1."""
 
     def __init__(self, reason: str, path: Path | str | None = None, line: int | None = None):
         self.reason, self.path, self.line = reason, path, line

@@ -33,11 +33,7 @@ def sha256(path: Path) -> str:
 
 
 def fits_checksum(path: Path, checksum: Path) -> bool:
-    """Whether a file is the one that `replacing` wrote with this checksum file.
-
-    Raises:
-        OSError: one of the two cannot be read.
-    """
+    """Whether `replacing` wrote a file with this checksum file (OSError: one of them cannot be read)."""
     return checksum.read_text(encoding="utf-8", errors="replace").split()[:1] == [sha256(path)]
 
 
@@ -136,11 +132,7 @@ def replacing_folder(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by a text, as a whole.
-
-    Raises:
-        StoreError: the disk is full, or the folder cannot be written.
-    """
+    """Replace a file by a text, as a whole (StoreError: the disk is full, or it cannot be written)."""
     with replacing(path) as staging:
         staging.write_text(text, encoding="utf-8")
 
@@ -151,11 +143,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def need_polars() -> Any:
-    """The polars module.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The polars module (MissingExtraError: it is not installed)."""
     try:
         import polars
     except ImportError:
@@ -180,11 +168,7 @@ def write_rows(
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Make a folder and keep other processes out of it until the returned file is closed.
-
-    Raises:
-        StoreError: it cannot be made, or another process is in it.
-    """
+    """Make a folder and lock it until the returned file is closed (StoreError: not to be made, or in use)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

@@ -18,11 +18,7 @@ ADAPTERS: dict[str, Adapter] = {a.name: a for a in (SampleSet(), Meld(), EmoryNl
 
 
 def detect(path: Path) -> Adapter:
-    """The adapter whose data set a path looks like.
-
-    Raises:
-        DataError: the path is missing, or no adapter knows it.
-    """
+    """The adapter whose data set a path looks like (DataError: it is missing, or no adapter knows it)."""
     must_exist(path)
     for adapter in ADAPTERS.values():
         if adapter.matches(path):
@@ -34,7 +30,7 @@ def detect(path: Path) -> Adapter:
 
 
 def resolve(spec: str) -> tuple[Adapter, Path]:
-    """Adapter and path of "sample", a path, or "NAME:PATH".
+    """Adapter and path of "sample", a path (its data set is detected), or "NAME:PATH".
 
     Raises:
         DataError: no adapter knows the path; it is missing; it looks like another data set's.
@@ -69,14 +65,6 @@ def speakers_recur(conversation: Conversation) -> bool:
 
 
 def load(spec: str, lenient: bool = False) -> LoadResult:
-    """Conversations of a source, with a report of the findings and repairs.
-
-    Args:
-        spec: "sample", a path (its data set is detected), or "meld:PATH", "jsonl:PATH", and so on.
-        lenient: skip and count broken rows instead of raising at the first.
-
-    Raises:
-        DataError: see `Adapter.load`.
-    """
+    """Conversations of a source, with a report of the findings; see `resolve` and `Adapter.load`."""
     adapter, path = resolve(spec)
     return adapter.load(path, lenient)

@@ -82,11 +82,7 @@ class LoadResult:
 
 
 class SourceFile:
-    """One file under way: its broken rows and blemishes go into the report of the load.
-
-    Args:
-        lenient: keep broken rows in the report instead of raising at the first.
-    """
+    """One file under way: its blemishes, and its broken rows if `lenient`, go into the report of the load."""
 
     def __init__(self, report: LoadReport, path: Path, lenient: bool = False):
         self.report, self.path, self.lenient = report, path, lenient
@@ -175,27 +171,18 @@ class Adapter:
         raise NotImplementedError
 
     def read(self, source: SourceFile) -> list[Conversation]:
-        """The conversations of one file.
-
-        Raises:
-            DataError: the file is of another form; a broken row, unless the source is lenient.
-        """
+        """The conversations of one file (DataError: another form; a broken row, unless lenient)."""
         raise NotImplementedError
 
     def matches(self, path: Path) -> bool:
-        """Whether a file, or a file in a folder, looks like this data set.
-
-        Raises:
-            DataError: a folder that cannot be listed.
-        """
+        """Whether a file, or one in a folder, looks like this data set (DataError: an unreadable folder)."""
         return any(map(self.knows, data_files(path, self.suffixes)))
 
     def load(self, path: Path, lenient: bool = False) -> LoadResult:
         """All conversations under a path: the file, or the folder's files of this form in sorted order.
 
         Args:
-            lenient: count broken rows in `report.skipped` instead of raising at the first. Files of a
-                folder that are of another form are always counted there.
+            lenient: count broken rows in `report.skipped` instead of raising at the first.
 
         Raises:
             DataError: the path does not exist, or holds no file or no conversation of this data set; a
@@ -208,8 +195,7 @@ class Adapter:
             if file == path or self.knows(file):
                 files.append(file)
             else:
-                reason = f"file left out: it is not in {self.name}'s form"
-                report.skipped.append((str(file), None, reason))
+                report.skipped.append((str(file), None, f"file left out: it is not in {self.name}'s form"))
         if not files:
             raise DataError(f"holds no {self.name} file; looked for {self.looks_for}", path)
         conversations: list[Conversation] = []
@@ -255,11 +241,7 @@ def must_stay_inside(folder: Path, files: Iterable[Path]) -> None:
 
 
 def one_hot(label: str, labels: LabelSet) -> EmotionDistribution:
-    """The distribution of a single gold label, whatever its case.
-
-    Raises:
-        ValueError: the label is not in the set; the message names the valid ones.
-    """
+    """The distribution of a single gold label, whatever its case (ValueError: it is not in the set)."""
     name = label.strip().lower()
     if name not in labels:
         raise ValueError(f"unknown label {label[:60]!r}; valid are {', '.join(labels.labels)}")
@@ -267,11 +249,7 @@ def one_hot(label: str, labels: LabelSet) -> EmotionDistribution:
 
 
 def labelled_turn(speaker: str, text: str, label: str, labels: LabelSet) -> Utterance:
-    """A turn with its single gold label, of clean texts.
-
-    Raises:
-        ValueError: text or speaker is empty; the label is not in the set.
-    """
+    """A turn of clean texts with its gold label (ValueError: empty, or the label is not in the set)."""
     if not text or not speaker:
         raise ValueError("the utterance or its speaker is empty")
     return Utterance(speaker, text, one_hot(label, labels))
@@ -297,11 +275,7 @@ def csv_header(path: Path) -> list[str]:
 
 
 def first_row(reader: Any, path: Path) -> list[str]:
-    """The header of a csv.reader.
-
-    Raises:
-        DataError: the text is empty or no CSV.
-    """
+    """The header of a csv.reader (DataError: the text is empty or no CSV)."""
     csv.field_size_limit(MAX_FIELD_CHARS)
     try:
         header: list[str] = next(reader, [])
@@ -341,12 +315,8 @@ def csv_turns(
     """The turns of each conversation of a CSV file, by their number; gaps and the like are blemishes.
 
     Args:
-        columns: those that must be there.
+        columns: those that must be there, else DataError with `hint` added.
         read: (line, row) to (conversation, number, turn); ValueError for a broken row.
-        hint: added where a column is missing.
-
-    Raises:
-        DataError: a required column is missing, or the text is no CSV.
     """
     reader = csv.reader(io.StringIO(source.text(), newline=""))
     header = first_row(reader, source.path)
@@ -370,10 +340,9 @@ def csv_turns(
 
 
 def _ordered(members: list[tuple[int, int, Utterance]], source: SourceFile) -> tuple[Utterance, ...]:
-    numbers = [n for n, _, _ in members]
-    if numbers != sorted(numbers):
-        source.blemish("utterances out of order", members[0][1])
     by_number = sorted(members, key=lambda m: m[:2])
+    if [n for n, _, _ in by_number] != [n for n, _, _ in members]:
+        source.blemish("utterances out of order", members[0][1])
     for (a, _, _), (b, line, _) in pairwise(by_number):
         if b == a:
             source.blemish("repeated utterance number", line)
@@ -394,13 +363,12 @@ def split_of(name: str) -> Split | None:
 def claim_split(source: SourceFile) -> Split:
     """The split of a whole file by its name; "test", with a blemish, where the name says none.
 
-    Raises:
-        DataError: another file of this load has the split already, so turns would count twice.
+    Raises: DataError: another file of this load has the split already, so turns would count twice.
     """
-    named = split_of(source.path.name)
-    if named is None:
+    split = split_of(source.path.name)
+    if split is None:
         source.blemish("no split in the file name, taken as test")
-    split = named or "test"
+        split = "test"
     if (other := source.report.files.setdefault(split, source.path.name)) != source.path.name:
         raise DataError(
             f"holds the {split} split, as {other} does; name one of them alone (a file name says its "
@@ -447,8 +415,8 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
             off = counts - official
             line += f" (official {official}: {'ok' if off == 0 else f'differs by {off:+d}'})"
         lines.append(line)
-        labels = report.labels.get(split, Counter())
-        lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels.most_common()))
+        labels = report.labels.get(split, Counter()).most_common()
+        lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels))
     for kind, n in report.blemishes.most_common():
         lines.append(f"noted: {n} x {kind} (for example {', '.join(report.examples[kind])})")
     for path, at, reason in report.skipped[:20]:

@@ -119,13 +119,11 @@ class Iemocap(Adapter):
     ) -> tuple[Utterance, ...]:
         found: list[tuple[float, int, Utterance]] = []
         for line, raw in enumerate(source.text().split("\n"), 1):
-            if not raw.strip():
-                continue
             match = _TURN.match(raw)
             if match is None:
                 if _UNTIMED.match(raw):
                     source.blemish("line without a time", line)
-                else:
+                elif raw.strip():
                     source.fail(line, f"is not 'TURN [start-end]: text' but {raw[:60]!r}")
                 continue
             text = source.clean(match[5], line)

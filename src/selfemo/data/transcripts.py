@@ -268,14 +268,12 @@ def _subtitles(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[Sourc
         if times is None:
             raise DataError(f"these are no times: {block[at][:60]}", path, line + at)
         told = times["start"]
-        start, end = _seconds(times["start"]), _seconds(times["end"])
-        if settings.gap and last_end and start - last_end > settings.gap:
+        if settings.gap and last_end and _seconds(times["start"]) - last_end > settings.gap:
             number += 1
-        last_end = end
+        last_end = _seconds(times["end"])
         fields = {"start": times["start"], "end": times["end"]}
         for speaker, raw in _voices(block[at + 1 :]):
-            text = source.clean(raw, line)
-            if text:
+            if text := source.clean(raw, line):
                 who = source.clean(speaker, line) or SPEAKER
                 yield SourceTurn(f"{path.stem}-{number}", who, text, fields=fields)
 
@@ -289,8 +287,7 @@ def _voices(lines: Sequence[str]) -> list[tuple[str, str]]:
         plain = _TAG.sub("", raw).strip()
         for entity, character in _ENTITIES.items():
             plain = plain.replace(entity, character)
-        dash = _DASH.match(plain)
-        if dash:
+        if dash := _DASH.match(plain):
             plain = plain[dash.end() :]
         named = _CAPTION_NAME.match(plain)
         if voice:

@@ -64,8 +64,7 @@ def token_loss(
         raise ValueError("entropy_coef is set but there are no entropies")
     ratio = torch.exp(logp - old)
     a = advantage.unsqueeze(-1)
-    unclipped = ratio * a
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * a
+    unclipped, clipped = ratio * a, ratio.clamp(1 - clip_low, 1 + clip_high) * a
     loss = -torch.minimum(unclipped, clipped)
     kl = torch.zeros_like(logp) if ref is None else k3(logp, ref)
     if kl_coef:

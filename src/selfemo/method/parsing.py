@@ -81,10 +81,7 @@ def split_fields(text: str) -> tuple[str, list[tuple[str, str]]]:
 def parse(text: str, labels: LabelSet, *, finished: bool = True) -> Parsed:
     """Read a whole completion: optional reasoning, E, S, reply, in this order and nothing else.
 
-    Args:
-        text: the decoded completion.
-        labels: the closed label set of the prompt.
-        finished: false if the end token was not reached; such a completion fails as truncated.
+    One that is not `finished`, without its end token, fails as truncated.
     """
     if not text.strip():
         return _failure(FailureKind.EMPTY)
@@ -121,7 +118,7 @@ def parse_recognition(text: str, labels: LabelSet) -> EmotionDistribution | Pars
     if before:
         return _failure(FailureKind.EXTRA_TEXT, before)
     if fields[0][0] == "T":
-        fields = fields[1:]
+        del fields[0]
     if not fields or fields[0][0] != "E":
         return _failure(FailureKind.NO_EMOTION, text)
     return parse_emotions(fields[0][1], labels)

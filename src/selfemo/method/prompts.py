@@ -90,9 +90,7 @@ def format_emotions(distribution: EmotionDistribution) -> str:
         if sum(whole.values()) < _WEIGHT_STEPS:
             whole[e] += 1
     named = [(e, w) for e, w in whole.items() if w > 0]
-    if len(named) == 1:
-        return named[0][0]
-    return ", ".join(f"{e} {w}" for e, w in named)
+    return named[0][0] if len(named) == 1 else ", ".join(f"{e} {w}" for e, w in named)
 
 
 def format_completion(completion: Completion) -> str:
@@ -140,11 +138,8 @@ def prompt_at(conversation: Conversation, last: int, *, future: bool) -> Prompt:
 
 def conversation_prompts(conversation: Conversation, *, future: bool) -> list[Prompt]:
     """One prompt per turn that has a gold emotion."""
-    return [
-        prompt_at(conversation, i, future=future)
-        for i, turn in enumerate(conversation.turns)
-        if turn.emotion is not None
-    ]
+    labelled = [i for i, turn in enumerate(conversation.turns) if turn.emotion is not None]
+    return [prompt_at(conversation, i, future=future) for i in labelled]
 
 
 def gold_completion(conversation: Conversation, last: int) -> Completion | None:
@@ -178,8 +173,7 @@ def fit(
 ) -> Fitted | None:
     """Drop the oldest turns until the prompt has at most `max_tokens` tokens.
 
-    The last utterance and the persona are never dropped; None if they alone are too long, which the
-    caller counts as a skip.
+    The last utterance and the persona are never dropped; None if they alone are too long.
     """
     ids = encode(messages(prompt, reasoning))
     if len(ids) <= max_tokens:

@@ -23,10 +23,7 @@ def score_completions(
 ) -> tuple[Rollout, ...]:
     """Score the G completions of one prompt against its target.
 
-    Args:
-        lam: lambda(t) of eq. 13.
-        primary, secondary: names of rewards (`rewards.PRIMARY`, `rewards.SECONDARY`).
-        eps, ddof: of the standard deviations (`self_grpo.advantages`).
+    `primary` and `secondary` are names of rewards; for `lam`, `eps` and `ddof` see `self_grpo.advantages`.
     """
     parsed = [parse(s.text, labels, finished=s.finished) for s in samples]
     predicted = [p.emotion if isinstance(p, Completion) else None for p in parsed]

@@ -26,11 +26,7 @@ def lambda_at(step: int, total: int, lam_max: float = 1.0) -> float:
 
 
 def normalise(rewards: ArrayLike, eps: float = 1e-6, ddof: int = 0) -> np.ndarray:
-    """(R - mean) / (std + eps) within each group; zeros for a group of one or without variance.
-
-    Args:
-        rewards: (..., G), a group in each row.
-    """
+    """(R - mean) / (std + eps) of rewards (..., G) in each row; zeros for one reward or no variance."""
     values = np.asarray(rewards, dtype=np.float64)
     if values.shape[-1] < 2:
         return np.zeros_like(values)
@@ -42,14 +38,7 @@ def normalise(rewards: ArrayLike, eps: float = 1e-6, ddof: int = 0) -> np.ndarra
 
 
 def advantages(r1: ArrayLike, r2: ArrayLike, lam: float, *, eps: float = 1e-6, ddof: int = 0) -> np.ndarray:
-    """A_i of eq. 13 for one group, or for each of many.
-
-    Args:
-        r1: primary rewards (..., G).
-        r2: secondary rewards (..., G).
-        lam: lam(t) in [0, 1].
-        eps: added to the standard deviation.
-        ddof: 0 for the population, 1 for the sample standard deviation.
+    """A_i of eq. 13 for each group, from primary and secondary rewards (..., G) and lam(t) in [0, 1].
 
     Raises:
         ValueError: r1 and r2 are not of one shape.

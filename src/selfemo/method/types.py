@@ -1,7 +1,4 @@
-"""The objects of the method (SPEC section 1): emotions, conversations, prompts, completions, groups.
-
-Everything here is immutable and knows no model library.
-"""
+"""The objects of the method (SPEC section 1), which are immutable and know no model library."""
 
 from __future__ import annotations
 

@@ -62,8 +62,7 @@ def plan(packs: Sequence[Pack], length: int, device: torch.device | str) -> Tree
             if start == 0:
                 runs.append(Span(0, stop, None, None))
                 continue
-            new = stop - start
-            mask = torch.ones(new, len(path), dtype=torch.bool).tril(len(path) - new)
+            mask = torch.ones(stop - start, len(path), dtype=torch.bool).tril(len(path) - (stop - start))
             runs.append(Span(start, stop, torch.from_numpy(path).to(device), mask.to(device)))
         rows.append(tuple(runs))
     return TreePlan(tuple(rows), length)
@@ -107,8 +106,7 @@ def tree_attention(
                 scale=scaling,
             )
             parts.append(part[0])
-        padding = tree.length - runs[-1].stop
-        if padding:
+        if padding := tree.length - runs[-1].stop:
             parts.append(q.new_zeros(q.shape[0], padding, q.shape[2]))
         rows.append(torch.cat(parts, 1))
     return torch.stack(rows).transpose(1, 2).contiguous(), None

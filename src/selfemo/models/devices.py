@@ -18,13 +18,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Devices:
-    """The facts about a machine that a configuration is checked against.
-
-    Attributes:
-        torch: its version.
-        threads: CPU threads that it would use.
-        cpu_bf16: the CPU has instructions for bf16.
-    """
+    """The facts that a configuration is checked against; `cpu_bf16`: the CPU has instructions for bf16."""
 
     torch: str
     threads: int

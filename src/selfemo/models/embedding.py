@@ -21,10 +21,7 @@ _BUILTIN = WheelFile(
 
 
 class Embedder:
-    """A sentence embedder.
-
-    Args:
-        model_id: "builtin:all-minilm-l6-v2", a folder, or a hub id.
+    """A sentence embedder: "builtin:all-minilm-l6-v2", a folder, or a hub id.
 
     Raises:
         MissingExtraError: sentence-transformers or the wheel is not installed.

@@ -132,14 +132,9 @@ def _lean_bf16(model: Any) -> None:
 
 
 def _check_packing(policy: Policy) -> None:
-    """Refuse an architecture whose packed rows give other logits than plain ones.
-
-    Raises:
-        EngineError: they differ.
-    """
+    """Refuse an architecture whose packed rows give other logits than plain ones (EngineError)."""
     v = policy.core.get_input_embeddings().weight.shape[0]
-    prompt = [7 % v, 11 % v, 13 % v]
-    sequences = [[*prompt, 17 % v, 19 % v], [*prompt, 23 % v]]
+    sequences = [[t % v for t in tokens] for tokens in ((7, 11, 13, 17, 19), (7, 11, 13, 23))]
     tree = pack(sequences)
     with torch.no_grad():
         packed = policy.logits(policy.hidden(policy.rows([tree])))[0]

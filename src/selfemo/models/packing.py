@@ -58,17 +58,11 @@ class Pack:
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Pack:
-    """Merge sequences into one prefix tree.
-
-    Raises:
-        ValueError: there is no sequence, or one is empty.
-    """
+    """Merge sequences into one prefix tree (ValueError: there is no sequence, or one is empty)."""
     if not sequences or any(len(s) == 0 for s in sequences):
         raise ValueError("pack needs at least one sequence and none of them empty")
     arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
-    tokens: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
-    paths: list[np.ndarray] = []
+    tokens, positions, paths = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
     n = 0
     for k, sequence in enumerate(arrays):
         # The tree is the union of the sequences so far: its longest match is the longest with one of them.
@@ -114,11 +108,9 @@ def to_rows(
     import torch
 
     b, s = len(packs), -(-max(len(p) for p in packs) // multiple) * multiple
-    ids = np.zeros((b, s), dtype=np.int64)
-    positions = np.zeros((b, s), dtype=np.int64)
+    ids, positions = np.zeros((2, b, s), dtype=np.int64)
     for row, p in enumerate(packs):
-        n = len(p)
-        ids[row, :n], positions[row, :n] = p.tokens, p.positions
+        ids[row, : len(p)], positions[row, : len(p)] = p.tokens, p.positions
     rows = torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device)
     if not masked:
         return PackedRows(*rows, None)
@@ -170,8 +162,7 @@ def group_by_key(
 def bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Put trees into rows of at most `capacity` tokens: first fit, the largest first.
 
-    A tree larger than that has a row of its own. Every index appears exactly once; rows keep the order of
-    their trees.
+    A larger tree has a row of its own. Every index appears exactly once; rows keep the order of their trees.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -187,10 +178,7 @@ def bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def micro_batches(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Batch trees of similar size so that rows x longest row stays within `token_budget`.
-
-    A tree larger than the budget makes a batch of its own. Every index appears exactly once.
-    """
+    """Batch trees of similar size so that rows x longest row stays within `token_budget`; see `bins`."""
     batches: list[list[int]] = []
     current: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

@@ -88,11 +88,7 @@ class ChatTokenizer(_Encoder):
 
     @staticmethod
     def load(model_id: str) -> ChatTokenizer:
-        """The tokenizer of a model reference.
-
-        Raises:
-            EngineError: there is no such model, or no tokenizer with it.
-        """
+        """The tokenizer of a model reference (EngineError: no such model, or no tokenizer with it)."""
         from transformers import AutoTokenizer, GenerationConfig
 
         path = ModelReference.parse(model_id).load_path()
@@ -138,8 +134,7 @@ class Policy(_Encoder):
     def autocast(self) -> Any:
         import torch
 
-        enabled = self.dtype == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16")
 
     @property
     def _generation_config(self) -> Any:
@@ -172,7 +167,6 @@ class Policy(_Encoder):
         return np.array([t.count("\n") for t in self.tokenizer.batch_decode([[i] for i in range(size)])])
 
     def take_tokenizer(self, tokenizer: Any) -> None:
-        """Use another tokenizer from now on."""
         self.tokenizer = tokenizer
         for derived in ("_special", "line_ends"):
             self.__dict__.pop(derived, None)

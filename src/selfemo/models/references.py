@@ -189,11 +189,7 @@ def cache_dir() -> Path:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Check a checkpoint's files against its checksums.
-
-    Raises:
-        EngineError: the folder is missing, incomplete or altered.
-    """
+    """Check a checkpoint's files against its checksums (EngineError: missing, incomplete or altered)."""
     try:
         sums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text())
     except (OSError, ValueError) as e:

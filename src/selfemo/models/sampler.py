@@ -1,9 +1,4 @@
-"""The sampling protocol, which every generation backend implements.
-
-One backend a file in `generation/`: local (this device), endpoint (an OpenAI-compatible server), scripted
-(fixed answers, for tests and dry runs). Code above this package does not know which one it has; a backend
-raises `UnsupportedError` for what it cannot do.
-"""
+"""The sampling protocol of all generation backends; code above this package does not know which it has."""
 
 from __future__ import annotations
 

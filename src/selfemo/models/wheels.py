@@ -19,11 +19,7 @@ class WheelFile(NamedTuple):
     digest: str
 
     def find(self, meaning: str, or_else: str = "") -> Path:
-        """The installed file.
-
-        Args:
-            meaning: names the wheel in the message that it is not installed.
-            or_else: added to the command that installs it.
+        """The installed file; `meaning` and `or_else` are words of the message that it is not installed.
 
         Raises:
             MissingExtraError: the wheel is not installed.

@@ -66,9 +66,6 @@ class Response:
     """A character's answer: the emotion it hears, the one it feels, and its reply.
 
     Attributes:
-        speaker: the character.
-        heard: the emotion of the last utterance.
-        felt: the character's own.
         reply: "" if the answer could not be read (`failure`).
         reasoning: its thoughts before the answer, if the model was trained to write them.
         text: the answer as the model wrote it.
@@ -171,8 +168,7 @@ def response_of(prompt: Prompt, text: str, finished: bool, stopped: bool) -> Res
 class EventWriter:
     """Turns the growing text of the answer to question `number` into events.
 
-    Args:
-        limited: the format that constrains the answer, which may know the probabilities of labels.
+    The format that constrains the answer (`limited`) may know the probabilities of labels.
     """
 
     def __init__(

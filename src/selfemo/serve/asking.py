@@ -24,7 +24,6 @@ class Ask:
     Attributes:
         persona: description of the character, or a `Persona` (whose speaker is the character's name).
         speaker: the character's name; "" takes the persona's, or the latest other speaker.
-        scene, labels: see `SelfEmo.respond`.
         max_tokens: of the whole answer; 0 takes the model's setting.
         temperature, top_p, seed: None takes the model's.
     """

@@ -153,8 +153,7 @@ class Batcher:
             return [self._safely(work, [job])[0] for job in jobs]
 
     def _read(self, jobs: Sequence[Job]) -> list[list[Recognition]]:
-        questions = [j.question for j in jobs]
-        return self.model.recognise_turns([q for q in questions if not isinstance(q, Ask)])
+        return self.model.recognise_turns([j.question for j in jobs if not isinstance(j.question, Ask)])
 
     def _respond(self, loop: asyncio.AbstractEventLoop, jobs: Sequence[Job]) -> list[Response]:
         def on_event(n: int, event: Event) -> bool:

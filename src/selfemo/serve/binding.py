@@ -20,15 +20,11 @@ def is_loopback(host: str) -> bool:
 def check_binding(host: str, token: str | None, insecure: bool) -> None:
     """Refuse to listen where other machines could ask without a password (ConfigError).
 
-    Args:
-        host: address or name to listen at.
-        token: what clients must send, "" if none is set; None for a server without tokens.
-        insecure: the user has allowed everybody to ask.
+    The token is what clients must send: "" if none is set, None for a server without tokens.
     """
     if is_loopback(host) or token or insecure:
         return
+    advice = "set a token in the environment variable SELFEMO_TOKEN (clients send it as a bearer token)"
     if token is None:
         advice = "the page asks for no password: put a proxy with one before it"
-    else:
-        advice = "set a token in the environment variable SELFEMO_TOKEN (clients send it as a bearer token)"
     raise ConfigError(f"--host {host} lets other machines ask; {advice}, or give --insecure")

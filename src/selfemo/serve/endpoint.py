@@ -16,12 +16,7 @@ from selfemo.stages.experts import without_thoughts
 
 
 class EndpointAnswers:
-    """See `selfemo.Answers`.
-
-    Args:
-        max_prompt: most tokens of a prompt, by an estimate.
-        max_tokens: most tokens of an answer by default.
-    """
+    """See `selfemo.Answers`; `max_prompt` is in tokens by an estimate."""
 
     policy = None
 

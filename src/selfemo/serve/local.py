@@ -25,10 +25,6 @@ _FORMATS_KEPT = 64
 class LocalAnswers:
     """`selfemo.Answers` of the weights in a checkpoint; one call is answered at a time.
 
-    Args:
-        config: its sections model, prompt and evaluation are used.
-        constrained: allow only answers in the format.
-
     Raises: EngineError, MissingExtraError: the model cannot be loaded.
     """
 

@@ -170,6 +170,5 @@ async def _chunks(
             r = event.response
             yield chunk({}, _finish_reason(ask, r), selfemo=_emotions(r))
             if body.stream_options and body.stream_options.include_usage:
-                usage = Usage.of(r).model_dump()
-                yield event_text("", {**head, "choices": [], "usage": usage})
+                yield event_text("", {**head, "choices": [], "usage": Usage.of(r).model_dump()})
     yield event_text("", "[DONE]")

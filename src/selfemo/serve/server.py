@@ -1,11 +1,7 @@
 """`selfemo serve`: emotions and answers over HTTP, in this project's form and in OpenAI's.
 
-    POST /v1/emotions           the emotion of each turn
-    POST /v1/respond            what a character hears, feels and says; "stream": true for events
-    POST /v1/chat/completions   the same for OpenAI clients; emotions in the extra field `selfemo`
-    GET  /v1/models, /healthz, /metrics, /docs, /openapi.json
-
-Each error is {"error": {"message", "type", "code"}}, the form that OpenAI clients read.
+Further routes are in routes.py and openai.py. Each error is {"error": {"message", "type", "code"}}, the form
+that OpenAI clients read.
 """
 
 from __future__ import annotations

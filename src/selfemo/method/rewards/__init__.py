@@ -38,11 +38,7 @@ SECONDARY: dict[str, Callable[[Sequence[Predicted], LabelSet], list[float]]] = {
 
 
 def check_name(name: str, known: Mapping[str, object], key: str) -> str:
-    """The name, where it is known.
-
-    Raises:
-        ConfigError: it is not; the message has the names that exist.
-    """
+    """The name, where it is known (ConfigError: it is not; the message has the names that exist)."""
     if name not in known:
         raise ConfigError(f"{key} = {name!r}: there is no such reward; valid are {', '.join(known)}")
     return name

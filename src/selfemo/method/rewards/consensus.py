@@ -21,13 +21,8 @@ def weights(group: Sequence[EmotionDistribution | None], labels: LabelSet) -> np
 def core_rows(group: np.ndarray) -> np.ndarray:
     """C of each group: the (at most) three emotions with the largest c_e > 0 (eq. 11).
 
-    c_e = (1/G) sum_i p_i(e), failed rollouts count as all zero; ties go by label-set order.
-
-    Args:
-        group: (..., G, K) weights.
-
-    Returns:
-        (..., K) bool.
+    c_e = (1/G) sum_i p_i(e) from (..., G, K) weights, zero for failed rollouts; ties go by label-set
+    order. Returns (..., K) bool.
     """
     c = group.mean(-2)
     ranked = np.argsort(-c, axis=-1, kind="stable")[..., :CORE_SIZE]

@@ -10,11 +10,8 @@ from selfemo.method.types import EmotionDistribution, LabelSet
 def iou_rows(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     """R1 = sum_e min(p_e, y_e) / sum_e max(p_e, y_e) of each row, in [0, 1].
 
-    Equal to (1 - TV) / (1 + TV), since both distributions sum to 1.
-
-    Args:
-        predicted: (..., K) weights; all zero where the completion failed, which gives 0.
-        target: (..., K) weights, broadcast against `predicted`.
+    Equal to (1 - TV) / (1 + TV), since both distributions sum to 1. Both are (..., K) and broadcast; all
+    zero in `predicted` is a failed completion and gives 0.
     """
     shared = np.minimum(predicted, target).sum(-1)
     return np.asarray(np.minimum(1.0, shared / np.maximum(predicted, target).sum(-1)))

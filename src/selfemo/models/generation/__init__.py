@@ -45,11 +45,7 @@ SAMPLERS: dict[str, Callable[[str, ModelConfig], Sampler]] = {
 
 
 def backend_of(reference: str) -> tuple[str, str]:
-    """The backend that a reference names, and the text for it: see `open_sampler`.
-
-    Raises:
-        UnsupportedError: no backend of this name; the message has the names that exist.
-    """
+    """The backend that a reference names, and the text for it; see `open_sampler`, also for errors."""
     from selfemo.models.generation.chat import names_endpoint
 
     if names_endpoint(reference):

@@ -116,11 +116,7 @@ class ExpertSpec(BaseModel):
         return self.key or "".join(c if c.isalnum() else "_" for c in self.name.upper()) + "_API_KEY"
 
     def read_key(self) -> str:
-        """The key from the environment, or "none" for endpoints that need none.
-
-        Raises:
-            ConfigError: a variable was named and is not set.
-        """
+        """The key, or "none" for an endpoint without one (ConfigError: a named variable is not set)."""
         value = os.environ.get(self.key_variable, "")
         if not value and self.key:
             raise ConfigError(
@@ -139,11 +135,7 @@ def names_endpoint(text: str) -> bool:
 
 
 def endpoint_of(model: str) -> ExpertSpec | None:
-    """The endpoint that `NAME=URL,model=...` names, asked greedily unless it sets a temperature.
-
-    Raises:
-        ConfigError: it has that form with a mistake in it.
-    """
+    """The endpoint that `NAME=URL,model=...` names (ConfigError: with a mistake in it); greedy by default."""
     if not names_endpoint(model):
         return None
     spec = parse_expert(model)
@@ -161,11 +153,7 @@ _FORM = "NAME=URL,model=MODEL (then key=ENVIRONMENT_VARIABLE, concurrency=, rpm=
 
 
 def parse_expert(text: str) -> ExpertSpec:
-    """Read one `--expert`.
-
-    Raises:
-        ConfigError: not of that form; the message says what is wrong and never repeats a key.
-    """
+    """Read one `--expert` (ConfigError: not of that form; the message never repeats a key)."""
     head, *rest = [part.strip() for part in text.split(",")]
     name, _, url = head.partition("=")
     if name == "local" and not url:
@@ -206,14 +194,9 @@ def parse_expert(text: str) -> ExpertSpec:
 
 
 def parse_experts(texts: Sequence[str]) -> list[ExpertSpec]:
-    """Read all `--expert`s.
-
-    Raises:
-        ConfigError: one is malformed, or two have one name.
-    """
+    """Read all `--expert`s (ConfigError: one is malformed, or two have one name)."""
     specs = [parse_expert(t) for t in texts]
     names = [s.name for s in specs]
-    if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
+    if twice := next((n for n in names if names.count(n) > 1), None):
         raise ConfigError(f"--expert {twice}: two experts have this name; records tell them apart by it")
     return specs

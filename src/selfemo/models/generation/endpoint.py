@@ -44,8 +44,7 @@ _CHARS_PER_TOKEN = 4
 
 def estimate_tokens(request: ChatRequest) -> int:
     """About how many tokens a question costs, its answer included (for limits and dry runs)."""
-    written = sum(len(m["content"]) for m in request.messages)
-    return written // _CHARS_PER_TOKEN + request.max_tokens
+    return sum(len(m["content"]) for m in request.messages) // _CHARS_PER_TOKEN + request.max_tokens
 
 
 def retry_after(headers: Any) -> float | None:
@@ -115,11 +114,9 @@ class Endpoint:
         await self._client.close()
 
     async def ask(self, request: ChatRequest, on_text: Callable[[str], bool] | None = None) -> Answer:
-        """See `Chat.ask`.
+        """See `Chat.ask`; `on_text` gets all text so far as it is written, and ends the answer by False.
 
-        Args:
-            on_text: streams the answer: called with all text so far; where it returns False the answer
-                ends. A broken connection is tried again only before the first text.
+        With it, a broken connection is tried again only before the first text.
         """
         refused = 0
 
@@ -242,10 +239,8 @@ class Endpoint:
 class EndpointSampler:
     """An endpoint as a `Sampler`: completions alone, and without log-probabilities.
 
-    Methods may be called from several threads, inside an event loop or not; `close` ends its own loop.
-
-    Args:
-        spec: its temperature is not used: settings have one.
+    Methods may be called from several threads, inside an event loop or not; `close` ends its own loop. The
+    temperature of `spec` is not used: settings have one.
     """
 
     def __init__(self, spec: ExpertSpec):
@@ -269,12 +264,7 @@ class EndpointSampler:
         settings: SamplingSettings,
         on_done: Callable[[int], None] | None = None,
     ) -> list[list[RawCompletion]]:
-        """See `Sampler.generate`. Each completion is a question of its own; seeds are not sent.
-
-        Raises:
-            UnsupportedError: a request without `messages`, or constraints, top_p or no_repeat_ngram.
-            EndpointError: the endpoint cannot be used, or one question got no answer.
-        """
+        """See `Sampler.generate`. Each completion is a question of its own; seeds are not sent."""
         if settings.no_repeat_ngram:
             raise self._refused("keep n-grams from repeating (no_repeat_ngram)")
         if settings.top_p != 1:
@@ -311,14 +301,11 @@ class EndpointSampler:
         on_text: Callable[[int, str], bool] | None = None,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Answer | UnansweredError]:
-        """The answer to each question, or the reason why it got none, in order.
+        """The answer to each question, or the reason why it got none, in order; errors as of `Chat.ask`.
 
         Args:
             on_text: called with (question, its text so far) as answers arrive; False ends that answer.
             on_done: called with 1 after each answer.
-
-        Raises:
-            EndpointError: no question will be answered.
         """
         if not questions:
             return []
@@ -363,11 +350,7 @@ class EndpointSampler:
 
 
 def _storable(text: object) -> str:
-    """A text as UTF-8 can hold it: JSON can spell half of a surrogate pair, and SQLite refuses that.
-
-    Raises:
-        TypeError: it is no text, or longer than an answer can be.
-    """
+    """A text as UTF-8 can hold it (TypeError: no text, or too long); SQLite refuses lone surrogates."""
     if not isinstance(text, str) or len(text) > _LONGEST_ANSWER:
         raise TypeError("content")
     return text.encode("utf-8", "replace").decode()

@@ -1,5 +1,4 @@
-"""Sampling under a grammar, by llguidance: at each step it allows the tokens that can still end in a valid
-answer."""
+"""Sampling under a grammar: llguidance allows the tokens that can still end in a valid answer."""
 
 from __future__ import annotations
 

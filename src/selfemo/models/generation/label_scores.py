@@ -25,13 +25,10 @@ _BATCH_TOKENS = 4096
 def label_probabilities(
     policy: Policy, places: Sequence[tuple[Hashable, Sequence[int], str]], labels: LabelSet
 ) -> list[EmotionDistribution]:
-    """The probability of each label, normalised over the set.
+    """The probability of each label at each place (`LabelPlace`), normalised over the set.
 
     A label whose tokens begin another's (sad, sadly) has the probability of its own tokens less that of
     the longer ones.
-
-    Args:
-        places: see `LabelPlace`; those of one key are computed as one tree.
     """
     if not places:
         return []

@@ -34,10 +34,8 @@ from selfemo.models.sampler import LabelPlace, Message
 
 _TREE_TOKENS = 2048
 """Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
-
-
 OnToken = Callable[[int, int, Sequence[int]], bool]
-"""(request, copy, ids so far) to whether the completion goes on."""
+"""Called as each token is drawn: (request, copy, ids so far) to whether the completion goes on."""
 
 
 class _GrowingLayer(DynamicLayer):
@@ -50,13 +48,12 @@ class _GrowingLayer(DynamicLayer):
         self.capacity, self.length = capacity, 0
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-        n = key_states.shape[-2]
         if not self.is_initialized:
             shape = (*key_states.shape[:-2], self.capacity, key_states.shape[-1])
             self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
-        end = self.length + n
+        end = self.length + key_states.shape[-2]
         self.keys[..., self.length : end, :] = key_states
         self.values[..., self.length : end, :] = value_states
         self.length = end
@@ -97,9 +94,7 @@ class _Slots:
 
     def __init__(self, rows: int, width: int, capacity: int, device: torch.device):
         self.open = np.zeros((rows, width), dtype=bool)
-        self.who = np.zeros((rows, width), dtype=np.int64)
-        self.tokens = np.zeros((rows, width), dtype=np.int64)
-        self.positions = np.zeros((rows, width), dtype=np.int64)
+        self.who, self.tokens, self.positions = np.zeros((3, rows, width), dtype=np.int64)
         self.seen = torch.zeros(rows, width, capacity, dtype=torch.bool)
         self.device = device
 
@@ -185,9 +180,7 @@ def sample_tokens(
 class LocalSampler:
     """A model on this device as a `Sampler`; training the same `Policy` changes its completions.
 
-    Args:
-        policy: the model, tokenizer and device.
-        many_calls: keep freed memory for the next call: quicker for many small calls.
+    With `many_calls`, freed memory is kept for the next call: quicker for many small calls.
     """
 
     def __init__(self, policy: Policy, *, many_calls: bool = False):
@@ -206,12 +199,7 @@ class LocalSampler:
         on_done: Callable[[int], None] | None = None,
         on_token: OnToken | None = None,
     ) -> list[list[RawCompletion]]:
-        """See `Sampler.generate`.
-
-        Args:
-            on_token: called with (request, copy, ids so far) as each token is drawn; where it returns
-                False that completion ends there, unfinished.
-        """
+        """See `Sampler.generate`; a completion that `on_token` ends is unfinished."""
         self.policy.model.eval()
         samples = LocalGenerator(self.policy, settings, on_token).generate(requests, on_done)
         if not self._many_calls:
@@ -312,12 +300,11 @@ class LocalGenerator:
             ancestors = p.ancestors()
             slot = 0
             for i, path in zip(tree, p.paths, strict=True):
-                n = requests[i].n
+                n, seed = requests[i].n, requests[i].seed
                 slots.seen[b, slot : slot + n, : len(p)] = torch.from_numpy(ancestors[path[-1]])
                 slots.positions[b, slot : slot + n] = len(path)
                 slots.open[b, slot : slot + n] = True
                 for copy in range(n):
-                    seed = requests[i].seed
                     generator = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32, copy])
                     draws = generator.random(settings.max_new_tokens)
                     live.append(_Open(i, copy, draws, self._constraint(requests[i])))

@@ -29,11 +29,9 @@ _GRAMMARS_KEPT = 256
 
 
 class LocalChat:
-    """A model on this machine as a `Chat`; it is loaded with the first question.
+    """A model on this machine as a `Chat`; without `policy` it is loaded with the first question.
 
-    Args:
-        spec: its model is a model reference, its concurrency the largest batch.
-        policy: the model, if it is loaded already.
+    The model of `spec` is a model reference, its concurrency the largest batch.
 
     Raises:
         EngineError: there is no such model; the message names the expert.

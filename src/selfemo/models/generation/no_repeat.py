@@ -7,12 +7,9 @@ import torch
 
 
 class NoRepeat:
-    """A `Constraint` (requests.py).
+    """A `Constraint` (requests.py); `line_ends` is (v,), the number of line ends in each token.
 
-    Args:
-        n: length of the n-grams, in tokens.
-        line_ends: (v,) number of line ends in each token; a line end clears the memory, so that the short
-            lines of the format may be alike.
+    A line end clears the memory, so that the short lines of the format may be alike.
     """
 
     def __init__(self, n: int, line_ends: np.ndarray):
@@ -36,5 +33,4 @@ class NoRepeat:
             return
         self._line.append(token)
         if len(self._line) >= self._n:
-            key = tuple(self._line[-self._n : -1])
-            self._followed.setdefault(key, []).append(token)
+            self._followed.setdefault(tuple(self._line[-self._n : -1]), []).append(token)

@@ -36,9 +36,7 @@ def emotions_regex(labels: LabelSet, most: int = MAX_EMOTIONS) -> str:
 
     def weighted(used: tuple[str, ...]) -> str:
         parts = []
-        for label in labels:
-            if label in used:
-                continue
+        for label in (e for e in labels if e not in used):
             more = f"(, {weighted((*used, label))})?" if len(used) + 1 < most else ""
             parts.append(f"{re.escape(label)} [1-9]{more}")
         return f"({'|'.join(parts)})"
@@ -136,11 +134,7 @@ class OwnFormat(Compiled):
         return tails
 
     def limited(self, max_tokens: int) -> LimitedFormat:
-        """The format in completions of at most `max_tokens` tokens, the end token included.
-
-        Raises:
-            ConfigError: fewer than the format needs.
-        """
+        """The format in at most `max_tokens` tokens, the end token included (ConfigError: too few)."""
         if max_tokens < self.least_tokens():
             raise ConfigError(
                 f"a limit of {max_tokens} tokens is too small for a whole answer over these labels; it "
@@ -204,9 +198,8 @@ class _Open:
         if line not in (b"E:", b"S:") or self._format.firsts is None:
             return
         chosen = torch.softmax(logits[self._format.firsts].double(), -1).tolist()
-        self.seen[line[:1].decode()] = EmotionDistribution(
-            dict(zip(self._format.labels, chosen, strict=True))
-        )
+        weights = zip(self._format.labels, chosen, strict=True)
+        self.seen[line[:1].decode()] = EmotionDistribution(dict(weights))
 
     def _forced(self, mask: torch.Tensor) -> torch.Tensor | None:
         """The one way on where the limit is near; None where there is room."""

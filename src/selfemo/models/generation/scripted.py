@@ -58,11 +58,7 @@ class ScriptedSampler:
         settings: SamplingSettings,
         on_done: Callable[[int], None] | None = None,
     ) -> list[list[RawCompletion]]:
-        """See `Sampler.generate`.
-
-        Raises:
-            UnsupportedError: a request has constraints.
-        """
+        """See `Sampler.generate` (UnsupportedError: a request has constraints)."""
         samples = []
         for request in requests:
             if request.constraints is not None:
@@ -93,11 +89,7 @@ def _counted(answers: Sequence[str], messages: Sequence[Message], request: Reque
 
 
 def read_script(path: Path) -> list[str]:
-    """The answers in a JSONL file, one JSON string a line.
-
-    Raises:
-        DataError: the file cannot be read, is empty, or a line is no JSON string.
-    """
+    """The answers in a file with one JSON string a line (DataError: unreadable, empty, or another form)."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:

@@ -104,8 +104,7 @@ class Session:
             raise DataError(f"there is no line {place + 1}; there are {len(self.lines)}")
         if not text:
             raise DataError("a line must say something")
-        line = Line(self.lines[place].speaker, text)
-        return replace(self, lines=(*self.lines[:place], line))
+        return replace(self, lines=(*self.lines[:place], Line(self.lines[place].speaker, text)))
 
     def as_jsonl(self, labels: LabelSet, name: str = "chat") -> str:
         """One line of the project's JSONL (data/jsonl.py); DataError: the session has no lines.

@@ -90,8 +90,6 @@ class _Terminal:
                         self._say(unreadable(response.failure), "red")
                     self.session = self.session.answered(response)
 
-    # -- commands -----------------------------------------------------------------------------------
-
     def _command(self, name: str = "", rest: str = "") -> bool:
         """Run a command; True ends the chat."""
         match name.lower():

@@ -20,11 +20,7 @@ class Votes:
     def add(self, session: Session, sides: Sequence[int], answers: Sequence[Session], vote: str) -> str:
         """Keep a vote for "1", "2" or "tie"; returns a message on which model gave which answer.
 
-        Args:
-            sides: the models (0, 1) of answers 1 and 2.
-            answers: the session with answer 1, and with answer 2.
-
-        Raises: DataError: the file cannot be written.
+        `sides` are the models (0, 1) of the two `answers` (DataError: the file cannot be written).
         """
         first, second = models = [self.names[k] for k in sides]
         record = {

@@ -71,8 +71,6 @@ class _Tabs:
         self.gr, self.model, self.labels, self.session = gr, model, model.labels, session
         self.known = sample_characters()
 
-    # -- parts of several tabs ----------------------------------------------------------------------
-
     def _draw(self, state: Session, begun: str = "") -> tuple[Session, str, str]:
         return state, transcript(state, self.labels, begun), timeline(state, self.labels)
 
@@ -122,8 +120,6 @@ class _Tabs:
 
         state.change(ready, state, [as_jsonl, as_markdown], show_progress="hidden", **_PRIVATE)
 
-    # -- talk ---------------------------------------------------------------------------------------
-
     def talk(self) -> None:
         gr, session = self.gr, self.session
         state = gr.State(session)
@@ -160,8 +156,6 @@ class _Tabs:
             for step, begun in _answers(self.model, now):
                 # Do not change the text box: the user may be typing the next line.
                 yield self.gr.skip(), *self._draw(step, begun)
-
-    # -- watch --------------------------------------------------------------------------------------
 
     def watch(self) -> list[Any]:
         """Returns the parts that show the conversation: its state, its lines, its emotions."""
@@ -218,8 +212,6 @@ class _Tabs:
         with self._errors_shown():
             return self._draw(state.edited(int(at or 0) - 1, text))
 
-    # -- compare ------------------------------------------------------------------------------------
-
     def compare(self, other: SelfEmo, votes: Votes) -> None:
         gr, session = self.gr, self.session
         gr.Markdown("Two models answer the same line. After your vote you see which is which.")
@@ -263,8 +255,6 @@ class _Tabs:
             trigger(ask, [line, now, name, about, open_vote], [line, *shows], **_PRIVATE)
         for button, choice in zip(buttons, choices.values(), strict=True):
             button.click(functools.partial(vote, choice), [now, open_vote], shows, **_PRIVATE)
-
-    # -- episodes -----------------------------------------------------------------------------------
 
     def episodes(self, played: list[Session], watched: list[Any]) -> None:
         """Lay the tab out; `watched` are the parts of the tab "Watch two", which can continue an episode."""
