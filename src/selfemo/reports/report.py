@@ -35,9 +35,6 @@ TEMPLATE = "report.html.jinja"
 _EXAMPLE = 600
 
 
-# -- what the run holds ---------------------------------------------------------------------------------
-
-
 class Source:
     """A run that is read and not changed.
 
@@ -82,9 +79,6 @@ class Source:
             {"iteration": iteration, **{k: sum(v) / len(v) for k, v in values.items()}}
             for (_, _, iteration), values in found.items()
         ]
-
-
-# -- sections -------------------------------------------------------------------------------------------
 
 
 def _what_ran(source: Source) -> Section:
@@ -219,9 +213,8 @@ def _examples(source: Source, n: int = 5) -> Section:
     rows = source.store.predictions(evaluation_name(source.last))
     rows.sort(key=lambda r: (r["r1"], r["prompt"]))
     prompts = source.held_out_prompts()
-    chosen = [("worst", r) for r in rows[:n]]
-    chosen += [("best", r) for r in reversed(rows[max(n, len(rows) - n) :])]
-    for which, r in chosen:
+    best = reversed(rows[max(n, len(rows) - n) :])
+    for which, r in (*(("worst", r) for r in rows[:n]), *(("best", r) for r in best)):
         last = prompts[r["prompt"]].history[-1] if r["prompt"] in prompts else None
         section.examples.append(
             {
@@ -259,16 +252,9 @@ def build(
     evaluations: Sequence[Path] = (),
     personas: Path | None = None,
 ) -> list[Path]:
-    """Write the report to `out`, and its figures (SVG, PNG, CSV) to the folder OUT-figures beside it.
+    """Write the report to `out`, and its figures (SVG, PNG, CSV) to OUT-figures beside it; returns both.
 
-    Args:
-        judges: folders of `selfemo judge`.
-        ablation: folder of `selfemo ablate`.
-        evaluations: folders of `selfemo evaluate --out`.
-        personas: folder of `selfemo personas cluster`.
-
-    Returns:
-        The report and the folder of its figures.
+    The other folders are those of `selfemo judge`, `ablate`, `evaluate --out` and `personas cluster`.
 
     Raises:
         StoreError: a folder does not hold what its command writes, or the report cannot be written.
@@ -297,10 +283,7 @@ def build(
             _dialogues(source),
             _examples(source),
             _failures(source),
-            Section(
-                "config", "Resolved configuration",
-                code=(run / CONFIG_FILE).read_text(encoding="utf-8"),
-            ),
+            Section("config", "Resolved configuration", code=(run / CONFIG_FILE).read_text(encoding="utf-8")),
             Section(
                 "again", "How to reproduce",
                 ["Save the configuration above as config.toml, then:"],
