@@ -135,8 +135,7 @@ def _curves(source: Source, folder: Path) -> Section:
         d: {c: (by[d].accuracy.value, by[d].mean_r1.value) for c, by in source.scores.items() if d in by}
         for d in source.labels
     }
-    held = {d: by for d, by in held.items() if by}
-    names = figures.reward_curves(folder, held, source.rounds())
+    names = figures.reward_curves(folder, {d: by for d, by in held.items() if by}, source.rounds())
     names += figures.draw(folder, rl_rounds(source.store), source.scores)
     titles = {
         "fig5_held_out": "Accuracy-based and IoU-based reward on held-out turns, by checkpoint",
@@ -153,19 +152,18 @@ def _curves(source: Source, folder: Path) -> Section:
 
 
 def _analysis(source: Source, folder: Path) -> Section:
-    section = Section("analysis", "Entropy by span, round trip, diversity (figure 6)")
-    found = read_analysis(source.folder)
+    title, found = "Entropy by span, round trip, diversity (figure 6)", read_analysis(source.folder)
     if found is None or not found["checkpoints"]:
-        section.missing = f"selfemo analyse {source.folder}"
-        return section
-    section.text = [
+        return Section("analysis", title, missing=f"selfemo analyse {source.folder}")
+    text = (
         f"One sampled completion for each of {len(found['prompts'])} held-out prompts. Round trip: the "
         "emotion that the checkpoint itself recognises in its reply, against the emotion it declared."
-    ]
-    section.tables = [Table("By checkpoint, entropies in nats", *analysis_table(found))]
+    )
+    table = Table("By checkpoint, entropies in nats", *analysis_table(found))
     name = figures.span_entropy(folder, found["checkpoints"])
-    section.drawings = [("Mean token entropy of each span by checkpoint", name)]
-    return section
+    return Section(
+        "analysis", title, [text], [table], [("Mean token entropy of each span by checkpoint", name)]
+    )
 
 
 def _emotion(distribution: Any) -> str:
@@ -174,15 +172,13 @@ def _emotion(distribution: Any) -> str:
 
 def _dialogues(source: Source, n: int = 10) -> Section:
     found = [_show(e) for e in episodes(source.store, n)]
-    section = Section("dialogues", "Self-play dialogues", episodes=found)
-    if found:
-        section.text = [
-            "The longest episodes. Each self-played turn shows what its speaker read in the turn before, "
-            "what should have been read, and the emotion declared with the reply."
-        ]
-    else:
-        section.missing = source.resume
-    return section
+    if not found:
+        return Section("dialogues", "Self-play dialogues", missing=source.resume)
+    text = (
+        "The longest episodes. Each self-played turn shows what its speaker read in the turn before, "
+        "what should have been read, and the emotion declared with the reply."
+    )
+    return Section("dialogues", "Self-play dialogues", [text], episodes=found)
 
 
 def _show(e: Episode) -> dict[str, Any]:
