@@ -28,27 +28,24 @@ def table1(folders: Sequence[Path]) -> Section:
 
 def ablation(folder: Path | None, drawings: Path) -> Section:
     """The tables and dots of an ablation."""
-    section, command = Section("ablation", "Ablation (table 2)"), "selfemo ablate --out DIR"
+    title, command = "Ablation (table 2)", "selfemo ablate --out DIR"
     if folder is None:
-        section.missing = command
-        return section
+        return Section("ablation", title, missing=command)
     with tables.written_by(command, folder / "ablation.json") as found:
-        section.tables = [
+        made = [
             Table("Mean (sd) over seeds", *ablation_table(found)),
             Table("What each arm predicts, and how sure it is", *share_table(found)),
             Table("What its RL had to learn from: means over groups", *signal_table(found)),
         ]
-        drawn = figures.arm_dots(drawings, found["arms"])
-    section.drawings = [("Accuracy by arm: each seed and their mean", drawn)]
-    return section
+        drawn = [("Accuracy by arm: each seed and their mean", figures.arm_dots(drawings, found["arms"]))]
+    return Section("ablation", title, tables=made, drawings=drawn)
 
 
 def judge(folders: Sequence[Path], drawings: Path) -> Section:
     """Wins, ties and losses of each folder of `selfemo judge`."""
-    section, command = Section("judge", "Blind comparison by judges (figure 3)"), "selfemo judge"
+    title, command = "Blind comparison by judges (figure 3)", "selfemo judge"
     if not folders:
-        section.missing = command
-        return section
+        return Section("judge", title, missing=command)
     bars: dict[str, Any] = {}
     rows = []
     for folder in folders:
@@ -62,9 +59,8 @@ def judge(folders: Sequence[Path], drawings: Path) -> Section:
     header = (
         "answers", "kind", "wins", "ties", "losses", "win rate", "p", "alpha", "position bias", "flips",
     )  # fmt: skip
-    section.tables = [Table("Wins of the first", header, rows)]
-    section.drawings = [("Wins, ties and losses of each comparison", figures.judge_bars(drawings, bars))]
-    return section
+    drawn = [("Wins, ties and losses of each comparison", figures.judge_bars(drawings, bars))]
+    return Section("judge", title, tables=[Table("Wins of the first", header, rows)], drawings=drawn)
 
 
 def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None) -> Section:
