@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import settings
 from selfemo.cli.output import print_json, print_tables
-
-if TYPE_CHECKING:
-    from selfemo.runs.doctor import Diagnosis
 
 
 def doctor(
@@ -30,7 +27,7 @@ def doctor(
 
     Looks at GPUs, versions, disk, data and model, and says what is missing and how to get it.
     """
-    from selfemo.runs.doctor import diagnose
+    from selfemo.runs.doctor import diagnose, estimate_rows
 
     told = diagnose(
         settings(config, overrides), out, engine=engine, count=gpus, machine=machine,
@@ -38,15 +35,7 @@ def doctor(
     )  # fmt: skip
     if as_json:
         print_json(told.as_dict())
-    else:
-        _show(told)
-    if not told.healthy:
-        raise typer.Exit(1)
-
-
-def _show(told: Diagnosis) -> None:
-    from selfemo.runs.doctor import estimate_rows
-
+        raise typer.Exit(0 if told.healthy else 1)
     for f in told.findings:
         how = f"\n{'':9}{f.get}" if f.get else ""
         typer.echo(f"{f.state:<8} {f.what}: {f.found}{how}")
@@ -56,3 +45,5 @@ def _show(told: Diagnosis) -> None:
         parts = ", ".join(f"{k} {v:.1f}" for k, v in e["memory_gib"].items())
         typer.echo(f"memory by device, GiB: {e['peak_gib']:.1f} at the peak ({parts})")
         typer.echo("disk, GiB: " + ", ".join(f"{k} {v:.1f}" for k, v in e["disk_gib"].items()))
+    if not told.healthy:
+        raise typer.Exit(1)

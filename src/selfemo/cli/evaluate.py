@@ -38,8 +38,8 @@ def evaluate(
     """
     from selfemo.evaluation.jobs import evaluate_model, shown
 
+    sets = _sets(overrides, split)
     with interruptible(again(out) if out else "nothing is kept without --out") as (reporter, stop):
-        sets = _sets(overrides, split)
         result = evaluate_model(model, data, out, config or [], sets, reporter, other=other, stop=stop)
     if as_json:
         print_json(result.as_dict())

@@ -64,10 +64,8 @@ def evolve(
             if not isinstance(e, ConfigError) and (folder / "config.toml").exists():
                 reporter.say(f"what is done is kept; {go_on}")
             raise
-    try:
+    with run:
         _show_summary(run, finish(run, draw), as_json)
-    finally:
-        run.close()
 
 
 def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> None:

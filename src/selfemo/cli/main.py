@@ -24,13 +24,10 @@ for command in (
     doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
-for name, group in (
-    ("data", data.group),
-    ("personas", personas.group),
-    ("coldstart", coldstart.group),
-    ("store", store.group),
-):
-    app.add_typer(group, name=name)
+app.add_typer(data.group, name="data")
+app.add_typer(personas.group, name="personas")
+app.add_typer(coldstart.group, name="coldstart")
+app.add_typer(store.group, name="store")
 
 # A full disk, a limit on it, or a folder that cannot be written.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}

@@ -22,15 +22,10 @@ def reporter() -> Console:
 
 @contextmanager
 def interruptible(go_on: str) -> Iterator[tuple[Console, StopRequest]]:
-    """Take SIGINT and SIGTERM as requests to stop while the block runs.
+    """Take SIGINT and SIGTERM as requests to stop the block; yields the reporter and the stop request.
 
-    A stopped block ends the command with exit code 130 and the line "stopped; " + `go_on`.
-
-    Args:
-        go_on: the command that goes on, or what is lost.
-
-    Yields:
-        The reporter and the stop request to hand to the work.
+    A stopped block ends the command with exit code 130 and the line "stopped; " + `go_on`: the command that
+    goes on, or what is lost.
     """
     from selfemo.progress import Stopped, StopRequest
 

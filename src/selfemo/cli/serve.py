@@ -44,10 +44,9 @@ def predict(
     known = label_set_of(labels.split(",") if "," in labels else labels) if labels else None
     read = Source(source, ReadSettings(text, speaker, conversation, encoding, gap))
     check_out(out, read.path)
-    go_on = f"run the same command again to go on with {out}"
     with (
         closing(SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])) as opened,
-        interruptible(go_on) as (reporter, stop),
+        interruptible(f"run the same command again to go on with {out}") as (reporter, stop),
     ):
         done = label_file(read, out, opened, reporter, labels=known, stop=stop)
     typer.echo(f"{out}: {done.turns} turns, {done.failed} without a prediction")
@@ -83,12 +82,9 @@ def serve(
     from selfemo.serve.selfemo import SelfEmo
 
     limits = server.Limits(
-        max_body=max_body,
-        timeout=timeout,
-        max_batch=max_batch,
-        max_waiting=max_waiting,
-        max_tokens=max_tokens,
-    )
+        max_body=max_body, timeout=timeout, max_batch=max_batch,
+        max_waiting=max_waiting, max_tokens=max_tokens,
+    )  # fmt: skip
     with closing(SelfEmo(model, files=config or [], overrides=overrides or [])) as opened:
         try:
             server.serve(

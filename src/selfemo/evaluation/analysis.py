@@ -58,13 +58,11 @@ def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
     A token that holds only a part of a character's bytes begins at that character. An end token, which
     decodes to nothing, begins at the end of the text.
     """
-    text = decode(ids)
-    starts, at = [], 0
+    text, starts, at = decode(ids), [], 0
     for k in range(len(ids)):
         starts.append(at)
-        prefix = decode(ids[: k + 1])
         # Bytes of an unfinished character decode to U+FFFD, which the whole text does not have there.
-        same = takewhile(lambda c: c[0] == c[1], zip(prefix, text, strict=False))
+        same = takewhile(lambda c: c[0] == c[1], zip(decode(ids[: k + 1]), text, strict=False))
         at = max(at, len(list(same)))
     return starts
 
@@ -81,11 +79,10 @@ def span_entropies(sample: RawCompletion, decode: Decode) -> dict[str, list[floa
     for k, (start, entropy) in enumerate(zip(starts, sample.entropies, strict=True)):
         end = starts[k + 1] if k + 1 < len(starts) else len(text)
         blanks = end - start - len(text[start:end].lstrip())
-        if blanks and start + blanks == end:
-            continue
-        for name, a, b in spans:
-            if a <= start + blanks < b:
-                found[name].append(entropy)
+        if not blanks or start + blanks < end:
+            for name, a, b in spans:
+                if a <= start + blanks < b:
+                    found[name].append(entropy)
     return found
 
 
@@ -106,8 +103,7 @@ def chosen_prompts(config: Config, n: int) -> tuple[list[Prompt], PersonaOf]:
     Raises:
         DataError: the split is empty or has no gold emotion.
     """
-    data = config.data
-    conversations = load_conversations(data)
+    data, conversations = config.data, load_conversations(config.data)
     prompts = gold_prompts(held_out(conversations, data.eval_split, data.eval_conversations, 0))
     return drawn(prompts, n, config.seed, "analysis prompts"), persona_book(conversations)
 
@@ -152,8 +148,7 @@ def analyse_checkpoint(
         "r1": [weighted_iou(r.predicted, y) for r, y in pairs],
         "top_match": [exact_match(r.predicted, y, r.prompt.label_set) for r, y in pairs],
     }
-    by_reply = [p.conversation_id for p in heard]
-    replies = [c.reply for _, c in answered]
+    by_reply, replies = [p.conversation_id for p in heard], [c.reply for _, c in answered]
     return {
         "prompts": len(asked),
         "too_long": len(prompts) - len(asked),
@@ -221,8 +216,7 @@ def analyse(folder: Path, n: int, reporter: Reporter, stop: StopRequest | None =
         for name in checkpoints(run.config):
             if name in result["checkpoints"]:
                 continue
-            weights = folder / "checkpoints" / name / "config.json"
-            if name != START and not weights.exists():
+            if name != START and not (folder / "checkpoints" / name / "config.json").exists():
                 reporter.say(f"{name}: its weights were not kept; left out")
                 continue
             stop.check()

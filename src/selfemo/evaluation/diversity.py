@@ -26,9 +26,7 @@ def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
     """Share of different n-grams among all n-grams of the texts; None where there is no n-gram."""
-    counts: Counter[tuple[str, ...]] = Counter()
-    for text in texts:
-        counts.update(_ngrams(words(text), n))
+    counts = Counter(gram for text in texts for gram in _ngrams(words(text), n).elements())
     return len(counts) / counts.total() if counts else None
 
 
@@ -56,14 +54,12 @@ def self_bleu(texts: Sequence[str], order: int = 4) -> float | None:
     for i, by_order in enumerate(grams):
         logs = []
         for n, counts in enumerate(by_order):
-            if not counts:
-                continue
-            others_best = ((c, best[n][gram]) for gram, c in counts.items())
-            hits = sum(min(c, second if owner == i else first) for c, (first, owner, second) in others_best)
-            logs.append(math.log((hits or 0.5) / counts.total()))
+            if counts:
+                found = ((c, best[n][gram]) for gram, c in counts.items())
+                hits = sum(min(c, second if owner == i else first) for c, (first, owner, second) in found)
+                logs.append(math.log((hits or 0.5) / counts.total()))
         mine = lengths[i]
-        others = lengths[:i] + lengths[i + 1 :]
-        closest = min(others, key=lambda n: (abs(n - mine), n))
+        closest = min(lengths[:i] + lengths[i + 1 :], key=lambda n: (abs(n - mine), n))
         penalty = min(0.0, 1 - closest / mine)
         scores.append(math.exp(penalty + sum(logs) / len(logs)))
     return sum(scores) / len(scores)

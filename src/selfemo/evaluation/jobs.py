@@ -22,24 +22,12 @@ from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, StoreError
+from selfemo.evaluation import predictions
 from selfemo.evaluation.metrics import MEASURES, Interval
-from selfemo.evaluation.predictions import (
-    UNION,
-    Comparison,
-    Scores,
-    average,
-    compare,
-    evaluate,
-    evaluate_endpoint,
-    gold_prompts,
-    label_sets,
-    score,
-    tops,
-)
 from selfemo.evaluation.rendering import cell
 from selfemo.files import lock_folder, write_json, write_rows
 from selfemo.method.prompts import FORMAT_VERSION, messages
-from selfemo.method.types import Conversation, LabelSet, Prompt
+from selfemo.method.types import Conversation, Prompt
 from selfemo.models.generation import open_sampler
 from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.models.references import run_of
@@ -67,16 +55,15 @@ class Evaluation:
     """
 
     about: dict[str, Any]
-    scores: dict[str, Scores]
+    scores: dict[str, predictions.Scores]
     average: dict[str, Interval] | None
-    comparison: dict[str, Comparison] | None
+    comparison: dict[str, predictions.Comparison] | None
 
     def as_dict(self) -> dict[str, Any]:
-        mean = self.average
         return {
             **self.about,
             "scores": {d: s.as_dict() for d, s in self.scores.items()},
-            "average": mean and {m: i.as_list() for m, i in mean.items()},
+            "average": self.average and {m: i.as_list() for m, i in self.average.items()},
             "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
         }
 
@@ -90,8 +77,7 @@ def model_digest(checkpoint: str) -> str:
     folder = Path(checkpoint)
     if not folder.exists():
         return _digest(checkpoint)
-    sums = folder / "selfemo_checksums.json"
-    if sums.exists():
+    if (sums := folder / "selfemo_checksums.json").exists():
         return _digest(json.loads(sums.read_text()))
     files = [folder] if folder.is_file() else sorted(folder.glob("*"))
     return _digest([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
@@ -121,11 +107,7 @@ def identity(
 
 
 def _claim(store: Store, folder: Path, inputs: Mapping[str, str]) -> None:
-    """Note the inputs of an evaluation in its store, or check that they equal the inputs noted before.
-
-    Raises:
-        StoreError: the store holds another evaluation.
-    """
+    """Note the inputs of an evaluation in its store; raises StoreError where it holds another evaluation."""
     if (found := store.identity(_IDENTITY)) is not None:
         known = json.loads(found)
         for key, value in inputs.items():
@@ -193,8 +175,8 @@ def evaluate_model(
             'endpoint gives text alone; use span "emotion" or "all"'
         )
     data, resamples = config.data, config.evaluation.resamples
-    held = held_out(load_conversations(config.data), data.eval_split, data.eval_conversations, 0)
-    labels, prompts = label_sets(held), gold_prompts(held)
+    held = held_out(load_conversations(data), data.eval_split, data.eval_conversations, 0)
+    labels, prompts = predictions.label_sets(held), predictions.gold_prompts(held)
     compared = None if other is None else predictions_of(other)
     inputs = identity(checkpoint, spec, prompts, config)
     with _folder(out) as folder, Store(folder / STORE_FILE) as store:
@@ -214,9 +196,9 @@ def evaluate_model(
         }
         result = Evaluation(
             about,
-            score(rows, labels, resamples=resamples),
-            average(rows, labels, resamples=resamples),
-            None if compared is None else compare(compared, rows, labels),
+            predictions.score(rows, labels, resamples=resamples),
+            predictions.average(rows, labels, resamples=resamples),
+            None if compared is None else predictions.compare(compared, rows, labels),
         )
         if out is not None:
             write_json(out / SCORES_FILE, result.as_dict())
@@ -234,11 +216,11 @@ def _predict(
     stop: StopRequest,
 ) -> None:
     """Make the predictions that are missing in the store."""
-    prompts = {p.id for p in gold_prompts(held)}
+    prompts = {p.id for p in predictions.gold_prompts(held)}
     evaluation, prompt = config.evaluation, config.prompt
     with reporter.bar("evaluate", len(prompts)) as advance:
         if spec is not None:  # it ends its open questions before it stops
-            evaluate_endpoint(spec, held, store, NAME, evaluation, prompt, advance, stop=stop)
+            predictions.evaluate_endpoint(spec, held, store, NAME, evaluation, prompt, advance, stop=stop)
         elif not prompts <= store.predicted_prompts(NAME):  # else no model has to be loaded
 
             def on_done(n: int) -> None:
@@ -246,7 +228,7 @@ def _predict(
                 stop.check()
 
             sampler = open_sampler(checkpoint, config.model)
-            evaluate(sampler, held, store, NAME, evaluation, prompt, on_done)
+            predictions.evaluate(sampler, held, store, NAME, evaluation, prompt, on_done)
 
 
 def trained_on(checkpoint: str) -> list[str]:
@@ -283,28 +265,26 @@ _FIT = ("ece", "brier", "nll", "temperature", "nll_tempered")
 
 
 def _write_parquet(
-    rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], path: Path, reporter: Reporter
+    rows: predictions.Rows, labels: predictions.Labels, path: Path, reporter: Reporter
 ) -> None:
-    """One row per utterance: ids, top emotions (FAILED where there is none), both distributions as JSON,
-    failure kind, R1, text."""
-    written = []
-    for r in rows:
-        gold, predicted = tops(r, labels)
-        written.append(
-            {
-                "prompt": r["prompt"],
-                "dataset": r["dataset"],
-                "conversation": r["conversation"],
-                "turn": int(r["prompt"].rpartition("/")[2]),
-                "gold": gold,
-                "predicted": predicted,
-                "gold_distribution": r["gold"],
-                "predicted_distribution": r["predicted"],
-                "failure": r["failure"],
-                "r1": r["r1"],
-                "text": r["text"],
-            }
-        )
+    """One row an utterance; the top emotion is FAILED where there is none."""
+    written = [
+        {
+            "prompt": r["prompt"],
+            "dataset": r["dataset"],
+            "conversation": r["conversation"],
+            "turn": int(r["prompt"].rpartition("/")[2]),
+            "gold": gold,
+            "predicted": predicted,
+            "gold_distribution": r["gold"],
+            "predicted_distribution": r["predicted"],
+            "failure": r["failure"],
+            "r1": r["r1"],
+            "text": r["text"],
+        }
+        for r in rows
+        for gold, predicted in [predictions.tops(r, labels)]
+    ]
     write_rows(path, written, ("dataset", "conversation", "turn"), reporter.say)
 
 
@@ -326,14 +306,18 @@ def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
         rows.append(["average", "", *measures(evaluation.average), *[""] * len(_FIT)])
     tables = [("Scores, 95% intervals by conversation", header, rows)]
     for dataset, s in evaluation.scores.items():
-        if dataset == UNION:  # its classes may be those of several label sets; scores.json has them
+        if dataset == predictions.UNION:  # its classes may be of several label sets; scores.json has them
             continue
-        labels = s.confusion["labels"]
-        lines = []
-        for gold, counts in zip(labels, s.confusion["rows"], strict=True):
-            c = s.classes[gold]
-            parts = [cell(c[k]) for k in ("precision", "recall", "f1")]
-            lines.append([gold, str(c["support"]), *parts, *map(str, counts)])
+        labels, kinds = s.confusion["labels"], ("precision", "recall", "f1")
+        lines = [
+            [
+                gold,
+                str(s.classes[gold]["support"]),
+                *(cell(s.classes[gold][k]) for k in kinds),
+                *map(str, counts),
+            ]
+            for gold, counts in zip(labels, s.confusion["rows"], strict=True)
+        ]
         head = ["gold", "n", "precision", "recall", "F1", *(f"as {e}" for e in labels), "failed"]
         tables.append((f"{dataset}: each class, and as what it was predicted", head, lines))
     for dataset, found in (evaluation.comparison or {}).items():

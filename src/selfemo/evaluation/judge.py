@@ -53,8 +53,7 @@ class Pair:
 
     def settled(self, kind: Kind) -> Outcome | None:
         """The outcome, where no judge has to be asked."""
-        shown = self.shown(kind)
-        if shown is None:
+        if (shown := self.shown(kind)) is None:
             return "tie" if self.a is self.b is None else ("b" if self.a is None else "a")
         return "tie" if shown[0] == shown[1] else None
 
@@ -112,8 +111,7 @@ def item_of(prompt_id: str, kind: Kind, order: str) -> str:
 
 def question(pair: Pair, kind: Kind, order: str) -> Question[Judgement]:
     """The question on a pair whose answers both parsed, with A's answer first for order "ab"."""
-    shown = pair.shown(kind)
-    if shown is None:
+    if (shown := pair.shown(kind)) is None:
         raise ValueError("a pair without two answers has no question")
     first, second = shown if order == "ab" else shown[::-1]
     p = pair.prompt
@@ -151,9 +149,7 @@ def question(pair: Pair, kind: Kind, order: str) -> Question[Judgement]:
 
 def winner(verdict: str, order: str) -> Outcome:
     """The system that a verdict is for."""
-    if verdict == "tie":
-        return "tie"
-    return "a" if (verdict == "1") == (order == "ab") else "b"
+    return "tie" if verdict == "tie" else "a" if (verdict == "1") == (order == "ab") else "b"
 
 
 def combine(first: Outcome, second: Outcome) -> Outcome:
@@ -205,10 +201,8 @@ def _outcomes(pair: Pair, kind: Kind, judge: str, verdicts: Verdicts) -> tuple[O
     """A judge's outcomes for a pair in both orders; None where a verdict is missing."""
     if (settled := pair.settled(kind)) is not None:
         return settled, settled
-    given = [verdicts.get((judge, pair.prompt.id, o)) for o in ORDERS]
-    if given[0] is None or given[1] is None:
-        return None
-    return winner(given[0], ORDERS[0]), winner(given[1], ORDERS[1])
+    first, second = (verdicts.get((judge, pair.prompt.id, o)) for o in ORDERS)
+    return None if first is None or second is None else (winner(first, "ab"), winner(second, "ba"))
 
 
 def _first_share(judges: Sequence[str], pairs: Sequence[Pair], verdicts: Verdicts) -> float | None:
@@ -224,12 +218,9 @@ _POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 def _tally(pairs: Sequence[Pair], outcomes: Sequence[Sequence[Outcome | None]]) -> dict[str, Any]:
     """Counts, win rate and p-value of pairs, each with the outcomes of some judges."""
-    scores, clusters = [], []
-    for pair, said in zip(pairs, outcomes, strict=True):
-        points = [_POINTS[o] for o in said if o is not None]
-        if points:
-            scores.append(sum(points) / len(points))
-            clusters.append(pair.prompt.conversation_id)
+    points = [[_POINTS[o] for o in said if o is not None] for said in outcomes]
+    scores = [sum(p) / len(p) for p in points if p]
+    clusters = [pair.prompt.conversation_id for pair, p in zip(pairs, points, strict=True) if p]
     others = [1 - s for s in scores]
     return {
         "pairs": len(scores),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,11 @@ def _completion(texts: Mapping[str, str], prompt: Prompt) -> Completion | None:
 
 
 def _questions(pairs: Sequence[Pair], stop: StopRequest | None = None) -> Iterator[Question[Judgement]]:
-    for pair in pairs:
-        for kind in KINDS:
-            if pair.settled(kind) is None:
-                for order in ORDERS:
-                    if stop is not None and stop.asked:
-                        return
-                    yield question(pair, kind, order)
+    for pair, kind, order in product(pairs, KINDS, ORDERS):
+        if stop is not None and stop.asked:
+            return
+        if pair.settled(kind) is None:
+            yield question(pair, kind, order)
 
 
 def judge_models(

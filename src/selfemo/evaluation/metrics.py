@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+_Names = Sequence[str]
+_Values = Sequence[float]
 FAILED = "(failed)"
 """Predicted label of a completion that did not parse: an error for every class."""
 
@@ -44,7 +46,7 @@ def _cluster_indices(clusters: Sequence[Hashable]) -> list[list[int]]:
 
 
 def mean_interval(
-    values: Sequence[float], clusters: Sequence[Hashable], *, resamples: int = 1000, seed: int = 0
+    values: _Values, clusters: Sequence[Hashable], *, resamples: int = 1000, seed: int = 0
 ) -> Interval:
     """Cluster-bootstrap interval of a mean (ratio of resampled sums to resampled counts)."""
     members = _cluster_indices(clusters)
@@ -52,8 +54,7 @@ def mean_interval(
     sums = np.array([array[m].sum() for m in members])
     counts = np.array([len(m) for m in members])
     drawn = _draws(len(members), resamples, seed)
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return percentile_interval(float(array.mean()), means)
+    return percentile_interval(float(array.mean()), sums[drawn].sum(1) / counts[drawn].sum(1))
 
 
 def _draws(clusters: int, resamples: int, seed: int) -> np.ndarray:
@@ -81,21 +82,12 @@ class PairedDifference:
 
 
 def paired_difference(
-    a: Sequence[float],
-    b: Sequence[float],
-    clusters: Sequence[Hashable],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
+    a: _Values, b: _Values, clusters: Sequence[Hashable], *, resamples: int = 2000, seed: int = 0
 ) -> PairedDifference:
-    """Compare two systems on the same observations.
+    """Compare two systems on the same observations; raises ValueError for other lengths.
 
-    The null hypothesis of the p-value is that swapping the systems within a conversation changes
-    nothing: the signs of whole clusters are flipped at random, and the observed statistic is counted
-    among the draws, so p is never 0.
-
-    Raises:
-        ValueError: a and b are not of one length.
+    The null hypothesis is that swapping the systems within a conversation changes nothing: the signs of whole
+    clusters are flipped at random. The observed statistic counts among the draws, so p is never 0.
     """
     if not len(a) == len(b) == len(clusters):
         raise ValueError("paired_difference needs the same observations for both systems")
@@ -106,8 +98,6 @@ def paired_difference(
     interval = mean_interval(delta.tolist(), clusters, resamples=resamples, seed=seed)
     return PairedDifference(interval, float((reached + 1) / (resamples + 1)))
 
-
-# -- classification -------------------------------------------------------------------------------------
 
 MEASURES = ("accuracy", "weighted_f1", "macro_f1", "mean_r1", "parse_rate")
 
@@ -121,10 +111,9 @@ def class_f1(confusion: np.ndarray) -> np.ndarray:
 
 
 def measures_of(confusion: np.ndarray, r1: np.ndarray) -> dict[str, np.ndarray]:
-    """MEASURES from counts.
+    """MEASURES from counts; macro F1 is the mean over the whole label set, weighted F1 that by support.
 
-    Macro F1 is the mean over the whole label set, weighted F1 that by support; a failed parse (the last
-    column) is a miss of its gold class and no prediction of another.
+    A failed parse (the last column) is a miss of its gold class and no prediction of another.
 
     Args:
         confusion: (..., k, k + 1), gold by predicted class, then failed; at least one observation each.
@@ -160,11 +149,7 @@ class Outcomes:
 
     @staticmethod
     def of(
-        gold: Sequence[str],
-        predicted: Sequence[str],
-        r1: Sequence[float],
-        clusters: Sequence[Hashable],
-        classes: Sequence[str],
+        gold: _Names, predicted: _Names, r1: _Values, clusters: Sequence[Hashable], classes: _Names
     ) -> Outcomes:
         """Count; a prediction outside the classes (FAILED) is a failed parse.
 
@@ -247,26 +232,21 @@ def paired_measures(
 
 
 def class_report(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1, support and number of predictions of each class; 0/0 is 0.
-
-    Args:
-        confusion: (k, k + 1).
-    """
-    f1 = class_f1(confusion)
-    report = {}
-    for i, e in enumerate(classes):
-        hits, support, said = confusion[i, i], confusion[i].sum(), confusion[:, i].sum()
-        report[e] = {
+    """Precision, recall, F1, support and predictions of each class, from confusion (k, k + 1); 0/0 is 0."""
+    each = zip(
+        classes, np.diag(confusion), confusion.sum(1), confusion.sum(0), class_f1(confusion), strict=False
+    )
+    return {
+        e: {
             "precision": float(hits / said) if said else 0.0,
             "recall": float(hits / support) if support else 0.0,
-            "f1": float(f1[i]),
+            "f1": float(f1),
             "support": int(support),
             "predicted": int(said),
         }
-    return report
+        for e, hits, support, said, f1 in each
+    }
 
-
-# -- calibration ----------------------------------------------------------------------------------------
 
 NLL_FLOOR = 0.01
 """Weight of the uniform distribution that is mixed into a predicted one before its logarithm is taken: a
@@ -337,9 +317,7 @@ def calibration(
 def _best_temperature(logs: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
     """The temperature, from 0.05 to 20, with the least mean negative log-likelihood (nats), and that.
 
-    Args:
-        logs: (n, k) log-probabilities, -inf where a row has fewer labels.
-        gold: (n, k) gold weights.
+    `logs` are (n, k) log-probabilities, -inf where a row has fewer labels, `gold` (n, k) weights.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -354,9 +332,6 @@ def _best_temperature(logs: np.ndarray, gold: np.ndarray) -> tuple[float, float]
     # The search stops short of its bounds, where the minimum of a model that is mostly wrong, or never, lies.
     best = min((float(found.x), 0.05, 1.0, 20.0), key=nll)
     return 1 / best, nll(best)
-
-
-# -- agreement ------------------------------------------------------------------------------------------
 
 
 def krippendorff_alpha(units: Sequence[Sequence[Hashable | None]]) -> float | None:

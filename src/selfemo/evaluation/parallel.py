@@ -67,12 +67,11 @@ def side_by_side(
                 process.start()
                 sender.close()
                 running.append((job, process, receiver))
-            for entry in list(running):
-                job, process, receiver = entry
+            for job, process, receiver in list(running):
                 process.join(_WAIT / len(running))
                 if process.is_alive():
                     continue
-                running.remove(entry)
+                running.remove((job, process, receiver))
                 if process.exitcode == 0 or (asked and process.exitcode == 130):
                     continue
                 try:

@@ -18,16 +18,7 @@ from typing import Any
 
 from selfemo.config import Config, EvalConfig, PromptConfig
 from selfemo.errors import DataError, EndpointError
-from selfemo.evaluation.metrics import (
-    FAILED,
-    Interval,
-    Outcomes,
-    PairedDifference,
-    average_intervals,
-    calibration,
-    class_report,
-    paired_measures,
-)
+from selfemo.evaluation import metrics
 from selfemo.method.parsing import parse, parse_recognition
 from selfemo.method.prompts import Fitted, conversation_prompts, fit, messages
 from selfemo.method.rewards import weighted_iou
@@ -49,19 +40,17 @@ from selfemo.runs.store import PredictionRow, Store, read_distribution
 from selfemo.stages.experts import Question, Reply, ask_experts, without_thoughts
 
 _CHUNK = 64
-_PURPOSE = "evaluate"
 UNION = "all"
 """Name of the union of all data sets in scores."""
+OnDone = Callable[[int], None]
+Rows = Sequence[PredictionRow]
+Labels = Mapping[str, LabelSet]
+"""The label set of each data set, by its name."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's prediction for one gold utterance: an emotion distribution, or a failure.
-
-    Attributes:
-        predicted: None where there is a `failure`.
-        text: the completion, as the model wrote it.
-    """
+    """A model's prediction for one gold utterance: a distribution, or a failure; and the text it wrote."""
 
     prompt: Prompt
     predicted: EmotionDistribution | None
@@ -82,11 +71,11 @@ class Scores:
 
     utterances: int
     conversations: int
-    accuracy: Interval
-    weighted_f1: Interval
-    macro_f1: Interval
-    mean_r1: Interval
-    parse_rate: Interval
+    accuracy: metrics.Interval
+    weighted_f1: metrics.Interval
+    macro_f1: metrics.Interval
+    mean_r1: metrics.Interval
+    parse_rate: metrics.Interval
     failures: dict[str, int]
     predicted_share: dict[str, float]
     gold_share: dict[str, float]
@@ -95,7 +84,7 @@ class Scores:
     calibration: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        return {k: v.as_list() if isinstance(v, Interval) else v for k, v in vars(self).items()}
+        return {k: v.as_list() if isinstance(v, metrics.Interval) else v for k, v in vars(self).items()}
 
 
 def predict(
@@ -103,7 +92,7 @@ def predict(
     prompts: Sequence[Prompt],
     evaluation: EvalConfig,
     prompt: PromptConfig,
-    on_done: Callable[[int], None] | None = None,
+    on_done: OnDone | None = None,
 ) -> list[Prediction]:
     """Greedy predictions for prompts, in their order, made as `evaluation.span` says.
 
@@ -134,7 +123,7 @@ def predict(
 
 
 def _most_probable(
-    sampler: Sampler, fitted: Sequence[Fitted], on_done: Callable[[int], None] | None
+    sampler: Sampler, fitted: Sequence[Fitted], on_done: OnDone | None
 ) -> dict[str, Prediction]:
     """Predictions by prompt id: the probability of each label after "E:", without a completion."""
     found: dict[str, Prediction] = {}
@@ -158,23 +147,16 @@ def read_prediction(prompt: Prompt, text: str, finished: bool = True, *, whole: 
 
 
 def gold_prompts(conversations: Sequence[Conversation]) -> list[Prompt]:
-    """The prompts of an evaluation: one per gold utterance, without the turns after it.
-
-    Raises:
-        DataError: no utterance has a gold emotion.
-    """
+    """One prompt per gold utterance, without the turns after it; raises DataError where there is none."""
     prompts = [p for c in conversations for p in conversation_prompts(c, future=False)]
     if not prompts:
         raise DataError("no utterance of the held-out conversations has a gold emotion")
     return prompts
 
 
-def _missing(
-    prompts: Sequence[Prompt], store: Store, name: str, on_done: Callable[[int], None] | None
-) -> list[Prompt]:
+def _missing(prompts: Sequence[Prompt], store: Store, name: str, on_done: OnDone | None) -> list[Prompt]:
     """The prompts without a prediction in the store; `on_done` is told how many have one."""
-    done = store.predicted_prompts(name)
-    if on_done and done:
+    if (done := store.predicted_prompts(name)) and on_done:
         on_done(len(done))
     return [p for p in prompts if p.id not in done]
 
@@ -204,13 +186,9 @@ def evaluate(
     name: str,
     evaluation: EvalConfig,
     prompt: PromptConfig,
-    on_done: Callable[[int], None] | None = None,
+    on_done: OnDone | None = None,
 ) -> None:
-    """Predict what the store does not hold yet under `name`.
-
-    Args:
-        on_done: called after each chunk is in the store; it may raise to stop there.
-    """
+    """Predict what the store does not hold yet under `name`; `on_done` may raise to stop after a chunk."""
     missing = _missing(gold_prompts(conversations), store, name, on_done)
     for start in range(0, len(missing), _CHUNK):
         chunk = predict(sampler, missing[start : start + _CHUNK], evaluation, prompt)
@@ -225,7 +203,7 @@ def evaluate_checkpoint(
     store: Store,
     name: str,
     config: Config,
-    on_done: Callable[[int], None] | None = None,
+    on_done: OnDone | None = None,
 ) -> dict[str, Any]:
     """`evaluate` for a stage of a run; returns `score` as plain values."""
     evaluate(sampler, conversations, store, name, config.evaluation, config.prompt, on_done)
@@ -240,7 +218,7 @@ def evaluate_endpoint(
     name: str,
     evaluation: EvalConfig,
     prompt: PromptConfig,
-    on_done: Callable[[int], None] | None = None,
+    on_done: OnDone | None = None,
     *,
     stop: StopRequest,
 ) -> None:
@@ -255,8 +233,7 @@ def evaluate_endpoint(
     """
     whole = evaluation.span == "all"
     missing = _missing(gold_prompts(conversations), store, name, on_done)
-    by_id = {p.id: p for p in missing}
-    unanswered = 0
+    by_id, unanswered = {p.id: p for p in missing}, 0
 
     def keep(prediction: Prediction) -> None:
         _keep(store, name, [prediction])
@@ -270,8 +247,7 @@ def evaluate_endpoint(
         for p in missing:
             if stop.asked:
                 return
-            fitted = fit(p, encode, prompt.max_tokens, prompt.reasoning)
-            if fitted is None:
+            if (fitted := fit(p, encode, prompt.max_tokens, prompt.reasoning)) is None:
                 keep(Prediction(p, None, FailureKind.TOO_LONG))
                 continue
             yield Question(
@@ -291,7 +267,7 @@ def evaluate_endpoint(
         else:
             unanswered += 1
 
-    ask_experts(questions(), [spec], store, _PURPOSE, on_reply, rounds=1)
+    ask_experts(questions(), [spec], store, "evaluate", on_reply, rounds=1)
     stop.check()
     if unanswered:
         raise EndpointError(
@@ -305,7 +281,7 @@ def label_sets(conversations: Sequence[Conversation]) -> dict[str, LabelSet]:
     return {c.dataset: c.label_set for c in conversations}
 
 
-def outcomes(rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet]) -> dict[str, Outcomes]:
+def outcomes(rows: Rows, labels: Labels) -> dict[str, metrics.Outcomes]:
     """Stored predictions counted by data set; UNION when there are several.
 
     UNION is weighted by utterance; its F1 treats equal names of two label sets as one class.
@@ -319,32 +295,30 @@ def outcomes(rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet]) -> d
     return {d: _count(mine, labels, classes) for d, (mine, classes) in parts.items()}
 
 
-def tops(row: PredictionRow, labels: Mapping[str, LabelSet]) -> tuple[str, str]:
+def tops(row: PredictionRow, labels: Labels) -> tuple[str, str]:
     """Top gold and predicted emotion; FAILED where there is none."""
     label_set = labels[row["dataset"]]
     gold, guess = read_distribution(row["gold"]), read_distribution(row["predicted"])
     assert gold is not None
-    return gold.top(label_set), FAILED if guess is None else guess.top(label_set)
+    return gold.top(label_set), metrics.FAILED if guess is None else guess.top(label_set)
 
 
-def _count(rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], classes: Sequence[str]) -> Outcomes:
+def _count(rows: Rows, labels: Labels, classes: Sequence[str]) -> metrics.Outcomes:
     gold, predicted = zip(*(tops(r, labels) for r in rows), strict=True)
-    return Outcomes.of(gold, predicted, [r["r1"] for r in rows], [r["conversation"] for r in rows], classes)
+    return metrics.Outcomes.of(
+        gold, predicted, [r["r1"] for r in rows], [r["conversation"] for r in rows], classes
+    )
 
 
-def score(
-    rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], *, resamples: int
-) -> dict[str, Scores]:
+def score(rows: Rows, labels: Labels, *, resamples: int) -> dict[str, Scores]:
     """Scores of the stored predictions of one evaluation, by data set, and UNION of several."""
+    found = outcomes(rows, labels).items()
     return {
-        d: _score(o, [r for r in rows if d in (UNION, r["dataset"])], labels, resamples)
-        for d, o in outcomes(rows, labels).items()
+        d: _score(o, [r for r in rows if d in (UNION, r["dataset"])], labels, resamples) for d, o in found
     }
 
 
-def _score(
-    counted: Outcomes, rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], resamples: int
-) -> Scores:
+def _score(counted: metrics.Outcomes, rows: Rows, labels: Labels, resamples: int) -> Scores:
     confusion, classes = counted.confusion.sum(0), counted.classes
     n = len(rows)
     return Scores(
@@ -354,39 +328,33 @@ def _score(
         failures=dict(Counter(r["failure"] for r in rows if r["failure"]).most_common()),
         predicted_share={e: confusion[:, i].sum() / n for i, e in enumerate(classes)},
         gold_share={e: confusion[i].sum() / n for i, e in enumerate(classes)},
-        classes=class_report(confusion, classes),
+        classes=metrics.class_report(confusion, classes),
         confusion={"labels": list(classes), "rows": confusion.astype(int).tolist()},
         calibration=calibration_of(rows, labels),
     )
 
 
-def calibration_of(rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet]) -> dict[str, Any]:
+def calibration_of(rows: Rows, labels: Labels) -> dict[str, Any]:
     """`metrics.calibration` of stored predictions."""
     parsed = [(json.loads(p), r) for r in rows if (p := r["predicted"]) is not None]
     gold = [json.loads(r["gold"]) for _, r in parsed]
-    return calibration([p for p, _ in parsed], gold, [labels[r["dataset"]].labels for _, r in parsed])
+    return metrics.calibration([p for p, _ in parsed], gold, [labels[r["dataset"]].labels for _, r in parsed])
 
 
-def average(
-    rows: Sequence[PredictionRow], labels: Mapping[str, LabelSet], *, resamples: int
-) -> dict[str, Interval] | None:
+def average(rows: Rows, labels: Labels, *, resamples: int) -> dict[str, metrics.Interval] | None:
     """Table 1's AVG: the plain average over data sets, each of equal weight; None for one data set."""
     counted = [o for d, o in outcomes(rows, labels).items() if d != UNION]
-    return average_intervals(counted, resamples) if len(counted) > 1 else None
+    return metrics.average_intervals(counted, resamples) if len(counted) > 1 else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired differences (second minus first) over the prompts that both answered.
-
-    Attributes:
-        of: prompts that either answered.
-    """
+    """Paired differences (second minus first) over the prompts that both answered, `of` those of either."""
 
     prompts: int
     of: int
     conversations: int
-    measures: dict[str, PairedDifference]
+    measures: dict[str, metrics.PairedDifference]
 
     def as_dict(self) -> dict[str, Any]:
         measures = {
@@ -395,9 +363,7 @@ class Comparison:
         return {"prompts": self.prompts, "of": self.of, "conversations": self.conversations, **measures}
 
 
-def compare(
-    first: Sequence[PredictionRow], second: Sequence[PredictionRow], labels: Mapping[str, LabelSet]
-) -> dict[str, Comparison]:
+def compare(first: Rows, second: Rows, labels: Labels) -> dict[str, Comparison]:
     """Compare the stored predictions of two evaluations, by data set and UNION.
 
     Raises:
@@ -414,6 +380,8 @@ def compare(
     of[UNION] = len(a | b)
     counted_a, counted_b = (outcomes([rows[p] for p in common], labels) for rows in (a, b))
     return {
-        d: Comparison(int(o.confusion.sum()), of[d], len(o.clusters), paired_measures(counted_a[d], o))
+        d: Comparison(
+            int(o.confusion.sum()), of[d], len(o.clusters), metrics.paired_measures(counted_a[d], o)
+        )
         for d, o in counted_b.items()
     }

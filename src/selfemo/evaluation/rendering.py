@@ -9,7 +9,6 @@ from typing import Any
 
 from selfemo.errors import ConfigError
 
-FORMATS = ("text", "markdown", "latex", "csv")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -29,8 +28,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |"
 
-    rule = "|" + " --- |" * len(header)
-    return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
+    return "\n".join([line(header), "|" + " --- |" * len(header), *map(line, rows)]) + "\n"
 
 
 def _latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -62,11 +60,7 @@ def cell(value: Any) -> str:
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]], form: str = "text") -> str:
-    """A table of cells in one of FORMATS.
-
-    Raises:
-        ConfigError: no such format.
-    """
+    """A table of cells as text, markdown, latex or csv; raises ConfigError for another format."""
     if form not in _RENDER:
-        raise ConfigError(f"--format {form}: valid are {', '.join(FORMATS)}")
+        raise ConfigError(f"--format {form}: valid are {', '.join(_RENDER)}")
     return _RENDER[form](header, rows)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
-from selfemo.evaluation.predictions import Scores, label_sets, score
+from selfemo.evaluation.predictions import Labels, Scores, label_sets, score
 from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_json, write_text
-from selfemo.method.types import LabelSet
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.folder import COLD, RunFolder, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
@@ -45,7 +44,7 @@ HEADER = ["checkpoint", "data", "n", "accuracy", "weighted F1", "mean R1", "pars
 
 
 def checkpoint_scores(
-    store: Store, names: Sequence[str], labels: Mapping[str, LabelSet], *, resamples: int
+    store: Store, names: Sequence[str], labels: Labels, *, resamples: int
 ) -> dict[str, dict[str, Scores]]:
     """Scores of a run's finished evaluations by checkpoint (those of `names`, in order) and data set."""
     return {
@@ -57,12 +56,10 @@ def checkpoint_scores(
 
 def r1_change(store: Store, before: str, after: str) -> PairedDifference | None:
     """Paired change of R1 on the same held-out turns, from checkpoint `before` to `after`."""
-
-    def r1(name: str) -> dict[str, tuple[str, float]]:
-        rows = store.predictions(evaluation_name(name))
-        return {r["prompt"]: (r["conversation"], r["r1"]) for r in rows}
-
-    a, b = r1(before), r1(after)
+    a, b = (
+        {r["prompt"]: (r["conversation"], r["r1"]) for r in store.predictions(evaluation_name(name))}
+        for name in (before, after)
+    )
     common = [p for p in a if p in b]
     if not common:
         return None
@@ -75,11 +72,7 @@ def rl_rounds(store: Store) -> list[dict[str, Any]]:
 
 
 def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
-    """Write summary.json, summary.md, dialogues.txt and figures; return the summary.
-
-    Args:
-        draw: draws the figures of the run; None draws none.
-    """
+    """Write summary.json, summary.md, dialogues.txt and the figures of `draw`; return the summary."""
     config, names = run.config, checkpoints(run.config)
     labels = label_sets(load_conversations(config.data))
     scores = checkpoint_scores(run.store, names, labels, resamples=config.evaluation.resamples)

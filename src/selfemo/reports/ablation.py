@@ -22,12 +22,7 @@ _CURVES = {"r1": ("R1", "mean over rollouts"), "sampling_entropy": ("Entropy", "
 def write_tables(
     out: Path, result: Mapping[str, Any], rounds: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 ) -> list[str]:
-    """Write ablation.md, ablation.csv and OUT/figures; returns the names of the figures.
-
-    Args:
-        result: the content of ablation.json.
-        rounds: the metrics of the RL rounds, by arm and seed.
-    """
+    """Write ablation.md, ablation.csv and OUT/figures; returns the figures' names (see `ablate.Present`)."""
     write_text(out / "ablation.md", _markdown(result))
     figures.write_csv(out / "ablation.csv", _MEASURES, _measures(result))
     folder = out / "figures"
@@ -42,21 +37,18 @@ def _measures(result: Mapping[str, Any]) -> list[list[Any]]:
     """One row of _MEASURES for each arm, seed, data set and measure; None is an empty cell."""
     rows = []
     for arm, run in ((a, r) for a in result["arms"] for r in a["runs"]):
-        for d, by in run["scores"].items():
-            for m, value in by.items():
-                against = run.get("against_full", {}).get(d, {}).get(m)
-                more = [*against["difference"], against["p_value"]] if against else [None] * 4
-                rows.append([arm["name"], run["seed"], d, m, *value, *more])
+        for d, m, value in ((d, m, v) for d, by in run["scores"].items() for m, v in by.items()):
+            against = run.get("against_full", {}).get(d, {}).get(m)
+            more = [*against["difference"], against["p_value"]] if against else [None] * 4
+            rows.append([arm["name"], run["seed"], d, m, *value, *more])
     return rows
 
 
 def _signed(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return "-"
-    text = f"{entry['mean']:+.3f}"
-    if entry["interval"]:
-        text += f" [{entry['interval'][0]:+.3f}, {entry['interval'][1]:+.3f}]"
-    return text
+    interval = " [{:+.3f}, {:+.3f}]".format(*entry["interval"]) if entry["interval"] else ""
+    return f"{entry['mean']:+.3f}{interval}"
 
 
 def ablation_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -103,7 +95,6 @@ def share_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _markdown(result: Mapping[str, Any]) -> str:
-    header, rows = ablation_table(result)
     arms = [[a["name"], a["paper"], a["what"], " ".join(a["overrides"]) or "-"] for a in result["arms"]]
     paper = [
         [r["model"], r["synthetic"], r["original"], *(f"{v:.2f}" for v in r["accuracy"].values())]
@@ -115,7 +106,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
         f"Split {result['split']}, checkpoint {result['checkpoint']}. Mean (standard deviation) over seeds; "
         "differences are arm minus full with 95% t intervals over seeds. p over seeds: paired t-test; p "
         "within seeds: each seed's paired test by conversation, accuracy.\n\n"
-        + render(header, rows, "markdown")
+        + render(*ablation_table(result), "markdown")
         + "\n"
         + render(["arm", "row of table 2", "what", "overrides"], arms, "markdown")
         + "\nWhat is predicted:\n\n"

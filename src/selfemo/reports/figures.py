@@ -31,6 +31,9 @@ def _line(n: int) -> dict[str, Any]:
     return {"linestyle": _DASHES[n % 4], "marker": _MARKERS[n % 7], "color": _COLOURS[n % 8]}
 
 
+_Records = Sequence[Mapping[str, Any]]
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a CSV file (RFC 4180) as a whole."""
     with replacing(path) as staging, staging.open("w", newline="", encoding="utf-8") as f:
@@ -76,14 +79,7 @@ def _error_bars(
     axes.errorbar(at, value, yerr=[value - low, high - value], **_line(n), capsize=3, label=label)
 
 
-def _curve(
-    folder: Path,
-    name: str,
-    title: str,
-    unit: str,
-    records: Sequence[Mapping[str, Any]],
-    keys: Mapping[str, str],
-) -> str:
+def _curve(folder: Path, name: str, title: str, unit: str, records: _Records, keys: Mapping[str, str]) -> str:
     """One line per key over the RL rounds of all iterations; a grey line parts the iterations."""
     figure, axes = _axes(title, "RL round, over iterations", unit)
     rows = [[k + 1, r["iteration"], *(r.get(key) for key in keys)] for k, r in enumerate(records)]
@@ -113,26 +109,16 @@ _CURVES: list[tuple[str, str, str, dict[str, str]]] = [
 """File name, title, unit, and label by metric."""
 
 
-def draw(
-    folder: Path, records: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Scores]]
-) -> list[str]:
-    """Draw the figures that the run has data for; returns their names.
-
-    Args:
-        folder: where the files go.
-        records: the metrics of the RL rounds, in order.
-        scores: scores by checkpoint and data set.
-    """
+def draw(folder: Path, records: _Records, scores: Mapping[str, Mapping[str, Scores]]) -> list[str]:
+    """Draw the figures that a run has data for; returns their names (see `evaluation.summary.Draw`)."""
     names = [_curve(folder, n, title, unit, records, keys) for n, title, unit, keys in _CURVES if records]
     for dataset in dict.fromkeys(d for s in scores.values() for d in s if d != "all"):
         mine = {c: s[dataset] for c, s in scores.items() if dataset in s}
-        names.append(_scores_figure(folder, dataset, mine))
-        names.append(_shares_figure(folder, dataset, mine))
+        names += [_scores_figure(folder, dataset, mine), _shares_figure(folder, dataset, mine)]
     return names
 
 
 def _scores_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> str:
-    name = f"scores_{dataset}"
     figure, axes = _axes(f"Held-out scores by checkpoint: {dataset}", "", "score, 95% interval")
     rows = []
     for n, measure in enumerate(MEASURES):
@@ -142,12 +128,11 @@ def _scores_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
     axes.set_xticks(range(len(scores)), list(scores))
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False, ncols=2)
-    return _save(figure, folder, name, ["checkpoint", "measure", "value", "low", "high"], rows)
+    return _save(figure, folder, f"scores_{dataset}", ["checkpoint", "measure", "value", "low", "high"], rows)
 
 
 def _shares_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> str:
     """Stacked shares of predicted emotions beside the gold shares: a collapse onto one emotion shows."""
-    name = f"emotions_{dataset}"
     first = next(iter(scores.values()))
     bars = {"gold": first.gold_share, **{c: s.predicted_share for c, s in scores.items()}}
     figure, axes = _axes(f"Emotions predicted on held-out turns: {dataset}", "", "share", 7.5)
@@ -166,13 +151,11 @@ def _shares_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
     axes.set_xticks(range(len(bars)), list(bars))
     axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
     rows = [[c, e, share] for c, b in bars.items() for e, share in b.items()]
-    return _save(figure, folder, name, ["checkpoint", "emotion", "share"], rows)
+    return _save(figure, folder, f"emotions_{dataset}", ["checkpoint", "emotion", "share"], rows)
 
 
 def reward_curves(
-    folder: Path,
-    held_out: Mapping[str, Mapping[str, tuple[float, float]]],
-    rounds: Sequence[Mapping[str, Any]],
+    folder: Path, held_out: Mapping[str, Mapping[str, tuple[float, float]]], rounds: _Records
 ) -> list[str]:
     """Fig. 5: accuracy-based and IoU-based reward, held-out by checkpoint and self-play by round.
 
@@ -195,8 +178,7 @@ def reward_curves(
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_ylim(-0.02, 1.02)
         axes.legend(frameon=False)
-        header = ["data", "checkpoint", "reward", "value"]
-        names.append(_save(figure, folder, "fig5_held_out", header, rows))
+        names.append(_save(figure, folder, "fig5_held_out", ["data", "checkpoint", "reward", "value"], rows))
     if rounds:
         keys = {
             "accuracy": "accuracy-based, self-played", "r1": "IoU-based, self-played",
@@ -220,17 +202,11 @@ def span_entropy(folder: Path, checkpoints: Mapping[str, Mapping[str, Any]]) -> 
     axes.set_xticks(range(len(checkpoints)), list(checkpoints))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    header = ["checkpoint", "span", "value", "low", "high"]
-    return _save(figure, folder, "fig6_spans", header, rows)
+    return _save(figure, folder, "fig6_spans", ["checkpoint", "span", "value", "low", "high"], rows)
 
 
-def arm_dots(folder: Path, arms: Sequence[Mapping[str, Any]], measure: str = "accuracy") -> str:
-    """Table 2 as dots: each arm's seeds and their mean by data set.
-
-    Args:
-        arms: "name", "scores" (data set -> measure -> mean) and "runs" (scores of each seed), as in
-            ablation.json.
-    """
+def arm_dots(folder: Path, arms: _Records, measure: str = "accuracy") -> str:
+    """Table 2 as dots: the seeds of each arm (a record in ablation.json) and their mean by data set."""
     words = " ".join(w.upper() if w in ("r1", "f1") else w for w in measure.split("_"))
     datasets = list(dict.fromkeys(d for a in arms for d in a["scores"]))
     title = f"{words[0].upper()}{words[1:]} by arm: seeds and their mean"
@@ -257,8 +233,7 @@ def arm_curves(
 ) -> str:
     """One measure of the RL rounds by arm: the mean over seeds, with their range as a band.
 
-    Args:
-        arms: by name, for each seed the measure of each round; None where a round has none.
+    `arms` has, by name, for each seed the measure of each round; None where a round has none.
     """
     figure, axes = _axes(f"{key} by round, mean and range of seeds", "RL round", unit, 7.0)
     rows: list[list[Any]] = []
@@ -274,8 +249,7 @@ def arm_curves(
         axes.fill_between(x, low, high, color=_COLOURS[n % 8], alpha=0.12, linewidth=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(**_BELOW, ncols=3)
-    file = "arms_" + key.lower().replace(" ", "_")
-    return _save(figure, folder, file, ["arm", "seed", "round", key], rows)
+    return _save(figure, folder, f"arms_{key.lower().replace(' ', '_')}", ["arm", "seed", "round", key], rows)
 
 
 def judge_bars(folder: Path, comparisons: Mapping[str, Mapping[str, Any]]) -> str:
@@ -289,7 +263,7 @@ def judge_bars(folder: Path, comparisons: Mapping[str, Mapping[str, Any]]) -> st
             range(len(left)), share, left=left, color=("#0072B2", "#DDDDDD", "#E69F00")[n],
             hatch=("", "", "//")[n], edgecolor="white", label=outcome,
         )  # fmt: skip
-        counts = [str(c[outcome]) if c[outcome] else "" for c in comparisons.values()]
+        counts = [str(c[outcome] or "") for c in comparisons.values()]
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         axes.bar_label(bars, counts, label_type="center", bbox=box)
         left = [a + b for a, b in zip(left, share, strict=True)]
@@ -311,8 +285,8 @@ def confusion_map(folder: Path, name: str, title: str, confusion: Mapping[str, A
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(counts):
         for j, v in enumerate(row):
-            dark = shares[i][j] > 0.55
-            axes.text(j, i, str(v), ha="center", va="center", color="white" if dark else "black")
+            colour = "white" if shares[i][j] > 0.55 else "black"
+            axes.text(j, i, str(v), ha="center", va="center", color=colour)
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     rows = [[g, *row] for g, row in zip(labels, counts, strict=True)]

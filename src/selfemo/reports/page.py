@@ -27,8 +27,7 @@ def inline_svg(path: Path, label: str) -> Any:
     from markupsafe import Markup, escape
 
     text = path.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for pattern in (r'(\bid=")', r'(href="#)', r"(url\(#)"):
         text = re.sub(pattern, rf"\g<1>{path.stem}-", text)
     opening = re.match(r"<svg[^>]*>", text)

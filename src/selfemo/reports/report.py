@@ -35,9 +35,6 @@ TEMPLATE = "report.html.jinja"
 _EXAMPLE = 600
 
 
-# -- what the run holds ---------------------------------------------------------------------------------
-
-
 class Source:
     """A run that is read and not changed.
 
@@ -82,9 +79,6 @@ class Source:
             {"iteration": iteration, **{k: sum(v) / len(v) for k, v in values.items()}}
             for (_, _, iteration), values in found.items()
         ]
-
-
-# -- sections -------------------------------------------------------------------------------------------
 
 
 def _what_ran(source: Source) -> Section:
@@ -141,8 +135,7 @@ def _curves(source: Source, folder: Path) -> Section:
         d: {c: (by[d].accuracy.value, by[d].mean_r1.value) for c, by in source.scores.items() if d in by}
         for d in source.labels
     }
-    held = {d: by for d, by in held.items() if by}
-    names = figures.reward_curves(folder, held, source.rounds())
+    names = figures.reward_curves(folder, {d: by for d, by in held.items() if by}, source.rounds())
     names += figures.draw(folder, rl_rounds(source.store), source.scores)
     titles = {
         "fig5_held_out": "Accuracy-based and IoU-based reward on held-out turns, by checkpoint",
@@ -159,19 +152,18 @@ def _curves(source: Source, folder: Path) -> Section:
 
 
 def _analysis(source: Source, folder: Path) -> Section:
-    section = Section("analysis", "Entropy by span, round trip, diversity (figure 6)")
-    found = read_analysis(source.folder)
+    title, found = "Entropy by span, round trip, diversity (figure 6)", read_analysis(source.folder)
     if found is None or not found["checkpoints"]:
-        section.missing = f"selfemo analyse {source.folder}"
-        return section
-    section.text = [
+        return Section("analysis", title, missing=f"selfemo analyse {source.folder}")
+    text = (
         f"One sampled completion for each of {len(found['prompts'])} held-out prompts. Round trip: the "
         "emotion that the checkpoint itself recognises in its reply, against the emotion it declared."
-    ]
-    section.tables = [Table("By checkpoint, entropies in nats", *analysis_table(found))]
+    )
+    table = Table("By checkpoint, entropies in nats", *analysis_table(found))
     name = figures.span_entropy(folder, found["checkpoints"])
-    section.drawings = [("Mean token entropy of each span by checkpoint", name)]
-    return section
+    return Section(
+        "analysis", title, [text], [table], [("Mean token entropy of each span by checkpoint", name)]
+    )
 
 
 def _emotion(distribution: Any) -> str:
@@ -180,15 +172,13 @@ def _emotion(distribution: Any) -> str:
 
 def _dialogues(source: Source, n: int = 10) -> Section:
     found = [_show(e) for e in episodes(source.store, n)]
-    section = Section("dialogues", "Self-play dialogues", episodes=found)
-    if found:
-        section.text = [
-            "The longest episodes. Each self-played turn shows what its speaker read in the turn before, "
-            "what should have been read, and the emotion declared with the reply."
-        ]
-    else:
-        section.missing = source.resume
-    return section
+    if not found:
+        return Section("dialogues", "Self-play dialogues", missing=source.resume)
+    text = (
+        "The longest episodes. Each self-played turn shows what its speaker read in the turn before, "
+        "what should have been read, and the emotion declared with the reply."
+    )
+    return Section("dialogues", "Self-play dialogues", [text], episodes=found)
 
 
 def _show(e: Episode) -> dict[str, Any]:
@@ -219,9 +209,8 @@ def _examples(source: Source, n: int = 5) -> Section:
     rows = source.store.predictions(evaluation_name(source.last))
     rows.sort(key=lambda r: (r["r1"], r["prompt"]))
     prompts = source.held_out_prompts()
-    chosen = [("worst", r) for r in rows[:n]]
-    chosen += [("best", r) for r in reversed(rows[max(n, len(rows) - n) :])]
-    for which, r in chosen:
+    best = reversed(rows[max(n, len(rows) - n) :])
+    for which, r in (*(("worst", r) for r in rows[:n]), *(("best", r) for r in best)):
         last = prompts[r["prompt"]].history[-1] if r["prompt"] in prompts else None
         section.examples.append(
             {
@@ -259,16 +248,9 @@ def build(
     evaluations: Sequence[Path] = (),
     personas: Path | None = None,
 ) -> list[Path]:
-    """Write the report to `out`, and its figures (SVG, PNG, CSV) to the folder OUT-figures beside it.
+    """Write the report to `out`, and its figures (SVG, PNG, CSV) to OUT-figures beside it; returns both.
 
-    Args:
-        judges: folders of `selfemo judge`.
-        ablation: folder of `selfemo ablate`.
-        evaluations: folders of `selfemo evaluate --out`.
-        personas: folder of `selfemo personas cluster`.
-
-    Returns:
-        The report and the folder of its figures.
+    The other folders are those of `selfemo judge`, `ablate`, `evaluate --out` and `personas cluster`.
 
     Raises:
         StoreError: a folder does not hold what its command writes, or the report cannot be written.
@@ -297,10 +279,7 @@ def build(
             _dialogues(source),
             _examples(source),
             _failures(source),
-            Section(
-                "config", "Resolved configuration",
-                code=(run / CONFIG_FILE).read_text(encoding="utf-8"),
-            ),
+            Section("config", "Resolved configuration", code=(run / CONFIG_FILE).read_text(encoding="utf-8")),
             Section(
                 "again", "How to reproduce",
                 ["Save the configuration above as config.toml, then:"],

@@ -19,58 +19,48 @@ from selfemo.reports.page import Section, Table, visible
 
 def table1(folders: Sequence[Path]) -> Section:
     """Published and measured scores side by side."""
-    header, rows = tables.table1(folders)
     return Section(
         "table1", "Beside the published results (table 1)",
         ["Rows marked as published are the paper's; they were not measured here."],
-        [Table("Accuracy and weighted F1, per cent", header, rows)],
+        [Table("Accuracy and weighted F1, per cent", *tables.table1(folders))],
     )  # fmt: skip
 
 
 def ablation(folder: Path | None, drawings: Path) -> Section:
     """The tables and dots of an ablation."""
-    section = Section("ablation", "Ablation (table 2)")
-    command = "selfemo ablate --out DIR"
+    title, command = "Ablation (table 2)", "selfemo ablate --out DIR"
     if folder is None:
-        section.missing = command
-        return section
+        return Section("ablation", title, missing=command)
     with tables.written_by(command, folder / "ablation.json") as found:
-        section.tables = [
+        made = [
             Table("Mean (sd) over seeds", *ablation_table(found)),
             Table("What each arm predicts, and how sure it is", *share_table(found)),
             Table("What its RL had to learn from: means over groups", *signal_table(found)),
         ]
-        drawn = figures.arm_dots(drawings, found["arms"])
-    section.drawings = [("Accuracy by arm: each seed and their mean", drawn)]
-    return section
+        drawn = [("Accuracy by arm: each seed and their mean", figures.arm_dots(drawings, found["arms"]))]
+    return Section("ablation", title, tables=made, drawings=drawn)
 
 
 def judge(folders: Sequence[Path], drawings: Path) -> Section:
     """Wins, ties and losses of each folder of `selfemo judge`."""
-    section = Section("judge", "Blind comparison by judges (figure 3)")
-    command = "selfemo judge"
+    title, command = "Blind comparison by judges (figure 3)", "selfemo judge"
     if not folders:
-        section.missing = command
-        return section
+        return Section("judge", title, missing=command)
     bars: dict[str, Any] = {}
     rows = []
     for folder in folders:
         with tables.written_by(command, folder / "judge.json") as content:
             for kind, c in content["kinds"].items():
-                called = kind.replace("_", "-")
+                called, pair = kind.replace("_", "-"), f"{content['a']} against {content['b']}"
                 counts = {k: int(c[k]) for k in ("wins", "ties", "losses")}
                 bars[f"{folder.name}: {called}"] = counts
-                more = [cell(c.get(k)) for k in ("p_value", "alpha", "position_bias")]
-                pair = f"{content['a']} against {content['b']}"
-                rows.append(
-                    [pair, called, *counts.values(), cell(c["win_rate"]), *more, str(c.get("flips", "-"))]
-                )
+                more = [cell(c["win_rate"]), *(cell(c.get(k)) for k in ("p_value", "alpha", "position_bias"))]
+                rows.append([pair, called, *counts.values(), *more, str(c.get("flips", "-"))])
     header = (
         "answers", "kind", "wins", "ties", "losses", "win rate", "p", "alpha", "position bias", "flips",
     )  # fmt: skip
-    section.tables = [Table("Wins of the first", header, rows)]
-    section.drawings = [("Wins, ties and losses of each comparison", figures.judge_bars(drawings, bars))]
-    return section
+    drawn = [("Wins, ties and losses of each comparison", figures.judge_bars(drawings, bars))]
+    return Section("judge", title, tables=[Table("Wins of the first", header, rows)], drawings=drawn)
 
 
 def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None) -> Section:
@@ -100,11 +90,9 @@ def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None) -> Secti
 def confusions(
     own: Mapping[str, Mapping[str, Any]], run: Path, folders: Sequence[Path], drawings: Path
 ) -> Section:
-    """Confusion matrices and calibration.
+    """Confusion matrices and calibration, of folders of `selfemo evaluate --out` and the run's own scores.
 
-    Args:
-        own: scores by data set of the run's last checkpoint, by its name; empty for none.
-        folders: folders of `selfemo evaluate --out`.
+    `own` has the scores by data set of the run's last checkpoint, by its name; empty for none.
     """
     section = Section("errors", "Confusion and calibration")
     found = [*own.items(), *(((m := tables.measured(p)).name, m.scores) for p in folders)]

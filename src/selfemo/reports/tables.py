@@ -26,9 +26,6 @@ PAPER_SETS = ("iemocap", "meld", "emorynlp")
 _TITLES = {"iemocap": "IEMOCAP", "meld": "MELD", "emorynlp": "EmoryNLP"}
 
 
-# -- measured scores ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Measured:
     """One evaluated model and its scores (`Scores.as_dict`) by data set."""
@@ -77,27 +74,18 @@ def measured(folder: Path) -> Measured:
             row = store.stage(evaluation_name(checkpoint))
             if row is not None and row["status"] == "done":
                 sets = [] if checkpoint == START else trained_on(str(folder))
-                name = f"{folder.name} {checkpoint}"
-                return Measured(name, config.data.eval_split, sets, json.loads(row["info"]))
+                scores = json.loads(row["info"])
+                return Measured(f"{folder.name} {checkpoint}", config.data.eval_split, sets, scores)
     raise StoreError(f"{folder} is a run without a finished evaluation; resume it first")
-
-
-# -- table 1 --------------------------------------------------------------------------------------------
 
 
 def published() -> dict[str, Any]:
     """The paper's values: source, table1 (rows) and table2 (rows)."""
-    text = files("selfemo.reports").joinpath("published.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return tomllib.loads(files("selfemo.reports").joinpath("published.toml").read_text(encoding="utf-8"))
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(values) if values and len(known) == len(values) else None
 
 
 def table1(folders: Sequence[Path], *, intervals: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -110,8 +98,7 @@ def table1(folders: Sequence[Path], *, intervals: bool = False) -> tuple[list[st
         intervals: also columns with the ends of the 95% intervals (for CSV).
     """
     found = [measured(p) for p in folders]
-    more = [d for m in found for d in m.scores if d not in (*PAPER_SETS, UNION)]
-    sets = [*PAPER_SETS, *dict.fromkeys(more)]
+    sets = list(dict.fromkeys([*PAPER_SETS, *(d for m in found for d in m.scores if d != UNION)]))
     kinds = (("accuracy", "Acc."), ("weighted_f1", "W-F1"))
     header = ["Setting", "Method", "Backbone", "External-free"]
     for d in [*sets, "avg"]:
@@ -137,9 +124,9 @@ def table1(folders: Sequence[Path], *, intervals: bool = False) -> tuple[list[st
                 value = [None if v is None else 100 * v for v in value]
                 cells += [_percent(v) for v in (value if intervals else value[:1])]
         for key, _ in kinds:
-            parts = [m.scores[d][key][0] if d in m.scores else None for d in PAPER_SETS]
-            mean = _mean(parts)
-            cells.append(_percent(None if mean is None else 100 * mean))
+            parts = [m.scores[d][key][0] for d in PAPER_SETS if d in m.scores]
+            whole = len(parts) == len(PAPER_SETS) and None not in parts
+            cells.append(_percent(100 * (sum(parts) / len(parts)) if whole else None))
         single = [s for d, s in m.scores.items() if d != UNION]
         n = sum(s["utterances"] for s in single)
         parsed = 100 * sum(s["parse_rate"][0] * s["utterances"] for s in single) / n

@@ -104,8 +104,6 @@ def ablate(
     Args:
         only: arms to run besides the full one, shipped ones by name or TOML files; empty for table 2.
         jobs: how many runs go on at a time, each in its own process.
-        draw: draws the figures of each run.
-        present: writes the tables and figures of the ablation.
 
     Raises:
         SelfEmoError: one of several `jobs` failed; the others are finished.

@@ -29,10 +29,9 @@ TABLE2 = (FULL, "gold-cold-start", "vanilla-grpo", "original-only")
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of an ablation, read from a TOML file.
+    """One arm of an ablation, read from a TOML file whose stem names it and its folder.
 
     Attributes:
-        name: the stem of the file; also the name of the arm's folder.
         paper: the row of table 2 that it corresponds to, or "".
         what: a description.
         overrides: settings that differ from the configuration; the file's table `set`.

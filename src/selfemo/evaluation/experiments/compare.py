@@ -71,11 +71,7 @@ class FinishedArm:
         return by_seed
 
     def shares(self, which: str) -> dict[str, dict[str, float]]:
-        """Share of each emotion by data set, the mean over seeds.
-
-        Args:
-            which: "predicted_share" or "gold_share".
-        """
+        """Share of each emotion by data set, the mean over seeds; `which`: predicted_share or gold_share."""
         by = [s["scores"][self.checkpoint] for s in self.summaries]
         return {
             d: {e: sum(one[d][which][e] for one in by) / len(by) for e in by[0][d][which]}
@@ -104,11 +100,7 @@ class FinishedArm:
 
 
 def compared(mine: FinishedArm, full: FinishedArm | None, labels: Mapping[str, LabelSet]) -> dict[str, Any]:
-    """The record of an arm in ablation.json.
-
-    Args:
-        full: the arm to compare with; None for the full arm itself.
-    """
+    """The record of an arm in ablation.json; `full` is None for the full arm itself."""
     scores = mine.scores()
     values = {d: {m: [one[d][m][0] for one in scores] for m in MEASURES} for d in scores[0]}
     runs: list[dict[str, Any]] = [
@@ -130,8 +122,7 @@ def compared(mine: FinishedArm, full: FinishedArm | None, labels: Mapping[str, L
         record["signal"] = mine.signal()
     if full is not None:
         for run, before, after in zip(runs, full.rows, mine.rows, strict=True):
-            found = compare(before, after, labels)
-            run["against_full"] = {d: c.as_dict() for d, c in found.items()}
+            run["against_full"] = {d: c.as_dict() for d, c in compare(before, after, labels).items()}
         theirs = full.scores()
         record["against_full"] = {
             d: {m: paired_over_seeds([one[d][m][0] for one in theirs], v) for m, v in by.items()}

@@ -24,11 +24,7 @@ _MAY_DIFFER = ("model.device", "model.threads", "save", "guard")
 
 
 def _same_settings(folder: Path, config: Config) -> None:
-    """Check that the run in a folder has these settings.
-
-    Raises:
-        StoreError: settings other than those that may differ are different.
-    """
+    """Raise StoreError where the run in a folder has other settings, apart from those that may differ."""
     saved, wanted = (flat(c.model_dump(mode="json")) for c in (load([folder / CONFIG_FILE]), config))
     other = (k for k in sorted(saved.keys() | wanted.keys()) if saved.get(k) != wanted.get(k))
     if differ := ", ".join(k for k in other if not k.startswith(_MAY_DIFFER)):
@@ -42,7 +38,6 @@ class PlannedRun:
     Attributes:
         keep: the checkpoints that stay once it is finished.
         trunk, at: it begins with the stages of the run `trunk`, up to checkpoint `at` (`fork`).
-        draw: draws its figures (`summary.finish`).
     """
 
     folder: Path
