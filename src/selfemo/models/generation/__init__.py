@@ -1,11 +1,11 @@
 """Generation backends, one a file: each is a `Sampler` (models/sampler.py).
 
-A new backend is one file here, and one function and one line of `SAMPLERS` below.
+A new backend is one file here with a function `open_backend`, and one line of `SAMPLERS` below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,32 +16,12 @@ if TYPE_CHECKING:
     from selfemo.models.sampler import Sampler
 
 
-def _local(reference: str, config: ModelConfig) -> Sampler:
-    from selfemo.models.generation.local import LocalSampler
-    from selfemo.models.loading import load_configured
-
-    return LocalSampler(load_configured(config, reference))
-
-
-def _endpoint(reference: str, config: ModelConfig) -> Sampler:
-    from selfemo.models.generation.chat import parse_expert
-    from selfemo.models.generation.endpoint import EndpointSampler
-
-    return EndpointSampler(parse_expert(reference))
-
-
-def _scripted(reference: str, config: ModelConfig) -> Sampler:
-    from selfemo.models.generation.scripted import ScriptedSampler, read_script
-
-    return ScriptedSampler(read_script(Path(reference)))
-
-
-SAMPLERS: dict[str, Callable[[str, ModelConfig], Sampler]] = {
-    "local": _local,
-    "endpoint": _endpoint,
-    "scripted": _scripted,
+SAMPLERS = {
+    "local": "selfemo.models.generation.local",
+    "endpoint": "selfemo.models.generation.endpoint",
+    "scripted": "selfemo.models.generation.scripted",
 }
-"""Backends by name: (text after the name, settings of models) to a sampler."""
+"""Backends by name: the module whose `open_backend(text after the name, settings of models)` gives a sampler."""
 
 
 def backend_of(reference: str) -> tuple[str, str]:
@@ -74,4 +54,5 @@ def open_sampler(reference: str, config: ModelConfig | None = None) -> Sampler:
     from selfemo.config import ModelConfig
 
     name, rest = backend_of(reference)
-    return SAMPLERS[name](rest, config or ModelConfig())
+    opened: Sampler = import_module(SAMPLERS[name]).open_backend(rest, config or ModelConfig())
+    return opened

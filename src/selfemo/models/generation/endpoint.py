@@ -16,9 +16,10 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from selfemo.config import ModelConfig
 from selfemo.errors import EndpointError, MissingExtraError, UnsupportedError
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
-from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError
+from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError, parse_expert
 from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
 from selfemo.models.sampler import LabelPlace, Message
 
@@ -369,3 +370,8 @@ class _AgainError(Exception):
     def __init__(self, why: str, *, told: bool = False, refused: bool = False):
         super().__init__(why)
         self.told, self.refused = told, refused
+
+
+def open_backend(reference: str, config: ModelConfig) -> EndpointSampler:
+    """`NAME=URL,model=MODEL[,...]`; the settings of models are not used."""
+    return EndpointSampler(parse_expert(reference))

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from selfemo.config import ModelConfig
 from selfemo.errors import EngineError, NotFiniteError, UnsupportedError
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.generation.requests import Constraint, Observer, Request, SamplingSettings
-from selfemo.models.loading import load_policy
+from selfemo.models.loading import load_configured, load_policy
 from selfemo.models.memory import return_memory
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
@@ -367,3 +368,8 @@ class LocalGenerator:
                 o.done = True
         slots.tokens[slots.open] = tokens
         slots.open[slots.open] = [not o.done for o in live]
+
+
+def open_backend(reference: str, config: ModelConfig) -> LocalSampler:
+    """A model reference on this device."""
+    return LocalSampler(load_configured(config, reference))

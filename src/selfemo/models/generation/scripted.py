@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from selfemo.config import ModelConfig
 from selfemo.errors import DataError, UnsupportedError
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
@@ -128,3 +129,8 @@ def _sample(text: str, settings: SamplingSettings) -> RawCompletion:
     zeros = (0.0,) * len(ids)
     kept = cut if finished else "".join(words[: settings.max_new_tokens])
     return RawCompletion(kept, tuple(ids), zeros, zeros, finished)
+
+
+def open_backend(reference: str, config: ModelConfig) -> ScriptedSampler:
+    """A JSONL file of answers; the settings of models are not used."""
+    return ScriptedSampler(read_script(Path(reference)))
