@@ -171,5 +171,5 @@ def test_the_two_ways_to_give_settings(tmp_path: Path) -> None:
 
     found = settings([Path("quickstart")], ["engine=local", "seed=4"], "verl")
     assert (found.engine, found.seed, found.flywheel.prompts) == ("verl", 4, 16)
-    with pytest.raises(ConfigError, match="engine=none"):
-        settings(None, None, "none")
+    with pytest.raises(ConfigError, match="seed=-1"):
+        settings(None, ["seed=-1"], "verl")

@@ -21,7 +21,7 @@ SAMPLERS = {
     "endpoint": "selfemo.models.generation.endpoint",
     "scripted": "selfemo.models.generation.scripted",
 }
-"""Backends by name: the module whose `open_backend(text after the name, settings of models)` gives a sampler."""
+"""Backends by name: the module whose `open_backend(text after the name, model settings)` gives a sampler."""
 
 
 def backend_of(reference: str) -> tuple[str, str]:
