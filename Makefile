@@ -47,7 +47,7 @@ test-main: $(VENV)/dev.stamp
 # The cluster engine inside verl, and TRL at its oldest version.
 test-cluster: $(CLUSTER)/stamp
 	$(CLUSTER)/bin/pytest -m "not whole" tests/cluster/test_verl.py
-	$(CLUSTER)/bin/pytest tests/model/test_trl.py
+	$(CLUSTER)/bin/pytest -m "not extended" tests/model/test_trl.py
 
 # verl's own trainers on the CPU, from data to checkpoints: some minutes more.
 test-cluster-whole: $(CLUSTER)/stamp

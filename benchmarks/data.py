@@ -100,7 +100,7 @@ best = store.stream("SELECT prompt, max(r1) FROM rollouts WHERE stage = ? GROUP 
 total = sum(r for _, r in best)
 times["best"] = time.perf_counter() - start
 start = time.perf_counter()
-last = store.last_step("s")
+last = store.value("SELECT max(step) FROM rollouts WHERE stage = ?", "s")
 times["resume"] = time.perf_counter() - start
 peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024
 print(json.dumps({**times, "peak MiB": peak, "best total": total, "last": last}))

@@ -313,7 +313,7 @@ def test_what_is_no_summary_is_said(tmp_path: Path, content: str, fault: str) ->
 @pytest.mark.slow
 def test_its_runs_are_rows_of_the_tables(ablated: Path) -> None:
     found = measured(ablated / "full" / "seed-0")
-    assert found.name == "seed-0 iteration-1" and found.trained_on == ("jsonl",)
+    assert found.name == "seed-0 iteration-1" and found.trained_on == ["jsonl"]
     _, rows = cross([ablated / "full" / "seed-0"])
     assert rows[0][0] == "jsonl" and "/" in rows[0][2]
 

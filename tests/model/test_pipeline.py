@@ -164,6 +164,7 @@ def test_a_damaged_training_state_starts_its_stage_again(finished: Path, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_sigkill_and_resume(short: Path, tiny_model: Path, data: Path, tmp_path: Path) -> None:
     """Killed in the cold start and, resumed, in the RL stage."""
     from selfemo.config import to_toml

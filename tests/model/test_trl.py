@@ -331,6 +331,7 @@ def test_two_processes_are_one(tiny_model: Path, tmp_path: Path, tokenizer: Any)
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_the_example_in_two_processes(tiny_model: Path, tmp_path: Path) -> None:
     """Each group of four spans both processes; the adapters are saved once."""
     example = Path(__file__).parents[2] / "examples" / "trl_selfgrpo.py"

@@ -244,8 +244,12 @@ def evolve_job(folder: Path) -> Job:
     import torch
 
     torch.set_num_threads(1)
+    # Loaded here once: kills shall fall into the work of a run, not into its imports.
+    import selfemo.evaluation.summary
+    import selfemo.reports.figures
+    import selfemo.runs.evolve
+    import selfemo.training.local  # noqa: F401
     from selfemo.config import load, to_toml
-    from selfemo.training import local  # noqa: F401
     from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
 
     data, toml = folder / "toy.jsonl", folder / "c.toml"

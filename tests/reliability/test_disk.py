@@ -362,9 +362,8 @@ def test_what_a_killed_process_was_writing_is_removed(halfway: Path, tmp_path: P
 def test_a_state_is_written_or_the_one_before_stays(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import safetensors.torch
-
     from selfemo.config import SftConfig
+    from selfemo.training import checkpoints
     from tests.support.engines import engine
 
     e = engine(tiny_model)
@@ -377,7 +376,7 @@ def test_a_state_is_written_or_the_one_before_stays(
         Path(file).write_bytes(before[:1000])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", half)
+    monkeypatch.setattr(checkpoints, "save_file", half)
     with pytest.raises(EngineError, match=r"could not be written \(.*No space left.*is kept"):
         e.save_training_state(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2

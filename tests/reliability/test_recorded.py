@@ -120,7 +120,7 @@ def digests(run: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="recorded on x86-64")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param("early", marks=pytest.mark.extended), "trained"])
 def test_a_run_gives_what_was_recorded(data: Path, tmp_path: Path, name: str) -> None:
     recorded = RECORDED.get(torch.__version__, {}).get(name)
     if recorded is None:

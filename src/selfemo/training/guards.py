@@ -12,7 +12,8 @@ Alarms depend on the stage's metrics records alone, so a resumed run raises the 
 kind that has a window, a new window starts.
 
 Each kind has its action: `warn` goes on; `stop` saves the state after the step and raises; `rollback` goes
-back to the last state saved before it and halves the learning rate for the rest of the stage.
+back to the last state saved before it and halves the learning rate for the rest of the stage. No prompt is
+left out: most alarms are the result of many steps, and the next batch would lead the same policy there too.
 """
 
 from __future__ import annotations
