@@ -112,16 +112,19 @@ def rl_stage(
                 now, at = rounds[round_ - wave.start], Place(stage, round_, place.iteration)
                 lam = lambda_at(round_ * plan.steps_per_round, plan.total_steps, grpo.lam_max)
 
+                # sample
                 seeds = [derive(config.seed, stage, round_, f.prompt.id) for f in now.fitted]
                 n = config.sampling.group_size
                 sampled = trainer.sample(round_, now.fitted, n, seeds, settings)
 
+                # score, over the whole history: the length limit is for the model alone
                 whole = {p.id: p for p in now.drawn}
                 prompts = [whole[f.prompt.id] for f in now.fitted]
                 groups = [
                     score_group(p, s, config.reward, grpo, lam) for p, s in zip(prompts, sampled, strict=True)
                 ]
 
+                # update
                 items = [
                     [RlItem(f.ids, r.raw.token_ids, r.advantage, f.prompt.id) for r in g.rollouts]
                     for f, g in zip(now.fitted, groups, strict=True)
@@ -137,8 +140,8 @@ def rl_stage(
                 ]
                 measures = trainer.update(round_, minibatches, grpo, rates) if items else {}
 
+                # best, gate; then what passed is kept, with its next prompt
                 turns = [take_turn(g, lam, config.gate) for g in groups]
-
                 record = _keep_round(buffer, at, now, turns, persona_of, play.max_turns, lam, measures, watch)
                 on_round(record)
                 watch.after(trainer, round_ + 1, plan.rounds)
