@@ -1,0 +1,1 @@
+"""Evaluation: predictions, scores with intervals, judges, analyses, and experiments over many runs."""

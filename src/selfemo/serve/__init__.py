@@ -1,0 +1,1 @@
+"""Serving: `SelfEmo` for Python, labels for files, the HTTP server, the chat."""
