@@ -375,6 +375,21 @@ def test_a_prompt_that_was_not_given_is_an_error(tiny_model: Path, tmp_path: Pat
         work.again()
 
 
+def test_a_prompt_drawn_twice_into_a_round_has_two_groups(
+    tiny_model: Path, tmp_path: Path, student: Path
+) -> None:
+    """Three originals, four prompts a round: the student numbers its groups, so their replies differ."""
+    config = small(
+        tiny_model, "grpo.prompts_per_step=4", "grpo.mini_batch=4", "flywheel.prompts=4",
+        "selfplay.synthetic_share=0",
+    )  # fmt: skip
+    work = Train(config, tmp_path / "run")
+    work.originals = work.originals[:3]
+    assert work.train()["pass"] == 4
+    rows = work.store.rows("SELECT prompt, reply FROM rollouts WHERE best = 1")
+    assert len({r["prompt"] for r in rows}) == 3 and len({r["reply"] for r in rows}) == 4
+
+
 def test_metrics_take_this_projects_names(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     data = {"actor/pg_loss": 0.5, "val-core/meld/acc/mean@1": 0.25, "other": 1}

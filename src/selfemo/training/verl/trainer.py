@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -81,7 +82,7 @@ class VerlTrainer:
         self._launch: Launch | None = None
         self._open = ExitStack()
         self._wave = range(0)
-        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._groups: dict[str, list[list[dict[str, Any]]]] = {}
 
     @cached_property
     def reader(self) -> ChatTokenizer:
@@ -253,21 +254,18 @@ class VerlTrainer:
                     f"see {self.folder / 'verl.log'}"
                 )
             self._launch.pause()
-        self._rows = {rows[0]["prompt"]: rows for rows in read_dump(dump)}
-        asked = {f.prompt.id for f in prompts}
-        for wrong, says in ((self._rows.keys() - asked, "is none of this step's"),
-                            (asked - self._rows.keys(), "has no completions")):  # fmt: skip
-            if wrong:
-                raise EngineError(f"{dump}: prompt {min(wrong)!r} {says}")
-        return [
-            [
-                RawCompletion(
-                    r["text"], tuple(r["token_ids"]), (r["logprob"],), (r["entropy"],), r["finished"]
-                )
-                for r in self._rows[f.prompt.id]
-            ]
-            for f in prompts
-        ]
+        # A prompt may be drawn twice into one round, where there are few of them.
+        self._groups = {}
+        for rows in read_dump(dump):
+            self._groups.setdefault(rows[0]["prompt"], []).append(rows)
+        asked = Counter(f.prompt.id for f in prompts)
+        if strange := self._groups.keys() - asked.keys():
+            raise EngineError(f"{dump}: prompt {min(strange)!r} is none of this step's")
+        for prompt, n_groups in asked.items():
+            if (found := len(self._groups.get(prompt, ()))) != n_groups:
+                raise EngineError(f"{dump}: prompt {prompt!r} has {found} of {n_groups} groups")
+        groups = {prompt: iter(found) for prompt, found in self._groups.items()}
+        return [[_raw(row) for row in next(groups[f.prompt.id])] for f in prompts]
 
     def update(
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
@@ -278,7 +276,7 @@ class VerlTrainer:
         for item in (i for items in minibatches for i in items):
             ours.setdefault(item.share, []).append(item.advantage)
         for prompt, found in ours.items():
-            theirs = np.array([r["advantage"] for r in self._rows[prompt]])
+            theirs = np.array([r["advantage"] for rows in self._groups[prompt] for r in rows])
             if not np.allclose(found, theirs, atol=_SAME):
                 raise EngineError(
                     f"{self.folder / 'rollouts' / f'{step}.jsonl'}: prompt {prompt}: verl trained with "
@@ -286,3 +284,9 @@ class VerlTrainer:
                     f"{np.round(found, 4).tolist()}; is {PLUGIN} of this version on all nodes?"
                 )
         return measures_of(read_metrics(self.folder / "metrics.jsonl")[step])
+
+
+def _raw(row: dict[str, Any]) -> RawCompletion:
+    return RawCompletion(
+        row["text"], tuple(row["token_ids"]), (row["logprob"],), (row["entropy"],), row["finished"]
+    )
