@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,14 +23,14 @@ Attention = Literal["tree", "dense"]
 that its tokens see; "dense" is one kernel over a dense mask, so a row costs the square of its length."""
 
 
-class _Encoder:
+class _Encoder(ABC):
     """Writes a chat as token ids and reads token ids as text, by a tokenizer alone."""
 
     tokenizer: Any
 
     @property
-    def _generation_config(self) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _generation_config(self) -> Any: ...
 
     @property
     def end_ids(self) -> frozenset[int]:
