@@ -80,6 +80,7 @@ def test_shipped_names_are_found(home: Path) -> None:
     assert told.returncode == 1 and "vanilla-grpo" in told.stderr
 
 
+@pytest.mark.extended
 def test_evolve_by_the_name_of_a_configuration(home: Path, tiny_model: Path) -> None:
     """A whole run with a tiny model, and its settings are the shipped ones."""
     sets = [

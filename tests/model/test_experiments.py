@@ -76,6 +76,7 @@ def stopped_and_gone_on(config: list[str], out: Path) -> None:
     ablate([], config, out, 2, Quiet(), present=write_tables)
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_runs_side_by_side_equal_runs_one_after_the_other(
     ablated: Path, config: list[str], tmp_path: Path

@@ -101,6 +101,7 @@ def wait_for_progress(process: subprocess.Popen, out: Path) -> int:
     raise AssertionError("no progress")
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_a_kill_loses_nothing_and_doubles_nothing(tiny_model: Path, tmp_path: Path) -> None:
     source, out, whole = many(tmp_path, 60), tmp_path / "out.csv", tmp_path / "whole.csv"

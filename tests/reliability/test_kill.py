@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_killed_anywhere_a_run_ends_as_if_never_interrupted(tmp_path: Path) -> None:
     # A process of its own: it forks, which this one's threads forbid.
