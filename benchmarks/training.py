@@ -21,7 +21,7 @@ from selfemo.config import Config, GrpoConfig, ModelConfig, SftConfig, load
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.references import resolve
 from selfemo.seeds import derive
-from selfemo.stages.selfplay import Turn, fit_all, sampling_settings, score_group, take_turn
+from selfemo.stages.selfplay import Turn, fit_all, sample_groups, score_group, take_turns
 from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
 
@@ -228,14 +228,18 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
 
 def play(e: LocalEngine, fitted: list[Any], config: Config, key: tuple[object, ...]) -> list[Turn]:
     """One turn of self-play for each prompt: sampled, scored with lambda 0, the best chosen and gated."""
-    n = config.sampling.group_size
-    requests = [Request(f.ids, n, derive(config.seed, *key, f.prompt.id)) for f in fitted]
-    sampled = e.sampler.generate(requests, sampling_settings(config.sampling))
+
+    def sample(prompts: Any, n: int, seeds: Any, settings: Any) -> Any:
+        asked = zip(prompts, seeds, strict=True)
+        return e.sampler.generate([Request(f.ids, n, seed) for f, seed in asked], settings)
+
+    seeds = [derive(config.seed, *key, f.prompt.id) for f in fitted]
+    sampled = sample_groups(sample, fitted, seeds, config)
     groups = [
         score_group(f.prompt, s, config.reward, config.grpo, 0.0)
         for f, s in zip(fitted, sampled, strict=True)
     ]
-    return [take_turn(g, 0.0, config.gate) for g in groups]
+    return take_turns(sample, fitted, groups, seeds, config, 0.0)
 
 
 def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1, prompt: int = 400) -> Row:
@@ -374,7 +378,7 @@ def sft_step(model: str, data: str, repeats: int, batch: int = 8) -> Row:
         if p.id in fitted
     ]
     sft = SftConfig(lr=LR, batch_size=batch, micro_tokens=min(batch * 256, SETTINGS["micro_tokens"]))
-    batches = epoch_batches([i.share for i in items], batch, sft.run_length, 0, 0)[: repeats + 1]
+    batches = epoch_batches([i.tree for i in items], batch, sft.run_length, 0, 0)[: repeats + 1]
     e.begin_stage(sft)
     source = resolve(model)
     rows = [

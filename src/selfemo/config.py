@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from selfemo.errors import ConfigError
 from selfemo.method.prompts import Reasoning
 from selfemo.method.rewards import PRIMARY, SECONDARY
+from selfemo.method.self_grpo import Normalise
 from selfemo.method.types import BUILTIN_MODEL
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -127,6 +128,9 @@ class SftConfig(OptimConfig):
     """Passes over the samples; 0: the model had its cold start before (refits still see its samples)."""
     max_samples: Annotated[int, Field(ge=0)] = 0
     """Cold-start samples to take; 0 takes all."""
+    label_samples: Annotated[int, Field(ge=-1)] = 0
+    """Labelled turns besides them that teach E alone, since no answer of another speaker with a label follows
+    or max_samples is reached; -1 takes all that are left."""
     max_emotion_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Most of max_samples with one emotion as E: if half the data are neutral, a small model learns to say
     nothing else."""
@@ -152,6 +156,17 @@ class GrpoConfig(OptimConfig):
     mini_batch: Positive = 32
     """Prompts of one optimiser step (ppo_mini_batch_size)."""
     lam_max: Fraction = 1.0
+    normalise: Normalise = "std"
+    """What a group's centred rewards are divided by: their deviation (GRPO), their mean (MaxRL, which does
+    not favour what is likely already), or nothing."""
+    credit: Literal["completion", "causal"] = "completion"
+    """The tokens that R1 and R2 act on: all (eq. 14), or, since both depend on E alone, those up to the end
+    of the E line. Then E lines alone are sampled, and S and the reply for the best of them."""
+    reward_weight: NonNegative = 1.0
+    """Weight of the advantages. 0 with a gold_weight is cross-entropy on the labels that RL would see."""
+    gold_weight: NonNegative = 0.0
+    """Advantage of the gold E line of each original prompt, which joins its completions [ours]: an anchor of
+    cross-entropy on the label that R1 is measured against. Needs causal credit."""
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
     kl_coef: NonNegative = 0.001
@@ -180,6 +195,11 @@ class FlywheelConfig(_Section):
     """Rounds of self-play, SELF-GRPO and refit; 0 ends with the cold start (SFT alone)."""
     prompts: Positive = 23000
     """Prompts of one iteration's RL stage, original and synthetic together."""
+    window: Positive = 1
+    """Most original prompts of one conversation, in their order, that are drawn together: they are one prefix
+    tree, so that each costs a third of the tokens or less."""
+    new_labels: bool = False
+    """Draw original prompts only from turns whose label no SFT sample has taught."""
     max_prompt_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Most original prompts of a data set with one gold emotion, as a share; 1 draws from all. If half the
     data are neutral, the reward of a group pays for saying neutral."""
@@ -306,6 +326,12 @@ class Config(_Section):
                 f"grpo.mini_batch ({self.grpo.mini_batch}) is larger than grpo.prompts_per_step "
                 f"({self.grpo.prompts_per_step}); a mini-batch is a part of the sampled prompts"
             )
+        if self.grpo.gold_weight and self.grpo.credit != "causal":
+            raise ValueError(
+                'grpo.gold_weight adds gold E lines, which needs grpo.credit = "causal" (E lines alone)'
+            )
+        if not self.grpo.reward_weight and not self.grpo.gold_weight:
+            raise ValueError("grpo.reward_weight and grpo.gold_weight are both 0: RL would learn nothing")
         if self.sampling.group_size < 2:
             raise ValueError(
                 "sampling.group_size is 1: a group of one has no advantage and would teach nothing; "

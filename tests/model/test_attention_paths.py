@@ -93,7 +93,7 @@ def items() -> list[RlItem]:
 def sft_items() -> list[SftItem]:
     weights = (1.0,) * 7
     return [
-        SftItem(i.prompt_ids, i.completion_ids, weights[: len(i.completion_ids)], i.share) for i in items()
+        SftItem(i.prompt_ids, i.completion_ids, weights[: len(i.completion_ids)], i.prompt) for i in items()
     ]
 
 

@@ -144,7 +144,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
 
 def sft_items(n: int = 6) -> list[SftItem]:
     return [
-        SftItem(i.prompt_ids, i.completion_ids, [1.0] * len(i.completion_ids), i.share)
+        SftItem(i.prompt_ids, i.completion_ids, [1.0] * len(i.completion_ids), i.prompt)
         for i in rl_items(n // 2, 2)
     ]
 
@@ -176,7 +176,7 @@ def test_sft_learns(tiny_model: Path) -> None:
     config = SftConfig(lr=3e-3, batch_size=4, micro_tokens=512)
     e.begin_stage(config)
     items = sft_items()
-    steps = [b for k in range(60) for b in epoch_batches([i.share for i in items], 4, 8, 0, k)]
+    steps = [b for k in range(60) for b in epoch_batches([i.tree for i in items], 4, 8, 0, k)]
     for step, batch in enumerate(steps):
         lr = learning_rate(config, step, len(steps))
         losses.append(e.sft_step([items[i] for i in batch], config, lr)["loss"])
@@ -302,7 +302,7 @@ def test_a_round_without_any_advantage_changes_nothing(tiny_model: Path) -> None
     before = {n: p.clone() for n, p in e.policy.core.named_parameters()}
     config = GrpoConfig(lr=0.1, kl_coef=0.0)
     e.begin_stage(config)
-    e.rl_round([[RlItem(i.prompt_ids, i.completion_ids, 0.0, i.share) for i in rl_items()]], config, [0.1])
+    e.rl_round([[RlItem(i.prompt_ids, i.completion_ids, 0.0, i.prompt) for i in rl_items()]], config, [0.1])
     assert all(torch.equal(before[n], p) for n, p in e.policy.core.named_parameters())
 
 

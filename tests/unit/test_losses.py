@@ -27,7 +27,7 @@ def test_k3_is_the_kl_in_expectation() -> None:
 def test_clipped_objective_by_hand() -> None:
     old = torch.zeros(4, 1)
     logp = torch.log(torch.tensor([[1.5], [1.5], [0.5], [0.5]])).requires_grad_()
-    a = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    a = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
     got = token_loss(logp, old, a, kl_coef=0)
     # ratio 1.5: clipped at 1.2 for A > 0, not for A < 0; ratio 0.5: at 0.8 for A < 0 only.
     assert got.loss[:, 0].tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8])
@@ -39,13 +39,13 @@ def test_clipped_objective_by_hand() -> None:
 
 def test_on_policy_gradient_is_minus_the_advantage() -> None:
     logp = torch.tensor([[-0.3, -2.0], [-1.0, -0.1]], requires_grad=True)
-    token_loss(logp, logp.detach(), torch.tensor([0.7, -1.2]), kl_coef=0).loss.sum().backward()
+    token_loss(logp, logp.detach(), torch.tensor([[0.7, 0.7], [-1.2, -1.2]]), kl_coef=0).loss.sum().backward()
     assert torch.allclose(logp.grad, torch.tensor([[-0.7, -0.7], [1.2, 1.2]]))
 
 
 def test_kl_and_entropy_terms() -> None:
     logp, ref = torch.tensor([[-1.0]]), torch.tensor([[-2.0]])
-    zero = torch.zeros(1)
+    zero = torch.zeros(1, 1)
     base = token_loss(logp, logp, zero, ref, torch.tensor([[0.5]]), kl_coef=0.1, entropy_coef=0.2)
     assert base.loss.item() == pytest.approx(0.1 * math.exp(-1) - 0.2 * 0.5)
     for kwargs in ({"kl_coef": 0.1}, {"kl_coef": 0.0, "entropy_coef": 0.1}):

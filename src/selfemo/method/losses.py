@@ -37,7 +37,7 @@ class TokenLoss:
 def token_loss(
     logp: Float[Tensor, "n l"],
     old: Float[Tensor, "n l"],
-    advantage: Float[Tensor, " n"],
+    advantage: Float[Tensor, "n l"],
     ref: Float[Tensor, "n l"] | None = None,
     entropy: Float[Tensor, "n l"] | None = None,
     *,
@@ -51,7 +51,7 @@ def token_loss(
     Args:
         logp: log-probabilities under the policy being trained (carries gradient).
         old: the same tokens under the policy that sampled them.
-        advantage: one per sequence, broadcast over its tokens.
+        advantage: of each token.
         ref: under the reference policy; needed if kl_coef > 0.
         entropy: of the policy at each token; needed if entropy_coef > 0.
 
@@ -63,8 +63,8 @@ def token_loss(
     if entropy_coef and entropy is None:
         raise ValueError("entropy_coef is set but there are no entropies")
     ratio = torch.exp(logp - old)
-    a = advantage.unsqueeze(-1)
-    unclipped, clipped = ratio * a, ratio.clamp(1 - clip_low, 1 + clip_high) * a
+    unclipped = ratio * advantage
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
     loss = -torch.minimum(unclipped, clipped)
     kl = torch.zeros_like(logp) if ref is None else k3(logp, ref)
     if kl_coef:

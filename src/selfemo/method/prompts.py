@@ -103,6 +103,18 @@ def format_completion(completion: Completion) -> str:
     )
 
 
+def format_recognition(emotion: EmotionDistribution) -> str:
+    """The E line alone, with its line end: the part of a completion that recognises."""
+    return f"E: {format_emotions(emotion)}\n"
+
+
+def format_answer(answer: Completion | EmotionDistribution) -> str:
+    """A completion, or its E line alone."""
+    if isinstance(answer, Completion):
+        return format_completion(answer)
+    return format_recognition(answer)
+
+
 def answering_speaker(conversation: Conversation, last: int, *, future: bool) -> str:
     """Who answers turn `last`.
 

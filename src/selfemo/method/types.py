@@ -237,6 +237,13 @@ class ParseFailure:
 Parsed = Completion | ParseFailure
 
 
+def emotion_of(parsed: Completion | EmotionDistribution | ParseFailure) -> EmotionDistribution | None:
+    """E of a completion, or of its E line alone; None for a failure."""
+    if isinstance(parsed, ParseFailure):
+        return None
+    return parsed.emotion if isinstance(parsed, Completion) else parsed
+
+
 @dataclass(frozen=True, slots=True)
 class RawCompletion:
     """One sampled token sequence, as the generation backends return it.
@@ -266,17 +273,31 @@ class RawCompletion:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One scored member of a group: its tokens and text, the parsed completion, R1, R2 and advantage."""
+    """One scored member of a group: its tokens and text, what they say, R1, R2 and advantage.
+
+    Attributes:
+        parsed: the completion; its emotion E alone, where no more was sampled; or the failure.
+        advantage: of eq. 13; of all tokens, or of the first `head` of them.
+        head: the number of tokens up to the end of the E line, where credit is causal (SPEC section 9).
+        rest: the advantage of the tokens behind them.
+    """
 
     raw: RawCompletion
-    parsed: Parsed
+    parsed: Completion | EmotionDistribution | ParseFailure
     r1: float
     r2: float
     advantage: float
+    head: int | None = None
+    rest: float = 0.0
 
     @property
     def completion(self) -> Completion | None:
         return self.parsed if isinstance(self.parsed, Completion) else None
+
+    @property
+    def emotion(self) -> EmotionDistribution | None:
+        """E; None where the text failed to parse."""
+        return emotion_of(self.parsed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,12 @@ class Policy(_Encoder):
             self.__dict__.pop(derived, None)
 
     def encode_completion(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of a completion, closed by the end token, with each token's characters."""
+        """Token ids of a completion, closed by the end token, with each token's characters.
+
+        A first part of one, which ends with a line end, is not closed.
+        """
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded.input_ids), [tuple(o) for o in encoded.offset_mapping]
+        if text.endswith("\n"):
+            return ids, offsets
         return [*ids, self.tokenizer.eos_token_id], [*offsets, (len(text), len(text))]

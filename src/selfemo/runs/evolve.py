@@ -21,11 +21,11 @@ from selfemo.config import Config, SftConfig
 from selfemo.data.splits import held_out
 from selfemo.errors import DataError
 from selfemo.method.prompts import conversation_prompts
-from selfemo.method.types import Conversation, Place, Prompt
+from selfemo.method.types import Completion, Conversation, EmotionDistribution, Place, Prompt
 from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import COLD, START, RunFolder, evaluation_name
-from selfemo.runs.inputs import cold_start_samples, run_inputs
+from selfemo.runs.inputs import cold_start_samples, more_labels, run_inputs
 from selfemo.runs.store import Store
 from selfemo.runs.training_state import TrainingState, train
 from selfemo.seeds import rng
@@ -114,12 +114,17 @@ def cold_start(run: RunFolder, trainer: Trainer, training: Sequence[Conversation
     config, sft = run.config, run.config.sft
 
     def attempt(state: TrainingState) -> dict[str, Any]:
-        samples, source = cold_start_samples(training, sft, config.prompt.reasoning, config.seed)
+        whole, source = cold_start_samples(training, sft, config.prompt.reasoning, config.seed)
+        labels = more_labels(training, sft, whole, config.seed)
+        samples: list[tuple[Prompt, Completion | EmotionDistribution, str]] = [
+            *((p, c, source) for p, c in whole),
+            *((p, e, "label") for p, e in labels),
+        ]
         state.open(lambda: trainer.begin_sft(COLD, run.weights(START), sft))
         with run.store.transaction():
-            run.store.add_prompts([p for p, _ in samples], Place(COLD))
-            for p, c in samples:
-                add_sample(run.store, p, c, 1.0, Place(COLD), source)
+            run.store.add_prompts([p for p, _, _ in samples], Place(COLD))
+            for p, answer, where in samples:
+                add_sample(run.store, p, answer, 1.0, Place(COLD), where)
         info = _fit(run, state, sft, sft.epochs, replay=1.0, iteration=0)
         trainer.save(run.checkpoint(COLD))
         return info | {"duplicates": len(samples) - run.store.samples_of_stage(COLD)}
@@ -188,10 +193,14 @@ def rl(
         limit = config.prompt.max_tokens
         fits, _ = fit_all(originals, trainer.encode, limit, config.prompt.reasoning)
         inside = {f.prompt.id for f in fits}
-        usable = [p for p in originals if p.id in inside]
+        taught = run.store.labels_taught() if config.flywheel.new_labels else frozenset()
+        usable = [p for p in originals if p.id in inside and p.id not in taught]
         if not usable:
             raise DataError(
-                f"none of the {len(originals)} training prompts fits prompt.max_tokens = {limit}; raise it"
+                f"none of the {len(originals)} training prompts fits prompt.max_tokens = {limit}"
+                + (f" and has a label that no sample taught ({len(taught)} have)" if taught else "")
+                + "; raise the limit"
+                + (" or lower sft.max_samples and sft.label_samples" if taught else "")
             )
         plan, first = rl_plan(config, trainer), min(state.step, state.kept)
         with run.reporter.bar(name, plan.rounds) as advance:
@@ -204,8 +213,10 @@ def rl(
             place, personas = Place(name, first, iteration), persona_book(training)
             counts = rl_stage(trainer, usable, personas, config, run.store, place, state, on_round)
         trainer.save(run.checkpoint(name))
-        if left_out := len(originals) - len(usable):
+        if left_out := len(originals) - len(inside):
             counts["originals_too_long"] = left_out
+        if taught:
+            counts["originals_taught"] = len(inside) - len(usable)
         if trainer.whole_rounds and (rest := plan.prompts % plan.prompts_per_round):
             counts["prompts_of_no_whole_batch"] = rest
         return dict(counts)

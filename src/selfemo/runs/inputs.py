@@ -12,11 +12,14 @@ from selfemo.data import load
 from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.prompts import Reasoning
-from selfemo.method.types import Completion, Conversation, Prompt
+from selfemo.method.types import Completion, Conversation, EmotionDistribution, Prompt
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
-from selfemo.stages.coldstart import gold_samples, read_parquet
+from selfemo.stages.coldstart import gold_samples, label_samples, read_parquet
 from selfemo.stages.personas import Who, attach_profiles
+
+_OF_FILE = "cold/"
+"""Begins the ids of prompts from sft.samples: the original of the same turn may have another persona."""
 
 
 def profiles_of(folder: Path) -> dict[Who, str]:
@@ -88,10 +91,19 @@ def cold_start_samples(
                 "speaker's turn with an emotion"
             )
         return samples, "gold"
-    # New ids: the original prompt of the same turn may have another persona.
-    samples = [(replace(p, id=f"cold/{p.id}"), c) for p, c in read_parquet(Path(sft.samples))]
+    samples = [(replace(p, id=_OF_FILE + p.id), c) for p, c in read_parquet(Path(sft.samples))]
     check_reasoning(reasoning, [c for _, c in samples], sft.samples)
     return (samples[: sft.max_samples] if sft.max_samples else samples), "file"
+
+
+def more_labels(
+    train: Sequence[Conversation], sft: SftConfig, samples: Sequence[tuple[Prompt, Completion]], seed: int
+) -> list[tuple[Prompt, EmotionDistribution]]:
+    """The sft.label_samples turns that teach E alone, besides the whole samples of the cold start."""
+    if not sft.label_samples:
+        return []
+    taught = {p.id.removeprefix(_OF_FILE) for p, _ in samples}
+    return label_samples(train, taught, sft.label_samples, seed, sft.run_length)
 
 
 def check_reasoning(wanted: Reasoning, completions: Sequence[Completion], where: str) -> None:

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from selfemo.method.types import (
     Utterance,
 )
 from selfemo.models.generation.chat import ExpertSpec
-from selfemo.seeds import rng
+from selfemo.seeds import rng, shuffled_runs
 from selfemo.stages.experts import (
     AnswerBook,
     MalformedError,
@@ -93,6 +93,21 @@ def gold_samples(
         if max_samples and len(samples) >= max_samples:
             return samples[:max_samples]
     return samples
+
+
+def label_samples(
+    conversations: Sequence[Conversation], taught: Collection[str], most: int, seed: int, run_length: int
+) -> list[tuple[Prompt, EmotionDistribution]]:
+    """Labelled turns as samples of E alone, in runs of adjacent turns of conversations drawn by `seed`.
+
+    Args:
+        taught: ids of prompts that are samples already.
+        most: how many; below 0 all.
+    """
+    prompts = [p for c in conversations for p in conversation_prompts(c, future=False) if p.id not in taught]
+    order = shuffled_runs([p.conversation_id for p in prompts], run_length, rng(seed, "label samples"))
+    chosen = order if most < 0 else order[:most]
+    return [(prompts[i], gold) for i in sorted(chosen) if (gold := prompts[i].target)]
 
 
 LEAST_OWN_WEIGHT = 0.6

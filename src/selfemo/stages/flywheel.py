@@ -8,27 +8,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selfemo.method.prompts import conversation_prompts, format_completion
-from selfemo.method.types import Completion, Conversation, Place, Prompt
-from selfemo.seeds import rng
+from selfemo.method.prompts import conversation_prompts, format_answer
+from selfemo.method.types import Completion, Conversation, EmotionDistribution, Place, Prompt
+from selfemo.seeds import rng, shuffled_runs
 from selfemo.stages.interfaces import Buffer
 
 
-def fingerprint(prompt: Prompt, completion: Completion) -> str:
+def fingerprint(prompt: Prompt, completion: Completion | EmotionDistribution) -> str:
     """A hash that is equal for samples of the same label set, history, answerer and completion."""
     said = [f"{u.speaker}: {u.text}".lower() for u in prompt.history]
-    text = "\x1f".join([prompt.label_set.name, *said, prompt.answerer, format_completion(completion)])
+    text = "\x1f".join([prompt.label_set.name, *said, prompt.answerer, format_answer(completion)])
     return hashlib.sha256(text.lower().encode()).hexdigest()
 
 
 def add_sample(
-    buffer: Buffer, prompt: Prompt, completion: Completion, reward: float, place: Place, source: str
+    buffer: Buffer,
+    prompt: Prompt,
+    completion: Completion | EmotionDistribution,
+    reward: float,
+    place: Place,
+    source: str,
 ) -> bool:
-    """Add one (x, completion) to the SFT set; returns false for a duplicate."""
+    """Add one (x, completion or E alone) to the SFT set; returns false for a duplicate."""
+    emotion = completion.emotion if isinstance(completion, Completion) else completion
     return buffer.add_sample(
         prompt,
-        format_completion(completion),
-        completion.emotion.top(prompt.label_set),
+        format_answer(completion),
+        emotion.top(prompt.label_set),
         reward,
         fingerprint(prompt, completion),
         place=place,
@@ -61,12 +67,15 @@ class PromptQueue:
     """The prompts that a stage's rounds draw: pending synthetic ones up to their share, then originals.
 
     Originals follow one shuffled order that goes on over rounds and iterations; when all have been seen, a
-    new one is shuffled. The position is read from the buffer once.
+    new one is shuffled. The position is read from the buffer once. Runs of at most `window` prompts of one
+    conversation, which are adjacent in `originals`, stay together.
     """
 
-    def __init__(self, originals: Sequence[Prompt], buffer: Buffer, seed: int, synthetic_share: float):
+    def __init__(
+        self, originals: Sequence[Prompt], buffer: Buffer, seed: int, synthetic_share: float, window: int = 1
+    ):
         self.originals, self.buffer = originals, buffer
-        self.seed, self.synthetic_share = seed, synthetic_share
+        self.seed, self.synthetic_share, self.window = seed, synthetic_share, window
         self._used = buffer.drawn_originals()
         self._after = 0
         self._order: tuple[int, np.ndarray] | None = None
@@ -84,7 +93,8 @@ class PromptQueue:
             epoch, position = divmod(self._used, len(self.originals))
             if self._order is None or self._order[0] != epoch:
                 generator = rng(self.seed, "original prompts", epoch)
-                self._order = epoch, generator.permutation(len(self.originals))
+                conversations = [p.conversation_id for p in self.originals]
+                self._order = epoch, shuffled_runs(conversations, self.window, generator)
             take = self._order[1][position : position + n - len(pending) - len(chosen)]
             chosen.extend(self.originals[k] for k in take)
             self._used += len(take)

@@ -8,6 +8,8 @@ from selfemo.config import GateConfig
 from selfemo.method.types import LabelSet, Prompt, Rollout
 
 PASS = "pass"
+NO_REPLY = "no_reply_sampled"
+"""Instead of a verdict: nothing uses the reply, so that none was sampled (two-stage rollouts)."""
 _MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\*|`|^#|https?://|\b[TESR]:")
 
 

@@ -3,10 +3,10 @@
 `rl_stage` shows one round from top to bottom:
 
     draw      original prompts, and those that earlier turns of self-play left (flywheel.PromptQueue)
-    sample    G completions of each by the policy (eqs. 5, 6)
+    sample    G completions of each by the policy (eqs. 5, 6); their E lines alone where credit is causal
     score     R1 against the target, R2 against the group, their advantage (eqs. 8-13)
+    best      the best rollout of each group, completed; the gate decides whether it may join the data
     update    the optimiser steps on all groups (eq. 14)
-    best      the best rollout of each group; the gate decides whether it may join the data
     next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
 
@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from selfemo.config import Config, PromptConfig
-from selfemo.method.prompts import Fitted
+from selfemo.config import Config, GrpoConfig, PromptConfig
+from selfemo.method.prompts import Fitted, format_recognition
 from selfemo.method.self_grpo import lambda_at
-from selfemo.method.types import Place, Prompt, Rollout
+from selfemo.method.types import Place, Prompt, Rollout, RolloutGroup
 from selfemo.seeds import derive
 from selfemo.stages.flywheel import PromptQueue, add_sample
 from selfemo.stages.gate import PASS
@@ -30,9 +31,9 @@ from selfemo.stages.selfplay import (
     Turn,
     fit_all,
     next_prompt,
-    sampling_settings,
+    sample_groups,
     score_group,
-    take_turn,
+    take_turns,
 )
 from selfemo.training.protocol import Measures, RlItem, Trainer, learning_rate
 
@@ -105,7 +106,7 @@ def rl_stage(
     """
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
-    settings = sampling_settings(config.sampling)
+    replies = play.max_turns > 1 or config.flywheel.refit != "none"
     for wave, rounds in _drawn(trainer, originals, config, buffer, plan, place):
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):
@@ -114,8 +115,8 @@ def rl_stage(
 
                 # sample
                 seeds = [derive(config.seed, stage, round_, f.prompt.id) for f in now.fitted]
-                n = config.sampling.group_size
-                sampled = trainer.sample(round_, now.fitted, n, seeds, settings)
+                sample = partial(trainer.sample, round_)
+                sampled = sample_groups(sample, now.fitted, seeds, config)
 
                 # score, over the whole history: the length limit is for the model alone
                 whole = {p.id: p for p in now.drawn}
@@ -124,10 +125,13 @@ def rl_stage(
                     score_group(p, s, config.reward, grpo, lam) for p, s in zip(prompts, sampled, strict=True)
                 ]
 
+                # best, gate
+                turns = take_turns(sample, now.fitted, groups, seeds, config, lam, replies=replies)
+
                 # update
                 items = [
-                    [RlItem(f.ids, r.raw.token_ids, r.advantage, f.prompt.id) for r in g.rollouts]
-                    for f, g in zip(now.fitted, groups, strict=True)
+                    rl_items(f, t.group, grpo, trainer.encode_text)
+                    for f, t in zip(now.fitted, turns, strict=True)
                 ]
                 minibatches = [
                     [item for group in items[i : i + grpo.mini_batch] for item in group]
@@ -140,8 +144,7 @@ def rl_stage(
                 ]
                 measures = trainer.update(round_, minibatches, grpo, rates) if items else {}
 
-                # best, gate; then what passed is kept, with its next prompt
-                turns = [take_turn(g, lam, config.gate) for g in groups]
+                # what passed is kept, with its next prompt
                 record = _keep_round(buffer, at, now, turns, persona_of, play.max_turns, lam, measures, watch)
                 on_round(record)
                 watch.after(trainer, round_ + 1, plan.rounds)
@@ -152,6 +155,26 @@ def rl_plan(config: Config, trainer: Trainer) -> RlPlan:
     """The plan of an RL stage with a trainer."""
     grpo, whole = config.grpo, trainer.whole_rounds
     return RlPlan.of(config.flywheel.prompts, grpo.prompts_per_step, grpo.mini_batch, whole_rounds=whole)
+
+
+def rl_items(
+    fitted: Fitted, group: RolloutGroup, grpo: GrpoConfig, encode: Callable[[str], Sequence[int]]
+) -> list[RlItem]:
+    """What a group trains on: its completions, without tokens that carry no credit, and its gold E line.
+
+    Args:
+        encode: from a text to token ids, without an end token.
+    """
+    prompt, items = group.prompt, []
+    share = prompt.conversation_id
+    for r in group.rollouts if grpo.reward_weight else ():
+        n = len(r.raw.token_ids) if r.head is None or r.rest else r.head
+        advantage, rest = grpo.reward_weight * r.advantage, grpo.reward_weight * r.rest
+        items.append(RlItem(fitted.ids, r.raw.token_ids[:n], advantage, prompt.id, share, r.head, rest))
+    if grpo.gold_weight and prompt.target and not prompt.lineage.synthetic:
+        gold = encode(format_recognition(prompt.target))
+        items.append(RlItem(fitted.ids, gold, grpo.gold_weight, prompt.id, share))
+    return items
 
 
 def _drawn(
@@ -170,7 +193,7 @@ def _drawn(
             parts = [prompts[k * size : (k + 1) * size] for k in range(len(wave))]
             yield wave, [Round.of(p, trainer, config.prompt) for p in parts]
             continue
-        queue = queue or PromptQueue(originals, buffer, config.seed, share)
+        queue = queue or PromptQueue(originals, buffer, config.seed, share, config.flywheel.window)
         if not trainer.whole_rounds:
             yield wave, [Round.of(queue.draw(plan.size(r)), trainer, config.prompt) for r in wave]
             continue
@@ -255,7 +278,7 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
     def shares(tops: Sequence[str]) -> dict[str, float]:
         return {e: c / max(1, len(tops)) for e, c in sorted(Counter(tops).items())}
 
-    by_labels = [(r.completion, t.group.prompt.label_set) for t in turns for r in t.group.rollouts]
+    by_labels = [(r, t.group.prompt.label_set) for t in turns for r in t.group.rollouts]
     original = [r.r1 for t in turns if not t.group.prompt.lineage.synthetic for r in t.group.rollouts]
     return {
         "prompts": len(turns),
@@ -263,15 +286,17 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
         "r1": sum(r.r1 for r in rollouts) / n,
         "r1_original": sum(original) / len(original) if original else None,
         "r2": sum(r.r2 for r in rollouts) / n,
-        "parse_rate": sum(r.completion is not None for r in rollouts) / n,
+        "parse_rate": sum(r.emotion is not None for r in rollouts) / n,
         "truncated": sum(not r.raw.finished for r in rollouts) / n,
         "sampling_entropy": sum(r.raw.mean_entropy for r in rollouts) / n,
         "tokens_per_completion": sum(len(r.raw.token_ids) for r in rollouts) / n,
         "pass_rate": sum(t.verdict == PASS for t in turns) / len(turns),
         **_silence(turns),
         "label_sets": sorted({labels.name for _, labels in by_labels}),
-        "emotions": shares([c.emotion.top(labels) for c, labels in by_labels if c]),
-        "self_emotions": shares([c.self_emotion.top(labels) for c, labels in by_labels if c]),
+        "emotions": shares([r.emotion.top(labels) for r, labels in by_labels if r.emotion]),
+        "self_emotions": shares(
+            [r.completion.self_emotion.top(labels) for r, labels in by_labels if r.completion]
+        ),
     }
 
 

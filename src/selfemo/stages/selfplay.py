@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from selfemo.config import Config, GateConfig, GrpoConfig, RewardConfig, SamplingConfig
+from selfemo.config import Config, GrpoConfig, RewardConfig, SamplingConfig
 from selfemo.method.prompts import Fitted, Reasoning, fit
-from selfemo.method.scoring import score_completions
+from selfemo.method.scoring import score_completions, with_rest
 from selfemo.method.types import (
     Completion,
     Conversation,
@@ -28,9 +29,11 @@ from selfemo.method.types import (
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.seeds import derive
-from selfemo.stages.gate import PASS, gate
+from selfemo.stages.gate import NO_REPLY, PASS, gate
 from selfemo.stages.interfaces import Buffer
 
+EMOTION_TOKENS = 40
+"""Most tokens of an E line that is sampled alone: three emotions with weights take about 15."""
 PersonaOf = Callable[[str, str], Persona]
 """From (conversation id, speaker) to the persona that the speaker keeps over an episode."""
 
@@ -47,11 +50,21 @@ def score_group(
     """Score completions against the prompt's own target (ValueError: it has none)."""
     if prompt.target is None:
         raise ValueError(f"prompt {prompt.id} has no target emotion to score against")
-    names = {"primary": reward.primary, "secondary": reward.secondary}
     found = score_completions(
-        prompt.label_set, prompt.target, samples, lam=lam, **names, eps=grpo.eps, ddof=grpo.ddof
+        prompt.label_set,
+        prompt.target,
+        samples,
+        lam=lam,
+        primary=reward.primary,
+        secondary=reward.secondary,
+        emotion_only=grpo.credit == "causal",
+        **_scale(grpo),
     )
     return RolloutGroup(prompt, found)
+
+
+def _scale(grpo: GrpoConfig) -> dict[str, Any]:
+    return {"eps": grpo.eps, "ddof": grpo.ddof, "how": grpo.normalise}
 
 
 def select_best(group: RolloutGroup, lam: float) -> int:
@@ -61,7 +74,7 @@ def select_best(group: RolloutGroup, lam: float) -> int:
     def rank(i: int) -> tuple[bool, float, float, float, int]:
         r = group.rollouts[i]
         combined = (1 - lam) * r.r1 + lam * r.r2
-        return (r.completion is not None, combined, r.r1, r.raw.mean_logprob, -i)
+        return (r.emotion is not None, combined, r.r1, r.raw.mean_logprob, -i)
 
     return max(range(len(group.rollouts)), key=rank)
 
@@ -115,6 +128,50 @@ def sampling_settings(s: SamplingConfig) -> SamplingSettings:
     return SamplingSettings(s.max_new_tokens, s.temperature, s.top_p, token_budget=s.token_budget)
 
 
+Sample = Callable[[Sequence[Fitted], int, Sequence[int], SamplingSettings], list[list[RawCompletion]]]
+"""From (prompts, n, their seeds, settings) to n completions of each."""
+
+
+def sample_groups(
+    sample: Sample, prompts: Sequence[Fitted], seeds: Sequence[int], config: Config
+) -> list[list[RawCompletion]]:
+    """G completions of each prompt; where credit is causal, their first part, up to the end of the E line."""
+    settings = sampling_settings(config.sampling)
+    if config.grpo.credit == "causal":
+        lines, most = 1, EMOTION_TOKENS
+        if config.prompt.reasoning != "none":
+            lines, most = 2, settings.max_new_tokens
+        settings = replace(settings, max_lines=lines, max_new_tokens=min(most, settings.max_new_tokens))
+    return sample(prompts, config.sampling.group_size, seeds, settings)
+
+
+def complete_best(
+    sample: Sample,
+    prompts: Sequence[Fitted],
+    groups: Sequence[RolloutGroup],
+    best: Sequence[int],
+    seeds: Sequence[int],
+    config: Config,
+    lam: float,
+) -> list[RolloutGroup]:
+    """Sample S and the reply behind the best E line of each group (two-stage rollouts, SPEC section 9).
+
+    What is kept has the distribution of a whole completion that was sampled at once and then chosen by its E.
+    """
+    settings = sampling_settings(config.sampling)
+    open_ = [k for k, (g, b) in enumerate(zip(groups, best, strict=True)) if g.rollouts[b].emotion]
+    heads = {k: groups[k].rollouts[best[k]].raw.token_ids for k in open_}
+    room = max([1, *(settings.max_new_tokens - len(h) for h in heads.values())])
+    begun = [replace(prompts[k], ids=(*prompts[k].ids, *heads[k])) for k in open_]
+    rests = sample(
+        begun, 1, [derive(seeds[k], "rest") for k in open_], replace(settings, max_new_tokens=room)
+    )
+    result = list(groups)
+    for k, (rest,) in zip(open_, rests, strict=True):
+        result[k] = with_rest(groups[k], best[k], rest, lam=lam, **_scale(config.grpo))
+    return result
+
+
 @dataclass(frozen=True)
 class Turn:
     """One played turn: the scored group, its best member and the gate's verdict on it."""
@@ -128,10 +185,27 @@ class Turn:
         return self.group.rollouts[self.best].completion
 
 
-def take_turn(group: RolloutGroup, lam: float, config: GateConfig) -> Turn:
-    """Choose the best rollout of a scored group and apply the gate to it."""
-    best = select_best(group, lam)
-    return Turn(group, best, gate(group.prompt, group.rollouts[best], config))
+def take_turns(
+    sample: Sample,
+    prompts: Sequence[Fitted],
+    groups: Sequence[RolloutGroup],
+    seeds: Sequence[int],
+    config: Config,
+    lam: float,
+    *,
+    replies: bool = True,
+) -> list[Turn]:
+    """Choose the best rollout of each scored group, complete it where that is due, and apply the gate to it.
+
+    Args:
+        replies: whether anything uses the replies; else E lines stay as they are.
+    """
+    best = [select_best(g, lam) for g in groups]
+    if config.grpo.credit == "causal":
+        if not replies:
+            return [Turn(g, b, NO_REPLY) for g, b in zip(groups, best, strict=True)]
+        groups = complete_best(sample, prompts, groups, best, seeds, config, lam)
+    return [Turn(g, b, gate(g.prompt, g.rollouts[b], config.gate)) for g, b in zip(groups, best, strict=True)]
 
 
 def play_episodes(
@@ -153,22 +227,25 @@ def play_episodes(
     """
     counts: Counter[str] = Counter()
     live = list(prompts)
-    settings = sampling_settings(config.sampling)
+
+    def sample(
+        prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
+    ) -> list[list[RawCompletion]]:
+        requests = [Request(f.ids, n, seed) for f, seed in zip(prompts, seeds, strict=True)]
+        return sampler.generate(requests, settings)
+
     for turn in range(config.selfplay.max_turns):
         place = Place(stage, turn)
         fitted, lengths = fit_all(live, sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)
         counts.update(lengths)
         whole = {p.id: p for p in live}
         played = [whole[f.prompt.id] for f in fitted]
-        requests = [
-            Request(f.ids, config.sampling.group_size, derive(config.seed, stage, turn, f.prompt.id))
-            for f in fitted
+        seeds = [derive(config.seed, stage, turn, f.prompt.id) for f in fitted]
+        sampled = sample_groups(sample, fitted, seeds, config)
+        groups = [
+            score_group(p, s, config.reward, config.grpo, 0.0) for p, s in zip(played, sampled, strict=True)
         ]
-        sampled = sampler.generate(requests, settings)
-        turns = [
-            take_turn(score_group(p, s, config.reward, config.grpo, 0.0), 0.0, config.gate)
-            for p, s in zip(played, sampled, strict=True)
-        ]
+        turns = take_turns(sample, fitted, groups, seeds, config, 0.0)
         following = []
         with buffer.transaction():
             buffer.add_prompts(played, place)

@@ -12,7 +12,7 @@ Departures from the paper's stack (verl), all [ours]:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class SftItem:
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
     weights: Sequence[float]
-    share: str
+    tree: Hashable
 
 
 class LocalEngine:
@@ -201,8 +201,8 @@ class LocalEngine:
         """
         tokens = sum(len(i.completion_ids) for i in items)
         quiet = not config.kl_coef and not config.entropy_coef
-        loud = {i.share for i in items if i.advantage != 0 or not quiet}
-        active = [k for k, i in enumerate(items) if i.share in loud]
+        loud = {i.prompt for i in items if i.advantage != 0 or i.rest != 0 or not quiet}
+        active = [k for k, i in enumerate(items) if i.prompt in loud]
         chosen = [items[k] for k in active]
         ref = self._reference_logprobs(chosen, config.micro_tokens) if config.kl_coef else None
         self.policy.model.train()
@@ -210,11 +210,11 @@ class LocalEngine:
         sums = torch.zeros(4, device=self.policy.device)
         seen = packed = 0
         for scores, order, size in _scored(self.policy, chosen, config.micro_tokens, self.temperature):
-            advantages = [chosen[i].advantage for i in order]
+            advantages = [torch.tensor(chosen[i].advantages(), dtype=torch.float32) for i in order]
             token = losses.token_loss(
                 scores.logp,
                 scores.logp.detach() if old is None else _pad([old[active[i]] for i in order]),
-                torch.tensor(advantages, dtype=torch.float32, device=scores.logp.device),
+                _pad(advantages).to(scores.logp.device),
                 _pad([ref[i] for i in order]) if ref else None,
                 scores.entropy if config.entropy_coef else None,
                 clip_low=config.clip_low,
@@ -236,7 +236,7 @@ class LocalEngine:
             **dict(zip(("entropy", "kl", "clipped"), means, strict=True)),
             "tokens": tokens,
             "packed_tokens": packed,
-            "silent_groups": len({i.share for i in items} - loud),
+            "silent_groups": len({i.prompt for i in items} - loud),
         }
 
     def save(self, folder: Path) -> None:
@@ -272,7 +272,7 @@ def _scored(
     if not items:
         return
     sequences = [[*i.prompt_ids, *i.completion_ids] for i in items]
-    trees = group_by_key(sequences, [i.share for i in items], micro_tokens)
+    trees = group_by_key(sequences, [i.tree for i in items], micro_tokens)
     sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
     if policy.attention == "tree":
         batches = [[[i for t in row for i in trees[t]]] for row in bins(sizes, micro_tokens)]

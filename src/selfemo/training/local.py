@@ -64,6 +64,9 @@ class LocalTrainer:
     def encode(self, messages: list[Message]) -> Sequence[int]:
         return self.engine.sampler.encode(messages)
 
+    def encode_text(self, text: str) -> Sequence[int]:
+        return self.engine.policy.plain_ids(text)
+
     def sampler(self, weights: str) -> Sampler:
         return self._load(weights).sampler
 
@@ -153,7 +156,10 @@ class LocalTrainer:
     def sample(
         self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
     ) -> list[list[RawCompletion]]:
-        requests = [Request(f.ids, n, seed) for f, seed in zip(prompts, seeds, strict=True)]
+        requests = [
+            Request(f.ids, n, seed, share=f.prompt.conversation_id)
+            for f, seed in zip(prompts, seeds, strict=True)
+        ]
         return self.engine.sampler.generate(requests, settings)
 
     def update(

@@ -14,7 +14,7 @@ given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from selfemo.method.prompts import Fitted
 from selfemo.method.types import Prompt, RawCompletion
 from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.sampler import Message, Sampler
-from selfemo.seeds import rng
+from selfemo.seeds import rng, shuffled_runs
 from selfemo.training.guards import NOT_FINITE
 
 Measures = dict[str, Any]
@@ -36,13 +36,32 @@ Measures = dict[str, Any]
 
 @dataclass(frozen=True)
 class RlItem:
-    """One sampled completion with its advantage; completions of one prompt are adjacent."""
+    """One sampled completion with its advantage; completions of one prompt are adjacent.
+
+    Attributes:
+        advantage: of all tokens, or of the first `head` of them.
+        prompt: id of the prompt.
+        share: key of the prefix tree: completions of one prompt, or of one conversation, share it.
+        rest: advantage of the tokens behind `head`.
+    """
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
     advantage: float
-    share: str
-    """Id of the prompt; completions of one prompt share its prefix."""
+    prompt: str
+    share: Hashable = None
+    head: int | None = None
+    rest: float = 0.0
+
+    @property
+    def tree(self) -> Hashable:
+        return self.prompt if self.share is None else self.share
+
+    def advantages(self) -> list[float]:
+        """The advantage of each token."""
+        n = len(self.completion_ids)
+        head = n if self.head is None else self.head
+        return [self.advantage] * head + [self.rest] * (n - head)
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,9 @@ class Trainer(Protocol):
 
     def encode(self, messages: list[Message]) -> Sequence[int]:
         """Token ids of a chat up to where the completion starts, by the configured model's tokenizer."""
+
+    def encode_text(self, text: str) -> Sequence[int]:
+        """Token ids of a part of a completion, without an end token."""
 
     def sampler(self, weights: str) -> Sampler:
         """A sampler for evaluation with some weights (a model id or folder); valid until the next call."""
@@ -173,11 +195,5 @@ def epoch_batches(
     Adjacent samples of one conversation stay together in runs of at most `run_length` (they are one prefix
     tree); the runs are shuffled.
     """
-    runs: list[list[int]] = []
-    for i, share in enumerate(shares):
-        if not runs or shares[runs[-1][-1]] != share or len(runs[-1]) >= run_length:
-            runs.append([])
-        runs[-1].append(i)
-    order = rng(seed, "epoch", epoch).permutation(len(runs))
-    flat = [i for r in order for i in runs[r]]
+    flat = shuffled_runs(shares, run_length, rng(seed, "epoch", epoch)).tolist()
     return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]

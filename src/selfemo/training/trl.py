@@ -185,8 +185,17 @@ def _score(
         raise ConfigError(
             f"columns 'labels' and 'target': {e} (labels {list(labels)}, target {list(target)})"
         ) from e
-    names = {"primary": reward.primary, "secondary": reward.secondary}
-    return score_completions(label_set, wanted, samples, lam=lam, **names, eps=grpo.eps, ddof=grpo.ddof)
+    return score_completions(
+        label_set,
+        wanted,
+        samples,
+        lam=lam,
+        primary=reward.primary,
+        secondary=reward.secondary,
+        eps=grpo.eps,
+        ddof=grpo.ddof,
+        how=grpo.normalise,
+    )
 
 
 def _parse_rate(rollouts: Sequence[Rollout]) -> float:

@@ -62,7 +62,7 @@ class Rollouts(Database):
                     place.stage, place.step, place.iteration, group.prompt.id, i, r.raw.text,
                     len(r.raw.token_ids),
                     r.parsed.kind.value if isinstance(r.parsed, ParseFailure) else None,
-                    write_distribution(r.completion.emotion if r.completion else None),
+                    write_distribution(r.emotion),
                     write_distribution(r.completion.self_emotion if r.completion else None),
                     r.completion.reply if r.completion else None,
                     r.r1, r.r2, r.advantage, r.raw.mean_logprob, r.raw.mean_entropy,

@@ -16,7 +16,7 @@ class SampleRow(TypedDict):
     stage: str
     step: int
     iteration: int
-    source: str  # "gold", "file" or "selfplay"
+    source: str  # "gold", "file", "label" (E alone) or "selfplay"
     prompt: str
     completion: str
     emotion: str  # the top emotion of E
@@ -64,6 +64,12 @@ class Samples(Prompts):
     def samples_of_stage(self, stage: str) -> int:
         """How many samples a stage added."""
         return int(self.value("SELECT count(*) FROM samples WHERE stage = ?", stage))
+
+    def labels_taught(self) -> frozenset[str]:
+        """Ids of the original prompts whose label a sample that is not of self-play holds."""
+        return frozenset(
+            r[0] for r in self.stream("SELECT DISTINCT prompt FROM samples WHERE source != 'selfplay'")
+        )
 
     def selfplay_samples(self, iteration: int) -> list[SampleValue]:
         which = "WHERE source = 'selfplay' AND iteration = ? ORDER BY id"

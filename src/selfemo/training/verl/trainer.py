@@ -96,6 +96,9 @@ class VerlTrainer:
     def encode(self, messages: list[Message]) -> Sequence[int]:
         return self.reader.encode(messages)
 
+    def encode_text(self, text: str) -> Sequence[int]:
+        return self.reader.plain_ids(text)
+
     def sampler(self, weights: str) -> Sampler:
         return self._local.sampler(weights)
 
@@ -274,7 +277,7 @@ class VerlTrainer:
         step = round_ + 1
         ours: dict[str, list[float]] = {}
         for item in (i for items in minibatches for i in items):
-            ours.setdefault(item.share, []).append(item.advantage)
+            ours.setdefault(item.prompt, []).append(item.advantage)
         for prompt, found in ours.items():
             theirs = np.array([r["advantage"] for rows in self._groups[prompt] for r in rows])
             if not np.allclose(found, theirs, atol=_SAME):

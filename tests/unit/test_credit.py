@@ -1,0 +1,200 @@
+"""Causal credit, two-stage rollouts and the divisors of advantages (SPEC section 9)."""
+
+from __future__ import annotations
+
+from itertools import pairwise, product
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfemo.config import load
+from selfemo.errors import ConfigError
+from selfemo.method.scoring import score_completions, with_rest
+from selfemo.method.self_grpo import advantages, normalise, scale_of
+from selfemo.method.types import FailureKind, ParseFailure, RawCompletion, RolloutGroup
+from selfemo.seeds import rng, shuffled_runs
+from selfemo.stages.rl import rl_items
+from selfemo.stages.selfplay import score_group, select_best
+from tests.conftest import MELD, dist, make_prompt
+
+REWARDS = st.lists(st.floats(0, 1), min_size=2, max_size=8)
+
+
+def test_divisors_by_hand() -> None:
+    r = [1.0, 0.0, 0.0, 1.0]
+    assert normalise(r, eps=0).tolist() == [1, -1, -1, 1]
+    assert normalise(r, how="mean").tolist() == [1, -1, -1, 1]
+    assert normalise(r, how="none").tolist() == [0.5, -0.5, -0.5, 0.5]
+    assert normalise([1.0, 0, 0, 0], how="mean").tolist() == [3, -1, -1, -1]
+    for how in ("std", "mean", "none"):
+        assert normalise([0.0, 0.0], how=how).tolist() == [0, 0]  # nobody is right: nothing to learn
+        assert normalise([0.7], how=how).tolist() == [0]
+    with pytest.raises(ValueError, match="negative"):
+        scale_of([-0.5, 0.5], "mean")
+
+
+@given(REWARDS, REWARDS, st.floats(0, 1), st.sampled_from(["std", "mean", "none"]))
+def test_advantages_of_a_group_sum_to_zero(r1: list[float], r2: list[float], lam: float, how: str) -> None:
+    n = min(len(r1), len(r2))
+    found = advantages(r1[:n], r2[:n], lam, how=how)  # type: ignore[arg-type]
+    assert np.isfinite(found).all()
+    assert found.sum() == pytest.approx(0, abs=1e-5 * np.abs(found).max() + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("how", "p", "weight"),
+    [
+        ("std", 0.1, 0.23), ("std", 0.5, 0.93), ("std", 0.9, 2.09),
+        ("mean", 0.1, 1 - 0.9**7), ("mean", 0.5, 1 - 0.5**7), ("mean", 0.9, 1.00),
+    ],
+)  # fmt: skip
+def test_expected_weight_of_the_gold_label(how: str, p: float, weight: float) -> None:
+    """E[mean_i A_i grad log p(y_i)] = w grad log p(gold) for a lone label; w at G 8 (SPEC section 9).
+
+    By the mean it is 1 - (1 - p)^(G - 1): 1 - (1 - p)^G of the rewards, less p (1 - p)^(G - 1), since a group
+    without a right answer has no baseline.
+    """
+    g, total = 8, 0.0
+    for k in range(g + 1):
+        r = [1.0] * k + [0.0] * (g - k)
+        a = normalise(r, eps=0, how=how)  # type: ignore[arg-type]
+        # grad log p(other) = -p / (1 - p) grad log p(gold), in expectation over the other labels.
+        weights = sum(a[:k]) - sum(a[k:]) * p / (1 - p)
+        total += comb(g, k) * p**k * (1 - p) ** (g - k) * weights / g
+    assert total == pytest.approx(weight, abs=0.006)
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 1), st.floats(-1, 1))
+def test_causal_credit_has_the_gradient_of_the_expected_reward(
+    seed: int, value: float, baseline: float
+) -> None:
+    """A model of two tokens, E then what follows it, enumerated: the second one may break the completion."""
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(3, generator=generator, dtype=torch.float64).requires_grad_()
+    second = torch.randn(3, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    would = torch.tensor([1.0, value, 0.0], dtype=torch.float64)  # R1 of each E, if the completion parses
+    parses = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    p = torch.softmax(first, 0)[:, None] * torch.softmax(second, 1)
+    reward = would[:, None] * parses
+    truth = torch.autograd.grad((p * reward).sum(), (first, second), retain_graph=True)
+
+    log_e, log_rest = torch.log_softmax(first, 0), torch.log_softmax(second, 1)
+    surrogates = {
+        "completion": torch.zeros((), dtype=torch.float64),
+        "causal": torch.zeros((), dtype=torch.float64),
+    }
+    for e, s in product(range(3), range(2)):
+        weight, r = p[e, s].detach(), reward[e, s]
+        lost = r - would[e]
+        surrogates["completion"] = surrogates["completion"] + weight * (r - baseline) * (
+            log_e[e] + log_rest[e, s]
+        )
+        surrogates["causal"] = surrogates["causal"] + weight * (
+            (r - baseline) * log_e[e] + lost * log_rest[e, s]
+        )
+    for name, surrogate in surrogates.items():
+        found = torch.autograd.grad(surrogate, (first, second), retain_graph=True)
+        for a, b in zip(found, truth, strict=True):
+            assert torch.allclose(a, b, atol=1e-10), name
+
+
+def raw(text: str, ids: tuple[int, ...] = (1, 2, 3), finished: bool = True) -> RawCompletion:
+    return RawCompletion(text, ids, (-0.5,) * len(ids), (0.1,) * len(ids), finished)
+
+
+def test_e_lines_alone_are_scored_as_whole_completions_are() -> None:
+    lines = ["E: joy\n", "E: joy 6, surprise 4\n", "E: happiness\n", "E: anger\n"]
+    whole = [raw(f"{line}S: neutral\nR: Fine.") for line in lines]
+    alone = score_completions(MELD, dist(joy=1), [raw(t) for t in lines], lam=0.5, emotion_only=True)
+    both = score_completions(MELD, dist(joy=1), whole, lam=0.5)
+    for a, b in zip(alone, both, strict=True):
+        assert (a.r1, a.r2, a.advantage, a.emotion) == (b.r1, b.r2, b.advantage, b.emotion)
+        assert a.completion is None and a.head == 3 and b.head is None
+
+
+def test_e_lines_that_are_cut_or_closed_fail() -> None:
+    cut, closed = raw("E: jo", finished=False), raw("E: joy")
+    found = score_completions(MELD, dist(joy=1), [cut, closed], lam=0, emotion_only=True)
+    kinds = [r.parsed.kind for r in found if isinstance(r.parsed, ParseFailure)]
+    assert kinds == [FailureKind.TRUNCATED, FailureKind.NO_SELF_EMOTION]
+    assert [r.r1 for r in found] == [0, 0]
+
+
+def two_stage(rest: str, how: str = "mean") -> RolloutGroup:
+    samples = [raw(t) for t in ("E: joy\n", "E: anger\n", "E: joy\n", "E: fear\n")]
+    found = score_completions(MELD, dist(joy=1), samples, lam=0.2, how=how, emotion_only=True)  # type: ignore[arg-type]
+    group = RolloutGroup(make_prompt(target=dist(joy=1)), found)
+    return with_rest(group, 0, raw(rest, (7, 8)), lam=0.2, how=how)  # type: ignore[arg-type]
+
+
+def test_the_best_is_completed() -> None:
+    best = two_stage("S: neutral\nR: Good for you!").rollouts[0]
+    assert best.completion is not None and best.completion.reply == "Good for you!"
+    assert best.raw.token_ids == (1, 2, 3, 7, 8) and best.head == 3
+    assert (best.r1, best.rest) == (1, 0)
+
+
+@pytest.mark.parametrize(("how", "scale"), [("mean", 0.5), ("none", 1.0), ("std", 0.5 + 1e-6)])
+def test_what_breaks_behind_e_is_charged_to_the_tokens_behind_e(how: str, scale: float) -> None:
+    group = two_stage("S: neutral", how)
+    best = group.rollouts[0]
+    assert isinstance(best.parsed, ParseFailure) and best.parsed.kind == FailureKind.NO_REPLY
+    assert best.advantage == group.rollouts[2].advantage > 0
+    assert best.r1 == 0 and best.rest == pytest.approx(-0.8 / scale)
+
+
+def test_items_hold_tokens_that_carry_credit_and_the_gold_line() -> None:
+    fitted = type("F", (), {"ids": (9,), "prompt": make_prompt(target=dist(joy=1))})()
+    grpo = load([], ["grpo.credit=causal", "grpo.gold_weight=0.5", "grpo.reward_weight=2"]).grpo
+
+    def encode(text: str) -> list[int]:
+        return list(text.encode())
+
+    whole, broken = two_stage("S: neutral\nR: Hi."), two_stage("S: neutral")
+    items = rl_items(fitted, whole, grpo, encode)
+    assert [len(i.completion_ids) for i in items] == [3, 3, 3, 3, len("E: joy\n")]
+    assert items[-1].advantages() == [0.5] * len("E: joy\n")
+    assert items[0].advantages() == [2 * whole.rollouts[0].advantage] * 3
+    first = rl_items(fitted, broken, grpo, encode)[0]
+    assert first.advantages() == [2 * broken.rollouts[0].advantage] * 3 + [2 * broken.rollouts[0].rest] * 2
+    alone = load([], ["grpo.credit=causal", "grpo.gold_weight=1", "grpo.reward_weight=0"]).grpo
+    assert len(rl_items(fitted, whole, alone, encode)) == 1
+
+
+def test_e_lines_are_told_apart_without_replies() -> None:
+    grpo = load([], ["grpo.credit=causal"]).grpo
+    samples = [raw("E: anger\n"), raw("nothing\n"), raw("E: joy\n")]
+    group = score_group(make_prompt(target=dist(joy=1)), samples, load([], []).reward, grpo, 0.0)
+    assert group.rollouts[select_best(group, 0.0)].raw.text == "E: joy\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("grpo.gold_weight=1", "needs grpo.credit"),
+        ("grpo.reward_weight=0", "would learn nothing"),
+        ("grpo.normalise=variance", "normalise"),
+    ],
+)
+def test_settings_that_cannot_be(setting: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        load([], [setting])
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(1, 5), st.integers(0, 99))
+def test_runs_are_shuffled_whole(keys: list[str], length: int, seed: int) -> None:
+    order = shuffled_runs(keys, length, rng(seed)).tolist()
+    assert sorted(order) == list(range(len(keys)))
+    plain = shuffled_runs(keys, 1, rng(seed)).tolist()
+    assert plain == rng(seed).permutation(len(keys)).tolist()
+    for a, b in pairwise(order):
+        if keys[a] == keys[b] and b == a + 1:
+            continue
+        # A run ends where its conversation does, or at its length.
+        assert (
+            a + 1 == len(keys) or keys[a + 1] != keys[a] or sum(keys[a - k] == keys[a] for k in range(length))
+        )
