@@ -125,6 +125,7 @@ def judge_models(
         f'data.eval_split="{own.eval_split}"',
         f"data.eval_conversations={own.eval_conversations}",
         f"data.personas={json.dumps(list(own.personas))}",
+        f"data.exclude_overlap={own.exclude_overlap}",
     ]
     prompts, others = (
         _prompts(settings_of(m, sources, files, [*data, *overrides])[0].data, limit, seed) for m in (a, b)
