@@ -156,7 +156,7 @@ def evaluation_part(
 
 def evaluation_table(found: Mapping[str, Any], split: str) -> tuple[str, list[str], list[list[str]]]:
     """(title, header, rows) of an `evaluation_part` with an overlap."""
-    header = ["data", "conversations", "n", *(m.replace("_", " ") for m in MEASURES)]
+    header = ["data", "conversations", "n", "accuracy", "weighted F1", "macro F1", "mean R1", "parsed"]
     rows = [
         [d, str(s["conversations"]), str(s["utterances"]), *(cell(s[m]) for m in MEASURES)]
         for d, s in found["scores"].items()
