@@ -75,6 +75,11 @@ class DataConfig(_Section):
     train_conversations: Annotated[int, Field(ge=0)] = 0
     personas: tuple[str, ...] = ()
     """Folders of `selfemo personas extract`; their profiles replace other descriptions."""
+    exclude_overlap: Literal["no", "train", "eval"] = "no"
+    """What happens to conversations of the training split and of eval_split, of any source, that have
+    utterances of six words or more in common (data/overlap.py). "no": nothing, as in published scores; scores
+    without the overlap stand beside. "train": those of the training split are not trained on; held-out sets
+    stay whole. "eval": those of eval_split are not evaluated on; training data stay whole."""
 
 
 class PromptConfig(_Section):

@@ -172,7 +172,7 @@ def test_a_run_takes_its_cold_start_from_a_file(tmp_path: Path) -> None:
     joy = EmotionDistribution({"joy": 1})
     write_parquet(file, [(make_prompt(), Completion(joy, joy, "Good.", "She laughs."))], "brief", "expert")
     config = load([], [f"sft.samples={file}", "prompt.reasoning=brief"])
-    ((prompt, completion),), source = cold_start_samples([], config.sft, config.prompt.reasoning, 0)
+    ((prompt, completion),), source, _ = cold_start_samples([], config.sft, config.prompt.reasoning, 0)
     assert source == "file" and prompt.id == "cold/c/1" and completion.reasoning == "She laughs."
     with pytest.raises(ConfigError, match="1 of 1 samples"):
         cold_start_samples([], load([], [f"sft.samples={file}"]).sft, "none", 0)

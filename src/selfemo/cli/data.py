@@ -2,22 +2,77 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from selfemo.cli import options as opt
+
+if TYPE_CHECKING:
+    from selfemo.data.overlap import Comparison
+    from selfemo.method.types import Conversation
 
 group = typer.Typer(no_args_is_help=True, help="Look at conversation data.")
 
 
 @group.command()
-def check(source: opt.SourceArgument, lenient: opt.Lenient = False) -> None:
-    """Name the data set, count it, and report blemishes.
+def check(
+    sources: opt.SourceArguments,
+    lenient: opt.Lenient = False,
+    copies: Annotated[
+        Path | None, typer.Option(help="Write each utterance that two splits share to this JSONL file.")
+    ] = None,
+) -> None:
+    """Name each data set, count it, and report blemishes.
 
-    The counts are compared with the official ones, where there are any.
+    The counts are compared with the official ones, where there are any. Of several data sets, and of one that
+    repeats itself, it shows what training and held-out splits share.
     """
     from selfemo.data import resolve
     from selfemo.data.base import check_lines
+    from selfemo.data.overlap import compare_splits
+    from selfemo.files import write_text
 
-    adapter, path = resolve(source)
-    for line in check_lines(adapter.load(path, lenient), adapter):
-        typer.echo(line)
+    found = [resolve(source) for source in sources]
+    several = Counter(adapter.name for adapter, _ in found)
+    loaded: list[tuple[str, Sequence[Conversation]]] = []
+    for source, (adapter, path) in zip(sources, found, strict=True):
+        result = adapter.load(path, lenient)
+        if loaded:
+            typer.echo()
+        for line in check_lines(result, adapter):
+            typer.echo(line)
+        loaded.append((source if several[adapter.name] > 1 else adapter.name, result.conversations))
+    compared = compare_splits(loaded)
+    shared = [c for c in compared if c.overlap.copies]
+    _show_overlap(compared if len(sources) > 1 else shared)
+    if copies is not None:
+        lines = [
+            json.dumps({"of": c.held_out, "in": c.training, **copy.as_dict()}, ensure_ascii=False)
+            for c in shared
+            for copy in c.overlap.copies
+        ]
+        write_text(copies, "".join(f"{line}\n" for line in lines))
+        typer.echo(f"\n{copies}: {len(lines)} utterances")
+
+
+def _show_overlap(compared: list[Comparison]) -> None:
+    from selfemo.cli.output import print_tables
+    from selfemo.data.overlap import LEAST_COPIES, LEAST_SHARE, LEAST_WORDS
+
+    if not compared:
+        return
+    rows = []
+    for c in compared:
+        (n,) = c.overlap.counts.values()
+        shares = (f"{n.copies} of {n.utterances}", f"{n.overlapping} of {n.conversations}")
+        rows.append([c.held_out, c.training, *shares])
+    title = (
+        f"Overlap: utterances of {LEAST_WORDS} words or more that both have, and conversations with "
+        f"{LEAST_COPIES} of them or over {LEAST_SHARE:.0%}"
+    )
+    print_tables([(title, ["of", "in", "utterances", "conversations"], rows)])

@@ -12,6 +12,7 @@ from selfemo.cli.options import expert_specs
 from selfemo.cli.output import again, interruptible, print_json, print_tables
 
 _JUDGES = "NAME=URL,model=MODEL or local; may be repeated."
+_TRAINED = "A source that the model was trained on, besides those of its run; may be repeated."
 _ARMS = (
     "An arm beside the full one, in place of those of table 2: vanilla-grpo, original-only, gold-cold-start, "
     "sft-only, cold-start, backbone, or a TOML file; may be repeated."
@@ -28,23 +29,29 @@ def evaluate(
     split: opt.HeldOut = None,
     out: Annotated[Path | None, typer.Option(help="Keep the results here; go on if stopped.")] = None,
     other: Annotated[Path | None, typer.Option("--compare", help="Another evaluation, or a run.")] = None,
+    train_data: Annotated[list[str] | None, typer.Option("--train-data", help=_TRAINED)] = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Score a model on held-out conversations (table 1).
 
-    Accuracy, F1, mean R1, calibration and confusion.
+    Accuracy, F1, mean R1, calibration and confusion; beside, without what overlaps with the training data.
     """
     from selfemo.evaluation.jobs import evaluate_model, shown
 
     sets = _sets(overrides, split)
     with interruptible(again(out) if out else "nothing is kept without --out") as (reporter, stop):
-        result = evaluate_model(model, data, out, config or [], sets, reporter, other=other, stop=stop)
+        result = evaluate_model(
+            model, data, out, config or [], sets, reporter, other=other, train_data=train_data or [],
+            stop=stop,
+        )  # fmt: skip
     if as_json:
         print_json(result.as_dict())
         return
     print_tables(shown(result))
+    if result.overlap and not result.overlap["conversations"]:
+        typer.echo("\nno conversation overlaps with the training data")
     for dataset, s in result.scores.items():
         if s.failures:
             typer.echo(f"\n{dataset}, failures by kind: {s.failures}")

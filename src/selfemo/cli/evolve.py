@@ -72,19 +72,21 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    from selfemo.evaluation.summary import HEADER, change_line, next_commands, table_rows
+    from selfemo.evaluation.summary import HEADER, change_line, next_commands, overlap_tables, table_rows
 
     if as_json:
         print_json({"run": str(run.path), **summary})
         return
     console = Console(highlight=False, soft_wrap=True)
-    # Intervals may wrap in a narrow terminal, names never do.
-    table = Table(title="Held-out scores, 95% intervals by conversation")
-    for name in HEADER:
-        table.add_column(name, no_wrap=name in ("checkpoint", "data", "n"))
-    for row in table_rows(summary["scores"]):
-        table.add_row(*row)
-    (Console() if console.is_terminal else Console(width=140)).print(table)
+    scores = ("Held-out scores, 95% intervals by conversation", HEADER, table_rows(summary["scores"]))
+    for title, header, rows in (scores, *overlap_tables(summary["overlap"])):
+        # Intervals may wrap in a narrow terminal, names never do.
+        table = Table(title=title)
+        for name in header:
+            table.add_column(name, no_wrap=name in ("checkpoint", "data", "n"))
+        for row in rows:
+            table.add_row(*row)
+        (Console() if console.is_terminal else Console(width=140)).print(table)
     console.print(change_line(summary))
     console.print("\nWhat the stages did:")
     for stage in summary["stages"]:

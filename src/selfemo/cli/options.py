@@ -31,6 +31,9 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of all random draws.")]
 # data
 Sources = Annotated[list[str], typer.Option("--data", help='"sample", a path, or NAME:PATH; repeatable.')]
 SourceArgument = Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')]
+SourceArguments = Annotated[
+    list[str], typer.Argument(help='"sample", a path, or NAME:PATH; several are compared.')
+]
 Splits = Annotated[list[str], typer.Option("--split", help="train, dev, test or all.")]
 HeldOut = Annotated[str | None, typer.Option("--split", help="dev or test (default: the configuration's).")]
 Limit = Annotated[int, typer.Option(min=0, help="First N conversations; 0 takes all.")]

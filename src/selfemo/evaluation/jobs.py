@@ -22,7 +22,7 @@ from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, StoreError
-from selfemo.evaluation import predictions
+from selfemo.evaluation import overlap, predictions
 from selfemo.evaluation.metrics import MEASURES, Interval
 from selfemo.evaluation.rendering import cell
 from selfemo.files import lock_folder, write_json, write_rows
@@ -52,12 +52,14 @@ class Evaluation:
         about: model, data, split, settings, trained_on (data sets of the run that the model comes from).
         average: over data sets; None for one.
         comparison: by data set, this model minus the other; None where none was asked for.
+        overlap: with the training data (`overlap.evaluation_part`); None where these are not known.
     """
 
     about: dict[str, Any]
     scores: dict[str, predictions.Scores]
     average: dict[str, Interval] | None
     comparison: dict[str, predictions.Comparison] | None
+    overlap: dict[str, Any] | None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -65,6 +67,7 @@ class Evaluation:
             "scores": {d: s.as_dict() for d, s in self.scores.items()},
             "average": self.average and {m: i.as_list() for m, i in self.average.items()},
             "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
+            "overlap": self.overlap,
         }
 
 
@@ -152,6 +155,7 @@ def evaluate_model(
     reporter: Reporter,
     *,
     other: Path | None = None,
+    train_data: Sequence[str] = (),
     stop: StopRequest | None = None,
 ) -> Evaluation:
     """Score a model on the held-out split of some sources.
@@ -160,9 +164,11 @@ def evaluate_model(
         model: a run folder, model folder, id, or an endpoint as `NAME=URL,model=...`.
         out: the folder to keep it in, and to go on with if it was stopped.
         other: an evaluation folder or a run to compare with on the same prompts.
+        train_data: sources that the model was trained on, besides those of its run.
 
     Raises:
         ConfigError: an endpoint is asked for probabilities.
+        DataError: a source cannot be read, or one of `train_data` has no training split.
         StoreError: `out` holds another evaluation; `other` holds none.
         Stopped: `stop` was asked for; what is done is kept in `out`.
     """
@@ -175,7 +181,9 @@ def evaluate_model(
             'endpoint gives text alone; use span "emotion" or "all"'
         )
     data, resamples = config.data, config.evaluation.resamples
-    held = held_out(load_conversations(data), data.eval_split, data.eval_conversations, 0)
+    conversations = load_conversations(data, reporter.say)
+    held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
+    trained = overlap.training_data(None if spec else model, train_data, data.lenient, reporter.say)
     labels, prompts = predictions.label_sets(held), predictions.gold_prompts(held)
     compared = None if other is None else predictions_of(other)
     inputs = identity(checkpoint, spec, prompts, config)
@@ -199,6 +207,7 @@ def evaluate_model(
             predictions.score(rows, labels, resamples=resamples),
             predictions.average(rows, labels, resamples=resamples),
             None if compared is None else predictions.compare(compared, rows, labels),
+            overlap.evaluation_part(held, trained, rows, labels, resamples=resamples),
         )
         if out is not None:
             write_json(out / SCORES_FILE, result.as_dict())
@@ -305,6 +314,8 @@ def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
     if evaluation.average:
         rows.append(["average", "", *measures(evaluation.average), *[""] * len(_FIT)])
     tables = [("Scores, 95% intervals by conversation", header, rows)]
+    if evaluation.overlap and evaluation.overlap["conversations"]:
+        tables.append(overlap.evaluation_table(evaluation.overlap, evaluation.about["split"]))
     for dataset, s in evaluation.scores.items():
         if dataset == predictions.UNION:  # its classes may be of several label sets; scores.json has them
             continue

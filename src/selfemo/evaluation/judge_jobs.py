@@ -121,11 +121,9 @@ def judge_models(
         raise ConfigError("no judge: give --judge NAME=URL,model=MODEL, or --judge local")
     stop = stop or StopRequest()
     own = settings_of(a, sources, files, overrides)[0].data
-    data = [  # of A's run, so that both answer the same prompts
-        f'data.eval_split="{own.eval_split}"',
-        f"data.eval_conversations={own.eval_conversations}",
-        f"data.personas={json.dumps(list(own.personas))}",
-    ]
+    # Of A's run, so that both answer the same prompts.
+    keys = ("eval_split", "eval_conversations", "personas", "exclude_overlap")
+    data = [f"data.{k}={json.dumps(getattr(own, k))}" for k in keys]
     prompts, others = (
         _prompts(settings_of(m, sources, files, [*data, *overrides])[0].data, limit, seed) for m in (a, b)
     )

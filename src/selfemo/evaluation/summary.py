@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
+from selfemo.evaluation.overlap import Scoring, clean_title, run_part
 from selfemo.evaluation.predictions import Labels, Scores, label_sets, score
 from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_json, write_text
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.folder import COLD, RunFolder, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
+from selfemo.runs.overlap import noted_overlap
 from selfemo.runs.store import Store
 
 SUMMARY_FILE = "summary.json"
@@ -44,14 +46,35 @@ HEADER = ["checkpoint", "data", "n", "accuracy", "weighted F1", "mean R1", "pars
 
 
 def checkpoint_scores(
-    store: Store, names: Sequence[str], labels: Labels, *, resamples: int
+    store: Store, names: Sequence[str], labels: Labels, *, resamples: int, scoring: Scoring = score
 ) -> dict[str, dict[str, Scores]]:
-    """Scores of a run's finished evaluations by checkpoint (those of `names`, in order) and data set."""
+    """Scores of a run's finished evaluations by checkpoint (those of `names`, in order) and data set.
+
+    Args:
+        scoring: `score`, or another function of the same arguments.
+    """
     return {
-        name: score(store.predictions(evaluation_name(name)), labels, resamples=resamples)
+        name: scoring(store.predictions(evaluation_name(name)), labels, resamples=resamples)
         for name in names
         if (row := store.stage(evaluation_name(name))) is not None and row["status"] == "done"
     }
+
+
+def overlap_part(
+    folder: Path, store: Store, names: Sequence[str], labels: Labels, resamples: int
+) -> dict[str, Any] | None:
+    """`overlap.run_part` of a run: its overlap, and the scores of `names` without it."""
+    return run_part(
+        noted_overlap(folder),
+        lambda scoring: plain(checkpoint_scores(store, names, labels, resamples=resamples, scoring=scoring)),
+    )
+
+
+def overlap_tables(part: Mapping[str, Any] | None) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, header, rows) of the scores in an `overlap_part`; empty where there are none."""
+    if part is None or not part["scores"]:
+        return []
+    return [(clean_title(part["data"], part["split"]), HEADER, table_rows(part["scores"]))]
 
 
 def r1_change(store: Store, before: str, after: str) -> PairedDifference | None:
@@ -90,9 +113,13 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
             if not r["name"].startswith("evaluate-")
         ],
         "figures": list(drawn),
+        "overlap": overlap_part(run.path, run.store, names, labels, config.evaluation.resamples),
     }
     table = render(HEADER, table_rows(summary["scores"]), "markdown")
-    write_text(run.path / "summary.md", f"{table}\n{change_line(summary)}\n")
+    part = summary["overlap"]
+    beside = f"\n{part['line']}\n" if part else ""
+    beside += "".join(f"\n{t}\n\n{render(h, r, 'markdown')}" for t, h, r in overlap_tables(part))
+    write_text(run.path / "summary.md", f"{table}\n{change_line(summary)}\n{beside}")
     write_text(run.path / "dialogues.txt", "\n\n".join(dialogues(run.store)) + "\n")
     write_json(run.path / SUMMARY_FILE, summary)
     return summary

@@ -19,7 +19,16 @@ from selfemo.config import Config, load
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation.analysis import analysis_table, read_analysis
 from selfemo.evaluation.predictions import gold_prompts
-from selfemo.evaluation.summary import HEADER, checkpoint_scores, plain, r1_change, rl_rounds, table_rows
+from selfemo.evaluation.summary import (
+    HEADER,
+    checkpoint_scores,
+    overlap_part,
+    overlap_tables,
+    plain,
+    r1_change,
+    rl_rounds,
+    table_rows,
+)
 from selfemo.method.prompts import format_emotions
 from selfemo.method.rewards import exact_match
 from selfemo.method.types import LABEL_SETS, Prompt
@@ -57,6 +66,11 @@ class Source:
             self.store, checkpoints(self.config), self.labels, resamples=self.config.evaluation.resamples
         )
         self.last = next(reversed(self.scores), None)
+
+    def overlap(self) -> dict[str, Any] | None:
+        """The overlap with the training data, and the scores without it (`summary.overlap_part`)."""
+        resamples = self.config.evaluation.resamples
+        return overlap_part(self.folder, self.store, list(self.scores), self.labels, resamples)
 
     def held_out_prompts(self) -> dict[str, Prompt]:
         """Prompts by id; empty where the data can no longer be read."""
@@ -126,8 +140,12 @@ def _headline(source: Source) -> Section:
             f"{d.value:+.3f}, 95% interval {d.low:+.3f} to {d.high:+.3f}, p = {change.p_value:.3f} "
             "(paired, by conversation)."
         )
-    table = Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores)))
-    return Section("result", "Result", [text], [table])
+    tables = [Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores)))]
+    said = [text]
+    if part := source.overlap():
+        tables += [Table(*t) for t in overlap_tables(part)]
+        said.append(f"{part['line']}.")
+    return Section("result", "Result", said, tables)
 
 
 def _curves(source: Source, folder: Path) -> Section:

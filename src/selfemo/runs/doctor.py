@@ -207,10 +207,11 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
     findings = [_try(f"data {spec}", mend, partial(source, spec)) for spec in config.data.sources]
 
     def together() -> str:
-        conversations, train = run_inputs(config)
+        conversations, train, overlap = run_inputs(config)
         held = held_out(conversations, config.data.eval_split, config.data.eval_conversations, 0)
         kept.extend([*train, *(c for c in held if c not in train)])
-        return f"{len(train)} to train on, {len(held)} to evaluate on"
+        told = f"{len(train)} to train on, {len(held)} to evaluate on"
+        return f"{told}. {overlap.line()}" if overlap.line() else told
 
     if all(f.state == "ok" for f in findings):
         findings.append(_try("conversations", "see data.* in the configuration", together))

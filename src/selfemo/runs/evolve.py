@@ -13,7 +13,7 @@ base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteratio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import COLD, START, RunFolder, evaluation_name
 from selfemo.runs.inputs import cold_start_samples, more_labels, run_inputs
+from selfemo.runs.overlap import note_overlap
 from selfemo.runs.store import Store
 from selfemo.runs.training_state import TrainingState, train
 from selfemo.seeds import rng
@@ -67,13 +68,14 @@ def evolve(
     try:
         run.redo_damaged()
         trainer = open_trainer(run.config, path, stop)
-        conversations, training = run_inputs(run.config)
+        conversations, training, overlap = run_inputs(run.config)
+        note_overlap(path, overlap, run.reporter.say)
         data, fly = run.config.data, run.config.flywheel
         held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
         originals = original_prompts(training, run.config.seed, fly.max_prompt_share)
 
         evaluate_checkpoint(run, trainer, held, START, evaluate)
-        cold_start(run, trainer, training)
+        cold_start(run, trainer, training, overlap.not_trained_on)
         evaluate_checkpoint(run, trainer, held, COLD, evaluate)
         checkpoint = COLD
         for i in range(1, fly.iterations + 1):
@@ -109,12 +111,20 @@ def evaluate_checkpoint(
     run.stage(name, work)
 
 
-def cold_start(run: RunFolder, trainer: Trainer, training: Sequence[Conversation]) -> dict[str, Any]:
-    """The supervised cold start, into the checkpoint COLD; returns the stage's record."""
+def cold_start(
+    run: RunFolder, trainer: Trainer, training: Sequence[Conversation], not_trained_on: Collection[str] = ()
+) -> dict[str, Any]:
+    """The supervised cold start, into the checkpoint COLD; returns the stage's record.
+
+    Args:
+        not_trained_on: ids of conversations whose samples in sft.samples are left out.
+    """
     config, sft = run.config, run.config.sft
 
     def attempt(state: TrainingState) -> dict[str, Any]:
-        whole, source = cold_start_samples(training, sft, config.prompt.reasoning, config.seed)
+        whole, source, left_out = cold_start_samples(
+            training, sft, config.prompt.reasoning, config.seed, not_trained_on
+        )
         labels = more_labels(training, sft, whole, config.seed)
         samples: list[tuple[Prompt, Completion | EmotionDistribution, str]] = [
             *((p, c, source) for p, c in whole),
@@ -127,6 +137,8 @@ def cold_start(run: RunFolder, trainer: Trainer, training: Sequence[Conversation
                 add_sample(run.store, p, answer, 1.0, Place(COLD), where)
         info = _fit(run, state, sft, sft.epochs, replay=1.0, iteration=0)
         trainer.save(run.checkpoint(COLD))
+        if left_out:
+            info["left_out_as_overlap"] = left_out
         return info | {"duplicates": len(samples) - run.store.samples_of_stage(COLD)}
 
     return run.stage(COLD, lambda: train(run, trainer, COLD, attempt), COLD)

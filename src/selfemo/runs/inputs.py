@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from selfemo.config import Config, DataConfig, SftConfig
 from selfemo.data import load
@@ -13,6 +14,7 @@ from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.prompts import Reasoning
 from selfemo.method.types import Completion, Conversation, EmotionDistribution, Prompt
+from selfemo.runs.overlap import DataOverlap, check_overlap
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
 from selfemo.stages.coldstart import gold_samples, label_samples, read_parquet
@@ -47,34 +49,82 @@ def with_known_personas(
     return result
 
 
-def load_conversations(config: DataConfig) -> list[Conversation]:
-    """All conversations of data.sources, with personas (DataError: a bad source, or an id occurs twice)."""
-    conversations: list[Conversation] = []
-    for source in config.sources:
-        loaded = load(source, lenient=config.lenient).conversations
-        conversations.extend(with_known_personas(loaded, [Path(f) for f in config.personas]))
-    twice = [i for i, n in Counter(c.id for c in conversations).items() if n > 1]
-    if twice:
-        raise DataError(f"conversation id {twice[0]!r} occurs twice in data.sources")
+def load_conversations(config: DataConfig, say: Callable[[str], None] | None = None) -> list[Conversation]:
+    """All conversations of data.sources but those that data.exclude_overlap leaves out, with personas.
+
+    Args:
+        say: told in one line what was left out.
+
+    Raises:
+        DataError: a bad source, an id occurs twice, or nothing is left to train or to evaluate on.
+    """
+    conversations, overlap = _with_overlap(config)
+    if say and overlap.left_out:
+        say(overlap.line())
     return conversations
 
 
-def run_inputs(config: Config) -> tuple[list[Conversation], list[Conversation]]:
-    """All conversations of a run, and the data.train_conversations (0: all) that it trains on."""
-    conversations, limit = load_conversations(config.data), config.data.train_conversations
+def load_sources(config: DataConfig) -> tuple[list[Sequence[Conversation]], DataOverlap]:
+    """The conversations of each of data.sources, as they are there, and their overlap; see
+    `load_conversations`."""
+    loaded = [load(source, lenient=config.lenient).conversations for source in config.sources]
+    every = [c for part in loaded for c in part]
+    twice = [i for i, n in Counter(c.id for c in every).items() if n > 1]
+    if twice:
+        raise DataError(f"conversation id {twice[0]!r} occurs twice in data.sources")
+    return list(loaded), check_overlap(every, config)
+
+
+def _with_overlap(config: DataConfig) -> tuple[list[Conversation], DataOverlap]:
+    loaded, overlap = load_sources(config)
+    gone, folders = set(overlap.left_out), [Path(f) for f in config.personas]
+    conversations: list[Conversation] = []
+    for part in loaded:
+        # A plain persona is drawn from the training split, so what is left out goes first.
+        conversations.extend(with_known_personas([c for c in part if c.id not in gone], folders))
+    return conversations, overlap
+
+
+class RunInputs(NamedTuple):
+    """All conversations of a run, those that it trains on, and the overlap that was found between the two.
+
+    What data.exclude_overlap leaves out is in neither list.
+    """
+
+    conversations: list[Conversation]
+    training: list[Conversation]
+    overlap: DataOverlap
+
+
+def run_inputs(config: Config) -> RunInputs:
+    """The inputs of a run; it trains on data.train_conversations (0: all) of the training split."""
+    (conversations, overlap), limit = _with_overlap(config.data), config.data.train_conversations
     train = [c for c in conversations if c.split == "train"]
     if not train:
         raise DataError("data.sources hold no conversation of split 'train'")
     if limit and limit < len(train):
         order = rng(config.seed, "train conversations").permutation(len(train))[:limit]
         train = [train[i] for i in sorted(order)]
-    return conversations, train
+    return RunInputs(conversations, train, overlap)
+
+
+class ColdStart(NamedTuple):
+    """Samples of a cold start; their source: "file" (sft.samples) or "gold" data; and how many of the file
+    were left out, as they are of conversations that the run does not train on."""
+
+    samples: list[tuple[Prompt, Completion]]
+    source: str
+    left_out: int = 0
 
 
 def cold_start_samples(
-    train: Sequence[Conversation], sft: SftConfig, reasoning: Reasoning, seed: int
-) -> tuple[list[tuple[Prompt, Completion]], str]:
-    """The cold start's samples and their source: "file" (sft.samples), or "gold" data.
+    train: Sequence[Conversation],
+    sft: SftConfig,
+    reasoning: Reasoning,
+    seed: int,
+    not_trained_on: Collection[str] = (),
+) -> ColdStart:
+    """The cold start's samples, of a file without those of the conversations `not_trained_on` (ids).
 
     Raises: ConfigError: they do not reason as prompt.reasoning asks. DataError: there is none, or a bad file.
     """
@@ -90,10 +140,18 @@ def cold_start_samples(
                 "no cold-start sample: no training turn with an emotion is answered by another "
                 "speaker's turn with an emotion"
             )
-        return samples, "gold"
-    samples = [(replace(p, id=_OF_FILE + p.id), c) for p, c in read_parquet(Path(sft.samples))]
+        return ColdStart(samples, "gold")
+    found = read_parquet(Path(sft.samples))
+    samples = [
+        (replace(p, id=_OF_FILE + p.id), c) for p, c in found if p.conversation_id not in not_trained_on
+    ]
+    if not samples:
+        raise DataError(
+            f"all {len(found)} samples are of conversations that data.exclude_overlap leaves out", sft.samples
+        )
     check_reasoning(reasoning, [c for _, c in samples], sft.samples)
-    return (samples[: sft.max_samples] if sft.max_samples else samples), "file"
+    taken = samples[: sft.max_samples] if sft.max_samples else samples
+    return ColdStart(taken, "file", len(found) - len(samples))
 
 
 def more_labels(

@@ -21,6 +21,7 @@ from selfemo.runs.dialogues import dialogues
 from selfemo.runs.evolve import cold_start, rl
 from selfemo.runs.folder import COLD, CONFIG_FILE, START, RunFolder
 from selfemo.runs.inputs import check_reasoning, load_conversations, run_inputs
+from selfemo.runs.overlap import note_overlap
 from selfemo.runs.settings import find_checkpoint, settings_for
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
@@ -35,9 +36,10 @@ _CHUNK = 64
 def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
     """Cold start into the model folder `out`; its samples and metrics go to OUT.run beside it."""
     with RunFolder(out.with_name(out.name + ".run"), config, reporter) as run:
-        _, training = run_inputs(config)
+        _, training, overlap = run_inputs(config)
+        note_overlap(run.path, overlap, reporter.say)
         trainer = open_trainer(config, run.path, run.stop)
-        info = cold_start(run, trainer, training)
+        info = cold_start(run, trainer, training, overlap.not_trained_on)
         source = run.checkpoint(COLD)
         if out.exists():
             raise EngineError(f"{out} exists already; the trained model is in {source}")
@@ -54,7 +56,8 @@ def train_alone(
         config = config.model_copy(update={"model": own})
     with RunFolder(out, config, reporter, stop) as run:
         config, data = run.config, run.config.data
-        conversations, training = run_inputs(config)
+        conversations, training, overlap = run_inputs(config)
+        note_overlap(run.path, overlap, reporter.say)
         originals = original_prompts(training, config.seed, config.flywheel.max_prompt_share)
         trainer = open_trainer(config, run.path, run.stop)
         tests = (data.eval_split, data.eval_conversations, 0)  # for a trainer that tests between its rounds
@@ -76,7 +79,7 @@ def selfplay_alone(
 ) -> tuple[dict[str, int], list[str]]:
     """Play n episodes from held-out histories; returns counts and the longest dialogues."""
     config, checkpoint = settings_for(model, sources, files, overrides)
-    conversations = load_conversations(config.data)
+    conversations = load_conversations(config.data, reporter.say)
     held = held_out(conversations, config.data.eval_split, 0, 0)
     prompts = [p for c in held for p in conversation_prompts(c, future=True)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]

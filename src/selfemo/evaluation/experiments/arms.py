@@ -132,7 +132,8 @@ def config_of(arm: Arm, files: Sequence[Path], overrides: Sequence[str], seed: i
     elif config.sft.max_samples:
         more = [f"sft.max_samples={config.sft.max_samples + scored}"]
     else:
-        train = run_inputs(full)[1]
-        n = len(cold_start_samples(train, full.sft, full.prompt.reasoning, full.seed)[0])
+        inputs, reasoning = run_inputs(full), full.prompt.reasoning
+        gone = inputs.overlap.not_trained_on
+        n = len(cold_start_samples(inputs.training, full.sft, reasoning, full.seed, gone).samples)
         more = [f"sft.epochs={-(-(config.sft.epochs * n + scored) // n)}"]
     return load(files, [*overrides, *arm.overrides, f"seed={seed}", *more])
