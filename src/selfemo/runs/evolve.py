@@ -13,6 +13,7 @@ base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteratio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from selfemo.seeds import rng
 from selfemo.stages.flywheel import add_sample, cap_emotions, original_prompts
 from selfemo.stages.rl import rl_plan, rl_stage
 from selfemo.stages.selfplay import fit_all, persona_book
+from selfemo.stages.unlabelled import unlabelled_prompts
 from selfemo.training import open_trainer
 from selfemo.training.protocol import Trainer, finite_means
 
@@ -181,17 +183,17 @@ def rl(
     """
     name, config = f"iteration-{iteration}-rl", run.config
 
-    def attempt(state: TrainingState) -> dict[str, Any]:
+    def attempt(state: TrainingState, drawn: Sequence[Prompt]) -> dict[str, Any]:
         tests = [p for c in held for p in conversation_prompts(c, future=False)]
         state.open(lambda: trainer.begin_rl(name, run.weights(start), config.grpo, tests))
         # Left out here, not when drawn: the order of draws counts the prompts that were sampled.
         limit = config.prompt.max_tokens
-        fits, _ = fit_all(originals, trainer.encode, limit, config.prompt.reasoning)
+        fits, _ = fit_all(drawn, trainer.encode, limit, config.prompt.reasoning)
         inside = {f.prompt.id for f in fits}
-        usable = [p for p in originals if p.id in inside]
+        usable = [p for p in drawn if p.id in inside]
         if not usable:
             raise DataError(
-                f"none of the {len(originals)} training prompts fits prompt.max_tokens = {limit}; raise it"
+                f"none of the {len(drawn)} training prompts fits prompt.max_tokens = {limit}; raise it"
             )
         plan, first = rl_plan(config, trainer), min(state.step, state.kept)
         with run.reporter.bar(name, plan.rounds) as advance:
@@ -204,14 +206,36 @@ def rl(
             place, personas = Place(name, first, iteration), persona_book(training)
             counts = rl_stage(trainer, usable, personas, config, run.store, place, state, on_round)
         trainer.save(run.checkpoint(name))
-        if left_out := len(originals) - len(usable):
+        if left_out := len(drawn) - len(usable):
             counts["originals_too_long"] = left_out
         if trainer.whole_rounds and (rest := plan.prompts % plan.prompts_per_round):
             counts["prompts_of_no_whole_batch"] = rest
         return dict(counts)
 
-    run.stage(name, lambda: train(run, trainer, name, attempt), name)
+    def work() -> dict[str, Any]:
+        more, read = _unlabelled(run, trainer, training, start, name)
+        info = train(run, trainer, name, lambda state: attempt(state, [*originals, *more]))
+        return info | ({"unlabelled": dict(read)} if read else {})
+
+    run.stage(name, work, name)
     return name
+
+
+def _unlabelled(
+    run: RunFolder, trainer: Trainer, training: Sequence[Conversation], start: str, stage: str
+) -> tuple[list[Prompt], Counter[str]]:
+    """`unlabelled_prompts` with the stage's start as the teacher; none where flywheel.unlabelled says so."""
+    if run.config.flywheel.unlabelled == "leave":
+        return [], Counter()
+    total = sum(t.emotion is None for c in training for t in c.turns)
+    with run.reporter.bar(f"{stage}, turns without a gold emotion", total) as advance:
+
+        def on_done(n: int) -> None:
+            advance(n)
+            run.stop.check()
+
+        teacher = trainer.sampler(run.weights(start))
+        return unlabelled_prompts(teacher, training, run.config.prompt, stage, on_done)
 
 
 def refit(run: RunFolder, trainer: Trainer, after_rl: str, iteration: int) -> str:
