@@ -322,7 +322,7 @@ def _best_temperature(logs: np.ndarray, gold: np.ndarray) -> tuple[float, float]
     from scipy.optimize import minimize_scalar
 
     def nll(sharpness: float) -> float:  # convex in it: one minimum
-        return float(_sharpened_nll(logs, gold, sharpness).sum() / len(logs))
+        return float(-_sharpened_logp(logs, gold, sharpness).sum() / len(logs))
 
     found = minimize_scalar(nll, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-4})
     # The search stops short of its bounds, where the minimum of a model that is mostly wrong, or never, lies.
@@ -330,14 +330,14 @@ def _best_temperature(logs: np.ndarray, gold: np.ndarray) -> tuple[float, float]
     return 1 / best, nll(best)
 
 
-def _sharpened_nll(logs: np.ndarray, gold: np.ndarray, sharpness: float) -> np.ndarray:
-    """(n, k) -y_e log of p_e^sharpness, normalised over e; the shapes of `_best_temperature`."""
+def _sharpened_logp(logs: np.ndarray, gold: np.ndarray, sharpness: float) -> np.ndarray:
+    """(n, k) y_e log of p_e^sharpness, normalised over e; the shapes of `_best_temperature`."""
     from scipy.special import log_softmax
 
     there = np.isfinite(logs)
     scaled = log_softmax(np.where(there, sharpness * np.where(there, logs, 0), -np.inf), axis=1)
-    nll: np.ndarray = -(gold * np.where(there, scaled, 0))
-    return nll
+    weighted: np.ndarray = gold * np.where(there, scaled, 0)
+    return weighted
 
 
 def nll_at_best_temperature(
@@ -350,7 +350,7 @@ def nll_at_best_temperature(
     """
     logs = np.log((1 - floor) * predicted + floor / predicted.shape[1])
     temperature, _ = _best_temperature(logs, gold)
-    return temperature, _sharpened_nll(logs, gold, 1 / temperature).sum(1)
+    return temperature, -_sharpened_logp(logs, gold, 1 / temperature).sum(1)
 
 
 def krippendorff_alpha(units: Sequence[Sequence[Hashable | None]]) -> float | None:
