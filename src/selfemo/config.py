@@ -208,6 +208,9 @@ class FlywheelConfig(_Section):
     max_prompt_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Most original prompts of a data set with one gold emotion, as a share; 1 draws from all. If half the
     data are neutral, the reward of a group pays for saying neutral."""
+    unlabelled: Literal["leave", "channel"] = "leave"
+    """Training turns without a gold emotion: not drawn, or original prompts whose target is E x channel by
+    the policy of the stage's start (stages/unlabelled.py). `selfemo analyse --channel` comes first."""
     refit: Literal["base", "policy", "none"] = "base"
     """The model that step (b) of algorithm 1 trains again: the base model (paper), the RL policy (far
     cheaper), or none: the RL policy stays as it is."""
@@ -341,6 +344,11 @@ class Config(_Section):
             raise ValueError(
                 "sampling.group_size is 1: a group of one has no advantage and would teach nothing; "
                 "use 2 or more (the paper: 8)"
+            )
+        if self.flywheel.unlabelled == "channel" and self.prompt.reasoning != "none":
+            raise ValueError(
+                'flywheel.unlabelled = "channel" reads labels right behind the prompt, and prompt.reasoning '
+                f'= {self.prompt.reasoning!r} has the model reason first; use unlabelled = "leave"'
             )
         if self.evaluation.span == "probabilities" and self.prompt.reasoning != "none":
             raise ValueError(

@@ -95,6 +95,19 @@ def test_probabilities_of_labels_or_a_refusal(sampler: Sampler) -> None:
         assert sum(distribution.values()) == pytest.approx(1)
 
 
+def test_probabilities_of_a_given_reply_or_a_refusal(sampler: Sampler) -> None:
+    places = [("c", list(sampler.encode(chat)), "E: joy\nS:", "So it is.") for chat in CHATS]
+    if not isinstance(sampler, LocalSampler):
+        with pytest.raises(UnsupportedError, match="probability of a given reply; use a model on this"):
+            sampler.channel_scores(places, MELD)
+        return
+    found = sampler.channel_scores(places, MELD)
+    assert len(found) == 2
+    for scores in found:
+        assert len(scores.prior) == len(scores.reply) == len(MELD)
+        assert max(scores.prior) < 0 and max(scores.reply) < 0
+
+
 def test_what_a_backend_cannot_do_is_refused_by_name(
     sampler: Sampler, tiny_model: Path, tmp_path: Path
 ) -> None:

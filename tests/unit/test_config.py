@@ -98,6 +98,8 @@ def test_probabilities_are_not_read_before_reasoning() -> None:
     assert load([], asked).evaluation.span == "probabilities"
     with pytest.raises(ConfigError, match="has the model reason first"):
         load([], [*asked, "prompt.reasoning=brief"])
+    with pytest.raises(ConfigError, match="reads labels right behind the prompt"):
+        load([], ["flywheel.unlabelled=channel", "prompt.reasoning=brief"])
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

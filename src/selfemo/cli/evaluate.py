@@ -152,21 +152,68 @@ def ablate(
 
 
 def analyse(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    prompts: Annotated[int, typer.Option(min=0, help="Held-out prompts; 0: all.")] = 64,
+    run: Annotated[str, typer.Argument(help="Run folder; with --channel RUN@CHECKPOINT or any model.")],
+    prompts: Annotated[
+        int | None, typer.Option(min=0, help="Held-out prompts; 0: all (default: 64).")
+    ] = None,
+    channel: Annotated[
+        bool, typer.Option("--channel", help="Is the generator a better reader than the recogniser?")
+    ] = False,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="For --channel (default: the run's).")
+    ] = None,
+    split: opt.HeldOut = None,
+    out: Annotated[Path | None, typer.Option(help="For --channel: the JSON file to write.")] = None,
+    config: opt.Configs = None,
+    overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Analyse the checkpoints of a run (figure 6).
 
-    Span entropies, round trip and diversity by checkpoint, into RUN/analysis.json.
+    Span entropies, round trip and diversity by checkpoint, into RUN/analysis.json. With --channel: whether
+    self-play can teach E what the generator knows, by one checkpoint, on held-out turns.
     """
+    from selfemo.errors import ConfigError
+
+    if channel:
+        if prompts is not None:
+            raise ConfigError("--prompts is not for --channel; use --set data.eval_conversations=N")
+        _analyse_channel(run, data, out, config, _sets(overrides, split), as_json)
+        return
+    if data or split or out or config or overrides:
+        raise ConfigError("--data, --split, --out, --config and --set are for --channel; a run has its own")
     from selfemo.evaluation.analysis import analyse as run_analysis
     from selfemo.evaluation.analysis import analysis_table
 
     with interruptible("run the same command again to go on") as (reporter, stop):
-        result = run_analysis(run, prompts, reporter, stop)
+        result = run_analysis(Path(run), 64 if prompts is None else prompts, reporter, stop)
     if as_json:
         print_json(result)
         return
     print_tables([("By checkpoint; entropies in nats, 95% intervals", *analysis_table(result))])
     typer.echo(f"\n{run}: analysis.json")
+
+
+def _analyse_channel(
+    model: str,
+    data: list[str] | None,
+    out: Path | None,
+    config: list[Path] | None,
+    overrides: list[str],
+    as_json: bool,
+) -> None:
+    from selfemo.evaluation.channel import analyse_channel, channel_table
+
+    with interruptible("nothing is kept") as (reporter, stop):
+        result = analyse_channel(model, data or [], config or [], overrides, reporter, out=out, stop=stop)
+    if as_json:
+        print_json(result)
+        return
+    print_tables([("The channel on held-out turns; 95% intervals", *channel_table(result))])
+    for name, left_out in result["left_out"].items():
+        if left_out:
+            typer.echo(f"\n{name}, turns left out: {left_out}")
+    for name, found in result["datasets"].items():
+        typer.echo(f"\n{name}: {found['verdict']}")
+    if out is not None:
+        typer.echo(f"\n{out} has it all")

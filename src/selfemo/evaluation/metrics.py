@@ -320,18 +320,37 @@ def _best_temperature(logs: np.ndarray, gold: np.ndarray) -> tuple[float, float]
     `logs` are (n, k) log-probabilities, -inf where a row has fewer labels, `gold` (n, k) weights.
     """
     from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
-
-    there = np.isfinite(logs)
 
     def nll(sharpness: float) -> float:  # convex in it: one minimum
-        scaled = log_softmax(np.where(there, sharpness * np.where(there, logs, 0), -np.inf), axis=1)
-        return float(-(gold * np.where(there, scaled, 0)).sum() / len(logs))
+        return float(-_sharpened_logp(logs, gold, sharpness).sum() / len(logs))
 
     found = minimize_scalar(nll, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-4})
     # The search stops short of its bounds, where the minimum of a model that is mostly wrong, or never, lies.
     best = min((float(found.x), 0.05, 1.0, 20.0), key=nll)
     return 1 / best, nll(best)
+
+
+def _sharpened_logp(logs: np.ndarray, gold: np.ndarray, sharpness: float) -> np.ndarray:
+    """(n, k) y_e log of p_e^sharpness, normalised over e; the shapes of `_best_temperature`."""
+    from scipy.special import log_softmax
+
+    there = np.isfinite(logs)
+    scaled = log_softmax(np.where(there, sharpness * np.where(there, logs, 0), -np.inf), axis=1)
+    weighted: np.ndarray = gold * np.where(there, scaled, 0)
+    return weighted
+
+
+def nll_at_best_temperature(
+    predicted: np.ndarray, gold: np.ndarray, *, floor: float = NLL_FLOOR
+) -> tuple[float, np.ndarray]:
+    """The temperature of `calibration`, and (n,) NLL of each prediction at it, nats.
+
+    Args:
+        predicted, gold: (n, k) probabilities over one label set, n >= 1.
+    """
+    logs = np.log((1 - floor) * predicted + floor / predicted.shape[1])
+    temperature, _ = _best_temperature(logs, gold)
+    return temperature, -_sharpened_logp(logs, gold, 1 / temperature).sum(1)
 
 
 def krippendorff_alpha(units: Sequence[Sequence[Hashable | None]]) -> float | None:

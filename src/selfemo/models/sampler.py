@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
+from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings
 
@@ -12,6 +13,8 @@ Message = dict[str, str]
 """One chat message: {"role": ..., "content": ...}."""
 LabelPlace = tuple[Hashable, Sequence[int], str]
 """(key, prompt ids, text written so far that ends in "E:" or "S:"); places of one key share a prefix tree."""
+ChannelPlace = tuple[Hashable, Sequence[int], str, str]
+"""(key, prompt ids, text written so far that ends in "S:", reply)."""
 
 
 class Sampler(Protocol):
@@ -46,6 +49,9 @@ class Sampler(Protocol):
         self, places: Sequence[LabelPlace], labels: LabelSet
     ) -> list[EmotionDistribution]:
         """The probability of each label of the set after a prompt and the text written so far."""
+
+    def channel_scores(self, places: Sequence[ChannelPlace], labels: LabelSet) -> list[ChannelScores]:
+        """The log-probability of each label as S at a place, and of the reply after it."""
 
     def load(self, weights: str) -> None:
         """Take the weights of a model reference (`models.references`) from now on.

@@ -13,6 +13,7 @@ base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteratio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from selfemo.seeds import rng
 from selfemo.stages.flywheel import add_sample, cap_emotions, original_prompts
 from selfemo.stages.rl import rl_plan, rl_stage
 from selfemo.stages.selfplay import fit_all, persona_book
+from selfemo.stages.unlabelled import unlabelled_prompts
 from selfemo.training import open_trainer
 from selfemo.training.protocol import Trainer, finite_means
 
@@ -198,18 +200,18 @@ def rl(
     """
     name, config = f"iteration-{iteration}-rl", run.config
 
-    def attempt(state: TrainingState) -> dict[str, Any]:
+    def attempt(state: TrainingState, drawn: Sequence[Prompt]) -> dict[str, Any]:
         tests = [p for c in held for p in conversation_prompts(c, future=False)]
         state.open(lambda: trainer.begin_rl(name, run.weights(start), config.grpo, tests))
         # Left out here, not when drawn: the order of draws counts the prompts that were sampled.
         limit = config.prompt.max_tokens
-        fits, _ = fit_all(originals, trainer.encode, limit, config.prompt.reasoning)
+        fits, _ = fit_all(drawn, trainer.encode, limit, config.prompt.reasoning)
         inside = {f.prompt.id for f in fits}
         taught = run.store.labels_taught() if config.flywheel.new_labels else frozenset()
-        usable = [p for p in originals if p.id in inside and p.id not in taught]
+        usable = [p for p in drawn if p.id in inside and p.id not in taught]
         if not usable:
             raise DataError(
-                f"none of the {len(originals)} training prompts fits prompt.max_tokens = {limit}"
+                f"none of the {len(drawn)} training prompts fits prompt.max_tokens = {limit}"
                 + (f" and has a label that no sample taught ({len(taught)} have)" if taught else "")
                 + "; raise the limit"
                 + (" or lower sft.max_samples and sft.label_samples" if taught else "")
@@ -225,7 +227,7 @@ def rl(
             place, personas = Place(name, first, iteration), persona_book(training)
             counts = rl_stage(trainer, usable, personas, config, run.store, place, state, on_round)
         trainer.save(run.checkpoint(name))
-        if left_out := len(originals) - len(inside):
+        if left_out := len(drawn) - len(inside):
             counts["originals_too_long"] = left_out
         if taught:
             counts["originals_taught"] = len(inside) - len(usable)
@@ -233,8 +235,30 @@ def rl(
             counts["prompts_of_no_whole_batch"] = rest
         return dict(counts)
 
-    run.stage(name, lambda: train(run, trainer, name, attempt), name)
+    def work() -> dict[str, Any]:
+        more, read = _unlabelled(run, trainer, training, start, name)
+        info = train(run, trainer, name, lambda state: attempt(state, [*originals, *more]))
+        return info | ({"unlabelled": dict(read)} if read else {})
+
+    run.stage(name, work, name)
     return name
+
+
+def _unlabelled(
+    run: RunFolder, trainer: Trainer, training: Sequence[Conversation], start: str, stage: str
+) -> tuple[list[Prompt], Counter[str]]:
+    """`unlabelled_prompts` with the stage's start as the teacher; none where flywheel.unlabelled says so."""
+    if run.config.flywheel.unlabelled == "leave":
+        return [], Counter()
+    total = sum(t.emotion is None for c in training for t in c.turns)
+    with run.reporter.bar(f"{stage}, turns without a gold emotion", total) as advance:
+
+        def on_done(n: int) -> None:
+            advance(n)
+            run.stop.check()
+
+        teacher = trainer.sampler(run.weights(start))
+        return unlabelled_prompts(teacher, training, run.config.prompt, stage, on_done)
 
 
 def refit(run: RunFolder, trainer: Trainer, after_rl: str, iteration: int) -> str:

@@ -18,10 +18,11 @@ from typing import Any
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EndpointError, MissingExtraError, UnsupportedError
+from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError, parse_expert
 from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
-from selfemo.models.sampler import LabelPlace, Message
+from selfemo.models.sampler import ChannelPlace, LabelPlace, Message
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
@@ -292,6 +293,9 @@ class EndpointSampler:
         self, places: Sequence[LabelPlace], labels: LabelSet
     ) -> list[EmotionDistribution]:
         raise self._refused("tell the probability of a label")
+
+    def channel_scores(self, places: Sequence[ChannelPlace], labels: LabelSet) -> list[ChannelScores]:
+        raise self._refused("tell the probability of a given reply")
 
     def load(self, weights: str) -> None:
         raise self._refused("load weights")

@@ -23,7 +23,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EngineError, NotFiniteError, UnsupportedError
+from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
+from selfemo.models.generation.channel_scores import channel_scores
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.generation.requests import Constraint, Observer, Request, SamplingSettings
@@ -31,7 +33,7 @@ from selfemo.models.loading import load_configured, load_policy
 from selfemo.models.memory import return_memory
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
-from selfemo.models.sampler import LabelPlace, Message
+from selfemo.models.sampler import ChannelPlace, LabelPlace, Message
 
 _TREE_TOKENS = 2048
 """Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
@@ -212,6 +214,13 @@ class LocalSampler:
     ) -> list[EmotionDistribution]:
         self.policy.model.eval()
         found = label_probabilities(self.policy, places, labels)
+        if not self._many_calls:
+            return_memory()
+        return found
+
+    def channel_scores(self, places: Sequence[ChannelPlace], labels: LabelSet) -> list[ChannelScores]:
+        self.policy.model.eval()
+        found = channel_scores(self.policy, places, labels)
         if not self._many_calls:
             return_memory()
         return found

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from selfemo.config import ModelConfig
 from selfemo.errors import DataError, UnsupportedError
+from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
-from selfemo.models.sampler import LabelPlace, Message
+from selfemo.models.sampler import ChannelPlace, LabelPlace, Message
 
 Script = Callable[[Sequence[Message], Request, int], str]
 """(messages, request, k) to the text of the request's k-th completion."""
@@ -79,6 +80,11 @@ class ScriptedSampler:
     ) -> list[EmotionDistribution]:
         known = {e: w for e in labels if (w := self._labels.get(e, 0.0)) > 0}
         return [EmotionDistribution(known or dict.fromkeys(labels, 1.0)) for _ in places]
+
+    def channel_scores(self, places: Sequence[ChannelPlace], labels: LabelSet) -> list[ChannelScores]:
+        raise UnsupportedError(
+            "scripted answers have no probability of a given reply; use a model on this machine"
+        )
 
     def load(self, weights: str) -> None:
         """Note the reference; the answers stay the same."""

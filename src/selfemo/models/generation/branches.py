@@ -1,0 +1,82 @@
+"""Log-probabilities of given continuations of prompts, in one forward pass over prefix trees.
+
+The prompts of a conversation share their past, and the branches of a prompt share the prompt. For inference
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+
+from selfemo.models.packing import bins, group_by_key, micro_batches, pack
+from selfemo.models.policy import Policy
+
+_TREE_TOKENS = 2048
+_BATCH_TOKENS = 4096
+"""Tokens of one forward pass; bounds memory."""
+_PREDICTORS = 1024
+"""Tokens whose logits are held at a time; bounds memory where replies are scored."""
+
+
+@torch.no_grad()
+def branch_logp(
+    policy: Policy,
+    places: Sequence[tuple[Hashable, Sequence[int], Sequence[Sequence[int]]]],
+    starts: Sequence[int],
+) -> list[list[list[float]]]:
+    """The log-probability (nats) of each token of each branch of each place, from the place's start on.
+
+    Args:
+        places: (key, prompt ids, branches); places of one key share a prefix tree, a branch is the ids of
+            one continuation of the prompt.
+        starts: for each place, the number of leading tokens of its branches that are not scored.
+    """
+    if not places:
+        return []
+    full = [[[*ids, *b] for b in branches] for _, ids, branches in places]
+    first = [len(ids) + start for (_, ids, _), start in zip(places, starts, strict=True)]
+    # A sequence's last token predicts nothing and is left out: branches of one token add nothing to the tree.
+    seen = [[s[:-1] for s in sequences] for sequences in full]
+    extra = [sum(len(b) - 1 for b in branches) for _, _, branches in places]
+    trees = group_by_key([ids for _, ids, _ in places], [key for key, _, _ in places], _TREE_TOKENS, extra)
+    sizes = [len(pack([s for i in tree for s in seen[i]])) for tree in trees]
+    rows = trees
+    if policy.attention == "tree":
+        rows = [[i for t in row for i in trees[t]] for row in bins(sizes, _TREE_TOKENS)]
+        sizes = [len(pack([s for i in row for s in seen[i]])) for row in rows]
+    found: list[list[list[float]]] = [[] for _ in places]
+    for batch in micro_batches(sizes, max(_BATCH_TOKENS, max(sizes))):
+        members = [i for r in batch for i in rows[r]]
+        packs = [pack([s for i in rows[r] for s in seen[i]]) for r in batch]
+        with policy.autocast():
+            packed = policy.rows(packs)
+            hidden = policy.hidden(packed).flatten(0, 1)
+            width = packed.input_ids.shape[1]
+            paths = [path + b * width for b, p in enumerate(packs) for path in p.paths]
+            ends = [(i, s) for i in members for s in full[i]]
+            predictors = [path[first[i] - 1 :] for path, (i, _) in zip(paths, ends, strict=True)]
+            targets = np.array([token for i, s in ends for token in s[first[i] :]])
+            token_logp = _token_logp(policy, hidden, np.concatenate(predictors), targets)
+        rest = iter(token_logp)
+        for i, s in ends:
+            found[i].append([next(rest) for _ in s[first[i] :]])
+    return found
+
+
+def _token_logp(
+    policy: Policy, hidden: torch.Tensor, predictors: np.ndarray, targets: np.ndarray
+) -> list[float]:
+    """log p of each target (t,) by the hidden state at its predictor (t,); logits once a predictor."""
+    unique, inverse = np.unique(predictors, return_inverse=True)
+    found = np.empty(len(targets))
+    for low in range(0, len(unique), _PREDICTORS):
+        high = low + _PREDICTORS
+        chosen = hidden[torch.from_numpy(unique[low:high]).to(policy.device)]
+        logp = torch.log_softmax(policy.logits(chosen), -1).cpu()
+        mine = np.flatnonzero((inverse >= low) & (inverse < high))
+        at, token = torch.from_numpy(inverse[mine] - low), torch.from_numpy(targets[mine])
+        found[mine] = logp[at, token].double().numpy()
+    return [float(x) for x in found]
