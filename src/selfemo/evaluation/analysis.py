@@ -104,7 +104,8 @@ def chosen_prompts(config: Config, n: int) -> tuple[list[Prompt], PersonaOf]:
         DataError: the split is empty or has no gold emotion.
     """
     data, conversations = config.data, load_conversations(config.data)
-    prompts = gold_prompts(held_out(conversations, data.eval_split, data.eval_conversations, 0))
+    held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
+    prompts = gold_prompts(held)
     return drawn(prompts, n, config.seed, "analysis prompts"), persona_book(conversations)
 
 

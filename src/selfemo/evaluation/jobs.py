@@ -175,7 +175,8 @@ def evaluate_model(
             'endpoint gives text alone; use span "emotion" or "all"'
         )
     data, resamples = config.data, config.evaluation.resamples
-    held = held_out(load_conversations(data), data.eval_split, data.eval_conversations, 0)
+    conversations = load_conversations(data)
+    held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
     labels, prompts = predictions.label_sets(held), predictions.gold_prompts(held)
     compared = None if other is None else predictions_of(other)
     inputs = identity(checkpoint, spec, prompts, config)
@@ -189,7 +190,7 @@ def evaluate_model(
             "model": model if spec is None else f"{spec.name} ({spec.model})",
             "trained_on": [] if spec is not None else trained_on(checkpoint),
             "sources": list(sources),
-            "split": data.eval_split,
+            "split": data.evaluated_on,
             "eval_conversations": data.eval_conversations,
             "compared_with": None if other is None else str(other),
             **{f"evaluated_{k}": v for k, v in inputs.items()},

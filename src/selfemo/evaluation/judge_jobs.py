@@ -49,7 +49,8 @@ _LONGEST = 512
 
 def _prompts(data: DataConfig, limit: int, seed: int) -> list[Prompt]:
     """The held-out prompts, `limit` of them drawn by `seed` (0: all), in order."""
-    held = held_out(load_conversations(data), data.eval_split, data.eval_conversations, 0)
+    conversations = load_conversations(data)
+    held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
     return drawn(gold_prompts(held), limit, seed, "judged")
 
 
@@ -124,6 +125,7 @@ def judge_models(
     data = [  # of A's run, so that both answer the same prompts
         f'data.eval_split="{own.eval_split}"',
         f"data.eval_conversations={own.eval_conversations}",
+        f'data.eval_half="{own.eval_half}"',
         f"data.personas={json.dumps(list(own.personas))}",
     ]
     prompts, others = (
@@ -157,7 +159,7 @@ def judge_models(
         "a": _called(a),
         "b": _called(b),
         "sources": list(sources),
-        "split": own.eval_split,
+        "split": own.evaluated_on,
         "prompts": len(prompts),
         "prompt_version": PROMPT_VERSION,
         "judges": {j.name: {"model": j.model, **asked[j.name][0].as_dict()} for j in judges},

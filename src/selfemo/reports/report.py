@@ -86,7 +86,7 @@ def _what_ran(source: Source) -> Section:
     about = [
         ("model", config.model.id),
         ("data", ", ".join(config.data.sources)),
-        ("evaluated on", f"split {config.data.eval_split}, span {config.evaluation.span}"),
+        ("evaluated on", f"split {config.data.evaluated_on}, span {config.evaluation.span}"),
         ("seed", str(config.seed)),
         ("group size G", str(config.sampling.group_size)),
         ("iterations", str(config.flywheel.iterations)),

@@ -75,7 +75,7 @@ def measured(folder: Path) -> Measured:
             if row is not None and row["status"] == "done":
                 sets = [] if checkpoint == START else trained_on(str(folder))
                 scores = json.loads(row["info"])
-                return Measured(f"{folder.name} {checkpoint}", config.data.eval_split, sets, scores)
+                return Measured(f"{folder.name} {checkpoint}", config.data.evaluated_on, sets, scores)
     raise StoreError(f"{folder} is a run without a finished evaluation; resume it first")
 
 

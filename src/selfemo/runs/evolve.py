@@ -69,7 +69,7 @@ def evolve(
         trainer = open_trainer(run.config, path, stop)
         conversations, training = run_inputs(run.config)
         data, fly = run.config.data, run.config.flywheel
-        held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
+        held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
         originals = original_prompts(training, run.config.seed, fly.max_prompt_share)
 
         evaluate_checkpoint(run, trainer, held, START, evaluate)
