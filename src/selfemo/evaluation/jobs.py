@@ -102,6 +102,8 @@ def identity(
     else:
         named = f"{Path(model).name if Path(model).exists() else model} ({model_digest(model)})"
         more = f"dtype {config.model.dtype}, no_repeat_ngram {evaluation.no_repeat_ngram}"
+        if not evaluation.beliefs:
+            more += ", without beliefs"
     data = f"{len(prompts)} prompts ({asked.hexdigest()[:16]})"
     return {"model": named, "data": data, "settings": settings + more}
 
@@ -229,7 +231,8 @@ def _predict(
                 stop.check()
 
             sampler = open_sampler(checkpoint, config.model)
-            predictions.evaluate(sampler, held, store, NAME, evaluation, prompt, on_done)
+            if note := predictions.evaluate(sampler, held, store, NAME, evaluation, prompt, on_done):
+                reporter.say(note)
 
 
 def trained_on(checkpoint: str) -> list[str]:
@@ -279,6 +282,7 @@ def _write_parquet(
             "predicted": predicted,
             "gold_distribution": r["gold"],
             "predicted_distribution": r["predicted"],
+            "believed_distribution": r["believed"],
             "failure": r["failure"],
             "r1": r["r1"],
             "text": r["text"],
