@@ -97,7 +97,8 @@ def test_a_finished_run_resumes_to_itself(finished: Path, tmp_path: Path) -> Non
     before = content(finished)
     evolve(finished, None, Silent()).close()
     scores = json.loads((finished / "summary.json").read_text())["scores"]
-    assert set(scores) == {"start", "cold-start", "iteration-1", "iteration-2"}
+    names = ["start", "cold-start", "iteration-1-rl", "iteration-1", "iteration-2-rl", "iteration-2"]
+    assert list(scores) == names
     assert content(finished) == before
 
 
@@ -391,11 +392,11 @@ def test_a_stopped_evaluation_goes_on(finished: Path, data: Path, tmp_path: Path
     asked: list[int] = []
     real = evaluation.predict
 
-    def counted(sampler, prompts, *settings):
+    def counted(sampler, prompts, *settings, beliefs):
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(len(prompts))
-        return real(sampler, prompts, *settings)
+        return real(sampler, prompts, *settings, beliefs=beliefs)
 
     monkeypatch.setattr(evaluation, "predict", counted)
     args = (str(finished), [str(data)], tmp_path / "e", [], ["data.eval_split=test"], Silent())
