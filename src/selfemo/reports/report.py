@@ -18,8 +18,18 @@ from typing import Any
 from selfemo.config import Config, load
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation.analysis import analysis_table, read_analysis
+from selfemo.evaluation.baselines import FREE_HEADER, FREE_NOTE, free_rows
+from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_rows, stage_changes
 from selfemo.evaluation.predictions import gold_prompts
-from selfemo.evaluation.summary import HEADER, checkpoint_scores, plain, r1_change, rl_rounds, table_rows
+from selfemo.evaluation.summary import (
+    HEADER,
+    checkpoint_scores,
+    free_of,
+    plain,
+    r1_change,
+    rl_rounds,
+    table_rows,
+)
 from selfemo.method.prompts import format_emotions
 from selfemo.method.rewards import exact_match
 from selfemo.method.types import LABEL_SETS, Prompt
@@ -124,10 +134,31 @@ def _headline(source: Source) -> Section:
         text = (
             f"From {COLD} to {source.last}, mean R1 on the same held-out turns {verdict}: "
             f"{d.value:+.3f}, 95% interval {d.low:+.3f} to {d.high:+.3f}, p = {change.p_value:.3f} "
-            "(paired, by conversation)."
+            "(paired, by conversation). That counts RL and refits together; what each stage added by itself "
+            "stands below."
         )
     table = Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores)))
     return Section("result", "Result", [text], [table])
+
+
+def _stages(source: Source) -> Section:
+    changes = stage_changes(source.config, source.store, source.labels)
+    if not changes:
+        return Section("stages", "What each stage added", missing=source.resume)
+    table = Table("Change by stage, with 95% intervals", CHANGE_HEADER, change_rows(changes))
+    return Section("stages", "What each stage added", [CHANGE_NOTE], [table])
+
+
+def _free(source: Source) -> Section:
+    title, resamples = (
+        "What a free change of the same checkpoint would give",
+        source.config.evaluation.resamples,
+    )
+    found = {c: free_of(source.store, c, source.labels, resamples) for c in source.scores}
+    if not found:
+        return Section("free", title, missing=source.resume)
+    table = Table("Scores with 95% intervals, without any training", FREE_HEADER, free_rows(found))
+    return Section("free", title, [FREE_NOTE], [table])
 
 
 def _curves(source: Source, folder: Path) -> Section:
@@ -268,6 +299,8 @@ def build(
         own = plain({c: s for c, s in source.scores.items() if c == source.last})
         sections = [
             _headline(source),
+            _stages(source),
+            _free(source),
             _what_ran(source),
             parts.table1([run, *evaluations] if source.last is not None else evaluations),
             _curves(source, folder),
