@@ -1,4 +1,4 @@
-"""`selfemo evolve` as a user runs it, on a tiny model: what the console, summary and report say of each stage."""
+"""`selfemo evolve` on a tiny model: what the console, the summary and the report say of each stage."""
 
 from __future__ import annotations
 
