@@ -70,6 +70,7 @@ def test_where_there_is_no_refit_the_policy_is_scored_once(
     assert record == {**first, "taken_from": "iteration-1-rl"} and first["jsonl"]["utterances"] == 15
     assert rows_of(folder, "evaluate-iteration-1") == rows_of(folder, "evaluate-iteration-1-rl")
     assert summary["scores"]["iteration-1"] == summary["scores"]["iteration-1-rl"]
+    assert list(summary["free_changes"]) == ["start", "cold-start", "iteration-1-rl"]
     assert measured(folder).scores == {"jsonl": record["jsonl"]}
 
 

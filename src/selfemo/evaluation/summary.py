@@ -7,7 +7,7 @@ summary.json is written last and as a whole: a run that has one is finished.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ from selfemo.evaluation.predictions import Labels, Scores, label_sets, score
 from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_json, write_text
 from selfemo.runs.dialogues import dialogues
-from selfemo.runs.folder import COLD, RunFolder, checkpoints, evaluation_name, is_evaluated
+from selfemo.runs.folder import (
+    COLD,
+    RunFolder,
+    checkpoints,
+    copied_checkpoints,
+    evaluation_name,
+    is_evaluated,
+)
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import Store
 
@@ -93,7 +100,7 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "scores": plain(scores),
         "changes": stage_changes(config, run.store, labels),
-        "free_changes": {c: free_of(run.store, c, labels, config.evaluation.resamples) for c in scores},
+        "free_changes": free_by_checkpoint(run.store, scores, labels, config.evaluation.resamples),
         "r1_change": None
         if change is None
         else {"from": COLD, "to": last, "change": change.difference.as_list(), "p_value": change.p_value},
@@ -110,9 +117,16 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
     return summary
 
 
-def free_of(store: Store, checkpoint: str, labels: Labels, resamples: int) -> dict[str, Any]:
-    """`baselines.free_changes` of a run's evaluated checkpoint."""
-    return free_changes(store.predictions(evaluation_name(checkpoint)), labels, resamples=resamples)
+def free_by_checkpoint(
+    store: Store, names: Collection[str], labels: Labels, resamples: int
+) -> dict[str, dict[str, Any]]:
+    """`baselines.free_changes` of a run's evaluated checkpoints; a copy of another one is left out."""
+    copied = copied_checkpoints(store)
+    return {
+        c: free_changes(store.predictions(evaluation_name(c)), labels, resamples=resamples)
+        for c in names
+        if copied.get(c) not in names
+    }
 
 
 def _markdown(summary: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from selfemo.evaluation.predictions import gold_prompts
 from selfemo.evaluation.summary import (
     HEADER,
     checkpoint_scores,
-    free_of,
+    free_by_checkpoint,
     plain,
     r1_change,
     rl_rounds,
@@ -154,7 +154,7 @@ def _free(source: Source) -> Section:
         "What a free change of the same checkpoint would give",
         source.config.evaluation.resamples,
     )
-    found = {c: free_of(source.store, c, source.labels, resamples) for c in source.scores}
+    found = free_by_checkpoint(source.store, source.scores, source.labels, resamples)
     if not found:
         return Section("free", title, missing=source.resume)
     table = Table("Scores with 95% intervals, without any training", FREE_HEADER, free_rows(found))
