@@ -72,6 +72,9 @@ class DataConfig(_Section):
     eval_split: Literal["dev", "test"] = "test"
     eval_conversations: Annotated[int, Field(ge=0)] = 0
     """Held-out conversations to evaluate on, drawn by the seed of the data; 0 takes all."""
+    eval_half: Literal["all", "tuning", "claim"] = "all"
+    """Half of the conversations of eval_split, parted once for all seeds: settings are tuned on one half of
+    dev, and what is claimed of them is measured on the other (SPEC section 11)."""
     train_conversations: Annotated[int, Field(ge=0)] = 0
     personas: tuple[str, ...] = ()
     """Folders of `selfemo personas extract`; their profiles replace other descriptions."""
@@ -80,6 +83,11 @@ class DataConfig(_Section):
     utterances of six words or more in common (data/overlap.py). "no": nothing, as in published scores; scores
     without the overlap stand beside. "train": those of the training split are not trained on; held-out sets
     stay whole. "eval": those of eval_split are not evaluated on; training data stay whole."""
+
+    @property
+    def evaluated_on(self) -> str:
+        """The split to evaluate on, with its half where it is one: "dev", "dev, claim half"."""
+        return self.eval_split if self.eval_half == "all" else f"{self.eval_split}, {self.eval_half} half"
 
 
 class PromptConfig(_Section):
@@ -242,6 +250,10 @@ class EvalConfig(_Section):
     """Greedy completions repeat no n-gram of so many tokens within a line; 0 for no such limit."""
     resamples: Positive = 1000
     token_budget: Positive = 65536
+    beliefs: bool = True
+    """Also keep the probability of each label after "E:", whatever the span: one forward pass more. T and NLL
+    at T are then of what the model believes, not of the one to three labels that it writes. Taken where the
+    model is at hand (not over an endpoint) and prompt.reasoning is "none"."""
 
 
 GuardAction = Literal["warn", "stop", "rollback"]

@@ -12,8 +12,8 @@ from selfemo.progress import Quiet
 from selfemo.reports.report import build
 
 SECTIONS = (
-    "result", "run", "table1", "curves", "analysis", "ablation", "judge", "personas", "errors",
-    "dialogues", "examples", "failures", "config", "again",
+    "result", "stages", "free", "run", "table1", "curves", "analysis", "ablation", "judge", "personas",
+    "errors", "dialogues", "examples", "failures", "config", "again",
 )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def test_the_command_writes_what_it_prints(tiny_model: Path, data: Path, tmp_pat
     asked = ["analyse", str(tiny_model), "--channel", "--data", str(data), "--split", "test", *sets]
     done = CliRunner().invoke(app, [*asked, "--out", str(out)])
     assert done.exit_code == 0, done.output
-    assert "jsonl: self-play can teach E" in done.output and "'first_turn': 3" in done.output
+    assert "self-play c" in done.output and "'first_turn': 3" in done.output
     written = json.loads(out.read_text())
     (found,) = written["datasets"].values()
     assert list(found["readers"]) == list(READERS) and (found["turns"], found["conversations"]) == (12, 3)

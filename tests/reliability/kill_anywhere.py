@@ -275,7 +275,8 @@ def evolve_job(folder: Path) -> Job:
             db.close()
         order = ["evaluate-start", "cold-start", "evaluate-cold-start"]
         for i in (1, 2):
-            order += [f"iteration-{i}-rl", f"iteration-{i}-refit", f"evaluate-iteration-{i}"]
+            order += [f"iteration-{i}-rl", f"evaluate-iteration-{i}-rl"]
+            order += [f"iteration-{i}-refit", f"evaluate-iteration-{i}"]
         return next((n for n in order if n not in done), "summary")
 
     return Job(command, ["prompts", "rollouts", "samples", "predictions", "metrics", "stages"], stage)

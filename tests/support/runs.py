@@ -50,7 +50,11 @@ def settings(tiny_model: Path, data: Path, *more: str) -> Config:
 
 STAGES = [
     "evaluate-start", "cold-start", "evaluate-cold-start",
-    *(f"{a}iteration-{i}{b}" for i in (1, 2) for a, b in (("", "-rl"), ("", "-refit"), ("evaluate-", ""))),
+    *(
+        f"{a}iteration-{i}{b}"
+        for i in (1, 2)
+        for a, b in (("", "-rl"), ("evaluate-", "-rl"), ("", "-refit"), ("evaluate-", ""))
+    ),
 ]  # fmt: skip
 
 
@@ -94,6 +98,23 @@ def begun(finished: Path, stage: str, folder: Path, config: Config | None = None
     shutil.copytree(finished.parent / stage, folder)
     if config is not None:
         save_config(folder / CONFIG_FILE, config)
+    return folder
+
+
+def as_of_an_earlier_version(folder: Path) -> Path:
+    """Make a run what a version without scores of the policy after RL, and without beliefs, leaves."""
+    for name in ("store.sqlite", "store.backup.sqlite"):
+        db = sqlite3.connect(folder / name)
+        with db:
+            db.execute("DELETE FROM stages WHERE name LIKE 'evaluate-%-rl'")
+            db.execute("DELETE FROM predictions WHERE evaluation LIKE 'evaluate-%-rl'")
+            db.execute("ALTER TABLE predictions DROP COLUMN believed")
+            db.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+        db.close()
+    lines = (folder / CONFIG_FILE).read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(("beliefs =", "eval_half ="))]
+    assert len(kept) == len(lines) - 2
+    (folder / CONFIG_FILE).write_text("\n".join(kept) + "\n")
     return folder
 
 

@@ -26,7 +26,8 @@ from selfemo.evaluation.channel import (
     product_nll,
     read_as,
 )
-from selfemo.evaluation.metrics import calibration, nll_at_best_temperature
+from selfemo.evaluation.metrics import calibration
+from selfemo.evaluation.tempered import BELIEF_FLOOR, nll_at_best_temperature
 from selfemo.method.channel import ChannelScores, log_weights, product_of_experts
 from selfemo.method.types import Conversation, EmotionDistribution, LabelSet, Utterance
 from selfemo.models.generation.scripted import ScriptedSampler
@@ -104,7 +105,7 @@ def test_nll_at_the_best_temperature_is_that_of_the_calibration() -> None:
     names = THREE.labels
     known = calibration(
         [dict(zip(names, row, strict=True)) for row in p], [dict(zip(names, y, strict=True)) for y in gold],
-        [names] * 40,
+        [names] * 40, floor=BELIEF_FLOOR,
     )  # fmt: skip
     assert nll.shape == (40,)
     assert (temperature, nll.mean()) == pytest.approx((known["temperature"], known["nll_tempered"]))
@@ -165,7 +166,7 @@ def test_a_channel_that_hears_nothing_can_teach_nothing() -> None:
     verdicts = [compare_readers(heard(0.0, seed), 20, 0) for seed in range(20)]
     assert sum(bool(v["teaches"]) for v in verdicts) <= 3
     quiet = next(v for v in verdicts if not v["teaches"])
-    assert quiet["verdict"].startswith("self-play can teach E nothing (")
+    assert quiet["verdict"].startswith("nothing shown that self-play could teach E (")
 
 
 def test_a_channel_that_helps_whatever_turn_it_heard_does_not_count() -> None:

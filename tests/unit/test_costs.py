@@ -40,7 +40,11 @@ def test_sizes(tmp_path: Path) -> None:
 def test_tokens_and_hours_by_hand(engine) -> None:
     local, config = engine == "local", load([], PLAIN)
     prefill, decode, scores, update, refit, held_out = costs.parts(TOY, config, DATA, SLOW, engine)
-    assert (prefill.tokens, decode.tokens, held_out.tokens) == (50, 30, 50 + 10)
+    # The policy after RL and the refit are scored: prompts, completions, prompts again for the beliefs.
+    assert (prefill.tokens, decode.tokens, held_out.tokens) == (50, 30, 2 * (50 + 10 + 50))
+    once = costs.parts(TOY, load([], [*PLAIN, "flywheel.refit=none"]), DATA, SLOW, engine)[-1]
+    bare = costs.parts(TOY, load([], [*PLAIN, "evaluation.beliefs=false"]), DATA, SLOW, engine)[-1]
+    assert (once.tokens, bare.tokens) == (50 + 10 + 50, 2 * (50 + 10))
     assert update.tokens == (5 * (10 + 3 * 2) if local else 5 * 3 * 12)
     assert refit.tokens == (8 * (4 + 2) + 2 * (10 - 4) if local else 8 * 12)
     assert scores.tokens == (0 if local else update.tokens)  # verl: before the first step

@@ -341,7 +341,7 @@ def row(conversation: str, turn: int, gold: str, predicted: str, dataset: str = 
     return {
         "evaluation": "e", "prompt": f"{conversation}/{turn}", "dataset": dataset, "failure": None,
         "text": "", "conversation": conversation, "gold": json.dumps({gold: 1}),
-        "predicted": json.dumps({predicted: 1}), "r1": float(gold == predicted),
+        "predicted": json.dumps({predicted: 1}), "believed": None, "r1": float(gold == predicted),
     }  # fmt: skip
 
 
@@ -407,7 +407,18 @@ def test_train_data_without_a_training_split_is_refused(series: list[str], tmp_p
         training_data(None, [str(tmp_path / "none.jsonl")], False, Watcher().say)
 
 
-COLUMNS = ("evaluation", "prompt", "dataset", "conversation", "gold", "predicted", "failure", "r1", "text")
+COLUMNS = (
+    "evaluation",
+    "prompt",
+    "dataset",
+    "conversation",
+    "gold",
+    "predicted",
+    "failure",
+    "r1",
+    "text",
+    "believed",
+)
 
 
 @pytest.fixture

@@ -86,13 +86,38 @@ def test_files_that_are_no_store_of_this_version(tmp_path: Path) -> None:
     db.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
     db.commit()
     db.close()
-    with pytest.raises(StoreError, match="store version 99, need 1"):
+    with pytest.raises(StoreError, match="store version 99, need 2"):
         Store(path)
     with pytest.raises(StoreError, match=r"none\.sqlite: cannot be used as a run's store"):
         Store(tmp_path / "none.sqlite", read_only=True)
     path.write_bytes(path.read_bytes()[:4096])
     with pytest.raises(DamagedStoreError, match="is damaged"):
         Store(path)
+
+
+def test_a_store_of_version_1_is_read_as_it_is_and_brought_up_to_date_where_it_is_written(
+    tmp_path: Path,
+) -> None:
+    path, gold = tmp_path / "s.sqlite", json.dumps({"joy": 1.0})
+    with Store(path) as new, new.transaction():
+        new.add_predictions([("evaluate-start", "c/1", "toy", "c", gold, gold, None, 1.0, "t", None)])
+        before = new.predictions("evaluate-start")
+    db = sqlite3.connect(path)
+    db.execute("ALTER TABLE predictions DROP COLUMN believed")
+    db.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+    db.commit()
+    db.close()
+    old = path.read_bytes()
+    with Store(path, read_only=True) as read:
+        assert read.predictions("evaluate-start") == before
+    assert path.read_bytes() == old
+    with Store(path) as written, written.transaction():
+        assert written.predictions("evaluate-start") == before
+        written.add_predictions([("evaluate-start", "c/2", "toy", "c", gold, None, None, 0.0, "t", gold)])
+    with Store(path, read_only=True) as again:
+        assert [r["believed"] for r in again.predictions("evaluate-start")] == [None, gold]
+        assert again.columns("predictions")["believed"] == "TEXT"
+        assert again.identity("schema") == "2"
 
 
 def test_copies_hold_what_was_committed(store: Store, tmp_path: Path) -> None:
@@ -190,7 +215,7 @@ def test_failures_with_the_first_text_of_each_kind(store: Store) -> None:
     gold = json.dumps({"joy": 1.0})
     with store.transaction():
         store.add_predictions(
-            ("evaluate-start", p, "toy", "c", gold, None, "truncated", 0.0, f"text of {p}")
+            ("evaluate-start", p, "toy", "c", gold, None, "truncated", 0.0, f"text of {p}", None)
             for p in ("c/2", "c/1")
         )
     found = {(f.kind, f.place): (f.n, f.example) for f in store.failures()}
@@ -254,7 +279,7 @@ def test_predictions_by_prompt_and_those_of_one_evaluation_kept(store: Store) ->
     gold = json.dumps({"joy": 1.0})
     with store.transaction():
         store.add_predictions(
-            (name, p, d, "c", gold, gold, None, r1, "t")
+            (name, p, d, "c", gold, gold, None, r1, "t", gold if d == "toy" else None)
             for name, p, d, r1 in (
                 ("evaluate-start", "c/2", "toy", 1.0), ("evaluate-start", "c/1", "emory", 0.5),
                 ("evaluate-x", "c/3", "toy", 0.0),
@@ -266,7 +291,13 @@ def test_predictions_by_prompt_and_those_of_one_evaluation_kept(store: Store) ->
     assert [(r["prompt"], r["dataset"], r["r1"]) for r in rows] == [
         ("c/1", "emory", 0.5), ("c/2", "toy", 1.0),
     ]  # fmt: skip
+    assert [r["believed"] for r in rows] == [None, gold]
     assert store.predicted_prompts("evaluate-start") == {"c/1", "c/2"}
+    with store.transaction():
+        store.add_predictions([("evaluate-y", "c/9", "toy", "c", gold, None, "empty", 0.0, "", None)])
+    store.copy_predictions("evaluate-start", "evaluate-y")
+    assert store.predictions("evaluate-y") == [{**r, "evaluation": "evaluate-y"} for r in rows]
+    assert store.predictions("evaluate-start") == rows
     assert store.predicted_datasets() == ["emory", "toy"]
     store.keep_evaluation("evaluate-x")
     assert store.predicted_datasets() == ["toy"]

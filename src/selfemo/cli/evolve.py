@@ -70,24 +70,33 @@ def evolve(
 
 def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_rows
     from selfemo.evaluation.summary import HEADER, change_line, next_commands, overlap_tables, table_rows
 
     if as_json:
         print_json({"run": str(run.path), **summary})
         return
     console = Console(highlight=False, soft_wrap=True)
-    scores = ("Held-out scores, 95% intervals by conversation", HEADER, table_rows(summary["scores"]))
-    for title, header, rows in (scores, *overlap_tables(summary["overlap"])):
+    wide = Console() if console.is_terminal else Console(width=140)
+
+    def show(title: str, header: list[str], rows: list[list[str]]) -> None:
         # Intervals may wrap in a narrow terminal, names never do.
         table = Table(title=title)
         for name in header:
-            table.add_column(name, no_wrap=name in ("checkpoint", "data", "n"))
+            table.add_column(name, no_wrap=name in ("checkpoint", "stage", "data", "n"))
         for row in rows:
-            table.add_row(*row)
-        (Console() if console.is_terminal else Console(width=140)).print(table)
-    console.print(change_line(summary))
+            table.add_row(*map(escape, row))
+        wide.print(table)
+
+    title = f"Held-out scores ({run.config.data.evaluated_on}), 95% intervals by conversation"
+    show(title, HEADER, table_rows(summary["scores"]))
+    for table in overlap_tables(summary["overlap"]):
+        show(*table)
+    show("What each stage added", CHANGE_HEADER, change_rows(summary["changes"]))
+    console.print(f"{CHANGE_NOTE}\n{change_line(summary)}", markup=False)
     console.print("\nWhat the stages did:")
     for stage in summary["stages"]:
         said = ", ".join(f"{k} {v}" for k, v in stage.items() if k not in ("name", "seconds"))
@@ -95,7 +104,10 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     console.print("\nThree self-play dialogues:\n")
     console.print((run.path / "dialogues.txt").read_text(), markup=False)
     console.print(f"Run folder: {run.path}")
-    first = (("summary.md, summary.json", "the table above"), ("figures/", ", ".join(summary["figures"])))
+    first = (
+        ("summary.md, summary.json", "the tables above, and free changes beside them"),
+        ("figures/", ", ".join(summary["figures"])),
+    )
     for name, what in (*first, *_FILES):
         console.print(f"  {name:<28} {what}", markup=False)
     console.print("\nTry next:")

@@ -104,7 +104,8 @@ def chosen_prompts(config: Config, n: int) -> tuple[list[Prompt], PersonaOf]:
         DataError: the split is empty or has no gold emotion.
     """
     data, conversations = config.data, load_conversations(config.data)
-    prompts = gold_prompts(held_out(conversations, data.eval_split, data.eval_conversations, 0))
+    held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
+    prompts = gold_prompts(held)
     return drawn(prompts, n, config.seed, "analysis prompts"), persona_book(conversations)
 
 
@@ -213,8 +214,12 @@ def analyse(folder: Path, n: int, reporter: Reporter, stop: StopRequest | None =
         }
         if old is not None and all(old.get(k) == v for k, v in result.items() if k != "checkpoints"):
             result["checkpoints"] = old["checkpoints"]
-        for name in checkpoints(run.config):
-            if name in result["checkpoints"]:
+        known, copied, names = result["checkpoints"], run.copied(), checkpoints(run.config)
+        for name in names:
+            if name in known:
+                continue
+            if copied.get(name) in known:
+                known[name] = known[copied[name]]
                 continue
             if name != START and not (folder / "checkpoints" / name / "config.json").exists():
                 reporter.say(f"{name}: its weights were not kept; left out")
@@ -227,10 +232,11 @@ def analyse(folder: Path, n: int, reporter: Reporter, stop: StopRequest | None =
                     stop.check()
 
                 sampler = open_sampler(run.weights(name), run.config.model)
-                result["checkpoints"][name] = analyse_checkpoint(
-                    sampler, prompts, persona_of, run.config, on_done
-                )
+                known[name] = analyse_checkpoint(sampler, prompts, persona_of, run.config, on_done)
             write_json(folder / ANALYSIS_FILE, result)
+        # An analysis of an earlier version gets the policies after RL last.
+        result["checkpoints"] = {name: known[name] for name in names if name in known}
+        write_json(folder / ANALYSIS_FILE, result)
     return result
 
 

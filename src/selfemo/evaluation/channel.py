@@ -23,15 +23,9 @@ from selfemo.config import load
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, DataError
 from selfemo.evaluation.jobs import settings_of, trained_on
-from selfemo.evaluation.metrics import (
-    NLL_FLOOR,
-    Outcomes,
-    PairedDifference,
-    nll_at_best_temperature,
-    paired_difference,
-    paired_measures,
-)
+from selfemo.evaluation.metrics import Outcomes, PairedDifference, paired_difference, paired_measures
 from selfemo.evaluation.rendering import cell
+from selfemo.evaluation.tempered import BELIEF_FLOOR, nll_at_best_temperature
 from selfemo.files import write_json
 from selfemo.method.channel import log_weights, product_of_experts
 from selfemo.method.rewards import weighted_iou
@@ -120,7 +114,7 @@ def compare_readers(readings: Sequence[TurnReading], resamples: int, seed: int) 
             by_reader[name]["against_e"] = {**against, "nll_tempered": _plain(nll)}
     control = _plain(paired_difference(nlls[CONTROL].tolist(), nlls[BOTH].tolist(), clusters))
     better = [n for n in (BOTH, GENERATOR) if _lower(by_reader[n]["against_e"]["nll_tempered"])]
-    # A product of two readers is smoother than one, whatever the second heard: that of the turn has to help more.
+    # A product of two readers is smoother than one, whatever the second heard: its own turn has to help more.
     teaches = [n for n in better if n != BOTH or _lower(control)]
     return {
         "turns": len(readings),
@@ -161,7 +155,7 @@ def cross_fit(
     """
     labels = readings[0].conversation.label_set
     read = np.array([r.recognised.vector(labels) for r in readings])
-    e = np.log((1 - NLL_FLOOR) * read + NLL_FLOOR / len(labels))
+    e = np.log((1 - BELIEF_FLOOR) * read + BELIEF_FLOOR / len(labels))
     channel = np.array([r.scores.reply for r in readings])
     names = list(dict.fromkeys(clusters))
     half = {names[i]: n % 2 for n, i in enumerate(rng(seed, "channel folds").permutation(len(names)))}

@@ -105,6 +105,8 @@ def identity(
     else:
         named = f"{Path(model).name if Path(model).exists() else model} ({model_digest(model)})"
         more = f"dtype {config.model.dtype}, no_repeat_ngram {evaluation.no_repeat_ngram}"
+        if not evaluation.beliefs:
+            more += ", without beliefs"
     data = f"{len(prompts)} prompts ({asked.hexdigest()[:16]})"
     return {"model": named, "data": data, "settings": settings + more}
 
@@ -182,7 +184,7 @@ def evaluate_model(
         )
     data, resamples = config.data, config.evaluation.resamples
     conversations = load_conversations(data, reporter.say)
-    held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
+    held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
     trained = overlap.training_data(None if spec else model, train_data, data.lenient, reporter.say)
     labels, prompts = predictions.label_sets(held), predictions.gold_prompts(held)
     compared = None if other is None else predictions_of(other)
@@ -197,7 +199,7 @@ def evaluate_model(
             "model": model if spec is None else f"{spec.name} ({spec.model})",
             "trained_on": [] if spec is not None else trained_on(checkpoint),
             "sources": list(sources),
-            "split": data.eval_split,
+            "split": data.evaluated_on,
             "eval_conversations": data.eval_conversations,
             "compared_with": None if other is None else str(other),
             **{f"evaluated_{k}": v for k, v in inputs.items()},
@@ -237,7 +239,8 @@ def _predict(
                 stop.check()
 
             sampler = open_sampler(checkpoint, config.model)
-            predictions.evaluate(sampler, held, store, NAME, evaluation, prompt, on_done)
+            if note := predictions.evaluate(sampler, held, store, NAME, evaluation, prompt, on_done):
+                reporter.say(note)
 
 
 def trained_on(checkpoint: str) -> list[str]:
@@ -287,6 +290,7 @@ def _write_parquet(
             "predicted": predicted,
             "gold_distribution": r["gold"],
             "predicted_distribution": r["predicted"],
+            "believed_distribution": r["believed"],
             "failure": r["failure"],
             "r1": r["r1"],
             "text": r["text"],

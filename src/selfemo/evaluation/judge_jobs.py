@@ -49,7 +49,8 @@ _LONGEST = 512
 
 def _prompts(data: DataConfig, limit: int, seed: int) -> list[Prompt]:
     """The held-out prompts, `limit` of them drawn by `seed` (0: all), in order."""
-    held = held_out(load_conversations(data), data.eval_split, data.eval_conversations, 0)
+    conversations = load_conversations(data)
+    held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
     return drawn(gold_prompts(held), limit, seed, "judged")
 
 
@@ -122,7 +123,7 @@ def judge_models(
     stop = stop or StopRequest()
     own = settings_of(a, sources, files, overrides)[0].data
     # Of A's run, so that both answer the same prompts.
-    keys = ("eval_split", "eval_conversations", "personas", "exclude_overlap")
+    keys = ("eval_split", "eval_conversations", "eval_half", "personas", "exclude_overlap")
     data = [f"data.{k}={json.dumps(getattr(own, k))}" for k in keys]
     prompts, others = (
         _prompts(settings_of(m, sources, files, [*data, *overrides])[0].data, limit, seed) for m in (a, b)
@@ -155,7 +156,7 @@ def judge_models(
         "a": _called(a),
         "b": _called(b),
         "sources": list(sources),
-        "split": own.eval_split,
+        "split": own.evaluated_on,
         "prompts": len(prompts),
         "prompt_version": PROMPT_VERSION,
         "judges": {j.name: {"model": j.model, **asked[j.name][0].as_dict()} for j in judges},

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from selfemo.evaluation.tempered import best_temperature, likelihoods, log_table
+
 _Names = Sequence[str]
 _Values = Sequence[float]
 FAILED = "(failed)"
@@ -279,18 +281,15 @@ def calibration(
         the measures are None where nothing parsed.
     """
     n = len(predicted)
-    widest = max(map(len, labels), default=0)
-    logs, golds = np.full((n, widest), -np.inf), np.zeros((n, widest))
-    top, hit, brier, nll = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
+    logs, golds = log_table(predicted, gold, labels, floor)
+    nll = likelihoods(logs, golds)
+    top, hit, brier = np.zeros(n), np.zeros(n), np.zeros(n)
     for i, (p, y, names) in enumerate(zip(predicted, gold, labels, strict=True)):
         pv = np.array([p.get(e, 0.0) for e in names])
         yv = np.array([y.get(e, 0.0) for e in names])
         top[i] = pv.max()
         hit[i] = pv.argmax() == yv.argmax()
         brier[i] = ((pv - yv) ** 2).sum()
-        logs[i, : len(names)] = np.log((1 - floor) * pv + floor / len(names))
-        golds[i, : len(names)] = yv
-        nll[i] = -(yv * logs[i, : len(names)]).sum()
     # Weights are sums of tenths: rounding keeps 0.3 out of the bin above it.
     where = np.clip(np.ceil(np.round(top * bins, 9)).astype(int) - 1, 0, bins - 1)
     rows, gap = [], 0.0
@@ -301,7 +300,7 @@ def calibration(
             row["weight"], row["accuracy"] = float(top[mine].mean()), float(hit[mine].mean())
             gap += abs(row["accuracy"] - row["weight"]) * row["n"] / n
         rows.append(row)
-    temperature, tempered = _best_temperature(logs, golds) if n else (None, None)
+    temperature, tempered = best_temperature(logs, golds) if n else (None, None)
     return {
         "n": n,
         "ece": gap if n else None,
@@ -312,45 +311,6 @@ def calibration(
         "nll_tempered": tempered,
         "bins": rows,
     }
-
-
-def _best_temperature(logs: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
-    """The temperature, from 0.05 to 20, with the least mean negative log-likelihood (nats), and that.
-
-    `logs` are (n, k) log-probabilities, -inf where a row has fewer labels, `gold` (n, k) weights.
-    """
-    from scipy.optimize import minimize_scalar
-
-    def nll(sharpness: float) -> float:  # convex in it: one minimum
-        return float(-_sharpened_logp(logs, gold, sharpness).sum() / len(logs))
-
-    found = minimize_scalar(nll, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-4})
-    # The search stops short of its bounds, where the minimum of a model that is mostly wrong, or never, lies.
-    best = min((float(found.x), 0.05, 1.0, 20.0), key=nll)
-    return 1 / best, nll(best)
-
-
-def _sharpened_logp(logs: np.ndarray, gold: np.ndarray, sharpness: float) -> np.ndarray:
-    """(n, k) y_e log of p_e^sharpness, normalised over e; the shapes of `_best_temperature`."""
-    from scipy.special import log_softmax
-
-    there = np.isfinite(logs)
-    scaled = log_softmax(np.where(there, sharpness * np.where(there, logs, 0), -np.inf), axis=1)
-    weighted: np.ndarray = gold * np.where(there, scaled, 0)
-    return weighted
-
-
-def nll_at_best_temperature(
-    predicted: np.ndarray, gold: np.ndarray, *, floor: float = NLL_FLOOR
-) -> tuple[float, np.ndarray]:
-    """The temperature of `calibration`, and (n,) NLL of each prediction at it, nats.
-
-    Args:
-        predicted, gold: (n, k) probabilities over one label set, n >= 1.
-    """
-    logs = np.log((1 - floor) * predicted + floor / predicted.shape[1])
-    temperature, _ = _best_temperature(logs, gold)
-    return temperature, -_sharpened_logp(logs, gold, 1 / temperature).sum(1)
 
 
 def krippendorff_alpha(units: Sequence[Sequence[Hashable | None]]) -> float | None:

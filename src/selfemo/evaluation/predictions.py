@@ -13,12 +13,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
 
 from selfemo.config import Config, EvalConfig, PromptConfig
-from selfemo.errors import DataError, EndpointError
+from selfemo.errors import DataError, EndpointError, UnsupportedError
 from selfemo.evaluation import metrics
+from selfemo.evaluation.tempered import BELIEF_FLOOR, best_temperature, log_table
 from selfemo.method.parsing import parse, parse_recognition
 from selfemo.method.prompts import Fitted, conversation_prompts, fit, messages
 from selfemo.method.rewards import weighted_iou
@@ -50,12 +53,16 @@ Labels = Mapping[str, LabelSet]
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's prediction for one gold utterance: a distribution, or a failure; and the text it wrote."""
+    """A model's prediction for one gold utterance: a distribution, or a failure; and the text it wrote.
+
+    `believed` is the probability of each label after "E:", whatever was written; None where not taken.
+    """
 
     prompt: Prompt
     predicted: EmotionDistribution | None
     failure: FailureKind | None
     text: str = ""
+    believed: EmotionDistribution | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Scores:
         failures: predictions without an emotion, by kind.
         classes: precision, recall, f1, support and predicted of each class (`metrics.class_report`).
         confusion: "labels" (k) and "rows" (k, k + 1): gold by predicted, the last column failed.
-        calibration: `metrics.calibration` of the predictions that parsed.
+        calibration: `calibration_of` the predictions.
     """
 
     utterances: int
@@ -93,16 +100,29 @@ def predict(
     evaluation: EvalConfig,
     prompt: PromptConfig,
     on_done: OnDone | None = None,
+    *,
+    beliefs: bool = False,
 ) -> list[Prediction]:
     """Greedy predictions for prompts, in their order, made as `evaluation.span` says.
 
+    Args:
+        beliefs: also the probability of each label; for a format without reasoning.
+
     Raises:
-        UnsupportedError: the sampler cannot tell the probabilities that span "probabilities" needs.
+        UnsupportedError: the sampler cannot tell the probabilities that span "probabilities" or `beliefs`
+            needs.
     """
     fits = {p.id: fit(p, sampler.encode, prompt.max_tokens, prompt.reasoning) for p in prompts}
     fitted = {i: f for i, f in fits.items() if f is not None}
-    if evaluation.span == "probabilities":
-        found = _most_probable(sampler, list(fitted.values()), on_done)
+    probable = evaluation.span == "probabilities"
+    believed = _believed(sampler, list(fitted.values())) if beliefs or probable else {}
+    if probable:
+        found = {
+            i: Prediction(fitted[i].prompt, d, None, f"E: {d.top(fitted[i].prompt.label_set)}")
+            for i, d in believed.items()
+        }
+        if on_done:
+            on_done(len(found))
     else:
         whole = evaluation.span == "all"
         settings = SamplingSettings(
@@ -119,21 +139,18 @@ def predict(
             p.id: read_prediction(p, c[0].text, c[0].finished, whole=whole)
             for p, c in zip(asked, completions, strict=True)
         }
-    return [found.get(p.id) or Prediction(p, None, FailureKind.TOO_LONG) for p in prompts]
+    made = (found.get(p.id) or Prediction(p, None, FailureKind.TOO_LONG) for p in prompts)
+    return [replace(p, believed=believed.get(p.prompt.id)) for p in made]
 
 
-def _most_probable(
-    sampler: Sampler, fitted: Sequence[Fitted], on_done: OnDone | None
-) -> dict[str, Prediction]:
-    """Predictions by prompt id: the probability of each label after "E:", without a completion."""
-    found: dict[str, Prediction] = {}
+def _believed(sampler: Sampler, fitted: Sequence[Fitted]) -> dict[str, EmotionDistribution]:
+    """The probability of each label after "E:", by prompt id, without a completion."""
+    found: dict[str, EmotionDistribution] = {}
     for labels in dict.fromkeys(f.prompt.label_set for f in fitted):
         asked = [f for f in fitted if f.prompt.label_set == labels]
         places = [(f.prompt.conversation_id, f.ids, "E:") for f in asked]
-        for f, d in zip(asked, sampler.label_probabilities(places, labels), strict=True):
-            found[f.prompt.id] = Prediction(f.prompt, d, None, f"E: {d.top(labels)}")
-        if on_done:
-            on_done(len(asked))
+        read = sampler.label_probabilities(places, labels)
+        found.update((f.prompt.id, d) for f, d in zip(asked, read, strict=True))
     return found
 
 
@@ -174,6 +191,7 @@ def _keep(store: Store, name: str, predictions: Iterable[Prediction]) -> None:
                 p.failure,
                 weighted_iou(p.predicted, p.prompt.target) if p.prompt.target else 0.0,
                 p.text,
+                None if p.believed is None else json.dumps(dict(p.believed)),
             )
             for p in predictions
         )
@@ -187,14 +205,27 @@ def evaluate(
     evaluation: EvalConfig,
     prompt: PromptConfig,
     on_done: OnDone | None = None,
-) -> None:
-    """Predict what the store does not hold yet under `name`; `on_done` may raise to stop after a chunk."""
-    missing = _missing(gold_prompts(conversations), store, name, on_done)
+) -> str:
+    """Predict what the store does not hold yet under `name`; `on_done` may raise to stop after a chunk.
+
+    Returns:
+        Why label probabilities were left out though `evaluation.beliefs` asks for them; else "".
+    """
+    missing, refused = _missing(gold_prompts(conversations), store, name, on_done), ""
+    beliefs = evaluation.beliefs and prompt.reasoning == "none"
     for start in range(0, len(missing), _CHUNK):
-        chunk = predict(sampler, missing[start : start + _CHUNK], evaluation, prompt)
+        part = missing[start : start + _CHUNK]
+        try:
+            chunk = predict(sampler, part, evaluation, prompt, beliefs=beliefs and not refused)
+        except UnsupportedError as e:
+            if not beliefs or refused or evaluation.span == "probabilities":
+                raise
+            refused = f"label probabilities are left out: {e}"
+            chunk = predict(sampler, part, evaluation, prompt)
         _keep(store, name, chunk)
         if on_done:
             on_done(len(chunk))
+    return refused
 
 
 def evaluate_checkpoint(
@@ -205,10 +236,11 @@ def evaluate_checkpoint(
     config: Config,
     on_done: OnDone | None = None,
 ) -> dict[str, Any]:
-    """`evaluate` for a stage of a run; returns `score` as plain values."""
-    evaluate(sampler, conversations, store, name, config.evaluation, config.prompt, on_done)
+    """`evaluate` for a stage of a run; returns `score` as plain values; "note": what `evaluate` says."""
+    note = evaluate(sampler, conversations, store, name, config.evaluation, config.prompt, on_done)
     rows, resamples = store.predictions(name), config.evaluation.resamples
-    return {d: s.as_dict() for d, s in score(rows, label_sets(conversations), resamples=resamples).items()}
+    scores = score(rows, label_sets(conversations), resamples=resamples)
+    return {d: s.as_dict() for d, s in scores.items()} | ({"note": note} if note else {})
 
 
 def evaluate_endpoint(
@@ -335,10 +367,40 @@ def _score(counted: metrics.Outcomes, rows: Rows, labels: Labels, resamples: int
 
 
 def calibration_of(rows: Rows, labels: Labels) -> dict[str, Any]:
-    """`metrics.calibration` of stored predictions."""
+    """`metrics.calibration` of what was written and parsed, and of how many predictions it is of what.
+
+    Where label probabilities are stored, temperature and nll_tempered are of them, and `believed` is their
+    number; else of what was written, and `believed` is 0.
+    """
     parsed = [(json.loads(p), r) for r in rows if (p := r["predicted"]) is not None]
     gold = [json.loads(r["gold"]) for _, r in parsed]
-    return metrics.calibration([p for p, _ in parsed], gold, [labels[r["dataset"]].labels for _, r in parsed])
+    names = [labels[r["dataset"]].labels for _, r in parsed]
+    found = metrics.calibration([p for p, _ in parsed], gold, names)
+    if not has_beliefs(rows):
+        return found | {"believed": 0}
+    logs, golds = distributions(rows, labels, believed=True)
+    temperature, nll = best_temperature(logs, golds)
+    return found | {"temperature": temperature, "nll_tempered": nll, "believed": len(logs)}
+
+
+def has_beliefs(rows: Rows) -> bool:
+    """Whether label probabilities are stored for all predictions but those of prompts that were too long."""
+    without = [r for r in rows if r["believed"] is None]
+    return len(without) < len(rows) and all(r["failure"] == FailureKind.TOO_LONG for r in without)
+
+
+def distributions(rows: Rows, labels: Labels, *, believed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """`tempered.log_table` of stored predictions: of what was believed, or else of what was written.
+
+    Rows without such a distribution are left out. What was written names three emotions at the most, so it
+    has the floor of `metrics.calibration`.
+    """
+    key: Literal["believed", "predicted"] = "believed" if believed else "predicted"
+    there = [(json.loads(p), r) for r in rows if (p := r[key]) is not None]
+    gold = [json.loads(r["gold"]) for _, r in there]
+    names = [labels[r["dataset"]].labels for _, r in there]
+    floor = BELIEF_FLOOR if believed else metrics.NLL_FLOOR
+    return log_table([p for p, _ in there], gold, names, floor)
 
 
 def average(rows: Rows, labels: Labels, *, resamples: int) -> dict[str, metrics.Interval] | None:

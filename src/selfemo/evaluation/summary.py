@@ -1,4 +1,5 @@
-"""The summary of a finished run: scores by checkpoint, the change since the cold start, self-play to read.
+"""The summary of a finished run: scores by checkpoint, what each stage added, what free changes would have
+given, self-play to read.
 
 summary.json is written last and as a whole: a run that has one is finished.
 """
@@ -6,17 +7,26 @@ summary.json is written last and as a whole: a run that has one is finished.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfemo.evaluation.baselines import FREE_HEADER, FREE_NOTE, free_changes, free_rows
+from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_rows, stage_changes
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
 from selfemo.evaluation.overlap import Scoring, clean_title, run_part
 from selfemo.evaluation.predictions import Labels, Scores, label_sets, score
 from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_json, write_text
 from selfemo.runs.dialogues import dialogues
-from selfemo.runs.folder import COLD, RunFolder, checkpoints, evaluation_name
+from selfemo.runs.folder import (
+    COLD,
+    RunFolder,
+    checkpoints,
+    copied_checkpoints,
+    evaluation_name,
+    is_evaluated,
+)
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.overlap import noted_overlap
 from selfemo.runs.store import Store
@@ -26,6 +36,8 @@ Draw = Callable[[Path, Sequence[Mapping[str, Any]], Mapping[str, Mapping[str, Sc
 """draw(folder, metrics of the RL rounds, scores by checkpoint and data set) draws figures in the folder and
 returns their names (`reports.figures.draw`)."""
 MEASURES = ("accuracy", "weighted_f1", "mean_r1", "parse_rate")
+_SHOWN = ("accuracy", "weighted_f1", "macro_f1", "mean_r1", "parse_rate")
+_FIT = ("temperature", "nll_tempered")
 
 
 def plain(scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -34,15 +46,21 @@ def plain(scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, dict[str, dic
 
 
 def table_rows(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
-    """Rows of text from `plain` scores: checkpoint, data set, n, then each measure with its 95% interval."""
+    """Rows of text of HEADER from `plain` scores: measures with their 95% intervals, T and NLL at T."""
     return [
-        [checkpoint, dataset, str(s["utterances"]), *(cell(s[m]) for m in MEASURES)]
+        [
+            checkpoint, dataset, str(s["utterances"]), *(cell(s[m]) for m in _SHOWN),
+            *(cell(s["calibration"][k]) for k in _FIT),
+        ]
         for checkpoint, by_set in scores.items()
         for dataset, s in by_set.items()
-    ]
+    ]  # fmt: skip
 
 
-HEADER = ["checkpoint", "data", "n", "accuracy", "weighted F1", "mean R1", "parse rate"]
+HEADER = [
+    "checkpoint", "data", "n", "accuracy", "weighted F1", "macro F1", "mean R1", "parse rate", "T",
+    "NLL at T",
+]  # fmt: skip
 
 
 def checkpoint_scores(
@@ -56,7 +74,7 @@ def checkpoint_scores(
     return {
         name: scoring(store.predictions(evaluation_name(name)), labels, resamples=resamples)
         for name in names
-        if (row := store.stage(evaluation_name(name))) is not None and row["status"] == "done"
+        if is_evaluated(store, name)
     }
 
 
@@ -104,6 +122,8 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
     drawn = draw(run.path / "figures", rl_rounds(run.store), scores) if draw else ()
     summary: dict[str, Any] = {
         "scores": plain(scores),
+        "changes": stage_changes(config, run.store, labels),
+        "free_changes": free_by_checkpoint(run.store, scores, labels, config.evaluation.resamples),
         "r1_change": None
         if change is None
         else {"from": COLD, "to": last, "change": change.difference.as_list(), "p_value": change.p_value},
@@ -115,14 +135,36 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
         "figures": list(drawn),
         "overlap": overlap_part(run.path, run.store, names, labels, config.evaluation.resamples),
     }
-    table = render(HEADER, table_rows(summary["scores"]), "markdown")
-    part = summary["overlap"]
-    beside = f"\n{part['line']}\n" if part else ""
-    beside += "".join(f"\n{t}\n\n{render(h, r, 'markdown')}" for t, h, r in overlap_tables(part))
-    write_text(run.path / "summary.md", f"{table}\n{change_line(summary)}\n{beside}")
+    write_text(run.path / "summary.md", _markdown(summary))
     write_text(run.path / "dialogues.txt", "\n\n".join(dialogues(run.store)) + "\n")
     write_json(run.path / SUMMARY_FILE, summary)
     return summary
+
+
+def free_by_checkpoint(
+    store: Store, names: Collection[str], labels: Labels, resamples: int
+) -> dict[str, dict[str, Any]]:
+    """`baselines.free_changes` of a run's evaluated checkpoints; a copy of another one is left out."""
+    copied = copied_checkpoints(store)
+    return {
+        c: free_changes(store.predictions(evaluation_name(c)), labels, resamples=resamples)
+        for c in names
+        if copied.get(c) not in names
+    }
+
+
+def _markdown(summary: Mapping[str, Any]) -> str:
+    free = render(FREE_HEADER, free_rows(summary["free_changes"]), "markdown")
+    part = summary["overlap"]
+    clean = f"\n{part['line']}\n" if part else ""
+    clean += "".join(f"\n{t}\n\n{render(h, r, 'markdown')}" for t, h, r in overlap_tables(part))
+    return (
+        f"{render(HEADER, table_rows(summary['scores']), 'markdown')}\n"
+        f"## What each stage added\n\n"
+        f"{render(CHANGE_HEADER, change_rows(summary['changes']), 'markdown')}\n"
+        f"{CHANGE_NOTE}\n\n{change_line(summary)}\n\n"
+        f"## What a free change of the same checkpoint would give\n\n{free}\n{FREE_NOTE}\n{clean}"
+    )
 
 
 def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -158,6 +200,6 @@ def next_commands(folder: Path, sources: Sequence[str]) -> list[str]:
     return [
         f"selfemo selfplay {folder} --data {data} --prompts 4",
         f"selfemo predict {data} --model {folder} --out predictions.jsonl",
-        f"selfemo evaluate {folder} --data {data} --split dev",
+        f"selfemo evaluate {folder} --data {data} --split test",
         f"selfemo evolve --resume {folder} --set flywheel.iterations=3",
     ]

@@ -71,6 +71,12 @@ def _save(figure: Any, folder: Path, name: str, header: Sequence[str], rows: Seq
     return name
 
 
+def _name_ticks(axes: Any, names: Sequence[str]) -> None:
+    """Names of checkpoints below the x axis; many of them lean, or they would run into each other."""
+    lean = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
+    axes.set_xticks(range(len(names)), names, **lean)
+
+
 def _error_bars(
     axes: Any, n: int, at: Sequence[float], values: Sequence[Sequence[float]], label: str
 ) -> None:
@@ -125,7 +131,7 @@ def _scores_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
         values = [getattr(s, measure).as_list() for s in scores.values()]
         _error_bars(axes, n, [k + (n - 1.5) * 0.08 for k in range(len(values))], values, measure)
         rows += [[c, measure, *v] for c, v in zip(scores, values, strict=True)]
-    axes.set_xticks(range(len(scores)), list(scores))
+    _name_ticks(axes, list(scores))
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False, ncols=2)
     return _save(figure, folder, f"scores_{dataset}", ["checkpoint", "measure", "value", "low", "high"], rows)
@@ -148,7 +154,7 @@ def _shares_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
         range(len(bars)), [1 - b for b in bottom], bottom=bottom, color="white",
         edgecolor="0.5", label="failed to parse",
     )  # fmt: skip
-    axes.set_xticks(range(len(bars)), list(bars))
+    _name_ticks(axes, list(bars))
     axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
     rows = [[c, e, share] for c, b in bars.items() for e, share in b.items()]
     return _save(figure, folder, f"emotions_{dataset}", ["checkpoint", "emotion", "share"], rows)
@@ -175,7 +181,7 @@ def reward_curves(
                 at, values = [ticks.index(c) for c in by], [v[k] for v in by.values()]
                 axes.plot(at, values, **look, linewidth=(3.5, 1.5)[k], label=f"{dataset}, {kind}")
                 rows += [[dataset, c, kind, v[k]] for c, v in by.items()]
-        axes.set_xticks(range(len(ticks)), ticks)
+        _name_ticks(axes, ticks)
         axes.set_ylim(-0.02, 1.02)
         axes.legend(frameon=False)
         names.append(_save(figure, folder, "fig5_held_out", ["data", "checkpoint", "reward", "value"], rows))
@@ -199,7 +205,7 @@ def span_entropy(folder: Path, checkpoints: Mapping[str, Mapping[str, Any]]) -> 
         points = [(k, c, v) for k, c, v in found if v is not None]
         _error_bars(axes, n, [k + (n - 1) * 0.06 for k, *_ in points], [v for *_, v in points], label)
         rows += [[c, span, *v] for _, c, v in points]
-    axes.set_xticks(range(len(checkpoints)), list(checkpoints))
+    _name_ticks(axes, list(checkpoints))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return _save(figure, folder, "fig6_spans", ["checkpoint", "span", "value", "low", "high"], rows)

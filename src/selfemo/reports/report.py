@@ -18,10 +18,13 @@ from typing import Any
 from selfemo.config import Config, load
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation.analysis import analysis_table, read_analysis
+from selfemo.evaluation.baselines import FREE_HEADER, FREE_NOTE, free_rows
+from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_rows, stage_changes
 from selfemo.evaluation.predictions import gold_prompts
 from selfemo.evaluation.summary import (
     HEADER,
     checkpoint_scores,
+    free_by_checkpoint,
     overlap_part,
     overlap_tables,
     plain,
@@ -100,7 +103,7 @@ def _what_ran(source: Source) -> Section:
     about = [
         ("model", config.model.id),
         ("data", ", ".join(config.data.sources)),
-        ("evaluated on", f"split {config.data.eval_split}, span {config.evaluation.span}"),
+        ("evaluated on", f"split {config.data.evaluated_on}, span {config.evaluation.span}"),
         ("seed", str(config.seed)),
         ("group size G", str(config.sampling.group_size)),
         ("iterations", str(config.flywheel.iterations)),
@@ -138,7 +141,8 @@ def _headline(source: Source) -> Section:
         text = (
             f"From {COLD} to {source.last}, mean R1 on the same held-out turns {verdict}: "
             f"{d.value:+.3f}, 95% interval {d.low:+.3f} to {d.high:+.3f}, p = {change.p_value:.3f} "
-            "(paired, by conversation)."
+            "(paired, by conversation). That counts RL and refits together; what each stage added by itself "
+            "stands below."
         )
     tables = [Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores)))]
     said = [text]
@@ -146,6 +150,26 @@ def _headline(source: Source) -> Section:
         tables += [Table(*t) for t in overlap_tables(part)]
         said.append(f"{part['line']}.")
     return Section("result", "Result", said, tables)
+
+
+def _stages(source: Source) -> Section:
+    changes = stage_changes(source.config, source.store, source.labels)
+    if not changes:
+        return Section("stages", "What each stage added", missing=source.resume)
+    table = Table("Change by stage, with 95% intervals", CHANGE_HEADER, change_rows(changes))
+    return Section("stages", "What each stage added", [CHANGE_NOTE], [table])
+
+
+def _free(source: Source) -> Section:
+    title, resamples = (
+        "What a free change of the same checkpoint would give",
+        source.config.evaluation.resamples,
+    )
+    found = free_by_checkpoint(source.store, source.scores, source.labels, resamples)
+    if not found:
+        return Section("free", title, missing=source.resume)
+    table = Table("Scores with 95% intervals, without any training", FREE_HEADER, free_rows(found))
+    return Section("free", title, [FREE_NOTE], [table])
 
 
 def _curves(source: Source, folder: Path) -> Section:
@@ -286,6 +310,8 @@ def build(
         own = plain({c: s for c, s in source.scores.items() if c == source.last})
         sections = [
             _headline(source),
+            _stages(source),
+            _free(source),
             _what_ran(source),
             parts.table1([run, *evaluations] if source.last is not None else evaluations),
             _curves(source, folder),

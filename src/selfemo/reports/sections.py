@@ -108,7 +108,8 @@ def confusions(
             if not c["n"]:
                 continue
             t = c.get("temperature")
-            tempered = f"; {c['nll_tempered']:.3f} at a temperature of {t:.2f}" if t else ""
+            of = "of its label probabilities " if c.get("believed") else ""
+            tempered = f"; {of}{c['nll_tempered']:.3f} at a temperature of {t:.2f}" if t else ""
             section.text.append(
                 f"{title}: expected calibration error {c['ece']:.3f}, Brier {c['brier']:.3f}, "
                 f"negative log-likelihood {c['nll']:.3f} nats{tempered}."

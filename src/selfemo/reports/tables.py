@@ -74,8 +74,10 @@ def measured(folder: Path) -> Measured:
             row = store.stage(evaluation_name(checkpoint))
             if row is not None and row["status"] == "done":
                 sets = [] if checkpoint == START else trained_on(str(folder))
-                scores = json.loads(row["info"])
-                return Measured(f"{folder.name} {checkpoint}", config.data.eval_split, sets, scores)
+                # Scores by data set; texts beside them say where they are from.
+                record = json.loads(row["info"])
+                scores = {d: s for d, s in record.items() if not isinstance(s, str)}
+                return Measured(f"{folder.name} {checkpoint}", config.data.evaluated_on, sets, scores)
     raise StoreError(f"{folder} is a run without a finished evaluation; resume it first")
 
 

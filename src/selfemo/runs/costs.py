@@ -175,8 +175,12 @@ def parts(
         work = times * forward(tokens, samples * r, pairs) / (peak * machine.training)
         result.append(Part("refit", tokens, work))
     if lengths.held_out:
-        both = sampling(lengths.held_out, 1)
-        result.append(Part("evaluation", sum(b.tokens for b in both), sum(b.hours for b in both)))
+        read = list(sampling(lengths.held_out, 1))
+        if config.evaluation.beliefs and config.prompt.reasoning == "none":
+            read.append(read[0])  # the probabilities of the labels: the prompts once more
+        times = 1 + (config.flywheel.refit != "none")  # the policy after RL, and the refit
+        tokens, hours = (times * sum(v) for v in ((b.tokens for b in read), (b.hours for b in read)))
+        result.append(Part("evaluation", tokens, hours))
     return result
 
 

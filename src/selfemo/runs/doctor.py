@@ -208,7 +208,8 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
 
     def together() -> str:
         conversations, train, overlap = run_inputs(config)
-        held = held_out(conversations, config.data.eval_split, config.data.eval_conversations, 0)
+        data = config.data
+        held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
         kept.extend([*train, *(c for c in held if c not in train)])
         told = f"{len(train)} to train on, {len(held)} to evaluate on"
         return f"{told}. {overlap.line()}" if overlap.line() else told

@@ -1,7 +1,11 @@
 """Algorithm 1 in one run folder that can be resumed (`selfemo evolve`): the stages in order.
 
     evaluate-start -> cold-start -> evaluate-cold-start
-        -> [iteration-i-rl -> iteration-i-refit -> evaluate-iteration-i] x N
+        -> [iteration-i-rl -> evaluate-iteration-i-rl -> iteration-i-refit -> evaluate-iteration-i] x N
+
+Each stage that changes weights is scored by itself, so that what RL adds is told from what the refit adds,
+which sees replayed gold data. Where there is no refit, the iteration's model is the RL policy: it is scored
+once, and the stage evaluate-iteration-i takes the scores over and says so.
 
 The store records each stage with its checkpoint. An interrupted stage goes back to its last saved state (or
 its start) and continues from there. All random choices depend only on the seed and the place, so a resumed
@@ -25,7 +29,7 @@ from selfemo.method.prompts import conversation_prompts
 from selfemo.method.types import Completion, Conversation, EmotionDistribution, Place, Prompt
 from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.folder import COLD, START, RunFolder, evaluation_name
+from selfemo.runs.folder import COLD, NO_REFIT, START, RunFolder, evaluation_name, policy_name
 from selfemo.runs.inputs import cold_start_samples, more_labels, run_inputs
 from selfemo.runs.overlap import note_overlap
 from selfemo.runs.store import Store
@@ -43,7 +47,8 @@ Evaluate = Callable[
 ]
 """Called with (sampler, conversations, store, name, config, on_done): puts predictions of the conversations
 into the store for the stage `name`, calls on_done with the number of utterances after each part, and returns
-the stage's record: scores by data set. `evaluation.predictions.evaluate_checkpoint` is one."""
+the stage's record: scores by data set, and where there is something to say a text as "note".
+`evaluation.predictions.evaluate_checkpoint` is one."""
 
 
 def evolve(
@@ -73,7 +78,7 @@ def evolve(
         conversations, training, overlap = run_inputs(run.config)
         note_overlap(path, overlap, run.reporter.say)
         data, fly = run.config.data, run.config.flywheel
-        held = held_out(conversations, data.eval_split, data.eval_conversations, 0)
+        held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
         originals = original_prompts(training, run.config.seed, fly.max_prompt_share)
 
         evaluate_checkpoint(run, trainer, held, START, evaluate)
@@ -82,8 +87,10 @@ def evolve(
         checkpoint = COLD
         for i in range(1, fly.iterations + 1):
             after_rl = rl(run, trainer, originals, training, held, checkpoint, i)
+            evaluate_policy(run, trainer, held, i, evaluate)
             checkpoint = refit(run, trainer, after_rl, i)
-            evaluate_checkpoint(run, trainer, held, checkpoint, evaluate)
+            same = run.copied().get(checkpoint, "")
+            evaluate_checkpoint(run, trainer, held, checkpoint, evaluate, same)
             if not run.config.save.keep_stage_checkpoints:
                 run.remove_checkpoint(after_rl)
         trainer.release()
@@ -94,12 +101,23 @@ def evolve(
 
 
 def evaluate_checkpoint(
-    run: RunFolder, trainer: Trainer, held: Sequence[Conversation], checkpoint: str, evaluate: Evaluate
+    run: RunFolder,
+    trainer: Trainer,
+    held: Sequence[Conversation],
+    checkpoint: str,
+    evaluate: Evaluate,
+    same: str = "",
 ) -> None:
-    """The stage that evaluates a checkpoint on the held-out conversations."""
+    """The stage that evaluates a checkpoint on the held-out conversations.
+
+    Args:
+        same: a checkpoint with the same weights: if it was evaluated, its scores are taken over.
+    """
     name = evaluation_name(checkpoint)
 
     def work() -> dict[str, Any]:
+        if same and run.evaluated(same):
+            return run.take_over_scores(same, checkpoint)
         sampler = trainer.sampler(run.weights(checkpoint))
         total = sum(t.emotion is not None for c in held for t in c.turns)
         with run.reporter.bar(name, total) as advance:
@@ -108,9 +126,30 @@ def evaluate_checkpoint(
                 advance(n)
                 run.stop.check()
 
-            return evaluate(sampler, held, run.store, name, run.config, on_done)
+            record = evaluate(sampler, held, run.store, name, run.config, on_done)
+        if note := record.get("note"):
+            run.reporter.say(f"{name}: {note}")
+        return record
 
     run.stage(name, work)
+
+
+def evaluate_policy(
+    run: RunFolder, trainer: Trainer, held: Sequence[Conversation], iteration: int, evaluate: Evaluate
+) -> None:
+    """The stage that evaluates an iteration's policy after RL, before its refit.
+
+    A run of an earlier version may be past the refit without it: the policy is scored then if its weights
+    were kept, and else left out, which is said.
+    """
+    checkpoint = f"iteration-{iteration}"
+    after_rl = policy_name(checkpoint)
+    same = checkpoint if run.copied().get(checkpoint) == after_rl else ""
+    kept = run.checkpoint(after_rl).exists()
+    if not (kept or run.evaluated(after_rl) or (same and run.evaluated(same))):
+        run.reporter.say(f"{after_rl} was never scored, and its weights were not kept; left out")
+        return
+    evaluate_checkpoint(run, trainer, held, after_rl, evaluate, same)
 
 
 def cold_start(
@@ -198,7 +237,7 @@ def rl(
         training: the conversations whose personas self-play keeps.
         held: conversations that an engine may test on between its rounds.
     """
-    name, config = f"iteration-{iteration}-rl", run.config
+    name, config = policy_name(f"iteration-{iteration}"), run.config
 
     def attempt(state: TrainingState, drawn: Sequence[Prompt]) -> dict[str, Any]:
         tests = [p for c in held for p in conversation_prompts(c, future=False)]
@@ -270,7 +309,7 @@ def refit(run: RunFolder, trainer: Trainer, after_rl: str, iteration: int) -> st
         info: dict[str, Any] = cap_emotions(run.store, iteration, fly.max_emotion_share)
         if fly.refit == "none" or not info["used"]:
             run.copy_checkpoint(after_rl, name)
-            return info | {"refit": "none: the RL policy is kept"}
+            return info | {"refit": NO_REFIT}
         base = START if fly.refit == "base" else after_rl
         sft = run.config.sft
         if fly.refit_lr is not None:

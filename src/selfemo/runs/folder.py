@@ -31,6 +31,8 @@ from selfemo.runs.store import BACKUP_FILE, STORE_FILE, Store
 from selfemo.training import check_engine, states_folder
 
 METRICS_FILE = "metrics.jsonl"
+NO_REFIT = "none: the RL policy is kept"
+"""In the record of a refit, under "refit": the iteration's checkpoint is a copy of the policy after RL."""
 _RESUMED = ("flywheel.iterations", "save.", "guard.", "model.device", "model.threads")
 """Settings that a resumed run may change, or the beginnings of their names."""
 
@@ -102,6 +104,20 @@ class RunFolder:
         shutil.copytree(self.checkpoint(name), staging, copy_function=_link)
         shutil.rmtree(self.checkpoint(to), ignore_errors=True)
         staging.rename(self.checkpoint(to))
+
+    def copied(self) -> dict[str, str]:
+        """The checkpoints that are copies of the policy after RL, each with that policy's name."""
+        return copied_checkpoints(self.store)
+
+    def evaluated(self, checkpoint: str) -> bool:
+        return is_evaluated(self.store, checkpoint)
+
+    def take_over_scores(self, evaluated: str, to: str) -> dict[str, Any]:
+        """Give a checkpoint the predictions of another one; returns the record of its evaluation."""
+        row = self.store.stage(evaluation_name(evaluated))
+        assert row is not None
+        self.store.copy_predictions(evaluation_name(evaluated), evaluation_name(to))
+        return {**json.loads(row["info"]), "taken_from": evaluated}
 
     def remove_checkpoint(self, name: str) -> None:
         shutil.rmtree(self.checkpoint(name), ignore_errors=True)
@@ -175,7 +191,7 @@ class RunFolder:
             for begun in self.store.running_stages():
                 self.store.forget(begun)
             self.store.set_stage(stage, "running")
-            before = stage.removesuffix("-refit") + "-rl"
+            before = policy_name(stage.removesuffix("-refit"))
             if self.store.stage(before) and not self.checkpoint(before).exists():
                 self.store.set_stage(before, "running")  # its checkpoint was removed, and the refit needs it
 
@@ -197,9 +213,30 @@ def evaluation_name(checkpoint: str) -> str:
     return f"evaluate-{checkpoint}"
 
 
+def policy_name(iteration: str) -> str:
+    """The policy after RL of the checkpoint `iteration-i`."""
+    return f"{iteration}-rl"
+
+
 def checkpoints(config: Config) -> list[str]:
-    """The names of the evaluated checkpoints, in order."""
-    return [START, COLD, *(f"iteration-{i}" for i in range(1, config.flywheel.iterations + 1))]
+    """The names of the evaluated checkpoints, in order: of each iteration the policy after RL, then its own.
+
+    Runs of earlier versions have no evaluation of the first.
+    """
+    iterations = [f"iteration-{i}" for i in range(1, config.flywheel.iterations + 1)]
+    return [START, COLD, *(name for i in iterations for name in (policy_name(i), i))]
+
+
+def is_evaluated(store: Store, checkpoint: str) -> bool:
+    """Whether a run's evaluation of a checkpoint is finished."""
+    row = store.stage(evaluation_name(checkpoint))
+    return row is not None and row["status"] == "done"
+
+
+def copied_checkpoints(store: Store) -> dict[str, str]:
+    """The checkpoints of a run that are copies of the policy after RL, each with that policy's name."""
+    refits = (r for r in store.stages() if json.loads(r["info"]).get("refit") == NO_REFIT)
+    return {n: policy_name(n) for n in (r["name"].removesuffix("-refit") for r in refits)}
 
 
 def new_run_folder(base: Path = Path("runs")) -> Path:

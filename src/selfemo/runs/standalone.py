@@ -60,7 +60,8 @@ def train_alone(
         note_overlap(run.path, overlap, reporter.say)
         originals = original_prompts(training, config.seed, config.flywheel.max_prompt_share)
         trainer = open_trainer(config, run.path, run.stop)
-        tests = (data.eval_split, data.eval_conversations, 0)  # for a trainer that tests between its rounds
+        tests = (data.eval_split, data.eval_conversations, 0, data.eval_half)
+        # For a trainer that tests between its rounds.
         held = held_out(conversations, *tests) if trainer.whole_rounds else []
         name = rl(run, trainer, originals, training, held, START, 1)
         row = run.store.stage(name)

@@ -132,7 +132,7 @@ def ablate(
             "configs": [str(f) for f in files],
             "overrides": list(overrides),
             "prompts": base.flywheel.prompts * base.flywheel.iterations,
-            "split": base.data.eval_split,
+            "split": base.data.evaluated_on,
             "checkpoint": full.checkpoint,
             "seeds": seeds,
             "gold_share": replace(full, summaries=full.summaries[:1]).shares("gold_share"),

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from selfemo.errors import DamagedStoreError, StoreError
 from selfemo.files import replacing
-from selfemo.runs.store.schema import SCHEMA, SCHEMA_VERSION
+from selfemo.runs.store.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
 
 class Database:
@@ -31,12 +31,13 @@ class Database:
                 self.db.executescript(SCHEMA)
                 self.db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
                 self.db.commit()
-            found = self.db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+                self._upgrade()
+            found = self._version()
         except (sqlite3.Error, OSError) as e:
             self._raise_if_damaged(e)
             raise StoreError(f"{path}: cannot be used as a run's store: {e}") from e
-        if found is None or found[0] != str(SCHEMA_VERSION):
-            raise StoreError(f"{path}: store version {found and found[0]}, need {SCHEMA_VERSION}")
+        if found not in {str(v) for v in (SCHEMA_VERSION, *(UPGRADES if read_only else ()))}:
+            raise StoreError(f"{path}: store version {found}, need {SCHEMA_VERSION}")
         self.db.row_factory = sqlite3.Row
 
     def __enter__(self) -> Self:
@@ -55,6 +56,19 @@ class Database:
             self.db.close()
             told = "; ".join(" ".join(f.split()) for f in faults)
             raise DamagedStoreError(f"{self.path}: is damaged: {told[:300]}")
+
+    def _version(self) -> str | None:
+        row = self.db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+        return None if row is None else str(row[0])
+
+    def _upgrade(self) -> None:
+        """Bring a store of an older version up to date, one version at a time, each as a whole."""
+        for old, statement in UPGRADES.items():
+            if self._version() == str(old):
+                with self.db:
+                    self.db.execute("BEGIN IMMEDIATE")
+                    self.db.execute(statement)
+                    self.db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(old + 1),))
 
     def _raise_if_damaged(self, e: Exception) -> None:
         code = getattr(e, "sqlite_errorcode", None)  # only errors of the library have one

@@ -1,6 +1,10 @@
 """The tables of a run's store."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+UPGRADES = {1: "ALTER TABLE predictions ADD COLUMN believed TEXT"}
+"""From each older version, the statement that leads to the next one. A store that is opened to be written is
+brought up to date; one that is only read stays as it is, so its readers know columns that may be missing."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -33,7 +37,7 @@ CREATE TABLE IF NOT EXISTS samples (
 CREATE TABLE IF NOT EXISTS predictions (
     evaluation TEXT NOT NULL, prompt TEXT NOT NULL, dataset TEXT NOT NULL,
     conversation TEXT NOT NULL, gold TEXT NOT NULL, predicted TEXT, failure TEXT, r1 REAL NOT NULL,
-    text TEXT NOT NULL, PRIMARY KEY (evaluation, prompt)
+    text TEXT NOT NULL, believed TEXT, PRIMARY KEY (evaluation, prompt)
 );
 CREATE TABLE IF NOT EXISTS metrics (
     id INTEGER PRIMARY KEY, stage TEXT NOT NULL, step INTEGER NOT NULL, record TEXT NOT NULL

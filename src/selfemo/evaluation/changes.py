@@ -1,0 +1,216 @@
+"""What each stage of a run added: its checkpoint against the one before, on the same held-out utterances.
+
+"Surer, not better" (SPEC section 9): the scores of what a model writes rise when it is sharpened, and NLL at
+T does not fall. So each stage has a verdict from both. Intervals and p are by conversation; a change counts
+where its 95% interval leaves out 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from selfemo.config import Config
+from selfemo.evaluation.metrics import PairedDifference, paired_difference
+from selfemo.evaluation.predictions import (
+    UNION,
+    Comparison,
+    Labels,
+    Rows,
+    compare,
+    distributions,
+    has_beliefs,
+)
+from selfemo.evaluation.tempered import best_temperature, nll_at
+from selfemo.runs.folder import (
+    COLD,
+    START,
+    checkpoints,
+    copied_checkpoints,
+    evaluation_name,
+    is_evaluated,
+    policy_name,
+)
+from selfemo.runs.store import Store
+
+SHOWN = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1", "mean_r1": "mean R1"}
+"""Measures of a change, with their names in tables; NLL at T stands beside them."""
+VERDICTS = {
+    (1, 1): "better",
+    (1, 0): "surer, not better",
+    (1, -1): "surer, not better",
+    (0, 1): "knows more, scores the same",
+    (0, 0): "no change beyond noise",
+    (0, -1): "knows less, scores the same",
+    (-1, 1): "scores lower, knows more",
+    (-1, 0): "scores lower, knows the same",
+    (-1, -1): "worse",
+}
+"""By the sign of the change of the scores, and of what the model knows: +1 where NLL at T falls."""
+_SCORES = {1: "scores higher", 0: "no change beyond noise", -1: "scores lower"}
+COPIED = "no refit: the policy after RL is kept"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage, and the checkpoints before and after it; `copied`: the second is a copy of the first."""
+
+    name: str
+    before: str
+    after: str
+    copied: bool = False
+
+
+@dataclass(frozen=True)
+class NllChange:
+    """The change of NLL at T (nats; a fall is a gain), each side at its own best temperature.
+
+    Attributes:
+        believed: of label probabilities; else of what was written, on utterances that both sides parsed.
+        utterances: how many have a distribution on both sides.
+    """
+
+    change: PairedDifference
+    before: float
+    after: float
+    temperatures: tuple[float, float]
+    believed: bool
+    utterances: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "difference": self.change.difference.as_list(),
+            "p_value": self.change.p_value,
+            "before": self.before,
+            "after": self.after,
+            "temperatures": list(self.temperatures),
+            "believed": self.believed,
+            "utterances": self.utterances,
+        }
+
+
+def nll_change(before: Rows, after: Rows, labels: Labels) -> NllChange | None:
+    """The paired change of NLL at T on the utterances that two evaluations have in common.
+
+    T of each side is fitted once, on all these utterances. The interval is a bootstrap over conversations of
+    the utterances' NLL at that fixed T, and p flips signs by conversation (`metrics.paired_difference`): the
+    uncertainty of T itself, one number from all utterances, is left out.
+
+    Returns: None where no utterance has a distribution on both sides.
+    """
+    a = {r["prompt"]: r for r in before if r["dataset"] in labels}
+    pairs = [(a[r["prompt"]], r) for r in after if r["prompt"] in a]
+    believed = has_beliefs([x for x, _ in pairs]) and has_beliefs([y for _, y in pairs])
+    key: Literal["believed", "predicted"] = "believed" if believed else "predicted"
+    pairs = [(x, y) for x, y in pairs if x[key] is not None and y[key] is not None]
+    if not pairs:
+        return None
+
+    def tempered(rows: Rows) -> tuple[float, np.ndarray]:
+        logs, gold = distributions(rows, labels, believed=believed)
+        temperature, _ = best_temperature(logs, gold)
+        return temperature, nll_at(logs, gold, temperature)
+
+    (t, first), (u, second) = tempered([x for x, _ in pairs]), tempered([y for _, y in pairs])
+    clusters = [x["conversation"] for x, _ in pairs]
+    change = paired_difference(first.tolist(), second.tolist(), clusters)
+    return NllChange(change, float(first.mean()), float(second.mean()), (t, u), believed, len(pairs))
+
+
+def _sign(d: PairedDifference) -> int:
+    """+1 or -1 where the 95% interval leaves out 0, else 0."""
+    return (d.difference.low > 0) - (d.difference.high < 0)
+
+
+def verdict(r1: PairedDifference, accuracy: PairedDifference, nll: PairedDifference | None) -> str:
+    """The words of VERDICTS for a change: scores by R1, or by accuracy where R1 did not change."""
+    scores = _sign(r1) or _sign(accuracy)
+    if nll is None:
+        return f"{_SCORES[scores]}; NLL at T is not known"
+    return VERDICTS[scores, -_sign(nll)]
+
+
+def steps(config: Config, store: Store) -> list[Step]:
+    """The stages of a run whose checkpoint was scored, each with the scored checkpoint before it."""
+    scored = [c for c in checkpoints(config) if is_evaluated(store, c)]
+    copied, found = copied_checkpoints(store), []
+    if START in scored and COLD in scored:
+        found.append(Step("cold start (labels)", START, COLD))
+    before = COLD
+    for i in range(1, config.flywheel.iterations + 1):
+        name = f"iteration-{i}"
+        policy = policy_name(name)
+        if policy in scored and before in scored:
+            found.append(Step(f"RL {i}", before, policy))
+        if name in scored and policy in scored:
+            found.append(Step(f"refit {i}", policy, name, copied.get(name) == policy))
+        elif name in scored and before in scored:  # of a run of an earlier version
+            found.append(Step(f"RL and refit {i}", before, name))
+        before = name
+    return found
+
+
+def change_record(before: Rows, after: Rows, labels: Labels) -> dict[str, Any]:
+    """The changes between two evaluations by data set and UNION: SHOWN, "nll_at_t", "verdict", counts."""
+    result = {}
+    for d, found in compare(before, after, labels).items():
+        mine = labels if d == UNION else {d: labels[d]}
+        result[d] = _record(found, nll_change(before, after, mine))
+    return result
+
+
+def _record(found: Comparison, nll: NllChange | None) -> dict[str, Any]:
+    m = found.measures
+    shown = {k: {"difference": m[k].difference.as_list(), "p_value": m[k].p_value} for k in SHOWN}
+    return {
+        "utterances": found.prompts,
+        "conversations": found.conversations,
+        **shown,
+        "nll_at_t": None if nll is None else nll.as_dict(),
+        "verdict": verdict(m["mean_r1"], m["accuracy"], None if nll is None else nll.change),
+    }
+
+
+def stage_changes(config: Config, store: Store, labels: Labels) -> list[dict[str, Any]]:
+    """What each stage of a run added, as summary.json holds it.
+
+    Returns: of each stage its name, "from", "to", "copied", and "by" data set its `change_record`, which is
+        empty for a copy.
+    """
+    result = []
+    for step in steps(config, store):
+        before, after = (store.predictions(evaluation_name(c)) for c in (step.before, step.after))
+        by = {} if step.copied or not labels else change_record(before, after, labels)
+        place = {"from": step.before, "to": step.after, "copied": step.copied}
+        result.append({"stage": step.name, **place, "by": by})
+    return result
+
+
+CHANGE_HEADER = ["stage", "data", *SHOWN.values(), "NLL at T", "verdict"]
+CHANGE_NOTE = (
+    "Each stage against the checkpoint before it, on the same utterances: change, 95% interval and p by "
+    "conversation. NLL at T, in nats, is what a model knows whatever its sureness, each side at its own best "
+    "temperature: it falls where a stage taught something."
+)
+
+
+def change_rows(changes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of text of CHANGE_HEADER, from `stage_changes`."""
+    rows = []
+    for c in changes:
+        if c["copied"]:
+            rows.append([c["stage"], "", *["-"] * (len(SHOWN) + 1), COPIED])
+        for d, by in c["by"].items():
+            cells = [_cell(by[m]) for m in (*SHOWN, "nll_at_t")]
+            rows.append([c["stage"], d, *cells, by["verdict"]])
+    return rows
+
+
+def _cell(change: Mapping[str, Any] | None) -> str:
+    if change is None:
+        return "-"
+    value, low, high = change["difference"]
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] p={change['p_value']:.3f}"

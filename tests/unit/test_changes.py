@@ -1,0 +1,199 @@
+"""What a stage added: the change of NLL at T by hand, its verdict in words, and which stages are compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfemo.config import load
+from selfemo.evaluation.changes import (
+    CHANGE_HEADER,
+    COPIED,
+    VERDICTS,
+    change_record,
+    change_rows,
+    nll_change,
+    stage_changes,
+    steps,
+    verdict,
+)
+from selfemo.evaluation.metrics import Interval, PairedDifference
+from selfemo.method.types import LabelSet
+from selfemo.runs.folder import NO_REFIT
+from selfemo.runs.store import Store
+
+TWO = LabelSet("two", ("joy", "anger"))
+LABELS = {"toy": TWO}
+
+
+def row(i: int, gold: str, *, believed: float | None, said: str | None = "joy", failure: str | None = None):
+    """A prediction in a conversation of its own. `believed`: the probability of joy; `said`: the label."""
+    told = None if believed is None else json.dumps({"joy": believed, "anger": 1 - believed})
+    return {
+        "evaluation": "e", "prompt": f"c{i}/1", "dataset": "toy", "conversation": f"c{i}",
+        "gold": json.dumps({gold: 1.0}), "predicted": said and json.dumps({said: 1.0}),
+        "failure": failure if said is None else None, "r1": float(said == gold), "text": "",
+        "believed": told,
+    }  # fmt: skip
+
+
+def rows(beliefs: list[float], gold: str = "jjja") -> list:
+    names = {"j": "joy", "a": "anger"}
+    return [row(i, names[g], believed=p) for i, (p, g) in enumerate(zip(beliefs, gold, strict=True))]
+
+
+def test_the_change_of_nll_at_t_by_hand() -> None:
+    """Joy is right in three of four: believed .75, the best T is 1, believed .9 it is ln 9 / ln 3 = 2.
+
+    A model that knows nothing has ln 2 = .6931 at any temperature. At .75 the NLL is -ln .75 = .2877 three
+    times and -ln .25 = 1.3863 once.
+    """
+    right, wrong, nothing = -math.log(0.75), -math.log(0.25), math.log(2)
+    found = nll_change(rows([0.5] * 4), rows([0.75] * 4), LABELS)
+    assert found is not None and found.believed and found.utterances == 4
+    assert found.before == pytest.approx(nothing)
+    assert found.after == pytest.approx((3 * right + wrong) / 4)
+    difference = found.change.difference
+    assert (
+        difference.value
+        == pytest.approx((3 * right + wrong) / 4 - nothing)
+        == pytest.approx(-0.1308, abs=1e-4)
+    )
+    assert difference.low == pytest.approx(right - nothing), "a draw of four conversations that are right"
+    assert right - nothing < difference.value < difference.high <= wrong - nothing + 1e-9
+    assert found.temperatures[1] == pytest.approx(1, abs=1e-3)
+    sharper = nll_change(rows([0.75] * 4), rows([0.9] * 4), LABELS)
+    assert sharper is not None
+    assert sharper.temperatures == pytest.approx((1, 2), abs=1e-3)
+    assert sharper.change.difference.value == pytest.approx(0, abs=1e-6), "surer, and knows as much"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.02, 0.98), st.sampled_from("ja")), min_size=2, max_size=20),
+    st.floats(0.5, 3),
+)
+def test_a_sharper_model_knows_no_more(found, power) -> None:
+    """All beliefs to one power: NLL at T does not move, as long as T stays inside its bounds."""
+    plain = [p for p, _ in found]
+    sharp = [p**power / (p**power + (1 - p) ** power) for p in plain]
+    gold = "".join(g for _, g in found)
+    change = nll_change(rows(plain, gold), rows(sharp, gold), LABELS)
+    assert change is not None
+    if all(0.06 < t < 18 for t in change.temperatures):
+        assert change.change.difference.value == pytest.approx(0, abs=1e-4)
+
+
+def test_beliefs_are_compared_with_beliefs_or_what_was_written_with_what_was_written() -> None:
+    """One side without beliefs: both by what was written, on the utterances that both parsed."""
+    before = [row(0, "joy", believed=0.75), row(1, "anger", believed=None, said="joy"),
+              row(2, "joy", believed=0.75, said=None, failure="empty")]  # fmt: skip
+    after = rows([0.75] * 3, "jaj")
+    found = nll_change(before, after, LABELS)
+    assert found is not None and not found.believed and found.utterances == 2
+    too_long = [row(0, "joy", believed=None, said=None, failure="too_long"), *rows([0.75] * 3, "jaj")[1:]]
+    found = nll_change(too_long, after, LABELS)
+    assert found is not None and found.believed and found.utterances == 2, (
+        "a prompt that is too long has none"
+    )
+    nothing = [row(0, "joy", believed=None, said=None, failure="empty")]
+    assert nll_change(nothing, rows([0.75], "j"), LABELS) is None
+    assert nll_change([], after, LABELS) is None
+
+
+def moved(sign: int) -> PairedDifference:
+    return PairedDifference(Interval(0.1 * sign, 0.1 * sign - 0.05, 0.1 * sign + 0.05), 0.04)
+
+
+UP, FLAT, DOWN = moved(1), moved(0), moved(-1)
+
+
+@pytest.mark.parametrize(
+    ("r1", "accuracy", "nll", "says"),
+    [
+        (UP, UP, DOWN, "better"),
+        (UP, DOWN, DOWN, "better"),  # R1 goes before accuracy
+        (FLAT, UP, DOWN, "better"),
+        (UP, FLAT, FLAT, "surer, not better"),
+        (UP, UP, UP, "surer, not better"),
+        (FLAT, FLAT, DOWN, "knows more, scores the same"),
+        (FLAT, FLAT, FLAT, "no change beyond noise"),
+        (FLAT, FLAT, UP, "knows less, scores the same"),
+        (DOWN, FLAT, DOWN, "scores lower, knows more"),
+        (FLAT, DOWN, FLAT, "scores lower, knows the same"),
+        (DOWN, DOWN, UP, "worse"),
+        (UP, FLAT, None, "scores higher; NLL at T is not known"),
+        (FLAT, FLAT, None, "no change beyond noise; NLL at T is not known"),
+        (DOWN, FLAT, None, "scores lower; NLL at T is not known"),
+    ],
+)
+def test_verdicts(r1, accuracy, nll, says) -> None:
+    assert verdict(r1, accuracy, nll) == says
+
+
+def test_every_pair_of_signs_has_a_verdict_and_the_edge_of_an_interval_is_no_change() -> None:
+    assert set(VERDICTS) == {(a, b) for a in (1, 0, -1) for b in (1, 0, -1)}
+    edge = PairedDifference(Interval(0.1, 0.0, 0.2), 0.05)
+    assert verdict(edge, FLAT, FLAT) == "no change beyond noise"
+
+
+def test_a_record_holds_what_the_tables_show() -> None:
+    """160 conversations: joy right in three of four; the second knows it, the first does not say it."""
+    gold = "jjja" * 40
+    before = [{**r, "predicted": json.dumps({"anger": 1.0}), "r1": float(g == "a")}
+              for r, g in zip(rows([0.5] * 160, gold), gold, strict=True)]  # fmt: skip
+    record = change_record(before, rows([0.75] * 160, gold), LABELS)
+    assert set(record) == {"toy"}, "one data set has no union"
+    found = record["toy"]
+    assert found["accuracy"]["difference"][0] == pytest.approx(0.75 - 0.25)
+    assert found["macro_f1"]["difference"][0] == pytest.approx(np.mean([6 / 7, 0]) - np.mean([0, 0.4]))
+    assert found["nll_at_t"]["difference"][0] == pytest.approx(-0.1308, abs=1e-4)
+    assert found["verdict"] == "better" and found["utterances"] == found["conversations"] == 160
+    table = change_rows([{"stage": "RL 1", "copied": False, "by": record},
+                         {"stage": "refit 1", "copied": True, "by": {}}])  # fmt: skip
+    assert [len(r) for r in table] == [len(CHANGE_HEADER)] * 2
+    assert table[0][:2] == ["RL 1", "toy"] and table[0][-1] == "better"
+    assert table[0][2].startswith("+0.500 [") and " p=0." in table[0][2]
+    assert table[1] == ["refit 1", "", "-", "-", "-", "-", "-", COPIED]
+
+
+def scored(store: Store, *names: str) -> None:
+    for name in names:
+        with store.transaction():
+            store.add_predictions([tuple({**r, "evaluation": f"evaluate-{name}"}.values())
+                                   for r in rows([0.75] * 4)])  # fmt: skip
+        store.set_stage(f"evaluate-{name}", "done")
+
+
+def test_the_stages_of_a_run_and_what_each_is_compared_with(tmp_path: Path) -> None:
+    config = load([], ["flywheel.iterations=2"])
+    with Store(tmp_path / "new.sqlite") as store:
+        scored(store, "start", "cold-start", "iteration-1-rl", "iteration-1", "iteration-2-rl", "iteration-2")
+        store.set_stage("iteration-2-refit", "done", info={"refit": NO_REFIT})
+        store.set_stage("iteration-1-refit", "done", info={"samples": 3})
+        found = [(s.name, s.before, s.after, s.copied) for s in steps(config, store)]
+        assert found == [
+            ("cold start (labels)", "start", "cold-start", False),
+            ("RL 1", "cold-start", "iteration-1-rl", False),
+            ("refit 1", "iteration-1-rl", "iteration-1", False),
+            ("RL 2", "iteration-1", "iteration-2-rl", False),
+            ("refit 2", "iteration-2-rl", "iteration-2", True),
+        ]
+        changes = stage_changes(config, store, LABELS)
+        assert changes[-1]["by"] == {} and changes[-1]["copied"]
+        assert {c["by"]["toy"]["verdict"] for c in changes[:-1]} == {"no change beyond noise"}
+        assert all(c["by"] == {} for c in stage_changes(config, store, {}))
+    with Store(
+        tmp_path / "old.sqlite"
+    ) as store:  # of a version that did not score RL; stopped in iteration 2
+        scored(store, "start", "cold-start", "iteration-1")
+        found = [(s.name, s.before, s.after) for s in steps(config, store)]
+        assert found == [
+            ("cold start (labels)", "start", "cold-start"), ("RL and refit 1", "cold-start", "iteration-1"),
+        ]  # fmt: skip
