@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.method.parsing import parse, parse_emotions, parse_recognition
+from selfemo.method.parsing import emotion_line, parse, parse_emotions, parse_recognition
 from selfemo.method.prompts import (
     LISTENER,
     answering_speaker,
@@ -122,6 +122,22 @@ def test_every_string_gives_a_result(text: str, finished: bool) -> None:
     assert isinstance(result, Completion | ParseFailure)
     if isinstance(result, Completion):
         assert sum(result.emotion.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("E: joy\nS: fear\nR: hi", "E: joy"),
+        ("T: E: fear, or joy\nE: joy 7, fear 3\nS: joy\nR: E: x", "E: joy 7, fear 3"),
+        (" E : joy \nS: joy", " E : joy"),
+        ("E: joy", "E: joy"),
+        ("T: E: fear\nS: joy", ""),
+        ("nothing", ""),
+    ],
+)
+def test_the_emotion_line_is_a_field_not_a_letter_in_the_reasoning(text: str, line: str) -> None:
+    start, end = emotion_line(text)
+    assert text[start:end] == line
 
 
 @given(st.lists(st.sampled_from([*MELD.labels, ",", " ", "7", "0", "-", ".", "e9", "E:", "S:", "R:",
