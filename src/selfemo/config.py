@@ -164,6 +164,7 @@ class GateConfig(_Section):
     """Conditions on the best rollout of a group (SPEC section 5, step 3)."""
 
     tau: Fraction = 0.5
+    """Least R1; against a mixed target the right top emotion is enough."""
     min_reply_chars: Positive = 2
     max_reply_chars: Positive = 600
 

@@ -128,6 +128,32 @@ def test_gate_wants_the_reward() -> None:
     assert verdict("Then let us look together.", r1=0.5) == PASS
 
 
+@pytest.mark.parametrize(
+    ("target", "named", "r1", "expected"),
+    [
+        # Worked: sum of min over sum of max.
+        ({"joy": 0.6, "surprise": 0.4}, {"joy": 1}, 0.6 / 1.4, PASS),
+        ({"joy": 0.6, "surprise": 0.4}, {"surprise": 1}, 0.4 / 1.6, "low_reward"),
+        ({"joy": 0.6, "surprise": 0.4}, {"fear": 1}, 0, "low_reward"),
+        ({"joy": 0.6, "surprise": 0.4}, {"surprise": 0.6, "joy": 0.4}, 0.8 / 1.2, PASS),
+        ({"joy": 0.5, "surprise": 0.5}, {"joy": 1}, 0.5 / 1.5, PASS),
+        ({"joy": 0.5, "surprise": 0.5}, {"surprise": 1}, 0.5 / 1.5, "low_reward"),
+        # One emotion: R1 >= tau and nothing else.
+        ({"joy": 1}, {"joy": 0.6, "fear": 0.4}, 0.6 / 1.4, "low_reward"),
+        ({"joy": 1}, {"joy": 0.7, "fear": 0.3}, 0.7 / 1.3, PASS),
+    ],
+)
+def test_a_mixed_target_is_met_by_its_top_emotion(
+    target: dict[str, float], named: dict[str, float], r1: float, expected: str
+) -> None:
+    prompt = make_prompt(target=dist(**target))
+    written = ", ".join(f"{e} {w}" for e, w in named.items())
+    text = f"E: {written}\nS: joy\nR: Then let us look together."
+    (found,) = score_group(prompt, [sample(text)], RewardConfig(), GrpoConfig(), 0).rollouts
+    assert found.r1 == pytest.approx(r1)
+    assert gate(prompt, found, GateConfig()) == expected
+
+
 def test_next_prompt_is_eq_7() -> None:
     prompt = make_prompt()
     said = Completion(dist(neutral=1), dist(fear=0.6, anger=0.4), "Cats do not open doors.")
