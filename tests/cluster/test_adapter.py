@@ -181,7 +181,8 @@ for step in range(done + 1, last + 1):
         prompt = replace(make_prompt(task.prompt, task.target), label_set=task.labels)
         right = task.target.top(task.labels)
         texts = [f"E: {right}\\nS: joy\\nR: I say {step} to number {n}, gladly.",
-                 "E: joy\\nS: fear\\nR: Oh, no.", "E: anger\\nS: joy\\nR: Stop.", "nonsense"]
+                 "E: joy 5, fear 5\\nS: fear\\nR: Oh, no.", "E: anger\\nS: joy\\nR: Stop.", "nonsense"]
+        texts = texts[n % 4 :] + texts[: n % 4]  # two groups of one prompt differ in their order
         samples = [RawCompletion(t, (1, 2, 3), (-1.0 - i,), (0.5,), True) for i, t in enumerate(texts)]
         group = score_group(prompt, samples, config.reward, config.grpo, lam)
         wrong = float(os.environ.get("WRONG", 0))

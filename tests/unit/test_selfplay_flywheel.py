@@ -29,8 +29,9 @@ from selfemo.runs.dialogues import dialogues
 from selfemo.runs.store import Store
 from selfemo.stages.flywheel import PromptQueue, add_sample, cap_emotions, original_prompts, select_samples
 from selfemo.stages.gate import PASS, gate
-from selfemo.stages.rl import RlPlan
+from selfemo.stages.rl import RlPlan, mini_batches
 from selfemo.stages.selfplay import next_prompt, score_group, select_best
+from selfemo.training.protocol import RlItem
 from tests.conftest import dist, make_prompt
 
 
@@ -222,6 +223,28 @@ def test_rl_plan_counts_optimiser_steps() -> None:
     assert (plan.rounds, plan.steps_per_round, plan.total_steps) == (4, 4, 16)
     assert [plan.size(r) for r in range(4)] == [32, 32, 32, 4]
     assert RlPlan.of(100, 32, 8, whole_rounds=True).rounds == 3
+
+
+@given(st.integers(0, 20), st.integers(1, 6), st.integers(1, 4), st.integers(0, 1000))
+def test_mini_batches_hold_whole_groups_once(n: int, size: int, members: int, seed: int) -> None:
+    groups = [[RlItem((g,), (m,), 0.0, f"p{g}") for m in range(members)] for g in range(n)]
+    found = mini_batches(groups, size, seed)
+    assert [len(b) for b in found[:-1]] == [size * members] * (len(found) - 1)
+    assert len(found) == -(-n // size)
+    flat = [i for b in found for i in b]
+    assert flat == [i for k in range(0, len(flat), members) for i in groups[int(flat[k].share[1:])]]
+    assert sorted(i.share for i in flat) == sorted(i.share for g in groups for i in g)
+    assert mini_batches(groups, size, seed) == found, "a resumed round has the same"
+
+
+def test_self_play_is_spread_over_the_mini_batches_of_a_round() -> None:
+    """22 prompts of self-play and 42 originals in two mini-batches: as drawn, the second has no self-play."""
+    groups = [[RlItem((), (), 0.0, "synthetic" if g < 22 else "original")] for g in range(64)]
+    shares = [
+        sum(i.share == "synthetic" for i in mini_batches(groups, 32, seed)[0]) / 22 for seed in range(200)
+    ]
+    assert 0.48 < sum(shares) / len(shares) < 0.52
+    assert 0.1 < min(shares) and max(shares) < 0.9
 
 
 @pytest.fixture

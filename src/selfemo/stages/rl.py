@@ -21,7 +21,7 @@ from selfemo.config import Config, PromptConfig
 from selfemo.method.prompts import Fitted
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Place, Prompt, Rollout
-from selfemo.seeds import derive
+from selfemo.seeds import derive, rng
 from selfemo.stages.flywheel import PromptQueue, add_sample
 from selfemo.stages.gate import PASS
 from selfemo.stages.interfaces import Buffer, Watch
@@ -129,10 +129,7 @@ def rl_stage(
                     [RlItem(f.ids, r.raw.token_ids, r.advantage, f.prompt.id) for r in g.rollouts]
                     for f, g in zip(now.fitted, groups, strict=True)
                 ]
-                minibatches = [
-                    [item for group in items[i : i + grpo.mini_batch] for item in group]
-                    for i in range(0, len(items), grpo.mini_batch)
-                ]
+                minibatches = mini_batches(items, grpo.mini_batch, derive(config.seed, stage, round_))
                 first = round_ * plan.steps_per_round
                 rates = [
                     learning_rate(grpo, first + k, plan.total_steps) * watch.scale(round_)
@@ -146,6 +143,19 @@ def rl_stage(
                 on_round(record)
                 watch.after(trainer, round_ + 1, plan.rounds)
     return stage_counts(buffer, stage)
+
+
+def mini_batches(groups: Sequence[Sequence[RlItem]], size: int, seed: int) -> list[list[RlItem]]:
+    """The groups of a round in mini-batches of `size` whole groups, in an order drawn by `seed`; the last
+    mini-batch may have fewer.
+
+    A round is drawn with the prompts of self-play first, so that cut as drawn the first optimiser step would
+    see those and the last one originals alone.
+    """
+    order = rng(seed, "mini-batches").permutation(len(groups))
+    return [
+        [item for k in order[i : i + size] for item in groups[k]] for i in range(0, len(groups), size)
+    ]
 
 
 def rl_plan(config: Config, trainer: Trainer) -> RlPlan:

@@ -136,6 +136,7 @@ def rl_overrides(
         f"{actor}.optim.weight_decay": g.weight_decay,
         f"{actor}.optim.betas": list(g.betas),
         f"{actor}.data_loader_seed": config.seed,
+        f"{actor}.shuffle": True,  # a round is drawn with the prompts of self-play first
         f"{actor}.fsdp_config.param_offload": c.offload_policy,
         f"{actor}.fsdp_config.optimizer_offload": c.offload_policy,
         f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],

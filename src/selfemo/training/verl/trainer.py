@@ -276,8 +276,10 @@ class VerlTrainer:
         for item in (i for items in minibatches for i in items):
             ours.setdefault(item.share, []).append(item.advantage)
         for prompt, found in ours.items():
-            theirs = np.array([r["advantage"] for rows in self._groups[prompt] for r in rows])
-            if not np.allclose(found, theirs, atol=_SAME):
+            theirs = np.array([[r["advantage"] for r in rows] for rows in self._groups[prompt]])
+            # The groups of a prompt that was drawn twice may stand in another order here.
+            same = np.isclose(np.reshape(found, theirs.shape)[:, None], theirs, atol=_SAME).all(-1)
+            if not (same.any(0).all() and same.any(1).all()):
                 raise EngineError(
                     f"{self.folder / 'rollouts' / f'{step}.jsonl'}: prompt {prompt}: verl trained with "
                     f"advantages {theirs.round(4).tolist()}, SELF-GRPO gives "
