@@ -30,7 +30,7 @@ from selfemo.runs.store import Store
 from selfemo.stages.flywheel import PromptQueue, add_sample, cap_emotions, original_prompts, select_samples
 from selfemo.stages.gate import PASS, gate
 from selfemo.stages.rl import RlPlan, mini_batches
-from selfemo.stages.selfplay import next_prompt, score_group, select_best
+from selfemo.stages.selfplay import next_prompt, score_group, select_best, tie_seed
 from selfemo.training.protocol import RlItem
 from tests.conftest import dist, make_prompt
 
@@ -64,7 +64,7 @@ def test_scores_of_a_worked_group() -> None:
 def test_a_group_that_does_not_parse_teaches_nothing() -> None:
     g = group(["", "hello", "E: rage\nS: joy\nR: x"])
     assert [(r.r1, r.r2, r.advantage, r.completion) for r in g.rollouts] == [(0, 0, 0, None)] * 3
-    assert gate(g.prompt, g.rollouts[select_best(g, 0.5)], GateConfig()) == "unparsed"
+    assert gate(g.prompt, g.rollouts[select_best(g, 0.5, 0)], GateConfig()) == "unparsed"
 
 
 def test_no_target_is_refused() -> None:
@@ -79,14 +79,30 @@ def rollout(r1: float, r2: float, logprob: float, text: str = TEXTS[1]) -> Rollo
     return Rollout(sample(text, logprob), parsed, r1, r2, 0.0)
 
 
-def test_best_by_combined_then_r1_then_logprob_then_index() -> None:
+def test_best_by_combined_then_r1_then_a_draw() -> None:
     p = make_prompt()
-    choose = lambda lam, *rs: select_best(RolloutGroup(p, rs), lam)  # noqa: E731
-    assert choose(0.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9)) == 1
-    assert choose(1.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9)) == 0
-    assert choose(0.5, rollout(0.4, 0.6, 0), rollout(0.6, 0.4, -9)) == 1
-    assert choose(0.5, rollout(0.5, 0.5, -2), rollout(0.5, 0.5, -1)) == 1
-    assert choose(0.5, rollout(0.5, 0.5, -1), rollout(0.5, 0.5, -1)) == 0
+
+    def choose(lam: float, *rs: Rollout, seed: int = 0) -> int:
+        return select_best(RolloutGroup(p, rs), lam, seed)
+
+    unparsed = rollout(1, 1, 0, "no format")
+    for seed in range(20):
+        assert choose(0.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9), seed=seed) == 1
+        assert choose(1.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9), seed=seed) == 0
+        assert choose(0.5, rollout(0.25, 0.75, 0), rollout(0.75, 0.25, -9), seed=seed) == 1
+        assert choose(0.5, unparsed, rollout(0, 0, -9), seed=seed) == 1
+
+
+def test_a_tie_goes_to_the_dull_reply_no_more_often_than_to_another() -> None:
+    """Four equal rollouts, the first the likeliest: each is chosen in about a quarter of 400 rounds."""
+    equal = RolloutGroup(make_prompt(), tuple(rollout(0.5, 0.5, lp) for lp in (-0.1, -1, -2, -3)))
+    seeds = [tie_seed(7, "iteration-1-rl", step, "c/1") for step in range(400)]
+    chosen = [select_best(equal, 0.5, s) for s in seeds]
+    counts = Counter(chosen)
+    assert len(counts) == 4 and all(70 < n < 130 for n in counts.values())
+    assert chosen == [select_best(equal, 0.5, s) for s in seeds], "a resumed round chooses alike"
+    assert len({tie_seed(*k) for k in ((0, "a", 1, "p"), (1, "a", 1, "p"), (0, "b", 1, "p"),
+                                       (0, "a", 2, "p"), (0, "a", 1, "q"))}) == 5  # fmt: skip
 
 
 def verdict(reply: str, r1: float = 1.0) -> str:
@@ -244,7 +260,7 @@ def test_self_play_is_spread_over_the_mini_batches_of_a_round() -> None:
         sum(i.share == "synthetic" for i in mini_batches(groups, 32, seed)[0]) / 22 for seed in range(200)
     ]
     assert 0.48 < sum(shares) / len(shares) < 0.52
-    assert 0.1 < min(shares) and max(shares) < 0.9
+    assert min(shares) > 0.1 and max(shares) < 0.9
 
 
 @pytest.fixture

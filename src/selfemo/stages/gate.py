@@ -1,7 +1,7 @@
 """The gate: which replies may join the data (SPEC section 5, step 3), be they of self-play or of experts.
 
-Departure [ours]: against a mixed target R1 >= tau would refuse right answers (gold joy .6, surprise .4, and joy
-named alone: R1 = .6 / 1.4 = .43), so there a completion also passes whose top emotion is the target's.
+Departure [ours]: against a mixed target R1 >= tau would refuse right answers (gold joy .6, surprise .4, and
+joy named alone: R1 = .6 / 1.4 = .43), so there a completion also passes whose top emotion is the target's.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from selfemo.stages.selfplay import (
     sampling_settings,
     score_group,
     take_turn,
+    tie_seed,
 )
 from selfemo.training.protocol import Measures, RlItem, Trainer, learning_rate
 
@@ -138,7 +139,10 @@ def rl_stage(
                 measures = trainer.update(round_, minibatches, grpo, rates) if items else {}
 
                 # best, gate; then what passed is kept, with its next prompt
-                turns = [take_turn(g, lam, config.gate) for g in groups]
+                turns = [
+                    take_turn(g, lam, config.gate, tie_seed(config.seed, stage, round_, g.prompt.id))
+                    for g in groups
+                ]
                 record = _keep_round(buffer, at, now, turns, persona_of, play.max_turns, lam, measures, watch)
                 on_round(record)
                 watch.after(trainer, round_ + 1, plan.rounds)
@@ -153,9 +157,7 @@ def mini_batches(groups: Sequence[Sequence[RlItem]], size: int, seed: int) -> li
     see those and the last one originals alone.
     """
     order = rng(seed, "mini-batches").permutation(len(groups))
-    return [
-        [item for k in order[i : i + size] for item in groups[k]] for i in range(0, len(groups), size)
-    ]
+    return [[item for k in order[i : i + size] for item in groups[k]] for i in range(0, len(groups), size)]
 
 
 def rl_plan(config: Config, trainer: Trainer) -> RlPlan:

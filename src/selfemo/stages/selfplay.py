@@ -54,14 +54,25 @@ def score_group(
     return RolloutGroup(prompt, found)
 
 
-def select_best(group: RolloutGroup, lam: float) -> int:
-    """Index of the rollout with the highest combined reward, then R1, then mean log-probability, then the
-    lowest index [ours]. Completions that parsed come before those that did not."""
+def tie_seed(seed: int, stage: str, step: int, prompt_id: str) -> int:
+    """The seed of `select_best` for the group of a prompt in a round, from the run's seed."""
+    return derive(seed, stage, step, prompt_id, "best")
 
-    def rank(i: int) -> tuple[bool, float, float, float, int]:
+
+def select_best(group: RolloutGroup, lam: float, seed: int) -> int:
+    """Index of the rollout with the highest combined reward, then R1; a random one of those that tie [ours].
+
+    Completions that parsed come before those that did not. A tie by mean log-probability would keep the
+    likeliest reply, which is the dullest, in group after group.
+
+    Args:
+        seed: `tie_seed`; it ranks the members, so that the choice does not depend on when it is made.
+    """
+
+    def rank(i: int) -> tuple[bool, float, float, int]:
         r = group.rollouts[i]
         combined = (1 - lam) * r.r1 + lam * r.r2
-        return (r.completion is not None, combined, r.r1, r.raw.mean_logprob, -i)
+        return (r.completion is not None, combined, r.r1, -derive(seed, i))
 
     return max(range(len(group.rollouts)), key=rank)
 
@@ -128,9 +139,9 @@ class Turn:
         return self.group.rollouts[self.best].completion
 
 
-def take_turn(group: RolloutGroup, lam: float, config: GateConfig) -> Turn:
-    """Choose the best rollout of a scored group and apply the gate to it."""
-    best = select_best(group, lam)
+def take_turn(group: RolloutGroup, lam: float, config: GateConfig, seed: int) -> Turn:
+    """Choose the best rollout of a scored group (by `tie_seed` among equals) and apply the gate to it."""
+    best = select_best(group, lam, seed)
     return Turn(group, best, gate(group.prompt, group.rollouts[best], config))
 
 
@@ -166,7 +177,12 @@ def play_episodes(
         ]
         sampled = sampler.generate(requests, settings)
         turns = [
-            take_turn(score_group(p, s, config.reward, config.grpo, 0.0), 0.0, config.gate)
+            take_turn(
+                score_group(p, s, config.reward, config.grpo, 0.0),
+                0.0,
+                config.gate,
+                tie_seed(config.seed, stage, turn, p.id),
+            )
             for p, s in zip(played, sampled, strict=True)
         ]
         following = []
