@@ -207,7 +207,7 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
 
     conversations = load_conversations(config.data)
     for c in conversations:
-        for f in fits(conversation_prompts(c, future=True)):
+        for f in fits(conversation_prompts(c)):
             if len(f.ids) > len(best[c.id].ids if c.id in best else ()):
                 best[c.id] = f
     found = sorted(best.values(), key=lambda f: -len(f.ids))[:n]
@@ -222,7 +222,7 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
             personas={name: p for c in joined for name, p in c.personas.items()},
         )
         # Its oldest turns are dropped until it fits.
-        (found[k],) = fits(conversation_prompts(whole, future=True)[-1:])
+        (found[k],) = fits(conversation_prompts(whole)[-1:])
     return found
 
 

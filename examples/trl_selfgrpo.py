@@ -29,7 +29,6 @@ split = {
         [c for c in conversations if c.split == name],
         tokenizer,
         max_prompt_tokens=512,
-        future=name == "train",
     )
     for name in ("train", "test")
 }

@@ -182,7 +182,7 @@ def rl(
     name, config = f"iteration-{iteration}-rl", run.config
 
     def attempt(state: TrainingState) -> dict[str, Any]:
-        tests = [p for c in held for p in conversation_prompts(c, future=False)]
+        tests = [p for c in held for p in conversation_prompts(c)]
         state.open(lambda: trainer.begin_rl(name, run.weights(start), config.grpo, tests))
         # Left out here, not when drawn: the order of draws counts the prompts that were sampled.
         limit = config.prompt.max_tokens

@@ -87,11 +87,15 @@ def cold_start_samples(
                 "no cold-start sample: no training turn with an emotion is answered by another "
                 "speaker's turn with an emotion"
             )
-        return samples, "gold"
-    # New ids: the original prompt of the same turn may have another persona.
-    samples = [(replace(p, id=f"cold/{p.id}"), c) for p, c in read_parquet(Path(sft.samples))]
+        return _under_new_ids(samples), "gold"
+    samples = _under_new_ids(read_parquet(Path(sft.samples)))
     check_reasoning(reasoning, [c for _, c in samples], sft.samples)
     return (samples[: sft.max_samples] if sft.max_samples else samples), "file"
+
+
+def _under_new_ids(samples: Sequence[tuple[Prompt, Completion]]) -> list[tuple[Prompt, Completion]]:
+    """Samples whose prompts are not taken for the originals of RL: those may have another answerer."""
+    return [(replace(p, id=f"cold/{p.id}"), c) for p, c in samples]
 
 
 def check_reasoning(wanted: Reasoning, completions: Sequence[Completion], where: str) -> None:

@@ -89,7 +89,7 @@ def gold_samples(
             top = completion.emotion.top(conversation.label_set)
             if room is None or held[top] < room:
                 held[top] += 1
-                samples.append((prompt_at(conversation, i, future=True), completion))
+                samples.append((prompt_at(conversation, i, gold=True), completion))
         if max_samples and len(samples) >= max_samples:
             return samples[:max_samples]
     return samples
@@ -220,7 +220,7 @@ def expert_prompts(
     """Prompts for experts, whole conversations at a time in an order drawn by `seed`."""
     prompts: list[Prompt] = []
     for k in rng(seed, "cold start").permutation(len(conversations)):
-        prompts.extend(conversation_prompts(conversations[k], future=True))
+        prompts.extend(conversation_prompts(conversations[k]))
         if max_samples and len(prompts) >= max_samples:
             return prompts[:max_samples]
     return prompts

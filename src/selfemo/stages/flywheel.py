@@ -43,7 +43,7 @@ def original_prompts(conversations: Sequence[Conversation], seed: int, max_share
         seed: draws which prompts of a frequent emotion stay.
         max_share: largest share of one emotion in the prompts of a data set.
     """
-    prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
+    prompts = [p for c in conversations for p in conversation_prompts(c)]
     if max_share >= 1:
         return prompts
     gold = [p.target.top(p.label_set) for p in prompts if p.target is not None]
