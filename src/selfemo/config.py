@@ -152,6 +152,8 @@ class GrpoConfig(OptimConfig):
     mini_batch: Positive = 32
     """Prompts of one optimiser step (ppo_mini_batch_size)."""
     lam_max: Fraction = 1.0
+    lam_span: Literal["run", "stage"] = "run"
+    """What lambda(t) rises over: all RL stages of a run, or each of them anew from 0 (the paper has one)."""
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
     kl_coef: NonNegative = 0.001

@@ -41,9 +41,7 @@ from selfemo.training.trl import (
 )
 from tests.model.trl_job import TEXTS, Recorder, forced, trainer_for
 
-PROMPTS: dict[str, Prompt] = {
-    p.id: p for c in toy_conversations() for p in conversation_prompts(c)
-}
+PROMPTS: dict[str, Prompt] = {p.id: p for c in toy_conversations() for p in conversation_prompts(c)}
 
 
 @pytest.fixture(scope="module")

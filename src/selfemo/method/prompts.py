@@ -146,8 +146,9 @@ def conversation_prompts(conversation: Conversation) -> list[Prompt]:
 def gold_completion(conversation: Conversation, last: int) -> Completion | None:
     """The expert-free cold-start completion of turn `last` (SPEC section 4), or None.
 
-    E is the gold emotion of the turn, S that of the turn that really follows, r its text; its prompt is
-    `prompt_at` with `gold`. None where the next turn is missing, is by the same speaker, or either emotion is.
+    E is the gold emotion of the turn, S that of the turn that really follows, r its text. Its prompt is
+    `prompt_at` with `gold`. None where the next turn is missing, is by the same speaker, or either emotion
+    is.
     """
     if last + 1 >= len(conversation.turns):
         return None

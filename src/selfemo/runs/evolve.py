@@ -33,7 +33,7 @@ from selfemo.stages.flywheel import add_sample, cap_emotions, original_prompts
 from selfemo.stages.rl import rl_plan, rl_stage
 from selfemo.stages.selfplay import fit_all, persona_book
 from selfemo.training import open_trainer
-from selfemo.training.protocol import Trainer, finite_means
+from selfemo.training.protocol import RlSpan, Trainer, finite_means
 
 Evaluate = Callable[
     [Sampler, Sequence[Conversation], Store, str, Config, Callable[[int], None]], dict[str, Any]
@@ -77,7 +77,7 @@ def evolve(
         evaluate_checkpoint(run, trainer, held, COLD, evaluate)
         checkpoint = COLD
         for i in range(1, fly.iterations + 1):
-            after_rl = rl(run, trainer, originals, training, held, checkpoint, i)
+            after_rl = rl(run, trainer, originals, training, held, checkpoint, i, fly.iterations)
             checkpoint = refit(run, trainer, after_rl, i)
             evaluate_checkpoint(run, trainer, held, checkpoint, evaluate)
             if not run.config.save.keep_stage_checkpoints:
@@ -172,18 +172,21 @@ def rl(
     held: Sequence[Conversation],
     start: str,
     iteration: int,
+    iterations: int = 1,
 ) -> str:
     """Step (a) of algorithm 1; returns the checkpoint's name.
 
     Args:
         training: the conversations whose personas self-play keeps.
         held: conversations that an engine may test on between its rounds.
+        iterations: those of the run: lambda(t) is counted over their RL stages (`grpo.lam_span`).
     """
     name, config = f"iteration-{iteration}-rl", run.config
+    span = RlSpan.of(config.grpo, iteration, iterations)
 
     def attempt(state: TrainingState) -> dict[str, Any]:
         tests = [p for c in held for p in conversation_prompts(c)]
-        state.open(lambda: trainer.begin_rl(name, run.weights(start), config.grpo, tests))
+        state.open(lambda: trainer.begin_rl(name, run.weights(start), config.grpo, tests, span))
         # Left out here, not when drawn: the order of draws counts the prompts that were sampled.
         limit = config.prompt.max_tokens
         fits, _ = fit_all(originals, trainer.encode, limit, config.prompt.reasoning)
@@ -202,7 +205,7 @@ def rl(
                 advance(1, f"R1 {record['r1']:.3f} parsed {record['parse_rate']:.0%}" if scored else "")
 
             place, personas = Place(name, first, iteration), persona_book(training)
-            counts = rl_stage(trainer, usable, personas, config, run.store, place, state, on_round)
+            counts = rl_stage(trainer, usable, personas, config, run.store, place, span, state, on_round)
         trainer.save(run.checkpoint(name))
         if left_out := len(originals) - len(usable):
             counts["originals_too_long"] = left_out

@@ -19,7 +19,6 @@ from typing import Any
 
 from selfemo.config import Config, PromptConfig
 from selfemo.method.prompts import Fitted
-from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Place, Prompt, Rollout
 from selfemo.seeds import derive, rng
 from selfemo.stages.flywheel import PromptQueue, add_sample
@@ -35,7 +34,7 @@ from selfemo.stages.selfplay import (
     take_turn,
     tie_seed,
 )
-from selfemo.training.protocol import Measures, RlItem, Trainer, learning_rate
+from selfemo.training.protocol import Measures, RlItem, RlSpan, Trainer, learning_rate
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ def rl_stage(
     config: Config,
     buffer: Buffer,
     place: Place,
+    span: RlSpan,
     watch: Watch,
     on_round: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, int]:
@@ -99,6 +99,7 @@ def rl_stage(
     Args:
         originals: prompts within the length limit.
         place: stage, first round, iteration.
+        span: the RL stages that lambda(t) is counted over.
         on_round: called with the metrics of each round.
 
     Returns:
@@ -111,7 +112,7 @@ def rl_stage(
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):
                 now, at = rounds[round_ - wave.start], Place(stage, round_, place.iteration)
-                lam = lambda_at(round_ * plan.steps_per_round, plan.total_steps, grpo.lam_max)
+                lam = span.lam(round_, plan.rounds, grpo.lam_max)
 
                 # sample
                 seeds = [derive(config.seed, stage, round_, f.prompt.id) for f in now.fitted]

@@ -101,7 +101,8 @@ def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
         raise ConfigError(
             "selfplay.synthetic_share = 0 or selfplay.max_turns = 1: no self-play, which the full arm needs"
         )
-    if config.flywheel.prompts <= config.grpo.prompts_per_step:
+    stages = config.flywheel.iterations if config.grpo.lam_span == "run" else 1
+    if config.flywheel.prompts <= config.grpo.prompts_per_step and stages == 1:
         raise ConfigError(
             "flywheel.prompts is no more than grpo.prompts_per_step: its one round of sampling has lambda 0 "
             "throughout, so that vanilla GRPO would equal the full arm; raise the first or lower the second"

@@ -34,7 +34,7 @@ from selfemo.models.sampler import Message, Sampler
 from selfemo.progress import StopRequest
 from selfemo.training.checkpoints import write_checkpoint, writing_checkpoint
 from selfemo.training.local import LocalTrainer
-from selfemo.training.protocol import Measures, RlItem, SftStep
+from selfemo.training.protocol import Measures, RlItem, RlSpan, SftStep
 from selfemo.training.verl.exchange import (
     measures_of,
     prompt_rows,
@@ -78,7 +78,7 @@ class VerlTrainer:
         self.config, self.stop, self._start, self._local = config, stop, start, local
         self._root = folder.resolve() / "cluster"
         self._stage, self._weights, self._weights_inside = "", "", "."
-        self._rounds = 0
+        self._rounds, self._span = 0, RlSpan()
         self._launch: Launch | None = None
         self._open = ExitStack()
         self._wave = range(0)
@@ -110,8 +110,11 @@ class VerlTrainer:
     def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
         self._begin(stage, weights, ".")
 
-    def begin_rl(self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]) -> None:
+    def begin_rl(
+        self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt], span: RlSpan
+    ) -> None:
         self._begin(stage, weights, "actor")
+        self._span = span
         c = self.config.prompt
         fitted = [fit(p, self.encode, c.max_tokens, c.reasoning) for p in tests if p.target]
         held = [f for f in fitted if f is not None]
@@ -233,7 +236,8 @@ class VerlTrainer:
             # The saved position in the data is that of the wave before.
             for position in (self.folder / "states" / f"global_step_{done}").glob("data*.pt"):
                 position.unlink()
-        return self._launched(wave_command(self.config, self._weights, self.folder, self._wave, self._rounds))
+        command = wave_command(self.config, self._weights, self.folder, self._wave, self._rounds, self._span)
+        return self._launched(command)
 
     def sample(
         self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
