@@ -176,6 +176,11 @@ class SelfPlayConfig(_Section):
     """Turns of one episode, the first (real history) included."""
     synthetic_share: Fraction = 8 / 23
     """Share of synthetic prompts in the buffer; the paper mixes 15k original with 8k synthetic."""
+    max_age: Annotated[int, Field(ge=0)] = 0
+    """RL rounds, counted over the run, after which a synthetic prompt is drawn no more; 0 for no limit. The
+    newest are drawn first, so old ones matter where few replies pass the gate. In rounds, since each round
+    moves the policy that wrote them. With verl a prompt waits for the next wave: a limit below the rounds of
+    a wave leaves its first rounds out."""
 
 
 class FlywheelConfig(_Section):

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,14 @@ from selfemo.method.types import (
 )
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.store import Store
-from selfemo.stages.flywheel import PromptQueue, add_sample, cap_emotions, original_prompts, select_samples
+from selfemo.stages.flywheel import (
+    PromptQueue,
+    add_sample,
+    cap_emotions,
+    original_prompts,
+    select_samples,
+    too_old,
+)
 from selfemo.stages.gate import PASS, gate
 from selfemo.stages.rl import RlPlan, mini_batches
 from selfemo.stages.selfplay import next_prompt, score_group, select_best, tie_seed
@@ -332,7 +340,75 @@ def test_skipped_prompts_do_not_block_the_queue(store: Store) -> None:
     ]
     store.add_prompts(children, Place("rl", 0))
     store.skip([children[0].id])
-    assert [p.id for p in store.pending(5)[0]] == [children[1].id]
+    assert [p.id for p in store.pending()[0]] == [children[1].id]
+    assert [p.id for p in PromptQueue([], store, 0, 1.0).draw(5)] == [children[1].id]
+
+
+def children(store: Store, step: int, n: int, iteration: int = 1) -> list[str]:
+    """Add n prompts of self-play that a round made; returns their ids."""
+    said = Completion(dist(joy=1), dist(joy=1), "Good.")
+    made = [
+        next_prompt(
+            make_prompt(f"c{i}/0"), said, lambda c, s: Persona(s, ""), iteration, f"{iteration}.{step}"
+        )
+        for i in range(n)
+    ]
+    with store.transaction():
+        store.add_prompts(made, Place(f"iteration-{iteration}-rl", step, iteration))
+    return [p.id for p in made]
+
+
+def test_the_newest_round_is_drawn_first_in_its_order(store: Store) -> None:
+    queue = PromptQueue([], store, 0, 1.0, rounds=9)
+
+    def draw(n: int) -> list[str]:
+        return [p.id for p in queue.draw(n)]
+
+    old = children(store, 0, 4)
+    assert draw(2) == old[:2]
+    new = children(store, 1, 3)
+    assert draw(2) == new[:2], "episodes of the last round go on before older ones"
+    assert draw(3) == [new[2], *old[2:]]
+    assert draw(3) == []
+    later = children(store, 0, 1, iteration=2)
+    assert draw(3) == later
+
+
+def test_prompts_past_max_age_are_let_go_and_counted(store: Store) -> None:
+    """Made in rounds 0, 1 and 2 of 4; limit 1: in round 3 those of round 2 alone are young enough."""
+    queue = PromptQueue([], store, 0, 1.0, max_age=1, rounds=4)
+    made = [children(store, step, 2) for step in range(3)]
+    assert [p.id for p in PromptQueue([], store, 0, 1.0, max_age=2, rounds=4).draw(9, now=3)] == [
+        *made[2], *made[1],
+    ]  # fmt: skip
+    assert [p.id for p in queue.draw(1, now=3)] == made[2][:1]
+    assert [p.id for p in queue.draw(9, now=4)] == [], "round 0 of iteration 2: two rounds later"
+    # Those of rounds 0 and 1 passed the limit in iteration 1 (rounds 0 to 3), those of round 2 in iteration 2.
+    assert too_old(store, range(4), 4, 1) == 4
+    assert too_old(store, range(4, 8), 4, 1) == 2
+    assert too_old(store, range(8, 12), 4, 1) == 0
+    assert too_old(store, range(4), 4, 0) == 0, "no limit"
+    play(store, [store.prompt(i) for i in made[0]], 3)
+    assert too_old(store, range(4), 4, 1) == 2, "an answered prompt did not pass it"
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8), st.integers(0, 3))
+def test_a_queue_that_is_opened_anew_each_round_draws_the_same(
+    rounds: list[tuple[int, int]], max_age: int
+) -> None:
+    """Rounds of (prompts made, prompts drawn), two iterations; the store is all that a resumed run has."""
+    with TemporaryDirectory() as folder, Store(Path(folder) / "store.sqlite") as store:
+        size = -(-len(rounds) // 2)
+        settings = {"max_age": max_age, "rounds": size}
+        queue = PromptQueue([], store, 0, 1.0, **settings)
+        seen: set[str] = set()
+        for now, (made, n) in enumerate(rounds):
+            drawn = queue.draw(n, now=now)
+            assert PromptQueue([], store, 0, 1.0, **settings).draw(n, now=now) == drawn
+            assert not seen & {p.id for p in drawn} and len(drawn) <= n
+            seen |= {p.id for p in drawn}
+            play(store, drawn, now)
+            children(store, now % size, made, iteration=1 + now // size)
 
 
 def test_rollouts_keep_rewards_and_failures(store: Store) -> None:

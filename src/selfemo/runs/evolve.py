@@ -207,6 +207,9 @@ def rl(
             place, personas = Place(name, first, iteration), persona_book(training)
             counts = rl_stage(trainer, usable, personas, config, run.store, place, span, state, on_round)
         trainer.save(run.checkpoint(name))
+        if old := counts.get("too_old"):
+            limit_of_age = f"selfplay.max_age = {config.selfplay.max_age}"
+            run.reporter.say(f"{name}: {old} prompts of self-play passed {limit_of_age} unanswered")
         if left_out := len(originals) - len(usable):
             counts["originals_too_long"] = left_out
         if trainer.whole_rounds and (rest := plan.prompts % plan.prompts_per_round):

@@ -21,7 +21,7 @@ from selfemo.config import Config, PromptConfig
 from selfemo.method.prompts import Fitted
 from selfemo.method.types import Place, Prompt, Rollout
 from selfemo.seeds import derive, rng
-from selfemo.stages.flywheel import PromptQueue, add_sample
+from selfemo.stages.flywheel import PromptQueue, add_sample, too_old
 from selfemo.stages.gate import PASS
 from selfemo.stages.interfaces import Buffer, Watch
 from selfemo.stages.selfplay import (
@@ -61,6 +61,10 @@ class RlPlan:
         per_round = min(per_step, prompts)
         rounds = prompts // per_round if whole_rounds else -(-prompts // per_round)
         return RlPlan(prompts, rounds, per_round, -(-per_round // min(mini_batch, per_round)))
+
+    def of_run(self, iteration: int) -> range:
+        """The rounds of an iteration's stage (from 1), counted over the run."""
+        return range((iteration - 1) * self.rounds, iteration * self.rounds)
 
     def size(self, round_: int) -> int:
         """Prompts of a round; the last one may be smaller."""
@@ -103,7 +107,8 @@ def rl_stage(
         on_round: called with the metrics of each round.
 
     Returns:
-        Counts over the whole stage: verdicts of the gate, prompts shortened or too long.
+        Counts over the whole stage: verdicts of the gate, prompts shortened or too long, prompts of self-play
+        that passed selfplay.max_age unanswered ("too_old").
     """
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
@@ -147,7 +152,10 @@ def rl_stage(
                 record = _keep_round(buffer, at, now, turns, persona_of, play.max_turns, lam, measures, watch)
                 on_round(record)
                 watch.after(trainer, round_ + 1, plan.rounds)
-    return stage_counts(buffer, stage)
+    counts = stage_counts(buffer, stage)
+    if old := too_old(buffer, plan.of_run(place.iteration), plan.rounds, play.max_age):
+        counts["too_old"] = old
+    return counts
 
 
 def mini_batches(groups: Sequence[Sequence[RlItem]], size: int, seed: int) -> list[list[RlItem]]:
@@ -171,7 +179,8 @@ def _drawn(
     trainer: Trainer, originals: Sequence[Prompt], config: Config, buffer: Buffer, plan: RlPlan, place: Place
 ) -> Iterator[tuple[range, list[Round]]]:
     """Draw the prompts of each unfinished wave; a wave is drawn when those before it are done."""
-    share = config.selfplay.synthetic_share
+    share, max_age = config.selfplay.synthetic_share, config.selfplay.max_age
+    before = plan.of_run(place.iteration).start
     known = {p.id: p for p in originals}
     queue: PromptQueue | None = None
     for wave in trainer.waves(plan.rounds):
@@ -183,17 +192,21 @@ def _drawn(
             parts = [prompts[k * size : (k + 1) * size] for k in range(len(wave))]
             yield wave, [Round.of(p, trainer, config.prompt) for p in parts]
             continue
-        queue = queue or PromptQueue(originals, buffer, config.seed, share)
+        queue = queue or PromptQueue(
+            originals, buffer, config.seed, share, max_age=max_age, rounds=plan.rounds
+        )
         if not trainer.whole_rounds:
-            yield wave, [Round.of(queue.draw(plan.size(r)), trainer, config.prompt) for r in wave]
+            drawn = [queue.draw(plan.size(r), now=before + r) for r in wave]
+            yield wave, [Round.of(d, trainer, config.prompt) for d in drawn]
             continue
         # The first of several waves has no synthetic prompts, so later ones take its share too.
         left = round(share * plan.prompts_per_round * wave.stop)
         left -= buffer.drawn_synthetic(place.stage)
         rounds = [Round() for _ in wave]
-        for round_ in rounds:
+        for r, round_ in zip(wave, rounds, strict=True):
             while missing := plan.prompts_per_round - len(round_.fitted):
-                more = Round.of(queue.draw(missing, max(0, left)), trainer, config.prompt)
+                chosen = queue.draw(missing, max(0, left), before + r)
+                more = Round.of(chosen, trainer, config.prompt)
                 inside = {f.prompt.id for f in more.fitted}
                 with buffer.transaction():
                     buffer.skip(p.id for p in more.drawn if p.id not in inside)
