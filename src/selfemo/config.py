@@ -130,6 +130,10 @@ class SftConfig(OptimConfig):
     max_emotion_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Most of max_samples with one emotion as E: if half the data are neutral, a small model learns to say
     nothing else."""
+    seen: Annotated[int, Field(ge=0)] = 0
+    """Cold-start samples that the model has learned from before: others are taken first. Which they are is
+    read from the model's run (model.id, or MODEL.run beside it); where that is not at hand, they are the
+    first of these settings. 0 for none."""
     samples: str = ""
     """A Parquet file of `selfemo coldstart generate`; empty takes the gold data."""
     label_weight: PositiveFloat = 1.0

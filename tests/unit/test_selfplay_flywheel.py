@@ -383,7 +383,7 @@ def test_prompts_past_max_age_are_let_go_and_counted(store: Store) -> None:
     ]  # fmt: skip
     assert [p.id for p in queue.draw(1, now=3)] == made[2][:1]
     assert [p.id for p in queue.draw(9, now=4)] == [], "round 0 of iteration 2: two rounds later"
-    # Those of rounds 0 and 1 passed the limit in iteration 1 (rounds 0 to 3), those of round 2 in iteration 2.
+    # In iteration 1 (rounds 0 to 3) those of rounds 0 and 1 passed the limit, in iteration 2 those of 2.
     assert too_old(store, range(4), 4, 1) == 4
     assert too_old(store, range(4, 8), 4, 1) == 2
     assert too_old(store, range(8, 12), 4, 1) == 0

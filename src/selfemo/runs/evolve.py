@@ -25,7 +25,7 @@ from selfemo.method.types import Conversation, Place, Prompt
 from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import COLD, START, RunFolder, evaluation_name
-from selfemo.runs.inputs import cold_start_samples, run_inputs
+from selfemo.runs.inputs import cold_start_samples, count_seen, run_inputs, seen_samples
 from selfemo.runs.store import Store
 from selfemo.runs.training_state import TrainingState, train
 from selfemo.seeds import rng
@@ -114,7 +114,13 @@ def cold_start(run: RunFolder, trainer: Trainer, training: Sequence[Conversation
     config, sft = run.config, run.config.sft
 
     def attempt(state: TrainingState) -> dict[str, Any]:
-        samples, source = cold_start_samples(training, sft, config.prompt.reasoning, config.seed)
+        seen = seen_samples(training, config)
+        samples, source = cold_start_samples(training, sft, config.prompt.reasoning, config.seed, seen)
+        again = count_seen(samples, seen)
+        if sft.seen:
+            run.reporter.say(
+                f"{COLD}: {again} of {len(samples)} samples are of the model's earlier cold start"
+            )
         state.open(lambda: trainer.begin_sft(COLD, run.weights(START), sft))
         with run.store.transaction():
             run.store.add_prompts([p for p, _ in samples], Place(COLD))
@@ -122,6 +128,7 @@ def cold_start(run: RunFolder, trainer: Trainer, training: Sequence[Conversation
                 add_sample(run.store, p, c, 1.0, Place(COLD), source)
         info = _fit(run, state, sft, sft.epochs, replay=1.0, iteration=0)
         trainer.save(run.checkpoint(COLD))
+        info |= {"seen_before": again} if sft.seen else {}
         return info | {"duplicates": len(samples) - run.store.samples_of_stage(COLD)}
 
     return run.stage(COLD, lambda: train(run, trainer, COLD, attempt), COLD)

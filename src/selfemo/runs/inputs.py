@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.prompts import Reasoning
 from selfemo.method.types import Completion, Conversation, Prompt
+from selfemo.models.references import run_of
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
 from selfemo.stages.coldstart import gold_samples, read_parquet
@@ -68,10 +69,46 @@ def run_inputs(config: Config) -> tuple[list[Conversation], list[Conversation]]:
     return conversations, train
 
 
+_COLD = "cold/"
+"""Begins the ids of the cold start's prompts: an original of RL may have another answerer or persona."""
+
+
+def learned_from(model: str) -> set[str] | None:
+    """Ids of the prompts whose samples the run behind a model gave its cold start; None without such a run.
+
+    The run is that of RUN or RUN@CHECKPOINT, or MODEL.run, which `selfemo sft` leaves beside its model.
+    """
+    run = run_of(model) or Path(f"{model}.run")
+    if not (run / STORE_FILE).exists():
+        return None
+    with Store(run / STORE_FILE, read_only=True) as store:
+        return {i.removeprefix(_COLD) for i in store.given_samples()} or None
+
+
+def seen_samples(train: Sequence[Conversation], config: Config) -> set[str]:
+    """Ids of the prompts whose samples come last, since the model has learned from them (`sft.seen`)."""
+    sft = config.sft
+    if not sft.seen:
+        return set()
+    if (known := learned_from(config.model.id)) is not None:
+        return known
+    before = sft.model_copy(update={"max_samples": sft.seen, "seen": 0})
+    samples, _ = cold_start_samples(train, before, config.prompt.reasoning, config.seed)
+    return {p.id.removeprefix(_COLD) for p, _ in samples}
+
+
+def count_seen(samples: Sequence[tuple[Prompt, Completion]], seen: Collection[str]) -> int:
+    """How many samples of a cold start are among `seen_samples`."""
+    return sum(p.id.removeprefix(_COLD) in seen for p, _ in samples)
+
+
 def cold_start_samples(
-    train: Sequence[Conversation], sft: SftConfig, reasoning: Reasoning, seed: int
+    train: Sequence[Conversation], sft: SftConfig, reasoning: Reasoning, seed: int, seen: Collection[str] = ()
 ) -> tuple[list[tuple[Prompt, Completion]], str]:
     """The cold start's samples and their source: "file" (sft.samples), or "gold" data.
+
+    Args:
+        seen: `seen_samples`, which come last.
 
     Raises: ConfigError: they do not reason as prompt.reasoning asks. DataError: there is none, or a bad file.
     """
@@ -81,21 +118,20 @@ def cold_start_samples(
                 f"prompt.reasoning = {reasoning!r}: gold data hold no reasoning that a cold start could "
                 'teach; use "none", or samples of experts (sft.samples)'
             )
-        samples = gold_samples(train, sft.max_samples, seed, sft.max_emotion_share)
+        samples = gold_samples(train, sft.max_samples, seed, sft.max_emotion_share, seen)
         if not samples:
             raise DataError(
                 "no cold-start sample: no training turn with an emotion is answered by another "
                 "speaker's turn with an emotion"
             )
         return _under_new_ids(samples), "gold"
-    samples = _under_new_ids(read_parquet(Path(sft.samples)))
+    samples = _under_new_ids(sorted(read_parquet(Path(sft.samples)), key=lambda s: s[0].id in seen))
     check_reasoning(reasoning, [c for _, c in samples], sft.samples)
     return (samples[: sft.max_samples] if sft.max_samples else samples), "file"
 
 
 def _under_new_ids(samples: Sequence[tuple[Prompt, Completion]]) -> list[tuple[Prompt, Completion]]:
-    """Samples whose prompts are not taken for the originals of RL: those may have another answerer."""
-    return [(replace(p, id=f"cold/{p.id}"), c) for p, c in samples]
+    return [(replace(p, id=f"{_COLD}{p.id}"), c) for p, c in samples]
 
 
 def check_reasoning(wanted: Reasoning, completions: Sequence[Completion], where: str) -> None:

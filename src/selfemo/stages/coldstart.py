@@ -12,8 +12,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,11 @@ _ANSWER_TOKENS = 260
 
 
 def gold_samples(
-    conversations: Sequence[Conversation], max_samples: int = 0, seed: int = 0, max_share: float = 1.0
+    conversations: Sequence[Conversation],
+    max_samples: int = 0,
+    seed: int = 0,
+    max_share: float = 1.0,
+    seen: Collection[str] = (),
 ) -> list[tuple[Prompt, Completion]]:
     """Samples without an expert, whole conversations at a time in an order drawn by `seed`.
 
@@ -77,13 +82,17 @@ def gold_samples(
         max_samples: stop at this many; 0 takes all.
         max_share: most of max_samples that one emotion (the top of E) may hold; further ones are left out.
             There are fewer samples where the other emotions do not fill the rest.
+        seen: ids of prompts whose samples come last, after all others.
     """
     samples: list[tuple[Prompt, Completion]] = []
     room = int(max_share * max_samples) if max_samples and max_share < 1 else None
     held: Counter[str] = Counter()
-    for k in rng(seed, "cold start").permutation(len(conversations)):
+    order = rng(seed, "cold start").permutation(len(conversations))
+    for again, k in product((False, True) if seen else (False,), order):
         conversation = conversations[k]
         for i in range(len(conversation.turns)):
+            if (f"{conversation.id}/{i}" in seen) != again:
+                continue
             if (completion := gold_completion(conversation, i)) is None:
                 continue
             top = completion.emotion.top(conversation.label_set)
