@@ -175,10 +175,10 @@ def real_tokens() -> dict[str, Any]:
     config = real_config()
     engine = LocalEngine(config.model, temperature=config.sampling.temperature)
     train = [c for c in load_conversations(config.data) if c.split == "train"]
-    prompts = [p for c in train[:20] for p in conversation_prompts(c, future=True)][::20][:8]
+    prompts = [p for c in train[:20] for p in conversation_prompts(c)][::20][:8]
     fitted, _ = fit_all(prompts, engine.sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)
     start = time.process_time()
-    turns = play(engine, fitted, config, ("costs", 0))
+    turns = play(engine, fitted, config, Place("costs"))
     sampling = time.process_time() - start
     # An untouched model writes nothing that parses; made-up advantages let every group into the update.
     items = [
@@ -231,7 +231,7 @@ def real_store() -> dict[str, Any]:
     from selfemo.runs.store import STORE_FILE, Store
 
     conversations = load_conversations(load([]).data)
-    prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
+    prompts = [p for c in conversations for p in conversation_prompts(c)]
     gold = [g for c in conversations for i in range(len(c.turns)) if (g := gold_completion(c, i))]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

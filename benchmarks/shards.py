@@ -43,7 +43,7 @@ from selfemo.runs.shards import Manifest, read_manifest, write_shard
 from selfemo.runs.store import STORE_FILE, Store, read_distribution
 from selfemo.stages.flywheel import fingerprint, select_samples
 from selfemo.stages.gate import PASS, gate
-from selfemo.stages.selfplay import select_best
+from selfemo.stages.selfplay import select_best, tie_seed
 
 HERE = Path(__file__).parent
 G, PER_SHARD, LAM = 8, 100_000, 0.3
@@ -156,7 +156,7 @@ def make_shard(number: int, per_shard: int = PER_SHARD) -> tuple[pl.DataFrame, p
     at = (np.repeat(source, G) * G + np.tile(np.arange(G), groups)).astype(np.int64)
     own = frame.select("id", "step", "prompt", "member")
     frame = pl.concat([own, frame.drop("id", "step", "prompt", "member")[at]], how="horizontal")
-    chosen = best_of_groups(frame, LAM).select("id", best=pl.lit(1))
+    chosen = best_of_groups(frame, LAM, 0).select("id", best=pl.lit(1))
     frame = frame.join(chosen, "id", how="left", maintain_order="left").with_columns(
         pl.col("best").fill_null(0)
     )
@@ -180,7 +180,7 @@ def make_shard(number: int, per_shard: int = PER_SHARD) -> tuple[pl.DataFrame, p
 def make_export(folder: Path, rollouts: int) -> None:
     """A complete export of synthetic rollouts, without the store that it would come from."""
     folder.mkdir(parents=True)
-    manifest = Manifest(GateConfig(), "none", [], complete=True)
+    manifest = Manifest(GateConfig(), "none", 0, [], complete=True)
     for number in range(rollouts // PER_SHARD):
         for table, frame in zip(("rollouts", "prompts"), make_shard(number), strict=True):
             last = int(frame["id"][-1]) if table == "rollouts" else 0
@@ -252,15 +252,16 @@ def groups_in_memory(folder: Path) -> Iterator[tuple[RolloutGroup, list[str | No
                 sample = RawCompletion(r["text"], (1,), (r["mean_logprob"],))
                 members.append(Rollout(sample, parsed, r["r1"], r["r2"], 0.0))
             prompt = asked[group[0]["prompt"]]
-            yield RolloutGroup(prompt, tuple(members)), [r["gate"] for r in group]
+            tie = tie_seed(0, group[0]["stage"], group[0]["step"], prompt.id)
+            yield RolloutGroup(prompt, tuple(members)), [r["gate"] for r in group], tie
 
 
 def reference(folder: Path, lam: float, share: float) -> list[str]:
     """Fingerprints that the flywheel's functions choose over everything in memory."""
     seen: set[str] = set()
     rows: list[tuple[str, str, float]] = []
-    for group, verdicts in groups_in_memory(folder):
-        best = select_best(group, lam)
+    for group, verdicts, tie in groups_in_memory(folder):
+        best = select_best(group, lam, tie)
         rollout = group.rollouts[best]
         verdict = verdicts[best] or gate(group.prompt, rollout, GateConfig())
         if verdict != PASS or rollout.completion is None:
@@ -339,7 +340,7 @@ def main() -> None:
         results["select"] = selections
         part = folder / "80000"
         part.mkdir()
-        manifest = Manifest(GateConfig(), "none", [], complete=True)
+        manifest = Manifest(GateConfig(), "none", 0, [], complete=True)
         for number in range(2):
             for table, frame in zip(("rollouts", "prompts"), make_shard(number, 40_000), strict=True):
                 manifest.files.append(write_shard(part, table, number, frame))

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.harness import Row, close, in_turn
 from selfemo.config import Config, GrpoConfig, ModelConfig, SftConfig, load
+from selfemo.method.types import Place
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.references import resolve
-from selfemo.seeds import derive
 from selfemo.stages.selfplay import Turn, fit_all, sample_groups, score_group, take_turns
 from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
@@ -207,7 +207,7 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
 
     conversations = load_conversations(config.data)
     for c in conversations:
-        for f in fits(conversation_prompts(c, future=True)):
+        for f in fits(conversation_prompts(c)):
             if len(f.ids) > len(best[c.id].ids if c.id in best else ()):
                 best[c.id] = f
     found = sorted(best.values(), key=lambda f: -len(f.ids))[:n]
@@ -222,24 +222,23 @@ def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Any]:
             personas={name: p for c in joined for name, p in c.personas.items()},
         )
         # Its oldest turns are dropped until it fits.
-        (found[k],) = fits(conversation_prompts(whole, future=True)[-1:])
+        (found[k],) = fits(conversation_prompts(whole)[-1:])
     return found
 
 
-def play(e: LocalEngine, fitted: list[Any], config: Config, key: tuple[object, ...]) -> list[Turn]:
+def play(e: LocalEngine, fitted: list[Any], config: Config, place: Place) -> list[Turn]:
     """One turn of self-play for each prompt: sampled, scored with lambda 0, the best chosen and gated."""
 
     def sample(prompts: Any, n: int, seeds: Any, settings: Any) -> Any:
         asked = zip(prompts, seeds, strict=True)
         return e.sampler.generate([Request(f.ids, n, seed) for f, seed in asked], settings)
 
-    seeds = [derive(config.seed, *key, f.prompt.id) for f in fitted]
-    sampled = sample_groups(sample, fitted, seeds, config)
+    sampled = sample_groups(sample, fitted, config, place)
     groups = [
         score_group(f.prompt, s, config.reward, config.grpo, 0.0)
         for f, s in zip(fitted, sampled, strict=True)
     ]
-    return take_turns(sample, fitted, groups, seeds, config, 0.0)
+    return take_turns(sample, fitted, groups, config, place, 0.0)
 
 
 def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1, prompt: int = 400) -> Row:
@@ -285,7 +284,7 @@ def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1
 
     def ours(k: int) -> None:
         part = fitted[k * groups : (k + 1) * groups]
-        turns = play(e, part, config, ("bench", k))
+        turns = play(e, part, config, Place("bench", k))
         # An advantage of zero would spare us the update.
         items = [
             RlItem(f.ids, r.raw.token_ids, (-1.0) ** j, f.prompt.id)

@@ -21,6 +21,7 @@ from selfemo.runs.evolve import rl
 from selfemo.runs.folder import RunFolder
 from selfemo.stages.selfplay import fit_all
 from selfemo.training.local import LocalTrainer
+from selfemo.training.protocol import RlSpan
 from selfemo.training.verl import launch, waves
 from selfemo.training.verl.exchange import Task, dump_line, measures_of, prompt_rows, read_dump, read_metrics
 from selfemo.training.verl.settings import check_config, hydra, rl_overrides
@@ -34,7 +35,7 @@ MELD = LABEL_SETS["meld"]
 def overrides_of(config: Config) -> dict[str, str]:
     made = rl_overrides(
         config, "Qwen/Qwen3-4B", Path("/r/s"), train=Path("/r/t"), held=Path("/r/h"), last_step=9,
-        rounds=40,
+        rounds=40, span=RlSpan(1, 3),
     )  # fmt: skip
     return dict(o.split("=", 1) for o in made)
 
@@ -79,7 +80,9 @@ def test_waves_share_the_rounds_and_later_ones_the_first_ones_synthetic_prompts(
     config = load([PAPER[0]], ["flywheel.prompts=1000"])  # 15 rounds of 64
     assert waves.waves(config) == [range(3), range(3, 7), range(7, 11), range(11, 15)]
     assert len(waves.waves(load([PAPER[0]], ["selfplay.synthetic_share=0"]))) == 1
-    shown = waves.plan(config, "Qwen/Qwen3-4B", Path("runs/x"))
+    shown = waves.plan(config, "Qwen/Qwen3-4B", Path("runs/x"), 3)
+    told = "+algorithm.self_grpo.before=0 +algorithm.self_grpo.rounds=45"  # 3 stages of 15 rounds
+    assert all(told in " ".join(w["command"]) for w in shown["waves"])
     assert [w["synthetic_at_most"] for w in shown["waves"]] == [0, 156, 89, 89]
     assert sum(w["synthetic_at_most"] for w in shown["waves"]) == round(8 / 23 * 15 * 64)
     assert shown["optimiser_steps"] == 30 and shown["completions"] == 15 * 64 * 8
@@ -174,14 +177,15 @@ from dataclasses import replace
 own = lambda k: told["+algorithm.self_grpo." + k]
 config = load()
 for step in range(done + 1, last + 1):
-    lam = lambda_at(step - 1, int(own("rounds")), float(own("lam_max")))
+    lam = lambda_at(int(own("before")) + step - 1, int(own("rounds")), float(own("lam_max")))
     lines = []
     for n, row in enumerate(rows[(step - 1 - first) * size : (step - first) * size]):
         task = Task.from_json(row["reward_model"]["ground_truth"])
         prompt = replace(make_prompt(task.prompt, task.target), label_set=task.labels)
         right = task.target.top(task.labels)
         texts = [f"E: {right}\\nS: joy\\nR: I say {step} to number {n}, gladly.",
-                 "E: joy\\nS: fear\\nR: Oh, no.", "E: anger\\nS: joy\\nR: Stop.", "nonsense"]
+                 "E: joy 5, fear 5\\nS: fear\\nR: Oh, no.", "E: anger\\nS: joy\\nR: Stop.", "nonsense"]
+        texts = texts[n % 4 :] + texts[: n % 4]  # two groups of one prompt differ in their order
         samples = [RawCompletion(t, (1, 2, 3), (-1.0 - i,), (0.5,), True) for i, t in enumerate(texts)]
         group = score_group(prompt, samples, config.reward, config.grpo, lam)
         wrong = float(os.environ.get("WRONG", 0))
@@ -325,6 +329,19 @@ def test_another_advantage_than_ours_stops_the_stage(
     monkeypatch.setenv("WRONG", "0.01")
     with pytest.raises(EngineError, match="verl trained with advantages"):
         Train(small(tiny_model), tmp_path / "run").train()
+
+
+def test_lambda_goes_on_over_the_stages_of_a_run(tiny_model: Path, tmp_path: Path, student: Path) -> None:
+    """Two iterations of two rounds: verl's process gets the rounds before and those of the run."""
+    few = ("flywheel.prompts=4", "selfplay.synthetic_share=0", "grpo.lam_max=1")
+    for name, more, expected in (
+        ("run", (), [0, 1 / 4, 2 / 4, 3 / 4]), ("stage", ("grpo.lam_span=stage",), [0, 1 / 2, 0, 1 / 2]),
+    ):  # fmt: skip
+        work = Train(small(tiny_model, *few, *more), tmp_path / name)
+        held = toy_conversations(1, "test")
+        for i in (1, 2):
+            rl(work.run, work.trainer, work.originals, [], held, "start", i, 2)
+        assert [m["lambda"] for m in work.store.metrics()] == pytest.approx(expected)
 
 
 def test_an_orphan_of_a_killed_run_is_ended(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from selfemo.method.rewards import consensus, weighted_iou
 from selfemo.method.self_grpo import advantages
 from selfemo.method.types import LABEL_SETS, Completion
 from selfemo.models.policy import ChatTokenizer
+from selfemo.training.protocol import RlSpan
 from selfemo.training.verl.exchange import Task, prompt_rows, sft_rows, write_parquet
 from selfemo.training.verl.settings import PLUGIN, rl_overrides, sft_overrides
 from tests.conftest import dist, make_prompt
@@ -47,7 +48,7 @@ def compose(name: str, overrides: Sequence[str]) -> Any:
 def rl_config(config: Any, model: str = "Qwen/Qwen3-4B", folder: Path = Path("/r/stage")) -> Any:
     made = rl_overrides(
         config, model, folder, train=folder / "t.parquet", held=folder / "h.parquet", last_step=10,
-        rounds=40,
+        rounds=40, span=RlSpan(),
     )  # fmt: skip
     return compose("ppo_trainer", made)
 

@@ -235,7 +235,7 @@ def test_names_in_the_data_are_no_paths(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text(json.dumps(record))
     (conversation,) = load(str(path)).conversations
-    prompts = conversation_prompts(conversation, future=True)
+    prompts = conversation_prompts(conversation)
     with Store(tmp_path / "out" / "s.sqlite") as store:
         with store.transaction():
             store.add_prompts(prompts, Place("s"))

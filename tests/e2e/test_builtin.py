@@ -118,7 +118,7 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
         app, ["predict", str(tiny_data(tmp_path)), "--model", str(folder), "--out", str(out)]
     )
     assert told.exit_code == 0, told.output
-    assert len(out.read_text().splitlines()) == len(conversation_prompts(sample_one(), future=False))
+    assert len(out.read_text().splitlines()) == len(conversation_prompts(sample_one()))
 
 
 def sample_one():

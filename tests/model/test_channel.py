@@ -34,7 +34,7 @@ def test_a_turn_is_read_by_two_prompts_of_its_past(sampler: LocalSampler) -> Non
     c = toy_conversations(1)[0]
     found, left_out = read_turns(sampler, [(c, 3), (c, 1)], PromptConfig(max_tokens=400))
     assert [r.turn for r in found] == [3, 1] and not left_out
-    heard, before = (sampler.encode(messages(prompt_at(c, k, future=k == 2))) for k in (3, 2))
+    heard, before = (sampler.encode(messages(prompt_at(c, k, gold=k == 2))) for k in (3, 2))
     e, of_before = sampler.label_probabilities([("c", heard, "E:"), ("c", before, "E:")], MELD)
     place = ("c", before, f"E: {of_before.top(MELD)}\nS:", c.turns[3].text)
     (scores,) = sampler.channel_scores([place], MELD)

@@ -163,10 +163,11 @@ def test_sft_gradient_is_the_token_mean_for_any_micro_batch(tiny_model: Path, at
 
 def test_label_weight_counts_the_e_line_alone(tiny_model: Path) -> None:
     e = engine(tiny_model)
-    text = "T: well\nE: joy 7, fear 3\nS: joy\nR: hi"
-    item = e.sft_item([1, 2], text, "c", 5.0)
-    heavy = e.policy.decode([i for i, w in zip(item.completion_ids, item.weights, strict=True) if w == 5])
-    assert heavy == "E: joy 7, fear 3"
+    for thought in ("", "T: well\n", "T: I weigh E: joy against fear\n"):
+        text = f"{thought}E: joy 7, fear 3\nS: joy\nR: hi, E: me"
+        item = e.sft_item([1, 2], text, "c", 5.0)
+        heavy = [i for i, w in zip(item.completion_ids, item.weights, strict=True) if w == 5]
+        assert e.policy.decode(heavy) == "E: joy 7, fear 3"
     assert item.completion_ids[-1] == e.policy.tokenizer.eos_token_id and item.weights[-1] == 1
 
 

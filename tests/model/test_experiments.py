@@ -330,6 +330,9 @@ def test_arms_of_a_configuration() -> None:
             arms_for(load([], [spoiled]))
     with pytest.raises(ConfigError, match="has lambda 0 throughout"):
         arms_for(load([], ["flywheel.prompts=64"]))
+    arms_for(load([], ["flywheel.prompts=64", "flywheel.iterations=2"]))  # the second round has lambda 1/2
+    with pytest.raises(ConfigError, match="has lambda 0 throughout"):
+        arms_for(load([], ["flywheel.prompts=64", "flywheel.iterations=2", "grpo.lam_span=stage"]))
     with pytest.raises(ConfigError, match=r"gold-cold-start: sft\.samples is empty"):
         ablate([], [], Path("nowhere"), 1, Quiet(), only=["gold-cold-start"])
 

@@ -69,7 +69,7 @@ def cold(run: RunFolder) -> dict:
 def rl(run: RunFolder, start: str = "start") -> dict:
     """The RL stage from a checkpoint (kl_coef and rates as configured)."""
     trainer, train = open_trainer(run.config, run.path, run.stop), run_inputs(run.config)[1]
-    prompts = [p for c in train for p in conversation_prompts(c, future=True)]
+    prompts = [p for c in train for p in conversation_prompts(c)]
     rl_stage(run, trainer, prompts, train, [], start, 1)
     return json.loads(run.store.stage("iteration-1-rl")["info"])
 

@@ -41,9 +41,7 @@ from selfemo.training.trl import (
 )
 from tests.model.trl_job import TEXTS, Recorder, forced, trainer_for
 
-PROMPTS: dict[str, Prompt] = {
-    p.id: p for c in toy_conversations() for p in conversation_prompts(c, future=True)
-}
+PROMPTS: dict[str, Prompt] = {p.id: p for c in toy_conversations() for p in conversation_prompts(c)}
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +179,7 @@ def test_interleaved_groups(tiny_model: Path, tmp_path: Path, tokenizer: Any) ->
 
 
 def test_groups_of_an_evaluation(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
-    held = prompt_dataset(toy_conversations(1), tokenizer, future=False)
+    held = prompt_dataset(toy_conversations(1), tokenizer)
     trainer = trainer_for(tiny_model, tmp_path, eval_dataset=held, num_generations_eval=2)
     trainer.evaluate()
     before = trainer.state.log_history[-1]

@@ -169,5 +169,5 @@ def check_group(texts: list[str], draw: random.Random) -> list[str]:
             assert isinstance(span, EmotionDistribution | ParseFailure)
         assert read_prediction(prompt, text, whole=False).text == text
         assert all(0 <= a <= b <= len(text) for _, a, b in field_spans(text))
-    assert 0 <= select_best(group, lam) < len(texts)
+    assert 0 <= select_best(group, lam, 0) < len(texts)
     return tally

@@ -34,7 +34,8 @@ model.device=cpu model.dtype=fp32 prompt.max_tokens=400 sampling.max_new_tokens=
 sampling.group_size=4 sft.lr=5e-3 sft.batch_size=8 sft.run_length=4 sft.epochs=40
 sft.micro_tokens=4096 sft.label_weight=2 grpo.prompts_per_step=6 grpo.mini_batch=3 grpo.lr=1e-4
 grpo.lam_max=0.5 flywheel.iterations=2 flywheel.prompts=18 flywheel.refit_epochs=1
-flywheel.refit=policy evaluation.span=all evaluation.max_new_tokens=40 evaluation.resamples=50
+flywheel.refit=policy flywheel.refit_lr=5e-4 evaluation.span=all evaluation.max_new_tokens=40
+evaluation.resamples=50
 """
 
 

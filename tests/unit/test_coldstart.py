@@ -30,6 +30,7 @@ from selfemo.stages.coldstart import (
     write_parquet,
 )
 from selfemo.stages.experts import MalformedError
+from selfemo.stages.flywheel import original_prompts
 from tests.conftest import make_prompt, toy_conversations
 
 MELD = LABEL_SETS["meld"]
@@ -80,6 +81,16 @@ def test_the_question_shows_no_later_turn_and_no_gold_emotion() -> None:
         (whole,) = [c for c in toy_conversations(2) if c.id == prompt.conversation_id]
         later = {t.text for t in whole.turns[len(prompt.history) :]} - {u.text for u in prompt.history}
         assert not any(t in text for t in later)
+
+
+def test_a_gold_sample_is_no_original_prompt_of_rl() -> None:
+    """The same turn has another answerer there, and the store keeps the first prompt of an id."""
+    data = toy_conversations(3)
+    samples, source, _ = cold_start_samples(data, load([]).sft, "none", 0)
+    originals = {p.id: p for p in original_prompts(data, 0, 1.0)}
+    assert source == "gold" and not originals.keys() & {p.id for p, _ in samples}
+    first = next(p for p, _ in samples if len(p.history) == 1)
+    assert (first.answerer, originals[first.id.removeprefix("cold/")].answerer) == ("Bo", "Listener")
 
 
 def test_no_emotion_holds_more_than_its_share_of_the_gold_samples() -> None:

@@ -169,7 +169,7 @@ def test_e_lines_are_told_apart_without_replies() -> None:
     grpo = load([], ["grpo.credit=causal"]).grpo
     samples = [raw("E: anger\n"), raw("nothing\n"), raw("E: joy\n")]
     group = score_group(make_prompt(target=dist(joy=1)), samples, load([], []).reward, grpo, 0.0)
-    assert group.rollouts[select_best(group, 0.0)].raw.text == "E: joy\n"
+    assert group.rollouts[select_best(group, 0.0, 0)].raw.text == "E: joy\n"
 
 
 @pytest.mark.parametrize(

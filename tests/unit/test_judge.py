@@ -28,7 +28,7 @@ from selfemo.method.types import Completion, EmotionDistribution
 from selfemo.stages.experts import MalformedError
 from tests.conftest import toy_conversations
 
-PROMPTS = [p for c in toy_conversations(12) for p in conversation_prompts(c, future=False)]
+PROMPTS = [p for c in toy_conversations(12) for p in conversation_prompts(c)]
 
 
 def completion(emotion: str, reply: str) -> Completion:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.method.parsing import parse, parse_emotions, parse_recognition
+from selfemo.method.parsing import emotion_line, parse, parse_emotions, parse_recognition
 from selfemo.method.prompts import (
     LISTENER,
     answering_speaker,
@@ -124,6 +124,22 @@ def test_every_string_gives_a_result(text: str, finished: bool) -> None:
         assert sum(result.emotion.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("E: joy\nS: fear\nR: hi", "E: joy"),
+        ("T: E: fear, or joy\nE: joy 7, fear 3\nS: joy\nR: E: x", "E: joy 7, fear 3"),
+        (" E : joy \nS: joy", " E : joy"),
+        ("E: joy", "E: joy"),
+        ("T: E: fear\nS: joy", ""),
+        ("nothing", ""),
+    ],
+)
+def test_the_emotion_line_is_a_field_not_a_letter_in_the_reasoning(text: str, line: str) -> None:
+    start, end = emotion_line(text)
+    assert text[start:end] == line
+
+
 @given(st.lists(st.sampled_from([*MELD.labels, ",", " ", "7", "0", "-", ".", "e9", "E:", "S:", "R:",
                                  "T:", "\n", "%", "\u202e", "nan"]), max_size=24))  # fmt: skip
 def test_fragments_of_the_format_give_a_result(parts: list[str]) -> None:
@@ -156,21 +172,43 @@ def conversation(*speakers: str) -> Conversation:
 
 def test_who_answers() -> None:
     c = conversation("A", "B", "C", "C", "B")
-    assert [answering_speaker(c, i, future=True) for i in range(5)] == ["B", "C", "B", "B", "C"]
-    # Without the future: the latest other speaker, or a participant at the start.
-    assert [answering_speaker(c, i, future=False) for i in range(5)] == ["B", "A", "B", "B", "C"]
-    assert answering_speaker(conversation("A", "A"), 1, future=False) == LISTENER
+    assert [answering_speaker(c, i) for i in range(5)] == [LISTENER, "A", "B", "B", "C"]
+    # Of a gold sample the speaker who really comes next, where that is somebody else.
+    assert [answering_speaker(c, i, gold=True) for i in range(5)] == ["B", "C", "B", "B", "C"]
+    assert answering_speaker(conversation("A", "A", "B"), 0, gold=True) == LISTENER
+    assert answering_speaker(conversation("A", "A", "B"), 1) == LISTENER
+
+
+@given(st.lists(st.sampled_from("ABCD"), min_size=1, max_size=12), st.lists(st.sampled_from("ABCDX")))
+def test_later_speakers_do_not_change_who_answers(speakers: list[str], later: list[str]) -> None:
+    whole = conversation(*speakers, *later)
+    for i in range(len(speakers)):
+        alone = conversation(*speakers[: i + 1])
+        assert messages(prompt_at(whole, i)) == messages(prompt_at(alone, i))
+        assert answering_speaker(whole, i) in {LISTENER, *speakers[:i]} - {speakers[i]}
+
+
+@given(st.lists(st.sampled_from("ABCD"), min_size=2, max_size=12))
+def test_training_and_evaluation_ask_the_same_prompts(speakers: list[str]) -> None:
+    from selfemo.evaluation.predictions import gold_prompts
+    from selfemo.stages.flywheel import original_prompts
+
+    c = conversation(*speakers)
+    assert original_prompts([c], 0, 1.0) == gold_prompts([c])
+    for i in range(len(speakers) - 1):
+        if gold_completion(c, i) is not None:
+            assert prompt_at(c, i, gold=True).answerer == speakers[i + 1]
 
 
 def test_no_later_turn_is_in_an_evaluation_prompt() -> None:
     c = conversation("A", "B", "A", "C", "B")
-    for i, prompt in enumerate(conversation_prompts(c, future=False)):
+    for i, prompt in enumerate(conversation_prompts(c)):
         text = "".join(m["content"] for m in messages(prompt))
         assert f"line {i}" in text
         assert not any(f"line {j}" in text for j in range(i + 1, 5))
         # Changing what comes later must not change the prompt.
         cut = replace(c, turns=(*c.turns[: i + 1], *(replace(t, text="x") for t in c.turns[i + 1 :])))
-        assert messages(prompt_at(cut, i, future=False)) == messages(prompt)
+        assert messages(prompt_at(cut, i)) == messages(prompt)
 
 
 def test_gold_completion_is_what_really_follows() -> None:

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfemo.config import GrpoConfig
 from selfemo.method.self_grpo import advantages, lambda_at, normalise
+from selfemo.training.protocol import RlSpan
 
 rewards = st.lists(st.floats(0, 1), min_size=2, max_size=16)
 
@@ -48,6 +50,21 @@ def test_lambda_schedule() -> None:
     for step, total in ((-1, 4), (5, 4), (0, 0)):
         with pytest.raises(ValueError, match="outside"):
             lambda_at(step, total)
+
+
+def test_lambda_is_counted_over_the_rl_stages_of_a_run() -> None:
+    """Two iterations of 4 rounds, 2 optimiser steps a round: t / T of the first step of each round."""
+    config = GrpoConfig(lam_max=0.5)
+    over = [RlSpan.of(config, i, 2).lam(r, 4, 0.5) for i in (1, 2) for r in range(4)]
+    assert over == pytest.approx([0.5 * t / 16 for t in range(0, 16, 2)])
+    literal = GrpoConfig(lam_span="stage")
+    assert [RlSpan.of(literal, i, 2).lam(r, 4, 1.0) for i in (1, 2) for r in range(4)] == [
+        0, 0.25, 0.5, 0.75, 0, 0.25, 0.5, 0.75,
+    ]  # fmt: skip
+    for span in ("run", "stage"):
+        assert RlSpan.of(GrpoConfig(lam_span=span), 1, 1) == RlSpan(), "one stage has one way to count"
+    with pytest.raises(ValueError, match="outside"):
+        RlSpan(1, 1).lam(1, 4, 1.0)
 
 
 @pytest.mark.parametrize("r", [[0.7], [0.1] * 8, [0.0] * 3, []])

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -27,10 +28,18 @@ from selfemo.method.types import (
 )
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.store import Store
-from selfemo.stages.flywheel import PromptQueue, add_sample, cap_emotions, original_prompts, select_samples
+from selfemo.stages.flywheel import (
+    PromptQueue,
+    add_sample,
+    cap_emotions,
+    original_prompts,
+    select_samples,
+    too_old,
+)
 from selfemo.stages.gate import PASS, gate
-from selfemo.stages.rl import RlPlan
-from selfemo.stages.selfplay import next_prompt, score_group, select_best
+from selfemo.stages.rl import RlPlan, mini_batches
+from selfemo.stages.selfplay import next_prompt, score_group, select_best, tie_seed
+from selfemo.training.protocol import RlItem
 from tests.conftest import dist, make_prompt
 
 
@@ -63,7 +72,7 @@ def test_scores_of_a_worked_group() -> None:
 def test_a_group_that_does_not_parse_teaches_nothing() -> None:
     g = group(["", "hello", "E: rage\nS: joy\nR: x"])
     assert [(r.r1, r.r2, r.advantage, r.completion) for r in g.rollouts] == [(0, 0, 0, None)] * 3
-    assert gate(g.prompt, g.rollouts[select_best(g, 0.5)], GateConfig()) == "unparsed"
+    assert gate(g.prompt, g.rollouts[select_best(g, 0.5, 0)], GateConfig()) == "unparsed"
 
 
 def test_no_target_is_refused() -> None:
@@ -78,14 +87,30 @@ def rollout(r1: float, r2: float, logprob: float, text: str = TEXTS[1]) -> Rollo
     return Rollout(sample(text, logprob), parsed, r1, r2, 0.0)
 
 
-def test_best_by_combined_then_r1_then_logprob_then_index() -> None:
+def test_best_by_combined_then_r1_then_a_draw() -> None:
     p = make_prompt()
-    choose = lambda lam, *rs: select_best(RolloutGroup(p, rs), lam)  # noqa: E731
-    assert choose(0.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9)) == 1
-    assert choose(1.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9)) == 0
-    assert choose(0.5, rollout(0.4, 0.6, 0), rollout(0.6, 0.4, -9)) == 1
-    assert choose(0.5, rollout(0.5, 0.5, -2), rollout(0.5, 0.5, -1)) == 1
-    assert choose(0.5, rollout(0.5, 0.5, -1), rollout(0.5, 0.5, -1)) == 0
+
+    def choose(lam: float, *rs: Rollout, seed: int = 0) -> int:
+        return select_best(RolloutGroup(p, rs), lam, seed)
+
+    unparsed = rollout(1, 1, 0, "no format")
+    for seed in range(20):
+        assert choose(0.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9), seed=seed) == 1
+        assert choose(1.0, rollout(0.5, 1, 0), rollout(0.6, 0, -9), seed=seed) == 0
+        assert choose(0.5, rollout(0.25, 0.75, 0), rollout(0.75, 0.25, -9), seed=seed) == 1
+        assert choose(0.5, unparsed, rollout(0, 0, -9), seed=seed) == 1
+
+
+def test_a_tie_goes_to_the_dull_reply_no_more_often_than_to_another() -> None:
+    """Four equal rollouts, the first the likeliest: each is chosen in about a quarter of 400 rounds."""
+    equal = RolloutGroup(make_prompt(), tuple(rollout(0.5, 0.5, lp) for lp in (-0.1, -1, -2, -3)))
+    seeds = [tie_seed(7, "iteration-1-rl", step, "c/1") for step in range(400)]
+    chosen = [select_best(equal, 0.5, s) for s in seeds]
+    counts = Counter(chosen)
+    assert len(counts) == 4 and all(70 < n < 130 for n in counts.values())
+    assert chosen == [select_best(equal, 0.5, s) for s in seeds], "a resumed round chooses alike"
+    assert len({tie_seed(*k) for k in ((0, "a", 1, "p"), (1, "a", 1, "p"), (0, "b", 1, "p"),
+                                       (0, "a", 2, "p"), (0, "a", 1, "q"))}) == 5  # fmt: skip
 
 
 def verdict(reply: str, r1: float = 1.0) -> str:
@@ -126,6 +151,32 @@ def test_gate(reply: str, expected: str) -> None:
 def test_gate_wants_the_reward() -> None:
     assert verdict("Then let us look together.", r1=0.49) == "low_reward"
     assert verdict("Then let us look together.", r1=0.5) == PASS
+
+
+@pytest.mark.parametrize(
+    ("target", "named", "r1", "expected"),
+    [
+        # Worked: sum of min over sum of max.
+        ({"joy": 0.6, "surprise": 0.4}, {"joy": 1}, 0.6 / 1.4, PASS),
+        ({"joy": 0.6, "surprise": 0.4}, {"surprise": 1}, 0.4 / 1.6, "low_reward"),
+        ({"joy": 0.6, "surprise": 0.4}, {"fear": 1}, 0, "low_reward"),
+        ({"joy": 0.6, "surprise": 0.4}, {"surprise": 0.6, "joy": 0.4}, 0.8 / 1.2, PASS),
+        ({"joy": 0.5, "surprise": 0.5}, {"joy": 1}, 0.5 / 1.5, PASS),
+        ({"joy": 0.5, "surprise": 0.5}, {"surprise": 1}, 0.5 / 1.5, "low_reward"),
+        # One emotion: R1 >= tau and nothing else.
+        ({"joy": 1}, {"joy": 0.6, "fear": 0.4}, 0.6 / 1.4, "low_reward"),
+        ({"joy": 1}, {"joy": 0.7, "fear": 0.3}, 0.7 / 1.3, PASS),
+    ],
+)
+def test_a_mixed_target_is_met_by_its_top_emotion(
+    target: dict[str, float], named: dict[str, float], r1: float, expected: str
+) -> None:
+    prompt = make_prompt(target=dist(**target))
+    written = ", ".join(f"{e} {w}" for e, w in named.items())
+    text = f"E: {written}\nS: joy\nR: Then let us look together."
+    (found,) = score_group(prompt, [sample(text)], RewardConfig(), GrpoConfig(), 0).rollouts
+    assert found.r1 == pytest.approx(r1)
+    assert gate(prompt, found, GateConfig()) == expected
 
 
 def test_next_prompt_is_eq_7() -> None:
@@ -198,6 +249,28 @@ def test_rl_plan_counts_optimiser_steps() -> None:
     assert RlPlan.of(100, 32, 8, whole_rounds=True).rounds == 3
 
 
+@given(st.integers(0, 20), st.integers(1, 6), st.integers(1, 4), st.integers(0, 1000))
+def test_mini_batches_hold_whole_groups_once(n: int, size: int, members: int, seed: int) -> None:
+    groups = [[RlItem((g,), (m,), 0.0, f"p{g}") for m in range(members)] for g in range(n)]
+    found = mini_batches(groups, size, seed)
+    assert [len(b) for b in found[:-1]] == [size * members] * (len(found) - 1)
+    assert len(found) == -(-n // size)
+    flat = [i for b in found for i in b]
+    assert flat == [i for k in range(0, len(flat), members) for i in groups[int(flat[k].prompt[1:])]]
+    assert sorted(i.prompt for i in flat) == sorted(i.prompt for g in groups for i in g)
+    assert mini_batches(groups, size, seed) == found, "a resumed round has the same"
+
+
+def test_self_play_is_spread_over_the_mini_batches_of_a_round() -> None:
+    """22 prompts of self-play and 42 originals in two mini-batches: as drawn, the second has no self-play."""
+    groups = [[RlItem((), (), 0.0, "synthetic" if g < 22 else "original")] for g in range(64)]
+    shares = [
+        sum(i.prompt == "synthetic" for i in mini_batches(groups, 32, seed)[0]) / 22 for seed in range(200)
+    ]
+    assert 0.48 < sum(shares) / len(shares) < 0.52
+    assert min(shares) > 0.1 and max(shares) < 0.9
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store(tmp_path / "store.sqlite") as opened:
@@ -267,7 +340,75 @@ def test_skipped_prompts_do_not_block_the_queue(store: Store) -> None:
     ]
     store.add_prompts(children, Place("rl", 0))
     store.skip([children[0].id])
-    assert [p.id for p in store.pending(5)[0]] == [children[1].id]
+    assert [p.id for p in store.pending()[0]] == [children[1].id]
+    assert [p.id for p in PromptQueue([], store, 0, 1.0).draw(5)] == [children[1].id]
+
+
+def children(store: Store, step: int, n: int, iteration: int = 1) -> list[str]:
+    """Add n prompts of self-play that a round made; returns their ids."""
+    said = Completion(dist(joy=1), dist(joy=1), "Good.")
+    made = [
+        next_prompt(
+            make_prompt(f"c{i}/0"), said, lambda c, s: Persona(s, ""), iteration, f"{iteration}.{step}"
+        )
+        for i in range(n)
+    ]
+    with store.transaction():
+        store.add_prompts(made, Place(f"iteration-{iteration}-rl", step, iteration))
+    return [p.id for p in made]
+
+
+def test_the_newest_round_is_drawn_first_in_its_order(store: Store) -> None:
+    queue = PromptQueue([], store, 0, 1.0, rounds=9)
+
+    def draw(n: int) -> list[str]:
+        return [p.id for p in queue.draw(n)]
+
+    old = children(store, 0, 4)
+    assert draw(2) == old[:2]
+    new = children(store, 1, 3)
+    assert draw(2) == new[:2], "episodes of the last round go on before older ones"
+    assert draw(3) == [new[2], *old[2:]]
+    assert draw(3) == []
+    later = children(store, 0, 1, iteration=2)
+    assert draw(3) == later
+
+
+def test_prompts_past_max_age_are_let_go_and_counted(store: Store) -> None:
+    """Made in rounds 0, 1 and 2 of 4; limit 1: in round 3 those of round 2 alone are young enough."""
+    queue = PromptQueue([], store, 0, 1.0, max_age=1, rounds=4)
+    made = [children(store, step, 2) for step in range(3)]
+    assert [p.id for p in PromptQueue([], store, 0, 1.0, max_age=2, rounds=4).draw(9, now=3)] == [
+        *made[2], *made[1],
+    ]  # fmt: skip
+    assert [p.id for p in queue.draw(1, now=3)] == made[2][:1]
+    assert [p.id for p in queue.draw(9, now=4)] == [], "round 0 of iteration 2: two rounds later"
+    # In iteration 1 (rounds 0 to 3) those of rounds 0 and 1 passed the limit, in iteration 2 those of 2.
+    assert too_old(store, range(4), 4, 1) == 4
+    assert too_old(store, range(4, 8), 4, 1) == 2
+    assert too_old(store, range(8, 12), 4, 1) == 0
+    assert too_old(store, range(4), 4, 0) == 0, "no limit"
+    play(store, [store.prompt(i) for i in made[0]], 3)
+    assert too_old(store, range(4), 4, 1) == 2, "an answered prompt did not pass it"
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8), st.integers(0, 3))
+def test_a_queue_that_is_opened_anew_each_round_draws_the_same(
+    rounds: list[tuple[int, int]], max_age: int
+) -> None:
+    """Rounds of (prompts made, prompts drawn), two iterations; the store is all that a resumed run has."""
+    with TemporaryDirectory() as folder, Store(Path(folder) / "store.sqlite") as store:
+        size = -(-len(rounds) // 2)
+        settings = {"max_age": max_age, "rounds": size}
+        queue = PromptQueue([], store, 0, 1.0, **settings)
+        seen: set[str] = set()
+        for now, (made, n) in enumerate(rounds):
+            drawn = queue.draw(n, now=now)
+            assert PromptQueue([], store, 0, 1.0, **settings).draw(n, now=now) == drawn
+            assert not seen & {p.id for p in drawn} and len(drawn) <= n
+            seen |= {p.id for p in drawn}
+            play(store, drawn, now)
+            children(store, now % size, made, iteration=1 + now // size)
 
 
 def test_rollouts_keep_rewards_and_failures(store: Store) -> None:

@@ -32,7 +32,7 @@ from selfemo.seeds import derive
 from selfemo.stages.coldstart import read_parquet
 from selfemo.stages.flywheel import add_sample, cap_emotions, fingerprint, select_samples, share_level
 from selfemo.stages.gate import PASS, gate
-from selfemo.stages.selfplay import score_group, select_best
+from selfemo.stages.selfplay import score_group, select_best, tie_seed
 from tests.conftest import dist, make_prompt
 
 MELD = LABEL_SETS["meld"].labels
@@ -67,7 +67,7 @@ def groups(seed: int, n: int) -> list[RolloutGroup]:
 def make_run(folder: Path, seed: int = 0, n: int = 60, lam: float = 0.3) -> list[RolloutGroup]:
     """A run folder as the flywheel leaves it: groups, SFT samples with the cap, one unanswered prompt."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text("[gate]\ntau = 0.5\n")
+    (folder / "config.toml").write_text("seed = 5\n[gate]\ntau = 0.5\n")
     store, made = Store(folder / STORE_FILE), groups(seed, n)
     with store.transaction():
         first = made[0].prompt
@@ -75,9 +75,9 @@ def make_run(folder: Path, seed: int = 0, n: int = 60, lam: float = 0.3) -> list
         add_sample(store, first, cold, 1.0, Place("cold"), "gold")
         store.add_prompts([make_prompt("late/1")], Place("rl", 9))
         for step, g in enumerate(made):
-            best = select_best(g, lam)
-            verdict = gate(g.prompt, g.rollouts[best], GateConfig())
             place = Place("rl", step // 4, 1)
+            best = select_best(g, lam, tie_seed(5, "rl", place.step, g.prompt.id))
+            verdict = gate(g.prompt, g.rollouts[best], GateConfig())
             store.add_prompts([g.prompt], place)
             store.add_group(g, place, best, verdict)
             if verdict == PASS:
@@ -214,7 +214,7 @@ def test_what_is_no_run_and_no_export_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no manifest.json"):
         select([tmp_path], tmp_path / "x.parquet")
     (tmp_path / MANIFEST).write_text('{"format": "selfemo shards", "version": 9}')
-    with pytest.raises(StoreError, match="version 9, need 1"):
+    with pytest.raises(StoreError, match="version 9, need 2; export the run again"):
         read_manifest(tmp_path)
     (tmp_path / MANIFEST).write_text("[]")
     with pytest.raises(StoreError, match=r"manifest.json: cannot be read"):
@@ -240,8 +240,8 @@ def reference(
 ) -> list[dict]:
     """The flywheel's own functions over groups in memory."""
     seen, rows = set(given), []
-    for g in made:
-        best = g.rollouts[select_best(g, lam)]
+    for i, g in enumerate(made):
+        best = g.rollouts[select_best(g, lam, tie_seed(5, "rl", i // 4, g.prompt.id))]
         if gate(g.prompt, best, GateConfig()) != PASS:
             continue
         digest = fingerprint(g.prompt, best.completion)
@@ -334,38 +334,39 @@ def test_shards_of_two_runs_and_one_iteration(run: Path, tmp_path: Path) -> None
         select(folders, tmp_path / "x.parquet", iterations=[2])
 
 
-def rollouts_frame(rows: list[tuple[int, bool, float, float, float]]) -> pl.DataFrame:
-    names = ("member", "failure", "r1", "r2", "mean_logprob")
+def rollouts_frame(rows: list[tuple[int, int, bool, float, float]]) -> pl.DataFrame:
+    names = ("step", "member", "failure", "r1", "r2")
     frame = pl.DataFrame(rows, schema=names, orient="row")
-    return frame.with_columns(failure=pl.when("failure").then(pl.lit("empty")))
+    failure = pl.when("failure").then(pl.lit("empty"))
+    said = pl.when(~pl.col("failure")).then(pl.lit("Yes."))
+    return frame.with_columns(failure=failure, reply=said, stage=pl.lit("rl"), prompt=pl.lit("c/1"))
 
 
 @given(
     st.lists(
         st.lists(
-            st.tuples(st.booleans(), *[st.sampled_from([0.0, 0.1, 0.3, 0.7, 1 / 3, 1.0])] * 2,
-                      st.sampled_from([-1.5, -1.0, -0.0, 0.0])),
+            st.tuples(st.booleans(), *[st.sampled_from([0.0, 0.1, 0.3, 0.7, 1 / 3, 1.0])] * 2),
             min_size=1, max_size=5,
         ),
         min_size=1, max_size=6,
     ),
     st.floats(0, 1),
+    st.integers(0, 100),
 )  # fmt: skip
-def test_best_is_select_best(made: list[list[tuple[bool, float, float, float]]], lam: float) -> None:
+def test_best_is_select_best(made: list[list[tuple[bool, float, float]]], lam: float, seed: int) -> None:
     from selfemo.method.types import FailureKind, ParseFailure, Rollout
 
     rows, expected = [], []
     done = Completion(dist(joy=1), dist(joy=1), "Yes.")
-    for g in made:
+    for step, g in enumerate(made):
         members = [
-            Rollout(
-                RawCompletion("x", (1,), (lp,)), ParseFailure(FailureKind.EMPTY) if bad else done, a, b, 0
-            )
-            for bad, a, b, lp in g
+            Rollout(RawCompletion("x"), ParseFailure(FailureKind.EMPTY) if bad else done, a, b, 0)
+            for bad, a, b in g
         ]
-        expected.append(select_best(RolloutGroup(make_prompt(), tuple(members)), lam))
-        rows += [(i, *values) for i, values in enumerate(g)]
-    assert best_of_groups(rollouts_frame(rows), lam)["member"].to_list() == expected
+        tie = tie_seed(seed, "rl", step, "c/1")
+        expected.append(select_best(RolloutGroup(make_prompt(), tuple(members)), lam, tie))
+        rows += [(step, i, *values) for i, values in enumerate(g)]
+    assert best_of_groups(rollouts_frame(rows), lam, seed)["member"].to_list() == expected
 
 
 # -- shares and thresholds -------------------------------------------------------------------------------

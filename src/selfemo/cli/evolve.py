@@ -53,7 +53,7 @@ def evolve(
     changes = (overrides or []) if resume is not None else []
     folder = resume or out or new_run_folder()
     if dry_run and chosen is not None:
-        show_plan(chosen, chosen.model.id, folder)
+        show_plan(chosen, chosen.model.id, folder, max(1, chosen.flywheel.iterations))
         return
     go_on = f"go on with: selfemo evolve --resume {folder}"
     with interruptible(go_on) as (reporter, stop):

@@ -79,8 +79,8 @@ def selfplay(
     typer.echo(f"{folder / 'store.sqlite'}: {json.dumps(counts)}")
 
 
-def show_plan(config: Config, model: str, folder: Path) -> None:
-    """Print the launches of an RL stage with verl, their commands ready for a shell."""
+def show_plan(config: Config, model: str, folder: Path, stages: int = 1) -> None:
+    """Print the launches of the first of a run's RL stages with verl, their commands ready for a shell."""
     import shlex
 
     from selfemo.errors import ConfigError
@@ -88,7 +88,7 @@ def show_plan(config: Config, model: str, folder: Path) -> None:
 
     if config.engine != "verl":
         raise ConfigError("--dry-run shows what verl would run; add --engine verl")
-    found = plan(config, model, folder)
+    found = plan(config, model, folder, stages)
     for i, wave in enumerate(found["waves"]):
         first, last = wave["steps"]
         typer.echo(

@@ -165,7 +165,7 @@ def read_prediction(prompt: Prompt, text: str, finished: bool = True, *, whole: 
 
 def gold_prompts(conversations: Sequence[Conversation]) -> list[Prompt]:
     """One prompt per gold utterance, without the turns after it; raises DataError where there is none."""
-    prompts = [p for c in conversations for p in conversation_prompts(c, future=False)]
+    prompts = [p for c in conversations for p in conversation_prompts(c)]
     if not prompts:
         raise DataError("no utterance of the held-out conversations has a gold emotion")
     return prompts

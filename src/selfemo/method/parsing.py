@@ -70,6 +70,17 @@ def field_spans(text: str) -> list[tuple[str, int, int]]:
     return spans
 
 
+def emotion_line(text: str) -> tuple[int, int]:
+    """(start, end) of the E line of a completion, its marker included; (0, 0) where there is none.
+
+    An "E:" inside the reasoning or the reply is text, not a field.
+    """
+    for letter, start, end in field_spans(text):
+        if letter == "E":
+            return text.rfind("\n", 0, start) + 1, end
+    return 0, 0
+
+
 def split_fields(text: str) -> tuple[str, list[tuple[str, str]]]:
     """The text before the first field, then (letter, content) of each field in order."""
     first = _FIELD.search(text)

@@ -115,25 +115,26 @@ def format_answer(answer: Completion | EmotionDistribution) -> str:
     return format_recognition(answer)
 
 
-def answering_speaker(conversation: Conversation, last: int, *, future: bool) -> str:
-    """Who answers turn `last`.
+def answering_speaker(conversation: Conversation, last: int, *, gold: bool = False) -> str:
+    """Who answers turn `last`: the latest other speaker before it, or `Listener` where there is none [ours].
 
-    With `future`, the speaker who really comes next, where that is somebody else (SPEC section 5). Else,
-    and in evaluation, where the future must stay unseen: the latest other speaker, or another
-    participant, or `Listener`.
+    Turns after `last` decide nothing, in training as in evaluation, so both have the same prompts and no
+    name tells who speaks later. `gold` is the one exception: the completion of a gold sample is what was
+    really said next, so its speaker answers, if that is somebody else (SPEC section 5).
     """
     turns, speaker = conversation.turns, conversation.turns[last].speaker
-    if future and last + 1 < len(turns) and turns[last + 1].speaker != speaker:
+    if gold and last + 1 < len(turns) and turns[last + 1].speaker != speaker:
         return turns[last + 1].speaker
-    for turn in reversed(turns[:last]):
-        if turn.speaker != speaker:
-            return turn.speaker
-    return next((s for s in conversation.speakers if s != speaker), LISTENER)
+    return next((t.speaker for t in reversed(turns[:last]) if t.speaker != speaker), LISTENER)
 
 
-def prompt_at(conversation: Conversation, last: int, *, future: bool) -> Prompt:
-    """The prompt whose history ends with turn `last` of a real conversation."""
-    answerer = answering_speaker(conversation, last, future=future)
+def prompt_at(conversation: Conversation, last: int, *, gold: bool = False) -> Prompt:
+    """The prompt whose history ends with turn `last` of a real conversation.
+
+    Args:
+        gold: the prompt of `gold_completion`, with the answerer that it has.
+    """
+    answerer = answering_speaker(conversation, last, gold=gold)
     persona = conversation.personas.get(answerer, Persona(answerer, "", conversation.scenario))
     return Prompt(
         id=f"{conversation.id}/{last}",
@@ -148,17 +149,18 @@ def prompt_at(conversation: Conversation, last: int, *, future: bool) -> Prompt:
     )
 
 
-def conversation_prompts(conversation: Conversation, *, future: bool) -> list[Prompt]:
+def conversation_prompts(conversation: Conversation) -> list[Prompt]:
     """One prompt per turn that has a gold emotion."""
     labelled = [i for i, turn in enumerate(conversation.turns) if turn.emotion is not None]
-    return [prompt_at(conversation, i, future=future) for i in labelled]
+    return [prompt_at(conversation, i) for i in labelled]
 
 
 def gold_completion(conversation: Conversation, last: int) -> Completion | None:
     """The expert-free cold-start completion of turn `last` (SPEC section 4), or None.
 
-    E is the gold emotion of the turn, S that of the turn that really follows, r its text. None where
-    the next turn is missing, is by the same speaker, or either emotion is.
+    E is the gold emotion of the turn, S that of the turn that really follows, r its text. Its prompt is
+    `prompt_at` with `gold`. None where the next turn is missing, is by the same speaker, or either emotion
+    is.
     """
     if last + 1 >= len(conversation.turns):
         return None

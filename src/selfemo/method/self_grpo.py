@@ -24,7 +24,7 @@ Normalise = Literal["std", "mean", "none"]
 
 
 def lambda_at(step: int, total: int, lam_max: float = 1.0) -> float:
-    """lam(t) of eq. 13; t counts optimiser steps of the RL stage from 0, T is their total.
+    """lam(t) of eq. 13; t counts optimiser steps of RL from 0, T is their total.
 
     Raises:
         ValueError: total is not positive, or step lies outside 0..total.

@@ -245,7 +245,7 @@ def lengths(conversations: Sequence[Conversation], config: Config) -> costs.Leng
     own: list[int] = []  # characters of a prompt after those that it shares with the one before
     for c in train[:: max(1, len(train) // _SAMPLED)]:
         before = ""
-        for p in conversation_prompts(c, future=True):
+        for p in conversation_prompts(c):
             text = "".join(m["content"] for m in messages(p, config.prompt.reasoning))
             whole.append(len(text))
             if before:

@@ -30,7 +30,7 @@ from selfemo.method.types import Completion, Conversation, EmotionDistribution, 
 from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import COLD, NO_REFIT, START, RunFolder, evaluation_name, policy_name
-from selfemo.runs.inputs import cold_start_samples, more_labels, run_inputs
+from selfemo.runs.inputs import cold_start_samples, count_seen, more_labels, run_inputs, seen_samples, turn_of
 from selfemo.runs.overlap import note_overlap
 from selfemo.runs.store import Store
 from selfemo.runs.training_state import TrainingState, train
@@ -40,7 +40,7 @@ from selfemo.stages.rl import rl_plan, rl_stage
 from selfemo.stages.selfplay import fit_all, persona_book
 from selfemo.stages.unlabelled import unlabelled_prompts
 from selfemo.training import open_trainer
-from selfemo.training.protocol import Trainer, finite_means
+from selfemo.training.protocol import RlSpan, Trainer, finite_means
 
 Evaluate = Callable[
     [Sampler, Sequence[Conversation], Store, str, Config, Callable[[int], None]], dict[str, Any]
@@ -86,7 +86,7 @@ def evolve(
         evaluate_checkpoint(run, trainer, held, COLD, evaluate)
         checkpoint = COLD
         for i in range(1, fly.iterations + 1):
-            after_rl = rl(run, trainer, originals, training, held, checkpoint, i)
+            after_rl = rl(run, trainer, originals, training, held, checkpoint, i, fly.iterations)
             evaluate_policy(run, trainer, held, i, evaluate)
             checkpoint = refit(run, trainer, after_rl, i)
             same = run.copied().get(checkpoint, "")
@@ -163,9 +163,13 @@ def cold_start(
     config, sft = run.config, run.config.sft
 
     def attempt(state: TrainingState) -> dict[str, Any]:
+        seen, reasoning = seen_samples(training, config), config.prompt.reasoning
         whole, source, left_out = cold_start_samples(
-            training, sft, config.prompt.reasoning, config.seed, not_trained_on
+            training, sft, reasoning, config.seed, not_trained_on, seen
         )
+        again = count_seen(whole, seen)
+        if sft.seen:
+            run.reporter.say(f"{COLD}: {again} of {len(whole)} samples are of the model's earlier cold start")
         labels = more_labels(training, sft, whole, config.seed)
         samples: list[tuple[Prompt, Completion | EmotionDistribution, str]] = [
             *((p, c, source) for p, c in whole),
@@ -180,6 +184,7 @@ def cold_start(
         trainer.save(run.checkpoint(COLD))
         if left_out:
             info["left_out_as_overlap"] = left_out
+        info |= {"seen_before": again} if sft.seen else {}
         return info | {"duplicates": len(samples) - run.store.samples_of_stage(COLD)}
 
     return run.stage(COLD, lambda: train(run, trainer, COLD, attempt), COLD)
@@ -230,23 +235,26 @@ def rl(
     held: Sequence[Conversation],
     start: str,
     iteration: int,
+    iterations: int = 1,
 ) -> str:
     """Step (a) of algorithm 1; returns the checkpoint's name.
 
     Args:
         training: the conversations whose personas self-play keeps.
         held: conversations that an engine may test on between its rounds.
+        iterations: those of the run: lambda(t) is counted over their RL stages (`grpo.lam_span`).
     """
     name, config = policy_name(f"iteration-{iteration}"), run.config
+    span = RlSpan.of(config.grpo, iteration, iterations)
 
     def attempt(state: TrainingState, drawn: Sequence[Prompt]) -> dict[str, Any]:
-        tests = [p for c in held for p in conversation_prompts(c, future=False)]
-        state.open(lambda: trainer.begin_rl(name, run.weights(start), config.grpo, tests))
+        tests = [p for c in held for p in conversation_prompts(c)]
+        state.open(lambda: trainer.begin_rl(name, run.weights(start), config.grpo, tests, span))
         # Left out here, not when drawn: the order of draws counts the prompts that were sampled.
         limit = config.prompt.max_tokens
         fits, _ = fit_all(drawn, trainer.encode, limit, config.prompt.reasoning)
         inside = {f.prompt.id for f in fits}
-        taught = run.store.labels_taught() if config.flywheel.new_labels else frozenset()
+        taught = {turn_of(i) for i in run.store.given_samples()} if config.flywheel.new_labels else set()
         usable = [p for p in drawn if p.id in inside and p.id not in taught]
         if not usable:
             raise DataError(
@@ -264,8 +272,11 @@ def rl(
                 advance(1, f"R1 {record['r1']:.3f} parsed {record['parse_rate']:.0%}" if scored else "")
 
             place, personas = Place(name, first, iteration), persona_book(training)
-            counts = rl_stage(trainer, usable, personas, config, run.store, place, state, on_round)
+            counts = rl_stage(trainer, usable, personas, config, run.store, place, span, state, on_round)
         trainer.save(run.checkpoint(name))
+        if old := counts.get("too_old"):
+            limit_of_age = f"selfplay.max_age = {config.selfplay.max_age}"
+            run.reporter.say(f"{name}: {old} prompts of self-play passed {limit_of_age} unanswered")
         if left_out := len(drawn) - len(inside):
             counts["originals_too_long"] = left_out
         if taught:

@@ -14,14 +14,12 @@ from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.prompts import Reasoning
 from selfemo.method.types import Completion, Conversation, EmotionDistribution, Prompt
+from selfemo.models.references import run_of
 from selfemo.runs.overlap import DataOverlap, check_overlap
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
 from selfemo.stages.coldstart import gold_samples, label_samples, read_parquet
 from selfemo.stages.personas import Who, attach_profiles
-
-_OF_FILE = "cold/"
-"""Begins the ids of prompts from sft.samples: the original of the same turn may have another persona."""
 
 
 def profiles_of(folder: Path) -> dict[Who, str]:
@@ -117,14 +115,56 @@ class ColdStart(NamedTuple):
     left_out: int = 0
 
 
+_COLD = "cold/"
+"""Begins the ids of the cold start's prompts: an original of RL may have another answerer or persona."""
+
+
+def turn_of(prompt_id: str) -> str:
+    """The id that the original prompt of the same turn has."""
+    return prompt_id.removeprefix(_COLD)
+
+
+def learned_from(model: str) -> set[str] | None:
+    """Ids of the prompts whose samples the run behind a model gave its cold start; None without such a run.
+
+    The run is that of RUN or RUN@CHECKPOINT, or MODEL.run, which `selfemo sft` leaves beside its model.
+    """
+    run = run_of(model) or Path(f"{model}.run")
+    if not (run / STORE_FILE).exists():
+        return None
+    with Store(run / STORE_FILE, read_only=True) as store:
+        return {turn_of(i) for i in store.given_samples()} or None
+
+
+def seen_samples(train: Sequence[Conversation], config: Config) -> set[str]:
+    """Ids of the prompts whose samples come last, since the model has learned from them (`sft.seen`)."""
+    sft = config.sft
+    if not sft.seen:
+        return set()
+    if (known := learned_from(config.model.id)) is not None:
+        return known
+    before = sft.model_copy(update={"max_samples": sft.seen, "seen": 0})
+    samples = cold_start_samples(train, before, config.prompt.reasoning, config.seed).samples
+    return {turn_of(p.id) for p, _ in samples}
+
+
+def count_seen(samples: Sequence[tuple[Prompt, Completion]], seen: Collection[str]) -> int:
+    """How many samples of a cold start are among `seen_samples`."""
+    return sum(turn_of(p.id) in seen for p, _ in samples)
+
+
 def cold_start_samples(
     train: Sequence[Conversation],
     sft: SftConfig,
     reasoning: Reasoning,
     seed: int,
     not_trained_on: Collection[str] = (),
+    seen: Collection[str] = (),
 ) -> ColdStart:
     """The cold start's samples, of a file without those of the conversations `not_trained_on` (ids).
+
+    Args:
+        seen: `seen_samples`, which come last.
 
     Raises: ConfigError: they do not reason as prompt.reasoning asks. DataError: there is none, or a bad file.
     """
@@ -134,21 +174,20 @@ def cold_start_samples(
                 f"prompt.reasoning = {reasoning!r}: gold data hold no reasoning that a cold start could "
                 'teach; use "none", or samples of experts (sft.samples)'
             )
-        samples = gold_samples(train, sft.max_samples, seed, sft.max_emotion_share)
+        samples = gold_samples(train, sft.max_samples, seed, sft.max_emotion_share, seen)
         if not samples:
             raise DataError(
                 "no cold-start sample: no training turn with an emotion is answered by another "
                 "speaker's turn with an emotion"
             )
-        return ColdStart(samples, "gold")
+        return ColdStart(_under_new_ids(samples), "gold")
     found = read_parquet(Path(sft.samples))
-    samples = [
-        (replace(p, id=_OF_FILE + p.id), c) for p, c in found if p.conversation_id not in not_trained_on
-    ]
+    samples = [(p, c) for p, c in found if p.conversation_id not in not_trained_on]
     if not samples:
         raise DataError(
             f"all {len(found)} samples are of conversations that data.exclude_overlap leaves out", sft.samples
         )
+    samples = _under_new_ids(sorted(samples, key=lambda s: s[0].id in seen))
     check_reasoning(reasoning, [c for _, c in samples], sft.samples)
     taken = samples[: sft.max_samples] if sft.max_samples else samples
     return ColdStart(taken, "file", len(found) - len(samples))
@@ -160,8 +199,12 @@ def more_labels(
     """The sft.label_samples turns that teach E alone, besides the whole samples of the cold start."""
     if not sft.label_samples:
         return []
-    taught = {p.id.removeprefix(_OF_FILE) for p, _ in samples}
+    taught = {turn_of(p.id) for p, _ in samples}
     return label_samples(train, taught, sft.label_samples, seed, sft.run_length)
+
+
+def _under_new_ids(samples: Sequence[tuple[Prompt, Completion]]) -> list[tuple[Prompt, Completion]]:
+    return [(replace(p, id=f"{_COLD}{p.id}"), c) for p, c in samples]
 
 
 def check_reasoning(wanted: Reasoning, completions: Sequence[Completion], where: str) -> None:

@@ -32,13 +32,14 @@ from selfemo.seeds import derive
 from selfemo.stages.coldstart import parquet_row, parquet_schema
 from selfemo.stages.flywheel import fingerprint, share_level
 from selfemo.stages.gate import PASS, gate
+from selfemo.stages.selfplay import tie_seed
 
 _AT_ONCE = 100_000
 """About how many fingerprints are compared at once."""
 _ROW_GROUP = 5_000
 """Samples of one row group, which polars holds in memory before it writes it."""
 _NEEDED = ("stage", "step", "iteration", "prompt", "member", "failure", "emotion", "self_emotion",
-           "reply", "r1", "r2", "mean_logprob", "best", "gate")  # fmt: skip
+           "reply", "r1", "r2", "best", "gate")  # fmt: skip
 
 
 class _Shard(NamedTuple):
@@ -68,26 +69,29 @@ class Selection:
         return asdict(self)
 
 
-def best_of_groups(frame: Any, lam: float | None) -> Any:
+def best_of_groups(frame: Any, lam: float | None, seed: int) -> Any:
     """The best rollout of each group of a shard, in order, by `selfplay.select_best`'s rule.
 
     Args:
         frame: rollouts in the order of the store; member 0 begins a group.
         lam: lambda of the combined reward; None takes the best that the run recorded, by its round's lambda.
+        seed: of the run; it decides between equals.
     """
     pl = need_polars()
     if lam is None:
         return frame.filter(pl.col("best") == 1)
+    columns = ("parsed", "combined", "r1")
     ranked = frame.with_columns(
         group=(pl.col("member") == 0).cum_sum(),
-        parsed=pl.col("failure").is_null(),
+        parsed=pl.col("reply").is_not_null(),  # an E line alone is no sample
         combined=(1 - lam) * pl.col("r1") + lam * pl.col("r2"),
-    ).sort(
-        "group", "parsed", "combined", "r1", "mean_logprob", "member",
-        descending=[False, True, True, True, True, False],
-    )  # fmt: skip
-    best = ranked.unique("group", keep="first", maintain_order=True)
-    return best.drop("group", "parsed", "combined")
+    ).sort("group", *columns, descending=[False, True, True, True], maintain_order=True)
+    top = ranked.filter(pl.all_horizontal(pl.col(c) == pl.col(c).first().over("group") for c in columns))
+    names = top.select("stage", "step", "prompt", "member").iter_rows()
+    draws = [derive(tie_seed(seed, stage, step, prompt), member) for stage, step, prompt, member in names]
+    drawn = top.with_columns(draw=pl.Series(draws, dtype=pl.Int64)).sort("group", "draw")
+    best = drawn.unique("group", keep="first", maintain_order=True)
+    return best.drop("group", "parsed", "combined", "draw")
 
 
 def _samples(rows: Any, shard: _Shard) -> Iterator[tuple[dict[str, Any], Prompt, Completion]]:
@@ -285,7 +289,7 @@ def _candidates(
     frame = _read(shard.folder, shard.rollouts, needed)
     if iterations:
         frame = frame.filter(pl.col("iteration").is_in(list(iterations)))
-    best = best_of_groups(frame, lam)
+    best = best_of_groups(frame, lam, shard.manifest.seed)
     asked = _read(shard.folder, shard.prompts).select(prompt="id", asked=pl.struct(pl.all()))
     best = best.join(asked, "prompt", how="left", maintain_order="left")
     passed = _passed(best, shard, seed).with_row_index("at", result.passed)

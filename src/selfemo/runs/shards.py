@@ -32,7 +32,7 @@ from selfemo.models.references import CONFIG_FILE
 from selfemo.progress import Quiet, Reporter, StopRequest
 from selfemo.runs.store import SCHEMA_VERSION, STORE_FILE, Store
 
-SHARDS_VERSION = 1
+SHARDS_VERSION = 2
 MANIFEST = "manifest.json"
 _Row = tuple[Any, ...]
 
@@ -55,6 +55,7 @@ class Manifest:
 
     gate: GateConfig
     reasoning: Reasoning
+    seed: int
     files: list[ShardFile]
     complete: bool = False
 
@@ -75,7 +76,7 @@ class Manifest:
             "version": SHARDS_VERSION,
             "store_version": SCHEMA_VERSION,
             "complete": self.complete,
-            "settings": {"reasoning": self.reasoning, "gate": self.gate.model_dump()},
+            "settings": {"reasoning": self.reasoning, "gate": self.gate.model_dump(), "seed": self.seed},
             "rows": self.rows(),
             "files": [vars(f) for f in self.files],
         }
@@ -90,13 +91,17 @@ def read_manifest(folder: Path) -> Manifest:
         if content["format"] != "selfemo shards":
             raise StoreError(f"{path}: not a manifest of `selfemo store export`")
         if content["version"] != SHARDS_VERSION:
-            raise StoreError(f"{path}: version {content['version']}, need {SHARDS_VERSION}")
+            raise StoreError(
+                f"{path}: version {content['version']}, need {SHARDS_VERSION}; export the run again, "
+                "into a fresh folder"
+            )
         settings = content["settings"]
         if settings["reasoning"] not in get_args(Reasoning):
             raise StoreError(f"{path}: reasoning {settings['reasoning']!r}")
         return Manifest(
             GateConfig.model_validate(settings["gate"]),
             settings["reasoning"],
+            int(settings["seed"]),
             [ShardFile(**f) for f in content["files"]],
             bool(content["complete"]),
         )
@@ -193,7 +198,7 @@ def export(
     Peak memory is that of one shard's rows as Python objects, about 2 KB each.
 
     Args:
-        run: a folder with a store; its settings of gate and reasoning go into the manifest.
+        run: a folder with a store; its seed and settings of gate and reasoning go into the manifest.
         rows_per_shard: rollouts of one shard; it may be longer by up to a group.
 
     Raises:
@@ -205,7 +210,7 @@ def export(
     if not (run / STORE_FILE).exists():
         raise StoreError(f"{run} holds no {STORE_FILE}; give the folder of a run")
     config = load([run / CONFIG_FILE] if (run / CONFIG_FILE).exists() else [])
-    manifest = Manifest(config.gate, config.prompt.reasoning, [])
+    manifest = Manifest(config.gate, config.prompt.reasoning, config.seed, [])
     with lock_folder(out), Store(run / STORE_FILE, read_only=True) as store, store.snapshot():
         _export(store, out, manifest, rows_per_shard, reporter or Quiet(), stop or StopRequest())
     return manifest

@@ -82,7 +82,7 @@ def selfplay_alone(
     config, checkpoint = settings_for(model, sources, files, overrides)
     conversations = load_conversations(config.data, reporter.say)
     held = held_out(conversations, config.data.eval_split, 0, 0)
-    prompts = [p for c in held for p in conversation_prompts(c, future=True)]
+    prompts = [p for c in held for p in conversation_prompts(c)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
     chosen, turns = [prompts[i] for i in order], config.selfplay.max_turns
     sampler = open_sampler(checkpoint, config.model)

@@ -103,7 +103,7 @@ def _utterance(n: int, turn: object) -> Utterance:
 
 def recent_prompt(conversation: Conversation, turn: int, max_tokens: int) -> Prompt:
     """The prompt of a turn, without early turns that cannot be inside `max_tokens`."""
-    prompt = prompt_at(conversation, turn, future=False)
+    prompt = prompt_at(conversation, turn)
     room, kept = max_tokens * _CHARS_PER_TOKEN, 0
     for said in reversed(prompt.history):
         room -= len(said.text) + len(said.speaker)

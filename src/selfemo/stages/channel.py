@@ -94,9 +94,9 @@ def read_turns(
     for start in range(0, len(turns), _CHUNK):
         part, fitted = turns[start : start + _CHUNK], list[tuple[TurnPlace, Fitted, Fitted]]()
         for c, k in part:
-            heard = fit(prompt_at(c, k, future=False), sampler.encode, prompt.max_tokens)
+            heard = fit(prompt_at(c, k), sampler.encode, prompt.max_tokens)
             # Who speaks turn k is known once r is there to be read.
-            before = fit(prompt_at(c, k - 1, future=True), sampler.encode, prompt.max_tokens)
+            before = fit(prompt_at(c, k - 1, gold=True), sampler.encode, prompt.max_tokens)
             if heard is None or before is None:
                 left_out[FailureKind.TOO_LONG.value] += 1
             else:

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,11 @@ _ANSWER_TOKENS = 260
 
 
 def gold_samples(
-    conversations: Sequence[Conversation], max_samples: int = 0, seed: int = 0, max_share: float = 1.0
+    conversations: Sequence[Conversation],
+    max_samples: int = 0,
+    seed: int = 0,
+    max_share: float = 1.0,
+    seen: Collection[str] = (),
 ) -> list[tuple[Prompt, Completion]]:
     """Samples without an expert, whole conversations at a time in an order drawn by `seed`.
 
@@ -77,19 +82,23 @@ def gold_samples(
         max_samples: stop at this many; 0 takes all.
         max_share: most of max_samples that one emotion (the top of E) may hold; further ones are left out.
             There are fewer samples where the other emotions do not fill the rest.
+        seen: ids of prompts whose samples come last, after all others.
     """
     samples: list[tuple[Prompt, Completion]] = []
     room = int(max_share * max_samples) if max_samples and max_share < 1 else None
     held: Counter[str] = Counter()
-    for k in rng(seed, "cold start").permutation(len(conversations)):
+    order = rng(seed, "cold start").permutation(len(conversations))
+    for again, k in product((False, True) if seen else (False,), order):
         conversation = conversations[k]
         for i in range(len(conversation.turns)):
+            if (f"{conversation.id}/{i}" in seen) != again:
+                continue
             if (completion := gold_completion(conversation, i)) is None:
                 continue
             top = completion.emotion.top(conversation.label_set)
             if room is None or held[top] < room:
                 held[top] += 1
-                samples.append((prompt_at(conversation, i, future=True), completion))
+                samples.append((prompt_at(conversation, i, gold=True), completion))
         if max_samples and len(samples) >= max_samples:
             return samples[:max_samples]
     return samples
@@ -104,7 +113,7 @@ def label_samples(
         taught: ids of prompts that are samples already.
         most: how many; below 0 all.
     """
-    prompts = [p for c in conversations for p in conversation_prompts(c, future=False) if p.id not in taught]
+    prompts = [p for c in conversations for p in conversation_prompts(c) if p.id not in taught]
     order = shuffled_runs([p.conversation_id for p in prompts], run_length, rng(seed, "label samples"))
     chosen = order if most < 0 else order[:most]
     return [(prompts[i], gold) for i in sorted(chosen) if (gold := prompts[i].target)]
@@ -235,7 +244,7 @@ def expert_prompts(
     """Prompts for experts, whole conversations at a time in an order drawn by `seed`."""
     prompts: list[Prompt] = []
     for k in rng(seed, "cold start").permutation(len(conversations)):
-        prompts.extend(conversation_prompts(conversations[k], future=True))
+        prompts.extend(conversation_prompts(conversations[k]))
         if max_samples and len(prompts) >= max_samples:
             return prompts[:max_samples]
     return prompts

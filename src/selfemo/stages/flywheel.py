@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def original_prompts(conversations: Sequence[Conversation], seed: int, max_share
         seed: draws which prompts of a frequent emotion stay.
         max_share: largest share of one emotion in the prompts of a data set.
     """
-    prompts = [p for c in conversations for p in conversation_prompts(c, future=True)]
+    prompts = [p for c in conversations for p in conversation_prompts(c)]
     if max_share >= 1:
         return prompts
     gold = [p.target.top(p.label_set) for p in prompts if p.target is not None]
@@ -66,28 +67,49 @@ def original_prompts(conversations: Sequence[Conversation], seed: int, max_share
 class PromptQueue:
     """The prompts that a stage's rounds draw: pending synthetic ones up to their share, then originals.
 
+    Of the synthetic ones those of the newest round go first [ours]: they are nearest to what the policy
+    writes now. Those of one round keep their order, in which running episodes stand before new ones; newest
+    first among them, too, would let new episodes starve the later turns.
+
     Originals follow one shuffled order that goes on over rounds and iterations; when all have been seen, a
     new one is shuffled. The position is read from the buffer once. Runs of at most `window` prompts of one
-    conversation, which are adjacent in `originals`, stay together.
+    conversation, which are adjacent in `originals`, stay together. A draw reads what was added since the one
+    before; what waits is held as ids, by round.
+
+    Args:
+        window: see flywheel.window.
+        max_age: rounds after which a synthetic prompt is not drawn any more; 0 for no limit.
+        rounds: RL rounds of one iteration, to count rounds over the run.
     """
 
     def __init__(
-        self, originals: Sequence[Prompt], buffer: Buffer, seed: int, synthetic_share: float, window: int = 1
+        self,
+        originals: Sequence[Prompt],
+        buffer: Buffer,
+        seed: int,
+        synthetic_share: float,
+        *,
+        window: int = 1,
+        max_age: int = 0,
+        rounds: int = 0,
     ):
         self.originals, self.buffer = originals, buffer
         self.seed, self.synthetic_share, self.window = seed, synthetic_share, window
+        self.max_age, self.rounds = max_age, rounds
         self._used = buffer.drawn_originals()
         self._after = 0
+        self._waiting: deque[tuple[int, deque[str]]] = deque()  # round over the run, ids of its prompts
         self._order: tuple[int, np.ndarray] | None = None
 
-    def draw(self, n: int, synthetic: int | None = None) -> list[Prompt]:
+    def draw(self, n: int, synthetic: int | None = None, now: int = 0) -> list[Prompt]:
         """The next n prompts, each drawn once; fewer only where there are no originals.
 
         Args:
             synthetic: most prompts of self-play among them; None takes their share of n.
+            now: the round that they are for, counted over the run.
         """
         limit = round(self.synthetic_share * n) if synthetic is None else min(n, synthetic)
-        pending, self._after = self.buffer.pending(limit, self._after)
+        pending = [self.buffer.prompt(i) for i in self._newest(limit, now)] if limit else []
         chosen: list[Prompt] = []
         while self.originals and len(chosen) < n - len(pending):
             epoch, position = divmod(self._used, len(self.originals))
@@ -99,6 +121,34 @@ class PromptQueue:
             chosen.extend(self.originals[k] for k in take)
             self._used += len(take)
         return [*pending, *chosen]
+
+    def _newest(self, limit: int, now: int) -> list[str]:
+        """Take the ids of at most `limit` waiting prompts; those past max_age are let go."""
+        added, self._after = self.buffer.pending(self._after)
+        for (iteration, step), prompts in groupby(added, key=lambda p: (p.iteration, p.step)):
+            self._waiting.append(((iteration - 1) * self.rounds + step, deque(p.id for p in prompts)))
+        while self.max_age and self._waiting and now - self._waiting[0][0] > self.max_age:
+            self._waiting.popleft()
+        taken: list[str] = []
+        while self._waiting and len(taken) < limit:
+            _, ids = self._waiting[-1]
+            taken.append(ids.popleft())
+            if not ids:
+                self._waiting.pop()
+        return taken
+
+
+def too_old(buffer: Buffer, stage: range, rounds: int, max_age: int) -> int:
+    """How many synthetic prompts passed `max_age` unanswered in a stage (0 for no limit).
+
+    Args:
+        stage: its rounds, counted over the run.
+        rounds: of an iteration.
+    """
+    if not max_age:
+        return 0
+    # A prompt made in round m is first too old for round m + max_age + 1.
+    return buffer.unanswered(range(stage.start - max_age - 1, stage.stop - max_age - 1), rounds)
 
 
 _LEVELS = 1 << 12

@@ -1,4 +1,8 @@
-"""The gate: which replies may join the data (SPEC section 5, step 3), be they of self-play or of experts."""
+"""The gate: which replies may join the data (SPEC section 5, step 3), be they of self-play or of experts.
+
+Departure [ours]: against a mixed target R1 >= tau would refuse right answers (gold joy .6, surprise .4, and
+joy named alone: R1 = .6 / 1.4 = .43), so there a completion also passes whose top emotion is the target's.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +55,24 @@ def reply_fault(prompt: Prompt, reply: str, config: GateConfig) -> str:
     return ""
 
 
+def right_enough(prompt: Prompt, rollout: Rollout, tau: float) -> bool:
+    """Whether R1 >= tau, or the target is mixed and its top emotion is the completion's [ours].
+
+    Either distribution's top is the first in the label set among equal weights. A rollout that did not parse
+    has no top emotion; a prompt without a target is judged by R1 alone.
+    """
+    if rollout.r1 >= tau:
+        return True
+    target, completion, labels = prompt.target, rollout.completion, prompt.label_set
+    if target is None or len(target) < 2 or completion is None:
+        return False
+    return completion.emotion.top(labels) == target.top(labels)
+
+
 def gate(prompt: Prompt, rollout: Rollout, config: GateConfig) -> str:
     """`PASS`, or the reason why the rollout may not join the data."""
     if rollout.completion is None:
         return "unparsed"
-    if rollout.r1 < config.tau:
+    if not right_enough(prompt, rollout, config.tau):
         return "low_reward"
     return reply_fault(prompt, rollout.completion.reply, config) or PASS

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from selfemo.method.types import Place, Prompt, RolloutGroup
 from selfemo.training.protocol import Trainer
+
+
+class Pending(NamedTuple):
+    """A synthetic prompt without rollouts: its id, and the round in which it was made."""
+
+    id: str
+    iteration: int
+    step: int
 
 
 class Buffer(Protocol):
@@ -27,8 +35,16 @@ class Buffer(Protocol):
 
     def prompt(self, prompt_id: str) -> Prompt: ...
 
-    def pending(self, limit: int, after: int = 0) -> tuple[list[Prompt], int]:
-        """Synthetic prompts without rollouts, oldest first, and the value of `after` for the next call."""
+    def pending(self, after: int = 0) -> tuple[list[Pending], int]:
+        """The synthetic prompts without rollouts that were added since the call that gave `after`, oldest
+        first, and the value of `after` for the next call."""
+
+    def unanswered(self, made: range, rounds: int) -> int:
+        """The number of synthetic prompts without rollouts that were made in some rounds.
+
+        Args:
+            made: the rounds, counted over a run of `rounds` an iteration.
+        """
 
     def drawn_originals(self) -> int:
         """The number of draws of original prompts so far, over all stages and rounds."""

@@ -20,10 +20,9 @@ from typing import Any
 
 from selfemo.config import Config, GrpoConfig, PromptConfig
 from selfemo.method.prompts import Fitted, format_recognition
-from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Place, Prompt, Rollout, RolloutGroup
-from selfemo.seeds import derive
-from selfemo.stages.flywheel import PromptQueue, add_sample
+from selfemo.seeds import derive, rng
+from selfemo.stages.flywheel import PromptQueue, add_sample, too_old
 from selfemo.stages.gate import PASS
 from selfemo.stages.interfaces import Buffer, Watch
 from selfemo.stages.selfplay import (
@@ -35,7 +34,7 @@ from selfemo.stages.selfplay import (
     score_group,
     take_turns,
 )
-from selfemo.training.protocol import Measures, RlItem, Trainer, learning_rate
+from selfemo.training.protocol import Measures, RlItem, RlSpan, Trainer, learning_rate
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,10 @@ class RlPlan:
         rounds = prompts // per_round if whole_rounds else -(-prompts // per_round)
         return RlPlan(prompts, rounds, per_round, -(-per_round // min(mini_batch, per_round)))
 
+    def of_run(self, iteration: int) -> range:
+        """The rounds of an iteration's stage (from 1), counted over the run."""
+        return range((iteration - 1) * self.rounds, iteration * self.rounds)
+
     def size(self, round_: int) -> int:
         """Prompts of a round; the last one may be smaller."""
         return min(self.prompts_per_round, self.prompts - round_ * self.prompts_per_round)
@@ -88,6 +91,7 @@ def rl_stage(
     config: Config,
     buffer: Buffer,
     place: Place,
+    span: RlSpan,
     watch: Watch,
     on_round: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, int]:
@@ -99,10 +103,12 @@ def rl_stage(
     Args:
         originals: prompts within the length limit.
         place: stage, first round, iteration.
+        span: the RL stages that lambda(t) is counted over.
         on_round: called with the metrics of each round.
 
     Returns:
-        Counts over the whole stage: verdicts of the gate, prompts shortened or too long.
+        Counts over the whole stage: verdicts of the gate, prompts shortened or too long, prompts of self-play
+        that passed selfplay.max_age unanswered ("too_old").
     """
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
@@ -111,12 +117,11 @@ def rl_stage(
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):
                 now, at = rounds[round_ - wave.start], Place(stage, round_, place.iteration)
-                lam = lambda_at(round_ * plan.steps_per_round, plan.total_steps, grpo.lam_max)
+                lam = span.lam(round_, plan.rounds, grpo.lam_max)
 
                 # sample
-                seeds = [derive(config.seed, stage, round_, f.prompt.id) for f in now.fitted]
                 sample = partial(trainer.sample, round_)
-                sampled = sample_groups(sample, now.fitted, seeds, config)
+                sampled = sample_groups(sample, now.fitted, config, at)
 
                 # score, over the whole history: the length limit is for the model alone
                 whole = {p.id: p for p in now.drawn}
@@ -126,17 +131,14 @@ def rl_stage(
                 ]
 
                 # best, gate
-                turns = take_turns(sample, now.fitted, groups, seeds, config, lam, replies=replies)
+                turns = take_turns(sample, now.fitted, groups, config, at, lam, replies=replies)
 
                 # update
                 items = [
                     rl_items(f, t.group, grpo, trainer.encode_text)
                     for f, t in zip(now.fitted, turns, strict=True)
                 ]
-                minibatches = [
-                    [item for group in items[i : i + grpo.mini_batch] for item in group]
-                    for i in range(0, len(items), grpo.mini_batch)
-                ]
+                minibatches = mini_batches(items, grpo.mini_batch, derive(config.seed, stage, round_))
                 first = round_ * plan.steps_per_round
                 rates = [
                     learning_rate(grpo, first + k, plan.total_steps) * watch.scale(round_)
@@ -148,7 +150,21 @@ def rl_stage(
                 record = _keep_round(buffer, at, now, turns, persona_of, play.max_turns, lam, measures, watch)
                 on_round(record)
                 watch.after(trainer, round_ + 1, plan.rounds)
-    return stage_counts(buffer, stage)
+    counts = stage_counts(buffer, stage)
+    if old := too_old(buffer, plan.of_run(place.iteration), plan.rounds, play.max_age):
+        counts["too_old"] = old
+    return counts
+
+
+def mini_batches(groups: Sequence[Sequence[RlItem]], size: int, seed: int) -> list[list[RlItem]]:
+    """The groups of a round in mini-batches of `size` whole groups, in an order drawn by `seed`; the last
+    mini-batch may have fewer.
+
+    A round is drawn with the prompts of self-play first, so that cut as drawn the first optimiser step would
+    see those and the last one originals alone.
+    """
+    order = rng(seed, "mini-batches").permutation(len(groups))
+    return [[item for k in order[i : i + size] for item in groups[k]] for i in range(0, len(groups), size)]
 
 
 def rl_plan(config: Config, trainer: Trainer) -> RlPlan:
@@ -181,7 +197,8 @@ def _drawn(
     trainer: Trainer, originals: Sequence[Prompt], config: Config, buffer: Buffer, plan: RlPlan, place: Place
 ) -> Iterator[tuple[range, list[Round]]]:
     """Draw the prompts of each unfinished wave; a wave is drawn when those before it are done."""
-    share = config.selfplay.synthetic_share
+    share, max_age = config.selfplay.synthetic_share, config.selfplay.max_age
+    before = plan.of_run(place.iteration).start
     known = {p.id: p for p in originals}
     queue: PromptQueue | None = None
     for wave in trainer.waves(plan.rounds):
@@ -193,17 +210,27 @@ def _drawn(
             parts = [prompts[k * size : (k + 1) * size] for k in range(len(wave))]
             yield wave, [Round.of(p, trainer, config.prompt) for p in parts]
             continue
-        queue = queue or PromptQueue(originals, buffer, config.seed, share, config.flywheel.window)
+        queue = queue or PromptQueue(
+            originals,
+            buffer,
+            config.seed,
+            share,
+            window=config.flywheel.window,
+            max_age=max_age,
+            rounds=plan.rounds,
+        )
         if not trainer.whole_rounds:
-            yield wave, [Round.of(queue.draw(plan.size(r)), trainer, config.prompt) for r in wave]
+            drawn = [queue.draw(plan.size(r), now=before + r) for r in wave]
+            yield wave, [Round.of(d, trainer, config.prompt) for d in drawn]
             continue
         # The first of several waves has no synthetic prompts, so later ones take its share too.
         left = round(share * plan.prompts_per_round * wave.stop)
         left -= buffer.drawn_synthetic(place.stage)
         rounds = [Round() for _ in wave]
-        for round_ in rounds:
+        for r, round_ in zip(wave, rounds, strict=True):
             while missing := plan.prompts_per_round - len(round_.fitted):
-                more = Round.of(queue.draw(missing, max(0, left)), trainer, config.prompt)
+                chosen = queue.draw(missing, max(0, left), before + r)
+                more = Round.of(chosen, trainer, config.prompt)
                 inside = {f.prompt.id for f in more.fitted}
                 with buffer.transaction():
                     buffer.skip(p.id for p in more.drawn if p.id not in inside)

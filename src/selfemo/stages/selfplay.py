@@ -67,14 +67,25 @@ def _scale(grpo: GrpoConfig) -> dict[str, Any]:
     return {"eps": grpo.eps, "ddof": grpo.ddof, "how": grpo.normalise}
 
 
-def select_best(group: RolloutGroup, lam: float) -> int:
-    """Index of the rollout with the highest combined reward, then R1, then mean log-probability, then the
-    lowest index [ours]. Completions that parsed come before those that did not."""
+def tie_seed(seed: int, stage: str, step: int, prompt_id: str) -> int:
+    """The seed of `select_best` for the group of a prompt in a round, from the run's seed."""
+    return derive(seed, stage, step, prompt_id, "best")
 
-    def rank(i: int) -> tuple[bool, float, float, float, int]:
+
+def select_best(group: RolloutGroup, lam: float, seed: int) -> int:
+    """Index of the rollout with the highest combined reward, then R1; a random one of those that tie [ours].
+
+    Completions that parsed come before those that did not. A tie by mean log-probability would keep the
+    likeliest reply, which is the dullest, in group after group.
+
+    Args:
+        seed: `tie_seed`; it ranks the members, so that the choice does not depend on when it is made.
+    """
+
+    def rank(i: int) -> tuple[bool, float, float, int]:
         r = group.rollouts[i]
         combined = (1 - lam) * r.r1 + lam * r.r2
-        return (r.emotion is not None, combined, r.r1, r.raw.mean_logprob, -i)
+        return (r.emotion is not None, combined, r.r1, -derive(seed, i))
 
     return max(range(len(group.rollouts)), key=rank)
 
@@ -133,10 +144,11 @@ Sample = Callable[[Sequence[Fitted], int, Sequence[int], SamplingSettings], list
 
 
 def sample_groups(
-    sample: Sample, prompts: Sequence[Fitted], seeds: Sequence[int], config: Config
+    sample: Sample, prompts: Sequence[Fitted], config: Config, place: Place
 ) -> list[list[RawCompletion]]:
     """G completions of each prompt; where credit is causal, their first part, up to the end of the E line."""
     settings = sampling_settings(config.sampling)
+    seeds = [derive(config.seed, place.stage, place.step, f.prompt.id) for f in prompts]
     if config.grpo.credit == "causal":
         lines, most = 1, EMOTION_TOKENS
         if config.prompt.reasoning != "none":
@@ -150,8 +162,8 @@ def complete_best(
     prompts: Sequence[Fitted],
     groups: Sequence[RolloutGroup],
     best: Sequence[int],
-    seeds: Sequence[int],
     config: Config,
+    place: Place,
     lam: float,
 ) -> list[RolloutGroup]:
     """Sample S and the reply behind the best E line of each group (two-stage rollouts, SPEC section 9).
@@ -163,9 +175,8 @@ def complete_best(
     heads = {k: groups[k].rollouts[best[k]].raw.token_ids for k in open_}
     room = max([1, *(settings.max_new_tokens - len(h) for h in heads.values())])
     begun = [replace(prompts[k], ids=(*prompts[k].ids, *heads[k])) for k in open_]
-    rests = sample(
-        begun, 1, [derive(seeds[k], "rest") for k in open_], replace(settings, max_new_tokens=room)
-    )
+    seeds = [derive(config.seed, place.stage, place.step, f.prompt.id, "rest") for f in begun]
+    rests = sample(begun, 1, seeds, replace(settings, max_new_tokens=room))
     result = list(groups)
     for k, (rest,) in zip(open_, rests, strict=True):
         result[k] = with_rest(groups[k], best[k], rest, lam=lam, **_scale(config.grpo))
@@ -189,8 +200,8 @@ def take_turns(
     sample: Sample,
     prompts: Sequence[Fitted],
     groups: Sequence[RolloutGroup],
-    seeds: Sequence[int],
     config: Config,
+    place: Place,
     lam: float,
     *,
     replies: bool = True,
@@ -200,11 +211,11 @@ def take_turns(
     Args:
         replies: whether anything uses the replies; else E lines stay as they are.
     """
-    best = [select_best(g, lam) for g in groups]
+    best = [select_best(g, lam, tie_seed(config.seed, place.stage, place.step, g.prompt.id)) for g in groups]
     if config.grpo.credit == "causal":
         if not replies:
             return [Turn(g, b, NO_REPLY) for g, b in zip(groups, best, strict=True)]
-        groups = complete_best(sample, prompts, groups, best, seeds, config, lam)
+        groups = complete_best(sample, prompts, groups, best, config, place, lam)
     return [Turn(g, b, gate(g.prompt, g.rollouts[b], config.gate)) for g, b in zip(groups, best, strict=True)]
 
 
@@ -240,12 +251,11 @@ def play_episodes(
         counts.update(lengths)
         whole = {p.id: p for p in live}
         played = [whole[f.prompt.id] for f in fitted]
-        seeds = [derive(config.seed, stage, turn, f.prompt.id) for f in fitted]
-        sampled = sample_groups(sample, fitted, seeds, config)
+        sampled = sample_groups(sample, fitted, config, place)
         groups = [
             score_group(p, s, config.reward, config.grpo, 0.0) for p, s in zip(played, sampled, strict=True)
         ]
-        turns = take_turns(sample, fitted, groups, seeds, config, 0.0)
+        turns = take_turns(sample, fitted, groups, config, place, 0.0)
         following = []
         with buffer.transaction():
             buffer.add_prompts(played, place)

@@ -41,7 +41,7 @@ def unlabelled_prompts(
     readings, too_long = read_turns(teacher, turns, prompt, on_done)
     prompts = []
     for r in readings:
-        asked = prompt_at(r.conversation, r.turn, future=True)
+        asked = prompt_at(r.conversation, r.turn)
         prompts.append(replace(asked, id=f"{stage}/{asked.id}", target=r.combined))
     counts.update(too_long, prompts=len(prompts))
     return prompts, counts

@@ -22,6 +22,7 @@ import torch
 from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, OptimConfig
 from selfemo.errors import EngineError, MissingExtraError
 from selfemo.method import losses
+from selfemo.method.parsing import emotion_line
 from selfemo.models.generation.local import LocalSampler
 from selfemo.models.loading import load_configured
 from selfemo.models.memory import KeptMemory, return_memory
@@ -91,8 +92,7 @@ class LocalEngine:
     ) -> SftItem:
         """Encode a sample; tokens of its E line weigh `label_weight`, all others 1."""
         ids, offsets = self.policy.encode_completion(completion)
-        start = completion.find("E:")
-        end = completion.find("\n", start)
+        start, end = emotion_line(completion)
         weights = [label_weight if start <= first < end else 1.0 for first, _ in offsets]
         return SftItem(tuple(prompt_ids), tuple(ids), tuple(weights), share)
 

@@ -18,7 +18,15 @@ from selfemo.method.types import Prompt, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.training.engine import LocalEngine
-from selfemo.training.protocol import Measures, RlItem, SftStep, epoch_batches, finite_means, learning_rate
+from selfemo.training.protocol import (
+    Measures,
+    RlItem,
+    RlSpan,
+    SftStep,
+    epoch_batches,
+    finite_means,
+    learning_rate,
+)
 
 
 class LocalTrainer:
@@ -82,7 +90,9 @@ class LocalTrainer:
     def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
         self._begin(stage, weights, config, reference=False)
 
-    def begin_rl(self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]) -> None:
+    def begin_rl(
+        self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt], span: RlSpan
+    ) -> None:
         self._begin(stage, weights, config, reference=config.kl_coef > 0)
 
     def _path(self, step: int) -> Path:

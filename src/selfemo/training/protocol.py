@@ -18,12 +18,13 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from selfemo.config import GrpoConfig, OptimConfig, SftConfig
 from selfemo.method.prompts import Fitted
+from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Prompt, RawCompletion
 from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.sampler import Message, Sampler
@@ -64,6 +65,26 @@ class RlItem:
         return [self.advantage] * head + [self.rest] * (n - head)
 
 
+class RlSpan(NamedTuple):
+    """The place of an RL stage (from 0) among the `stages` that lambda(t) is counted over.
+
+    All have the same number of rounds, and all rounds the same number of optimiser steps, so rounds give the
+    t / T of optimiser steps. The completions of a round have one lambda: that of its first step.
+    """
+
+    stage: int = 0
+    stages: int = 1
+
+    @staticmethod
+    def of(config: GrpoConfig, iteration: int, iterations: int) -> RlSpan:
+        """The span of the RL stage of an iteration (from 1) of a run, as `grpo.lam_span` says."""
+        return RlSpan(iteration - 1, iterations) if config.lam_span == "run" else RlSpan()
+
+    def lam(self, round_: int, rounds: int, lam_max: float) -> float:
+        """lambda of a round (from 0) of this stage, which has `rounds`."""
+        return lambda_at(self.stage * rounds + round_, self.stages * rounds, lam_max)
+
+
 @dataclass(frozen=True)
 class SftStep:
     """One finished optimiser step: its index from 0, and its measures."""
@@ -93,11 +114,14 @@ class Trainer(Protocol):
     def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
         """Start a supervised stage from some weights, with a fresh optimiser."""
 
-    def begin_rl(self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]) -> None:
+    def begin_rl(
+        self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt], span: RlSpan
+    ) -> None:
         """Start an RL stage from some weights, which are also the reference policy of the KL term.
 
         Args:
             tests: held-out prompts that an engine may test on between rounds.
+            span: of lambda(t), for an engine that computes advantages itself.
         """
 
     def resume(self, recorded: int, say: Callable[[str], None]) -> int:

@@ -63,7 +63,6 @@ def prompt_dataset(
     *,
     max_prompt_tokens: int | None = None,
     reasoning: Reasoning = "none",
-    future: bool = True,
 ) -> Dataset:
     """A `datasets.Dataset` with `COLUMNS`, one row for each prompt that has a target.
 
@@ -74,8 +73,6 @@ def prompt_dataset(
         items: conversations (one prompt per turn with a gold emotion) or prompts.
         max_prompt_tokens: the longest prompt; one that cannot be shortened to it is left out and counted in a
             warning. None keeps all as they are.
-        future: whether the speaker who really comes next may answer (training); false in evaluation, where
-            the future stays unseen.
 
     Raises:
         DataError: two prompts have one id, or no prompt is left.
@@ -83,7 +80,7 @@ def prompt_dataset(
     policy = _text_policy(tokenizer)
     prompts: list[Prompt] = []
     for item in items:
-        prompts += [item] if isinstance(item, Prompt) else conversation_prompts(item, future=future)
+        prompts += [item] if isinstance(item, Prompt) else conversation_prompts(item)
     rows: dict[str, dict[str, Any]] = {}
     left_out = 0
     for prompt in prompts:

@@ -113,7 +113,8 @@ def ablate(
     """
     base = load(files, overrides)
     arms = arms_for(base, only)
-    configs = {(a.name, s): config_of(a, files, overrides, s) for a in arms for s in range(seeds)}
+    said = reporter.say
+    configs = {(a.name, s): config_of(a, files, overrides, s, said) for a in arms for s in range(seeds)}
     trunks = []
     for s in range(seeds):
         config = load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"])

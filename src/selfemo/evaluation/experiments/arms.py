@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from selfemo.config import Config, load
 from selfemo.errors import ConfigError
 from selfemo.runs.folder import COLD, START
-from selfemo.runs.inputs import cold_start_samples, run_inputs
+from selfemo.runs.inputs import cold_start_samples, count_seen, run_inputs, seen_samples
 
 FULL = "full"
 _ARMS = resources.files("selfemo.evaluation") / "arms"
@@ -37,7 +37,8 @@ class Arm:
         overrides: settings that differ from the configuration; the file's table `set`.
         checkpoint: "start" or "cold-start": this checkpoint of the shared run is the arm. "": it has runs of
             its own.
-        sft_for_rl: the cold start trains on as many more samples as the RL stages score completions.
+        sft_for_rl: the cold start trains on as many more samples as the RL stages score completions: ones
+            that it has not used, as far as the data have them.
     """
 
     name: str
@@ -101,7 +102,8 @@ def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
         raise ConfigError(
             "selfplay.synthetic_share = 0 or selfplay.max_turns = 1: no self-play, which the full arm needs"
         )
-    if config.flywheel.prompts <= config.grpo.prompts_per_step:
+    stages = config.flywheel.iterations if config.grpo.lam_span == "run" else 1
+    if config.flywheel.prompts <= config.grpo.prompts_per_step and stages == 1:
         raise ConfigError(
             "flywheel.prompts is no more than grpo.prompts_per_step: its one round of sampling has lambda 0 "
             "throughout, so that vanilla GRPO would equal the full arm; raise the first or lower the second"
@@ -120,20 +122,43 @@ def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
     return arms
 
 
-def config_of(arm: Arm, files: Sequence[Path], overrides: Sequence[str], seed: int) -> Config:
-    """The configuration of one run of an arm."""
-    config = load(files, [*overrides, *arm.overrides, f"seed={seed}"])
+def config_of(
+    arm: Arm,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    seed: int,
+    say: Callable[[str], None] = lambda message: None,
+) -> Config:
+    """The configuration of one run of an arm.
+
+    Args:
+        say: told, for an arm with `sft_for_rl`, how many of its additional samples are repeated ones.
+    """
+    own = [*overrides, *arm.overrides, f"seed={seed}"]
     if not arm.sft_for_rl:
-        return config
+        return load(files, own)
     full = load(files, [*overrides, f"seed={seed}"])
+    sft, inputs = full.sft, run_inputs(full)
+    train, gone = inputs.training, inputs.overlap.not_trained_on
     scored = full.flywheel.iterations * full.flywheel.prompts * full.sampling.group_size
-    if not config.sft.epochs:  # the given model is the cold start: this SFT is the first
-        more = ["sft.epochs=1", f"sft.max_samples={scored}"]
-    elif config.sft.max_samples:
-        more = [f"sft.max_samples={config.sft.max_samples + scored}"]
+
+    def samples(config: Config) -> tuple[int, int]:
+        """The number of a cold start's samples, and of those that the model has learned from before."""
+        seen = seen_samples(train, config)
+        reasoning = config.prompt.reasoning
+        found = cold_start_samples(train, config.sft, reasoning, config.seed, gone, seen).samples
+        return len(found), count_seen(found, seen)
+
+    if not sft.epochs:  # the given model is the cold start: this SFT goes on with others
+        own += [f"sft.max_samples={scored}", f"sft.seen={sft.max_samples or samples(full)[0]}"]
+        n, again = samples(load(files, own))
+        passes, fresh = scored, n - again
+    elif sft.max_samples:
+        own += [f"sft.max_samples={sft.max_samples + scored}"]
+        n, _ = samples(load(files, own))
+        passes, fresh = sft.epochs * (sft.max_samples + scored), max(0, n - sft.max_samples)
     else:
-        inputs, reasoning = run_inputs(full), full.prompt.reasoning
-        gone = inputs.overlap.not_trained_on
-        n = len(cold_start_samples(inputs.training, full.sft, reasoning, full.seed, gone).samples)
-        more = [f"sft.epochs={-(-(config.sft.epochs * n + scored) // n)}"]
-    return load(files, [*overrides, *arm.overrides, f"seed={seed}", *more])
+        n, _ = samples(full)
+        passes, fresh = sft.epochs * n + scored, 0
+    say(f"{arm.name}, seed {seed}: of {scored} more samples {scored - fresh} are repeated, the others new")
+    return load(files, [*own, f"sft.epochs={-(-passes // n)}"])

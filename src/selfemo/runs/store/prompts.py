@@ -19,6 +19,7 @@ from selfemo.method.types import (
     Utterance,
 )
 from selfemo.runs.store.base import Database
+from selfemo.stages.interfaces import Pending
 
 
 def write_distribution(distribution: EmotionDistribution | None) -> str | None:
@@ -64,6 +65,12 @@ def read_prompt(row: Any, *, emotions: bool = True) -> Prompt:
     )
 
 
+_UNANSWERED = (
+    "parent IS NOT NULL AND skipped = 0 AND NOT EXISTS (SELECT 1 FROM rollouts r WHERE r.prompt = p.id)"
+)
+"""Condition on a prompt p: of self-play, inside the length limit, without rollouts."""
+
+
 class Prompts(Database):
     """Queries on prompts; `stages.interfaces.Buffer` describes those that stages use."""
 
@@ -96,15 +103,17 @@ class Prompts(Database):
             raise StoreError(f"{self.path}: no prompt {prompt_id!r}")
         return read_prompt(found[0])
 
-    def pending(self, limit: int, after: int = 0) -> tuple[list[Prompt], int]:
-        rows = self.rows(
-            "SELECT rowid AS place, * FROM prompts p WHERE rowid > ? AND parent IS NOT NULL "
-            "AND skipped = 0 AND NOT EXISTS (SELECT 1 FROM rollouts r WHERE r.prompt = p.id) "
-            "ORDER BY rowid LIMIT ?",
+    def pending(self, after: int = 0) -> tuple[list[Pending], int]:
+        found = self.stream(
+            f"SELECT id, iteration, step FROM prompts p WHERE rowid > ? AND {_UNANSWERED} ORDER BY rowid",
             after,
-            limit,
         )
-        return [read_prompt(r) for r in rows], (rows[-1]["place"] if rows else after)
+        return [Pending(*row) for row in found], int(self.value("SELECT max(rowid) FROM prompts") or 0)
+
+    def unanswered(self, made: range, rounds: int) -> int:
+        round_ = "(iteration - 1) * ? + step"
+        query = f"SELECT count(*) FROM prompts p WHERE {_UNANSWERED} AND {round_} >= ? AND {round_} < ?"
+        return int(self.value(query, rounds, made.start, rounds, made.stop))
 
     def drawn_originals(self) -> int:
         return self._drawn("p.parent IS NULL")

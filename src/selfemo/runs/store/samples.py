@@ -61,15 +61,13 @@ class Samples(Prompts):
         rows = self.dicts("SELECT * FROM samples WHERE used = 1 ORDER BY id")
         return [(row, self.prompt(row["prompt"])) for row in rows]
 
+    def given_samples(self) -> set[str]:
+        """Ids of the prompts whose samples are not of self-play."""
+        return {i for (i,) in self.stream("SELECT prompt FROM samples WHERE source != 'selfplay'")}
+
     def samples_of_stage(self, stage: str) -> int:
         """How many samples a stage added."""
         return int(self.value("SELECT count(*) FROM samples WHERE stage = ?", stage))
-
-    def labels_taught(self) -> frozenset[str]:
-        """Ids of the original prompts whose label a sample that is not of self-play holds."""
-        return frozenset(
-            r[0] for r in self.stream("SELECT DISTINCT prompt FROM samples WHERE source != 'selfplay'")
-        )
 
     def selfplay_samples(self, iteration: int) -> list[SampleValue]:
         which = "WHERE source = 'selfplay' AND iteration = ? ORDER BY id"

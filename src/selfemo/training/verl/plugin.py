@@ -6,7 +6,7 @@ and the settings below. The training loop, the workers and the losses are verl's
     algorithm.adv_estimator = self_grpo      eq. 13, by self_grpo.py
     trainer.v1.trainer_mode = self_grpo      verl's synchronous trainer, with R2 and lambda(t)
     reward.reward_manager.name = selfemo     reads a completion as Policy.decode does
-    algorithm.self_grpo                      rounds, lam_max, lam, secondary, eps, ddof, stop_file
+    algorithm.self_grpo                      before, rounds, lam_max, lam, secondary, eps, ddof, stop_file
 
 R2 (eqs. 11, 12) needs the whole group, but an estimator of verl gets only rewards by token. So R1 is put on
 the last token of a completion, as verl does, and R2 on its first; a completion of one token cannot parse and
@@ -223,7 +223,7 @@ class SelfGrpoTrainer(PPOTrainerSync):
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """verl's method on rewards with R2; afterwards they are R1 alone again, as verl's metrics expect."""
         own = self._own
-        lam = lambda_at(self.global_steps - 1, own.rounds, own.lam_max)
+        lam = lambda_at(own.before + self.global_steps - 1, own.rounds, own.lam_max)
         with open_dict(self.config.algorithm):
             own.lam = lam
         fields = ["rm_scores", "response_mask", "extra_fields", "reward_model"]

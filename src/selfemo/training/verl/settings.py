@@ -13,6 +13,7 @@ from typing import Any
 from selfemo.config import Config, SftConfig
 from selfemo.errors import ConfigError
 from selfemo.models.references import resolve
+from selfemo.training.protocol import RlSpan
 
 MODE = "self_grpo"
 """Name of the advantage estimator and of the trainer in verl's registries."""
@@ -98,7 +99,15 @@ def _cluster(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def rl_overrides(
-    config: Config, model: str, folder: Path, *, train: Path, held: Path, last_step: int, rounds: int
+    config: Config,
+    model: str,
+    folder: Path,
+    *,
+    train: Path,
+    held: Path,
+    last_step: int,
+    rounds: int,
+    span: RlSpan,
 ) -> list[str]:
     """Overrides of `verl.trainer.main_ppo`; the paper's settings give SPEC section 6 (table 12).
 
@@ -106,7 +115,8 @@ def rl_overrides(
         model: folder or hub id that the stage starts from; also the reference of the KL term.
         train, held: prompts of the wave, and prompts to test on.
         last_step: the RL round of the stage after which the wave ends.
-        rounds: RL rounds of the stage: T of lambda(t).
+        rounds: RL rounds of the stage.
+        span: the stages that lambda(t) is counted over.
     """
     c, g, s = config.cluster, config.grpo, config.sampling
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -144,6 +154,7 @@ def rl_overrides(
         f"{actor}.optim.weight_decay": g.weight_decay,
         f"{actor}.optim.betas": list(g.betas),
         f"{actor}.data_loader_seed": config.seed,
+        f"{actor}.shuffle": True,  # a round is drawn with the prompts of self-play first
         f"{actor}.fsdp_config.param_offload": c.offload_policy,
         f"{actor}.fsdp_config.optimizer_offload": c.offload_policy,
         f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
@@ -164,7 +175,8 @@ def rl_overrides(
         f"{rollout}.val_kwargs.do_sample": False,
         "algorithm.adv_estimator": MODE,
         "algorithm.use_kl_in_reward": False,
-        f"+algorithm.{MODE}.rounds": rounds,
+        f"+algorithm.{MODE}.before": span.stage * rounds,
+        f"+algorithm.{MODE}.rounds": span.stages * rounds,
         f"+algorithm.{MODE}.lam_max": g.lam_max,
         f"+algorithm.{MODE}.lam": 0.0,
         f"+algorithm.{MODE}.secondary": config.reward.secondary,

@@ -34,7 +34,7 @@ from selfemo.models.sampler import Message, Sampler
 from selfemo.progress import StopRequest
 from selfemo.training.checkpoints import write_checkpoint, writing_checkpoint
 from selfemo.training.local import LocalTrainer
-from selfemo.training.protocol import Measures, RlItem, SftStep
+from selfemo.training.protocol import Measures, RlItem, RlSpan, SftStep
 from selfemo.training.verl.exchange import (
     measures_of,
     prompt_rows,
@@ -78,7 +78,7 @@ class VerlTrainer:
         self.config, self.stop, self._start, self._local = config, stop, start, local
         self._root = folder.resolve() / "cluster"
         self._stage, self._weights, self._weights_inside = "", "", "."
-        self._rounds = 0
+        self._rounds, self._span = 0, RlSpan()
         self._launch: Launch | None = None
         self._open = ExitStack()
         self._wave = range(0)
@@ -113,8 +113,11 @@ class VerlTrainer:
     def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
         self._begin(stage, weights, ".")
 
-    def begin_rl(self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt]) -> None:
+    def begin_rl(
+        self, stage: str, weights: str, config: GrpoConfig, tests: Sequence[Prompt], span: RlSpan
+    ) -> None:
         self._begin(stage, weights, "actor")
+        self._span = span
         c = self.config.prompt
         fitted = [fit(p, self.encode, c.max_tokens, c.reasoning) for p in tests if p.target]
         held = [f for f in fitted if f is not None]
@@ -236,7 +239,8 @@ class VerlTrainer:
             # The saved position in the data is that of the wave before.
             for position in (self.folder / "states" / f"global_step_{done}").glob("data*.pt"):
                 position.unlink()
-        return self._launched(wave_command(self.config, self._weights, self.folder, self._wave, self._rounds))
+        command = wave_command(self.config, self._weights, self.folder, self._wave, self._rounds, self._span)
+        return self._launched(command)
 
     def sample(
         self, round_: int, prompts: Sequence[Fitted], n: int, seeds: Sequence[int], settings: SamplingSettings
@@ -279,8 +283,10 @@ class VerlTrainer:
         for item in (i for items in minibatches for i in items):
             ours.setdefault(item.prompt, []).append(item.advantage)
         for prompt, found in ours.items():
-            theirs = np.array([r["advantage"] for rows in self._groups[prompt] for r in rows])
-            if not np.allclose(found, theirs, atol=_SAME):
+            theirs = np.array([[r["advantage"] for r in rows] for rows in self._groups[prompt]])
+            # The groups of a prompt that was drawn twice may stand in another order here.
+            same = np.isclose(np.reshape(found, theirs.shape)[:, None], theirs, atol=_SAME).all(-1)
+            if not (same.any(0).all() and same.any(1).all()):
                 raise EngineError(
                     f"{self.folder / 'rollouts' / f'{step}.jsonl'}: prompt {prompt}: verl trained with "
                     f"advantages {theirs.round(4).tolist()}, SELF-GRPO gives "

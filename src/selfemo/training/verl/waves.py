@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import Config
+from selfemo.training.protocol import RlSpan
 from selfemo.training.verl.settings import check_config, rl_command, rl_overrides, weights_path
 
 
@@ -33,17 +34,23 @@ def wave_files(folder: Path, wave: range) -> tuple[Path, Path]:
     return folder / f"wave-from-{wave.start}.parquet", folder / f"wave-from-{wave.start}.json"
 
 
-def wave_command(config: Config, model: str, folder: Path, wave: range, rounds: int) -> list[str]:
-    """The command of a wave of the stage in `folder`; `rounds` are those of the stage."""
+def wave_command(
+    config: Config, model: str, folder: Path, wave: range, rounds: int, span: RlSpan
+) -> list[str]:
+    """The command of a wave of the stage in `folder`; `rounds` are those of the stage, `span` is lambda's."""
     train, held = wave_files(folder, wave)[0], folder / "held.parquet"
     model = weights_path(model)
+    files = {"train": train, "held": held}
     return rl_command(
-        rl_overrides(config, model, folder, train=train, held=held, last_step=wave.stop, rounds=rounds)
+        rl_overrides(config, model, folder, **files, last_step=wave.stop, rounds=rounds, span=span)
     )
 
 
-def plan(config: Config, model: str, folder: Path) -> dict[str, Any]:
-    """The launches of an RL stage of the run in `folder`, from the weights `model`; launches nothing.
+def plan(config: Config, model: str, folder: Path, stages: int = 1) -> dict[str, Any]:
+    """The launches of the first RL stage of the run in `folder`, from the weights `model`; launches nothing.
+
+    Args:
+        stages: RL stages of the run.
 
     Raises: ConfigError: verl cannot run these settings.
     """
@@ -51,7 +58,7 @@ def plan(config: Config, model: str, folder: Path) -> dict[str, Any]:
     stage = folder.resolve() / "cluster" / "iteration-1-rl"
     parts = waves(config)
     rounds, size = parts[-1].stop, config.grpo.prompts_per_step
-    share = config.selfplay.synthetic_share * size
+    share, span = config.selfplay.synthetic_share * size, RlSpan.of(config.grpo, 1, stages)
 
     # The first wave has no synthetic prompts, so the second takes its share too.
     synthetic = [0, *(round(share * b.stop) - round(share * a.stop) for a, b in pairwise(parts))]
@@ -63,7 +70,7 @@ def plan(config: Config, model: str, folder: Path) -> dict[str, Any]:
                 "steps": [w.start + 1, w.stop],
                 "prompts": len(w) * size,
                 "synthetic_at_most": most,
-                "command": wave_command(config, model, stage, w, rounds),
+                "command": wave_command(config, model, stage, w, rounds, span),
             }
             for w, most in zip(parts, synthetic, strict=True)
         ],

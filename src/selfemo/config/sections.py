@@ -1,23 +1,16 @@
-"""Settings: pydantic models and `load()`.
+"""The settings of a run: one pydantic model a section.
 
-Defaults are the paper's where the paper has a value (table 12) and SPEC.md's otherwise; the shipped
-TOML files (`configs/`, found by name) hold what differs. TOML files are merged left to right, then
-`--set a.b=c`; every mistake is reported at once, with the file or override it came from and the nearest
-valid key.
+Defaults are the paper's where the paper has a value (table 12) and SPEC.md's otherwise; the shipped TOML
+files (`configs/`) hold what differs.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from selfemo.errors import ConfigError
 from selfemo.method.prompts import Reasoning
 from selfemo.method.rewards import PRIMARY, SECONDARY
 from selfemo.method.self_grpo import Normalise
@@ -147,6 +140,10 @@ class SftConfig(OptimConfig):
     max_emotion_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Most of max_samples with one emotion as E: if half the data are neutral, a small model learns to say
     nothing else."""
+    seen: Annotated[int, Field(ge=0)] = 0
+    """Cold-start samples that the model has learned from before: others are taken first. Which they are is
+    read from the model's run (model.id, or MODEL.run beside it); where that is not at hand, they are the
+    first of these settings. 0 for none."""
     samples: str = ""
     """A Parquet file of `selfemo coldstart generate`; empty takes the gold data."""
     label_weight: PositiveFloat = 1.0
@@ -180,6 +177,8 @@ class GrpoConfig(OptimConfig):
     gold_weight: NonNegative = 0.0
     """Advantage of the gold E line of each original prompt, which joins its completions [ours]: an anchor of
     cross-entropy on the label that R1 is measured against. Needs causal credit."""
+    lam_span: Literal["run", "stage"] = "run"
+    """What lambda(t) rises over: all RL stages of a run, or each of them anew from 0 (the paper has one)."""
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
     kl_coef: NonNegative = 0.001
@@ -192,6 +191,7 @@ class GateConfig(_Section):
     """Conditions on the best rollout of a group (SPEC section 5, step 3)."""
 
     tau: Fraction = 0.5
+    """Least R1; against a mixed target the right top emotion is enough."""
     min_reply_chars: Positive = 2
     max_reply_chars: Positive = 600
 
@@ -201,6 +201,11 @@ class SelfPlayConfig(_Section):
     """Turns of one episode, the first (real history) included."""
     synthetic_share: Fraction = 8 / 23
     """Share of synthetic prompts in the buffer; the paper mixes 15k original with 8k synthetic."""
+    max_age: Annotated[int, Field(ge=0)] = 0
+    """RL rounds, counted over the run, after which a synthetic prompt is drawn no more; 0 for no limit. The
+    newest are drawn first, so old ones matter where few replies pass the gate. In rounds, since each round
+    moves the policy that wrote them. With verl a prompt waits for the next wave: a limit below the rounds of
+    a wave leaves its first rounds out."""
 
 
 class FlywheelConfig(_Section):
@@ -369,130 +374,3 @@ class Config(_Section):
                 '"emotion" or "all"'
             )
         return self
-
-
-def _keys(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The path of each setting, and of each section, below one."""
-    for name, known in section.model_fields.items():
-        yield (*prefix, name)
-        for kind in (known.annotation, *get_args(known.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _keys(kind, (*prefix, name))
-
-
-def _nearest(path: tuple[str, ...]) -> str:
-    """The valid key most like a wrong one: in its own section, or else anywhere."""
-    keys = list(_keys(Config))
-    beside = [k[-1] for k in keys if k[:-1] == path[:-1]]
-    if near := difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
-        return ".".join([*path[:-1], near[0]])
-    whole = difflib.get_close_matches(".".join(path), map(".".join, keys), n=1, cutoff=0.4)
-    return whole[0] if whole else ""
-
-
-def _flatten(value: Any, prefix: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, dict) and value:
-        for k, v in value.items():
-            yield from _flatten(v, (*prefix, k))
-    else:
-        yield prefix, value
-
-
-def _insert(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for part in path[:-1]:
-        nested = tree.get(part)
-        if not isinstance(nested, dict):
-            nested = tree[part] = {}
-        tree = nested
-    tree[path[-1]] = value
-
-
-def _parse_override(text: str) -> tuple[list[str], Any]:
-    key, separator, value = text.partition("=")
-    path = [p.strip() for p in key.split(".")]
-    if not separator or not all(path):
-        raise ConfigError(f"--set {text}: write it as section.key=value, for example --set seed=3")
-    try:
-        return path, tomllib.loads(f"x = {value.strip()}")["x"]
-    except tomllib.TOMLDecodeError:
-        return path, value.strip()
-
-
-def shipped() -> dict[str, Path]:
-    """The configurations that come with the package, by name."""
-    return {f.stem: f for f in sorted(Path(__file__).with_name("configs").glob("*.toml"))}
-
-
-def _find(name: Path | str) -> Path:
-    """The file of that name, or else the shipped configuration."""
-    path, known = Path(name), shipped()
-    if path.exists() and not (path.is_dir() and str(name) in known):
-        return path
-    if str(name) in known:
-        return known[str(name)]
-    near = difflib.get_close_matches(path.stem, known, n=1)
-    raise ConfigError(
-        f"{name}: no such configuration file"
-        + (f"; did you mean -c {near[0]}?" if near else ";")
-        + f" shipped with the package: {', '.join(known)}"
-    )
-
-
-def load(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Config:
-    """Merge TOML files left to right, then overrides, over the defaults.
-
-    Args:
-        files: paths, or names of shipped configurations; a file goes before a name.
-        overrides: `section.key=value`.
-
-    Raises:
-        ConfigError: a missing or broken file, or all unknown keys and bad values, each with its origin.
-    """
-    tree: dict[str, Any] = {}
-    origin: dict[tuple[str, ...], str] = {}
-    for file in files:
-        try:
-            content = tomllib.loads(_find(file).read_text(encoding="utf-8-sig"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
-            raise ConfigError(f"{file}: cannot be read as TOML: {e}") from None
-        for path, value in _flatten(content):
-            _insert(tree, path, value)
-            origin[path] = str(file)
-    for text in overrides:
-        key, value = _parse_override(text)
-        _insert(tree, key, value)
-        origin[tuple(key)] = f"--set {text}"
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as e:
-        raise ConfigError(_explain(e, origin)) from None
-
-
-def _explain(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
-    lines = []
-    for item in error.errors():
-        path = tuple(str(p) for p in item["loc"])
-        where = next((o for p, o in origin.items() if p[: len(path)] == path or path[: len(p)] == p), "")
-        text = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            near = _nearest(path)
-            text = "unknown key" + (f"; did you mean {near}?" if near else "")
-        elif path and "input" in item and not isinstance(item["input"], dict):
-            text = f"{text} (got {item['input']!r})"
-        key = ".".join(path)
-        lines.append(": ".join(part for part in (where, key, text) if part))
-    return "\n".join(lines)
-
-
-def to_toml(config: Config) -> str:
-    """The resolved configuration as TOML that `load` reads back to an equal one."""
-    return "\n\n".join(_tables("", config.model_dump(mode="json", exclude_none=True))) + "\n"
-
-
-def _tables(name: str, section: dict[str, Any]) -> Iterator[str]:
-    # JSON strings, numbers, booleans and arrays are also TOML; TOML has no null, which was left out.
-    lines = [f"{k} = {json.dumps(v)}" for k, v in section.items() if not isinstance(v, dict)]
-    yield "\n".join([f"[{name}]", *lines] if name else lines)
-    for key, inner in section.items():
-        if isinstance(inner, dict):
-            yield from _tables(f"{name}.{key}" if name else key, inner)

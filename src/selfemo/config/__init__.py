@@ -1,0 +1,47 @@
+"""Settings of a run: `load()` reads them from TOML files; `Config` holds them, a model a section."""
+
+from selfemo.config.loading import load, shipped, to_toml
+from selfemo.config.sections import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    FlywheelConfig,
+    GateConfig,
+    GrpoConfig,
+    GuardAction,
+    GuardConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    PromptConfig,
+    RewardConfig,
+    SamplingConfig,
+    SaveConfig,
+    SelfPlayConfig,
+    SftConfig,
+)
+
+__all__ = [
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "FlywheelConfig",
+    "GateConfig",
+    "GrpoConfig",
+    "GuardAction",
+    "GuardConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PromptConfig",
+    "RewardConfig",
+    "SamplingConfig",
+    "SaveConfig",
+    "SelfPlayConfig",
+    "SftConfig",
+    "load",
+    "shipped",
+    "to_toml",
+]
