@@ -25,11 +25,7 @@ gpu = torch.cuda.is_available()
 tokenizer = AutoTokenizer.from_pretrained(resolve(cli.model))
 conversations = load(cli.data).conversations
 split = {
-    name: prompt_dataset(
-        [c for c in conversations if c.split == name],
-        tokenizer,
-        max_prompt_tokens=512,
-    )
+    name: prompt_dataset([c for c in conversations if c.split == name], tokenizer, max_prompt_tokens=512)
     for name in ("train", "test")
 }
 peft_config = None
