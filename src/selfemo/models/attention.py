@@ -3,7 +3,9 @@
 A packed tree (packing.py) is a row of runs: the first sequence, then the tokens that each further sequence
 does not share. A run attends to its ancestors and causally to itself, so its scores are a
 rectangle of (run length, path length) and the row's work is the sum of these, not the square of its
-length: 2.4 times less for eight replies of 96 tokens to a prompt of 1,000.
+length: 2.4 times less for eight replies of 96 tokens to a prompt of 1,000. Runs of a few tokens, as of E
+lines and of the turns of one conversation, are one masked call against their tree: there the gathering of
+a run's path, and its gradient, would cost more than the scores.
 
 Registered with transformers as the attention implementation `IMPLEMENTATION`; without a `TreePlan` it is
 transformers' own scaled dot product attention.
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -28,6 +31,10 @@ from selfemo.models.packing import Pack
 IMPLEMENTATION = "selfemo_tree"
 _FEW_QUERIES = 64
 """Up to here keys are not repeated for the query heads that share them."""
+_SHORT = 64
+"""Most tokens of a run that joins the masked call of its tree."""
+_SCORES = 1 << 20
+"""About the most scores of such a call for one head; bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +53,96 @@ class Span:
 
 
 @dataclass(frozen=True)
-class TreePlan:
-    """The runs of each row of packed trees, and the padded row length."""
+class ShortRuns:
+    """The tokens of several short runs of one tree.
 
-    rows: tuple[tuple[Span, ...], ...]
+    Attributes:
+        tokens: (n,) their places in the row.
+        first, stop: the part of the row that holds their ancestors and themselves.
+        mask: (n, stop - first) bool, true where a token may attend.
+    """
+
+    tokens: torch.Tensor
+    first: int
+    stop: int
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How a row is divided.
+
+    Attributes:
+        runs: runs with a call of their own.
+        short: the others, by tree.
+        stop: the row's length without padding.
+        order: (stop,) where each token of the row stands in the results of `runs`, then `short`; None where
+            they are in order.
+    """
+
+    runs: tuple[Span, ...]
+    short: tuple[ShortRuns, ...]
+    stop: int
+    order: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class TreePlan:
+    """The plan of each row of packed trees, and the padded row length."""
+
+    rows: tuple[RowPlan, ...]
     length: int
 
 
 def plan(packs: Sequence[Pack], length: int, device: torch.device | str) -> TreePlan:
     """The runs of packed trees that are padded to `length`."""
-    rows = []
-    for p in packs:
-        runs: list[Span] = []
-        for start, stop, path in p.runs():
-            if start == 0:
-                runs.append(Span(0, stop, None, None))
-                continue
-            mask = torch.ones(stop - start, len(path), dtype=torch.bool).tril(len(path) - (stop - start))
-            runs.append(Span(start, stop, torch.from_numpy(path).to(device), mask.to(device)))
-        rows.append(tuple(runs))
-    return TreePlan(tuple(rows), length)
+    return TreePlan(tuple(_row_plan(p, device) for p in packs), length)
+
+
+def _row_plan(pack: Pack, device: torch.device | str) -> RowPlan:
+    runs, short, tokens = list[Span](), list[ShortRuns](), list[np.ndarray]()
+    waiting: list[tuple[int, int, np.ndarray]] = []
+    root = 0
+
+    def close() -> None:
+        if waiting:
+            short.append(_short_runs(waiting, root, device))
+        waiting.clear()
+
+    for start, stop, path in pack.runs():
+        if path[0] != root:  # a run of another tree
+            close()
+            root = int(path[0])
+        elif sum(b - a for a, b, _ in waiting) * (stop - root) > _SCORES:
+            close()
+        if start > 0 and stop - start <= _SHORT:
+            waiting.append((start, stop, path))
+            continue
+        tokens.append(np.arange(start, stop))
+        if start == 0:
+            runs.append(Span(0, stop, None, None))
+            continue
+        mask = torch.ones(stop - start, len(path), dtype=torch.bool).tril(len(path) - (stop - start))
+        runs.append(Span(start, stop, torch.from_numpy(path).to(device), mask.to(device)))
+    close()
+    order = None
+    if short:
+        flat = torch.cat([torch.from_numpy(np.concatenate(tokens)), *(s.tokens.cpu() for s in short)])
+        order = flat.argsort().to(device)
+    return RowPlan(tuple(runs), tuple(short), len(pack), order)
+
+
+def _short_runs(
+    found: Sequence[tuple[int, int, np.ndarray]], first: int, device: torch.device | str
+) -> ShortRuns:
+    tokens = np.concatenate([np.arange(start, stop) for start, stop, _ in found])
+    end = int(tokens[-1]) + 1
+    mask, row = np.zeros((len(tokens), end - first), dtype=bool), 0
+    for start, stop, path in found:
+        n = stop - start
+        mask[row : row + n, path - first] = np.tri(n, len(path), len(path) - n, dtype=bool)
+        row += n
+    return ShortRuns(torch.from_numpy(tokens).to(device), first, end, torch.from_numpy(mask).to(device))
 
 
 def tree_attention(
@@ -89,27 +166,44 @@ def tree_attention(
         )
         return out
     rows = []
-    for q, k, v, runs in zip(query.unbind(), key.unbind(), value.unbind(), tree.rows, strict=True):
+    for q, k, v, row in zip(query.unbind(), key.unbind(), value.unbind(), tree.rows, strict=True):
         parts = []
-        for run in runs:
+        for run in row.runs:
             if run.path is None:
                 ks, vs = k[:, : run.stop], v[:, : run.stop]
             else:
                 ks, vs = k.index_select(1, run.path), v.index_select(1, run.path)
-            part = functional.scaled_dot_product_attention(
-                q[None, :, run.start : run.stop],
-                ks.repeat_interleave(share, 0)[None],
-                vs.repeat_interleave(share, 0)[None],
-                attn_mask=run.mask,
-                dropout_p=dropout,
-                is_causal=run.mask is None,
-                scale=scaling,
-            )
-            parts.append(part[0])
-        if padding := tree.length - runs[-1].stop:
+            parts.append(_attend(q[:, run.start : run.stop], ks, vs, run.mask, dropout, scaling))
+        for some in row.short:
+            ks, vs = k[:, some.first : some.stop], v[:, some.first : some.stop]
+            parts.append(_attend(q.index_select(1, some.tokens), ks, vs, some.mask, dropout, scaling))
+        if row.order is not None:
+            parts = [torch.cat(parts, 1).index_select(1, row.order)]
+        if padding := tree.length - row.stop:
             parts.append(q.new_zeros(q.shape[0], padding, q.shape[2]))
         rows.append(torch.cat(parts, 1))
     return torch.stack(rows).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """(h, m, d) outputs for queries (h, m, d) over keys (g, p, d); causal where there is no mask."""
+    share = q.shape[0] // k.shape[0]
+    return functional.scaled_dot_product_attention(
+        q[None],
+        k.repeat_interleave(share, 0)[None],
+        v.repeat_interleave(share, 0)[None],
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+    )[0]
 
 
 def _few_queries(
