@@ -71,6 +71,11 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
 
         return run
 
+    def rl_prompts() -> Row:
+        from benchmarks.rl_rate import rl_prompts
+
+        return rl_prompts(args.model, args.data, args.repeats, args.micro)
+
     n, groups, micro = args.repeats, args.groups, args.micro
     return {
         "update-1000": training("policy_update", 1000, n, 4.5, micro, groups),
@@ -78,6 +83,7 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
         "rollouts-400": generation("rollouts", 400, n, args.rollout_groups),
         "rollouts-1000": generation("rollouts", 1000, n, args.rollout_groups),
         "rl-step": training("rl_step", args.data, n, micro, groups),
+        "rl-prompts": rl_prompts,
         "memory": lambda: _memory(args),
         "evaluation": generation("evaluation", args.prompts, args.batch),
         "sft-step": training("sft_step", args.data, n, args.sft_batch),
