@@ -14,7 +14,7 @@ from typing import Any
 from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.evaluation.experiments.arms import Arm, arms_for, config_of
-from selfemo.evaluation.experiments.compare import FinishedArm, compared, same_labels
+from selfemo.evaluation.experiments.compare import FinishedArm, compared, same_labels, same_labels_line
 from selfemo.evaluation.experiments.runs import Keep, PlannedRun, complete_run, complete_side_by_side
 from selfemo.evaluation.predictions import label_sets
 from selfemo.evaluation.summary import Draw
@@ -160,9 +160,4 @@ def _add_same_labels(
             continue
         for run, found in zip(record["runs"], same_labels(mine, by_name[name]), strict=True):
             run["same_labels"] = found
-            are = "the same" if found["equal"] else "NOT the same"
-            n, m = found["draws"]
-            say(
-                f"{mine.arm.name}, seed {run['seed']}: {are} labels as {name} "
-                f"({n} draws against {m}, {found['common']} in common)"
-            )
+            say(same_labels_line(mine.arm.name, run))

@@ -115,6 +115,16 @@ def same_labels(mine: FinishedArm, other: FinishedArm) -> list[dict[str, Any]]:
     ]
 
 
+def same_labels_line(arm: str, run: Mapping[str, Any]) -> str:
+    """One line on a run's record with `same_labels`."""
+    found = run["same_labels"]
+    are, (mine, theirs) = "the same" if found["equal"] else "NOT the same", found["draws"]
+    return (
+        f"{arm}, seed {run['seed']}: {are} labels as {found['arm']} ({mine} draws against {theirs}, "
+        f"{found['common']} in common)"
+    )
+
+
 def compared(mine: FinishedArm, full: FinishedArm | None, labels: Mapping[str, LabelSet]) -> dict[str, Any]:
     """The record of an arm in ablation.json; `full` is None for the full arm itself."""
     scores = mine.scores()
