@@ -310,6 +310,31 @@ def test_a_stage_whose_launches_die_ends_as_one_that_did_not(
     assert torn.content() == whole.content()
 
 
+def test_shuffled_targets_do_not_depend_on_deaths_either(
+    tiny_model: Path, tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next prompts of each round are shuffled here, whatever engine sampled it."""
+    shuffled = ("selfplay.targets=shuffled", "grpo.prompts_per_step=4", "grpo.mini_batch=4")
+    whole = Train(small(tiny_model, *shuffled), tmp_path / "whole")
+    counts = whole.train()
+    children = whole.store.rows("SELECT id, stage, step FROM prompts WHERE parent IS NOT NULL")
+    made = {(r["step"], r["id"]) for r in children}
+    rounds = {m["step"]: m["targets_from"] for m in whole.store.metrics() if m["stage"] == "iteration-1-rl"}
+    assert {(step, i) for step, sources in rounds.items() for i in sources} == made
+    for sources in rounds.values():
+        assert sorted(sources.values()) == sorted(sources)
+        assert all((a == b) == (len(sources) == 1) for a, b in sources.items())
+    assert counts["targets_shuffled"] + counts["targets_own"] == len(children) > 4
+    torn = Train(small(tiny_model, *shuffled), tmp_path / "torn")
+    for step in (1, 2):
+        monkeypatch.setenv("DIE_AFTER", str(step))
+        with pytest.raises(EngineError, match="out of memory on GPU 3"):
+            torn.train()
+    monkeypatch.delenv("DIE_AFTER")
+    torn.train()
+    assert torn.content() == whole.content()
+
+
 def test_a_launch_whose_starter_was_killed_is_taken_up(
     tiny_model: Path, tmp_path: Path, student: Path
 ) -> None:

@@ -26,6 +26,7 @@ from selfemo.evaluation.summary import finish
 from selfemo.progress import Stopped, StopRequest
 from selfemo.reports.figures import draw
 from selfemo.runs.folder import RunFolder
+from selfemo.stages.flywheel import labels_record
 from tests.support.runs import (
     SHORT,
     Silent,
@@ -254,7 +255,8 @@ def test_a_model_that_never_parses_is_reported_not_a_crash(
     )
     run = evolve(tmp_path / "run", config, Silent())
     info = json.loads(run.store.stage("iteration-1-rl")["info"])
-    assert info == {"unparsed": 6}
+    assert info.pop("labels_digest") == labels_record(run.store.labels_drawn())["labels_digest"]
+    assert info == {"unparsed": 6, "labels": 6, "labelled_prompts": 6}
     refit = json.loads(run.store.stage("iteration-1-refit")["info"])
     assert refit["refit"].startswith("none")
     summary = finish(run, draw)

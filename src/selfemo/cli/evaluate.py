@@ -15,7 +15,7 @@ _JUDGES = "NAME=URL,model=MODEL or local; may be repeated."
 _TRAINED = "A source that the model was trained on, besides those of its run; may be repeated."
 _ARMS = (
     "An arm beside the full one, in place of those of table 2: vanilla-grpo, original-only, gold-cold-start, "
-    "sft-only, cold-start, backbone, or a TOML file; may be repeated."
+    "sft-only, same-labels, replay-only, placebo, cold-start, backbone, or a TOML file; may be repeated."
 )
 
 

@@ -206,6 +206,19 @@ class SelfPlayConfig(_Section):
     newest are drawn first, so old ones matter where few replies pass the gate. In rounds, since each round
     moves the policy that wrote them. With verl a prompt waits for the next wave: a limit below the rounds of
     a wave leaves its first rounds out."""
+    targets: Literal["declared", "shuffled"] = "declared"
+    """The target of a next prompt: the S that was declared (eq. 7), or, as a control, the S of another
+    episode of the same round and label set. Then the labels are as frequent as before and say nothing of the
+    reply. The only episode of its label set in a round keeps its own S, which is counted and told."""
+
+    @model_validator(mode="after")
+    def _something_to_shuffle(self) -> SelfPlayConfig:
+        if self.targets == "shuffled" and (self.max_turns == 1 or self.synthetic_share == 0):
+            raise ValueError(
+                'targets = "shuffled" with max_turns = 1 or synthetic_share = 0: there are no next prompts '
+                'whose targets could be shuffled; use targets = "declared"'
+            )
+        return self
 
 
 class FlywheelConfig(_Section):
@@ -231,6 +244,10 @@ class FlywheelConfig(_Section):
     """Cap on the share of any one emotion among the self-play samples that join the SFT set."""
     replay: Fraction = 1.0
     """Share of the earlier SFT set that a refit sees again (1 with refit = "base")."""
+    refit_on: Literal["all", "replay"] = "all"
+    """The samples of a refit: those of self-play and the replayed ones, or, as a control, replayed samples of
+    the cold start alone. They are as many as with "all", for the same number of optimiser steps: those that
+    "all" would replay, then others of the cold start, and again the same where it has no more."""
     refit_epochs: Positive = 3
     refit_lr: PositiveFloat | None = None
     """Learning rate of a refit; without it, the cold start's."""
@@ -241,6 +258,19 @@ class FlywheelConfig(_Section):
             raise ValueError(
                 'replay below 1 with refit = "base" would train the base model without its cold '
                 'start; use refit = "policy" or replay = 1'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_replay(self) -> FlywheelConfig:
+        if self.refit_on == "replay" and self.refit == "none":
+            raise ValueError(
+                'refit_on = "replay" with refit = "none": there is no refit whose samples it could choose; '
+                'use refit = "policy" or "base"'
+            )
+        if self.refit_on == "replay" and self.replay == 0:
+            raise ValueError(
+                'refit_on = "replay" with replay = 0: the refit would have no samples; raise replay'
             )
         return self
 
@@ -354,6 +384,17 @@ class Config(_Section):
         if self.grpo.gold_weight and self.grpo.credit != "causal":
             raise ValueError(
                 'grpo.gold_weight adds gold E lines, which needs grpo.credit = "causal" (E lines alone)'
+            )
+        if self.grpo.gold_weight and self.prompt.reasoning != "none":
+            raise ValueError(
+                "grpo.gold_weight teaches the gold E line right behind the prompt, and prompt.reasoning = "
+                f"{self.prompt.reasoning!r} has the model reason first; set gold_weight = 0 or reasoning = "
+                '"none"'
+            )
+        if self.selfplay.targets == "shuffled" and min(self.grpo.prompts_per_step, self.flywheel.prompts) < 2:
+            raise ValueError(
+                'selfplay.targets = "shuffled" needs two episodes in a round, and grpo.prompts_per_step or '
+                "flywheel.prompts is 1; raise it"
             )
         if not self.grpo.reward_weight and not self.grpo.gold_weight:
             raise ValueError("grpo.reward_weight and grpo.gold_weight are both 0: RL would learn nothing")

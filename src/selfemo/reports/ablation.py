@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfemo.evaluation.experiments.compare import FIT, SIGNAL
+from selfemo.evaluation.experiments.compare import FIT, SIGNAL, same_labels_line
 from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_text
 from selfemo.reports import figures
@@ -100,6 +100,8 @@ def _markdown(result: Mapping[str, Any]) -> str:
         [r["model"], r["synthetic"], r["original"], *(f"{v:.2f}" for v in r["accuracy"].values())]
         for r in published()["table2"]
     ]
+    runs = [(a["name"], r) for a in result["arms"] for r in a["runs"] if "same_labels" in r]
+    labels = "".join(f"- {same_labels_line(name, run)}\n" for name, run in runs)
     paper_header = ["model", "synthetic", "original", "EmoryNLP", "IEMOCAP", "MELD", "AVG"]
     return (
         f"# Ablation (table 2): {result['seeds']} seeds, {result['prompts']} prompts each\n\n"
@@ -109,6 +111,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
         + render(*ablation_table(result), "markdown")
         + "\n"
         + render(["arm", "row of table 2", "what", "overrides"], arms, "markdown")
+        + (f"\nGold labels that RL drew:\n\n{labels}" if labels else "")
         + "\nWhat is predicted:\n\n"
         + render(*share_table(result), "markdown")
         + "\nWhat RL had to learn from: means over its groups. A group whose completions have one R1, or one "

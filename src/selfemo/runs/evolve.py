@@ -12,7 +12,8 @@ its start) and continues from there. All random choices depend only on the seed 
 run equals an uninterrupted one. The caller gives the function that scores a checkpoint.
 
 Departures from the paper [ours]: flywheel.refit = "policy" trains the RL policy further instead of the
-base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteration's model.
+base model (step (b) of algorithm 1); "none" keeps the RL policy as the iteration's model;
+flywheel.refit_on = "replay" trains it on samples of the cold start alone, as a control.
 """
 
 from __future__ import annotations
@@ -32,16 +33,18 @@ from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import COLD, NO_REFIT, START, RunFolder, evaluation_name, policy_name
 from selfemo.runs.inputs import cold_start_samples, count_seen, more_labels, run_inputs, seen_samples, turn_of
 from selfemo.runs.overlap import note_overlap
-from selfemo.runs.store import Store
+from selfemo.runs.store import SampleRow, Store
 from selfemo.runs.training_state import TrainingState, train
 from selfemo.seeds import rng
-from selfemo.stages.flywheel import add_sample, cap_emotions, original_prompts
+from selfemo.stages.flywheel import add_sample, cap_emotions, labels_record, original_prompts, replay_alone
 from selfemo.stages.rl import rl_plan, rl_stage
 from selfemo.stages.selfplay import fit_all, persona_book
 from selfemo.stages.unlabelled import unlabelled_prompts
 from selfemo.training import open_trainer
 from selfemo.training.protocol import RlSpan, Trainer, finite_means
 
+Sample = tuple[SampleRow, Prompt]
+"""A sample of the store with its prompt."""
 Evaluate = Callable[
     [Sampler, Sequence[Conversation], Store, str, Config, Callable[[int], None]], dict[str, Any]
 ]
@@ -193,15 +196,22 @@ def cold_start(
 def _fit(
     run: RunFolder, state: TrainingState, sft: SftConfig, epochs: int, replay: float, iteration: int
 ) -> dict[str, Any]:
-    """Train on the SFT set in the store: all of `iteration`'s samples, a share `replay` of the others."""
+    """Train on the SFT set in the store: all of `iteration`'s samples, a share `replay` of the others.
+
+    With flywheel.refit_on = "replay" a refit trains on as many samples of the cold start instead.
+    """
     config, stage, trainer = run.config, state.stage, state.trainer
+    everything = run.store.samples()
     chosen = [
         (row, prompt)
-        for row, prompt in run.store.samples()
+        for row, prompt in everything
         if row["iteration"] == iteration
         or replay >= 1
         or rng(config.seed, stage, "replay", row["id"]).random() < replay
     ]
+    told: dict[str, int] = {}
+    if iteration and config.flywheel.refit_on == "replay":
+        chosen, told = _replayed(run, state, chosen, everything)
     fitted, counts = fit_all(
         [p for _, p in chosen], trainer.encode, config.prompt.max_tokens, config.prompt.reasoning
     )
@@ -224,7 +234,42 @@ def _fit(
             loss = record.get("loss")
             advance(1, "no finite loss" if loss is None else f"loss {loss:.3f}")
             state.after(trainer, step.index + 1, total)
-    return {"samples": len(samples), "steps": total, **counts}
+    return {"samples": len(samples), "steps": total, **told, **counts}
+
+
+def _replayed(
+    run: RunFolder, state: TrainingState, chosen: Sequence[Sample], everything: Sequence[Sample]
+) -> tuple[list[Sample], dict[str, int]]:
+    """As many samples of the cold start as there are in `chosen`, for a refit without self-play.
+
+    Prompts over the length limit count for nothing, so that the optimiser steps are as many as on `chosen`.
+
+    Returns:
+        the samples, and counts: `replayed` different ones; `in_place_of_selfplay`; `repeated`, how many of
+        them occur before in the list.
+    """
+    config, stage = run.config, state.stage
+    limit, reasoning = config.prompt.max_tokens, config.prompt.reasoning
+    fits, _ = fit_all([p for _, p in everything], state.trainer.encode, limit, reasoning)
+    inside = {f.prompt.id for f in fits}
+    known = {r["id"]: (r, p) for r, p in everything if p.id in inside and r["source"] != "selfplay"}
+    wanted = [r["id"] for r, p in chosen if p.id in inside]
+    drawn = [i for i in wanted if i in known]
+    others = sorted(known.keys() - set(drawn))
+    if not known:
+        raise DataError(
+            f'flywheel.refit_on = "replay": no sample of the cold start fits prompt.max_tokens = {limit}; '
+            "raise it"
+        )
+    ids = replay_alone(len(wanted), drawn, others, rng(config.seed, stage, "replay alone"))
+    counts = {
+        "replayed": len(set(ids)),
+        "in_place_of_selfplay": len(wanted) - len(drawn),
+        "repeated": len(ids) - len(set(ids)),
+    }
+    if n := counts["repeated"]:
+        run.reporter.say(f"{stage}: {n} of {len(ids)} samples are repeated, since the cold start has no more")
+    return [known[i] for i in ids], counts
 
 
 def rl(
@@ -277,13 +322,16 @@ def rl(
         if old := counts.get("too_old"):
             limit_of_age = f"selfplay.max_age = {config.selfplay.max_age}"
             run.reporter.say(f"{name}: {old} prompts of self-play passed {limit_of_age} unanswered")
+        if own := counts.get("targets_own"):
+            of = f"of {own + counts['targets_shuffled']} prompts of self-play {own} kept their own target"
+            run.reporter.say(f"{name}: {of}, since no other of their label set passed in their round")
         if left_out := len(drawn) - len(inside):
             counts["originals_too_long"] = left_out
         if taught:
             counts["originals_taught"] = len(inside) - len(usable)
         if trainer.whole_rounds and (rest := plan.prompts % plan.prompts_per_round):
             counts["prompts_of_no_whole_batch"] = rest
-        return dict(counts)
+        return counts | labels_record(run.store.labels_drawn(name))
 
     def work() -> dict[str, Any]:
         more, read = _unlabelled(run, trainer, training, start, name)
@@ -321,6 +369,8 @@ def refit(run: RunFolder, trainer: Trainer, after_rl: str, iteration: int) -> st
         if fly.refit == "none" or not info["used"]:
             run.copy_checkpoint(after_rl, name)
             return info | {"refit": NO_REFIT}
+        if fly.refit_on == "replay":
+            info |= {"used": 0, "left_out": info["used"]}
         base = START if fly.refit == "base" else after_rl
         sft = run.config.sft
         if fly.refit_lr is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -151,6 +151,17 @@ def too_old(buffer: Buffer, stage: range, rounds: int, max_age: int) -> int:
     return buffer.unanswered(range(stage.start - max_age - 1, stage.stop - max_age - 1), rounds)
 
 
+def labels_record(drawn: Mapping[tuple[str, str], int]) -> dict[str, int | str]:
+    """The labels that RL drew, in short: draws, different prompts, and a digest that equal multisets share.
+
+    Args:
+        drawn: how often each prompt was drawn, by (id, label) (`Store.labels_drawn`).
+    """
+    text = "\n".join(f"{i}\x1f{label}\x1f{n}" for (i, label), n in sorted(drawn.items()))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"labels": sum(drawn.values()), "labelled_prompts": len(drawn), "labels_digest": digest}
+
+
 _LEVELS = 1 << 12
 
 
@@ -200,6 +211,33 @@ def select_samples(emotions: Sequence[str], rewards: Sequence[float], max_share:
             left[emotions[i]] -= 1
             kept[i] = False
     return kept
+
+
+def replay_alone(
+    size: int, drawn: Sequence[int], others: Sequence[int], generator: np.random.Generator
+) -> list[int]:
+    """The samples of a refit without self-play: `size` ids of samples of the cold start [ours].
+
+    First those that the refit replays anyway, then others in a random order, then all again, so that no
+    sample occurs twice more often than another. Ids are in order within each pass: samples of one
+    conversation stay together.
+
+    Args:
+        drawn: ids of the samples that the refit replays.
+        others: ids of the other samples of the cold start.
+
+    Raises:
+        ValueError: there is no sample at all.
+    """
+    whole = np.array([*drawn, *others], dtype=np.int64)
+    if not len(whole):
+        raise ValueError("no sample to replay")
+    queue = [*drawn, *generator.permutation(np.array(others, dtype=np.int64)).tolist()]
+    found: list[int] = []
+    while len(found) < size:
+        found += sorted(queue[: size - len(found)])
+        queue = generator.permutation(whole).tolist()
+    return found
 
 
 def cap_emotions(buffer: Buffer, iteration: int, max_share: float) -> dict[str, int]:

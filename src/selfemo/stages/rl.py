@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from selfemo.config import Config, GrpoConfig, PromptConfig
+from selfemo.config import Config, GrpoConfig, PromptConfig, SelfPlayConfig
 from selfemo.method.prompts import Fitted, format_recognition
 from selfemo.method.types import Place, Prompt, Rollout, RolloutGroup
 from selfemo.seeds import derive, rng
@@ -30,6 +30,7 @@ from selfemo.stages.selfplay import (
     Turn,
     fit_all,
     next_prompt,
+    next_targets,
     sample_groups,
     score_group,
     take_turns,
@@ -107,8 +108,8 @@ def rl_stage(
         on_round: called with the metrics of each round.
 
     Returns:
-        Counts over the whole stage: verdicts of the gate, prompts shortened or too long, prompts of self-play
-        that passed selfplay.max_age unanswered ("too_old").
+        Counts over the whole stage: verdicts of the gate, prompts shortened or too long, shuffled targets
+        (`selfplay.next_targets`), prompts of self-play that passed selfplay.max_age unanswered ("too_old").
     """
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
@@ -121,7 +122,7 @@ def rl_stage(
 
                 # sample
                 sample = partial(trainer.sample, round_)
-                sampled = sample_groups(sample, now.fitted, config, at)
+                sampled = sample_groups(sample, now.fitted, config, at, replies=replies)
 
                 # score, over the whole history: the length limit is for the model alone
                 whole = {p.id: p for p in now.drawn}
@@ -138,7 +139,8 @@ def rl_stage(
                     rl_items(f, t.group, grpo, trainer.encode_text)
                     for f, t in zip(now.fitted, turns, strict=True)
                 ]
-                minibatches = mini_batches(items, grpo.mini_batch, derive(config.seed, stage, round_))
+                seed = derive(config.seed, stage, round_)
+                minibatches = mini_batches(items, grpo.mini_batch, seed)
                 first = round_ * plan.steps_per_round
                 rates = [
                     learning_rate(grpo, first + k, plan.total_steps) * watch.scale(round_)
@@ -147,7 +149,7 @@ def rl_stage(
                 measures = trainer.update(round_, minibatches, grpo, rates) if items else {}
 
                 # what passed is kept, with its next prompt
-                record = _keep_round(buffer, at, now, turns, persona_of, play.max_turns, lam, measures, watch)
+                record = _keep_round(buffer, at, now, turns, persona_of, play, seed, lam, measures, watch)
                 on_round(record)
                 watch.after(trainer, round_ + 1, plan.rounds)
     counts = stage_counts(buffer, stage)
@@ -248,7 +250,8 @@ def _keep_round(
     prompts: Round,
     turns: Sequence[Turn],
     persona_of: PersonaOf,
-    max_turns: int,
+    play: SelfPlayConfig,
+    seed: int,
     lam: float,
     measures: Measures,
     watch: Watch,
@@ -256,30 +259,35 @@ def _keep_round(
     """Put a round into the buffer as one transaction; returns its metrics.
 
     Prompts without a turn are marked as skipped; a turn that passed gives an SFT sample and, up to
-    `max_turns`, its next prompt.
+    selfplay.max_turns, its next prompt.
+
+    Args:
+        seed: of this round, for `next_targets`.
     """
     played = {t.group.prompt.id for t in turns}
     with buffer.transaction():
         buffer.add_prompts(prompts.drawn, at)
         buffer.skip(p.id for p in prompts.drawn if p.id not in played)
-        kept = 0
+        kept, following = 0, []
         for turn in turns:
             buffer.add_group(turn.group, at, turn.best, turn.verdict)
             if turn.verdict == PASS:
                 prompt, completion = turn.group.prompt, turn.completion
                 assert completion is not None
-                if prompt.lineage.turn + 1 < max_turns:
+                if prompt.lineage.turn + 1 < play.max_turns:
                     tag = f"{at.stage}.{at.step}"
-                    following = next_prompt(prompt, completion, persona_of, at.iteration, tag)
-                    buffer.add_prompts([following], at)
+                    following.append(next_prompt(prompt, completion, persona_of, at.iteration, tag))
                 r1 = turn.group.rollouts[turn.best].r1
                 kept += add_sample(buffer, prompt, completion, r1, at, "selfplay")
+        following, shuffling = next_targets(following, play, seed)
+        buffer.add_prompts(following, at)
         record = {
             "iteration": at.iteration,
             "lambda": lam,
             **_group_measures(turns),
             **measures,
             "kept": kept,
+            **shuffling,
             "lengths": dict(prompts.lengths),
         }
         watch.look(at.step, record)
@@ -288,10 +296,11 @@ def _keep_round(
 
 
 def stage_counts(buffer: Buffer, stage: str) -> dict[str, int]:
-    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long."""
+    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long, shuffled targets."""
     counts = Counter(buffer.verdicts(stage))
     for record in buffer.stage_metrics(stage):
         counts.update(record.get("lengths", {}))
+        counts.update(record.get("targets", {}))
     return dict(counts)
 
 

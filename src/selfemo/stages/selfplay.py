@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfemo.config import Config, GrpoConfig, RewardConfig, SamplingConfig
+from selfemo.config import Config, GrpoConfig, RewardConfig, SamplingConfig, SelfPlayConfig
 from selfemo.method.prompts import Fitted, Reasoning, fit
 from selfemo.method.scoring import score_completions, with_rest
 from selfemo.method.types import (
     Completion,
     Conversation,
     FailureKind,
+    LabelSet,
     Lineage,
     Persona,
     Place,
@@ -28,7 +29,7 @@ from selfemo.method.types import (
 )
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Message, Sampler
-from selfemo.seeds import derive
+from selfemo.seeds import derive, rng
 from selfemo.stages.gate import NO_REPLY, PASS, gate
 from selfemo.stages.interfaces import Buffer
 
@@ -113,6 +114,66 @@ def next_prompt(
     )
 
 
+def shuffle_targets(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], dict[str, str]]:
+    """Next prompts of one round, each with the target of another one of its label set [ours].
+
+    The control of eq. 7 (`selfplay.targets = "shuffled"`): each target is given once, so that labels are as
+    frequent as before. Within a label set a random cycle goes through all prompts, so that none keeps its
+    own; one that is alone in its label set does. The history keeps the S that was declared.
+
+    Args:
+        prompts: with distinct ids, each of an episode of its own.
+        seed: of this round.
+
+    Returns:
+        the prompts in their order, and for the id of each the id of the prompt whose target it has now.
+    """
+    by_labels: dict[LabelSet, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_labels.setdefault(prompt.label_set, []).append(i)
+    giver = list(range(len(prompts)))
+    for labels, members in by_labels.items():
+        order = rng(seed, "targets", labels.name).permutation(members).tolist()
+        for taker, other in zip(order, [*order[1:], order[0]], strict=True):
+            giver[taker] = other
+    shuffled = [replace(p, target=prompts[g].target) for p, g in zip(prompts, giver, strict=True)]
+    return shuffled, {p.id: prompts[g].id for p, g in zip(prompts, giver, strict=True)}
+
+
+def next_targets(
+    following: Sequence[Prompt], play: SelfPlayConfig, seed: int
+) -> tuple[list[Prompt], dict[str, Any]]:
+    """The next prompts of a round with the targets that `selfplay.targets` gives them.
+
+    Args:
+        following: `next_prompt` of the turns that passed; of equal ids (one original, drawn twice into the
+            round) the first stays, as in the store.
+        seed: of this round.
+
+    Returns:
+        the prompts, and the record of the shuffling, empty without one: by id whose target each has
+        ("targets_from"), and in "targets" the counts `targets_shuffled`, `targets_own` (alone in their label
+        set) and `targets_same_top` (another's S with the top emotion of their own).
+    """
+    first: dict[str, Prompt] = {}
+    for prompt in following:
+        first.setdefault(prompt.id, prompt)
+    prompts = list(first.values())
+    if play.targets == "declared":
+        return prompts, {}
+    shuffled, sources = shuffle_targets(prompts, seed)
+    counts = Counter(targets_shuffled=0, targets_own=0, targets_same_top=0)
+    for before, after in zip(prompts, shuffled, strict=True):
+        if sources[before.id] == before.id:
+            counts["targets_own"] += 1
+            continue
+        assert before.target is not None and after.target is not None
+        counts["targets_shuffled"] += 1
+        labels = before.label_set
+        counts["targets_same_top"] += before.target.top(labels) == after.target.top(labels)
+    return shuffled, {"targets_from": sources, "targets": dict(counts)}
+
+
 def fit_all(
     prompts: Sequence[Prompt],
     encode: Callable[[list[Message]], Sequence[int]],
@@ -144,9 +205,14 @@ Sample = Callable[[Sequence[Fitted], int, Sequence[int], SamplingSettings], list
 
 
 def sample_groups(
-    sample: Sample, prompts: Sequence[Fitted], config: Config, place: Place
+    sample: Sample, prompts: Sequence[Fitted], config: Config, place: Place, *, replies: bool = True
 ) -> list[list[RawCompletion]]:
-    """G completions of each prompt; where credit is causal, their first part, up to the end of the E line."""
+    """G completions of each prompt; where credit is causal, their first part, up to the end of the E line.
+
+    Args:
+        replies: whether anything uses the replies; if not, and grpo.reward_weight is 0, nothing learns from
+            a group, so that one completion stands for it in the metrics.
+    """
     settings = sampling_settings(config.sampling)
     seeds = [derive(config.seed, place.stage, place.step, f.prompt.id) for f in prompts]
     if config.grpo.credit == "causal":
@@ -154,7 +220,8 @@ def sample_groups(
         if config.prompt.reasoning != "none":
             lines, most = 2, settings.max_new_tokens
         settings = replace(settings, max_lines=lines, max_new_tokens=min(most, settings.max_new_tokens))
-    return sample(prompts, config.sampling.group_size, seeds, settings)
+    n = config.sampling.group_size if replies or config.grpo.reward_weight else 1
+    return sample(prompts, n, seeds, settings)
 
 
 def complete_best(
@@ -265,7 +332,8 @@ def play_episodes(
                 if t.verdict == PASS and t.completion is not None:
                     prompt = t.group.prompt
                     following.append(next_prompt(prompt, t.completion, persona_of, 0, stage))
-        live = following
+        live, shuffling = next_targets(following, config.selfplay, derive(config.seed, stage, turn))
+        counts.update(shuffling.get("targets", {}))
         if on_turn:
             on_turn(turn + 1, len(live))
         if not live:

@@ -14,7 +14,7 @@ from typing import Any
 from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.evaluation.experiments.arms import Arm, arms_for, config_of
-from selfemo.evaluation.experiments.compare import FinishedArm, compared
+from selfemo.evaluation.experiments.compare import FinishedArm, compared, same_labels, same_labels_line
 from selfemo.evaluation.experiments.runs import Keep, PlannedRun, complete_run, complete_side_by_side
 from selfemo.evaluation.predictions import label_sets
 from selfemo.evaluation.summary import Draw
@@ -127,7 +127,9 @@ def ablate(
         if jobs > 1:
             plan.side_by_side(jobs, reporter, stop)
         summaries = plan.complete(reporter, stop)
-        full, *others = (plan.finished(a, summaries) for a in arms)
+        full, *others = finished = [plan.finished(a, summaries) for a in arms]
+        records = [compared(full, None, labels), *(compared(a, full, labels) for a in others)]
+        _add_same_labels(finished, records, said)
         result: dict[str, Any] = {
             "selfemo": __version__,
             "configs": [str(f) for f in files],
@@ -137,9 +139,25 @@ def ablate(
             "checkpoint": full.checkpoint,
             "seeds": seeds,
             "gold_share": replace(full, summaries=full.summaries[:1]).shares("gold_share"),
-            "arms": [compared(full, None, labels), *(compared(a, full, labels) for a in others)],
+            "arms": records,
         }
         rounds = {a.arm.name: a.rounds for a in (full, *others) if a.rl}
         result["figures"] = list(present(out, result, rounds)) if present else []
         write_json(out / "ablation.json", result)
     return result
+
+
+def _add_same_labels(
+    arms: Sequence[FinishedArm], records: Sequence[dict[str, Any]], say: Callable[[str], None]
+) -> None:
+    """Add to the runs of an arm with `same_labels_as` whether their RL drew the labels of that arm's."""
+    by_name = {a.arm.name: a for a in arms}
+    for mine, record in zip(arms, records, strict=True):
+        if not (name := mine.arm.same_labels_as):
+            continue
+        if name not in by_name:
+            say(f"{mine.arm.name}: the labels that it drew are not compared; add --arm {name} for that")
+            continue
+        for run, found in zip(record["runs"], same_labels(mine, by_name[name]), strict=True):
+            run["same_labels"] = found
+            say(same_labels_line(mine.arm.name, run))

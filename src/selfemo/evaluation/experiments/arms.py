@@ -39,6 +39,8 @@ class Arm:
             its own.
         sft_for_rl: the cold start trains on as many more samples as the RL stages score completions: ones
             that it has not used, as far as the data have them.
+        same_labels_as: name of an arm whose RL draws the same gold labels for each seed, which is checked
+            where both are run; or "".
     """
 
     name: str
@@ -47,6 +49,7 @@ class Arm:
     overrides: tuple[str, ...] = ()
     checkpoint: str = ""
     sft_for_rl: bool = False
+    same_labels_as: str = ""
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -75,7 +78,9 @@ def read_arm(name: str) -> Arm:
         found = tomllib.loads(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise ConfigError(f"{name}: cannot be read as an arm: {e}") from None
-    kinds = {"paper": str, "what": str, "set": dict, "checkpoint": str, "sft_for_rl": bool}
+    kinds = {
+        "paper": str, "what": str, "set": dict, "checkpoint": str, "sft_for_rl": bool, "same_labels_as": str,
+    }  # fmt: skip
     for key, value in found.items():
         if not isinstance(value, kinds.get(key, ())):
             raise ConfigError(f"{name}: {key}: an arm has {', '.join(kinds)}, of type {kinds.get(key)}")
@@ -83,6 +88,8 @@ def read_arm(name: str) -> Arm:
         raise ConfigError(f"{name}: checkpoint: valid are {START} and {COLD}")
     if found.get("checkpoint") and (found.get("set") or found.get("sft_for_rl")):
         raise ConfigError(f"{name}: an arm with a checkpoint is a part of the shared run, so it sets nothing")
+    if found.get("same_labels_as") and found.get("checkpoint"):
+        raise ConfigError(f"{name}: an arm with a checkpoint has no RL, so it draws no labels")
     sets = tuple(f"{k}={json.dumps(v)}" for k, v in flat(found.pop("set", {})).items())
     return Arm(Path(name).stem, overrides=sets, **found)
 
@@ -117,6 +124,8 @@ def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
         )
     else:
         arms = [a for a in arms if a.name != "gold-cold-start"]
+    if "replay-only" in names and config.flywheel.refit == "none":
+        raise ConfigError('replay-only: flywheel.refit = "none", so the full arm has no refit to control')
     if twice := [n for n, k in Counter(a.name for a in arms).items() if k > 1]:
         raise ConfigError(f"two arms have the name {twice[0]!r}; rename one of the files")
     return arms

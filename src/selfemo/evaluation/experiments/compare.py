@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from selfemo.evaluation.summary import MEASURES, rl_rounds
 from selfemo.method.types import LabelSet
 from selfemo.runs.folder import evaluation_name
 from selfemo.runs.store import STORE_FILE, PredictionRow, Store
+from selfemo.stages.flywheel import labels_record
 
 AVERAGE = "average"
 """The name of the plain average over data sets in scores."""
@@ -34,6 +36,7 @@ class FinishedArm:
         folders: the runs, each as ARM/seed-N.
         rows: the stored predictions of the last `checkpoint`.
         rounds: the metrics of the RL rounds; empty for an arm without RL.
+        labels: how often RL drew each original prompt (`Store.labels_drawn`).
     """
 
     arm: Arm
@@ -42,17 +45,19 @@ class FinishedArm:
     summaries: Sequence[Mapping[str, Any]]
     rows: Sequence[Sequence[PredictionRow]]
     rounds: Sequence[Sequence[Mapping[str, Any]]]
+    labels: Sequence[Counter[tuple[str, str]]]
 
     @staticmethod
     def read(
         out: Path, arm: Arm, checkpoint: str, folders: Sequence[str], summaries: Sequence[Mapping[str, Any]]
     ) -> FinishedArm:
-        rows, rounds = [], []
+        rows, rounds, labels = [], [], []
         for folder in folders:
             with Store(out / folder / STORE_FILE, read_only=True) as store:
                 rows.append(store.predictions(evaluation_name(checkpoint)))
                 rounds.append(rl_rounds(store))
-        return FinishedArm(arm, checkpoint, folders, summaries, rows, rounds)
+                labels.append(store.labels_drawn())
+        return FinishedArm(arm, checkpoint, folders, summaries, rows, rounds, labels)
 
     @property
     def rl(self) -> bool:
@@ -99,6 +104,27 @@ class FinishedArm:
         return found
 
 
+def same_labels(mine: FinishedArm, other: FinishedArm) -> list[dict[str, Any]]:
+    """By seed, whether the RL of two arms drew the same labels: as multisets of (prompt, gold label).
+
+    `equal`; `common`, the draws that both have; `draws`, all of `mine` and of `other`.
+    """
+    return [
+        {"arm": other.arm.name, "equal": a == b, "common": (a & b).total(), "draws": [a.total(), b.total()]}
+        for a, b in zip(mine.labels, other.labels, strict=True)
+    ]
+
+
+def same_labels_line(arm: str, run: Mapping[str, Any]) -> str:
+    """One line on a run's record with `same_labels`."""
+    found = run["same_labels"]
+    are, (mine, theirs) = "the same" if found["equal"] else "NOT the same", found["draws"]
+    return (
+        f"{arm}, seed {run['seed']}: {are} labels as {found['arm']} ({mine} draws against {theirs}, "
+        f"{found['common']} in common)"
+    )
+
+
 def compared(mine: FinishedArm, full: FinishedArm | None, labels: Mapping[str, LabelSet]) -> dict[str, Any]:
     """The record of an arm in ablation.json; `full` is None for the full arm itself."""
     scores = mine.scores()
@@ -120,6 +146,8 @@ def compared(mine: FinishedArm, full: FinishedArm | None, labels: Mapping[str, L
     }
     if mine.rl:
         record["signal"] = mine.signal()
+        for run, drawn in zip(runs, mine.labels, strict=True):
+            run["labels"] = labels_record(drawn)
     if full is not None:
         for run, before, after in zip(runs, full.rows, mine.rows, strict=True):
             run["against_full"] = {d: c.as_dict() for d, c in compare(before, after, labels).items()}

@@ -15,6 +15,7 @@ from selfemo.runs.store.predictions import Predictions
 from selfemo.runs.store.prompts import Prompts
 from selfemo.runs.store.prompts import read_distribution as read_distribution
 from selfemo.runs.store.rollouts import Rollouts
+from selfemo.runs.store.samples import SampleRow as SampleRow
 from selfemo.runs.store.samples import Samples
 from selfemo.runs.store.schema import SCHEMA_VERSION as SCHEMA_VERSION
 from selfemo.runs.store.stages import Stages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -120,6 +121,19 @@ class Prompts(Database):
 
     def drawn_synthetic(self, stage: str) -> int:
         return self._drawn("r.stage = ? AND p.parent IS NOT NULL", stage)
+
+    def labels_drawn(self, stage: str = "") -> Counter[tuple[str, str]]:
+        """How often a run's RL drew each original prompt, by (id, its target as JSON).
+
+        Args:
+            stage: that of one stage; "" for all.
+        """
+        query = (
+            "SELECT p.id, p.target, count(*) FROM rollouts r JOIN prompts p ON p.id = r.prompt "
+            "WHERE r.member = 0 AND p.parent IS NULL AND r.stage LIKE '%-rl' AND (? = '' OR r.stage = ?) "
+            "GROUP BY p.id"
+        )
+        return Counter({(i, target): n for i, target, n in self.stream(query, stage, stage)})
 
     def _drawn(self, which: str, *args: str) -> int:
         """How many groups of rollouts (each has one member 0) answer the prompts of a condition."""

@@ -22,7 +22,7 @@ class SampleRow(TypedDict):
     emotion: str  # the top emotion of E
     reward: float
     fingerprint: str
-    used: int  # 0 if the cap on emotions leaves it out
+    used: int  # 0 if the cap on emotions leaves it out (flywheel.refit_on may leave out the others too)
 
 
 class SampleValue(NamedTuple):
