@@ -101,11 +101,24 @@ def test_waves_share_the_rounds_and_later_ones_the_first_ones_synthetic_prompts(
         ("cluster.tensor_parallel=3", "does not divide the 8 GPUs"),
         ("cluster.micro_batch_per_gpu=24", "lower cluster.micro_batch_per_gpu"),
         ("guard.kl=rollback", '"rollback" is of the local engine'),
+        ("grpo.credit=causal", "grpo.credit = 'causal': verl samples whole completions"),
+        ("grpo.normalise=mean", "grpo.normalise = 'mean'"),
+        ("grpo.normalise=none", "grpo.normalise = 'none'"),
+        ("grpo.reward_weight=0.5", r"grpo.reward_weight = 0\.5"),
+        ("sft.label_samples=8", "sft.label_samples = 8"),
+        ("sft.label_samples=-1", "sft.label_samples = -1"),
     ],
 )
 def test_what_verl_cannot_be_told_is_refused(setting: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_config(load([PAPER[0]], [setting]))
+
+
+def test_gold_lines_in_rl_are_refused_with_the_credit_that_they_need() -> None:
+    with pytest.raises(ConfigError, match=r"grpo\.credit = 'causal'"):
+        check_config(load([PAPER[0]], ["grpo.credit=causal", "grpo.gold_weight=1"]))
+    with pytest.raises(ConfigError, match=r'grpo\.gold_weight.*grpo\.credit = "causal"'):
+        load([PAPER[0]], ["grpo.gold_weight=1"])
 
 
 def test_all_faults_are_named_at_once() -> None:

@@ -182,6 +182,18 @@ def test_a_script_sees_the_chat_behind_the_token_ids() -> None:
     assert s.loaded == ["runs/x@iteration-1"]
 
 
+def test_a_script_goes_on_behind_the_begun_answer() -> None:
+    """Of the answers that begin so one is drawn, as a model would: "E: joy" does not begin "E: joyful"."""
+    answers = ["E: joy\nS: fear\nR: Ah.", "E: joyful\nS: anger\nR: No.", "E: joy\nS: joy\nR: Oh."]
+    for s in (ScriptedSampler(answers), ScriptedSampler(lambda chat, request, k: answers[2 * (k % 2)])):
+        ids = list(s.encode(CHATS[0]))
+        ((head,),) = s.generate([Request(ids)], SamplingSettings(max_lines=1))
+        assert head.text == "E: joy\n" and head.finished
+        assert texts(s, [Request([*ids, *head.token_ids], 2)], temperature=1.0) == [
+            ["S: fear\nR: Ah.", "S: joy\nR: Oh."]
+        ]
+
+
 @pytest.mark.parametrize(
     ("content", "said"), [('"a"\n{}\n', ":2: write one answer a line"), ("", "no answer"), (None, "read")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 from math import comb
 
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 
 from selfemo.config import load
 from selfemo.errors import ConfigError
-from selfemo.method.scoring import score_completions, with_rest
+from selfemo.method.scoring import score_causally, score_completions, with_rest
 from selfemo.method.self_grpo import advantages, normalise, scale_of
-from selfemo.method.types import FailureKind, ParseFailure, RawCompletion, RolloutGroup
+from selfemo.method.types import FailureKind, Lineage, ParseFailure, RawCompletion, RolloutGroup
 from selfemo.seeds import rng, shuffled_runs
 from selfemo.stages.rl import rl_items
 from selfemo.stages.selfplay import score_group, select_best
@@ -147,6 +148,45 @@ def test_what_breaks_behind_e_is_charged_to_the_tokens_behind_e(how: str, scale:
     assert best.r1 == 0 and best.rest == pytest.approx(-0.8 / scale)
 
 
+@pytest.mark.parametrize(("how", "scale"), [("mean", 7 / 8), ("none", 1.0), ("std", 7**0.5 / 8 + 1e-6)])
+def test_a_break_is_charged_where_every_e_is_right(how: str, scale: float) -> None:
+    """R1 = 1 eight times has no scale; with the broken one at 0 they are 7/8 on average."""
+    found = score_completions(MELD, dist(joy=1), [raw("E: joy\n")] * 8, lam=0.2, how=how, emotion_only=True)  # type: ignore[arg-type]
+    group = RolloutGroup(make_prompt(target=dist(joy=1)), found)
+    broken = with_rest(group, 3, raw("S: neutral", (7, 8)), lam=0.2, how=how).rollouts[3]  # type: ignore[arg-type]
+    assert broken.advantage == 0 and broken.rest == pytest.approx(-0.8 / scale)
+    wrong = score_completions(MELD, dist(fear=1), [raw("E: joy\n")] * 8, lam=0.2, emotion_only=True)
+    group = RolloutGroup(make_prompt(target=dist(fear=1)), wrong)
+    assert with_rest(group, 3, raw("S: neutral", (7, 8)), lam=0.2).rollouts[3].rest == 0, "nothing is lost"
+
+
+@pytest.mark.parametrize("goes_on", [", anger 3\nS: neutral\nR: Hi.", "E: anger\nS: neutral\nR: Hi."])
+def test_the_text_behind_the_e_line_cannot_change_e(goes_on: str) -> None:
+    best = two_stage(goes_on).rollouts[0]
+    assert isinstance(best.parsed, ParseFailure) and best.rest < 0
+
+
+def test_whole_completions_are_scored_as_their_two_parts() -> None:
+    """What TRL samples at once: each completion as its E line, and what breaks behind E charged there."""
+    texts = [
+        "E: joy\nS: neutral\nR: Hi.",
+        "E: anger\nS: fear\nR: No.",
+        "E: joy\nS: neutral",
+        "E: fear\nS: joy",
+    ]
+    prompt = make_prompt(target=dist(joy=1))
+    found = score_causally(prompt, [raw(t, (1, 2, 3, 7, 8)) for t in texts], [3] * 4, lam=0.2, how="mean")
+    lines = [raw(t.split("\n")[0] + "\n") for t in texts]
+    alone = score_completions(MELD, dist(joy=1), lines, lam=0.2, how="mean", emotion_only=True)
+    assert [r.advantage for r in found] == [r.advantage for r in alone]
+    assert [r.head for r in found] == [3] * 4 and [r.raw.text for r in found] == texts
+    assert [r.rest for r in found] == pytest.approx([0, 0, -0.8 / 0.5, 0])
+    assert [r.r1 for r in found] == [1, 0, 0, 0] and found[0].completion is not None
+    bad = [raw("E: joy"), raw("Hello.\nE: joy\n"), raw("E: jo", finished=False), raw("")]
+    failed = score_causally(prompt, bad, [3] * 4, lam=0, how="mean")
+    assert all(r.emotion is None and r.rest == 0 for r in failed)
+
+
 def test_items_hold_tokens_that_carry_credit_and_the_gold_line() -> None:
     fitted = type("F", (), {"ids": (9,), "prompt": make_prompt(target=dist(joy=1))})()
     grpo = load([], ["grpo.credit=causal", "grpo.gold_weight=0.5", "grpo.reward_weight=2"]).grpo
@@ -163,6 +203,10 @@ def test_items_hold_tokens_that_carry_credit_and_the_gold_line() -> None:
     assert first.advantages() == [2 * broken.rollouts[0].advantage] * 3 + [2 * broken.rollouts[0].rest] * 2
     alone = load([], ["grpo.credit=causal", "grpo.gold_weight=1", "grpo.reward_weight=0"]).grpo
     assert len(rl_items(fitted, whole, alone, encode)) == 1
+    prompt = whole.prompt
+    said = (*prompt.history[:-1], replace(prompt.history[-1], emotion=None))
+    for other in (replace(prompt, history=said), replace(prompt, lineage=Lineage(1, "e", 1, "c/1"))):
+        assert rl_items(fitted, replace(whole, prompt=other), alone, encode) == [], "no gold label"
 
 
 def test_e_lines_are_told_apart_without_replies() -> None:

@@ -261,6 +261,19 @@ def test_mini_batches_hold_whole_groups_once(n: int, size: int, members: int, se
     assert mini_batches(groups, size, seed) == found, "a resumed round has the same"
 
 
+@given(st.integers(0, 20), st.integers(1, 6), st.integers(1, 5), st.integers(0, 1000))
+def test_mini_batches_keep_windows_together(n: int, size: int, window: int, seed: int) -> None:
+    """Turns of one conversation that were drawn together are one tree, which a shuffle would cut up."""
+    conversations = [f"c{k // 3}" for k in range(n)]
+    groups = [[RlItem((k,), (), 0.0, f"p{k}")] for k in range(n)]
+    found = mini_batches(groups, size, seed, conversations, window)
+    flat = [int(i.prompt[1:]) for b in found for i in b]
+    assert sorted(flat) == list(range(n))
+    together = [k for k in range(n - 1) if k % 3 != 2 and (k % 3 + 1) % window]
+    assert all(flat[flat.index(k) + 1] == k + 1 for k in together)
+    assert mini_batches(groups, size, seed, conversations, 1) == mini_batches(groups, size, seed)
+
+
 def test_self_play_is_spread_over_the_mini_batches_of_a_round() -> None:
     """22 prompts of self-play and 42 originals in two mini-batches: as drawn, the second has no self-play."""
     groups = [[RlItem((), (), 0.0, "synthetic" if g < 22 else "original")] for g in range(64)]

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.config import GateConfig, GrpoConfig, RewardConfig
 from selfemo.errors import StoreError
+from selfemo.method.scoring import with_rest
 from selfemo.method.types import LABEL_SETS, Completion, Place, RawCompletion, RolloutGroup, Utterance
 from selfemo.progress import Stopped, StopRequest
 from selfemo.runs import selection
@@ -31,7 +32,7 @@ from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import derive
 from selfemo.stages.coldstart import read_parquet
 from selfemo.stages.flywheel import add_sample, cap_emotions, fingerprint, select_samples, share_level
-from selfemo.stages.gate import PASS, gate
+from selfemo.stages.gate import NO_REPLY, PASS, gate
 from selfemo.stages.selfplay import score_group, select_best, tie_seed
 from tests.conftest import dist, make_prompt
 
@@ -271,6 +272,30 @@ def test_the_recorded_choice_is_the_flywheels_set(run: Path, tmp_path: Path, sha
     assert Counter(got["emotion"]) == result.emotions
     for prompt, completion in read_parquet(tmp_path / "x.parquet"):
         assert fingerprint(prompt, completion) in set(got["fingerprint"])
+
+
+def test_e_lines_alone_are_no_samples(tmp_path: Path) -> None:
+    """Groups of a run with causal credit: one whole rollout each, or none where no reply was sampled."""
+    grpo = GrpoConfig(credit="causal")
+    lines = [RawCompletion(f"E: {e}\n", (1, 2)) for e in ("joy", "anger", "joy", "fear")]
+    (tmp_path / "run").mkdir()
+    with Store(tmp_path / "run" / STORE_FILE) as store, store.transaction():
+        for k, rest in enumerate(
+            ["S: fear\nR: We go home now.", "S: fear", None, "S: joy\nR: It rains on us."]
+        ):
+            prompt = make_prompt(f"c{k}/1", dist(joy=1), (Utterance("Ann", f"Hello {k}."),))
+            group, verdict = score_group(prompt, lines, RewardConfig(), grpo, 0.0), NO_REPLY
+            if rest is not None:
+                group = with_rest(group, 2, RawCompletion(rest, (3,)), lam=0.0)
+                verdict = gate(prompt, group.rollouts[2], GateConfig())
+            store.add_prompts([prompt], Place("rl", k))
+            store.add_group(group, Place("rl", k, 1), 2, verdict)
+    export(tmp_path / "run", tmp_path / "shards")
+    for lam in (None, 0.0, 0.5):
+        result = select([tmp_path / "shards"], tmp_path / "x.parquet", lam=lam, max_share=1.0)
+        assert (result.groups, result.passed, result.selected) == (4, 2, 2)
+        got = read_parquet(tmp_path / "x.parquet")
+        assert [c.reply for _, c in got] == ["We go home now.", "It rains on us."]
 
 
 @settings(max_examples=15)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from selfemo.method.parsing import parse, parse_recognition
+import numpy as np
+
+from selfemo.method.parsing import emotion_line, parse, parse_recognition
 from selfemo.method.rewards import primary_reward, secondary_rewards
 from selfemo.method.self_grpo import Normalise, advantages, scale_of
 from selfemo.method.types import (
@@ -14,6 +17,7 @@ from selfemo.method.types import (
     FailureKind,
     LabelSet,
     ParseFailure,
+    Prompt,
     RawCompletion,
     Rollout,
     RolloutGroup,
@@ -65,9 +69,78 @@ def with_rest(
     """The group with S and reply sampled behind the E line of one of its members (SPEC section 9).
 
     The tokens of `rest` carry what depends on them: R1 of the member less its value had the completion
-    parsed, on the scale of the group's primary rewards: 0, unless it breaks behind E. Then its R1 is 0.
+    parsed, on the scale of the group's primary rewards: 0, unless it breaks behind E. Then its R1 is 0. Where
+    these rewards are all equal, the scale is that of the rewards with this one at 0: else a group in which
+    every E is right would teach nothing of a completion that breaks.
     """
-    rollout = group.rollouts[member]
+    before = group.rollouts
+    done = _completed(before[member], rest, group.prompt.label_set)
+    if isinstance(done.parsed, ParseFailure):
+        r1 = np.array([r.r1 for r in before])
+        scale = scale_of(r1, how, eps, ddof)
+        if np.isinf(scale).all():
+            r1[member] = 0.0
+            scale = scale_of(r1, how, eps, ddof)
+        done = replace(done, r1=0.0, rest=-(1 - lam) * before[member].r1 / float(scale[0]))
+    return replace(group, rollouts=(*before[:member], done, *before[member + 1 :]))
+
+
+def score_causally(
+    prompt: Prompt,
+    samples: Sequence[RawCompletion],
+    heads: Sequence[int],
+    *,
+    lam: float,
+    primary: str = "iou",
+    secondary: str = "count",
+    eps: float = 1e-6,
+    ddof: int = 0,
+    how: Normalise = "std",
+) -> tuple[Rollout, ...]:
+    """Score G whole completions with causal credit: as E lines, and each with what follows its E line.
+
+    Args:
+        prompt: its target is not None.
+        heads: the number of tokens of each completion up to the end of its E line, all where it has none.
+    """
+    assert prompt.target is not None
+    scale: dict[str, Any] = {"eps": eps, "ddof": ddof, "how": how}
+    parts = [_cut(s, n) for s, n in zip(samples, heads, strict=True)]
+    names = {"primary": primary, "secondary": secondary}
+    lines = [line for line, _ in parts]
+    found = score_completions(
+        prompt.label_set, prompt.target, lines, lam=lam, **names, **scale, emotion_only=True
+    )
+    group, done = RolloutGroup(prompt, found), []
+    for k, (rollout, (_, rest)) in enumerate(zip(found, parts, strict=True)):
+        if rollout.emotion is None:
+            done.append(replace(rollout, raw=samples[k]))
+        else:
+            done.append(with_rest(group, k, rest, lam=lam, **scale).rollouts[k])
+    return tuple(done)
+
+
+def _cut(sample: RawCompletion, head: int) -> tuple[RawCompletion, RawCompletion]:
+    """A completion in two: up to the end of the E line, where sampling it alone would stop, and the rest."""
+    end = line_end(sample.text)
+    if not end:
+        return sample, RawCompletion("", finished=sample.finished)
+    values = (sample.token_ids, sample.logprobs, sample.entropies)
+    first, rest = (v[:head] for v in values), (v[head:] for v in values)
+    return (
+        RawCompletion(sample.text[:end], *first, finished=True),
+        RawCompletion(sample.text[end:], *rest, finished=sample.finished),
+    )
+
+
+def line_end(text: str) -> int:
+    """Where the E line of a completion ends, its line end included; 0 if it has none, or is not ended."""
+    start, end = emotion_line(text)
+    return text.find("\n", start) + 1 if end else 0
+
+
+def _completed(rollout: Rollout, rest: RawCompletion, labels: LabelSet) -> Rollout:
+    """A rollout of an E line with the text behind it; text that goes on with E breaks the completion."""
     begun = rollout.raw
     whole = RawCompletion(
         begun.text + rest.text,
@@ -76,13 +149,10 @@ def with_rest(
         begun.entropies + rest.entropies,
         rest.finished,
     )
-    parsed = _read(whole, group.prompt.label_set)
-    done = replace(rollout, raw=whole, parsed=parsed)
-    if isinstance(parsed, ParseFailure):
-        scale = scale_of([r.r1 for r in group.rollouts], how, eps, ddof)
-        done = replace(done, r1=0.0, rest=-(1 - lam) * rollout.r1 / float(scale[0]))
-    rollouts = (*group.rollouts[:member], done, *group.rollouts[member + 1 :])
-    return replace(group, rollouts=rollouts)
+    parsed = _read(whole, labels)
+    if isinstance(parsed, Completion) and parsed.emotion != rollout.emotion:
+        parsed = ParseFailure(FailureKind.EXTRA_TEXT, rest.text[:80])
+    return replace(rollout, raw=whole, parsed=parsed)
 
 
 def _read(sample: RawCompletion, labels: LabelSet) -> Completion | ParseFailure:

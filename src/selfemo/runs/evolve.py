@@ -31,7 +31,14 @@ from selfemo.method.types import Completion, Conversation, EmotionDistribution, 
 from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import COLD, NO_REFIT, START, RunFolder, evaluation_name, policy_name
-from selfemo.runs.inputs import cold_start_samples, count_seen, more_labels, run_inputs, seen_samples, turn_of
+from selfemo.runs.inputs import (
+    cold_start_samples,
+    count_seen,
+    labels_taught,
+    more_labels,
+    run_inputs,
+    seen_samples,
+)
 from selfemo.runs.overlap import note_overlap
 from selfemo.runs.store import SampleRow, Store
 from selfemo.runs.training_state import TrainingState, train
@@ -299,7 +306,7 @@ def rl(
         limit = config.prompt.max_tokens
         fits, _ = fit_all(drawn, trainer.encode, limit, config.prompt.reasoning)
         inside = {f.prompt.id for f in fits}
-        taught = {turn_of(i) for i in run.store.given_samples()} if config.flywheel.new_labels else set()
+        taught = labels_taught(run.store, training, config) if config.flywheel.new_labels else set()
         usable = [p for p in drawn if p.id in inside and p.id not in taught]
         if not usable:
             raise DataError(

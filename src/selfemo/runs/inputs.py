@@ -203,6 +203,12 @@ def more_labels(
     return label_samples(train, taught, sft.label_samples, seed, sft.run_length)
 
 
+def labels_taught(store: Store, train: Sequence[Conversation], config: Config) -> set[str]:
+    """Ids of the original prompts whose label a sample has taught: one of the run's own that is not of
+    self-play, or one of the model's earlier cold start (`sft.seen`)."""
+    return {turn_of(i) for i in store.given_samples()} | seen_samples(train, config)
+
+
 def _under_new_ids(samples: Sequence[tuple[Prompt, Completion]]) -> list[tuple[Prompt, Completion]]:
     return [(replace(p, id=f"{_COLD}{p.id}"), c) for p, c in samples]
 

@@ -83,7 +83,7 @@ def best_of_groups(frame: Any, lam: float | None, seed: int) -> Any:
     columns = ("parsed", "combined", "r1")
     ranked = frame.with_columns(
         group=(pl.col("member") == 0).cum_sum(),
-        parsed=pl.col("reply").is_not_null(),  # an E line alone is no sample
+        parsed=pl.col("reply").is_not_null(),  # of an E line alone there is nothing to select
         combined=(1 - lam) * pl.col("r1") + lam * pl.col("r2"),
     ).sort("group", *columns, descending=[False, True, True, True], maintain_order=True)
     top = ranked.filter(pl.all_horizontal(pl.col(c) == pl.col(c).first().over("group") for c in columns))
@@ -113,7 +113,8 @@ def _passed(best: Any, shard: _Shard, seed: int) -> Any:
     """The rows of `best` that passed the gate, with the selection's columns; unjudged ones are judged now."""
     pl = need_polars()
     verdict, found = pl.col("gate"), []
-    asked = best.filter(pl.col("failure").is_null() & (verdict.is_null() | (verdict == PASS)))
+    unjudged = verdict.is_null() & pl.col("reply").is_not_null()  # an E line alone is no sample
+    asked = best.filter(pl.col("failure").is_null() & (unjudged | (verdict == PASS)))
     for k, (row, prompt, completion) in enumerate(_samples(asked, shard)):
         rollout = Rollout(RawCompletion(""), completion, row["r1"], row["r2"], 0.0)
         if row["gate"] is None and gate(prompt, rollout, shard.manifest.gate) != PASS:

@@ -21,9 +21,9 @@ from typing import Any
 from selfemo.config import Config, GrpoConfig, PromptConfig, SelfPlayConfig
 from selfemo.method.prompts import Fitted, format_recognition
 from selfemo.method.types import Place, Prompt, Rollout, RolloutGroup
-from selfemo.seeds import derive, rng
+from selfemo.seeds import derive, rng, shuffled_runs
 from selfemo.stages.flywheel import PromptQueue, add_sample, too_old
-from selfemo.stages.gate import PASS
+from selfemo.stages.gate import NO_REPLY, PASS
 from selfemo.stages.interfaces import Buffer, Watch
 from selfemo.stages.selfplay import (
     PersonaOf,
@@ -140,7 +140,8 @@ def rl_stage(
                     for f, t in zip(now.fitted, turns, strict=True)
                 ]
                 seed = derive(config.seed, stage, round_)
-                minibatches = mini_batches(items, grpo.mini_batch, seed)
+                together = [p.conversation_id for p in prompts]
+                minibatches = mini_batches(items, grpo.mini_batch, seed, together, config.flywheel.window)
                 first = round_ * plan.steps_per_round
                 rates = [
                     learning_rate(grpo, first + k, plan.total_steps) * watch.scale(round_)
@@ -158,14 +159,25 @@ def rl_stage(
     return counts
 
 
-def mini_batches(groups: Sequence[Sequence[RlItem]], size: int, seed: int) -> list[list[RlItem]]:
+def mini_batches(
+    groups: Sequence[Sequence[RlItem]],
+    size: int,
+    seed: int,
+    conversations: Sequence[str] = (),
+    window: int = 1,
+) -> list[list[RlItem]]:
     """The groups of a round in mini-batches of `size` whole groups, in an order drawn by `seed`; the last
     mini-batch may have fewer.
 
     A round is drawn with the prompts of self-play first, so that cut as drawn the first optimiser step would
     see those and the last one originals alone.
+
+    Args:
+        conversations: that of each group; up to `window` adjacent groups of one stay together, since they
+            are one prefix tree.
     """
-    order = rng(seed, "mini-batches").permutation(len(groups))
+    keys = conversations or range(len(groups))
+    order = shuffled_runs(keys, window, rng(seed, "mini-batches"))
     return [[item for k in order[i : i + size] for item in groups[k]] for i in range(0, len(groups), size)]
 
 
@@ -180,6 +192,8 @@ def rl_items(
 ) -> list[RlItem]:
     """What a group trains on: its completions, without tokens that carry no credit, and its gold E line.
 
+    A target that nobody labelled (self-play, flywheel.unlabelled) is no gold.
+
     Args:
         encode: from a text to token ids, without an end token.
     """
@@ -189,7 +203,8 @@ def rl_items(
         n = len(r.raw.token_ids) if r.head is None or r.rest else r.head
         advantage, rest = grpo.reward_weight * r.advantage, grpo.reward_weight * r.rest
         items.append(RlItem(fitted.ids, r.raw.token_ids[:n], advantage, prompt.id, share, r.head, rest))
-    if grpo.gold_weight and prompt.target and not prompt.lineage.synthetic:
+    labelled = prompt.history[-1].emotion is not None and not prompt.lineage.synthetic
+    if grpo.gold_weight and labelled and prompt.target:
         gold = encode(format_recognition(prompt.target))
         items.append(RlItem(fitted.ids, gold, grpo.gold_weight, prompt.id, share))
     return items
@@ -326,7 +341,9 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
         "truncated": sum(not r.raw.finished for r in rollouts) / n,
         "sampling_entropy": sum(r.raw.mean_entropy for r in rollouts) / n,
         "tokens_per_completion": sum(len(r.raw.token_ids) for r in rollouts) / n,
-        "pass_rate": sum(t.verdict == PASS for t in turns) / len(turns),
+        "pass_rate": None
+        if all(t.verdict == NO_REPLY for t in turns)
+        else sum(t.verdict == PASS for t in turns) / len(turns),
         **_silence(turns),
         "label_sets": sorted({labels.name for _, labels in by_labels}),
         "emotions": shares([r.emotion.top(labels) for r, labels in by_labels if r.emotion]),

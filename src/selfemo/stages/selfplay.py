@@ -236,6 +236,7 @@ def complete_best(
     """Sample S and the reply behind the best E line of each group (two-stage rollouts, SPEC section 9).
 
     What is kept has the distribution of a whole completion that was sampled at once and then chosen by its E.
+    Its limit of tokens is that of a whole one, however long the other E lines are.
     """
     settings = sampling_settings(config.sampling)
     open_ = [k for k, (g, b) in enumerate(zip(groups, best, strict=True)) if g.rollouts[b].emotion]
@@ -246,8 +247,17 @@ def complete_best(
     rests = sample(begun, 1, seeds, replace(settings, max_new_tokens=room))
     result = list(groups)
     for k, (rest,) in zip(open_, rests, strict=True):
-        result[k] = with_rest(groups[k], best[k], rest, lam=lam, **_scale(config.grpo))
+        inside = _within(rest, settings.max_new_tokens - len(heads[k]))
+        result[k] = with_rest(groups[k], best[k], inside, lam=lam, **_scale(config.grpo))
     return result
+
+
+def _within(raw: RawCompletion, most: int) -> RawCompletion:
+    """A completion, cut off if it has more than `most` tokens; the text, which fails then, stays whole."""
+    if len(raw.token_ids) <= most:
+        return raw
+    values = (v[: max(0, most)] for v in (raw.token_ids, raw.logprobs, raw.entropies))
+    return RawCompletion(raw.text, *values, finished=False)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from selfemo.config import ModelConfig
@@ -26,7 +25,8 @@ class ScriptedSampler:
     """Answers from a list or a function.
 
     A token is a word with the white space before it; its id is a checksum of it. Log-probabilities and
-    entropies are 0.
+    entropies are 0. Token ids behind those of a chat are the beginning of an answer: what is generated is the
+    rest of one that begins so.
 
     Args:
         answers: a function, or texts: the k-th completion of a request with seed s is text s + k, modulo
@@ -38,7 +38,7 @@ class ScriptedSampler:
     def __init__(self, answers: Script | Sequence[str], labels: Mapping[str, float] | None = None) -> None:
         if not callable(answers) and not answers:
             raise DataError("a scripted sampler needs at least one answer")
-        self._answer = answers if callable(answers) else partial(_counted, answers)
+        self._answers = answers
         self._labels = labels or {}
         self._chats: dict[tuple[int, ...], Sequence[Message]] = {}
         self._said: dict[int, str] = {}
@@ -67,13 +67,27 @@ class ScriptedSampler:
                 raise UnsupportedError(
                     "scripted answers cannot be held to constraints; use a model on this machine"
                 )
-            messages = request.messages or self._chats.get(tuple(request.prompt_ids), ())
-            texts = [self._answer(messages, request, k) for k in range(request.n)]
+            messages, begun = self._asked(request)
+            texts = [self._answer(messages, request, k, begun) for k in range(request.n)]
             self._said.update(p for t in texts for p in zip(_ids(t), _words(t), strict=True))
             samples.append([_sample(text, settings) for text in texts])
             if on_done:
                 on_done(request.n)
         return samples
+
+    def _asked(self, request: Request) -> tuple[Sequence[Message], list[int]]:
+        """The chat of a request, and the ids of the answer that it begins."""
+        if request.messages:
+            return request.messages, []
+        ids = tuple(request.prompt_ids)
+        n = next((n for n in range(len(ids), 0, -1) if ids[:n] in self._chats), 0)
+        return (self._chats[ids[:n]], list(ids[n:])) if n else ((), [])
+
+    def _answer(self, messages: Sequence[Message], request: Request, k: int, begun: Sequence[int]) -> str:
+        if callable(self._answers):
+            return _behind(self._answers(messages, request, k), begun)
+        answers = [a for a in self._answers if _ids(a)[: len(begun)] == list(begun)] or self._answers
+        return _behind(answers[(request.seed + k) % len(answers)], begun)
 
     def label_probabilities(
         self, places: Sequence[LabelPlace], labels: LabelSet
@@ -91,8 +105,11 @@ class ScriptedSampler:
         self.loaded.append(weights)
 
 
-def _counted(answers: Sequence[str], messages: Sequence[Message], request: Request, k: int) -> str:
-    return answers[(request.seed + k) % len(answers)]
+def _behind(answer: str, begun: Sequence[int]) -> str:
+    """What follows the tokens `begun` and the line end that they stopped at; all, if it begins otherwise."""
+    if not begun or _ids(answer)[: len(begun)] != list(begun):
+        return answer
+    return "".join(_words(answer)[len(begun) :]).removeprefix("\n")
 
 
 def read_script(path: Path) -> list[str]:
