@@ -153,7 +153,7 @@ def test_each_arm_is_what_it_says(ablated: Path) -> None:
 
     for arm in stores:  # the same budget, data and seed
         assert one(arm, "SELECT count(DISTINCT step || prompt) FROM rollouts") == 18
-        assert one(arm, "SELECT count(*) FROM predictions") == 3 * 15
+        assert one(arm, "SELECT count(*) FROM predictions") == 4 * 15  # start, cold start, RL, refit
         settings = tomllib.loads((ablated / arm / "seed-1" / "config.toml").read_text())
         assert settings["seed"] == 1
     cold = "SELECT group_concat(prompt || text) FROM predictions WHERE evaluation='evaluate-cold-start'"
