@@ -14,10 +14,13 @@ import pytest
 from selfemo.config import GrpoConfig, ModelConfig, RewardConfig
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.parsing import parse
-from selfemo.method.prompts import conversation_prompts, messages
+from selfemo.method.prompts import Fitted, conversation_prompts, messages
 from selfemo.method.rewards import consensus, weighted_iou
+from selfemo.method.scoring import score_completions, with_rest
 from selfemo.method.self_grpo import advantages
-from selfemo.method.types import Completion, Prompt, RawCompletion, Utterance
+from selfemo.method.types import Completion, Prompt, RawCompletion, Rollout, Utterance
+from selfemo.stages.rl import rl_items
+from selfemo.stages.selfplay import score_group
 from selfemo.training.protocol import RlItem
 from tests.conftest import MELD, dist, make_prompt, toy_conversations
 
@@ -39,6 +42,7 @@ from selfemo.training.trl import (
     reward_function,
     score_rows,
 )
+from tests.model import trl_job
 from tests.model.trl_job import TEXTS, Recorder, forced, trainer_for
 
 PROMPTS: dict[str, Prompt] = {p.id: p for c in toy_conversations() for p in conversation_prompts(c)}
@@ -160,6 +164,89 @@ def test_settings_of_the_advantage_reach_it(tiny_model: Path, tmp_path: Path, to
         assert batch["advantages"][group] == pytest.approx(own.tolist(), abs=1e-6)
         checked += any(own)
     assert checked
+
+
+@pytest.mark.parametrize("how", ["std", "mean", "none"])
+def test_the_divisor_of_the_advantage_reaches_it(
+    tiny_model: Path, tmp_path: Path, tokenizer: Any, how: str
+) -> None:
+    trainer = trainer_for(tiny_model, tmp_path, max_steps=2, normalise=how)
+    trainer.train()
+    batch, checked = trainer.batches[1], 0
+    for start in range(0, 12, 4):
+        group = slice(start, start + 4)
+        target = PROMPTS[batch["prompt_id"][start]].target
+        assert target is not None
+        samples = []
+        for ids in batch["completion_ids"][group]:
+            ended = ids[-1] == tokenizer.eos_token_id
+            samples.append(RawCompletion(tokenizer.decode(ids[:-1] if ended else ids), finished=ended))
+        ours = score_completions(MELD, target, samples, lam=0.5, how=how)  # type: ignore[arg-type]
+        assert batch["advantages"][group] == pytest.approx([r.advantage for r in ours], abs=1e-6)
+        checked += any(r.advantage for r in ours)
+    assert checked
+
+
+def causal_items(
+    batch: dict[str, Any], tokenizer: Any, grpo: GrpoConfig, lam: float
+) -> tuple[list[RlItem], list[Rollout]]:
+    """What the local engine would train on for these completions, each of them completed."""
+    items: list[RlItem] = []
+    rollouts: list[Rollout] = []
+    for start in range(0, len(batch["prompt_id"]), 4):
+        prompt, lines, rests = PROMPTS[batch["prompt_id"][start]], [], []
+        for ids in batch["completion_ids"][start : start + 4]:
+            ended = ids[-1] == tokenizer.eos_token_id
+            own = ids[:-1] if ended else ids
+            ends = [n for n in range(1, len(own) + 1) if tokenizer.decode(own[:n]).endswith("\n")]
+            # Two texts begin with no E line, and what is sampled in two stages ends with the first line.
+            n = ends[0] if ends else len(ids)
+            line = RawCompletion(tokenizer.decode(own[:n]), tuple(ids[:n]), finished=bool(ends) or ended)
+            lines.append(line)
+            rests.append(RawCompletion(tokenizer.decode(own[n:]), tuple(ids[n:]), finished=ended))
+        group = score_group(prompt, lines, RewardConfig(), grpo, lam)
+        own_items = []
+        for k, rest in enumerate(rests):
+            done = group
+            if group.rollouts[k].emotion is not None:
+                done = with_rest(group, k, rest, lam=lam, how=grpo.normalise)
+            rollouts.append(done.rollouts[k])
+            fitted = Fitted(prompt, tuple(batch["prompt_ids"][start]), 0)
+            own_items.append(rl_items(fitted, done, grpo, tokenizer.encode)[k])
+        items += own_items
+    return items, rollouts
+
+
+def test_causal_credit_is_the_local_engines(
+    tiny_model: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Advantages of each token, the tokens that count, and the step of SGD over two micro-batches."""
+    broken = [f"E: {e}\nS: neutral" for e in ("joy", "anger", "sadness", "fear", "neutral")]
+    monkeypatch.setattr(trl_job, "TEXTS", (*broken, *TEXTS))
+    before = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    settings = {"credit": "causal", "normalise": "mean", "max_completion_length": 40}
+    trainer = trainer_for(tiny_model, tmp_path, gradient_accumulation_steps=2, max_steps=2, **settings)
+    trainer.lambda_callback.at = lambda step, total: 0.5  # type: ignore[method-assign]
+    trainer.args.max_steps = 1
+    trainer.train()
+    (batch,) = trainer.batches
+    grpo = GrpoConfig(credit="causal", normalise="mean", kl_coef=0.0)
+    items, rollouts = causal_items(batch, tokenizer, grpo, 0.5)
+    assert any(r.rest for r in rollouts), "a completion that breaks behind E is among them"
+    assert any(len(i.completion_ids) < len(c) for i, c in zip(items, batch["completion_ids"], strict=True))
+    for item, found, ids in zip(items, batch["advantages"], batch["completion_ids"], strict=True):
+        n = len(item.completion_ids)
+        assert found[:n] == pytest.approx(item.advantages(), abs=1e-6)
+        assert not any(found[n : len(ids)])
+    engine = LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32"))
+    engine.rl_backward(items, grpo)
+    ours = dict(engine.policy.core.named_parameters())
+    moved = 0
+    for (name, old), new in zip(before.named_parameters(), trainer.model.parameters(), strict=True):
+        step = (old - new.detach()) / 1e-2
+        assert torch.allclose(step, ours[name].grad, atol=2e-5), name
+        moved += bool(step.abs().max() > 1e-4)
+    assert moved > 10
 
 
 class Interleaved(Recorder):
@@ -412,6 +499,8 @@ def test_a_plain_trainer_with_r1_alone(tiny_model: Path, tmp_path: Path, tokeniz
         ({"use_bias_correction_kl": True}, "use_bias_correction_kl=True"),
         ({"lam_max": 1.5}, "lam_max"),
         ({"primary": "bleu"}, "primary"),
+        ({"normalise": "variance"}, "normalise"),
+        ({"credit": "tokens"}, "credit"),
         ({"lam_max": 2.0, "num_generations": 0}, r"(?s)num_generations=0.*lam_max"),
     ],
 )

@@ -8,6 +8,7 @@ import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,7 @@ from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
 from tests.conftest import Built, toy_conversations
 from tests.support.engines import assert_same_gradients, engine, gradients, plain_logprobs, rl_items
-from tests.support.runs import (
-    SHORT,
-    Silent,
-    Watcher,
-    assert_same_run,
-    begun,
-    content,
-    evolve,
-    photographed,
-    settings,
-)
+from tests.support.runs import SHORT, Silent, Watcher, assert_same_run, begun, evolve, photographed, settings
 
 # -- gradient --------------------------------------------------------------------------------------
 
@@ -256,10 +247,10 @@ def test_turns_of_a_conversation_are_drawn_together(causal: Path) -> None:
         turn_of(r["prompt"]) for r in rows(causal, "SELECT prompt FROM samples WHERE source != 'selfplay'")
     }
     left = [p.id for c in toy_conversations(10) for p in conversation_prompts(c) if p.id not in taught]
-    after = {a: b for a, b in zip(left, left[1:], strict=False) if a.split("/")[0] == b.split("/")[0]}
+    after = {a: b for a, b in pairwise(left) if a.split("/")[0] == b.split("/")[0]}
     together = torn = 0
     for round_ in drawn(causal):
-        for a, b in zip(round_, round_[1:], strict=False):
+        for a, b in pairwise(round_):
             together += after.get(a) == b
             torn += a in after and after[a] != b
     assert together >= 6
@@ -380,7 +371,7 @@ def homogeneous(a: Counter[Any], b: Counter[Any]) -> float:
 
 
 def unsure(tiny_model: Path, prompt_ids: Sequence[int]) -> LocalEngine:
-    """A model that writes three E lines, with S lines that depend on them; where S is neutral no reply follows."""
+    """A model that writes three E lines, and S lines that depend on them; a neutral S has no reply."""
     e = engine(tiny_model)
     names = ("joy", "fear", "anger")
     texts = [f"E: {a}\nS: {b}\nR: Hi." for a in names for b in (*names, a)]

@@ -174,8 +174,9 @@ def test_whole_completions_are_scored_as_their_two_parts() -> None:
         "E: joy\nS: neutral",
         "E: fear\nS: joy",
     ]
-    prompt = make_prompt(target=dist(joy=1))
-    found = score_causally(prompt, [raw(t, (1, 2, 3, 7, 8)) for t in texts], [3] * 4, lam=0.2, how="mean")
+    found = score_causally(
+        MELD, dist(joy=1), [raw(t, (1, 2, 3, 7, 8)) for t in texts], [3] * 4, lam=0.2, how="mean"
+    )
     lines = [raw(t.split("\n")[0] + "\n") for t in texts]
     alone = score_completions(MELD, dist(joy=1), lines, lam=0.2, how="mean", emotion_only=True)
     assert [r.advantage for r in found] == [r.advantage for r in alone]
@@ -183,7 +184,7 @@ def test_whole_completions_are_scored_as_their_two_parts() -> None:
     assert [r.rest for r in found] == pytest.approx([0, 0, -0.8 / 0.5, 0])
     assert [r.r1 for r in found] == [1, 0, 0, 0] and found[0].completion is not None
     bad = [raw("E: joy"), raw("Hello.\nE: joy\n"), raw("E: jo", finished=False), raw("")]
-    failed = score_causally(prompt, bad, [3] * 4, lam=0, how="mean")
+    failed = score_causally(MELD, dist(joy=1), bad, [3] * 4, lam=0, how="mean")
     assert all(r.emotion is None and r.rest == 0 for r in failed)
 
 

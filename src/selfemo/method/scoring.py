@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from selfemo.method.types import (
     FailureKind,
     LabelSet,
     ParseFailure,
-    Prompt,
     RawCompletion,
     Rollout,
     RolloutGroup,
@@ -73,20 +72,34 @@ def with_rest(
     these rewards are all equal, the scale is that of the rewards with this one at 0: else a group in which
     every E is right would teach nothing of a completion that breaks.
     """
-    before = group.rollouts
-    done = _completed(before[member], rest, group.prompt.label_set)
-    if isinstance(done.parsed, ParseFailure):
-        r1 = np.array([r.r1 for r in before])
-        scale = scale_of(r1, how, eps, ddof)
-        if np.isinf(scale).all():
-            r1[member] = 0.0
-            scale = scale_of(r1, how, eps, ddof)
-        done = replace(done, r1=0.0, rest=-(1 - lam) * before[member].r1 / float(scale[0]))
+    before, labels = group.rollouts, group.prompt.label_set
+    done = _with_rest(before, member, rest, labels, lam, {"eps": eps, "ddof": ddof, "how": how})
     return replace(group, rollouts=(*before[:member], done, *before[member + 1 :]))
 
 
+def _with_rest(
+    group: Sequence[Rollout],
+    member: int,
+    rest: RawCompletion,
+    labels: LabelSet,
+    lam: float,
+    scale: Mapping[str, Any],
+) -> Rollout:
+    rollout = group[member]
+    done = _completed(rollout, rest, labels)
+    if not isinstance(done.parsed, ParseFailure):
+        return done
+    r1 = np.array([r.r1 for r in group])
+    divisor = scale_of(r1, **scale)
+    if np.isinf(divisor).all():
+        r1[member] = 0.0
+        divisor = scale_of(r1, **scale)
+    return replace(done, r1=0.0, rest=-(1 - lam) * rollout.r1 / float(divisor[0]))
+
+
 def score_causally(
-    prompt: Prompt,
+    labels: LabelSet,
+    target: EmotionDistribution,
     samples: Sequence[RawCompletion],
     heads: Sequence[int],
     *,
@@ -100,24 +113,26 @@ def score_causally(
     """Score G whole completions with causal credit: as E lines, and each with what follows its E line.
 
     Args:
-        prompt: its target is not None.
         heads: the number of tokens of each completion up to the end of its E line, all where it has none.
     """
-    assert prompt.target is not None
     scale: dict[str, Any] = {"eps": eps, "ddof": ddof, "how": how}
     parts = [_cut(s, n) for s, n in zip(samples, heads, strict=True)]
-    names = {"primary": primary, "secondary": secondary}
-    lines = [line for line, _ in parts]
     found = score_completions(
-        prompt.label_set, prompt.target, lines, lam=lam, **names, **scale, emotion_only=True
+        labels,
+        target,
+        [line for line, _ in parts],
+        lam=lam,
+        primary=primary,
+        secondary=secondary,
+        emotion_only=True,
+        **scale,
     )
-    group, done = RolloutGroup(prompt, found), []
-    for k, (rollout, (_, rest)) in enumerate(zip(found, parts, strict=True)):
-        if rollout.emotion is None:
-            done.append(replace(rollout, raw=samples[k]))
-        else:
-            done.append(with_rest(group, k, rest, lam=lam, **scale).rollouts[k])
-    return tuple(done)
+    return tuple(
+        replace(r, raw=sample, head=head)
+        if r.emotion is None
+        else replace(_with_rest(found, k, rest, labels, lam, scale), head=head)
+        for k, (r, sample, (_, rest), head) in enumerate(zip(found, samples, parts, heads, strict=True))
+    )
 
 
 def _cut(sample: RawCompletion, head: int) -> tuple[RawCompletion, RawCompletion]:
@@ -125,12 +140,8 @@ def _cut(sample: RawCompletion, head: int) -> tuple[RawCompletion, RawCompletion
     end = line_end(sample.text)
     if not end:
         return sample, RawCompletion("", finished=sample.finished)
-    values = (sample.token_ids, sample.logprobs, sample.entropies)
-    first, rest = (v[:head] for v in values), (v[head:] for v in values)
-    return (
-        RawCompletion(sample.text[:end], *first, finished=True),
-        RawCompletion(sample.text[end:], *rest, finished=sample.finished),
-    )
+    first = sample.part(0, head, sample.text[:end], finished=True)
+    return first, sample.part(head, None, sample.text[end:], finished=sample.finished)
 
 
 def line_end(text: str) -> int:

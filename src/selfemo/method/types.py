@@ -270,6 +270,13 @@ class RawCompletion:
     def mean_entropy(self) -> float:
         return math.fsum(self.entropies) / len(self.entropies) if self.entropies else 0.0
 
+    def part(self, start: int, stop: int | None, text: str, *, finished: bool) -> RawCompletion:
+        """The tokens from `start` to `stop`, with the text that they are."""
+        which = slice(start, stop)
+        return RawCompletion(
+            text, self.token_ids[which], self.logprobs[which], self.entropies[which], finished
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:

@@ -256,8 +256,7 @@ def _within(raw: RawCompletion, most: int) -> RawCompletion:
     """A completion, cut off if it has more than `most` tokens; the text, which fails then, stays whole."""
     if len(raw.token_ids) <= most:
         return raw
-    values = (v[: max(0, most)] for v in (raw.token_ids, raw.logprobs, raw.entropies))
-    return RawCompletion(raw.text, *values, finished=False)
+    return raw.part(0, max(0, most), raw.text, finished=False)
 
 
 @dataclass(frozen=True)

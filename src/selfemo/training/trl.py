@@ -12,6 +12,8 @@ Decisions, all [ours]:
 - t of lambda(t) is the optimiser step at which a batch of completions is sampled; the batch keeps its
   advantages for all steps that reuse it (`steps_per_generation`, `num_iterations`), as a round of the local
   engine does. T is the trainer's `max_steps`.
+- with `credit="causal"` TRL still samples whole completions; their E lines are scored as the local engine
+  scores them, advantages are per token (B, T), and tokens that carry no credit are left out of the loss;
 - the completions of one `prompt_id`, in any order, are a group; completions that TRL cut fail as truncated.
 - `SelfGRPOConfig` refuses settings that would have no effect or change eq. 14; `exact_objective=False` allows
   other objectives, with the same advantages.
@@ -25,16 +27,16 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from selfemo.config import GrpoConfig, RewardConfig
 from selfemo.errors import ConfigError, DataError, MissingExtraError
 from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
-from selfemo.method.scoring import score_completions
 from selfemo.method.self_grpo import lambda_at
-from selfemo.method.types import Conversation, EmotionDistribution, LabelSet, Prompt, RawCompletion, Rollout
+from selfemo.method.types import Conversation, Prompt, RawCompletion, Rollout
 from selfemo.models.policy import Policy
 from selfemo.models.references import resolve
+from selfemo.training.trl_rows import Row, head_of, parse_rate, sample_of, score_row, score_rows
 
 try:
     import torch
@@ -110,10 +112,6 @@ def prompt_dataset(
     return Dataset.from_list(list(rows.values()))
 
 
-def _sample(policy: Policy, ids: Sequence[int]) -> RawCompletion:
-    return RawCompletion(policy.decode(ids), finished=bool(ids) and ids[-1] in policy.end_ids)
-
-
 def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[..., list[float]]:
     """R1 in TRL's signature, for a plain `GRPOTrainer` over the rows of `prompt_dataset`.
 
@@ -142,13 +140,13 @@ def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[...
         rollouts: list[Rollout] = []
         for i, (completion, weights, names) in enumerate(zip(completions, target, labels, strict=True)):
             if policy is not None and completion_ids is not None:
-                sample = _sample(policy, completion_ids[i])
+                sample = sample_of(policy, completion_ids[i])
             else:
                 said = completion if isinstance(completion, str) else completion[-1]["content"]
                 sample = RawCompletion(said or "")
-            rollouts += _score(names, weights, [sample], reward, grpo, 0.0)
+            rollouts += score_row(names, weights, [sample], reward, grpo, 0.0)
         if log_metric is not None and rollouts:
-            log_metric("parse_rate", _parse_rate(rollouts))
+            log_metric("parse_rate", parse_rate(rollouts))
         return [r.r1 for r in rollouts]
 
     score.__name__ = f"{primary}_reward"
@@ -165,84 +163,6 @@ exact_reward = reward_function("exact")
 def consensus_reward(**_: Any) -> list[float]:
     """A name for R2 in TRL's logs; the trainer computes R2 over whole groups and never calls this."""
     raise ConfigError("R2 needs whole groups of gathered completions; use SelfGRPOTrainer")
-
-
-def _score(
-    labels: Sequence[str],
-    target: Sequence[float],
-    samples: Sequence[RawCompletion],
-    reward: RewardConfig,
-    grpo: GrpoConfig,
-    lam: float,
-) -> tuple[Rollout, ...]:
-    try:
-        label_set = LabelSet("trl", tuple(labels))
-        wanted = EmotionDistribution(dict(zip(labels, target, strict=True)))
-    except ValueError as e:
-        raise ConfigError(
-            f"columns 'labels' and 'target': {e} (labels {list(labels)}, target {list(target)})"
-        ) from e
-    return score_completions(
-        label_set,
-        wanted,
-        samples,
-        lam=lam,
-        primary=reward.primary,
-        secondary=reward.secondary,
-        eps=grpo.eps,
-        ddof=grpo.ddof,
-        how=grpo.normalise,
-    )
-
-
-def _parse_rate(rollouts: Sequence[Rollout]) -> float:
-    return sum(r.completion is not None for r in rollouts) / max(1, len(rollouts))
-
-
-class Row(NamedTuple):
-    """One completion, and the prompt and target of its group."""
-
-    prompt_id: str
-    prompt: str
-    """Digest of the messages."""
-    labels: tuple[str, ...]
-    target: tuple[float, ...]
-    raw: RawCompletion
-
-
-def score_rows(
-    rows: Sequence[Row], group_size: int, reward: RewardConfig, grpo: GrpoConfig, lam: float
-) -> list[Rollout]:
-    """Score whole groups whose rows have any order; the result has the order of `rows`.
-
-    A prompt that was drawn several times gives as many groups, filled in order.
-
-    Raises:
-        ConfigError: the completions of a prompt id are not whole groups, or two prompts share an id.
-    """
-    places: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        places.setdefault(row.prompt_id, []).append(i)
-    scored: dict[int, Rollout] = {}
-    for prompt_id, own in places.items():
-        first = rows[own[0]]
-        if any(rows[i][:4] != first[:4] for i in own):
-            raise ConfigError(
-                f"column 'prompt_id': {prompt_id!r} stands for different prompts or targets; "
-                "give each prompt an id of its own"
-            )
-        if len(own) % group_size:
-            raise ConfigError(
-                f"{len(own)} completions of prompt {prompt_id!r} are not whole groups of "
-                f"{group_size}; make the batch (per-device size x processes x steps_per_generation) "
-                "a multiple of num_generations and leave the trainer's sampler as it is"
-            )
-        for start in range(0, len(own), group_size):
-            group = own[start : start + group_size]
-            samples = [rows[i].raw for i in group]
-            rollouts = _score(first.labels, first.target, samples, reward, grpo, lam)
-            scored.update(zip(group, rollouts, strict=True))
-    return [scored[i] for i in range(len(rows))]
 
 
 class LambdaCallback(TrainerCallback):
@@ -282,6 +202,13 @@ class SelfGRPOConfig(GRPOConfig):
     secondary: str = field(default="count", metadata={"help": "R2: count or weighted"})
     advantage_eps: float = field(default=1e-6, metadata={"help": "added to a group's standard deviation"})
     advantage_ddof: int = field(default=0, metadata={"help": "0: population, 1: sample standard deviation"})
+    normalise: str = field(
+        default="std", metadata={"help": "a group's rewards are divided by their std, their mean, or none"}
+    )
+    credit: str = field(
+        default="completion",
+        metadata={"help": "the tokens that R1 and R2 act on: completion (eq. 14), or causal: up to E's end"},
+    )
     exact_objective: bool = field(default=True, metadata={"help": "refuse a loss other than eq. 14"})
     beta: float = field(default=0.001, metadata={"help": "coefficient of k3"})
     loss_type: str = field(default="dapo", metadata={"help": "dapo: TRL's token mean over a batch"})
@@ -307,7 +234,12 @@ class SelfGRPOConfig(GRPOConfig):
     def settings(self) -> tuple[RewardConfig, GrpoConfig]:
         """The settings of rewards and advantages as sections of the local engine's configuration."""
         rewards = {"primary": self.primary, "secondary": self.secondary}
-        advantages = {"lam_max": self.lam_max, "eps": self.advantage_eps, "ddof": self.advantage_ddof}
+        advantages: dict[str, Any] = {
+            "lam_max": self.lam_max,
+            "eps": self.advantage_eps,
+            "ddof": self.advantage_ddof,
+        }
+        advantages |= {"normalise": self.normalise, "credit": self.credit}
         return RewardConfig.model_validate(rewards), GrpoConfig.model_validate(advantages)
 
     def _without_effect(self) -> list[str]:
@@ -401,6 +333,7 @@ class SelfGRPOTrainer(GRPOTrainer):
         self.lambda_callback = own[0] if own else LambdaCallback(args.lam_max)
         self._reward, self._grpo = args.settings()
         self._advantages: torch.Tensor | None = None
+        self._rollouts: Sequence[Rollout] = ()
         super().__init__(
             model=resolve(model) if isinstance(model, str) else model,
             reward_funcs=[reward_function(self._reward.primary), consensus_reward],
@@ -434,7 +367,8 @@ class SelfGRPOTrainer(GRPOTrainer):
                     hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest(),
                     tuple(row["labels"]),
                     tuple(row["target"]),
-                    _sample(text, ids),
+                    sample_of(text, ids),
+                    head_of(text, ids),
                 )
                 for row, ids in zip(inputs, completion_ids_list, strict=True)
             ]
@@ -445,10 +379,11 @@ class SelfGRPOTrainer(GRPOTrainer):
         rollouts = score_rows(rows, size, self._reward, self._grpo, lam)
         device = self.accelerator.device
         self._advantages = torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device)
-        loud = {r.prompt_id for r, s in zip(rows, rollouts, strict=True) if s.advantage}
+        self._rollouts = rollouts
+        loud = {r.prompt_id for r, s in zip(rows, rollouts, strict=True) if s.advantage or s.rest}
         metrics = self._metrics[mode]
         metrics["lambda"].append(lam)
-        metrics["parse_rate"].append(_parse_rate(rollouts))
+        metrics["parse_rate"].append(parse_rate(rollouts))
         metrics["silent_groups"].append(1 - len(loud) / len({r.prompt_id for r in rows}))
         self.reward_weights = torch.tensor([1 - lam, lam])
         return torch.tensor([[r.r1, r.r2] for r in rollouts], dtype=torch.float32, device=device)
@@ -459,11 +394,28 @@ class SelfGRPOTrainer(GRPOTrainer):
         assert ours is not None, "TRL scored no completions"
         first = self.accelerator.process_index * len(inputs)
         batch["advantages"] = ours[first : first + len(inputs)]
+        if self._grpo.credit == "causal":
+            self._part_tokens(batch, self._rollouts[first : first + len(inputs)])
         logged = self._logs["advantages"]
         for _ in range(min(len(ours), len(logged))):
             logged.pop()
         logged.extend(ours.tolist())
         return batch
+
+    def _part_tokens(self, batch: dict[str, Any], rollouts: Sequence[Rollout]) -> None:
+        """Make the advantages of a batch (B, T), and mask tokens without credit out of its loss (SPEC 9)."""
+        mask, whole = batch["completion_mask"], batch["advantages"]
+        places = torch.arange(mask.shape[1], device=mask.device)
+        heads, rests = (
+            torch.tensor(v, dtype=whole.dtype, device=mask.device).unsqueeze(1)
+            for v in ([float(r.head or 0) for r in rollouts], [r.rest for r in rollouts])
+        )
+        inside = places < heads
+        batch["advantages"] = torch.where(inside, whole.unsqueeze(1), rests)
+        credit = (inside | (rests != 0)).to(mask.dtype)
+        batch["tool_mask"] = batch.get("tool_mask", 1) * credit
+        counted = (mask * batch["tool_mask"]).sum()
+        batch["num_items_in_batch"] = self.accelerator.gather(counted).sum()
 
 
 def _check_columns(name: str, dataset: Any) -> None:
