@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from selfemo.method.prompts import Fitted, conversation_prompts, format_recognit
 from selfemo.method.scoring import line_end
 from selfemo.method.types import EmotionDistribution, Place, Prompt, RawCompletion, RolloutGroup
 from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.packing import shared_prefix
 from selfemo.models.policy import Attention
 from selfemo.reports.figures import draw
 from selfemo.reports.report import build
+from selfemo.runs import costs
 from selfemo.runs.dialogues import episodes
 from selfemo.runs.inputs import turn_of
 from selfemo.runs.store import STORE_FILE, Store
@@ -350,6 +353,44 @@ def test_self_play_with_the_settings_of_a_causal_run(causal: Path, data: Path, t
         assert all(r["reply"] is None for r in found if not r["best"])
     assert {r["text"].split("\n")[0] for r in found} == {"E: joy", "E: fear"}
     assert all(r["failure"] is None for r in found)
+
+
+def test_the_estimate_knows_what_a_run_samples_and_trains_on(causal: Path, tiny_model: Path) -> None:
+    """Its tokens against those of the run, with the run's own mean lengths.
+
+    Trees share more than is estimated: equal E lines, and the system message of all prompts of a row.
+    """
+    config = load([causal / "config.toml"])
+    found = rows(causal, "SELECT tokens, best, reply FROM rollouts")
+    lines = [r["tokens"] for r in found if not r["best"]]
+    whole = [r["tokens"] for r in found if r["reply"]]
+    with Store(causal / STORE_FILE, read_only=True) as store:
+        asked = [
+            store.prompt(r["prompt"]) for r in rows(causal, "SELECT prompt FROM rollouts WHERE member = 0")
+        ]
+        measured = rl_rounds(store)
+    encode = engine(tiny_model).policy.encode
+    ids = {p.id: f.ids for p, f in zip(asked, fit_all(asked, encode, 400, "none")[0], strict=True)}
+    own = [
+        len(ids[b.id]) - shared_prefix(ids[a.id], ids[b.id])
+        for a, b in pairwise(sorted(asked, key=lambda p: (p.conversation_id, len(p.history))))
+        if a.conversation_id == b.conversation_id
+    ]
+    lengths = costs.Lengths(
+        fmean(map(len, ids.values())), fmean(whole), fmean(own), emotion=fmean(lines), turns=2.6
+    )
+    machine, shape = costs.MACHINES["cpu-core"], costs.find_shape(str(tiny_model))
+
+    def estimated(*more: str) -> dict[str, float]:
+        of = config if not more else load([causal / "config.toml"], list(more))
+        return {p.name: p.tokens for p in costs.parts(shape, of, lengths, machine, "local")}
+
+    steps = config.grpo.prompts_per_step // config.grpo.mini_batch
+    trained = sum(m["packed_tokens"] for m in measured) * steps
+    sampled = sum(r["tokens"] for r in found)
+    now, plain = estimated(), estimated("grpo.credit=completion", "flywheel.window=1")
+    assert now["decode"] == pytest.approx(sampled, rel=0.1) and plain["decode"] > 1.5 * sampled
+    assert trained < now["update"] < 1.6 * trained < 0.6 * plain["update"]
 
 
 # -- distribution ----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from selfemo.config import load
 from selfemo.errors import EngineError
 from selfemo.runs import costs
 from selfemo.runs.costs import KNOWN, RUNTIME, Lengths, Machine, ModelShape
+from selfemo.runs.doctor import CHARACTERS, disk
 
 # L 3, d 4, a 4, k 2, f 8, v 10: a layer has 4 (2 x 4 + 2 x 2 + 3 x 8) = 144 weights. P 10, R 2, n 5, G 3.
 TOY, DATA = ModelShape(3, 4, 4, 2, 8, 10), Lengths(10, 2, own=4, refit=8, held_out=5)
@@ -58,6 +59,52 @@ def test_tokens_and_hours_by_hand(engine) -> None:
     weights = 10 * 4 * 472 if local else 2 * 2 * 472
     keys = 5 * 2 * (10 + 3) * 2 * 3 * 2 * 4 if local else 5 * 2 * (30 + 3) * 2 * 3 * 2 * 2
     assert fast.hours * 3600 == pytest.approx(weights + keys)
+
+
+CAUSAL = [*PLAIN, "grpo.credit=causal", "selfplay.synthetic_share=0.2"]
+TWO = DATA._replace(completion=6, emotion=2, labels=4, turns=5)  # E 2 of R 6 tokens
+
+
+def test_two_stages_windows_and_labels_by_hand() -> None:
+    def tokens(*more: str, lengths: Lengths = TWO) -> dict[str, float]:
+        found = costs.parts(TOY, load([], [*CAUSAL, *more]), lengths, SLOW, "local")
+        return {part.name: part.tokens for part in found}
+
+    # 5 prompts of 10: prefilled for three E lines of 2, and again, with the best of them, for 4 tokens more.
+    found = tokens()
+    assert (found["prefill"], found["decode"]) == (5 * 10 + 5 * 12, 5 * 3 * 2 + 5 * 4)
+    assert found["update"] == 5 * (10 + 3 * 2)
+    # 8 samples of 4 + 6 tokens and 4 of 4 + 2; each run of four has a first prompt of 10.
+    assert found["refit"] == 8 * (4 + 6) + 2 * 6 + 4 * (4 + 2) + 1 * 6
+    none = ("flywheel.refit=none", "selfplay.max_turns=1")
+    assert (tokens(*none)["prefill"], tokens(*none)["decode"]) == (5 * 10, 5 * 3 * 2)
+    # Conversations of 5 in windows of 4 are 2 windows, 2.5 prompts each: 1 - 1/2.5 of four in five share 6.
+    shared = 0.8 * 0.6 * 6
+    windows = tokens("flywheel.window=4")
+    assert windows["update"] == pytest.approx(5 * (10 - shared + 6))
+    assert windows["prefill"] == pytest.approx(5 * (2 * (10 - shared) + 2))
+    assert tokens("flywheel.window=5")["update"] == pytest.approx(5 * (10 - 0.8 * 0.8 * 6 + 6))
+    unknown = tokens("flywheel.window=4", lengths=TWO._replace(turns=0))
+    assert unknown["update"] == pytest.approx(5 * (10 - 0.8 * 0.75 * 6 + 6))
+    # Gold lines of the originals beside three E lines, and alone.
+    assert tokens("grpo.gold_weight=1")["update"] == pytest.approx(5 * (10 + 3.8 * 2))
+    alone = tokens("grpo.gold_weight=1", "grpo.reward_weight=0")
+    assert alone["update"] == pytest.approx(5 * (10 + 0.8 * 2)) and alone["decode"] == found["decode"]
+    # Windows count with whole completions too; verl packs nothing.
+    assert tokens("grpo.credit=completion", "flywheel.window=4")["update"] == pytest.approx(
+        5 * (10 - shared + 18)
+    )
+    config = load([], [*PLAIN, "flywheel.window=4"])
+    assert costs.parts(TOY, config, TWO, SLOW, "verl")[3].tokens == 5 * 3 * 16
+
+
+def test_memory_and_disk_of_two_stages() -> None:
+    config = load([], CAUSAL)
+    need = costs.memory(TOY, config, TWO, SLOW, "local")["training"]
+    # A group is 10 + 3 x 2 tokens, as with completions of 2 tokens.
+    assert need == costs.memory(TOY, load([], PLAIN), DATA, SLOW, "local")["training"]
+    whole, parts = (disk(TOY, load([], s), TWO)["store"] for s in (PLAIN, CAUSAL))
+    assert whole - parts == pytest.approx(2 * 5 * 1.6 * CHARACTERS * (3 * 6 - (3 * 2 + 4)))
 
 
 def test_memory_by_hand() -> None:

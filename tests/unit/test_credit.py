@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise, product
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +17,23 @@ from selfemo.config import load
 from selfemo.errors import ConfigError
 from selfemo.method.scoring import score_causally, score_completions, with_rest
 from selfemo.method.self_grpo import advantages, normalise, scale_of
-from selfemo.method.types import FailureKind, Lineage, ParseFailure, RawCompletion, RolloutGroup
+from selfemo.method.types import (
+    Completion,
+    FailureKind,
+    Lineage,
+    ParseFailure,
+    Place,
+    RawCompletion,
+    RolloutGroup,
+)
+from selfemo.runs.inputs import labels_taught
+from selfemo.runs.store import Store
 from selfemo.seeds import rng, shuffled_runs
+from selfemo.stages.coldstart import gold_samples, label_samples
+from selfemo.stages.flywheel import add_sample
 from selfemo.stages.rl import rl_items
 from selfemo.stages.selfplay import score_group, select_best
-from tests.conftest import MELD, dist, make_prompt
+from tests.conftest import MELD, dist, make_prompt, toy_conversations
 
 REWARDS = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 
@@ -215,6 +228,33 @@ def test_e_lines_are_told_apart_without_replies() -> None:
     samples = [raw("E: anger\n"), raw("nothing\n"), raw("E: joy\n")]
     group = score_group(make_prompt(target=dist(joy=1)), samples, load([], []).reward, grpo, 0.0)
     assert group.rollouts[select_best(group, 0.0, 0)].raw.text == "E: joy\n"
+
+
+def test_labels_that_are_no_longer_new(tmp_path: Path) -> None:
+    """Those of the run's own samples, whole or E alone, and with sft.seen those of the model before it."""
+    train = toy_conversations(6)
+    with Store(tmp_path / "store.sqlite") as store:
+        whole, alone, played = (make_prompt(i, dist(joy=1)) for i in ("cold/a/1", "b/2", "c/3"))
+        said = Completion(dist(joy=1), dist(joy=1), "Yes, I do.")
+        store.add_prompts([whole, alone, played], Place("cold-start"))
+        add_sample(store, whole, said, 1.0, Place("cold-start"), "gold")
+        add_sample(store, alone, dist(joy=1), 1.0, Place("cold-start"), "label")
+        add_sample(store, played, replace(said, reply="No."), 1.0, Place("rl"), "selfplay")
+        assert labels_taught(store, train, load([], [])) == {"a/1", "b/2"}
+        before = gold_samples(train, 5, 0)
+        found = labels_taught(store, train, load([], ["sft.seen=5"]))
+        assert len(before) == 5 and found == {"a/1", "b/2", *(p.id for p, _ in before)}
+
+
+def test_samples_of_e_alone_are_labelled_turns_that_are_left() -> None:
+    train = toy_conversations(6)
+    taught = {p.id for p, _ in gold_samples(train, 8, 0)}
+    every = label_samples(train, taught, -1, 0, 4)
+    assert len(every) == 6 * 5 - 8 and not taught & {p.id for p, _ in every}
+    assert all(gold == p.target == p.history[-1].emotion for p, gold in every)
+    some = label_samples(train, taught, 9, 0, 4)
+    assert len(some) == 9 and all(s in every for s in some)
+    assert [p.id for p, _ in some] == [p.id for p, _ in every if p.id in {q.id for q, _ in some}], "in order"
 
 
 @pytest.mark.parametrize(

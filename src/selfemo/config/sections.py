@@ -230,7 +230,8 @@ class FlywheelConfig(_Section):
     """Most original prompts of one conversation, in their order, that are drawn together: they are one prefix
     tree, so that each costs a third of the tokens or less."""
     new_labels: bool = False
-    """Draw original prompts only from turns whose label no SFT sample has taught."""
+    """Draw original prompts only from turns whose label no SFT sample has taught, of this run or, with
+    sft.seen, of the model's earlier cold start."""
     max_prompt_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Most original prompts of a data set with one gold emotion, as a share; 1 draws from all. If half the
     data are neutral, the reward of a group pays for saying neutral."""
@@ -304,7 +305,7 @@ class GuardConfig(_Section):
     max_kl: PositiveFloat = 10.0
     """Nats per token; a healthy run stays far below 1."""
     min_entropy: NonNegative = 0.02
-    """Nats per sampled token; 0 for no such limit."""
+    """Nats per sampled token (with causal credit nearly all are of E lines); 0 for no such limit."""
     max_emotion_share: Fraction = 0.98
     """1 for no such limit."""
     window: Annotated[int, Field(ge=2)] = 10

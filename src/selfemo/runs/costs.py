@@ -2,7 +2,8 @@
 
 docs/scaling.md gives the formulas and measured points; "measured" means by benchmarks/costs.py. Letters: N
 parameters, L layers, d hidden size, a = heads x head size, k = key heads x head size, f size of the MLP,
-v vocabulary, P prompt tokens, R completion tokens (means), G completions of a prompt, n prompts.
+v vocabulary, P prompt tokens, R completion tokens (means), G completions of a prompt, n prompts; E tokens of
+an E line.
 """
 
 from __future__ import annotations
@@ -109,13 +110,52 @@ language-model head with four rows."""
 
 
 class Lengths(NamedTuple):
-    """P, R, tokens of a prompt that differ from the one before; samples of the refit, held-out prompts."""
+    """P, R, tokens of a prompt that differ from the one before; samples of the refit, held-out prompts; E,
+    the refit's samples of E alone besides, and prompts of a conversation (0: not known)."""
 
     prompt: float
     completion: float
     own: float = 0.0
     refit: int = 0
     held_out: int = 0
+    emotion: float = 0.0
+    labels: int = 0
+    turns: float = 0.0
+
+
+class Rl(NamedTuple):
+    """What a prompt of RL costs on average.
+
+    Attributes:
+        prompt: tokens of it in a prefix tree of its window.
+        sequences: those that are trained on, the gold line among them.
+        tokens: of each of them.
+        rest: tokens behind the E line of the best, where they are sampled by themselves.
+    """
+
+    prompt: float
+    sequences: float
+    tokens: float
+    rest: float
+
+    @property
+    def packed(self) -> float:
+        return self.prompt + self.sequences * self.tokens
+
+
+def rl_costs(config: Config, lengths: Lengths) -> Rl:
+    """Tokens of a prompt of RL with the local engine: windows, two-stage rollouts, the anchor on gold."""
+    grpo, fly, p, r = config.grpo, config.flywheel, lengths.prompt, lengths.completion
+    original = 1 - (config.selfplay.synthetic_share if config.selfplay.max_turns > 1 else 0.0)
+    # A conversation is cut into as few windows as hold it.
+    window = lengths.turns / -(-lengths.turns // fly.window) if lengths.turns else float(fly.window)
+    shared = original * (1 - 1 / max(1.0, window)) * (p - (lengths.own or p))
+    if grpo.credit == "completion":
+        return Rl(p - shared, config.sampling.group_size, r, 0.0)
+    sequences = config.sampling.group_size * (grpo.reward_weight > 0) + original * (grpo.gold_weight > 0)
+    replies = config.selfplay.max_turns > 1 or fly.refit != "none"
+    e = lengths.emotion or r
+    return Rl(p - shared, sequences, e, max(0.0, r - e) if replies else 0.0)
 
 
 class Part(NamedTuple):
@@ -138,6 +178,7 @@ def parts(
     """The parts of one iteration in order."""
     local, p, r = engine == "local", lengths.prompt, lengths.completion
     n, g, grpo = config.flywheel.prompts, config.sampling.group_size, config.grpo
+    rl = rl_costs(config, lengths) if local else Rl(p, g, r, 0.0)
     per_round = min(grpo.prompts_per_step, n)
     room = config.sampling.token_budget // (p + g * config.sampling.max_new_tokens)
     replicas = 1 if local else max(1, machine.count // config.cluster.tensor_parallel)
@@ -149,33 +190,43 @@ def parts(
         weights = 2 * shape.body * tokens + 2 * shape.head * predicted
         return weights + 4 * shape.attention * shape.layers * pairs
 
-    def sampling(prompts: int, group: int) -> tuple[Part, Part]:
-        first = forward(prompts * p, prompts, prompts * p * p / 2) / (peak * machine.forward)
+    def sampling(prompts: int, group: int, own: float, p: float, r: float) -> tuple[Part, Part]:
+        """Prefill `own` of the p tokens of each prompt, then decode r tokens of each completion."""
+        first = forward(prompts * own, prompts, prompts * own * (p - own / 2)) / (peak * machine.forward)
         tokens = prompts * group * r
         computing = forward(tokens, tokens, tokens * (p + r / 2)) / (peak * machine.forward)
         steps = tokens / min(rows, min(prompts, per_round) * group) * replicas
         seen = prompts * r * (p * (1 if local else group) + group * r / 2)
         read = steps * weight * (shape.body + shape.head) + seen * 2 * shape.layers * shape.kv * key
         hours = max(computing, read / (band * machine.reading))
-        return Part("prefill", prompts * p, first), Part("decode", tokens, hours)
+        return Part("prefill", prompts * own, first), Part("decode", tokens, hours)
 
-    packed = n * ((p + g * r) if local else g * (p + r))
-    pairs = n * (p * p / 2 + g * (r * p + r * r / 2) if local else g * (p + r) ** 2 / 2)
-    scoring = forward(packed, n * g * r, pairs) / (peak * machine.training)
+    prefill, decode = sampling(n, g, rl.prompt, p, rl.tokens)
+    if rl.rest:  # the prompt and the best E line are prefilled once more
+        begun, whole = sampling(n, 1, rl.prompt + rl.tokens, p + rl.tokens, rl.rest)
+        prefill = Part("prefill", prefill.tokens + begun.tokens, prefill.hours + begun.hours)
+        decode = Part("decode", decode.tokens + whole.tokens, decode.hours + whole.hours)
+    f, q = rl.prompt, rl.sequences
+    packed = n * (rl.packed if local else g * (p + r))
+    pairs = n * (f * (p - f / 2) + q * (rl.tokens * p + rl.tokens**2 / 2) if local else g * (p + r) ** 2 / 2)
+    scoring = forward(packed, n * q * rl.tokens, pairs) / (peak * machine.training)
     times = 3 if local and not config.model.gradient_checkpointing else 4
     # Log-probabilities of the policy before several steps of one round (verl: always), and of the reference.
     passes = (not local or per_round > grpo.mini_batch) + (grpo.kl_coef > 0)
-    result = [*sampling(n, g), Part("log-probabilities", passes * packed, passes * scoring)]
+    result = [prefill, decode, Part("log-probabilities", passes * packed, passes * scoring)]
     result.append(Part("update", packed, times * scoring))
     if config.flywheel.refit != "none" and lengths.refit:
-        samples = lengths.refit * config.flywheel.refit_epochs
-        own, runs = (lengths.own or p, samples / config.sft.run_length) if local else (p, samples)
-        tokens = samples * (own + r) + runs * (p - own)
-        pairs = samples * ((own + r) * (p + r) - (own + r) ** 2 / 2)
-        work = times * forward(tokens, samples * r, pairs) / (peak * machine.training)
+        tokens = work = 0.0
+        for count, said in ((lengths.refit, r), (lengths.labels, lengths.emotion)):
+            samples = count * config.flywheel.refit_epochs
+            own, runs = (lengths.own or p, samples / config.sft.run_length) if local else (p, samples)
+            pairs = samples * ((own + said) * (p + said) - (own + said) ** 2 / 2)
+            more = samples * (own + said) + runs * (p - own)
+            work += times * forward(more, samples * said, pairs) / (peak * machine.training)
+            tokens += more
         result.append(Part("refit", tokens, work))
     if lengths.held_out:
-        read = list(sampling(lengths.held_out, 1))
+        read = list(sampling(lengths.held_out, 1, p, p, r))
         if config.evaluation.beliefs and config.prompt.reasoning == "none":
             read.append(read[0])  # the probabilities of the labels: the prompts once more
         times = 1 + (config.flywheel.refit != "none")  # the policy after RL, and the refit
@@ -189,7 +240,7 @@ def memory(
 ) -> dict[str, dict[str, float]]:
     """Bytes of one device (local: of the process) in the phases "training" and "sampling", by use."""
     n, d, a, f = shape.parameters, shape.hidden, shape.attention, shape.mlp
-    p, r, g, lora = (lengths.prompt, lengths.completion, config.sampling.group_size, config.model.lora)
+    p, r, lora = lengths.prompt, lengths.completion, config.model.lora
     local, bf16 = engine == "local", uses_bf16(config, machine, engine)
     layer = 20 * d + 8 * a + 8 * f if bf16 else 16 * (d + a + f)
     again = not local or config.model.gradient_checkpointing
@@ -197,11 +248,20 @@ def memory(
     if local:
         linear = 2 * (d + a) + 2 * (d + shape.kv) + 3 * (d + f)
         trained = float(n if lora is None else shape.layers * lora.rank * linear)
-        held, group = n + (0.0 if lora is None else trained), p + g * r
+        rl = rl_costs(config, lengths)._replace(prompt=p)  # the first of a window has none to share with
+        held, group = n + (0.0 if lora is None else trained), rl.packed
         tokens = max(group, min(config.grpo.micro_tokens, group * config.flywheel.prompts))
-        logits = tokens * g * r / group * (20 if bf16 else 16)
+        logits = tokens * rl.sequences * rl.tokens / group * (20 if bf16 else 16)
         # Each completion but the first gathers the prompt's keys and values anew (attention.py).
-        gathered = (g - 1) * p / group * (1 if again else shape.layers) * 2 * a * (2 if bf16 else 4)
+        gathered = (
+            max(0.0, rl.sequences - 1)
+            * p
+            / group
+            * (1 if again else shape.layers)
+            * 2
+            * a
+            * (2 if bf16 else 4)
+        )
         casts = float(bf16 * (shape.body + shape.head))
         key = shape.layers * shape.kv * (6 if bf16 else 8)
         cache = float(config.sampling.token_budget * key)

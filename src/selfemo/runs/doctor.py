@@ -20,7 +20,13 @@ from selfemo.config import ClusterConfig, Config
 from selfemo.data import load as load_data
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, SelfEmoError
-from selfemo.method.prompts import conversation_prompts, format_completion, gold_completion, messages
+from selfemo.method.prompts import (
+    conversation_prompts,
+    format_completion,
+    format_recognition,
+    gold_completion,
+    messages,
+)
 from selfemo.method.types import Conversation
 from selfemo.models.devices import Devices, devices
 from selfemo.runs import costs
@@ -258,12 +264,20 @@ def lengths(conversations: Sequence[Conversation], config: Config) -> costs.Leng
     cold = min(len(gold), config.sft.max_samples or len(gold))
     prompt = min(fmean(whole or [0]) / CHARACTERS, config.prompt.max_tokens)
     completion = fmean(said or [0]) / CHARACTERS + _THOUGHT[config.prompt.reasoning] + 1
+    named = [len(format_recognition(g.emotion)) for g in gold[:: max(1, len(gold) // _SAMPLED)]]
+    emotion = fmean(named or [0]) / CHARACTERS + _THOUGHT[config.prompt.reasoning]
+    labelled = sum(t.emotion is not None for c in train for t in c.turns)
+    asked = config.sft.label_samples
+    labels = min(labelled - cold, labelled if asked < 0 else asked)
     return costs.Lengths(
         prompt,
         min(completion, config.sampling.max_new_tokens),
         min(fmean(own or [0]) / CHARACTERS, prompt),
         int(config.flywheel.prompts // 2 + config.flywheel.replay * cold),
         sum(len(c.turns) for c in conversations if c.split == config.data.eval_split),
+        min(emotion, config.sampling.max_new_tokens),
+        int(config.flywheel.replay * labels),
+        labelled / len(train) if train else 0.0,
     )
 
 
@@ -293,10 +307,10 @@ def disk(shape: costs.ModelShape, config: Config, sizes: costs.Lengths) -> dict[
 
     The store holds a rollout's text 1.6 times and 220 bytes, a prompt's 1.3 times and 420 bytes: measured.
     """
-    count, save = config.flywheel.iterations, config.save
-    rollout = 220 + 1.6 * CHARACTERS * sizes.completion
+    count, save, rl = config.flywheel.iterations, config.save, costs.rl_costs(config, sizes)
     prompt = 420 + 1.3 * CHARACTERS * sizes.prompt
-    stored = config.flywheel.prompts * (config.sampling.group_size * rollout + prompt)
+    said = config.sampling.group_size * (220 + 1.6 * CHARACTERS * rl.tokens) + 1.6 * CHARACTERS * rl.rest
+    stored = config.flywheel.prompts * (said + prompt)
     return {
         "checkpoints": 4.0 * shape.parameters * (1 + count * (1 + save.keep_stage_checkpoints)),
         "states": 12.0 * shape.parameters * (save.keep_states + 1),
