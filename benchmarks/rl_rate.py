@@ -8,11 +8,13 @@ depends on (SPEC section 9), and trains on windows of turns of one conversation 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.harness import Row
 from benchmarks.training import LR, SETTINGS, engine, grpo_trainer
 from selfemo.config import load
+from selfemo.method.prompts import Fitted
 from selfemo.method.types import Place
 from selfemo.models.generation.requests import Request
 from selfemo.seeds import rng, shuffled_runs
@@ -22,6 +24,12 @@ from selfemo.stages.selfplay import fit_all, sample_groups, score_group
 
 G, WINDOW, ROUND, TRL_PROMPTS, COMPLETION = 8, 8, 64, 4, 48
 GOAL = 40.0
+
+
+def of_mean_length(fitted: Sequence[Fitted], n: int) -> list[Fitted]:
+    """The n prompts whose length is nearest to the mean: what one costs where nothing is shared."""
+    mean = sum(len(f.ids) for f in fitted) / len(fitted)
+    return sorted(fitted, key=lambda f: abs(len(f.ids) - mean))[:n]
 
 
 def rl_prompts(model: str, data: str, repeats: int, micro: int = G) -> Row:
@@ -53,8 +61,7 @@ def rl_prompts(model: str, data: str, repeats: int, micro: int = G) -> Row:
     chosen = [prompts[i] for i in order[: (repeats + 1) * ROUND]]
     fitted, _ = fit_all(chosen, e.sampler.encode, config.prompt.max_tokens, "none")
     rounds = [fitted[k : k + ROUND] for k in range(0, len(fitted), ROUND)][: repeats + 1]
-    # TRL's prompts lie evenly in each round, so that they are as long as ours.
-    theirs = [r[k :: len(r) // TRL_PROMPTS][:TRL_PROMPTS] for k, r in enumerate(rounds)]
+    theirs = [of_mean_length(r, TRL_PROMPTS) for r in rounds]
     texts = [e.policy.tokenizer.decode(f.ids) for part in theirs for f in part]
     by_text = {t: f.prompt for t, f in zip(texts, (f for part in theirs for f in part), strict=True)}
     counts: dict[str, list[int]] = {"ours": [], "ours, packed": [], "theirs": []}
