@@ -69,22 +69,35 @@ def test_shared_prefix() -> None:
     assert shared_prefix([], [1]) == 0
 
 
-@given(sequences)
-def test_runs_cover_a_tree_and_their_masks_are_those_of_the_ancestors(seqs: list[list[int]]) -> None:
-    from selfemo.models.attention import plan
+@given(sequences, st.sampled_from([0, 2, 64]))
+def test_a_plan_covers_a_tree_and_its_masks_are_those_of_the_ancestors(
+    seqs: list[list[int]], short: int
+) -> None:
+    from selfemo.models import attention
 
     tree = pack(seqs)
-    (runs,) = plan([tree], len(tree) + 3, "cpu").rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_SHORT", short)
+        (row,) = attention.plan([tree], len(tree) + 3, "cpu").rows
     seen = np.zeros((len(tree), len(tree)), dtype=bool)
-    for run in runs:
+    placed: list[int] = []
+    for run in row.runs:
+        placed += range(run.start, run.stop)
         for q in range(run.start, run.stop):
-            if run.path is None:
+            if run.path is None or run.mask is None:
                 seen[q, run.start : q + 1] = True
             else:
                 seen[q, run.path[run.mask[q - run.start]].numpy()] = True
+    for some in row.short:
+        tokens = some.tokens.tolist()
+        placed += tokens
+        seen[tokens, some.first : some.stop] = some.mask.numpy()
     assert (seen == tree.ancestors()).all()
-    assert [r.stop for r in runs[:-1]] == [r.start for r in runs[1:]]
-    assert runs[0].start == 0 and runs[-1].stop == len(tree)
+    assert row.stop == len(tree) and sorted(placed) == list(range(len(tree)))
+    order = placed if row.order is None else [placed[k] for k in row.order]
+    assert order == list(range(len(tree))), "the results come back in the order of the row"
+    assert all(run.stop - run.start > short for run in row.runs[1:])
+    assert row.runs[0].start == 0
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(10, 60))
