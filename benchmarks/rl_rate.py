@@ -7,12 +7,11 @@ depends on (SPEC section 9), and trains on windows of turns of one conversation 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.harness import Row
-from benchmarks.training import LR, SETTINGS, engine, grpo_trainer
+from benchmarks.training import LR, SETTINGS, alternate, engine, grpo_trainer
 from selfemo.config import load
 from selfemo.method.prompts import Fitted
 from selfemo.method.types import Place
@@ -34,8 +33,6 @@ def of_mean_length(fitted: Sequence[Fitted], n: int) -> list[Fitted]:
 
 def rl_prompts(model: str, data: str, repeats: int, micro: int = G) -> Row:
     """Seconds a gold prompt: rounds of 64 prompts of ours and steps of 4 of them of TRL's, in turn."""
-    from transformers import TrainerCallback
-
     from selfemo.method.parsing import parse
     from selfemo.method.rewards import weighted_iou
     from selfemo.method.types import Completion
@@ -92,18 +89,6 @@ def rl_prompts(model: str, data: str, repeats: int, micro: int = G) -> Row:
             for r, g in zip(read, golds, strict=True)
         ]
 
-    class Alternate(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, *more: Any, **kwargs: Any) -> None:
-            spent, k = time.perf_counter() - self.start, state.global_step - 1
-            start = time.perf_counter()
-            ours(k)
-            if k:  # the first of each is the warm-up
-                row.theirs.append(spent / TRL_PROMPTS)
-                row.ours.append((time.perf_counter() - start) / len(rounds[k]))
-
     t = grpo_trainer(
         model,
         rows=[{"prompt": x} for x in texts],
@@ -114,7 +99,7 @@ def rl_prompts(model: str, data: str, repeats: int, micro: int = G) -> Row:
         max_steps=repeats + 1,
         shuffle_dataset=False,
     )
-    t.add_callback(Alternate())
+    t.add_callback(alternate(row, ours, (ROUND, TRL_PROMPTS)))
     t.train()
     row.checked = "TRL's prompts are among ours; completions are sampled anew, so token counts are given"
     row.details = {

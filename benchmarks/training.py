@@ -241,15 +241,36 @@ def play(e: LocalEngine, fitted: list[Any], config: Config, place: Place) -> lis
     return take_turns(sample, fitted, groups, config, place, 0.0)
 
 
-def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1, prompt: int = 400) -> Row:
-    """Rollouts of some prompts, rewards, advantages, update: TRL's own loop against ours.
+def alternate(row: Row, ours: Callable[[int], None], prompts: tuple[int, int] = (1, 1)) -> Any:
+    """A callback of TRL's trainer that runs `ours(k)` after its step k and times both; step 0 is a warm-up.
 
-    Alternating single steps: TRL's trainer runs, and after each of its steps ours runs one.
+    Args:
+        prompts: of one step of ours and of theirs; seconds are divided by them.
     """
     import time
 
     from transformers import TrainerCallback
 
+    class Alternate(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, *more: Any, **kwargs: Any) -> None:
+            spent, k = time.perf_counter() - self.start, state.global_step - 1
+            start = time.perf_counter()
+            ours(k)
+            if k:
+                row.theirs.append(spent / prompts[1])
+                row.ours.append((time.perf_counter() - start) / prompts[0])
+
+    return Alternate()
+
+
+def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1, prompt: int = 400) -> Row:
+    """Rollouts of some prompts, rewards, advantages, update: TRL's own loop against ours.
+
+    Alternating single steps: TRL's trainer runs, and after each of its steps ours runs one.
+    """
     from selfemo.method.parsing import parse
     from selfemo.method.rewards import weighted_iou
     from selfemo.method.types import Completion
@@ -294,18 +315,6 @@ def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1
         tokens["ours"].append(sum(len(i.completion_ids) for i in items))
         e.rl_round([items], config.grpo, [LR])
 
-    class Alternate(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, *more: Any, **kwargs: Any) -> None:
-            spent, k = time.perf_counter() - self.start, state.global_step - 1
-            start = time.perf_counter()
-            ours(k)
-            if k:  # the first of each is the warm-up
-                row.theirs.append(spent)
-                row.ours.append(time.perf_counter() - start)
-
     t = grpo_trainer(
         model,
         rows=[{"prompt": x} for x in texts],
@@ -315,7 +324,7 @@ def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1
         max_steps=repeats + 1,
         shuffle_dataset=False,
     )
-    t.add_callback(Alternate())
+    t.add_callback(alternate(row, ours))
     t.train()
     row.checked = "same prompts; completions are sampled anew, so token counts are given"
     row.details = {"completion tokens": tokens, "prompt tokens": [len(f.ids) for f in fitted]}

@@ -43,14 +43,16 @@ def compared(
     after: Sequence[Mapping[str, Any]],
     key: str,
     dataset: str = "",
+    *,
+    clean: bool = False,
 ) -> PairedDifference:
     """The paired change of a value by utterance on the claim half, seeds pooled: the mean over an utterance's
-    seeds, with an interval and p by conversation."""
+    seeds, with an interval and p by conversation. `clean` leaves out what overlaps with training data."""
     u = result["utterances"]
     mine = [
         i
-        for i, (half, d) in enumerate(zip(u["half"], u["dataset"], strict=True))
-        if half == "claim" and dataset in ("", d)
+        for i, (half, d, shared) in enumerate(zip(u["half"], u["dataset"], u["overlaps"], strict=True))
+        if half == "claim" and dataset in ("", d) and not (clean and shared)
     ]
     a, b = (np.mean([r[key] for r in runs], 0)[mine].tolist() for runs in (before, after))
     return paired_difference(a, b, [u["conversation"][i] for i in mine], resamples=10_000)
@@ -77,13 +79,19 @@ def rl_alone() -> str:
     pairs = [(START, start, name, runs) for name, runs in arms.items()]
     pairs.append(("ce", arms["ce"], "mean", arms["mean"]))
     for first, before, second, after in pairs:
-        for d in (*datasets, ""):
+        for d, clean in (*((d, False) for d in (*datasets, "")), ("", True)):
             cells = []
             for key in ("hits", "nll_at_t"):
-                found = compared(result, before, after, key, d)
+                found = compared(result, before, after, key, d, clean=clean)
                 value, low, high = found.difference.as_list()
                 cells += [f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", f"{found.p_value:.4f}"]
-            changes.append([f"{ARMS.get(first, first)} to {ARMS[second]}", d or "both", *cells])
+            changes.append(
+                [
+                    f"{ARMS.get(first, first)} to {ARMS[second]}",
+                    d or ("both, clean" if clean else "both"),
+                    *cells,
+                ]
+            )
     change_header = ["change", "data", "accuracy", "p", "NLL at T", "p"]
     return f"{render(header, rows, 'markdown')}\n{render(change_header, changes, 'markdown')}"
 

@@ -97,7 +97,7 @@ class Study:
         self.overrides = [f"data.sources={json.dumps(list(sources))}", *overrides]
         self.out, self.work, self.end = out, work, time.monotonic() + seconds
         self.config = config = self.settings()
-        conversations, self.train, _ = run_inputs(config)
+        conversations, self.train, overlap = run_inputs(config)
         dev = held_out(conversations, "dev", config.data.eval_conversations, 0)
         order = rng(0, "halves").permutation(len(dev))
         self.tuning = {dev[i].id for i in order[: len(dev) // 2]}
@@ -112,6 +112,7 @@ class Study:
                 "dataset": [p.dataset for p in self.dev],
                 "conversation": [p.conversation_id for p in self.dev],
                 "half": [self.half(p) for p in self.dev],
+                "overlaps": [p.conversation_id in overlap.overlapping for p in self.dev],
             },
             "runs": [],
         }
