@@ -1,0 +1,328 @@
+"""What the steps of the queue share: one cold start, arms from it, and their scores on dev.
+
+The dev split is halved by conversation: choices are made by the tuning half, the claim half is for the
+claim. Everything is predicted by probability, without a completion. `results.json` is written after each
+run, so that what was done before the time is up stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfemo import __version__
+from selfemo.config import Config, load
+from selfemo.data.splits import held_out
+from selfemo.errors import DataError
+from selfemo.evaluation.channel import compare_readers, held_out_turns
+from selfemo.evaluation.metrics import Outcomes
+from selfemo.evaluation.predictions import Prediction, gold_prompts, predict
+from selfemo.evaluation.tempered import nll_at_best_temperature
+from selfemo.files import write_json
+from selfemo.method.prompts import format_answer
+from selfemo.method.types import Conversation, Place, Prompt
+from selfemo.runs.inputs import cold_start_samples, more_labels, run_inputs, turn_of
+from selfemo.runs.store import Store
+from selfemo.seeds import rng
+from selfemo.stages.channel import read_turns
+from selfemo.stages.flywheel import labels_record, original_prompts
+from selfemo.stages.rl import rl_stage
+from selfemo.stages.selfplay import fit_all, persona_book
+from selfemo.training.local import LocalTrainer
+from selfemo.training.protocol import RlSpan
+
+HERE = Path(__file__).parent
+TINY = (
+    "data.train_conversations=12", "data.eval_conversations=8", "sft.max_samples=8", "sft.label_samples=8",
+    "sft.batch_size=4", "flywheel.prompts=16", "grpo.prompts_per_step=8", "grpo.mini_batch=8",
+    "sampling.group_size=4", "sampling.token_budget=8192", "grpo.micro_tokens=2048", "sft.micro_tokens=2048",
+)  # fmt: skip
+STAGE = "iteration-1-rl"
+_ROUND = (
+    "r1", "r1_original", "r2", "r1_flat", "silent", "parse_rate", "sampling_entropy", "loss", "grad_norm",
+    "packed_tokens", "synthetic", "pass_rate", "self_emotions", "targets",
+)  # fmt: skip
+_SPARE_S = 12.0
+"""Seconds for the scores behind a run."""
+
+
+class Unwatched:
+    """A stage without guards or saved states."""
+
+    step = 0
+
+    def scale(self, step: int) -> float:
+        return 1.0
+
+    def look(self, step: int, record: dict[str, Any]) -> None:
+        pass
+
+    def after(self, trainer: Any, done: int, total: int) -> None:
+        pass
+
+
+class Study:
+    """The cold start, the arms from it, and their results.
+
+    Args:
+        settings: the step's TOML file, beside this one.
+        sources: of data.
+        overrides: settings on top of the file.
+        out: where results.json goes.
+        work: a folder for weights.
+        seconds: no run begins that would not end by then.
+    """
+
+    def __init__(
+        self,
+        settings: str,
+        sources: Sequence[str],
+        overrides: Sequence[str],
+        out: Path,
+        work: Path,
+        seconds: float,
+    ):
+        self.file, self.overrides = HERE / settings, [f"data.sources={json.dumps(list(sources))}", *overrides]
+        self.out, self.work, self.end = out, work, time.monotonic() + seconds
+        self.config = config = self.settings()
+        conversations, self.train, self.others, overlapping = self.inputs()
+        dev = held_out(conversations, "dev", config.data.eval_conversations, 0)
+        order = rng(0, "halves").permutation(len(dev))
+        self.tuning = {dev[i].id for i in order[: len(dev) // 2]}
+        self.dev_conversations, self.dev = dev, gold_prompts(dev)
+        self.taught, self.fresh = set[str](), list[Prompt]()
+        self.trainer = LocalTrainer(config.model, config.sampling.temperature, lambda stage: work / "states")
+        self.results: dict[str, Any] = {
+            "selfemo": __version__,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "settings": config.model_dump(mode="json", exclude={"data": {"sources"}}),
+            "utterances": {
+                "dataset": [p.dataset for p in self.dev],
+                "conversation": [p.conversation_id for p in self.dev],
+                "half": [self.half(p.conversation_id) for p in self.dev],
+                "overlaps": [p.conversation_id in overlapping for p in self.dev],
+            },
+            "runs": [],
+        }
+
+    def settings(self, *more: str) -> Config:
+        return load([self.file], [*self.overrides, *more])
+
+    def inputs(self) -> tuple[list[Conversation], list[Conversation], list[Conversation], set[str]]:
+        """All conversations, those that arms train on, training conversations beside them, and the ids of
+        the held-out ones that overlap with training data."""
+        conversations, train, overlap = run_inputs(self.config)
+        return conversations, train, [], set(overlap.overlapping)
+
+    def half(self, conversation: str) -> str:
+        return "tuning" if conversation in self.tuning else "claim"
+
+    def say(self, text: str) -> None:
+        print(f"[{self.end - time.monotonic():6.1f} s left] {text}", flush=True)
+
+    def keep(self, key: str, value: Any) -> None:
+        self.results[key] = value
+        write_json(self.out / "results.json", self.results)
+
+    def score(self, name: str, **about: Any) -> dict[str, Any]:
+        """Predict dev with the present weights; keeps scores, and each utterance's hit and NLL at T."""
+        begun, sampler = time.monotonic(), self.trainer.engine.sampler
+        found = predict(sampler, self.dev, self.config.evaluation, self.config.prompt)
+        record: dict[str, Any] = {"run": name, **about, "evaluation_s": time.monotonic() - begun}
+        hits, nll = np.zeros(len(found), dtype=int), np.zeros(len(found))
+        for half in ("tuning", "claim"):
+            record[half] = {}
+            for dataset in dict.fromkeys(p.dataset for p in self.dev):
+                mine = [
+                    i
+                    for i, p in enumerate(self.dev)
+                    if (p.dataset, self.half(p.conversation_id)) == (dataset, half)
+                ]
+                record[half][dataset], hits[mine], nll[mine] = scores([found[i] for i in mine])
+        record |= {"hits": hits.tolist(), "nll_at_t": nll.round(4).tolist(), "written": self.written()}
+        self.keep("runs", [*self.results["runs"], record])
+        parts = (
+            f"{half} {d} accuracy {s['accuracy']:.3f} F1 {s['weighted_f1']:.3f} NLL at T {s['nll_at_t']:.3f}"
+            for half in ("tuning", "claim")
+            for d, s in record[half].items()
+        )
+        self.say(f"{name}: " + " | ".join(parts))
+        return record
+
+    def written(self, n: int = 6) -> list[dict[str, str]]:
+        """Greedy completions of some claim prompts, as they are; the prompts' own words are left out."""
+        asked = [p for p in self.dev if self.half(p.conversation_id) == "claim" and len(p.history) > 3]
+        chosen = [asked[i] for i in rng(0, "completions").permutation(len(asked))[:n]]
+        whole = {"span": "all", "max_new_tokens": 48, "no_repeat_ngram": 6}
+        evaluation = self.config.evaluation.model_copy(update=whole)
+        found = predict(self.trainer.engine.sampler, chosen, evaluation, self.config.prompt)
+        return [
+            {"prompt": p.prompt.id, "gold": ", ".join(p.prompt.target or ()), "wrote": p.text} for p in found
+        ]
+
+    def read_channel(self, name: str) -> None:
+        """Ask whether the generator reads the claim half better than E does (evaluation/channel.py)."""
+        begun, found = time.monotonic(), {}
+        claim = [c for c in self.dev_conversations if self.half(c.id) == "claim"]
+        try:
+            turns_of = held_out_turns(claim)
+        except DataError as e:
+            self.say(f"channel, {name}: {e}")
+            return
+        for dataset, (turns, _) in turns_of.items():
+            readings, _ = read_turns(self.trainer.engine.sampler, turns, self.config.prompt)
+            found[dataset] = compare_readers(readings, 1000, 0)
+            self.say(f"channel, {name}, {dataset}: {found[dataset]['verdict']}")
+        self.say(f"channel, {name}: {time.monotonic() - begun:.1f} s")
+        self.keep("channel", {**self.results.get("channel", {}), name: found})
+
+    def cold_start(self) -> Path:
+        """Train the start, score it, and gather the prompts whose labels it did not see."""
+        config, sft, trainer, begun = self.config, self.config.sft, self.trainer, time.monotonic()
+        whole = cold_start_samples(self.train, sft, "none", config.seed).samples
+        labels = more_labels(self.train, sft, whole, config.seed)
+        answers = {p.id: format_answer(a) for p, a in (*whole, *labels)}
+        trainer.begin_sft("cold-start", config.model.id, sft)
+        fitted, _ = fit_all(
+            [p for p, _ in (*whole, *labels)], trainer.encode, config.prompt.max_tokens, "none"
+        )
+        samples = [(f, answers[f.prompt.id]) for f in fitted]
+        for step in trainer.sft(samples, sft, epochs=sft.epochs, seed=0, first=0, scale=lambda k: 1.0):
+            if step.index % 10 == 0:
+                self.say(f"cold start, step {step.index}: loss {step.measures['loss']:.3f}")
+        start = self.work / "start"
+        trainer.save(start)
+        trainer.sampler(str(start))
+        self.score("start", samples=len(whole), labels=len(labels), seconds=time.monotonic() - begun)
+        self.taught = {turn_of(i) for i in answers}
+        self.fresh = self.usable(self.train)
+        self.say(f"{len(self.fresh)} new labels")
+        return start
+
+    def usable(self, conversations: Sequence[Conversation]) -> list[Prompt]:
+        """The gold prompts of some conversations that fit and whose labels the start has not seen."""
+        fresh = [p for p in original_prompts(conversations, 0, 1.0) if p.id not in self.taught]
+        fitted, _ = fit_all(fresh, self.trainer.encode, self.config.prompt.max_tokens, "none")
+        inside = {f.prompt.id for f in fitted}
+        return [p for p in fresh if p.id in inside]
+
+    def arm(
+        self,
+        start: Path,
+        arm: str,
+        lr: float,
+        seed: int,
+        settings: Sequence[str],
+        prompts: Callable[[], Sequence[Prompt]] | None = None,
+    ) -> dict[str, Any] | None:
+        """Train one arm from the start and score it; None where time is up or it failed, which is told.
+
+        Args:
+            settings: of the arm, on top of the step's.
+            prompts: its original prompts, asked for when the start is loaded; without them, all new labels.
+        """
+        name = f"{arm}, rate {lr:g}, seed {seed}"
+        known = [r["seconds"] for r in self.results["runs"] if r.get("arm") == arm]
+        if time.monotonic() + 1.15 * max(known, default=45.0) + _SPARE_S > self.end:
+            self.say(f"{name}: left out, no time")
+            return None
+        begun = time.monotonic()
+        try:
+            config = self.settings(*settings, f"grpo.lr={lr}", f"seed={seed}")
+            self.trainer.sampler(str(start))
+            originals = prompts() if prompts else self.fresh
+            trained = self._train(name, start, config, originals)
+            about = {"arm": arm, "lr": lr, "seed": seed, "seconds": time.monotonic() - begun}
+            return self.score(name, **about, **trained)
+        except Exception:
+            self.results.setdefault("failed", []).append(traceback.format_exc())
+            self.say(f"{name} failed: {traceback.format_exc()}")
+            return None
+
+    def _train(self, name: str, start: Path, config: Config, originals: Sequence[Prompt]) -> dict[str, Any]:
+        rounds: list[dict[str, Any]] = []
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+        def on_round(record: dict[str, Any]) -> None:
+            rounds.append({k: record[k] for k in _ROUND if record.get(k) is not None})
+            if len(rounds) % 16 == 1:
+                self.say(f"  {name}, round {len(rounds)}: R1 {record['r1']:.3f}")
+
+        with Store(self.work / f"{name}.sqlite") as store:
+            self.trainer.begin_rl(STAGE, str(start), config.grpo, [], RlSpan())
+            place, personas = Place(STAGE, 0, 1), persona_book([*self.train, *self.others])
+            counts = rl_stage(
+                self.trainer, originals, personas, config, store, place, RlSpan(), Unwatched(), on_round
+            )
+            about: dict[str, Any] = {"counts": counts, **labels_record(store.labels_drawn(STAGE))}
+            about["played"] = _played(store)
+        if torch.cuda.is_available():
+            about["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return {**about, "rounds": rounds}
+
+
+def _played(store: Store, n: int = 10) -> list[str]:
+    """Completions of self-play that passed the gate, as the policy wrote them."""
+    texts = [row["completion"] for row, _ in store.samples() if row["source"] == "selfplay"]
+    return [texts[i] for i in sorted(rng(0, "played").permutation(len(texts))[:n])]
+
+
+def scores(found: Sequence[Prediction]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Scores of predictions over one label set; whether each is right (n,), and its NLL at T (n,), nats."""
+    labels = found[0].prompt.label_set
+    beliefs = [(p.prompt.target, p.predicted) for p in found if p.prompt.target and p.predicted]
+    gold, said = ([d.top(labels) for d in side] for side in zip(*beliefs, strict=True))
+    weights, targets = (np.array([pair[k].vector(labels) for pair in beliefs]) for k in (1, 0))
+    temperature, nll = nll_at_best_temperature(weights, targets)
+    conversations = [p.prompt.conversation_id for p in found]
+    counted = Outcomes.of(gold, said, [0.0] * len(found), conversations, labels.labels)
+    measures = {m: float(counted.measures()[m]) for m in ("accuracy", "weighted_f1", "macro_f1")}
+    hits = np.array([g == s for g, s in zip(gold, said, strict=True)])
+    record = {
+        "n": len(found),
+        **measures,
+        "temperature": temperature,
+        "nll_at_t": float(nll.mean()),
+        "predicted": {e: said.count(e) for e in labels},
+    }
+    return record, hits, nll
+
+
+def best_rate(runs: Sequence[Mapping[str, Any]]) -> float:
+    """The learning rate with the least NLL at T on the tuning half, all data sets alike."""
+
+    def loss(run: Mapping[str, Any]) -> float:
+        return float(np.mean([s["nll_at_t"] for s in run["tuning"].values()]))
+
+    return float(min(runs, key=loss)["lr"])
+
+
+def step(
+    doc: str | None, settings: str, run: Callable[[Study], None], arguments: Sequence[str] | None,
+    study: type[Study] = Study,
+) -> None:  # fmt: skip
+    """The command line of a step: its settings' file, and what it runs."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="append", required=True, help="a data source; repeat it")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=540, help="begin no run that would not end by then")
+    parser.add_argument(
+        "--tiny", action="store_true", help="shows on a CPU that the step runs, and nothing else"
+    )
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="section.key=value")
+    args = parser.parse_args(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as work:
+        overrides = [*(TINY if args.tiny else ()), *args.overrides]
+        run(study(settings, args.data, overrides, args.out, Path(work), args.seconds))
