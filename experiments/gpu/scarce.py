@@ -6,6 +6,7 @@ others once, in the same order, with causal credit and advantages over the group
     original   these gold prompts and nothing else
     twice      the same a second time: as many optimiser steps as the arms below
     full       self-play beside them: half of the prompts are the policy's own turns, their target S
+    balanced   full, with S given, each label as often as the others, instead of sampled
     unlabelled as many turns of the other conversations, labels hidden, their target E x channel of the start
     more       as many turns of the other conversations with their labels: what the best teacher could bring
     placebo    full, the S of another episode as target
@@ -33,8 +34,9 @@ SEEDS = (0, 1, 2)
 RATE = 3e-5
 PLAY = ("selfplay.max_turns=4", "selfplay.synthetic_share=0.5")
 ARMS: Mapping[str, Sequence[str]] = {
-    "full": PLAY,
     "original": (),
+    "full": PLAY,
+    "balanced": (*PLAY, "selfplay.self_emotion=balanced"),
     "unlabelled": (),
     "twice": (),
     "more": (),
@@ -108,7 +110,7 @@ def train(study: Scarce, start: Path, arm: str, seed: int, gold: list[Prompt], n
     """One arm; all draw n gold prompts, and all but "original" as many others."""
     per_round = study.config.grpo.prompts_per_step
     # The first round of self-play has no turns of its own yet, so its prompts are all gold.
-    total = {"original": n, "full": 2 * n - per_round, "placebo": 2 * n - per_round}.get(arm, 2 * n)
+    total = n if arm == "original" else 2 * n - per_round * ("selfplay.max_turns=4" in ARMS[arm])
 
     def prompts() -> Sequence[Prompt]:
         drawn = [gold[i] for i in sorted(rng(seed, "gold").permutation(len(gold))[:n])]
