@@ -238,7 +238,7 @@ def play(e: LocalEngine, fitted: list[Any], config: Config, place: Place) -> lis
         score_group(f.prompt, s, config.reward, config.grpo, 0.0)
         for f, s in zip(fitted, sampled, strict=True)
     ]
-    return take_turns(sample, fitted, groups, config, place, 0.0)
+    return take_turns(sample, fitted, groups, config, place, 0.0, encode=e.sampler.encode_text)
 
 
 def alternate(row: Row, ours: Callable[[int], None], prompts: tuple[int, int] = (1, 1)) -> Any:

@@ -121,6 +121,13 @@ def test_gold_lines_in_rl_are_refused_with_the_credit_that_they_need() -> None:
         load([PAPER[0]], ["grpo.gold_weight=1"])
 
 
+def test_given_self_emotions_are_refused_beside_the_credit_that_they_need() -> None:
+    with pytest.raises(ConfigError) as e:
+        check_config(load([PAPER[0]], ["grpo.credit=causal", "selfplay.self_emotion=balanced"]))
+    assert "selfplay.self_emotion = 'balanced': verl samples S" in str(e.value)
+    assert "grpo.credit = 'causal'" in str(e.value)
+
+
 def test_all_faults_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as e:
         check_config(load([PAPER[0]], ["sft.label_weight=2", "cluster.tensor_parallel=5"]))

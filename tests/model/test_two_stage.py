@@ -468,7 +468,7 @@ def test_what_is_kept_has_the_distribution_of_whole_completions_chosen_by_their_
         score_group(p, s, config.reward, config.grpo, 0.0)
         for p, s in zip(prompts, sample_groups(sample, fitted, config, place), strict=True)
     ]
-    turns = take_turns(sample, fitted, groups, config, place, 0.0)
+    turns = take_turns(sample, fitted, groups, config, place, 0.0, encode=sampler.encode_text)
     kept = Counter(category(t.group.rollouts[t.best].raw) for t in turns)
     best, any_, parsed = one_stage()
     assert abs(homogeneous(kept, best)) < 3
@@ -495,7 +495,7 @@ def test_a_completion_has_its_own_limit_whatever_else_is_completed() -> None:
     ]
     fitted = [Fitted(p, (1, 2), 0) for p in prompts[:2]]
     groups = [group(prompts[0], 4), group(prompts[1], 9)]
-    short, long = complete_best(sample, fitted, groups, [0, 1], config, Place("x", 0), 0.0)
+    short, long = complete_best(sample, fitted, groups, [0, 1], config, Place("x", 0), 0.0, encode=list)
     assert short.rollouts[0].completion is not None and len(short.rollouts[0].raw.token_ids) == 9
     cut = long.rollouts[1]
     assert (

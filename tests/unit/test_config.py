@@ -102,6 +102,20 @@ def test_probabilities_are_not_read_before_reasoning() -> None:
         load([], ["flywheel.unlabelled=channel", "prompt.reasoning=brief"])
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([], r'samples whole completions at once; set grpo\.credit = "causal"'),
+        (["grpo.credit=causal", "selfplay.max_turns=1", "flywheel.refit=none"], "no S to balance"),
+    ],
+)
+def test_self_emotions_are_given_where_replies_are_sampled_alone(more: list[str], says: str) -> None:
+    asked = ["selfplay.self_emotion=balanced"]
+    assert load([], [*asked, "grpo.credit=causal"]).selfplay.self_emotion == "balanced"
+    with pytest.raises(ConfigError, match=says):
+        load([], [*asked, *more])
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such configuration file"):
         load([tmp_path / "none.toml"])

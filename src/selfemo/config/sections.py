@@ -211,6 +211,12 @@ class SelfPlayConfig(_Section):
     episode of the same round and label set. Then the labels are as frequent as before and say nothing of the
     reply. The only episode of its label set in a round keeps its own S, which is counted and told."""
 
+    self_emotion: Literal["sampled", "balanced"] = "sampled"
+    """S of the best rollout: the policy's own, or given to it, each label of the set as often in a round as
+    the others (give or take one), so that rare emotions are played at all. A given S and the reply behind it
+    are trained on by no reward; a refit on them teaches that each S is as frequent. Needs causal credit,
+    whose replies are sampled by themselves."""
+
     @model_validator(mode="after")
     def _something_to_shuffle(self) -> SelfPlayConfig:
         if self.targets == "shuffled" and (self.max_turns == 1 or self.synthetic_share == 0):
@@ -375,6 +381,11 @@ class Config(_Section):
     save: SaveConfig = SaveConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @property
+    def replies(self) -> bool:
+        """Whether anything uses the replies of RL: next prompts, or the samples of a refit."""
+        return self.selfplay.max_turns > 1 or self.flywheel.refit != "none"
+
     @model_validator(mode="after")
     def _batches_fit(self) -> Config:
         if self.grpo.mini_batch > self.grpo.prompts_per_step:
@@ -397,6 +408,17 @@ class Config(_Section):
                 'selfplay.targets = "shuffled" needs two episodes in a round, and grpo.prompts_per_step or '
                 "flywheel.prompts is 1; raise it"
             )
+        if self.selfplay.self_emotion == "balanced":
+            if self.grpo.credit != "causal":
+                raise ValueError(
+                    'selfplay.self_emotion = "balanced" gives S before the reply is sampled, and grpo.credit '
+                    f'= {self.grpo.credit!r} samples whole completions at once; set grpo.credit = "causal"'
+                )
+            if not self.replies:
+                raise ValueError(
+                    'selfplay.self_emotion = "balanced" with selfplay.max_turns = 1 and flywheel.refit = '
+                    '"none": no reply is sampled, so that there is no S to balance; use "sampled"'
+                )
         if not self.grpo.reward_weight and not self.grpo.gold_weight:
             raise ValueError("grpo.reward_weight and grpo.gold_weight are both 0: RL would learn nothing")
         if self.sampling.group_size < 2:

@@ -103,6 +103,11 @@ def format_completion(completion: Completion) -> str:
     )
 
 
+def format_self_emotion(emotion: EmotionDistribution) -> str:
+    """What stands between the E line of a completion and the text of its reply."""
+    return f"S: {format_emotions(emotion)}\nR:"
+
+
 def format_recognition(emotion: EmotionDistribution) -> str:
     """The E line alone, with its line end: the part of a completion that recognises."""
     return f"E: {format_emotions(emotion)}\n"

@@ -64,6 +64,7 @@ def with_rest(
     eps: float = 1e-6,
     ddof: int = 0,
     how: Normalise = "std",
+    on_policy: bool = True,
 ) -> RolloutGroup:
     """The group with S and reply sampled behind the E line of one of its members (SPEC section 9).
 
@@ -71,9 +72,15 @@ def with_rest(
     parsed, on the scale of the group's primary rewards: 0, unless it breaks behind E. Then its R1 is 0. Where
     these rewards are all equal, the scale is that of the rewards with this one at 0: else a group in which
     every E is right would teach nothing of a completion that breaks.
+
+    Args:
+        on_policy: whether the policy sampled all of `rest`. If not, its tokens carry nothing: what breaks
+            behind an S that was given is no fault of the policy.
     """
     before, labels = group.rollouts, group.prompt.label_set
     done = _with_rest(before, member, rest, labels, lam, {"eps": eps, "ddof": ddof, "how": how})
+    if not on_policy:
+        done = replace(done, rest=0.0)
     return replace(group, rollouts=(*before[:member], done, *before[member + 1 :]))
 
 
@@ -152,14 +159,7 @@ def line_end(text: str) -> int:
 
 def _completed(rollout: Rollout, rest: RawCompletion, labels: LabelSet) -> Rollout:
     """A rollout of an E line with the text behind it; text that goes on with E breaks the completion."""
-    begun = rollout.raw
-    whole = RawCompletion(
-        begun.text + rest.text,
-        begun.token_ids + rest.token_ids,
-        begun.logprobs + rest.logprobs,
-        begun.entropies + rest.entropies,
-        rest.finished,
-    )
+    whole = rollout.raw.then(rest)
     parsed = _read(whole, labels)
     if isinstance(parsed, Completion) and parsed.emotion != rollout.emotion:
         parsed = ParseFailure(FailureKind.EXTRA_TEXT, rest.text[:80])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -244,6 +244,11 @@ def emotion_of(parsed: Completion | EmotionDistribution | ParseFailure) -> Emoti
     return parsed.emotion if isinstance(parsed, Completion) else parsed
 
 
+def _mean_of_sampled(values: Sequence[float]) -> float:
+    known = [v for v in values if not math.isnan(v)]
+    return math.fsum(known) / len(known) if known else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class RawCompletion:
     """One sampled token sequence, as the generation backends return it.
@@ -251,8 +256,9 @@ class RawCompletion:
     Attributes:
         text: the decoded completion without the end token.
         token_ids: sampled ids, the end token included where it was reached.
-        logprobs: log-probability of each token under the policy softmax(logits / T), nats.
-        entropies: entropy of the policy at each token, nats.
+        logprobs: log-probability of each token under the policy softmax(logits / T), nats; NaN for a token
+            that was given and not sampled.
+        entropies: entropy of the policy at each token, nats; NaN likewise.
         finished: the end token was reached within the limit.
     """
 
@@ -264,11 +270,21 @@ class RawCompletion:
 
     @property
     def mean_logprob(self) -> float:
-        return math.fsum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+        return _mean_of_sampled(self.logprobs)
 
     @property
     def mean_entropy(self) -> float:
-        return math.fsum(self.entropies) / len(self.entropies) if self.entropies else 0.0
+        return _mean_of_sampled(self.entropies)
+
+    def then(self, rest: RawCompletion) -> RawCompletion:
+        """This one and, behind it, what `rest` goes on with; finished where `rest` is."""
+        return RawCompletion(
+            self.text + rest.text,
+            self.token_ids + rest.token_ids,
+            self.logprobs + rest.logprobs,
+            self.entropies + rest.entropies,
+            rest.finished,
+        )
 
     def part(self, start: int, stop: int | None, text: str, *, finished: bool) -> RawCompletion:
         """The tokens from `start` to `stop`, with the text that they are."""

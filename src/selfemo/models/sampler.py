@@ -26,6 +26,9 @@ class Sampler(Protocol):
     def encode(self, messages: list[Message]) -> Sequence[int]:
         """Token ids of a chat up to where the assistant's completion starts."""
 
+    def encode_text(self, text: str) -> Sequence[int]:
+        """Token ids of a part of a completion that begins a line, without an end token."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled token ids, without the end token."""
 

@@ -153,9 +153,8 @@ def rl_costs(config: Config, lengths: Lengths) -> Rl:
     if grpo.credit == "completion":
         return Rl(p - shared, config.sampling.group_size, r, 0.0)
     sequences = config.sampling.group_size * (grpo.reward_weight > 0) + original * (grpo.gold_weight > 0)
-    replies = config.selfplay.max_turns > 1 or fly.refit != "none"
     e = lengths.emotion or r
-    return Rl(p - shared, sequences, e, max(0.0, r - e) if replies else 0.0)
+    return Rl(p - shared, sequences, e, max(0.0, r - e) if config.replies else 0.0)
 
 
 class Part(NamedTuple):

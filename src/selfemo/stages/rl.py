@@ -113,7 +113,7 @@ def rl_stage(
     """
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
-    replies = play.max_turns > 1 or config.flywheel.refit != "none"
+    replies = config.replies
     for wave, rounds in _drawn(trainer, originals, config, buffer, plan, place):
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):
@@ -132,7 +132,9 @@ def rl_stage(
                 ]
 
                 # best, gate
-                turns = take_turns(sample, now.fitted, groups, config, at, lam, replies=replies)
+                turns = take_turns(
+                    sample, now.fitted, groups, config, at, lam, encode=trainer.encode_text, replies=replies
+                )
 
                 # update
                 items = [

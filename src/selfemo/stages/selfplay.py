@@ -6,17 +6,19 @@ One policy plays every role. These are the parts of one turn; rl.py runs them wi
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from selfemo.config import Config, GrpoConfig, RewardConfig, SamplingConfig, SelfPlayConfig
-from selfemo.method.prompts import Fitted, Reasoning, fit
+from selfemo.method.prompts import Fitted, Reasoning, fit, format_self_emotion
 from selfemo.method.scoring import score_completions, with_rest
 from selfemo.method.types import (
     Completion,
     Conversation,
+    EmotionDistribution,
     FailureKind,
     LabelSet,
     Lineage,
@@ -200,6 +202,8 @@ def sampling_settings(s: SamplingConfig) -> SamplingSettings:
     return SamplingSettings(s.max_new_tokens, s.temperature, s.top_p, token_budget=s.token_budget)
 
 
+Encode = Callable[[str], Sequence[int]]
+"""From a part of a completion to its token ids, without an end token."""
 Sample = Callable[[Sequence[Fitted], int, Sequence[int], SamplingSettings], list[list[RawCompletion]]]
 """From (prompts, n, their seeds, settings) to n completions of each."""
 
@@ -224,6 +228,28 @@ def sample_groups(
     return sample(prompts, n, seeds, settings)
 
 
+def balanced_emotions(label_sets: Sequence[LabelSet], seed: int) -> list[str]:
+    """A self-emotion for each turn of a round, each label of a set as often as the others give or take one.
+
+    [ours]. As many turns in a row as a label set has labels get all of them, in an order that is drawn.
+
+    Args:
+        label_sets: of the turns, in order.
+        seed: of this round.
+    """
+    members: dict[LabelSet, list[int]] = {}
+    for i, labels in enumerate(label_sets):
+        members.setdefault(labels, []).append(i)
+    given = [""] * len(label_sets)
+    for labels, turns in members.items():
+        generator = rng(seed, "self-emotions", labels.name)
+        for start in range(0, len(turns), len(labels)):
+            order = generator.permutation(labels.labels).tolist()
+            for turn, label in zip(turns[start : start + len(labels)], order, strict=False):
+                given[turn] = label
+    return given
+
+
 def complete_best(
     sample: Sample,
     prompts: Sequence[Fitted],
@@ -232,24 +258,43 @@ def complete_best(
     config: Config,
     place: Place,
     lam: float,
+    *,
+    encode: Encode,
 ) -> list[RolloutGroup]:
     """Sample S and the reply behind the best E line of each group (two-stage rollouts, SPEC section 9).
 
     What is kept has the distribution of a whole completion that was sampled at once and then chosen by its E.
-    Its limit of tokens is that of a whole one, however long the other E lines are.
+    Its limit of tokens is that of a whole one, however long the other E lines are. With
+    `selfplay.self_emotion = "balanced"` S is given (`balanced_emotions`) and the reply alone is sampled;
+    nothing behind the E line is on policy then, so that none of it is trained on.
     """
     settings = sampling_settings(config.sampling)
     open_ = [k for k, (g, b) in enumerate(zip(groups, best, strict=True)) if g.rollouts[b].emotion]
     heads = {k: groups[k].rollouts[best[k]].raw.token_ids for k in open_}
-    room = max([1, *(settings.max_new_tokens - len(h) for h in heads.values())])
-    begun = [replace(prompts[k], ids=(*prompts[k].ids, *heads[k])) for k in open_]
+    given = dict.fromkeys(open_, RawCompletion(""))
+    sampled_s = config.selfplay.self_emotion == "sampled"
+    if not sampled_s:
+        sets, seed = [groups[k].prompt.label_set for k in open_], derive(config.seed, place.stage, place.step)
+        given = {
+            k: _given(format_self_emotion(EmotionDistribution({e: 1})), encode)
+            for k, e in zip(open_, balanced_emotions(sets, seed), strict=True)
+        }
+    begun = [replace(prompts[k], ids=(*prompts[k].ids, *heads[k], *given[k].token_ids)) for k in open_]
+    room = max([1, *(settings.max_new_tokens - len(h) - len(given[k].token_ids) for k, h in heads.items())])
     seeds = [derive(config.seed, place.stage, place.step, f.prompt.id, "rest") for f in begun]
     rests = sample(begun, 1, seeds, replace(settings, max_new_tokens=room))
     result = list(groups)
     for k, (rest,) in zip(open_, rests, strict=True):
-        inside = _within(rest, settings.max_new_tokens - len(heads[k]))
-        result[k] = with_rest(groups[k], best[k], inside, lam=lam, **_scale(config.grpo))
+        inside = _within(given[k].then(rest), settings.max_new_tokens - len(heads[k]))
+        result[k] = with_rest(groups[k], best[k], inside, lam=lam, on_policy=sampled_s, **_scale(config.grpo))
     return result
+
+
+def _given(text: str, encode: Encode) -> RawCompletion:
+    """A part of a completion that is given, not sampled: its tokens have neither probability nor entropy."""
+    ids = tuple(encode(text))
+    unknown = (math.nan,) * len(ids)
+    return RawCompletion(text, ids, unknown, unknown)
 
 
 def _within(raw: RawCompletion, most: int) -> RawCompletion:
@@ -280,6 +325,7 @@ def take_turns(
     place: Place,
     lam: float,
     *,
+    encode: Encode,
     replies: bool = True,
 ) -> list[Turn]:
     """Choose the best rollout of each scored group, complete it where that is due, and apply the gate to it.
@@ -291,7 +337,7 @@ def take_turns(
     if config.grpo.credit == "causal":
         if not replies:
             return [Turn(g, b, NO_REPLY) for g, b in zip(groups, best, strict=True)]
-        groups = complete_best(sample, prompts, groups, best, config, place, lam)
+        groups = complete_best(sample, prompts, groups, best, config, place, lam, encode=encode)
     return [Turn(g, b, gate(g.prompt, g.rollouts[b], config.gate)) for g, b in zip(groups, best, strict=True)]
 
 
@@ -331,7 +377,7 @@ def play_episodes(
         groups = [
             score_group(p, s, config.reward, config.grpo, 0.0) for p, s in zip(played, sampled, strict=True)
         ]
-        turns = take_turns(sample, fitted, groups, config, place, 0.0)
+        turns = take_turns(sample, fitted, groups, config, place, 0.0, encode=sampler.encode_text)
         following = []
         with buffer.transaction():
             buffer.add_prompts(played, place)

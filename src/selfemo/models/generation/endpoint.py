@@ -257,6 +257,9 @@ class EndpointSampler:
         """As many numbers as the chat has tokens by an estimate; `Request.messages` carries the chat."""
         return range(estimate_tokens(ChatRequest(messages, {}, 0)))
 
+    def encode_text(self, text: str) -> Sequence[int]:
+        raise self._refused("go on behind a text that it is given")
+
     def decode(self, ids: Sequence[int]) -> str:
         raise self._refused("read token ids")
 

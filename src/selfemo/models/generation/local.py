@@ -192,6 +192,9 @@ class LocalSampler:
     def encode(self, messages: list[Message]) -> list[int]:
         return self.policy.encode(messages)
 
+    def encode_text(self, text: str) -> list[int]:
+        return self.policy.plain_ids(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.policy.decode(ids)
 

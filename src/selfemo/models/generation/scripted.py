@@ -50,6 +50,10 @@ class ScriptedSampler:
         self._chats[tuple(ids)] = messages
         return ids
 
+    def encode_text(self, text: str) -> list[int]:
+        """Its first token holds the line end before it, as it does inside an answer."""
+        return _ids(f"\n{text}")
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that were generated; others are nothing."""
         return "".join(self._said.get(i, "") for i in ids)

@@ -40,6 +40,9 @@ def check_config(config: Config) -> None:
              f"sft.label_samples = {s.label_samples}: verl would teach that an E line ends it all; set 0"),
             (g.credit != "completion",
              f'grpo.credit = {g.credit!r}: verl samples whole completions; set "completion"'),
+            (config.selfplay.self_emotion != "sampled",
+             f'selfplay.self_emotion = {config.selfplay.self_emotion!r}: verl samples S with the reply; '
+             'set "sampled"'),
             (g.normalise != "std",
              f'grpo.normalise = {g.normalise!r}: verl\'s advantages are divided by the deviation; set "std"'),
             (g.reward_weight != 1,
