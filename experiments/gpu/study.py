@@ -80,6 +80,7 @@ class Study:
         out: where results.json goes.
         work: a folder for weights.
         seconds: no run begins that would not end by then.
+        before: results of the step whose runs are kept and not made again.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Study:
         out: Path,
         work: Path,
         seconds: float,
+        before: Path | None = None,
     ):
         self.file, self.overrides = HERE / settings, [f"data.sources={json.dumps(list(sources))}", *overrides]
         self.out, self.work, self.end = out, work, time.monotonic() + seconds
@@ -114,6 +116,17 @@ class Study:
             },
             "runs": [],
         }
+        self._before = self._earlier(before) if before else {}
+
+    def _earlier(self, file: Path) -> dict[str, dict[str, Any]]:
+        """The runs of an earlier result by name (ValueError: it has other settings or utterances)."""
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        for key in ("settings", "utterances"):
+            if earlier[key] != json.loads(json.dumps(self.results[key])):
+                raise ValueError(f"{file} has other {key} than this step; leave --after out, or repeat them")
+        if channel := earlier.get("channel"):
+            self.results["channel"] = channel
+        return {r["run"]: r for r in earlier["runs"]}
 
     def settings(self, *more: str) -> Config:
         return load([self.file], [*self.overrides, *more])
@@ -172,6 +185,8 @@ class Study:
 
     def read_channel(self, name: str) -> None:
         """Ask whether the generator reads the claim half better than E does (evaluation/channel.py)."""
+        if name in self.results.get("channel", {}):
+            return
         begun, found = time.monotonic(), {}
         claim = [c for c in self.dev_conversations if self.half(c.id) == "claim"]
         try:
@@ -203,7 +218,10 @@ class Study:
         start = self.work / "start"
         trainer.save(start)
         trainer.sampler(str(start))
-        self.score("start", samples=len(whole), labels=len(labels), seconds=time.monotonic() - begun)
+        mine = self.score("start", samples=len(whole), labels=len(labels), seconds=time.monotonic() - begun)
+        if (known := self._before.pop("start", mine))["hits"] != mine["hits"]:
+            raise ValueError("the start is not that of the earlier runs; leave --after out")
+        self.keep("runs", [known, *self._before.values()])
         self.taught = {turn_of(i) for i in answers}
         self.fresh = self.usable(self.train)
         self.say(f"{len(self.fresh)} new labels")
@@ -232,6 +250,8 @@ class Study:
             prompts: its original prompts, asked for when the start is loaded; without them, all new labels.
         """
         name = f"{arm}, rate {lr:g}, seed {seed}"
+        if name in self._before:
+            return self._before[name]
         known = [r["seconds"] for r in self.results["runs"] if r.get("arm") == arm]
         if time.monotonic() + 1.15 * max(known, default=45.0) + _SPARE_S > self.end:
             self.say(f"{name}: left out, no time")
@@ -320,9 +340,10 @@ def step(
     parser.add_argument(
         "--tiny", action="store_true", help="shows on a CPU that the step runs, and nothing else"
     )
+    parser.add_argument("--after", type=Path, help="a result of this step whose runs are not made again")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="section.key=value")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as work:
         overrides = [*(TINY if args.tiny else ()), *args.overrides]
-        run(study(settings, args.data, overrides, args.out, Path(work), args.seconds))
+        run(study(settings, args.data, overrides, args.out, Path(work), args.seconds, args.after))
