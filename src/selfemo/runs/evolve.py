@@ -334,12 +334,10 @@ def rl(
             of = f"of {own + counts['targets_shuffled']} prompts of self-play {own} kept their own target"
             run.reporter.say(f"{name}: {of}, since no other of their label set passed in their round")
         if refused := counts.get(CHANNEL_DISAGREES, 0):
-            heard = (
-                f"of {refused + counts.get(PASS, 0)} replies that were read the teacher heard in {refused}"
-            )
-            run.reporter.say(f"{name}: {heard} another emotion than was declared (gate.channel)")
+            of = f"in {refused} of {refused + counts.get(PASS, 0)} replies that were read"
+            run.reporter.say(f"{name}: {of} the teacher did not hear the declared emotion (gate.channel)")
         if long := counts.get(CHANNEL_TOO_LONG, 0) + counts.get("targets_unheard", 0):
-            run.reporter.say(f"{name}: {long} replies were too long for the teacher to be read")
+            run.reporter.say(f"{name}: {long} replies were too long for the teacher to read")
         if read := counts.get("targets_heard"):
             other = f"{counts['targets_other_top']} of {read} next prompts"
             run.reporter.say(f"{name}: the target of {other} has another top emotion than the declared S")
