@@ -116,6 +116,38 @@ def test_self_emotions_are_given_where_replies_are_sampled_alone(more: list[str]
         load([], [*asked, *more])
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["gate.channel=1.5"], r"gate\.channel"),
+        (["gate.channel=-0.1"], r"gate\.channel"),
+        (["gate.channel=true"], r"gate\.channel"),
+        (["gate.channel=first"], r"gate\.channel"),
+        (["gate.channel=top", "prompt.reasoning=brief"], "gate.channel and selfplay.targets.*reason first"),
+        (
+            ["selfplay.targets=channel", "prompt.reasoning=full"],
+            "gate.channel and selfplay.targets.*reason first",
+        ),
+        (["gate.channel=0.5", "selfplay.max_turns=1", "flywheel.refit=none"], "nothing uses a reply"),
+        (
+            ["selfplay.targets=channel", "selfplay.max_turns=1"],
+            "no next prompts whose targets could be heard",
+        ),
+        (["selfplay.targets=channel", "selfplay.synthetic_share=0"], "targets could be heard"),
+        (["selfplay.targets=shuffled", "selfplay.synthetic_share=0"], "targets could be shuffled"),
+    ],
+)
+def test_a_teacher_has_something_to_read(settings: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load([], settings)
+
+
+def test_the_teacher_may_ask_for_the_top_or_for_a_probability() -> None:
+    assert [load([], [f"gate.channel={v}"]).gate.channel for v in ("top", "0.25", "1")] == ["top", 0.25, 1]
+    assert not load([], []).reads_replies and load([], ["gate.channel=top"]).reads_replies
+    assert load([], ["selfplay.targets=channel"]).reads_replies
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such configuration file"):
         load([tmp_path / "none.toml"])

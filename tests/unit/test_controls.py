@@ -70,7 +70,7 @@ def test_a_round_of_next_prompts_by_hand() -> None:
     """Two episodes swap; one alone in its label set keeps its own; a second draw of one original is none."""
     a, b, alone = child("a", "joy"), child("b", "fear"), child("c", "sad", "iemocap")
     again = replace(child("a", "anger"), id=a.id)
-    prompts, record = next_targets([a, b, again, alone], SHUFFLED, 3)
+    prompts, record = next_targets([a, b, again, alone], SHUFFLED, 3, {})
     assert [(p.id, p.target) for p in prompts] == [
         (a.id, dist(fear=1)), (b.id, dist(joy=1)), (alone.id, dist(sad=1)),
     ]  # fmt: skip
@@ -78,9 +78,9 @@ def test_a_round_of_next_prompts_by_hand() -> None:
         "targets_from": {a.id: b.id, b.id: a.id, alone.id: alone.id},
         "targets": {"targets_shuffled": 2, "targets_own": 1, "targets_same_top": 0},
     }
-    _, record = next_targets([a, child("d", "joy")], SHUFFLED, 3)
+    _, record = next_targets([a, child("d", "joy")], SHUFFLED, 3, {})
     assert record["targets"] == {"targets_shuffled": 2, "targets_own": 0, "targets_same_top": 2}
-    assert next_targets([a, b, again, alone], SelfPlayConfig(), 3) == ([a, b, alone], {})
+    assert next_targets([a, b, again, alone], SelfPlayConfig(), 3, {}) == ([a, b, alone], {})
 
 
 # -- replay-only: refits on samples of the cold start ----------------------------------

@@ -61,6 +61,25 @@ def test_tokens_and_hours_by_hand(engine) -> None:
     assert fast.hours * 3600 == pytest.approx(weights + keys)
 
 
+def test_the_teachers_pass_by_hand() -> None:
+    """5 replies: two prompts of 10 that differ by 4, and seven branches of R 2 behind the prompt."""
+    names = [p.name for p in costs.parts(TOY, load([], PLAIN), DATA, SLOW, "local")]
+    assert "teacher" not in names
+    for read in ("gate.channel=0.5", "selfplay.targets=channel"):
+        found = costs.parts(TOY, load([], [*PLAIN, read]), DATA, SLOW, "local")
+        assert [p.name for p in found] == [*names[:2], "teacher", *names[2:]]
+        tokens = 5 * (10 + 4 + 10 + 7 * 2)
+        assert found[2].tokens == tokens
+        pairs = 5 * (10 * 5 + 4 * (10 + 2) + 10 * 5 + 7 * 2 * (10 + 1))
+        logits = 5 * (2 + 7 * 2)
+        assert found[2].hours * 3600 == pytest.approx(2 * 432 * tokens + 2 * 40 * logits + 48 * pairs)
+        # Without a KL term the teacher is a second model; with one it is the reference.
+        for kl in ("0", "0.1"):
+            used = costs.memory(TOY, load([], [*PLAIN, read, f"grpo.kl_coef={kl}"]), DATA, SLOW, "local")
+            assert used["training"]["reference"] == 4 * TOY.parameters
+    assert costs.memory(TOY, load([], PLAIN), DATA, SLOW, "local")["training"]["reference"] == 0
+
+
 CAUSAL = [*PLAIN, "grpo.credit=causal", "selfplay.synthetic_share=0.2"]
 TWO = DATA._replace(completion=6, emotion=2, labels=4, turns=5)  # E 2 of R 6 tokens
 

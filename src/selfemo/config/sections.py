@@ -192,6 +192,11 @@ class GateConfig(_Section):
 
     tau: Fraction = 0.5
     """Least R1; against a mixed target the right top emotion is enough."""
+    channel: Literal["top"] | Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
+    """What the teacher, the policy of the stage's start, must hear in a reply (E x channel; `selfemo analyse
+    --channel` says whether it hears well). "top": the top emotion of the declared S, above
+    all others; a number: that emotion with at least this probability, which lets rare emotions pass where
+    the teacher's first guess is another; 0: nothing, and no reply is read."""
     min_reply_chars: Positive = 2
     max_reply_chars: Positive = 600
 
@@ -206,10 +211,12 @@ class SelfPlayConfig(_Section):
     newest are drawn first, so old ones matter where few replies pass the gate. In rounds, since each round
     moves the policy that wrote them. With verl a prompt waits for the next wave: a limit below the rounds of
     a wave leaves its first rounds out."""
-    targets: Literal["declared", "shuffled"] = "declared"
-    """The target of a next prompt: the S that was declared (eq. 7), or, as a control, the S of another
-    episode of the same round and label set. Then the labels are as frequent as before and say nothing of the
-    reply. The only episode of its label set in a round keeps its own S, which is counted and told."""
+    targets: Literal["declared", "shuffled", "channel"] = "declared"
+    """The target of a next prompt. "declared": the S that was declared (eq. 7). "shuffled", a control: the S
+    of another episode of the same round and label set. Then the labels are as frequent as before and say
+    nothing of the reply. The only episode of its label set in a round keeps its own S, which is counted and
+    told. "channel": what the teacher of gate.channel hears in the reply, a whole distribution; a reply that
+    is too long to be read keeps its S, which is counted and told."""
 
     self_emotion: Literal["sampled", "balanced"] = "sampled"
     """S of the best rollout: the policy's own, or given to it, each label of the set as often in a round as
@@ -219,10 +226,11 @@ class SelfPlayConfig(_Section):
 
     @model_validator(mode="after")
     def _something_to_shuffle(self) -> SelfPlayConfig:
-        if self.targets == "shuffled" and (self.max_turns == 1 or self.synthetic_share == 0):
+        if self.targets != "declared" and (self.max_turns == 1 or self.synthetic_share == 0):
+            done = "shuffled" if self.targets == "shuffled" else "heard"
             raise ValueError(
-                'targets = "shuffled" with max_turns = 1 or synthetic_share = 0: there are no next prompts '
-                'whose targets could be shuffled; use targets = "declared"'
+                f'targets = "{self.targets}" with max_turns = 1 or synthetic_share = 0: there are no next '
+                f'prompts whose targets could be {done}; use targets = "declared"'
             )
         return self
 
@@ -385,6 +393,26 @@ class Config(_Section):
     def replies(self) -> bool:
         """Whether anything uses the replies of RL: next prompts, or the samples of a refit."""
         return self.selfplay.max_turns > 1 or self.flywheel.refit != "none"
+
+    @property
+    def reads_replies(self) -> bool:
+        """Whether a teacher reads the replies of self-play."""
+        return bool(self.gate.channel) or self.selfplay.targets == "channel"
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> Config:
+        if self.gate.channel and not self.replies:
+            raise ValueError(
+                f"gate.channel = {self.gate.channel!r} with selfplay.max_turns = 1 and flywheel.refit = "
+                '"none": nothing uses a reply, so that none is judged; set gate.channel = 0'
+            )
+        if self.reads_replies and self.prompt.reasoning != "none":
+            raise ValueError(
+                'gate.channel and selfplay.targets = "channel" read labels right behind the prompt, and '
+                f"prompt.reasoning = {self.prompt.reasoning!r} has the model reason first; set gate.channel "
+                '= 0 and selfplay.targets = "declared"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Config:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,8 @@ EngineName = Literal["local", "verl"]
 GIB = 2**30
 RUNTIME = {"local": 0.45 * GIB, "verl": 1.5 * GIB}
 """Bytes that Python and its libraries hold besides the model. Measured (local), assumed (verl)."""
+LABELS = 7
+"""Emotions of a label set: MELD's and EmoryNLP's."""
 VLLM_SEQUENCES = 1024
 """Sequences that one replica of vLLM decodes at once. Assumed: its default."""
 
@@ -171,6 +174,25 @@ def uses_bf16(config: Config, machine: Machine, engine: EngineName) -> bool:
     return engine == "verl" or auto or config.model.dtype == "bf16"
 
 
+def forward_flops(shape: ModelShape, tokens: float, predicted: float, pairs: float) -> float:
+    """Operations of a forward pass: of the tokens, of those whose logits are made, of pairs in attention."""
+    weights = 2 * shape.body * tokens + 2 * shape.head * predicted
+    return weights + 4 * shape.attention * shape.layers * pairs
+
+
+def reading(shape: ModelShape, config: Config, lengths: Lengths) -> tuple[float, float]:
+    """Tokens and operations of the teacher's pass over the replies of an iteration (stages/channel.py).
+
+    If all pass the gate before. Of each the prompt, with the next one behind it, for E; then the prompt with
+    one branch for each of LABELS, which has the tokens behind the E line.
+    """
+    rl, p, n = rl_costs(config, lengths), lengths.prompt, config.flywheel.prompts
+    f, own, r = rl.prompt, lengths.own or p, LABELS * max(0.0, lengths.completion - lengths.emotion)
+    tokens = n * (2 * f + own + r)
+    pairs = n * (2 * f * (p - f / 2) + own * (p + own / 2) + r * (p + r / LABELS / 2))
+    return tokens, forward_flops(shape, tokens, n * (2 + r), pairs)
+
+
 def parts(
     shape: ModelShape, config: Config, lengths: Lengths, machine: Machine, engine: EngineName
 ) -> list[Part]:
@@ -185,9 +207,7 @@ def parts(
     weight, key = (2 if uses_bf16(config, machine, engine) else 4), (4 if local else 2)
     peak, band = machine.flops * machine.count * 3600, machine.bandwidth * machine.count * 3600
 
-    def forward(tokens: float, predicted: float, pairs: float) -> float:
-        weights = 2 * shape.body * tokens + 2 * shape.head * predicted
-        return weights + 4 * shape.attention * shape.layers * pairs
+    forward = partial(forward_flops, shape)
 
     def sampling(prompts: int, group: int, own: float, p: float, r: float) -> tuple[Part, Part]:
         """Prefill `own` of the p tokens of each prompt, then decode r tokens of each completion."""
@@ -212,7 +232,11 @@ def parts(
     times = 3 if local and not config.model.gradient_checkpointing else 4
     # Log-probabilities of the policy before several steps of one round (verl: always), and of the reference.
     passes = (not local or per_round > grpo.mini_batch) + (grpo.kl_coef > 0)
-    result = [prefill, decode, Part("log-probabilities", passes * packed, passes * scoring)]
+    result = [prefill, decode]
+    if local and config.reads_replies:
+        tokens, work = reading(shape, config, lengths)
+        result.append(Part("teacher", tokens, work / (peak * machine.forward)))
+    result += [Part("log-probabilities", passes * packed, passes * scoring)]
     result.append(Part("update", packed, times * scoring))
     if config.flywheel.refit != "none" and lengths.refit:
         tokens = work = 0.0
@@ -270,7 +294,7 @@ def memory(
         logits, gathered = tokens * 6, 0.0
         casts = 2 * shape.body / shape.layers + shape.head
         cache = config.cluster.gpu_memory_utilization * machine.memory
-    reference = local and lora is None and config.grpo.kl_coef > 0
+    reference = local and lora is None and (config.grpo.kl_coef > 0 or config.reads_replies)
     both = {"weights": 4.0 * held, "optimiser": 8.0 * trained, "reference": 4.0 * n * reference,
             "casts": 2.0 * casts, "runtime": RUNTIME[engine]}  # fmt: skip
     training = {"gradients": 4.0 * trained, "activations": tokens * (activations + gathered),

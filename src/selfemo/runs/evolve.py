@@ -44,6 +44,7 @@ from selfemo.runs.store import SampleRow, Store
 from selfemo.runs.training_state import TrainingState, train
 from selfemo.seeds import rng
 from selfemo.stages.flywheel import add_sample, cap_emotions, labels_record, original_prompts, replay_alone
+from selfemo.stages.gate import CHANNEL_DISAGREES, CHANNEL_TOO_LONG, PASS
 from selfemo.stages.rl import rl_plan, rl_stage
 from selfemo.stages.selfplay import fit_all, persona_book
 from selfemo.stages.unlabelled import unlabelled_prompts
@@ -332,6 +333,14 @@ def rl(
         if own := counts.get("targets_own"):
             of = f"of {own + counts['targets_shuffled']} prompts of self-play {own} kept their own target"
             run.reporter.say(f"{name}: {of}, since no other of their label set passed in their round")
+        if refused := counts.get(CHANNEL_DISAGREES, 0):
+            of = f"in {refused} of {refused + counts.get(PASS, 0)} replies that were read"
+            run.reporter.say(f"{name}: {of} the teacher did not hear the declared emotion (gate.channel)")
+        if long := counts.get(CHANNEL_TOO_LONG, 0) + counts.get("targets_unheard", 0):
+            run.reporter.say(f"{name}: {long} replies were too long for the teacher to read")
+        if read := counts.get("targets_heard"):
+            other = f"{counts['targets_other_top']} of {read} next prompts"
+            run.reporter.say(f"{name}: the target of {other} has another top emotion than the declared S")
         if left_out := len(drawn) - len(inside):
             counts["originals_too_long"] = left_out
         if taught:

@@ -7,7 +7,7 @@ A turn r that follows another speaker's is read twice by the same policy (SPEC s
               label, behind the E that the policy itself finds most probable there
 
 The gold emotion of the turn before is not used: E does not see it either, and a user's own data have none.
-Nothing after r is in either prompt.
+Nothing after r is in either prompt. A reply of self-play is read in the same way (`read_pairs`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from selfemo.config import PromptConfig
 from selfemo.errors import ConfigError
 from selfemo.method.channel import ChannelScores, log_weights, product_of_experts
 from selfemo.method.prompts import Fitted, clean, fit, prompt_at
-from selfemo.method.types import Conversation, EmotionDistribution, FailureKind, LabelSet
+from selfemo.method.types import Conversation, EmotionDistribution, FailureKind, LabelSet, Prompt
 from selfemo.models.sampler import Sampler
 
 _CHUNK = 64
 """Turns of one call of the model."""
 TurnPlace = tuple[Conversation, int]
 """A conversation and the index of one of its turns."""
+
+Scored = tuple[EmotionDistribution, ChannelScores]
+"""A turn as E and the channel read it."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,17 @@ class TurnReading:
 
     @property
     def combined(self) -> EmotionDistribution:
-        """E x channel: the product of p(e | H, r) by E and p(r | H, S = e) by the channel, normalised."""
-        labels = self.conversation.label_set
-        return product_of_experts(labels, log_weights(self.recognised, labels), self.scores.reply)
+        """See `e_x_channel`."""
+        return e_x_channel(self.conversation.label_set, (self.recognised, self.scores))
+
+
+def e_x_channel(labels: LabelSet, scored: Scored) -> EmotionDistribution:
+    """The product of p(e | H, r) by E and p(r | H, S = e) by the channel, normalised.
+
+    p(S) is not in it: each S counts alike before r is heard, but for what E makes of it.
+    """
+    recognised, scores = scored
+    return product_of_experts(labels, log_weights(recognised, labels), scores.reply)
 
 
 def readable_turns(
@@ -85,42 +96,63 @@ def read_turns(
         ConfigError: the policy reasons first, so that labels do not stand right behind the prompt.
         UnsupportedError: the sampler cannot tell these probabilities.
     """
+    readings, left_out = list[TurnReading](), Counter[str]()
+    for start in range(0, len(turns), _CHUNK):
+        part = turns[start : start + _CHUNK]
+        # Who speaks turn k is known once r is there to be read.
+        pairs = [(prompt_at(c, k - 1, gold=True), prompt_at(c, k)) for c, k in part]
+        read = [(at, r) for at, r in zip(part, read_pairs(sampler, pairs, prompt), strict=True) if r]
+        left_out.update({FailureKind.TOO_LONG.value: len(part) - len(read)})
+        for labels in dict.fromkeys(c.label_set for (c, _), _ in read):
+            readings += [TurnReading(c, k, *r) for (c, k), r in read if c.label_set == labels]
+        on_done(len(part))
+    return readings, +left_out
+
+
+def read_pairs(
+    sampler: Sampler, pairs: Sequence[tuple[Prompt, Prompt]], prompt: PromptConfig
+) -> list[Scored | None]:
+    """Read the last turns of some histories, all in two calls of the model for each label set.
+
+    Args:
+        pairs: (the prompt that the speaker of r answers, the prompt whose history goes on with r).
+
+    Returns:
+        what each r is read as; None where one of its prompts does not fit `prompt.max_tokens`.
+
+    Raises: as `read_turns`.
+    """
     if prompt.reasoning != "none":
         raise ConfigError(
             f"prompt.reasoning = {prompt.reasoning!r}: the channel reader reads the labels right behind the "
             'prompt, and this model reasons first; it needs "none"'
         )
-    readings, left_out = list[TurnReading](), Counter[str]()
-    for start in range(0, len(turns), _CHUNK):
-        part, fitted = turns[start : start + _CHUNK], list[tuple[TurnPlace, Fitted, Fitted]]()
-        for c, k in part:
-            heard = fit(prompt_at(c, k), sampler.encode, prompt.max_tokens)
-            # Who speaks turn k is known once r is there to be read.
-            before = fit(prompt_at(c, k - 1, gold=True), sampler.encode, prompt.max_tokens)
-            if heard is None or before is None:
-                left_out[FailureKind.TOO_LONG.value] += 1
-            else:
-                fitted.append(((c, k), heard, before))
-        for labels in dict.fromkeys(c.label_set for (c, _), _, _ in fitted):
-            mine = [f for f in fitted if f[0][0].label_set == labels]
-            readings += _read(sampler, mine, labels)
-        on_done(len(part))
-    return readings, left_out
+    fitted = dict[int, tuple[Fitted, Fitted]]()
+    for k, pair in enumerate(pairs):
+        before, heard = (fit(p, sampler.encode, prompt.max_tokens) for p in pair)
+        if before is not None and heard is not None:
+            fitted[k] = before, heard
+    found: list[Scored | None] = [None] * len(pairs)
+    for labels in dict.fromkeys(before.prompt.label_set for before, _ in fitted.values()):
+        mine = {k: f for k, f in fitted.items() if f[0].prompt.label_set == labels}
+        for k, scored in zip(mine, _read(sampler, list(mine.values()), labels), strict=True):
+            found[k] = scored
+    return found
 
 
-def _read(
-    sampler: Sampler, fitted: Sequence[tuple[TurnPlace, Fitted, Fitted]], labels: LabelSet
-) -> list[TurnReading]:
-    places = [(c.id, f.ids, "E:") for (c, _), heard, before in fitted for f in (before, heard)]
+def _read(sampler: Sampler, fitted: Sequence[tuple[Fitted, Fitted]], labels: LabelSet) -> list[Scored]:
+    places = [(f.prompt.conversation_id, f.ids, "E:") for pair in fitted for f in pair]
     read = sampler.label_probabilities(places, labels)
     scores = sampler.channel_scores(
         [
-            (c.id, before.ids, f"E: {of_before.top(labels)}\nS:", clean(c.turns[k].text))
-            for ((c, k), _, before), of_before in zip(fitted, read[::2], strict=True)
+            (
+                before.prompt.conversation_id,
+                before.ids,
+                f"E: {of_before.top(labels)}\nS:",
+                clean(heard.prompt.history[-1].text),
+            )
+            for (before, heard), of_before in zip(fitted, read[::2], strict=True)
         ],
         labels,
     )
-    return [
-        TurnReading(c, k, recognised, s)
-        for ((c, k), _, _), recognised, s in zip(fitted, read[1::2], scores, strict=True)
-    ]
+    return list(zip(read[1::2], scores, strict=True))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 
 from selfemo.config import GateConfig
-from selfemo.method.types import LabelSet, Prompt, Rollout
+from selfemo.method.types import EmotionDistribution, LabelSet, Prompt, Rollout
 
 PASS = "pass"
 NO_REPLY = "no_reply_sampled"
 """Instead of a verdict: nothing uses the reply, so that none was sampled (two-stage rollouts)."""
+CHANNEL_DISAGREES = "channel_disagrees"
+CHANNEL_TOO_LONG = "channel_too_long"
 _MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\*|`|^#|https?://|\b[TESR]:")
 
 
@@ -76,3 +78,21 @@ def gate(prompt: Prompt, rollout: Rollout, config: GateConfig) -> str:
     if not right_enough(prompt, rollout, config.tau):
         return "low_reward"
     return reply_fault(prompt, rollout.completion.reply, config) or PASS
+
+
+def channel_fault(
+    declared: EmotionDistribution, heard: EmotionDistribution | None, labels: LabelSet, config: GateConfig
+) -> str:
+    """The reason why a reply may not join the data by what the teacher hears in it; "" if it may [ours].
+
+    Args:
+        declared: S; its top emotion counts.
+        heard: E x channel of the reply by the teacher; None where its prompts were too long.
+    """
+    if not config.channel:
+        return ""
+    if heard is None:
+        return CHANNEL_TOO_LONG
+    top = declared.top(labels)
+    agrees = heard.top(labels) == top if config.channel == "top" else heard.weight(top) >= config.channel
+    return "" if agrees else CHANNEL_DISAGREES

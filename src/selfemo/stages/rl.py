@@ -5,7 +5,8 @@
     draw      original prompts, and those that earlier turns of self-play left (flywheel.PromptQueue)
     sample    G completions of each by the policy (eqs. 5, 6); their E lines alone where credit is causal
     score     R1 against the target, R2 against the group, their advantage (eqs. 8-13)
-    best      the best rollout of each group, completed; the gate decides whether it may join the data
+    best      the best rollout of each group, completed; the gate decides whether it may join the data, and
+              where it asks for that, the teacher, the policy of the stage's start, reads the replies
     update    the optimiser steps on all groups (eq. 14)
     next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 from selfemo.config import Config, GrpoConfig, PromptConfig, SelfPlayConfig
 from selfemo.method.prompts import Fitted, format_recognition
-from selfemo.method.types import Place, Prompt, Rollout, RolloutGroup
+from selfemo.method.types import EmotionDistribution, Place, Prompt, Rollout, RolloutGroup
 from selfemo.seeds import derive, rng, shuffled_runs
 from selfemo.stages.flywheel import PromptQueue, add_sample, too_old
 from selfemo.stages.gate import NO_REPLY, PASS
@@ -31,6 +32,7 @@ from selfemo.stages.selfplay import (
     fit_all,
     next_prompt,
     next_targets,
+    read_replies,
     sample_groups,
     score_group,
     take_turns,
@@ -108,7 +110,7 @@ def rl_stage(
         on_round: called with the metrics of each round.
 
     Returns:
-        Counts over the whole stage: verdicts of the gate, prompts shortened or too long, shuffled targets
+        Counts over the whole stage: verdicts of the gate, prompts shortened or too long, changed targets
         (`selfplay.next_targets`), prompts of self-play that passed selfplay.max_age unanswered ("too_old").
     """
     grpo, play, stage = config.grpo, config.selfplay, place.stage
@@ -135,6 +137,7 @@ def rl_stage(
                 turns = take_turns(
                     sample, now.fitted, groups, config, at, lam, encode=trainer.encode_text, replies=replies
                 )
+                turns = read_replies(trainer.teacher, turns, persona_of, config)
 
                 # update
                 items = [
@@ -281,6 +284,7 @@ def _keep_round(
     Args:
         seed: of this round, for `next_targets`.
     """
+    heard: dict[str, EmotionDistribution | None] = {}
     played = {t.group.prompt.id for t in turns}
     with buffer.transaction():
         buffer.add_prompts(prompts.drawn, at)
@@ -294,9 +298,10 @@ def _keep_round(
                 if prompt.lineage.turn + 1 < play.max_turns:
                     tag = f"{at.stage}.{at.step}"
                     following.append(next_prompt(prompt, completion, persona_of, at.iteration, tag))
+                    heard.setdefault(following[-1].id, turn.heard)
                 r1 = turn.group.rollouts[turn.best].r1
                 kept += add_sample(buffer, prompt, completion, r1, at, "selfplay")
-        following, shuffling = next_targets(following, play, seed)
+        following, changed = next_targets(following, play, seed, heard)
         buffer.add_prompts(following, at)
         record = {
             "iteration": at.iteration,
@@ -304,7 +309,7 @@ def _keep_round(
             **_group_measures(turns),
             **measures,
             "kept": kept,
-            **shuffling,
+            **changed,
             "lengths": dict(prompts.lengths),
         }
         watch.look(at.step, record)
@@ -313,7 +318,7 @@ def _keep_round(
 
 
 def stage_counts(buffer: Buffer, stage: str) -> dict[str, int]:
-    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long, shuffled targets."""
+    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long, changed targets."""
     counts = Counter(buffer.verdicts(stage))
     for record in buffer.stage_metrics(stage):
         counts.update(record.get("lengths", {}))

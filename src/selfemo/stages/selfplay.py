@@ -32,7 +32,8 @@ from selfemo.method.types import (
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.seeds import derive, rng
-from selfemo.stages.gate import NO_REPLY, PASS, gate
+from selfemo.stages.channel import e_x_channel, read_pairs
+from selfemo.stages.gate import NO_REPLY, PASS, channel_fault, gate
 from selfemo.stages.interfaces import Buffer
 
 EMOTION_TOKENS = 40
@@ -143,7 +144,10 @@ def shuffle_targets(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt],
 
 
 def next_targets(
-    following: Sequence[Prompt], play: SelfPlayConfig, seed: int
+    following: Sequence[Prompt],
+    play: SelfPlayConfig,
+    seed: int,
+    heard: Mapping[str, EmotionDistribution | None],
 ) -> tuple[list[Prompt], dict[str, Any]]:
     """The next prompts of a round with the targets that `selfplay.targets` gives them.
 
@@ -151,11 +155,15 @@ def next_targets(
         following: `next_prompt` of the turns that passed; of equal ids (one original, drawn twice into the
             round) the first stays, as in the store.
         seed: of this round.
+        heard: by id, `Turn.heard` of the turn before, for targets = "channel".
 
     Returns:
-        the prompts, and the record of the shuffling, empty without one: by id whose target each has
-        ("targets_from"), and in "targets" the counts `targets_shuffled`, `targets_own` (alone in their label
-        set) and `targets_same_top` (another's S with the top emotion of their own).
+        the prompts, and the record of what was changed, empty with targets = "declared". Of the shuffling: by
+        id whose target each has ("targets_from"), and in "targets" the counts `targets_shuffled`,
+        `targets_own` (alone in their label set) and `targets_same_top` (another's S with the top emotion of
+        their own). Of the channel, in "targets": `targets_heard`, how many of these have another top emotion
+        than the declared S (`targets_other_top`), and those too long to be read, which keep it
+        (`targets_unheard`).
     """
     first: dict[str, Prompt] = {}
     for prompt in following:
@@ -163,6 +171,8 @@ def next_targets(
     prompts = list(first.values())
     if play.targets == "declared":
         return prompts, {}
+    if play.targets == "channel":
+        return _heard_targets(prompts, heard)
     shuffled, sources = shuffle_targets(prompts, seed)
     counts = Counter(targets_shuffled=0, targets_own=0, targets_same_top=0)
     for before, after in zip(prompts, shuffled, strict=True):
@@ -174,6 +184,23 @@ def next_targets(
         labels = before.label_set
         counts["targets_same_top"] += before.target.top(labels) == after.target.top(labels)
     return shuffled, {"targets_from": sources, "targets": dict(counts)}
+
+
+def _heard_targets(
+    prompts: Sequence[Prompt], heard: Mapping[str, EmotionDistribution | None]
+) -> tuple[list[Prompt], dict[str, Any]]:
+    counts = Counter(targets_heard=0, targets_other_top=0, targets_unheard=0)
+    result = []
+    for prompt in prompts:
+        declared, target, labels = prompt.target, heard.get(prompt.id), prompt.label_set
+        assert declared is not None
+        if target is None:
+            counts["targets_unheard"] += 1
+        else:
+            counts["targets_heard"] += 1
+            counts["targets_other_top"] += target.top(labels) != declared.top(labels)
+        result.append(replace(prompt, target=target or declared))
+    return result, {"targets": dict(counts)}
 
 
 def fit_all(
@@ -306,11 +333,16 @@ def _within(raw: RawCompletion, most: int) -> RawCompletion:
 
 @dataclass(frozen=True)
 class Turn:
-    """One played turn: the scored group, its best member and the gate's verdict on it."""
+    """One played turn: the scored group, its best member and the gate's verdict on it.
+
+    Attributes:
+        heard: the emotion of the reply by the teacher's E x channel, where it was read.
+    """
 
     group: RolloutGroup
     best: int
     verdict: str
+    heard: EmotionDistribution | None = None
 
     @property
     def completion(self) -> Completion | None:
@@ -341,6 +373,37 @@ def take_turns(
     return [Turn(g, b, gate(g.prompt, g.rollouts[b], config.gate)) for g, b in zip(groups, best, strict=True)]
 
 
+def read_replies(
+    teacher: Callable[[], Sampler], turns: Sequence[Turn], persona_of: PersonaOf, config: Config
+) -> list[Turn]:
+    """The turns of a round with what the teacher hears in the replies that passed, all read together [ours].
+
+    `gate.channel` judges by it, and `selfplay.targets = "channel"` takes it as the next target. A reply is
+    read as the next prompt has it, and without the S that was declared (SPEC section 9).
+
+    Args:
+        teacher: called where there is something to read.
+    """
+    result = list(turns)
+    passed = [k for k, t in enumerate(turns) if t.verdict == PASS and t.completion is not None]
+    if not (config.reads_replies and passed):
+        return result
+    pairs = []
+    for k in passed:
+        prompt, said = turns[k].group.prompt, turns[k].completion
+        assert said is not None
+        pairs.append((prompt, next_prompt(prompt, said, persona_of, 0, "")))
+    for k, (prompt, following), scored in zip(
+        passed, pairs, read_pairs(teacher(), pairs, config.prompt), strict=True
+    ):
+        labels = prompt.label_set
+        heard = e_x_channel(labels, scored) if scored else None
+        assert following.target is not None
+        fault = channel_fault(following.target, heard, labels, config.gate)
+        result[k] = replace(turns[k], heard=heard, verdict=fault or PASS)
+    return result
+
+
 def play_episodes(
     sampler: Sampler,
     prompts: Sequence[Prompt],
@@ -352,6 +415,8 @@ def play_episodes(
     on_turn: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
     """Play episodes from real histories to max_turns or the first turn that does not pass; no training.
+
+    Where replies are read (`read_replies`), the sampler itself is the teacher: nothing changes it.
 
     Args:
         on_turn: called after each turn with (turn, number of episodes that go on).
@@ -378,7 +443,8 @@ def play_episodes(
             score_group(p, s, config.reward, config.grpo, 0.0) for p, s in zip(played, sampled, strict=True)
         ]
         turns = take_turns(sample, fitted, groups, config, place, 0.0, encode=sampler.encode_text)
-        following = []
+        turns = read_replies(lambda: sampler, turns, persona_of, config)
+        following, heard = list[Prompt](), dict[str, EmotionDistribution | None]()
         with buffer.transaction():
             buffer.add_prompts(played, place)
             for t in turns:
@@ -387,8 +453,10 @@ def play_episodes(
                 if t.verdict == PASS and t.completion is not None:
                     prompt = t.group.prompt
                     following.append(next_prompt(prompt, t.completion, persona_of, 0, stage))
-        live, shuffling = next_targets(following, config.selfplay, derive(config.seed, stage, turn))
-        counts.update(shuffling.get("targets", {}))
+                    heard.setdefault(following[-1].id, t.heard)
+        seed = derive(config.seed, stage, turn)
+        live, changed = next_targets(following, config.selfplay, seed, heard)
+        counts.update(changed.get("targets", {}))
         if on_turn:
             on_turn(turn + 1, len(live))
         if not live:

@@ -22,12 +22,15 @@ import torch
 from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, OptimConfig
 from selfemo.errors import EngineError, MissingExtraError
 from selfemo.method import losses
+from selfemo.method.channel import ChannelScores
 from selfemo.method.parsing import emotion_line
+from selfemo.method.types import EmotionDistribution, LabelSet
 from selfemo.models.generation.local import LocalSampler
 from selfemo.models.loading import load_configured
 from selfemo.models.memory import KeptMemory, return_memory
 from selfemo.models.packing import bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
+from selfemo.models.sampler import ChannelPlace, LabelPlace, Sampler
 from selfemo.training.checkpoints import must_be_finite, read_state, write_checkpoint, write_state
 from selfemo.training.guards import NOT_FINITE
 from selfemo.training.protocol import RlItem
@@ -171,6 +174,23 @@ class LocalEngine:
         core = copy.deepcopy(self.policy.core).requires_grad_(False).eval()
         self._reference = replace(self.policy, model=core, core=core)
 
+    def start_sampler(self, weights: str) -> Sampler:
+        """The policy of the stage's start, frozen: the reference policy, as its KL term has it.
+
+        Without a KL term nothing keeps it. Then it is loaded at the first call and stays to the end of the
+        stage, as a second model in memory; under LoRA it is the model with its adapters off.
+
+        Args:
+            weights: those that the stage began with.
+        """
+        if self.config.lora is not None:
+            return _AdaptersOff(self.policy)
+        if self._reference is None:
+            policy = load_configured(self.config, weights)
+            policy.core.requires_grad_(False).eval()
+            self._reference = policy
+        return LocalSampler(self._reference)
+
     def rl_round(
         self, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> list[dict[str, float]]:
@@ -255,6 +275,20 @@ class LocalEngine:
     def load_training_state(self, path: Path) -> None:
         assert self._optimizer is not None, "begin_stage comes first"
         read_state(self.policy.model, self._optimizer, path, str(self.policy.device))
+
+
+class _AdaptersOff(LocalSampler):
+    """Reads with the model below the adapters that it trains."""
+
+    def label_probabilities(
+        self, places: Sequence[LabelPlace], labels: LabelSet
+    ) -> list[EmotionDistribution]:
+        with self.policy.model.disable_adapter():
+            return super().label_probabilities(places, labels)
+
+    def channel_scores(self, places: Sequence[ChannelPlace], labels: LabelSet) -> list[ChannelScores]:
+        with self.policy.model.disable_adapter():
+            return super().channel_scores(places, labels)
 
 
 def _scored(

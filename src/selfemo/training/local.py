@@ -49,7 +49,7 @@ class LocalTrainer:
         self._engine: LocalEngine | None = None
         self._loaded: str | None = None
         self._again: Callable[[], None] = lambda: None
-        self._states = Path()
+        self._states, self._start = Path(), ""
 
     @property
     def engine(self) -> LocalEngine:
@@ -84,7 +84,7 @@ class LocalTrainer:
         engine.begin_stage(config)
         if reference:
             engine.set_reference()
-        self._states = self._states_of(stage)
+        self._states, self._start = self._states_of(stage), weights
         self._again = lambda: self._begin(stage, weights, config, reference=reference)
 
     def begin_sft(self, stage: str, weights: str, config: SftConfig) -> None:
@@ -171,6 +171,9 @@ class LocalTrainer:
             for f, seed in zip(prompts, seeds, strict=True)
         ]
         return self.engine.sampler.generate(requests, settings)
+
+    def teacher(self) -> Sampler:
+        return self.engine.start_sampler(self._start)
 
     def update(
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]

@@ -178,6 +178,14 @@ class Trainer(Protocol):
     ) -> list[list[RawCompletion]]:
         """Sample `n` completions of each prompt of a round with the current policy."""
 
+    def teacher(self) -> Sampler:
+        """The policy as it was at the start of the RL stage, also after a resume or a rollback; valid until
+        the stage ends.
+
+        Raises:
+            UnsupportedError: the engine cannot keep it.
+        """
+
     def update(
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:

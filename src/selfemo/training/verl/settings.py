@@ -43,6 +43,10 @@ def check_config(config: Config) -> None:
             (config.selfplay.self_emotion != "sampled",
              f'selfplay.self_emotion = {config.selfplay.self_emotion!r}: verl samples S with the reply; '
              'set "sampled"'),
+            (config.gate.channel != 0,
+             f"gate.channel = {config.gate.channel!r}: verl keeps no teacher beside the policy; set 0"),
+            (config.selfplay.targets == "channel",
+             'selfplay.targets = "channel": verl keeps no teacher beside the policy; set "declared"'),
             (g.normalise != "std",
              f'grpo.normalise = {g.normalise!r}: verl\'s advantages are divided by the deviation; set "std"'),
             (g.reward_weight != 1,

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from selfemo.config import Config, GrpoConfig, SftConfig
-from selfemo.errors import DataError, EngineError
+from selfemo.errors import DataError, EngineError, UnsupportedError
 from selfemo.files import write_json
 from selfemo.method.prompts import Fitted, fit
 from selfemo.method.types import Prompt, RawCompletion
@@ -124,6 +124,11 @@ class VerlTrainer:
         if not held:
             raise DataError(f"{stage}: no held-out prompt fits prompt.max_tokens; raise it")
         write_parquet(self.folder / "held.parquet", prompt_rows(held, self.reader, c.reasoning))
+
+    def teacher(self) -> Sampler:
+        raise UnsupportedError(
+            'verl keeps no teacher beside the policy; set gate.channel = 0 and selfplay.targets = "declared"'
+        )
 
     def _done(self) -> int:
         """The last step of the stage whose state verl has written whole, or 0."""
