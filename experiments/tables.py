@@ -58,14 +58,14 @@ def compared(
     return paired_difference(a, b, [u["conversation"][i] for i in mine], resamples=10_000)
 
 
-def rl_alone() -> str:
-    """Scores of each arm on the claim half, and its changes from the start and from cross-entropy."""
-    result = read("rl_alone")
-    start = [r for r in result["runs"] if r["run"] == START]
-    arms, datasets = chosen_runs(result), list(dict.fromkeys(result["utterances"]["dataset"]))
+Runs = Sequence[Mapping[str, Any]]
+
+
+def score_table(result: Mapping[str, Any], arms: Mapping[str, Runs]) -> str:
+    """Scores of each arm on the claim half, the mean over its seeds."""
     rows = []
-    for name, runs in {START: start, **arms}.items():
-        for d in datasets:
+    for name, runs in arms.items():
+        for d in dict.fromkeys(result["utterances"]["dataset"]):
             scored = [r["claim"][d] for r in runs]
             means = [
                 np.mean([s[m] for s in scored]) for m in ("accuracy", "weighted_f1", "macro_f1", "nll_at_t")
@@ -75,9 +75,12 @@ def rl_alone() -> str:
             label = ARMS.get(name, name)
             rows.append([label, d, rate, str(len(runs)), *(f"{m:.3f}" for m in means), f"{temperature:.2f}"])
     header = ["arm", "data", "rate", "seeds", "accuracy", "weighted F1", "macro F1", "NLL at T", "T"]
-    changes = []
-    pairs = [(START, start, name, runs) for name, runs in arms.items()]
-    pairs.append(("ce", arms["ce"], "mean", arms["mean"]))
+    return render(header, rows, "markdown")
+
+
+def change_table(result: Mapping[str, Any], pairs: Sequence[tuple[str, Runs, str, Runs]]) -> str:
+    """Paired changes on the claim half, by data set, together, and without what overlaps."""
+    datasets, rows = dict.fromkeys(result["utterances"]["dataset"]), []
     for first, before, second, after in pairs:
         for d, clean in (*((d, False) for d in (*datasets, "")), ("", True)):
             cells = []
@@ -85,19 +88,75 @@ def rl_alone() -> str:
                 found = compared(result, before, after, key, d, clean=clean)
                 value, low, high = found.difference.as_list()
                 cells += [f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", f"{found.p_value:.4f}"]
-            changes.append(
-                [
-                    f"{ARMS.get(first, first)} to {ARMS[second]}",
-                    d or ("both, clean" if clean else "both"),
-                    *cells,
-                ]
-            )
-    change_header = ["change", "data", "accuracy", "p", "NLL at T", "p"]
-    return f"{render(header, rows, 'markdown')}\n{render(change_header, changes, 'markdown')}"
+            change = f"{ARMS.get(first, first)} to {ARMS.get(second, second)}"
+            rows.append([change, d or ("both, clean" if clean else "both"), *cells])
+    return render(["change", "data", "accuracy", "p", "NLL at T", "p"], rows, "markdown")
+
+
+def rl_alone() -> str:
+    """Each arm, and its changes from the start and from cross-entropy."""
+    result = read("rl_alone")
+    start = [r for r in result["runs"] if r["run"] == START]
+    arms = chosen_runs(result)
+    pairs = [(START, start, name, runs) for name, runs in arms.items()]
+    pairs.append(("ce", arms["ce"], "mean", arms["mean"]))
+    return f"{score_table(result, {START: start, **arms})}\n{change_table(result, pairs)}"
+
+
+SCARCE = (
+    (START, "original"),
+    (START, "balanced"),
+    ("original", "balanced"),
+    ("original", "full"),
+    ("full", "balanced"),
+    ("twice", "balanced"),
+    ("placebo", "balanced"),
+    ("original", "unlabelled"),
+    ("twice", "unlabelled"),
+    ("twice", "more"),
+)
+"""The comparisons of the step scarce."""
+
+
+def by_arm(result: Mapping[str, Any]) -> dict[str, Runs]:
+    """The runs of each arm by seed, the start first."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for r in result["runs"]:
+        arms.setdefault(r.get("arm", r["run"]), []).append(r)
+    return {arm: sorted(runs, key=lambda r: r.get("seed", 0)) for arm, runs in arms.items()}
+
+
+def same_seeds(before: Runs, after: Runs) -> tuple[Runs, Runs]:
+    """The runs of two arms with the seeds that both have; the start stands against each."""
+    if "seed" not in before[0]:
+        return before, after
+    both = {r["seed"] for r in before} & {r["seed"] for r in after}
+    mine = [[r for r in runs if r["seed"] in both] for runs in (before, after)]
+    return mine[0], mine[1]
+
+
+def scarce() -> str:
+    """The arms with 200 labelled conversations, and their changes over the seeds that both sides have."""
+    result = read("scarce")
+    arms, pairs = by_arm(result), []
+    for a, b in SCARCE:
+        before, after = same_seeds(arms.get(a, ()), arms.get(b, ())) if a in arms and b in arms else ((), ())
+        if before:
+            pairs.append((a, before, f"{b}, {len(after)} seeds", after))
+    return f"{score_table(result, arms)}\n{change_table(result, pairs)}"
+
+
+def one_thing() -> str:
+    """One setting changed at a time, each against the base of the same seed."""
+    result = read("one_thing")
+    arms = by_arm(result)
+    pairs = [("base", arms["base"], b, runs) for b, runs in arms.items() if b not in (START, "base")]
+    return f"{score_table(result, arms)}\n{change_table(result, pairs)}"
 
 
 def main() -> None:
-    print(rl_alone())
+    for step in (rl_alone, scarce, one_thing):
+        print(f"{step.__name__}\n\n{step()}")
 
 
 if __name__ == "__main__":
