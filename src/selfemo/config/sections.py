@@ -252,6 +252,12 @@ class FlywheelConfig(_Section):
     refit_epochs: Positive = 3
     refit_lr: PositiveFloat | None = None
     """Learning rate of a refit; without it, the cold start's."""
+    if_worse: Literal["go_on", "rollback"] = "go_on"
+    """What follows an RL stage or a refit that raises NLL at T, of beliefs on held-out conversations, by more
+    than worse_margin: the run goes on from its weights, or they are rolled back and it goes on from those
+    before (runs/rollback.py). Judged on the tuning half of dev, whatever data.eval_half evaluates."""
+    worse_margin: NonNegative = 0.01
+    """Nats, of the mean over data sets: half of dev tells no smaller rise from noise. 0: any rise."""
 
     @model_validator(mode="after")
     def _whole_set_from_base(self) -> FlywheelConfig:
@@ -409,6 +415,8 @@ class Config(_Section):
                 'flywheel.unlabelled = "channel" reads labels right behind the prompt, and prompt.reasoning '
                 f'= {self.prompt.reasoning!r} has the model reason first; use unlabelled = "leave"'
             )
+        if self.flywheel.if_worse == "rollback":
+            self._can_judge()
         if self.evaluation.span == "probabilities" and self.prompt.reasoning != "none":
             raise ValueError(
                 f'evaluation.span = "probabilities" reads the place after "E:" with nothing before it, and '
@@ -416,3 +424,27 @@ class Config(_Section):
                 '"emotion" or "all"'
             )
         return self
+
+    def _can_judge(self) -> None:
+        """Refuse settings under which no stage can be judged, or only on what a claim is made on."""
+        what, out = 'flywheel.if_worse = "rollback"', 'or if_worse = "go_on"'
+        if self.prompt.reasoning != "none":
+            raise ValueError(
+                f"{what} compares label probabilities right behind the prompt, and prompt.reasoning = "
+                f'{self.prompt.reasoning!r} has the model reason first; set reasoning = "none", {out}'
+            )
+        if not self.evaluation.beliefs and self.evaluation.span != "probabilities":
+            raise ValueError(
+                f"{what} compares label probabilities, and evaluation.beliefs = false leaves them out; set "
+                f"beliefs = true, {out}"
+            )
+        if self.data.eval_split == "test":
+            raise ValueError(
+                f'{what} chooses between weights by their scores, and data.eval_split = "test": test is for '
+                f'claims alone; set eval_split = "dev", {out}'
+            )
+        if self.data.eval_half == "claim":
+            raise ValueError(
+                f'{what} chooses between weights by their scores, and data.eval_half = "claim" is the half '
+                f'for claims; set eval_half = "tuning" or "all" (the tuning half then chooses), {out}'
+            )
