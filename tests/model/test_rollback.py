@@ -263,6 +263,23 @@ def test_a_damaged_checkpoint_of_the_last_iteration_is_made_again(
     same_records(folder, bad_rl)
 
 
+def test_a_policy_that_was_damaged_with_its_copy_is_trained_again(
+    bad_rl: Path, tiny_model: Path, dev: Path, tmp_path: Path
+) -> None:
+    """Without rollback or refit too: the iteration's checkpoint is a hard link of the policy's."""
+    more = ("flywheel.refit=none", "flywheel.iterations=1", "flywheel.if_worse=go_on")
+    folder = forked(bad_rl, tmp_path, settings(tiny_model, dev, *ROLLS_BACK, *more))
+    evolve(folder, None, Silent()).close()
+    assert not any(name.startswith("keep-") for name in records(folder))
+    whole = Path(shutil.copytree(folder, tmp_path / "whole"))
+    with (folder / "checkpoints/iteration-1/model.safetensors").open("r+b") as f:
+        f.seek(200)
+        f.write(b"damaged!")
+    assert weights(folder, "iteration-1-rl") != weights(whole, "iteration-1-rl"), "the case needs hard links"
+    evolve(folder, None, Silent()).close()
+    assert_same_run(folder, whole)
+
+
 def test_an_ablation_tells_what_its_arms_rolled_back(tiny_model: Path, dev: Path, tmp_path: Path) -> None:
     own = [f'model.id="{tiny_model}"', f'data.sources=["{dev}"]', "flywheel.iterations=1", "sft.epochs=4"]
     overrides = [*SETTINGS.split(), *ROLLS_BACK, BAD_RL, *own, "sft.epochs=4"]
