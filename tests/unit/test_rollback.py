@@ -18,6 +18,7 @@ from selfemo.runs.evolve import evolve
 from selfemo.runs.folder import RunFolder, checkpoints
 from selfemo.runs.rollback import (
     Judge,
+    check_settings,
     choice_line,
     choice_lines,
     choices,
@@ -131,23 +132,44 @@ def test_a_limit_moves_no_conversation_into_the_choice_and_none_left_is_told() -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (["data.eval_split=test"], r'data\.eval_split = "test": test is for claims alone; set eval_split'),
-        (["data.eval_half=claim"], r'data\.eval_half = "claim" is the half for claims; set eval_half'),
-        (["evaluation.beliefs=false"], r"evaluation\.beliefs = false leaves them out; set beliefs = true"),
-        (["prompt.reasoning=brief"], r"prompt\.reasoning = 'brief' has the model reason first"),
-        (["flywheel.if_worse=better"], r"flywheel\.if_worse: Input should be 'go_on' or 'rollback'"),
-        (["flywheel.worse_margin=-0.1"], r"flywheel\.worse_margin: .* greater than or equal to 0"),
+        (["data.eval_split=test"], r'data\.eval_split = "test": .* test is for claims alone; set "dev"'),
+        (["data.eval_half=claim"], r'data\.eval_half = "claim": .* is for claims; set "tuning", or "all"'),
+        (["evaluation.beliefs=false"], r"evaluation\.beliefs = false: .* leaves out; set true"),
+        (["prompt.reasoning=brief"], r"prompt\.reasoning = 'brief': .* reason first; set \"none\""),
     ],
-)  # fmt: skip
-def test_settings_that_cannot_choose_are_refused(changes: list[str], says: str) -> None:
-    assert load([], ON).flywheel.worse_margin == 0.01
+)
+def test_settings_that_cannot_choose_are_refused(changes: list[str], says: str, tmp_path: Path) -> None:
+    config = load([], [*ON, *changes])  # `selfemo evaluate RUN` takes a run's settings with another split
+    with pytest.raises(ConfigError, match=says) as e:
+        evolve(tmp_path / "run", config, lambda *a: {}, compare=belief_changes)
+    assert str(e.value).startswith('flywheel.if_worse = "rollback" does not go with these settings; change')
+    assert str(e.value).count("\n- ") == 1 and not (tmp_path / "run").exists()
+
+
+def test_all_settings_that_cannot_choose_are_told_at_once() -> None:
+    every = ["data.eval_split=test", "data.eval_half=claim", "evaluation.beliefs=false"]
+    with pytest.raises(ConfigError) as e:
+        check_settings(load([], [*ON, *every]))
+    assert str(e.value).count("\n- ") == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("flywheel.if_worse=better", r"flywheel\.if_worse: Input should be 'go_on' or 'rollback'"),
+        ("flywheel.worse_margin=-0.1", r"flywheel\.worse_margin: .* greater than or equal to 0"),
+    ],
+)
+def test_values_that_are_none_are_refused(change: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        load([], [*ON, *changes])
+        load([], [*ON, change])
 
 
 def test_probabilities_as_predictions_are_beliefs_too_and_the_default_goes_on() -> None:
-    load([], [*ON, "evaluation.span=probabilities", "evaluation.beliefs=false"])
-    assert load([], []).flywheel.if_worse == "go_on"
+    check_settings(load([], [*ON, "evaluation.span=probabilities", "evaluation.beliefs=false"]))
+    for half in ("all", "tuning"):
+        check_settings(load([], [*ON, f"data.eval_half={half}"]))
+    assert load([], []).flywheel.if_worse == "go_on" and load([], ON).flywheel.worse_margin == 0.01
 
 
 def test_a_stage_that_nothing_judges_is_refused(tmp_path: Path) -> None:

@@ -415,8 +415,6 @@ class Config(_Section):
                 'flywheel.unlabelled = "channel" reads labels right behind the prompt, and prompt.reasoning '
                 f'= {self.prompt.reasoning!r} has the model reason first; use unlabelled = "leave"'
             )
-        if self.flywheel.if_worse == "rollback":
-            self._can_judge()
         if self.evaluation.span == "probabilities" and self.prompt.reasoning != "none":
             raise ValueError(
                 f'evaluation.span = "probabilities" reads the place after "E:" with nothing before it, and '
@@ -424,27 +422,3 @@ class Config(_Section):
                 '"emotion" or "all"'
             )
         return self
-
-    def _can_judge(self) -> None:
-        """Refuse settings under which no stage can be judged, or only on what a claim is made on."""
-        what, out = 'flywheel.if_worse = "rollback"', 'or if_worse = "go_on"'
-        if self.prompt.reasoning != "none":
-            raise ValueError(
-                f"{what} compares label probabilities right behind the prompt, and prompt.reasoning = "
-                f'{self.prompt.reasoning!r} has the model reason first; set reasoning = "none", {out}'
-            )
-        if not self.evaluation.beliefs and self.evaluation.span != "probabilities":
-            raise ValueError(
-                f"{what} compares label probabilities, and evaluation.beliefs = false leaves them out; set "
-                f"beliefs = true, {out}"
-            )
-        if self.data.eval_split == "test":
-            raise ValueError(
-                f'{what} chooses between weights by their scores, and data.eval_split = "test": test is for '
-                f'claims alone; set eval_split = "dev", {out}'
-            )
-        if self.data.eval_half == "claim":
-            raise ValueError(
-                f'{what} chooses between weights by their scores, and data.eval_half = "claim" is the half '
-                f'for claims; set eval_half = "tuning" or "all" (the tuning half then chooses), {out}'
-            )

@@ -51,7 +51,7 @@ from selfemo.runs.inputs import (
     seen_samples,
 )
 from selfemo.runs.overlap import note_overlap
-from selfemo.runs.rollback import Compare, Judge, keep_refit, keep_rl, rolled_back_refits
+from selfemo.runs.rollback import Compare, Judge, check_settings, keep_refit, keep_rl, rolled_back_refits
 from selfemo.runs.store import SampleRow, Store
 from selfemo.runs.training_state import TrainingState, train
 from selfemo.seeds import rng
@@ -94,6 +94,8 @@ def evolve(
     """
     stop = stop or StopRequest()
     if config is not None:
+        if rolls_back(config):
+            check_settings(config)
         open_trainer(config, path, stop)  # an engine that cannot do it must fail before a folder is made
     run = RunFolder(path, config, reporter, stop, overrides)
     try:

@@ -31,7 +31,7 @@ from typing import Any
 
 from selfemo.config import Config, DataConfig
 from selfemo.data.splits import held_out
-from selfemo.errors import DataError
+from selfemo.errors import ConfigError, DataError
 from selfemo.method.prompts import conversation_prompts
 from selfemo.method.types import Conversation, LabelSet
 from selfemo.runs.folder import COLD, COPY_OF, RunFolder, evaluation_name, kept_name, refit_name
@@ -59,6 +59,41 @@ def is_worse(by: Mapping[str, Mapping[str, Any]], margin: float) -> bool:
     """Whether the mean NLL at T over data sets rose by more than `margin` nats; `by` as of `mean_change`."""
     before, after = mean_change(by)
     return after - before > margin
+
+
+def check_settings(config: Config) -> None:
+    """Refuse settings under which no stage can be judged, or only on what a claim is made on.
+
+    Not a part of `Config`: what evaluates a finished run takes its settings with another split or half.
+
+    Raises:
+        ConfigError: all of them, with what to set.
+    """
+    data, reasoning = config.data, config.prompt.reasoning
+    beliefs = config.evaluation.beliefs or config.evaluation.span == "probabilities"
+    faults = [
+        text
+        for wrong, text in (
+            (reasoning != "none",
+             f"prompt.reasoning = {reasoning!r}: it compares label probabilities right behind the prompt, and "
+             'the model would reason first; set "none"'),
+            (not beliefs,
+             "evaluation.beliefs = false: it compares label probabilities, which it leaves out; set true"),
+            (data.eval_split == "test",
+             'data.eval_split = "test": it chooses between weights by their scores, and test is for claims '
+             'alone; set "dev"'),
+            (data.eval_half == "claim",
+             'data.eval_half = "claim": it chooses between weights by their scores, and that half is for '
+             'claims; set "tuning", or "all", of which the tuning half then chooses'),
+        )
+        if wrong
+    ]  # fmt: skip
+    if faults:
+        listed = "\n".join(f"- {text}" for text in faults)
+        raise ConfigError(
+            'flywheel.if_worse = "rollback" does not go with these settings; change them, or set if_worse = '
+            f'"go_on":\n{listed}'
+        )
 
 
 def judged_on(
