@@ -75,8 +75,8 @@ def check_settings(config: Config) -> None:
         text
         for wrong, text in (
             (reasoning != "none",
-             f"prompt.reasoning = {reasoning!r}: it compares label probabilities right behind the prompt, and "
-             'the model would reason first; set "none"'),
+             f"prompt.reasoning = {reasoning!r}: it compares label probabilities right after the prompt, "
+             'and the model would reason first; set "none"'),
             (not beliefs,
              "evaluation.beliefs = false: it compares label probabilities, which it leaves out; set true"),
             (data.eval_split == "test",
