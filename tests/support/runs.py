@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfemo.config import Config, load
+from selfemo.evaluation.changes import belief_changes
 from selfemo.evaluation.predictions import evaluate_checkpoint
 from selfemo.runs.evolve import evolve as run_evolve
 from selfemo.runs.folder import CONFIG_FILE, RunFolder, save_config
@@ -17,7 +18,7 @@ from selfemo.runs.folder import CONFIG_FILE, RunFolder, save_config
 
 def evolve(path, config, reporter=None, stop=None, overrides=()) -> RunFolder:
     """Algorithm 1, its checkpoints scored as the command line scores them."""
-    return run_evolve(path, config, evaluate_checkpoint, reporter, stop, overrides)
+    return run_evolve(path, config, evaluate_checkpoint, reporter, stop, overrides, belief_changes)
 
 
 class Silent:

@@ -38,6 +38,7 @@ def evolve(
     rollouts (the data flywheel).
     """
     from selfemo.errors import ConfigError, SelfEmoError
+    from selfemo.evaluation.changes import belief_changes
     from selfemo.evaluation.predictions import evaluate_checkpoint
     from selfemo.evaluation.summary import finish
     from selfemo.reports.figures import draw
@@ -59,7 +60,7 @@ def evolve(
     with interruptible(go_on) as (reporter, stop):
         reporter.say(f"run folder: {folder}")
         try:
-            run = run_evolve(folder, chosen, evaluate_checkpoint, reporter, stop, changes)
+            run = run_evolve(folder, chosen, evaluate_checkpoint, reporter, stop, changes, belief_changes)
         except SelfEmoError as e:
             if not isinstance(e, ConfigError) and (folder / "config.toml").exists():
                 reporter.say(f"what is done is kept; {go_on}")
@@ -96,7 +97,7 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     for table in overlap_tables(summary["overlap"]):
         show(*table)
     show("What each stage added", CHANGE_HEADER, change_rows(summary["changes"]))
-    console.print(f"{CHANGE_NOTE}\n{change_line(summary)}", markup=False)
+    console.print("\n".join([CHANGE_NOTE, *summary["choices_said"], change_line(summary)]), markup=False)
     console.print("\nWhat the stages did:")
     for stage in summary["stages"]:
         said = ", ".join(f"{k} {v}" for k, v in stage.items() if k not in ("name", "seconds"))

@@ -266,6 +266,12 @@ class FlywheelConfig(_Section):
     refit_epochs: Positive = 3
     refit_lr: PositiveFloat | None = None
     """Learning rate of a refit; without it, the cold start's."""
+    if_worse: Literal["go_on", "rollback"] = "go_on"
+    """What follows an RL stage or a refit that raises NLL at T, of beliefs on held-out conversations, by more
+    than worse_margin: the run goes on from its weights, or they are rolled back and it goes on from those
+    before (runs/rollback.py). Judged on the tuning half of dev, whatever data.eval_half evaluates."""
+    worse_margin: NonNegative = 0.01
+    """Nats, of the mean over data sets: half of dev tells no smaller rise from noise. 0: any rise."""
 
     @model_validator(mode="after")
     def _whole_set_from_base(self) -> FlywheelConfig:

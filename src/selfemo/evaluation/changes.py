@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from selfemo.config import Config
+from selfemo.errors import DataError
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
 from selfemo.evaluation.predictions import (
     UNION,
@@ -33,7 +34,9 @@ from selfemo.runs.folder import (
     evaluation_name,
     is_evaluated,
     policy_name,
+    refit_name,
 )
+from selfemo.runs.rollback import choices
 from selfemo.runs.store import Store
 
 SHOWN = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1", "mean_r1": "mean R1"}
@@ -56,12 +59,18 @@ COPIED = "no refit: the policy after RL is kept"
 
 @dataclass(frozen=True)
 class Step:
-    """A stage, and the checkpoints before and after it; `copied`: the second is a copy of the first."""
+    """A stage, and the checkpoints before and after it.
+
+    Attributes:
+        copied: the second is a copy of the first.
+        rolled_back: the run went on from the first.
+    """
 
     name: str
     before: str
     after: str
     copied: bool = False
+    rolled_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,25 @@ def nll_change(before: Rows, after: Rows, labels: Labels) -> NllChange | None:
     return NllChange(change, float(first.mean()), float(second.mean()), (t, u), believed, len(pairs))
 
 
+def belief_changes(before: Rows, after: Rows, labels: Labels) -> dict[str, dict[str, Any]]:
+    """`NllChange.as_dict` of beliefs by data set, each data set at its own best temperatures; no UNION.
+
+    Raises:
+        DataError: a data set has no utterance with label probabilities on both sides.
+    """
+    found = {}
+    for d, labels_of in labels.items():
+        change = nll_change(before, after, {d: labels_of})
+        if change is None or not change.believed:
+            raise DataError(
+                f"{d}: the evaluations hold no label probabilities to compare; keep them with "
+                "evaluation.beliefs = true, by an engine that can tell them, and let prompts fit "
+                "prompt.max_tokens"
+            )
+        found[d] = change.as_dict()
+    return found
+
+
 def _sign(d: PairedDifference) -> int:
     """+1 or -1 where the 95% interval leaves out 0, else 0."""
     return (d.difference.low > 0) - (d.difference.high < 0)
@@ -137,16 +165,20 @@ def steps(config: Config, store: Store) -> list[Step]:
     """The stages of a run whose checkpoint was scored, each with the scored checkpoint before it."""
     scored = [c for c in checkpoints(config) if is_evaluated(store, c)]
     copied, found = copied_checkpoints(store), []
+    undone = {c["trained"] for c in choices(store) if c["rolled_back"]}
     if START in scored and COLD in scored:
         found.append(Step("cold start (labels)", START, COLD))
     before = COLD
     for i in range(1, config.flywheel.iterations + 1):
         name = f"iteration-{i}"
-        policy = policy_name(name)
+        policy, refitted = policy_name(name), refit_name(name)
+        kept = before if policy in undone else policy
         if policy in scored and before in scored:
-            found.append(Step(f"RL {i}", before, policy))
-        if name in scored and policy in scored:
-            found.append(Step(f"refit {i}", policy, name, copied.get(name) == policy))
+            found.append(Step(f"RL {i}", before, policy, rolled_back=policy in undone))
+        if refitted in scored:
+            found.append(Step(f"refit {i}", kept, refitted, rolled_back=refitted in undone))
+        elif name in scored and policy in scored:
+            found.append(Step(f"refit {i}", kept, name, copied.get(name) == kept))
         elif name in scored and before in scored:  # of a run of an earlier version
             found.append(Step(f"RL and refit {i}", before, name))
         before = name
@@ -177,14 +209,15 @@ def _record(found: Comparison, nll: NllChange | None) -> dict[str, Any]:
 def stage_changes(config: Config, store: Store, labels: Labels) -> list[dict[str, Any]]:
     """What each stage of a run added, as summary.json holds it.
 
-    Returns: of each stage its name, "from", "to", "copied", and "by" data set its `change_record`, which is
-        empty for a copy.
+    Returns: of each stage its name, "from", "to", "copied", "rolled_back", and "by" data set its
+        `change_record`, which is empty for a copy.
     """
     result = []
     for step in steps(config, store):
         before, after = (store.predictions(evaluation_name(c)) for c in (step.before, step.after))
         by = {} if step.copied or not labels else change_record(before, after, labels)
         place = {"from": step.before, "to": step.after, "copied": step.copied}
+        place["rolled_back"] = step.rolled_back
         result.append({"stage": step.name, **place, "by": by})
     return result
 
@@ -202,10 +235,12 @@ def change_rows(changes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = []
     for c in changes:
         if c["copied"]:
-            rows.append([c["stage"], "", *["-"] * (len(SHOWN) + 1), COPIED])
+            why = COPIED if c.get("from", "-rl").endswith("-rl") else f"no refit: {c['from']} is kept"
+            rows.append([c["stage"], "", *["-"] * (len(SHOWN) + 1), why])
         for d, by in c["by"].items():
             cells = [_cell(by[m]) for m in (*SHOWN, "nll_at_t")]
-            rows.append([c["stage"], d, *cells, by["verdict"]])
+            undone = "; rolled back" if c.get("rolled_back") else ""
+            rows.append([c["stage"], d, *cells, by["verdict"] + undone])
     return rows
 
 

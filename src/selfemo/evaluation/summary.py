@@ -21,6 +21,7 @@ from selfemo.files import write_json, write_text
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.folder import (
     COLD,
+    KEEP,
     RunFolder,
     checkpoints,
     copied_checkpoints,
@@ -29,6 +30,7 @@ from selfemo.runs.folder import (
 )
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.overlap import noted_overlap
+from selfemo.runs.rollback import choice_lines, choices
 from selfemo.runs.store import Store
 
 SUMMARY_FILE = "summary.json"
@@ -130,8 +132,10 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
         "stages": [
             {"name": r["name"], "seconds": r["seconds"], **json.loads(r["info"])}
             for r in run.store.stages()
-            if not r["name"].startswith("evaluate-")
+            if not r["name"].startswith(("evaluate-", KEEP))
         ],
+        "choices": choices(run.store),
+        "choices_said": choice_lines(config, run.store),
         "figures": list(drawn),
         "overlap": overlap_part(run.path, run.store, names, labels, config.evaluation.resamples),
     }
@@ -155,6 +159,7 @@ def free_by_checkpoint(
 
 def _markdown(summary: Mapping[str, Any]) -> str:
     free = render(FREE_HEADER, free_rows(summary["free_changes"]), "markdown")
+    said = "".join(f"{line}\n\n" for line in summary["choices_said"])
     part = summary["overlap"]
     clean = f"\n{part['line']}\n" if part else ""
     clean += "".join(f"\n{t}\n\n{render(h, r, 'markdown')}" for t, h, r in overlap_tables(part))
@@ -162,7 +167,7 @@ def _markdown(summary: Mapping[str, Any]) -> str:
         f"{render(HEADER, table_rows(summary['scores']), 'markdown')}\n"
         f"## What each stage added\n\n"
         f"{render(CHANGE_HEADER, change_rows(summary['changes']), 'markdown')}\n"
-        f"{CHANGE_NOTE}\n\n{change_line(summary)}\n\n"
+        f"{CHANGE_NOTE}\n\n{said}{change_line(summary)}\n\n"
         f"## What a free change of the same checkpoint would give\n\n{free}\n{FREE_NOTE}\n{clean}"
     )
 

@@ -102,6 +102,8 @@ def _markdown(result: Mapping[str, Any]) -> str:
     ]
     runs = [(a["name"], r) for a in result["arms"] for r in a["runs"] if "same_labels" in r]
     labels = "".join(f"- {same_labels_line(name, run)}\n" for name, run in runs)
+    made = [(a["name"], r) for a in result["arms"] for r in a["runs"]]
+    kept = "".join(f"- {n}, seed {r['seed']}: {line}\n" for n, r in made for line in r.get("choices", ()))
     paper_header = ["model", "synthetic", "original", "EmoryNLP", "IEMOCAP", "MELD", "AVG"]
     return (
         f"# Ablation (table 2): {result['seeds']} seeds, {result['prompts']} prompts each\n\n"
@@ -112,6 +114,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
         + "\n"
         + render(["arm", "row of table 2", "what", "overrides"], arms, "markdown")
         + (f"\nGold labels that RL drew:\n\n{labels}" if labels else "")
+        + (f"\nStages that were kept or rolled back:\n\n{kept}" if kept else "")
         + "\nWhat is predicted:\n\n"
         + render(*share_table(result), "markdown")
         + "\nWhat RL had to learn from: means over its groups. A group whose completions have one R1, or one "

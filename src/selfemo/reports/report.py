@@ -41,6 +41,7 @@ from selfemo.reports.page import Section, Table, inline_svg, visible
 from selfemo.runs.dialogues import Episode, episodes
 from selfemo.runs.folder import COLD, CONFIG_FILE, START, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
+from selfemo.runs.rollback import choice_lines
 from selfemo.runs.store import STORE_FILE, Store, read_distribution
 
 TEMPLATE = "report.html.jinja"
@@ -157,7 +158,8 @@ def _stages(source: Source) -> Section:
     if not changes:
         return Section("stages", "What each stage added", missing=source.resume)
     table = Table("Change by stage, with 95% intervals", CHANGE_HEADER, change_rows(changes))
-    return Section("stages", "What each stage added", [CHANGE_NOTE], [table])
+    said = [CHANGE_NOTE, *choice_lines(source.config, source.store)]
+    return Section("stages", "What each stage added", said, [table])
 
 
 def _free(source: Source) -> Section:

@@ -5,7 +5,8 @@
 
 Each stage that changes weights is scored by itself, so that what RL adds is told from what the refit adds,
 which sees replayed gold data. Where there is no refit, the iteration's model is the RL policy: it is scored
-once, and the stage evaluate-iteration-i takes the scores over and says so.
+once, and the stage evaluate-iteration-i takes the scores over and says so. Stages that end worse can be
+rolled back (flywheel.if_worse; rollback.py has the order of stages then).
 
 The store records each stage with its checkpoint. An interrupted stage goes back to its last saved state (or
 its start) and continues from there. All random choices depend only on the seed and the place, so a resumed
@@ -30,7 +31,17 @@ from selfemo.method.prompts import conversation_prompts
 from selfemo.method.types import Completion, Conversation, EmotionDistribution, Place, Prompt
 from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.folder import COLD, NO_REFIT, START, RunFolder, evaluation_name, policy_name
+from selfemo.runs.folder import (
+    COLD,
+    COPY_OF,
+    NO_REFIT,
+    START,
+    RunFolder,
+    evaluation_name,
+    policy_name,
+    refit_name,
+    rolls_back,
+)
 from selfemo.runs.inputs import (
     cold_start_samples,
     count_seen,
@@ -40,6 +51,7 @@ from selfemo.runs.inputs import (
     seen_samples,
 )
 from selfemo.runs.overlap import note_overlap
+from selfemo.runs.rollback import Compare, Judge, check_settings, keep_refit, keep_rl, rolled_back_refits
 from selfemo.runs.store import SampleRow, Store
 from selfemo.runs.training_state import TrainingState, train
 from selfemo.seeds import rng
@@ -69,18 +81,22 @@ def evolve(
     reporter: Reporter | None = None,
     stop: StopRequest | None = None,
     overrides: Sequence[str] = (),
+    compare: Compare | None = None,
 ) -> RunFolder:
     """Run or resume algorithm 1 in `path`; returns the finished, still open run.
 
     Args:
         config: of a new run; None resumes the run in the folder.
         overrides: settings to change in a resumed run.
+        compare: judges stages; needed where flywheel.if_worse = "rollback".
 
     Raises:
         Stopped: `stop` was asked for; finished work is saved, and the run can be resumed.
     """
     stop = stop or StopRequest()
     if config is not None:
+        if rolls_back(config):
+            check_settings(config)
         open_trainer(config, path, stop)  # an engine that cannot do it must fail before a folder is made
     run = RunFolder(path, config, reporter, stop, overrides)
     try:
@@ -91,19 +107,33 @@ def evolve(
         data, fly = run.config.data, run.config.flywheel
         held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
         originals = original_prompts(training, run.config.seed, fly.max_prompt_share)
+        judge = None
+        if rolls_back(run.config) and fly.iterations:
+            if compare is None:
+                raise ValueError('flywheel.if_worse = "rollback" needs `compare`')
+            judge = Judge(run, conversations, held, compare)
 
         evaluate_checkpoint(run, trainer, held, START, evaluate)
         cold_start(run, trainer, training, overlap.not_trained_on)
         evaluate_checkpoint(run, trainer, held, COLD, evaluate)
+        if judge:
+            judge.begin()
         checkpoint = COLD
         for i in range(1, fly.iterations + 1):
             after_rl = rl(run, trainer, originals, training, held, checkpoint, i, fly.iterations)
             evaluate_policy(run, trainer, held, i, evaluate)
-            checkpoint = refit(run, trainer, after_rl, i)
+            kept = keep_rl(run, judge, after_rl, checkpoint, i) if judge else after_rl
+            checkpoint = refitted = refit(run, trainer, kept, i)
+            if judge:
+                if refitted not in run.copied():
+                    evaluate_checkpoint(run, trainer, held, refitted, evaluate)
+                checkpoint = keep_refit(run, judge, kept, f"iteration-{i}")
             same = run.copied().get(checkpoint, "")
             evaluate_checkpoint(run, trainer, held, checkpoint, evaluate, same)
             if not run.config.save.keep_stage_checkpoints:
                 run.remove_checkpoint(after_rl)
+                if refitted != checkpoint:
+                    run.remove_checkpoint(refitted)
         trainer.release()
     except BaseException:
         run.close()
@@ -209,7 +239,9 @@ def _fit(
     With flywheel.refit_on = "replay" a refit trains on as many samples of the cold start instead.
     """
     config, stage, trainer = run.config, state.stage, state.trainer
-    everything = run.store.samples()
+    undone = rolled_back_refits(run.store)
+    stored = run.store.samples()
+    everything = [(row, p) for row, p in stored if row["iteration"] not in undone]
     chosen = [
         (row, prompt)
         for row, prompt in everything
@@ -220,6 +252,8 @@ def _fit(
     told: dict[str, int] = {}
     if iteration and config.flywheel.refit_on == "replay":
         chosen, told = _replayed(run, state, chosen, everything)
+    if undone:
+        told = {**told, "left_out_as_rolled_back": len(stored) - len(everything)}
     fitted, counts = fit_all(
         [p for _, p in chosen], trainer.encode, config.prompt.max_tokens, config.prompt.reasoning
     )
@@ -375,19 +409,26 @@ def _unlabelled(
         return unlabelled_prompts(teacher, training, run.config.prompt, stage, on_done)
 
 
-def refit(run: RunFolder, trainer: Trainer, after_rl: str, iteration: int) -> str:
-    """Step (b) of algorithm 1; returns the checkpoint's name."""
+def refit(run: RunFolder, trainer: Trainer, start: str, iteration: int) -> str:
+    """Step (b) of algorithm 1; returns the checkpoint's name.
+
+    Args:
+        start: the policy after RL, or, where that was rolled back, the checkpoint before it.
+    """
     fly, name = run.config.flywheel, f"iteration-{iteration}"
-    stage = f"{name}-refit"
+    stage, judged = refit_name(name), rolls_back(run.config)
+    checkpoint = stage if judged else name  # what is judged gets its name when it is kept
 
     def work() -> dict[str, Any]:
         info: dict[str, Any] = cap_emotions(run.store, iteration, fly.max_emotion_share)
         if fly.refit == "none" or not info["used"]:
-            run.copy_checkpoint(after_rl, name)
-            return info | {"refit": NO_REFIT}
+            run.copy_checkpoint(start, checkpoint)
+            return info | (
+                {"refit": f"none: {start} is kept", COPY_OF: start} if judged else {"refit": NO_REFIT}
+            )
         if fly.refit_on == "replay":
             info |= {"used": 0, "left_out": info["used"]}
-        base = START if fly.refit == "base" else after_rl
+        base = START if fly.refit == "base" else start
         sft = run.config.sft
         if fly.refit_lr is not None:
             sft = sft.model_copy(update={"lr": fly.refit_lr})
@@ -395,10 +436,10 @@ def refit(run: RunFolder, trainer: Trainer, after_rl: str, iteration: int) -> st
         def attempt(state: TrainingState) -> dict[str, Any]:
             state.open(lambda: trainer.begin_sft(stage, run.weights(base), sft))
             done = _fit(run, state, sft, fly.refit_epochs, fly.replay, iteration)
-            trainer.save(run.checkpoint(name))
+            trainer.save(run.checkpoint(checkpoint))
             return done
 
         return info | train(run, trainer, stage, attempt)
 
-    run.stage(stage, work, name)
-    return name
+    run.stage(stage, work, checkpoint)
+    return checkpoint

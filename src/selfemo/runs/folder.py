@@ -33,6 +33,10 @@ from selfemo.training import check_engine, states_folder
 METRICS_FILE = "metrics.jsonl"
 NO_REFIT = "none: the RL policy is kept"
 """In the record of a refit, under "refit": the iteration's checkpoint is a copy of the policy after RL."""
+COPY_OF = "copy_of"
+"""In the record of a stage that wrote no weights of its own: the checkpoint that its own is a copy of."""
+KEEP = "keep-"
+"""Begins the name of a stage that chooses between two checkpoints (runs/rollback.py)."""
 _RESUMED = ("flywheel.iterations", "save.", "guard.", "model.device", "model.threads")
 """Settings that a resumed run may change, or the beginnings of their names."""
 
@@ -106,7 +110,7 @@ class RunFolder:
         staging.rename(self.checkpoint(to))
 
     def copied(self) -> dict[str, str]:
-        """The checkpoints that are copies of the policy after RL, each with that policy's name."""
+        """`copied_checkpoints` of this run."""
         return copied_checkpoints(self.store)
 
     def evaluated(self, checkpoint: str) -> bool:
@@ -190,10 +194,24 @@ class RunFolder:
             # So are the stages begun after it, which may depend on its rows.
             for begun in self.store.running_stages():
                 self.store.forget(begun)
+            source = self.copied().get(checkpoint, "")
             self.store.set_stage(stage, "running")
+            if stage == kept_name(checkpoint):
+                if not source.startswith(f"{checkpoint}-") or self._whole(source):
+                    return  # it is copied again
+                # Hard links are damaged together, and what is not kept was removed.
+                stage = refit_name(checkpoint)
+                self.store.set_stage(stage, "running")
             before = policy_name(stage.removesuffix("-refit"))
-            if self.store.stage(before) and not self.checkpoint(before).exists():
-                self.store.set_stage(before, "running")  # its checkpoint was removed, and the refit needs it
+            if self.store.stage(before) and not self._whole(before):
+                self.store.set_stage(before, "running")  # the refit needs its checkpoint
+
+    def _whole(self, checkpoint: str) -> bool:
+        try:
+            verify_checkpoint(self.checkpoint(checkpoint))
+        except EngineError:
+            return False
+        return True
 
 
 def _resumed(saved: Path, overrides: Sequence[str]) -> Config:
@@ -218,13 +236,32 @@ def policy_name(iteration: str) -> str:
     return f"{iteration}-rl"
 
 
+def refit_name(iteration: str) -> str:
+    """The refit stage of the checkpoint `iteration-i`, and its checkpoint where it can be rolled back."""
+    return f"{iteration}-refit"
+
+
+def kept_name(checkpoint: str) -> str:
+    """The stage that chooses between a checkpoint and the one before it (runs/rollback.py)."""
+    return f"{KEEP}{checkpoint}"
+
+
+def rolls_back(config: Config) -> bool:
+    """Whether stages that end worse are rolled back."""
+    return config.flywheel.if_worse == "rollback"
+
+
 def checkpoints(config: Config) -> list[str]:
     """The names of the evaluated checkpoints, in order: of each iteration the policy after RL, then its own.
 
-    Runs of earlier versions have no evaluation of the first.
+    Where stages can be rolled back, the refit stands between them, unless there is none. Runs of earlier
+    versions have no evaluation of the first.
     """
-    iterations = [f"iteration-{i}" for i in range(1, config.flywheel.iterations + 1)]
-    return [START, COLD, *(name for i in iterations for name in (policy_name(i), i))]
+    parts = [START, COLD]
+    for i in (f"iteration-{i}" for i in range(1, config.flywheel.iterations + 1)):
+        refitted = [refit_name(i)] if rolls_back(config) and config.flywheel.refit != "none" else []
+        parts += [policy_name(i), *refitted, i]
+    return parts
 
 
 def is_evaluated(store: Store, checkpoint: str) -> bool:
@@ -234,9 +271,17 @@ def is_evaluated(store: Store, checkpoint: str) -> bool:
 
 
 def copied_checkpoints(store: Store) -> dict[str, str]:
-    """The checkpoints of a run that are copies of the policy after RL, each with that policy's name."""
-    refits = (r for r in store.stages() if json.loads(r["info"]).get("refit") == NO_REFIT)
-    return {n: policy_name(n) for n in (r["name"].removesuffix("-refit") for r in refits)}
+    """The checkpoints of a run that are copies of another one (the policy after RL, or what was kept), each
+    with that one's name."""
+    found: dict[str, str] = {}
+    for r in store.stages():
+        info = json.loads(r["info"])
+        if r["checkpoint"] and (of := info.get(COPY_OF)):
+            found[r["checkpoint"]] = of
+        elif info.get("refit") == NO_REFIT:
+            name = r["name"].removesuffix("-refit")
+            found[name] = policy_name(name)
+    return found
 
 
 def new_run_folder(base: Path = Path("runs")) -> Path:

@@ -19,7 +19,7 @@ from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.evolve import cold_start, rl
-from selfemo.runs.folder import COLD, CONFIG_FILE, START, RunFolder
+from selfemo.runs.folder import COLD, CONFIG_FILE, START, RunFolder, rolls_back
 from selfemo.runs.inputs import check_reasoning, load_conversations, run_inputs
 from selfemo.runs.overlap import note_overlap
 from selfemo.runs.settings import find_checkpoint, settings_for
@@ -52,6 +52,11 @@ def train_alone(
 ) -> dict[str, Any]:
     """SELF-GRPO from a model into OUT/checkpoints/iteration-1-rl; config None resumes the run in OUT."""
     if config is not None:
+        if rolls_back(config):
+            raise ConfigError(
+                'flywheel.if_worse = "rollback": `selfemo train` evaluates nothing that could judge its '
+                'stage; use `selfemo evolve`, or set if_worse = "go_on"'
+            )
         own = config.model.model_copy(update={"id": find_checkpoint(model)})
         config = config.model_copy(update={"model": own})
     with RunFolder(out, config, reporter, stop) as run:

@@ -31,7 +31,7 @@ class Buffer(Protocol):
         """Insert prompts; an existing one stays as it is."""
 
     def skip(self, prompt_ids: Iterable[str]) -> None:
-        """Mark prompts that do not fit the length limit; they are not drawn again."""
+        """Mark prompts that are not drawn again: too long, or of a rolled-back RL stage."""
 
     def prompt(self, prompt_id: str) -> Prompt: ...
 

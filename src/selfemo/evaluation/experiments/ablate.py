@@ -20,8 +20,9 @@ from selfemo.evaluation.predictions import label_sets
 from selfemo.evaluation.summary import Draw
 from selfemo.files import lock_folder, write_json
 from selfemo.progress import Reporter, StopRequest
-from selfemo.runs.folder import BEFORE_RL, BEFORE_SFT, COLD, START, checkpoints
+from selfemo.runs.folder import BEFORE_RL, BEFORE_SFT, COLD, START, checkpoints, rolls_back
 from selfemo.runs.inputs import load_conversations
+from selfemo.runs.rollback import check_settings
 
 TRUNK = "trunk"
 """Folder of the cold starts that arms share."""
@@ -115,6 +116,9 @@ def ablate(
     arms = arms_for(base, only)
     said = reporter.say
     configs = {(a.name, s): config_of(a, files, overrides, s, said) for a in arms for s in range(seeds)}
+    for config in configs.values():
+        if rolls_back(config):
+            check_settings(config)
     trunks = []
     for s in range(seeds):
         config = load(files, [*overrides, f"seed={s}", "flywheel.iterations=0"])

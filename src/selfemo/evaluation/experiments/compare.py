@@ -148,6 +148,9 @@ def compared(mine: FinishedArm, full: FinishedArm | None, labels: Mapping[str, L
         record["signal"] = mine.signal()
         for run, drawn in zip(runs, mine.labels, strict=True):
             run["labels"] = labels_record(drawn)
+    for run, summary in zip(runs, mine.summaries, strict=True):
+        if said := summary.get("choices_said"):
+            run["choices"] = said
     if full is not None:
         for run, before, after in zip(runs, full.rows, mine.rows, strict=True):
             run["against_full"] = {d: c.as_dict() for d, c in compare(before, after, labels).items()}

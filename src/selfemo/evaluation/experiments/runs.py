@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from selfemo.config import Config, load
 from selfemo.errors import StoreError
+from selfemo.evaluation.changes import belief_changes
 from selfemo.evaluation.experiments.arms import flat
 from selfemo.evaluation.parallel import Job, side_by_side
 from selfemo.evaluation.predictions import evaluate_checkpoint
@@ -67,7 +68,7 @@ def complete_run(planned: PlannedRun, reporter: Reporter, stop: StopRequest | No
     summary = read_summary(folder, reporter.say)
     if summary is None:
         new = None if (folder / CONFIG_FILE).exists() else config
-        with evolve(folder, new, evaluate_checkpoint, reporter, stop) as run:
+        with evolve(folder, new, evaluate_checkpoint, reporter, stop, compare=belief_changes) as run:
             summary = finish(run, planned.draw)
     last = checkpoints(config)[-1]
     for path in (folder / "checkpoints").glob("*"):

@@ -22,7 +22,9 @@ class SampleRow(TypedDict):
     emotion: str  # the top emotion of E
     reward: float
     fingerprint: str
-    used: int  # 0 if the cap on emotions leaves it out (flywheel.refit_on may leave out the others too)
+    used: (
+        int  # 0 if the cap on emotions leaves it out (flywheel.refit_on and a rollback may leave out others)
+    )
 
 
 class SampleValue(NamedTuple):
