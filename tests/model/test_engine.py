@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from selfemo.errors import EngineError, NotFiniteError
 from selfemo.models.generation.local import sample_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
-from selfemo.models.packing import pack
+from selfemo.models.packing import PackedRows, pack
 from selfemo.models.policy import Attention
 from selfemo.models.references import resolve, verify_checkpoint
 from selfemo.training.engine import LocalEngine, SftItem
@@ -125,15 +126,73 @@ def test_samples_do_not_depend_on_the_batch(tiny_model: Path, attention: Attenti
     assert len({s.token_ids for s in together[0]}) > 1, "members of a group differ"
 
 
+class Anything:
+    """A constraint that allows all tokens: its copies are never one branch."""
+
+    def __init__(self, tokens: int):
+        self.tokens = tokens
+
+    def start(self) -> Anything:
+        return self
+
+    def allowed(self) -> torch.Tensor:
+        return torch.ones(self.tokens, dtype=torch.bool)
+
+    def take(self, token: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("max_lines", [0, 1])
+@pytest.mark.parametrize("temperature", [0.0, 0.15, 0.4, 1.0])
+def test_copies_in_one_branch_are_those_computed_apart(
+    tiny_model: Path,
+    attention: Attention,
+    temperature: float,
+    max_lines: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    e = engine(tiny_model, attention)
+    policy, prompts = e.policy, [i.prompt_ids for i in rl_items(4, 1)]
+    apart = Anything(policy.model.config.vocab_size)
+    settings = SamplingSettings(max_new_tokens=24, temperature=temperature, max_lines=max_lines)
+    queries, hidden = [0], policy.hidden
+
+    def counted(rows: PackedRows, *cache: Any) -> torch.Tensor:
+        queries[-1] += rows.input_ids.numel()
+        return hidden(rows, *cache)
+
+    monkeypatch.setattr(policy, "hidden", counted)
+    one, other = (
+        e.sampler.generate(
+            [Request(p, 6, seed=k, share=k // 2, constraints=c) for k, p in enumerate(prompts)], settings
+        )
+        for c in (None, apart)
+        if not queries.append(0)  # type: ignore[func-returns-value]
+    )
+    pairs = [(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)]
+    assert len(pairs) == 24
+    for a, b in pairs:
+        assert a.token_ids == b.token_ids and a.finished == b.finished
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+        assert a.entropies == pytest.approx(b.entropies, abs=1e-4)
+    _, merged, alone = queries
+    assert merged <= alone
+    if temperature == 0:
+        assert all(len({c.token_ids for c in group}) == 1 for group in one)
+        assert merged < alone / 2
+    if temperature == 1:
+        assert any(len({c.token_ids for c in group}) > 1 for group in one)
+
+
 def test_tokens_are_drawn_with_their_probabilities() -> None:
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(20000, 1)
-    u = torch.from_numpy(np.random.default_rng(0).random(20000))
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    u = torch.from_numpy(np.random.default_rng(0).random((1, 20000)))
     for top_p, expected in ((1.0, [0.5, 0.3, 0.15, 0.05]), (0.75, [0.625, 0.375, 0, 0])):
         ids, _, _ = sample_tokens(logits, u, 1.0, top_p)
-        shares = torch.bincount(ids, minlength=4) / 20000
+        shares = torch.bincount(ids[0], minlength=4) / 20000
         assert shares.tolist() == pytest.approx(expected, abs=0.012)
     sharp, logp, _ = sample_tokens(logits, u, 0.5, 1.0)
-    assert (torch.bincount(sharp, minlength=4) / 20000)[0].item() == pytest.approx(
+    assert (torch.bincount(sharp[0], minlength=4) / 20000)[0].item() == pytest.approx(
         0.25 / (0.25 + 0.09 + 0.0225 + 0.0025), abs=0.012
     )
     assert logp.max().item() == pytest.approx(np.log(0.25 / 0.365), abs=1e-4)

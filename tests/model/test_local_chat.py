@@ -51,9 +51,9 @@ def test_a_random_model_held_to_a_schema_writes_valid_json(tiny_model: Path) -> 
 def test_only_allowed_tokens_are_drawn(temperature: float, top_p: float) -> None:
     logits = torch.tensor([[5.0, 4.0, 0.0, -1.0]]).repeat(64, 1)
     allowed = torch.tensor([[False, False, True, True]]).repeat(64, 1)
-    draws = torch.linspace(0, 0.999, 64)
+    draws = torch.linspace(0, 0.999, 64)[:, None]
     ids, logp, _ = sample_tokens(logits, draws, temperature, top_p, allowed)
-    assert set(ids.tolist()) <= {2, 3}
+    assert set(ids.flatten().tolist()) <= {2, 3}
     scale = temperature or 1.0
     free = torch.log_softmax(logits / scale, -1)[0]
     assert torch.allclose(logp, free[ids], atol=1e-5)

@@ -2,18 +2,20 @@
 
 Prompts that begin alike (the G copies of one prompt, the turns of one conversation) are one prefix tree,
 prefilled once. Decoding treats the open completions of a tree as query positions of one row: each step
-appends one key per open completion and a boolean mask says which keys a completion may see. A completion
-that has ended leaves the query positions at once, a tree whose completions have all ended leaves the
-batch. The random number of a token depends on (seed, prompt, completion, step) alone, so a result does
-not depend on the rest of the batch.
+appends one key per open completion and a boolean mask says which keys a completion may see. Copies of one
+prompt are one branch for as long as their tokens are equal: the branch is computed once, each copy draws its
+own token, and where the tokens differ the branch forks, which copies a row of the mask and no key. A
+completion that has ended leaves at once, a tree whose completions have all ended leaves the batch. The random
+number of a token depends on (seed, prompt, completion, step) alone, so a result does not depend on the rest
+of the batch.
 
-Shapes: b rows (trees), s prefix length, q open completions per row, c cache capacity, v vocabulary.
+Shapes: b rows (trees), s prefix length, q open branches per row, c cache capacity, v vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +39,9 @@ from selfemo.models.sampler import ChannelPlace, LabelPlace, Message
 
 _TREE_TOKENS = 2048
 """Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
+_LINE_TOKENS = 8
+"""Tokens that a copy is expected to add for each line, where completions end with a line: E lines have 4 to
+15, and equal ones are one branch. Trees are cut by it; memory is counted by what a copy may grow to."""
 OnToken = Callable[[int, int, Sequence[int]], bool]
 """Called as each token is drawn: (request, copy, ids so far) to whether the completion goes on."""
 
@@ -86,18 +91,22 @@ class _Open:
 
 
 class _Slots:
-    """Where the completions of a batch stand: b rows of w slots, in arrays so that a step is a few calls.
+    """Where the branches of a batch stand: b rows of w slots, in arrays so that a step is a few calls.
+
+    There is a slot for each completion; a branch is in that of one of its completions.
 
     Attributes:
-        open: (b, w) bool, slots whose completion goes on.
+        open: (b, w) bool, slots with a branch that goes on.
         who: (b, w) index of the slot's completion.
         tokens, positions: (b, w) the last token, and the position in its sequence.
         seen: (b, w, capacity) bool on the device, the keys that a slot may attend to.
+        members: of the branch in the slot of completion i, its completions.
     """
 
     def __init__(self, rows: int, width: int, capacity: int, device: torch.device):
         self.open = np.zeros((rows, width), dtype=bool)
         self.who, self.tokens, self.positions = np.zeros((3, rows, width), dtype=np.int64)
+        self.members: dict[int, list[int]] = {}
         self.seen = torch.zeros(rows, width, capacity, dtype=torch.bool)
         self.device = device
 
@@ -108,6 +117,37 @@ class _Slots:
         index = torch.from_numpy(rows).to(self.device)
         self.seen = self.seen[index]
         return index
+
+    def branches(self) -> list[list[int]]:
+        """The completions of each open branch, in the order of `open`."""
+        return [self.members[k] for k in self.who[self.open].tolist()]
+
+    def fork(self, drawn: Sequence[Sequence[tuple[int, int]]], first: Mapping[int, int]) -> None:
+        """Put the completions of each branch that go on into branches of equal tokens.
+
+        Args:
+            drawn: of each open branch, in the order of `open`: (completion, its token) of those that go on.
+            first: the slot of each completion in its row.
+        """
+        rows, columns = np.nonzero(self.open)
+        copies: list[tuple[int, int, int]] = []
+        for row, column, went_on in zip(rows.tolist(), columns.tolist(), drawn, strict=True):
+            parts: dict[int, list[int]] = {}
+            for k, token in went_on:
+                parts.setdefault(token, []).append(k)
+            owner = int(self.who[row, column])
+            stays = next((t for t, part in parts.items() if owner in part), next(iter(parts), None))
+            self.open[row, column] = stays is not None
+            for token, part in parts.items():
+                slot = column if token == stays else first[part[0]]
+                self.members[owner if token == stays else part[0]] = part
+                self.tokens[row, slot], self.open[row, slot] = token, True
+                if token != stays:
+                    self.positions[row, slot] = self.positions[row, column]
+                    copies.append((row, slot, column))
+        if copies:
+            at, to, of = (torch.tensor(x, device=self.device) for x in zip(*copies, strict=True))
+            self.seen[at, to] = self.seen[at, of]
 
     def queries(self, length: int) -> tuple[PackedRows, torch.Tensor, int]:
         """The open slots as query positions (b, q) after `length` keys.
@@ -144,17 +184,17 @@ def sample_tokens(
     top_p: float,
     allowed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw one token per row by inverse CDF.
+    """Draw tokens of each row by inverse CDF.
 
     Args:
         logits: (q, v) float32.
-        uniforms: (q,) in [0, 1).
+        uniforms: (q, n) in [0, 1), one for each draw of a row.
         temperature: 0 takes the most likely token.
         top_p: nucleus mass; the smallest set of tokens that reaches it is kept.
         allowed: (q, v) bool, tokens that may be drawn.
 
     Returns:
-        ids (q,), log-probabilities (q,) and entropies in nats (q,) of the policy softmax(logits / T),
+        ids (q, n), log-probabilities (q, n) and entropies in nats (q,) of the policy softmax(logits / T),
         before top_p or `allowed` cut it; greedy decoding reports those of T = 1.
     """
     if temperature not in (0, 1):
@@ -165,7 +205,7 @@ def sample_tokens(
     if allowed is not None:
         logits = logits.masked_fill(~allowed, -torch.inf)
     if temperature == 0:
-        ids = logits.argmax(-1)
+        ids = logits.argmax(-1, keepdim=True).expand(uniforms.shape)
     else:
         if allowed is not None:
             probs = torch.softmax(logits, -1)
@@ -175,9 +215,9 @@ def sample_tokens(
             probs = torch.zeros_like(probs).scatter(-1, order, ordered)
         cdf = probs.double().cumsum(-1)
         # Scaling by the last value keeps rounding from pushing a draw past the end.
-        draws = uniforms.double().unsqueeze(-1).to(cdf.device) * cdf[:, -1:]
-        ids = torch.searchsorted(cdf, draws, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
-    return ids, logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1), entropies
+        draws = uniforms.double().to(cdf.device) * cdf[:, -1:]
+        ids = torch.searchsorted(cdf, draws, right=True).clamp_(max=logits.shape[-1] - 1)
+    return ids, logp.gather(-1, ids), entropies
 
 
 class LocalSampler:
@@ -290,10 +330,19 @@ class LocalGenerator:
         grow = [r.n * self.settings.max_new_tokens for r in requests]
         keys = [(i,) if r.share is None else ("shared", r.share) for i, r in enumerate(requests)]
         prompts = [r.prompt_ids for r in requests]
-        trees = group_by_key(prompts, keys, _TREE_TOKENS, grow)
-        sizes = [len(pack([prompts[i] for i in t])) + sum(grow[i] for i in t) for t in trees]
+        lines = self.settings.max_lines
+        expected = [min(g, r.n * lines * _LINE_TOKENS) for g, r in zip(grow, requests, strict=True)]
+        trees = group_by_key(prompts, keys, _TREE_TOKENS, expected if lines else grow)
+        packed = [len(pack([prompts[i] for i in t])) for t in trees]
+        sizes = [n + sum(grow[i] for i in t) for n, t in zip(packed, trees, strict=True)]
         if self.policy.attention == "tree":
-            rows = bins(sizes, _TREE_TOKENS)
+            rows = bins(
+                [
+                    n + sum(expected[i] if lines else grow[i] for i in t)
+                    for n, t in zip(packed, trees, strict=True)
+                ],
+                _TREE_TOKENS,
+            )
             trees = [[i for t in row for i in trees[t]] for row in rows]
             sizes = [sum(sizes[t] for t in row) for row in rows]
         for batch in micro_batches(sizes, max(self.settings.token_budget, max(sizes))):
@@ -309,6 +358,7 @@ class LocalGenerator:
         slots = _Slots(len(trees), width, capacity, policy.device)
         live: list[_Open] = []
         starts: list[tuple[int, int]] = []
+        first: dict[int, int] = {}
         for b, (tree, p) in enumerate(zip(trees, packs, strict=True)):
             ancestors = p.ancestors()
             slot = 0
@@ -316,14 +366,20 @@ class LocalGenerator:
                 n, seed = requests[i].n, requests[i].seed
                 slots.seen[b, slot : slot + n, : len(p)] = torch.from_numpy(ancestors[path[-1]])
                 slots.positions[b, slot : slot + n] = len(path)
-                slots.open[b, slot : slot + n] = True
                 for copy in range(n):
                     generator = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32, copy])
                     draws = generator.random(settings.max_new_tokens)
-                    live.append(_Open(i, copy, draws, self._constraint(requests[i])))
+                    k, constraint = len(live), self._constraint(requests[i])
+                    live.append(_Open(i, copy, draws, constraint))
+                    slots.who[b, slot + copy] = k
+                    first[k] = slot + copy
+                    # What a constraint allows may differ between copies of equal tokens, so they stay apart.
+                    if copy and constraint is None:
+                        slots.members[k - copy].append(k)
+                        continue
+                    slots.open[b, slot + copy], slots.members[k] = True, [k]
                     starts.append((b, int(path[-1])))
                 slot += n
-        slots.who[slots.open] = np.arange(len(live))
         slots.seen = slots.seen.to(policy.device)
         layers = policy.core.config.num_hidden_layers
         cache = Cache(layers=[_GrowingLayer(capacity) for _ in range(layers)])
@@ -331,7 +387,7 @@ class LocalGenerator:
             hidden = policy.hidden(policy.rows(packs), cache)
             where = torch.tensor(starts, device=policy.device)
             logits = policy.logits(hidden[where[:, 0], where[:, 1]])
-            self._append(live, logits, 0, slots)
+            self._append(live, first, logits, 0, slots)
             length = prefix
             for step in range(1, settings.max_new_tokens):
                 rows: np.ndarray = np.any(slots.open, axis=1)
@@ -344,42 +400,56 @@ class LocalGenerator:
                 queries, where, length = slots.queries(length)
                 hidden = policy.hidden(queries, cache)
                 logits = policy.logits(hidden[where[:, 0], where[:, 1]])
-                self._append([live[k] for k in slots.who[slots.open]], logits, step, slots)
+                self._append(live, first, logits, step, slots)
         return live
 
-    def _append(self, live: list[_Open], logits: torch.Tensor, step: int, slots: _Slots) -> None:
-        """Draw a token for each open completion (`live`, in the order of `slots`)."""
-        settings = self.settings
-        draws = torch.from_numpy(np.array([o.uniforms[step] for o in live]))
-        allowed = None
-        if any(o.constraint for o in live):
-            for o, row in zip(live, logits, strict=True):
-                if isinstance(o.constraint, Observer):
-                    o.constraint.observe(row)
-            anything = torch.ones(logits.shape[-1], dtype=torch.bool)
-            rows = [o.constraint.allowed() if o.constraint else anything for o in live]
-            allowed = torch.stack(rows).to(logits.device)
-        ids, logp, entropy = sample_tokens(logits, draws, settings.temperature, settings.top_p, allowed)
-        tokens, values = ids.tolist(), logp.tolist()
-        if any(map(math.isnan, values)):
-            raise NotFiniteError("the policy's probabilities are not numbers: its weights are not")
+    def _append(
+        self, live: list[_Open], first: Mapping[int, int], logits: torch.Tensor, step: int, slots: _Slots
+    ) -> None:
+        """Draw a token for each open completion; `logits` are of the branches in the order of `slots`."""
+        settings, branches = self.settings, slots.branches()
+        draws = np.zeros((len(branches), max(map(len, branches))))
+        for row, branch in zip(draws, branches, strict=True):
+            row[: len(branch)] = [live[k].uniforms[step] for k in branch]
+        allowed = self._allowed([live[branch[0]] for branch in branches], logits)
+        found = sample_tokens(logits, torch.from_numpy(draws), settings.temperature, settings.top_p, allowed)
+        ids, logp, entropy = (x.tolist() for x in found)
         end_ids = self.policy.end_ids
         ends = self.policy.line_ends if settings.max_lines else None
-        for o, token, lp, h in zip(live, tokens, values, entropy.tolist(), strict=True):
-            o.ids.append(token)
-            o.logprobs.append(lp)
-            o.entropies.append(h)
-            if o.constraint and token not in end_ids:
-                o.constraint.take(token)
-            if token in end_ids:
-                o.done = o.finished = True
-            elif ends is not None:
-                o.lines += int(ends[token])
-                o.done = o.finished = o.lines >= settings.max_lines
-            if self.on_token and not self.on_token(o.request, o.copy, o.ids):
-                o.done = True
-        slots.tokens[slots.open] = tokens
-        slots.open[slots.open] = [not o.done for o in live]
+        went_on: list[list[tuple[int, int]]] = []
+        for branch, tokens, values, h in zip(branches, ids, logp, entropy, strict=True):
+            went_on.append([])
+            for k, token, lp in zip(branch, tokens, values, strict=False):
+                if math.isnan(lp):
+                    raise NotFiniteError("the policy's probabilities are not numbers: its weights are not")
+                o = live[k]
+                o.ids.append(token)
+                o.logprobs.append(lp)
+                o.entropies.append(h)
+                if o.constraint and token not in end_ids:
+                    o.constraint.take(token)
+                if token in end_ids:
+                    o.done = o.finished = True
+                elif ends is not None:
+                    o.lines += int(ends[token])
+                    o.done = o.finished = o.lines >= settings.max_lines
+                if self.on_token and not self.on_token(o.request, o.copy, o.ids):
+                    o.done = True
+                if not o.done:
+                    went_on[-1].append((k, token))
+        slots.fork(went_on, first)
+
+    @staticmethod
+    def _allowed(heads: Sequence[_Open], logits: torch.Tensor) -> torch.Tensor | None:
+        """(q, v) bool, what the constraints allow; `heads` are one completion of each branch."""
+        if not any(o.constraint for o in heads):
+            return None
+        for o, row in zip(heads, logits, strict=True):
+            if isinstance(o.constraint, Observer):
+                o.constraint.observe(row)
+        anything = torch.ones(logits.shape[-1], dtype=torch.bool)
+        rows = [o.constraint.allowed() if o.constraint else anything for o in heads]
+        return torch.stack(rows).to(logits.device)
 
 
 def open_backend(reference: str, config: ModelConfig) -> LocalSampler:
