@@ -7,24 +7,29 @@ from pathlib import Path
 
 import pytest
 from experiments import tables
-from experiments.gpu import rl_alone
+from experiments.gpu import one_thing, rl_alone, scarce
 
 from tests.conftest import toy_conversations, write_jsonl
+
+
+def arguments(tiny_model: Path, tmp_path: Path, *more: str) -> list[str]:
+    """Of a step at tiny size, on toy conversations."""
+    data = tmp_path / "data.jsonl"
+    write_jsonl(data, [*toy_conversations(8), *toy_conversations(4, "dev")])
+    settings = [f"model.id={tiny_model}", "model.device=cpu", "sft.max_samples=4", "sft.label_samples=4",
+                "sft.epochs=20", "sft.lr=5e-3", "flywheel.prompts=8", "grpo.prompts_per_step=4",
+                "grpo.mini_batch=4", *more]  # fmt: skip
+    sets = [x for s in settings for x in ("--set", s)]
+    return ["--data", str(data), "--out", str(tmp_path / "out"), "--tiny", *sets, "--seconds", "900"]
 
 
 @pytest.mark.slow
 def test_rl_alone_runs_and_writes_each_run(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = tmp_path / "data.jsonl"
-    write_jsonl(data, [*toy_conversations(8), *toy_conversations(4, "dev")])
     monkeypatch.setattr(rl_alone, "RATES", {arm: rates[:1] for arm, rates in rl_alone.RATES.items()})
     monkeypatch.setattr(rl_alone, "SEEDS", (0, 1))
-    settings = [f"model.id={tiny_model}", "model.device=cpu", "sft.max_samples=4", "sft.label_samples=4",
-                "sft.epochs=20", "sft.lr=5e-3", "flywheel.prompts=8", "grpo.prompts_per_step=4",
-                "grpo.mini_batch=4"]  # fmt: skip
-    sets = [x for s in settings for x in ("--set", s)]
-    rl_alone.main(["--data", str(data), "--out", str(tmp_path / "out"), "--tiny", *sets, "--seconds", "900"])
+    rl_alone.main(arguments(tiny_model, tmp_path))
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert "failed" not in result
     names = [r["run"] for r in result["runs"]]
@@ -37,6 +42,49 @@ def test_rl_alone_runs_and_writes_each_run(
         assert sum(s["n"] for s in scored) == n
         assert sum(s["accuracy"] * s["n"] for s in scored) == pytest.approx(sum(run["hits"]))
     assert set(result["chosen"]) == {"mean", "ce", "std"}
+
+
+@pytest.mark.slow
+def test_scarce_arms_draw_the_same_labels_and_go_on_after_an_earlier_result(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scarce, "SEEDS", (0,))
+    call = arguments(tiny_model, tmp_path, "data.train_conversations=4")
+    scarce.main(call)
+    file = tmp_path / "out" / "results.json"
+    result = json.loads(file.read_text())
+    assert "failed" not in result
+    runs = {r["arm"]: r for r in result["runs"] if "arm" in r}
+    assert list(runs) == list(scarce.ARMS)
+    n = runs["original"]["labelled_prompts"]
+    assert n == runs["original"]["labels"] and n % 4 == 0 and n > 0
+    for arm in ("full", "balanced", "placebo"):
+        # Where self-play has no turn ready, a gold prompt takes its place.
+        assert runs[arm]["labelled_prompts"] == n and runs[arm]["labels"] >= n
+    assert runs["twice"]["labels"] == 2 * n and runs["twice"]["labelled_prompts"] == n
+    assert runs["more"]["labelled_prompts"] > n and runs["unlabelled"]["labelled_prompts"] > n
+
+    result["runs"] = [r for r in result["runs"] if r.get("arm") != "twice"]
+    result["runs"][1]["mark"] = "of the earlier result"
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(result))
+    scarce.main([*call, "--after", str(earlier)])
+    again = json.loads(file.read_text())
+    assert sorted(r["run"] for r in again["runs"]) == sorted(["start", *(r["run"] for r in runs.values())])
+    assert sum(r.get("mark") == "of the earlier result" for r in again["runs"]) == 1
+    with pytest.raises(ValueError, match="has other settings than this step"):
+        scarce.main([*call, "--set", "sampling.temperature=0.5", "--after", str(earlier)])
+
+
+@pytest.mark.slow
+def test_one_thing_runs_each_arm_on_the_same_labels(tiny_model: Path, tmp_path: Path) -> None:
+    one_thing.main(arguments(tiny_model, tmp_path))
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "failed" not in result
+    runs = {r["arm"]: r for r in result["runs"] if "arm" in r}
+    assert list(runs) == list(one_thing.ARMS)
+    drawn = {arm: r["labels_digest"] for arm, r in runs.items() if arm != "balanced prompts"}
+    assert len(set(drawn.values())) == 1, drawn
 
 
 def test_tables_come_from_the_committed_results() -> None:
@@ -52,3 +100,17 @@ def test_tables_come_from_the_committed_results() -> None:
     assert change.difference.value == pytest.approx(expected)
     written = tables.rl_alone()
     assert written.count("RL, divided by the mean") >= 6 and f"{expected:+.3f} [" in written
+
+
+def test_tables_of_scarce_compare_the_seeds_that_both_sides_have() -> None:
+    result = tables.read("scarce")
+    arms = tables.by_arm(result)
+    before, after = tables.same_seeds(arms["original"], arms["full"])
+    assert [r["seed"] for r in before] == [r["seed"] for r in after]
+    for r in before:
+        (mine,) = [x for x in after if x["seed"] == r["seed"]]
+        assert mine["labels_digest"] == r["labels_digest"], "equal gold labels"
+    assert tables.same_seeds(arms["start"], arms["full"]) == (arms["start"], arms["full"])
+    change = tables.compared(result, before, after, "nll_at_t").difference.value
+    assert f"{change:+.3f} [" in tables.scarce()
+    assert "base" in tables.one_thing()
