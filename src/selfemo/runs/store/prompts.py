@@ -123,14 +123,17 @@ class Prompts(Database):
         return self._drawn("r.stage = ? AND p.parent IS NOT NULL", stage)
 
     def labels_drawn(self, stage: str = "") -> Counter[tuple[str, str]]:
-        """How often a run's RL drew each original prompt, by (id, its target as JSON).
+        """How often a run's RL drew each original prompt with a gold emotion, by (id, its target as JSON).
+
+        Targets that nobody labelled (flywheel.unlabelled) are left out.
 
         Args:
             stage: that of one stage; "" for all.
         """
         query = (
             "SELECT p.id, p.target, count(*) FROM rollouts r JOIN prompts p ON p.id = r.prompt "
-            "WHERE r.member = 0 AND p.parent IS NULL AND r.stage LIKE '%-rl' AND (? = '' OR r.stage = ?) "
+            "WHERE r.member = 0 AND p.parent IS NULL AND json_extract(p.history, '$[#-1][2]') IS NOT NULL "
+            "AND r.stage LIKE '%-rl' AND (? = '' OR r.stage = ?) "
             "GROUP BY p.id"
         )
         return Counter({(i, target): n for i, target, n in self.stream(query, stage, stage)})
