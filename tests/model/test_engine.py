@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, SftConfig
 from selfemo.errors import EngineError, NotFiniteError
+from selfemo.method.prompts import Fitted, conversation_prompts
 from selfemo.models.generation.local import sample_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
@@ -19,8 +21,9 @@ from selfemo.models.packing import PackedRows, pack
 from selfemo.models.policy import Attention
 from selfemo.models.references import resolve, verify_checkpoint
 from selfemo.training.engine import LocalEngine, SftItem
-from selfemo.training.protocol import RlItem, epoch_batches, learning_rate
+from selfemo.training.protocol import RlItem, epoch_batches, learning_rate, sft_batches
 from selfemo.training.token_scores import score_tokens
+from tests.conftest import toy_conversations
 from tests.support.engines import assert_same_gradients, engine, gradients, plain_logprobs, rl_items
 
 # -- packing ---------------------------------------------------------------------------------------
@@ -629,3 +632,24 @@ def test_auto_is_bf16_only_where_the_device_computes_in_it(monkeypatch: pytest.M
         monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: flags)
         assert pick_dtype("auto", cpu) == dtype
         assert pick_dtype("bf16", cpu) == "bf16" and pick_dtype("fp32", cpu) == "fp32"
+
+
+def test_e_lines_come_after_all_passes_over_whole_samples() -> None:
+    def sample(k: int, text: str) -> tuple[Fitted, str]:
+        prompt = conversation_prompts(toy_conversations(1)[0])[0]
+        return Fitted(replace(prompt, id=str(k), conversation_id=str(k // 4)), (1,), 0), text
+
+    whole = [sample(k, "E: joy\nS: joy\nR: Yes.") for k in range(10)]
+    alone = [sample(k, "E: joy\n") for k in range(10, 17)]
+    samples = [*alone[:3], *whole, *alone[3:]]
+    config = SftConfig(batch_size=4, run_length=2, label_samples=7, label_order="last")
+    batches = sft_batches(samples, config, 2, 0)
+    assert [len(b) for b in batches] == [4, 4, 2, 4, 4, 2, 4, 3, 4, 3]
+    first, last = batches[:6], batches[6:]
+    assert sorted(i for b in first for i in b) == sorted([*range(3, 13)] * 2)
+    assert sorted(i for b in last for i in b) == sorted([0, 1, 2, 13, 14, 15, 16] * 2)
+    mixed = sft_batches(samples, config.model_copy(update={"label_order": "mixed"}), 2, 0)
+    shares = [f.prompt.conversation_id for f, _ in samples]
+    assert mixed == [b for epoch in (0, 1) for b in epoch_batches(shares, 4, 2, 0, epoch)]
+    with pytest.raises(ValueError, match="label_samples = 0: there are no E lines"):
+        SftConfig(label_order="last")

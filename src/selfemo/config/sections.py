@@ -137,6 +137,9 @@ class SftConfig(OptimConfig):
     label_samples: Annotated[int, Field(ge=-1)] = 0
     """Labelled turns besides them that teach E alone, since no answer of another speaker with a label follows
     or max_samples is reached; -1 takes all that are left."""
+    label_order: Literal["mixed", "last"] = "mixed"
+    """When label_samples are trained on: among the whole samples, or after them. The tokens of S and reply
+    carry most of a mixed step's gradient, so that few mixed steps teach the format and hardly any E."""
     max_emotion_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Most of max_samples with one emotion as E: if half the data are neutral, a small model learns to say
     nothing else."""
@@ -154,6 +157,15 @@ class SftConfig(OptimConfig):
         if self.max_emotion_share < 1 and not self.max_samples:
             raise ValueError(
                 "max_emotion_share below 1 is a share of max_samples, which is 0 (all); set max_samples"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_order(self) -> SftConfig:
+        if self.label_order == "last" and not self.label_samples:
+            raise ValueError(
+                'label_order = "last" with label_samples = 0: there are no E lines to train on last; set '
+                'label_samples (-1 takes all), or label_order = "mixed"'
             )
         return self
 

@@ -113,6 +113,11 @@ def format_recognition(emotion: EmotionDistribution) -> str:
     return f"E: {format_emotions(emotion)}\n"
 
 
+def recognises_alone(answer: str) -> bool:
+    """Whether the text of a sample is an E line alone (`format_recognition`)."""
+    return answer.startswith("E:") and answer.find("\n") == len(answer) - 1
+
+
 def format_answer(answer: Completion | EmotionDistribution) -> str:
     """A completion, or its E line alone."""
     if isinstance(answer, Completion):

@@ -263,7 +263,7 @@ def _fit(
         raise DataError(
             f"none of the {len(chosen)} samples fits prompt.max_tokens = {config.prompt.max_tokens}; raise it"
         )
-    total = trainer.sft_steps(len(samples), sft, epochs)
+    total = trainer.sft_steps(samples, sft, epochs)
     with run.reporter.bar(stage, total) as advance:
         advance(state.step)
         for step in trainer.sft(

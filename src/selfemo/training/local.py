@@ -23,9 +23,9 @@ from selfemo.training.protocol import (
     RlItem,
     RlSpan,
     SftStep,
-    epoch_batches,
     finite_means,
     learning_rate,
+    sft_batches,
 )
 
 
@@ -129,8 +129,8 @@ class LocalTrainer:
         self.engine.end_stage()
         self.engine.save(folder)
 
-    def sft_steps(self, samples: int, config: SftConfig, epochs: int) -> int:
-        return -(-samples // config.batch_size) * epochs
+    def sft_steps(self, samples: Sequence[tuple[Fitted, str]], config: SftConfig, epochs: int) -> int:
+        return len(sft_batches(samples, config, epochs, 0))
 
     def sft(
         self,
@@ -142,14 +142,11 @@ class LocalTrainer:
         first: int,
         scale: Callable[[int], float],
     ) -> Iterator[SftStep]:
-        shares = [f.prompt.conversation_id for f, _ in samples]
         items = [
-            self.engine.sft_item(f.ids, text, share, config.label_weight)
-            for (f, text), share in zip(samples, shares, strict=True)
+            self.engine.sft_item(f.ids, text, f.prompt.conversation_id, config.label_weight)
+            for f, text in samples
         ]
-        batches: list[list[int]] = []
-        for epoch in range(epochs):
-            batches += epoch_batches(shares, config.batch_size, config.run_length, seed, epoch)
+        batches = sft_batches(samples, config, epochs, seed)
         for step, batch in enumerate(batches[first:], first):
             lr = learning_rate(config, step, len(batches)) * scale(step)
             yield SftStep(step, self.engine.sft_step([items[i] for i in batch], config, lr))

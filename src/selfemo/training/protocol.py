@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from selfemo.config import GrpoConfig, OptimConfig, SftConfig
-from selfemo.method.prompts import Fitted
+from selfemo.method.prompts import Fitted, recognises_alone
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Prompt, RawCompletion
 from selfemo.models.generation.requests import SamplingSettings
@@ -144,7 +144,7 @@ class Trainer(Protocol):
     def save(self, folder: Path) -> None:
         """Write the trained weights as a checkpoint; ends the stage."""
 
-    def sft_steps(self, samples: int, config: SftConfig, epochs: int) -> int:
+    def sft_steps(self, samples: Sequence[tuple[Fitted, str]], config: SftConfig, epochs: int) -> int:
         """The number of optimiser steps of `epochs` passes over the samples."""
 
     def sft(
@@ -217,6 +217,26 @@ def finite_means(steps: Sequence[dict[str, float]]) -> dict[str, float | None]:
     if left_out := sum(s.get(NOT_FINITE, 0) for s in steps):
         means[NOT_FINITE] = left_out
     return means
+
+
+def sft_batches(
+    samples: Sequence[tuple[Fitted, str]], config: SftConfig, epochs: int, seed: int
+) -> list[list[int]]:
+    """Sample indices of the optimiser steps of `epochs` passes (`epoch_batches`).
+
+    With sft.label_order = "last" all passes over the whole samples come before those over the E lines.
+    """
+    phases: list[list[int]] = [list(range(len(samples)))]
+    if config.label_order == "last":
+        alone = [recognises_alone(text) for _, text in samples]
+        phases = [[i for i, a in enumerate(alone) if a == which] for which in (False, True)]
+    batches = []
+    for members in phases:
+        shares = [samples[i][0].prompt.conversation_id for i in members]
+        for epoch in range(epochs):
+            found = epoch_batches(shares, config.batch_size, config.run_length, seed, epoch)
+            batches += [[members[k] for k in batch] for batch in found]
+    return batches
 
 
 def epoch_batches(

@@ -174,11 +174,11 @@ class VerlTrainer:
     def _launched(self, command: Sequence[str]) -> Launch:
         return Launch(command, self.folder, self.config.cluster.address, self.stop, self._start)
 
-    def sft_steps(self, samples: int, config: SftConfig, epochs: int) -> int:
-        batches = samples // config.batch_size
+    def sft_steps(self, samples: Sequence[tuple[Fitted, str]], config: SftConfig, epochs: int) -> int:
+        batches = len(samples) // config.batch_size
         if epochs and not batches:
             raise DataError(
-                f"{self._stage}: {samples} samples fit prompt.max_tokens, fewer than one batch of "
+                f"{self._stage}: {len(samples)} samples fit prompt.max_tokens, fewer than one batch of "
                 f"sft.batch_size = {config.batch_size}"
             )
         return batches * epochs
@@ -194,7 +194,7 @@ class VerlTrainer:
         scale: Callable[[int], float],
     ) -> Iterator[SftStep]:
         """verl trains with the seed of the configuration; its measures are read as it writes them."""
-        if first >= self.sft_steps(len(samples), config, epochs):
+        if first >= self.sft_steps(samples, config, epochs):
             return
         train = self.folder / "samples.parquet"
         texts = [(f.prompt, text) for f, text in samples]
