@@ -17,7 +17,7 @@ from selfemo.models.packing import pack
 from selfemo.models.policy import Attention
 from selfemo.training.engine import LocalEngine, SftItem
 from selfemo.training.protocol import RlItem
-from selfemo.training.token_scores import score_tokens
+from selfemo.training.token_scores import inputs, score_tokens
 from tests.conftest import MELD
 
 PROMPTS = [np.random.default_rng(0).integers(3, 300, 40).tolist()[: 20 + 5 * n] for n in range(4)]
@@ -136,14 +136,14 @@ def test_a_round_and_an_sft_step_move_the_weights_alike(tiny_model: Path) -> Non
         e.rl_round([items()[:8], items()[8:]], config, [1e-3, 1e-3])
         e.begin_stage(SftConfig())
         e.sft_step(sft_items(), SftConfig(micro_tokens=256), 1e-3)
-    trees = [pack([[*i.prompt_ids, *i.completion_ids] for i in items()[:4]])]
-    starts = [[len(i.prompt_ids) for i in items()[:4]]]
+    trees = [pack([inputs(i.prompt_ids, i.completion_ids) for i in items()[:4]])]
+    completions = [[i.completion_ids for i in items()[:4]]]
     scores = []
     for e in engines:
         with torch.no_grad():
-            scores.append(score_tokens(e.policy, trees, starts).logp)
+            scores.append(score_tokens(e.policy, trees, completions).logp)
     untouched = engine(tiny_model, "dense")
     with torch.no_grad():
-        before = score_tokens(untouched.policy, trees, starts).logp
+        before = score_tokens(untouched.policy, trees, completions).logp
     assert torch.allclose(scores[0], scores[1], atol=2e-3)
     assert (scores[0] - before).abs().max() > 0.05

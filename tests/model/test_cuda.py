@@ -14,7 +14,7 @@ from selfemo.config import GrpoConfig, ModelConfig, SftConfig
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.packing import pack
 from selfemo.training.engine import LocalEngine, SftItem
-from selfemo.training.token_scores import score_tokens
+from selfemo.training.token_scores import inputs, score_tokens
 from tests.support.engines import gradients, plain_logprobs, rl_items
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -37,8 +37,8 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def test_packed_scores_and_gradients_equal_separate_rows(tiny_model: Path) -> None:
     e = engine(tiny_model)
     items = rl_items(1, 6)
-    tree = pack([[*i.prompt_ids, *i.completion_ids] for i in items])
-    scores = score_tokens(e.policy, [tree], [[len(i.prompt_ids) for i in items]])
+    tree = pack([inputs(i.prompt_ids, i.completion_ids) for i in items])
+    scores = score_tokens(e.policy, [tree], [[i.completion_ids for i in items]])
     (scores.logp * scores.mask).sum().backward()
     packed = gradients(e.policy.core)
     plain = engine(tiny_model, "cpu")

@@ -22,7 +22,7 @@ from selfemo.models.policy import Attention
 from selfemo.models.references import resolve, verify_checkpoint
 from selfemo.training.engine import LocalEngine, SftItem
 from selfemo.training.protocol import RlItem, epoch_batches, learning_rate, sft_batches
-from selfemo.training.token_scores import score_tokens
+from selfemo.training.token_scores import inputs, score_tokens
 from tests.conftest import toy_conversations
 from tests.support.engines import assert_same_gradients, engine, gradients, plain_logprobs, rl_items
 
@@ -32,9 +32,9 @@ from tests.support.engines import assert_same_gradients, engine, gradients, plai
 def test_packed_scores_and_gradients_equal_separate_rows(tiny_model: Path, attention: Attention) -> None:
     e = engine(tiny_model, attention)
     items = rl_items(1, 6)
-    tree = pack([[*i.prompt_ids, *i.completion_ids] for i in items])
+    tree = pack([inputs(i.prompt_ids, i.completion_ids) for i in items])
     assert len(tree) < sum(len(i.prompt_ids) + len(i.completion_ids) for i in items) / 2
-    scores = score_tokens(e.policy, [tree], [[len(i.prompt_ids) for i in items]])
+    scores = score_tokens(e.policy, [tree], [[i.completion_ids for i in items]])
     (scores.logp * scores.mask).sum().backward()
     packed = gradients(e.policy.core)
     e.policy.core.zero_grad(set_to_none=True)
@@ -45,15 +45,27 @@ def test_packed_scores_and_gradients_equal_separate_rows(tiny_model: Path, atten
     assert_same_gradients(packed, gradients(e.policy.core))
 
 
+def test_a_last_token_is_scored_and_not_computed(tiny_model: Path) -> None:
+    # Prompt 1 2 3; completions 4 5 6, 4 5 7 and 4 alone: the inputs are 1 2 3 4 5.
+    e = engine(tiny_model)
+    items = [RlItem((1, 2, 3), c, 1.0, "p") for c in ((4, 5, 6), (4, 5, 7), (4,))]
+    assert e.rl_backward(items, GrpoConfig(kl_coef=0.0))["packed_tokens"] == 5
+    tree = pack([inputs(i.prompt_ids, i.completion_ids) for i in items])
+    scores = score_tokens(e.policy, [tree], [[i.completion_ids for i in items]])
+    for row, item in enumerate(items):
+        plain = plain_logprobs(e.policy.core, item)
+        assert torch.allclose(scores.logp[row][scores.mask[row]], plain, atol=1e-5)
+
+
 def test_entropy_is_that_of_the_policy_at_its_temperature(tiny_model: Path) -> None:
     e = engine(tiny_model)
     item = rl_items(1, 1)[0]
-    tree = pack([[*item.prompt_ids, *item.completion_ids]])
+    tree = pack([inputs(item.prompt_ids, item.completion_ids)])
     for t in (1.0, 0.7):
         with torch.no_grad():
-            scores = score_tokens(e.policy, [tree], [[len(item.prompt_ids)]], temperature=t)
+            scores = score_tokens(e.policy, [tree], [[item.completion_ids]], temperature=t)
             logits = e.policy.core(torch.tensor([tree.tokens.tolist()])).logits[0] / t
-        logp = torch.log_softmax(logits, -1)[len(item.prompt_ids) - 1 : -1]
+        logp = torch.log_softmax(logits, -1)[len(item.prompt_ids) - 1 :]
         assert torch.allclose(scores.entropy[0], -(logp.exp() * logp).sum(-1), atol=1e-5)
 
 
@@ -65,12 +77,12 @@ def test_logits_in_chunks_are_those_at_once(
     items = rl_items(1, 4)
     # A completion twice: one predictor has several targets, whose order must come back.
     items = [*items, items[1], items[0]]
-    tree = pack([[*i.prompt_ids, *i.completion_ids] for i in items])
-    starts = [[len(i.prompt_ids) for i in items]]
+    tree = pack([inputs(i.prompt_ids, i.completion_ids) for i in items])
+    completions = [[i.completion_ids for i in items]]
     found = []
     for at_most in (1 << 28, logits):
         monkeypatch.setattr("selfemo.training.token_scores._LOGITS", at_most)
-        scores = score_tokens(e.policy, [tree], starts, temperature=0.7)
+        scores = score_tokens(e.policy, [tree], completions, temperature=0.7)
         weights = torch.arange(1.0, scores.logp.numel() + 1).reshape(scores.logp.shape)
         (scores.logp * scores.mask * weights).sum().backward()
         found.append((scores, gradients(e.policy.core)))
@@ -107,9 +119,9 @@ def test_sampled_logprobs_are_the_policys(tiny_model: Path, attention: Attention
     for t in (1.0, 0.6):
         settings = SamplingSettings(max_new_tokens=8, temperature=t)
         for s in e.sampler.generate([Request(prompt, 4, seed=3)], settings)[0]:
-            tree = pack([[*prompt, *s.token_ids]])
+            tree = pack([inputs(prompt, s.token_ids)])
             with torch.no_grad():
-                scores = score_tokens(e.policy, [tree], [[len(prompt)]], temperature=t)
+                scores = score_tokens(e.policy, [tree], [[s.token_ids]], temperature=t)
             assert s.logprobs == pytest.approx(scores.logp[0].tolist(), abs=1e-4)
             assert s.entropies == pytest.approx(scores.entropy[0].tolist(), abs=1e-4)
 

@@ -34,7 +34,7 @@ from selfemo.models.sampler import ChannelPlace, LabelPlace, Sampler
 from selfemo.training.checkpoints import must_be_finite, read_state, write_checkpoint, write_state
 from selfemo.training.guards import NOT_FINITE
 from selfemo.training.protocol import RlItem
-from selfemo.training.token_scores import TokenScores, score_tokens
+from selfemo.training.token_scores import TokenScores, inputs, score_tokens
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def _scored(
     """
     if not items:
         return
-    sequences = [[*i.prompt_ids, *i.completion_ids] for i in items]
+    sequences = [inputs(i.prompt_ids, i.completion_ids) for i in items]
     trees = group_by_key(sequences, [i.tree for i in items], micro_tokens)
     sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
     if policy.attention == "tree":
@@ -314,8 +314,8 @@ def _scored(
         batches = [[trees[t] for t in batch] for batch in micro_batches(sizes, micro_tokens)]
     for batch in batches:
         packs = [pack([sequences[i] for i in row]) for row in batch]
-        starts = [[len(items[i].prompt_ids) for i in row] for row in batch]
-        scores = score_tokens(policy, packs, starts, temperature=temperature, entropy=entropy)
+        completions = [[items[i].completion_ids for i in row] for row in batch]
+        scores = score_tokens(policy, packs, completions, temperature=temperature, entropy=entropy)
         yield scores, [i for row in batch for i in row], sum(map(len, packs))
 
 

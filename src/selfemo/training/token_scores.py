@@ -31,15 +31,23 @@ class TokenScores:
     mask: torch.Tensor
 
 
+def inputs(prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
+    """What the model must see to predict each token of a completion."""
+    return [*prompt, *completion][:-1]
+
+
 def score_tokens(
     policy: Policy,
     packs: Sequence[Pack],
-    starts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
     *,
     temperature: float = 1.0,
     entropy: bool = True,
 ) -> TokenScores:
-    """Score the tokens from `starts` on in each packed sequence, in the order of the packs' paths.
+    """Score the tokens of the completions that each pack was made for, in the order of its paths.
+
+    A packed sequence is the input: a prompt with its completion but for the last token, which predicts
+    nothing (`inputs`).
 
     Logits are computed once for each distinct token that predicts a scored one; beyond `_LOGITS` of them
     chunk by chunk, and again in the backward pass, so that a large vocabulary does not set the size of
@@ -50,10 +58,10 @@ def score_tokens(
     s = rows.input_ids.shape[1]
     predictors: list[np.ndarray] = []
     targets: list[np.ndarray] = []
-    for b, (p, start) in enumerate(zip(packs, starts, strict=True)):
-        for path, first in zip(p.paths, start, strict=True):
-            predictors.append(path[first - 1 : -1] + b * s)
-            targets.append(p.tokens[path[first:]])
+    for b, (p, some) in enumerate(zip(packs, completions, strict=True)):
+        for path, completion in zip(p.paths, some, strict=True):
+            predictors.append(path[len(path) - len(completion) :] + b * s)
+            targets.append(np.asarray(completion, dtype=np.int64))
     unique, inverse = np.unique(np.concatenate(predictors), return_inverse=True)
     lengths = [len(t) for t in targets]
     token = torch.from_numpy(np.concatenate(targets)).to(policy.device)
