@@ -206,8 +206,9 @@ def real_config() -> Config:
     from selfemo.config import load
 
     return load(
-        ["quickstart"],
-        ["flywheel.prompts=8", "grpo.prompts_per_step=8", "grpo.mini_batch=8", "sampling.max_new_tokens=24",
+        [],
+        ['data.sources=["sample"]', "prompt.max_tokens=512", "sampling.temperature=0.8",
+         "sampling.token_budget=8192", "grpo.kl_coef=0", "grpo.micro_tokens=768", "flywheel.prompts=8", "grpo.prompts_per_step=8", "grpo.mini_batch=8", "sampling.max_new_tokens=24",
          "flywheel.refit=none", "model.device=cpu", "model.dtype=fp32"],
     )  # fmt: skip
 

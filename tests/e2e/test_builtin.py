@@ -92,7 +92,7 @@ def test_a_small_real_evolution(tmp_path: Path) -> None:
     """cold start, self-play, refit, evaluation with real weights and the sample set."""
     folder = tmp_path / "run"
     sets = [
-        "sft.max_samples=8", "sft.epochs=2", "sft.batch_size=2", "sft.lr=4e-4",
+        "sft.max_samples=8", "sft.label_samples=4", "sft.epochs=2", "sft.batch_size=2", "sft.lr=4e-4",
         "flywheel.iterations=1", "flywheel.prompts=4", "grpo.prompts_per_step=4", "grpo.mini_batch=4",
         "flywheel.replay=0.1", "data.eval_conversations=1", "evaluation.max_new_tokens=40",
         "selfplay.max_turns=2", "sampling.group_size=4",

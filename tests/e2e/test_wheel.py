@@ -84,8 +84,8 @@ def test_shipped_names_are_found(home: Path) -> None:
 def test_evolve_by_the_name_of_a_configuration(home: Path, tiny_model: Path) -> None:
     """A whole run with a tiny model, and its settings are the shipped ones."""
     sets = [
-        f'model.id="{tiny_model}"', "model.device=cpu", "sft.max_samples=8", "flywheel.iterations=0",
-        "data.eval_conversations=1", "evaluation.max_new_tokens=4",
+        f'model.id="{tiny_model}"', "model.device=cpu", "sft.max_samples=8", "sft.label_samples=8",
+        "flywheel.iterations=0", "data.eval_conversations=1",
     ]  # fmt: skip
     told = outside(
         home, sys.executable, "-m", "selfemo.cli", "evolve", "-c", "quickstart", "--out", "run", "--json",

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.config import GrpoConfig, RewardConfig, SftConfig, load
+from selfemo.data import load as load_data
 from selfemo.evaluation.summary import finish, rl_rounds
 from selfemo.method.prompts import Fitted, conversation_prompts, format_recognition
 from selfemo.method.scoring import line_end
@@ -45,7 +46,7 @@ from selfemo.stages.selfplay import (
 )
 from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
-from tests.conftest import Built, toy_conversations
+from tests.conftest import Built, toy_conversations, write_jsonl
 from tests.support.engines import assert_same_gradients, engine, gradients, plain_logprobs, rl_items
 from tests.support.runs import SHORT, Silent, Watcher, assert_same_run, begun, evolve, photographed, settings
 
@@ -205,6 +206,21 @@ def test_the_best_alone_is_completed(causal: Path) -> None:
                 kinds["failed"] += 1
     assert kinds["pass"] and kinds["E alone"] > 20 and NO_REPLY not in kinds
     assert sum(kinds.values()) == 20 * 4
+
+
+def test_where_no_new_label_is_left_rl_draws_those_that_were_taught(tiny_model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "few.jsonl"
+    real = [c for c in load_data("sample").conversations if c.split == "train"][:4]
+    write_jsonl(data, [*real, *toy_conversations(2, "test")])
+    all_taught = ("sft.max_samples=0", "sft.label_samples=-1", "sft.epochs=1", "flywheel.refit=none")
+    watcher = Watcher()
+    evolve(tmp_path / "run", settings(tiny_model, data, *CAUSAL, *all_taught), watcher).close()
+    assert sum("SFT samples have taught all" in s and "draws those again" in s for s in watcher.said) == 1
+    drawn, taught = (
+        {turn_of(r["prompt"]) for r in rows(tmp_path / "run", f"SELECT prompt FROM {table}")}
+        for table in ("rollouts", "samples")
+    )
+    assert drawn & taught
 
 
 def test_what_passed_is_taught_and_played_on(causal: Path) -> None:

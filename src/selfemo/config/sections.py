@@ -257,7 +257,7 @@ class FlywheelConfig(_Section):
     tree, so that each costs a third of the tokens or less."""
     new_labels: bool = False
     """Draw original prompts only from turns whose label no SFT sample has taught, of this run or, with
-    sft.seen, of the model's earlier cold start."""
+    sft.seen, of the model's earlier cold start. Where none is left, from all turns, which is told."""
     max_prompt_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Most original prompts of a data set with one gold emotion, as a share; 1 draws from all. If half the
     data are neutral, the reward of a group pays for saying neutral."""

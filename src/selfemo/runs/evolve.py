@@ -341,14 +341,17 @@ def rl(
         limit = config.prompt.max_tokens
         fits, _ = fit_all(drawn, trainer.encode, limit, config.prompt.reasoning)
         inside = {f.prompt.id for f in fits}
+        if not inside:
+            raise DataError(
+                f"none of the {len(drawn)} training prompts fits prompt.max_tokens = {limit}; raise the limit"
+            )
         taught = labels_taught(run.store, training, config) if config.flywheel.new_labels else set()
         usable = [p for p in drawn if p.id in inside and p.id not in taught]
         if not usable:
-            raise DataError(
-                f"none of the {len(drawn)} training prompts fits prompt.max_tokens = {limit}"
-                + (f" and has a label that no sample taught ({len(taught)} have)" if taught else "")
-                + "; raise the limit"
-                + (" or lower sft.max_samples and sft.label_samples" if taught else "")
+            usable = [p for p in drawn if p.id in inside]
+            run.reporter.say(
+                f"{name}: SFT samples have taught all {len(usable)} labels, so RL draws those again; lower "
+                "sft.max_samples or sft.label_samples to keep new ones for it"
             )
         plan, first = rl_plan(config, trainer), min(state.step, state.kept)
         with run.reporter.bar(name, plan.rounds) as advance:
