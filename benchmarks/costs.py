@@ -208,7 +208,8 @@ def real_config() -> Config:
     return load(
         [],
         ['data.sources=["sample"]', "prompt.max_tokens=512", "sampling.temperature=0.8",
-         "sampling.token_budget=8192", "grpo.kl_coef=0", "grpo.micro_tokens=768", "flywheel.prompts=8", "grpo.prompts_per_step=8", "grpo.mini_batch=8", "sampling.max_new_tokens=24",
+         "sampling.token_budget=8192", "grpo.kl_coef=0", "grpo.micro_tokens=768", "flywheel.prompts=8",
+         "grpo.prompts_per_step=8", "grpo.mini_batch=8", "sampling.max_new_tokens=24",
          "flywheel.refit=none", "model.device=cpu", "model.dtype=fp32"],
     )  # fmt: skip
 
