@@ -45,8 +45,8 @@ def test_the_loop_learns_the_format_and_writes_everything(finished: Path) -> Non
     start, cold = (summary["scores"][c]["jsonl"] for c in ("start", "cold-start"))
     assert start["parse_rate"][0] == 0 and cold["parse_rate"][0] > 0.9
     assert cold["accuracy"][0] > 0.5
-    assert summary["r1_change"]["from"] == "cold-start"
-    assert summary["r1_change"]["to"] == "iteration-2"
+    assert summary["change"]["from"] == "cold-start"
+    assert summary["change"]["to"] == "iteration-2"
     assert summary["figures"] == [
         "reward", "entropy", "parse_rate", "scores_jsonl", "emotions_jsonl"
     ]  # fmt: skip
@@ -201,7 +201,7 @@ def test_sigkill_and_resume(short: Path, tiny_model: Path, data: Path, tmp_path:
         process.wait()
     done = subprocess.run(arguments(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Mean R1 from cold-start to iteration-1" in done.stdout
+    assert "From cold-start to iteration-1: " in done.stdout
     assert_same_run(folder, short)
 
 

@@ -16,12 +16,14 @@ from selfemo.evaluation.changes import (
     CHANGE_HEADER,
     COPIED,
     VERDICTS,
+    change_line,
     change_record,
     change_rows,
     nll_change,
     stage_changes,
     steps,
     verdict,
+    whole_change,
 )
 from selfemo.evaluation.metrics import Interval, PairedDifference
 from selfemo.method.types import LabelSet
@@ -163,11 +165,11 @@ def test_a_record_holds_what_the_tables_show() -> None:
     assert table[1] == ["refit 1", "", "-", "-", "-", "-", "-", COPIED]
 
 
-def scored(store: Store, *names: str) -> None:
+def scored(store: Store, *names: str, beliefs: float = 0.75) -> None:
     for name in names:
         with store.transaction():
             store.add_predictions([tuple({**r, "evaluation": f"evaluate-{name}"}.values())
-                                   for r in rows([0.75] * 4)])  # fmt: skip
+                                   for r in rows([beliefs] * 4)])  # fmt: skip
         store.set_stage(f"evaluate-{name}", "done")
 
 
@@ -197,3 +199,20 @@ def test_the_stages_of_a_run_and_what_each_is_compared_with(tmp_path: Path) -> N
         assert found == [
             ("cold start (labels)", "start", "cold-start"), ("RL and refit 1", "cold-start", "iteration-1"),
         ]  # fmt: skip
+
+
+def test_the_last_line_says_what_the_run_added_to_its_cold_start(tmp_path: Path) -> None:
+    """Belief .5 to .75 where joy is right in three of four: NLL .693 to .562, and every label as before."""
+    with Store(tmp_path / "s.sqlite") as store:
+        assert whole_change(store, LABELS, "iteration-1") is None, "the cold start has no scores"
+        scored(store, "start", "cold-start", beliefs=0.5)
+        scored(store, "iteration-1")
+        for name, labels in (("start", LABELS), ("cold-start", LABELS), ("iteration-1", {})):
+            assert whole_change(store, labels, name) is None
+        found = whole_change(store, LABELS, "iteration-1")
+    assert found is not None and (found["from"], found["to"]) == ("cold-start", "iteration-1")
+    line = change_line(found)
+    assert line.startswith("From cold-start to iteration-1: no change beyond noise; accuracy +0.000 [")
+    assert "NLL at T -0.131 [" in line and "(0.693 to 0.562), mean R1 +0.000 [" in line
+    assert "NLL" not in change_line({**found, "nll_at_t": None})
+    assert "no change to report" in change_line(None)

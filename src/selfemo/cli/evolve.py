@@ -74,8 +74,8 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     from rich.markup import escape
     from rich.table import Table
 
-    from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_rows
-    from selfemo.evaluation.summary import HEADER, change_line, next_commands, overlap_tables, table_rows
+    from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_line, change_rows
+    from selfemo.evaluation.summary import HEADER, next_commands, overlap_tables, table_rows
 
     if as_json:
         print_json({"run": str(run.path), **summary})
@@ -97,7 +97,9 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     for table in overlap_tables(summary["overlap"]):
         show(*table)
     show("What each stage added", CHANGE_HEADER, change_rows(summary["changes"]))
-    console.print("\n".join([CHANGE_NOTE, *summary["choices_said"], change_line(summary)]), markup=False)
+    console.print(
+        "\n".join([CHANGE_NOTE, *summary["choices_said"], change_line(summary["change"])]), markup=False
+    )
     console.print("\nWhat the stages did:")
     for stage in summary["stages"]:
         said = ", ".join(f"{k} {v}" for k, v in stage.items() if k not in ("name", "seconds"))

@@ -222,6 +222,34 @@ def stage_changes(config: Config, store: Store, labels: Labels) -> list[dict[str
     return result
 
 
+def whole_change(store: Store, labels: Labels, after: str) -> dict[str, Any] | None:
+    """What a run added to its cold start: "from", "to" and the `change_record` of all data sets together.
+
+    Args:
+        after: a scored checkpoint.
+
+    Returns: None where the cold start has no scores, is `after` or comes behind it, or
+        shares no turn with it.
+    """
+    if after in (START, COLD) or not labels or not is_evaluated(store, COLD):
+        return None
+    cold, trained = (store.predictions(evaluation_name(c)) for c in (COLD, after))
+    if not {r["prompt"] for r in cold} & {r["prompt"] for r in trained}:
+        return None
+    by = change_record(cold, trained, labels)
+    return {"from": COLD, "to": after, **by[UNION if UNION in by else next(iter(by))]}
+
+
+def change_line(change: Mapping[str, Any] | None) -> str:
+    """One line of text on a `whole_change`: its verdict, and what stands behind that."""
+    if change is None:
+        return "Only one trained checkpoint was evaluated: there is no change to report."
+    parts = [f"{SHOWN[m]} {_cell(change[m])}" for m in ("accuracy", "mean_r1")]
+    if nll := change["nll_at_t"]:
+        parts.insert(1, f"NLL at T {_cell(nll)} ({nll['before']:.3f} to {nll['after']:.3f})")
+    return f"From {change['from']} to {change['to']}: {change['verdict']}; {', '.join(parts)}"
+
+
 CHANGE_HEADER = ["stage", "data", *SHOWN.values(), "NLL at T", "verdict"]
 CHANGE_NOTE = (
     "Each stage against the checkpoint before it, on the same utterances: change, 95% interval and p by "

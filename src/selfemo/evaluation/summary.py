@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.evaluation.baselines import FREE_HEADER, FREE_NOTE, free_changes, free_rows
-from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_rows, stage_changes
-from selfemo.evaluation.metrics import PairedDifference, paired_difference
+from selfemo.evaluation.changes import (
+    CHANGE_HEADER,
+    CHANGE_NOTE,
+    change_line,
+    change_rows,
+    stage_changes,
+    whole_change,
+)
 from selfemo.evaluation.overlap import Scoring, clean_title, run_part
 from selfemo.evaluation.predictions import Labels, Scores, label_sets, score
 from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_json, write_text
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.folder import (
-    COLD,
     KEEP,
     RunFolder,
     checkpoints,
@@ -97,18 +102,6 @@ def overlap_tables(part: Mapping[str, Any] | None) -> list[tuple[str, list[str],
     return [(clean_title(part["data"], part["split"]), HEADER, table_rows(part["scores"]))]
 
 
-def r1_change(store: Store, before: str, after: str) -> PairedDifference | None:
-    """Paired change of R1 on the same held-out turns, from checkpoint `before` to `after`."""
-    a, b = (
-        {r["prompt"]: (r["conversation"], r["r1"]) for r in store.predictions(evaluation_name(name))}
-        for name in (before, after)
-    )
-    common = [p for p in a if p in b]
-    if not common:
-        return None
-    return paired_difference([a[p][1] for p in common], [b[p][1] for p in common], [a[p][0] for p in common])
-
-
 def rl_rounds(store: Store) -> list[dict[str, Any]]:
     """The metrics of a run's rounds of RL, in order."""
     return [m for m in store.metrics() if m["stage"].endswith("-rl")]
@@ -120,15 +113,12 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
     labels = label_sets(load_conversations(config.data))
     scores = checkpoint_scores(run.store, names, labels, resamples=config.evaluation.resamples)
     last = names[-1]
-    change = r1_change(run.store, COLD, last) if last != COLD else None
     drawn = draw(run.path / "figures", rl_rounds(run.store), scores) if draw else ()
     summary: dict[str, Any] = {
         "scores": plain(scores),
         "changes": stage_changes(config, run.store, labels),
         "free_changes": free_by_checkpoint(run.store, scores, labels, config.evaluation.resamples),
-        "r1_change": None
-        if change is None
-        else {"from": COLD, "to": last, "change": change.difference.as_list(), "p_value": change.p_value},
+        "change": whole_change(run.store, labels, last) if is_evaluated(run.store, last) else None,
         "stages": [
             {"name": r["name"], "seconds": r["seconds"], **json.loads(r["info"])}
             for r in run.store.stages()
@@ -167,7 +157,7 @@ def _markdown(summary: Mapping[str, Any]) -> str:
         f"{render(HEADER, table_rows(summary['scores']), 'markdown')}\n"
         f"## What each stage added\n\n"
         f"{render(CHANGE_HEADER, change_rows(summary['changes']), 'markdown')}\n"
-        f"{CHANGE_NOTE}\n\n{said}{change_line(summary)}\n\n"
+        f"{CHANGE_NOTE}\n\n{said}{change_line(summary['change'])}\n\n"
         f"## What a free change of the same checkpoint would give\n\n{free}\n{FREE_NOTE}\n{clean}"
     )
 
@@ -186,17 +176,6 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
         fault = str(e)
     say(f"{path}: cannot be read ({fault}); it is made again")
     return None
-
-
-def change_line(summary: Mapping[str, Any]) -> str:
-    """One line on the change of mean R1 from the cold start to the last iteration."""
-    if (c := summary["r1_change"]) is None:
-        return "Mean R1: nothing to compare."
-    value, low, high = c["change"]
-    return (
-        f"Mean R1 from {c['from']} to {c['to']}: {value:+.3f} [{low:+.3f}, {high:+.3f}], "
-        f"p = {c['p_value']:.3f} (paired, by conversation)"
-    )
 
 
 def next_commands(folder: Path, sources: Sequence[str]) -> list[str]:

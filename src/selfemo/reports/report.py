@@ -19,7 +19,14 @@ from selfemo.config import Config, load
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation.analysis import analysis_table, read_analysis
 from selfemo.evaluation.baselines import FREE_HEADER, FREE_NOTE, free_rows
-from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_rows, stage_changes
+from selfemo.evaluation.changes import (
+    CHANGE_HEADER,
+    CHANGE_NOTE,
+    change_line,
+    change_rows,
+    stage_changes,
+    whole_change,
+)
 from selfemo.evaluation.predictions import gold_prompts
 from selfemo.evaluation.summary import (
     HEADER,
@@ -28,7 +35,6 @@ from selfemo.evaluation.summary import (
     overlap_part,
     overlap_tables,
     plain,
-    r1_change,
     rl_rounds,
     table_rows,
 )
@@ -39,7 +45,7 @@ from selfemo.reports import figures
 from selfemo.reports import sections as parts
 from selfemo.reports.page import Section, Table, inline_svg, visible
 from selfemo.runs.dialogues import Episode, episodes
-from selfemo.runs.folder import COLD, CONFIG_FILE, START, checkpoints, evaluation_name
+from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.rollback import choice_lines
 from selfemo.runs.store import STORE_FILE, Store, read_distribution
@@ -133,17 +139,12 @@ def _version(folder: Path) -> str:
 def _headline(source: Source) -> Section:
     if source.last is None:
         return Section("result", "Result", missing=source.resume)
-    change = r1_change(source.store, COLD, source.last) if source.last not in (START, COLD) else None
-    if change is None:
-        text = "Only one trained checkpoint was evaluated: there is no change to report."
-    else:
-        d = change.difference
-        verdict = "rose" if d.low > 0 else "fell" if d.high < 0 else "did not change beyond chance"
-        text = (
-            f"From {COLD} to {source.last}, mean R1 on the same held-out turns {verdict}: "
-            f"{d.value:+.3f}, 95% interval {d.low:+.3f} to {d.high:+.3f}, p = {change.p_value:.3f} "
-            "(paired, by conversation). That counts RL and refits together; what each stage added by itself "
-            "stands below."
+    change = whole_change(source.store, source.labels, source.last)
+    text = change_line(change)
+    if change:
+        text += (
+            ". Changes on the same held-out turns, with 95% intervals and p by conversation; RL and refits "
+            "together, what each stage added by itself stands below."
         )
     tables = [Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores)))]
     said = [text]
