@@ -21,7 +21,7 @@ from selfemo.stages.flywheel import original_prompts
 from selfemo.stages.rl import rl_items
 from selfemo.stages.selfplay import fit_all, sample_groups, score_group
 
-G, WINDOW, ROUND, TRL_PROMPTS, COMPLETION = 8, 8, 64, 4, 48
+G, WINDOW, ROUND, TRL_PROMPTS, COMPLETION = 8, 24, 64, 4, 48
 GOAL = 40.0
 
 

@@ -372,6 +372,23 @@ def test_silent_groups_are_left_out_without_changing_the_gradient(
     assert_same_gradients(skipped, gradients(e.policy.core), rtol=1e-4)
 
 
+def test_a_silent_group_beside_its_gold_line_costs_the_gold_line_alone(tiny_model: Path) -> None:
+    gold, *samples = rl_items(1, 5)
+    silent = [replace(i, advantage=0.0) for i in samples]
+    e = engine(tiny_model)
+    config = GrpoConfig(kl_coef=0.0, micro_tokens=512)
+    alone = e.rl_backward([gold], config)
+    e.policy.core.zero_grad(set_to_none=True)
+    both = e.rl_backward([gold, *silent], config)
+    assert both["packed_tokens"] == alone["packed_tokens"] and both["silent_groups"] == 0
+    tokens = sum(len(i.completion_ids) for i in (gold, *silent))
+    assert both["tokens"] == tokens > alone["tokens"], "the loss is the mean over all tokens (eq. 14)"
+    found = gradients(e.policy.core)
+    e.policy.core.zero_grad(set_to_none=True)
+    (-gold.advantage * plain_logprobs(e.policy.core, gold).sum() / tokens).backward()
+    assert_same_gradients(found, gradients(e.policy.core), rtol=1e-4)
+
+
 def test_a_round_without_any_advantage_changes_nothing(tiny_model: Path) -> None:
     e = engine(tiny_model)
     before = {n: p.clone() for n, p in e.policy.core.named_parameters()}

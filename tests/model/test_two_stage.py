@@ -194,7 +194,10 @@ def test_the_best_alone_is_completed(causal: Path) -> None:
         for r in group:
             if r["best"]:
                 kinds[r["gate"]] += 1
-                assert (r["reply"] is None) == (r["self_emotion"] is None) == (r["failure"] is not None)
+                assert (r["reply"] is None) == (r["self_emotion"] is None)
+                if (r["reply"] is None) != (r["failure"] is not None):
+                    kinds["not worth a reply"] += 1
+                    assert (r["gate"], r["r1"]) == ("low_reward", 0) and r["text"].count("\n") == 1
                 continue
             assert r["gate"] is None and r["reply"] is None and r["self_emotion"] is None
             assert (r["emotion"] is None) == (r["failure"] is not None)
@@ -205,6 +208,7 @@ def test_the_best_alone_is_completed(causal: Path) -> None:
                 assert r["r1"] == 0
                 kinds["failed"] += 1
     assert kinds["pass"] and kinds["E alone"] > 20 and NO_REPLY not in kinds
+    assert 0 < kinds.pop("not worth a reply") <= kinds["low_reward"]
     assert sum(kinds.values()) == 20 * 4
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.generation.scripted import ScriptedSampler
 from selfemo.seeds import derive
 from selfemo.stages.rl import rl_items
-from selfemo.stages.selfplay import balanced_emotions, complete_best, score_group
+from selfemo.stages.selfplay import balanced_emotions, complete_best, score_group, take_turns
 from tests.conftest import MELD, dist, make_prompt
 
 CONFIG = load([], ["grpo.credit=causal", "selfplay.self_emotion=balanced", "sampling.max_new_tokens=40"])
@@ -139,6 +140,37 @@ def test_a_sampled_s_still_carries_what_breaks_behind_it() -> None:
     )
     assert done.rollouts[0].rest == pytest.approx(-2, rel=1e-5), "R1 1 less 0, by the deviation 1/2"
     assert not any(map(math.isnan, done.rollouts[0].raw.logprobs))
+
+
+@pytest.mark.parametrize(
+    ("given", "asked_for"), [(True, ["c0/1", "c3/1"]), (False, ["c0/1", "c1/1", "c3/1"])]
+)
+def test_a_reply_is_sampled_where_something_comes_of_it(given: bool, asked_for: list[str]) -> None:
+    """R1 1; 1/3, below tau; 0; against a mixed target .43 with its top emotion; no E line.
+
+    Where S is given, the gate alone counts. A sampled S carries credit, of an R1 that it can lose.
+    """
+    config = CONFIG if given else CONFIG.model_copy(update={"selfplay": load([], []).selfplay})
+    said = ["E: joy\n", "E: joy, fear\n", "E: fear\n", "E: joy\n", "E: glee\n"]
+    targets = [dist(joy=1)] * 3 + [dist(joy=0.6, surprise=0.4), dist(joy=1)]
+    prompts = [make_prompt(f"c{k}/1", t) for k, t in enumerate(targets)]
+    groups = [score_group(p, [raw(h)] * 2, config.reward, config.grpo, 0.0)
+              for p, h in zip(prompts, said, strict=True)]  # fmt: skip
+    assert [g.rollouts[0].r1 for g in groups] == pytest.approx([1, 1 / 3, 0, 0.6 / 1.4, 0])
+    fitted = [Fitted(p, (1, 2), 0) for p in prompts]
+    asked: list[str] = []
+
+    def sample(begun: Sequence[Fitted], *_: Any) -> list[list[RawCompletion]]:
+        asked.extend(f.prompt.id for f in begun)
+        return [[raw(" Hi there." if given else "S: joy\nR: Hi there.")] for _ in begun]
+
+    turns = take_turns(sample, fitted, groups, config, PLACE, 0.0, encode=encode, replies="due")
+    assert asked == (["c0/1", "c3/1"] if given else ["c0/1", "c1/1", "c3/1"])
+    assert [t.verdict for t in turns] == ["pass", "low_reward", "low_reward", "pass", "unparsed"]
+    asked.clear()
+    every = take_turns(sample, fitted, groups, config, PLACE, 0.0, encode=encode)
+    assert asked == ["c0/1", "c1/1", "c2/1", "c3/1"]
+    assert [t.verdict for t in every] == [t.verdict for t in turns]
 
 
 def test_a_scripted_answer_goes_on_behind_what_it_is_given() -> None:

@@ -13,7 +13,7 @@ from selfemo.method.types import EmotionDistribution, LabelSet, Prompt, Rollout
 
 PASS = "pass"
 NO_REPLY = "no_reply_sampled"
-"""Instead of a verdict: nothing uses the reply, so that none was sampled (two-stage rollouts)."""
+"""Instead of a verdict on a right E line: nothing uses the reply, so that none was sampled."""
 CHANNEL_DISAGREES = "channel_disagrees"
 CHANNEL_TOO_LONG = "channel_too_long"
 _MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\*|`|^#|https?://|\b[TESR]:")
@@ -65,18 +65,20 @@ def right_enough(prompt: Prompt, rollout: Rollout, tau: float) -> bool:
     """
     if rollout.r1 >= tau:
         return True
-    target, completion, labels = prompt.target, rollout.completion, prompt.label_set
-    if target is None or len(target) < 2 or completion is None:
+    target, emotion, labels = prompt.target, rollout.emotion, prompt.label_set
+    if target is None or len(target) < 2 or emotion is None:
         return False
-    return completion.emotion.top(labels) == target.top(labels)
+    return emotion.top(labels) == target.top(labels)
 
 
 def gate(prompt: Prompt, rollout: Rollout, config: GateConfig) -> str:
     """`PASS`, or the reason why the rollout may not join the data."""
-    if rollout.completion is None:
+    if rollout.emotion is None:
         return "unparsed"
     if not right_enough(prompt, rollout, config.tau):
         return "low_reward"
+    if rollout.completion is None:
+        return NO_REPLY
     return reply_fault(prompt, rollout.completion.reply, config) or PASS
 
 

@@ -5,8 +5,9 @@
     draw      original prompts, and those that earlier turns of self-play left (flywheel.PromptQueue)
     sample    G completions of each by the policy (eqs. 5, 6); their E lines alone where credit is causal
     score     R1 against the target, R2 against the group, their advantage (eqs. 8-13)
-    best      the best rollout of each group, completed; the gate decides whether it may join the data, and
-              where it asks for that, the teacher, the policy of the stage's start, reads the replies
+    best      the best rollout of each group, completed where something comes of it; the gate decides whether
+              it may join the data, and where it asks for that, the teacher, the policy of the stage's start,
+              reads the replies
     update    the optimiser steps on all groups (eq. 14)
     next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
@@ -135,7 +136,14 @@ def rl_stage(
 
                 # best, gate
                 turns = take_turns(
-                    sample, now.fitted, groups, config, at, lam, encode=trainer.encode_text, replies=replies
+                    sample,
+                    now.fitted,
+                    groups,
+                    config,
+                    at,
+                    lam,
+                    encode=trainer.encode_text,
+                    replies="due" if replies else "none",
                 )
                 turns = read_replies(trainer.teacher, turns, persona_of, config)
 

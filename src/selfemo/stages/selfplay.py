@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from selfemo.config import Config, GrpoConfig, RewardConfig, SamplingConfig, SelfPlayConfig
 from selfemo.method.prompts import Fitted, Reasoning, fit, format_self_emotion
@@ -26,6 +26,7 @@ from selfemo.method.types import (
     Place,
     Prompt,
     RawCompletion,
+    Rollout,
     RolloutGroup,
     Utterance,
 )
@@ -33,7 +34,7 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.seeds import derive, rng
 from selfemo.stages.channel import e_x_channel, read_pairs
-from selfemo.stages.gate import NO_REPLY, PASS, channel_fault, gate
+from selfemo.stages.gate import NO_REPLY, PASS, channel_fault, gate, right_enough
 from selfemo.stages.interfaces import Buffer
 
 EMOTION_TOKENS = 40
@@ -287,6 +288,7 @@ def complete_best(
     lam: float,
     *,
     encode: Encode,
+    every: bool = True,
 ) -> list[RolloutGroup]:
     """Sample S and the reply behind the best E line of each group (two-stage rollouts, SPEC section 9).
 
@@ -294,12 +296,23 @@ def complete_best(
     Its limit of tokens is that of a whole one, however long the other E lines are. With
     `selfplay.self_emotion = "balanced"` S is given (`balanced_emotions`) and the reply alone is sampled;
     nothing behind the E line is on policy then, so that none of it is trained on.
+
+    Args:
+        every: behind each E line that parsed; else where something comes of it: the gate may let it pass, or
+            its tokens carry credit, since S is sampled and the E line has a reward to lose.
     """
     settings = sampling_settings(config.sampling)
-    open_ = [k for k, (g, b) in enumerate(zip(groups, best, strict=True)) if g.rollouts[b].emotion]
+    sampled_s = config.selfplay.self_emotion == "sampled"
+
+    def due(group: RolloutGroup, rollout: Rollout) -> bool:
+        if rollout.emotion is None:
+            return False
+        credit = sampled_s and bool(config.grpo.reward_weight) and rollout.r1 > 0
+        return every or credit or right_enough(group.prompt, rollout, config.gate.tau)
+
+    open_ = [k for k, (g, b) in enumerate(zip(groups, best, strict=True)) if due(g, g.rollouts[b])]
     heads = {k: groups[k].rollouts[best[k]].raw.token_ids for k in open_}
     given = dict.fromkeys(open_, RawCompletion(""))
-    sampled_s = config.selfplay.self_emotion == "sampled"
     if not sampled_s:
         sets, seed = [groups[k].prompt.label_set for k in open_], derive(config.seed, place.stage, place.step)
         given = {
@@ -358,18 +371,19 @@ def take_turns(
     lam: float,
     *,
     encode: Encode,
-    replies: bool = True,
+    replies: Literal["every", "due", "none"] = "every",
 ) -> list[Turn]:
-    """Choose the best rollout of each scored group, complete it where that is due, and apply the gate to it.
+    """Choose the best rollout of each scored group, complete it, and apply the gate to it.
 
     Args:
-        replies: whether anything uses the replies; else E lines stay as they are.
+        replies: which E lines are completed where they were sampled alone: see `complete_best`.
     """
     best = [select_best(g, lam, tie_seed(config.seed, place.stage, place.step, g.prompt.id)) for g in groups]
     if config.grpo.credit == "causal":
-        if not replies:
+        if replies == "none":
             return [Turn(g, b, NO_REPLY) for g, b in zip(groups, best, strict=True)]
-        groups = complete_best(sample, prompts, groups, best, config, place, lam, encode=encode)
+        every = replies == "every"
+        groups = complete_best(sample, prompts, groups, best, config, place, lam, encode=encode, every=every)
     return [Turn(g, b, gate(g.prompt, g.rollouts[b], config.gate)) for g, b in zip(groups, best, strict=True)]
 
 

@@ -221,8 +221,8 @@ class LocalEngine:
         """
         tokens = sum(len(i.completion_ids) for i in items)
         quiet = not config.kl_coef and not config.entropy_coef
-        loud = {i.prompt for i in items if i.advantage != 0 or i.rest != 0 or not quiet}
-        active = [k for k, i in enumerate(items) if i.prompt in loud]
+        # What weighs nothing is not computed: silent groups, also beside their gold line.
+        active = [k for k, i in enumerate(items) if i.advantage != 0 or i.rest != 0 or not quiet]
         chosen = [items[k] for k in active]
         ref = self._reference_logprobs(chosen, config.micro_tokens) if config.kl_coef else None
         self.policy.model.train()
@@ -256,7 +256,7 @@ class LocalEngine:
             **dict(zip(("entropy", "kl", "clipped"), means, strict=True)),
             "tokens": tokens,
             "packed_tokens": packed,
-            "silent_groups": len({i.prompt for i in items} - loud),
+            "silent_groups": len({i.prompt for i in items} - {i.prompt for i in chosen}),
         }
 
     def save(self, folder: Path) -> None:
