@@ -173,6 +173,6 @@ def test_the_two_ways_to_give_settings(tmp_path: Path) -> None:
     from selfemo.cli.options import settings
 
     found = settings([Path("quickstart")], ["engine=local", "seed=4"], "verl")
-    assert (found.engine, found.seed, found.flywheel.prompts) == ("verl", 4, 80)
+    assert (found.engine, found.seed, found.flywheel.prompts) == ("verl", 4, 216)
     with pytest.raises(ConfigError, match="seed=-1"):
         settings(None, ["seed=-1"], "verl")

@@ -30,7 +30,7 @@ def test_shipped_files_load_by_name(name: str) -> None:
 def test_a_name_that_is_no_file_is_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart").mkdir()  # a folder is no configuration
-    assert load(["quickstart"], ["seed=3"]).flywheel.prompts == 80
+    assert load(["quickstart"], ["seed=3"]).flywheel.prompts == 216
     (tmp_path / "quickstart").rmdir()
     (tmp_path / "quickstart").write_text("[flywheel]\nprompts = 5\n")
     assert load(["quickstart"]).flywheel.prompts == 5, "a file goes before a shipped name"
