@@ -32,7 +32,7 @@ def test_a_configuration_that_can_run(tiny_model: Path, tmp_path: Path) -> None:
     assert of(told, "conversations").found == "113 to train on, 10 to evaluate on"
     assert of(told, "torch").state == of(told, "disk").state == of(told, "memory").state == "ok"
     e = told.estimate
-    assert e["prompts"] == 80 and e["rollouts"] == 640
+    assert e["prompts"] == 216 and e["rollouts"] == 8 * 216
     assert [s["name"] for s in e["stages"]] == [
         "prefill",
         "decode",
