@@ -13,7 +13,7 @@ from selfemo.method.types import EmotionDistribution, LabelSet, Prompt, Rollout
 
 PASS = "pass"
 NO_REPLY = "no_reply_sampled"
-"""Instead of a verdict on a right E line: nothing uses the reply, so that none was sampled."""
+"""Instead of a verdict: nothing uses the reply, so that none was sampled (two-stage rollouts)."""
 CHANNEL_DISAGREES = "channel_disagrees"
 CHANNEL_TOO_LONG = "channel_too_long"
 _MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\*|`|^#|https?://|\b[TESR]:")

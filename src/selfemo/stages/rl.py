@@ -29,6 +29,7 @@ from selfemo.stages.gate import NO_REPLY, PASS
 from selfemo.stages.interfaces import Buffer, Watch
 from selfemo.stages.selfplay import (
     PersonaOf,
+    Replies,
     Turn,
     fit_all,
     next_prompt,
@@ -116,7 +117,7 @@ def rl_stage(
     """
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
-    replies = config.replies
+    replies: Replies = "due" if config.replies else "none"
     for wave, rounds in _drawn(trainer, originals, config, buffer, plan, place):
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):
@@ -125,7 +126,7 @@ def rl_stage(
 
                 # sample
                 sample = partial(trainer.sample, round_)
-                sampled = sample_groups(sample, now.fitted, config, at, replies=replies)
+                sampled = sample_groups(sample, now.fitted, config, at, replies=config.replies)
 
                 # score, over the whole history: the length limit is for the model alone
                 whole = {p.id: p for p in now.drawn}
@@ -136,14 +137,7 @@ def rl_stage(
 
                 # best, gate
                 turns = take_turns(
-                    sample,
-                    now.fitted,
-                    groups,
-                    config,
-                    at,
-                    lam,
-                    encode=trainer.encode_text,
-                    replies="due" if replies else "none",
+                    sample, now.fitted, groups, config, at, lam, encode=trainer.encode_text, replies=replies
                 )
                 turns = read_replies(trainer.teacher, turns, persona_of, config)
 

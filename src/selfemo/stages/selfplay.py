@@ -41,6 +41,9 @@ EMOTION_TOKENS = 40
 """Most tokens of an E line that is sampled alone: three emotions with weights take about 15."""
 PersonaOf = Callable[[str, str], Persona]
 """From (conversation id, speaker) to the persona that the speaker keeps over an episode."""
+Replies = Literal["every", "due", "none"]
+"""Which best E lines get S and a reply, where E lines are sampled alone: each one that parsed; those where
+something comes of it (`complete_best`); none."""
 
 
 def persona_book(conversations: Sequence[Conversation]) -> PersonaOf:
@@ -371,13 +374,9 @@ def take_turns(
     lam: float,
     *,
     encode: Encode,
-    replies: Literal["every", "due", "none"] = "every",
+    replies: Replies = "every",
 ) -> list[Turn]:
-    """Choose the best rollout of each scored group, complete it, and apply the gate to it.
-
-    Args:
-        replies: which E lines are completed where they were sampled alone: see `complete_best`.
-    """
+    """Choose the best rollout of each scored group, complete it where it is an E line, and apply the gate."""
     best = [select_best(g, lam, tie_seed(config.seed, place.stage, place.step, g.prompt.id)) for g in groups]
     if config.grpo.credit == "causal":
         if replies == "none":
