@@ -3,8 +3,9 @@
     python benchmarks/seeds.py --config quickstart --out runs/seeds --seeds 5
 
 A seed whose run is in the folder already is not run again; one that was stopped goes on. The table and
-`seeds.json` hold by seed what RL alone and what the whole loop did to accuracy and NLL at T (nats), paired on
-the held-out turns of all data sets together; over the seeds their mean, deviation and 95% t interval.
+`seeds.json` hold by seed what the RL stage and what the whole loop did to accuracy, to NLL at T and to NLL
+after a prior shift (nats), paired on the held-out turns of all data sets together; over the seeds their mean,
+deviation and 95% t interval.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from selfemo.progress import Console
 from selfemo.runs.folder import COLD, checkpoints, evaluation_name, policy_name
 from selfemo.runs.store import STORE_FILE, Store
 
-MEASURES = ("accuracy", "nll_at_t")
+MEASURES = ("accuracy", "nll_at_t", "nll_shifted")
 
 
 def stages_of(folder: Path, config: Config) -> dict[str, Any]:
@@ -53,14 +54,13 @@ def table(seeds: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for s in seeds:
         for stage in s["stages"]:
-            nll = stage["nll_at_t"]
             cells = []
             for m in MEASURES:
                 value, low, high = stage[m]["difference"]
-                cells.append(f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
-            tempered = f"{nll['before']:.3f} to {nll['after']:.3f}"
-            rows.append([str(s["seed"]), stage["stage"], cells[0], tempered, cells[1], stage["verdict"]])
-    header = ["seed", "stage", "accuracy", "NLL at T", "change of NLL at T", "verdict"]
+                ends = "" if m == "accuracy" else "{before:.3f} to {after:.3f}, ".format(**stage[m])
+                cells.append(f"{ends}{value:+.3f} [{low:+.3f}, {high:+.3f}]")
+            rows.append([str(s["seed"]), stage["stage"], *cells, stage["verdict"]])
+    header = ["seed", "stage", "accuracy", "NLL at T", "NLL, prior shift", "verdict"]
     return render(header, rows, "markdown")
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 
 from selfemo.config import load
+from selfemo.data.splits import halves
 from selfemo.evaluation.changes import (
     CHANGE_HEADER,
     COPIED,
@@ -20,6 +22,7 @@ from selfemo.evaluation.changes import (
     change_record,
     change_rows,
     nll_change,
+    shifted_change,
     stage_changes,
     steps,
     verdict,
@@ -92,6 +95,57 @@ def test_a_sharper_model_knows_no_more(found, power) -> None:
         assert change.change.difference.value == pytest.approx(0, abs=1e-4)
 
 
+def shifted_by_hand(found: list) -> np.ndarray:
+    """NLL of each row after the bias that gives joy its share in the other half, one added to each count."""
+    first, _ = halves([r["conversation"] for r in found], 0, "cross-fit", "toy")
+    odds = np.array([math.log(b["joy"] / b["anger"]) for b in (json.loads(r["believed"]) for r in found)])
+    joy = np.array(["joy" in r["gold"] for r in found])
+    part = np.array([r["conversation"] in first for r in found])
+    nll = np.zeros(len(found))
+    for mine in (part, ~part):
+        share = (joy[mine].sum() + 1) / (mine.sum() + 2)
+        bias = brentq(lambda b, mine=mine, share=share: np.mean(1 / (1 + np.exp(-odds[mine] - b))) - share,
+                      -60, 60)  # fmt: skip
+        p = 1 / (1 + np.exp(-odds[~mine] - bias))
+        nll[~mine] = -np.log(np.where(joy[~mine], p, 1 - p))
+    return nll
+
+
+def test_the_change_of_nll_after_a_prior_shift_by_hand() -> None:
+    """From .6 for each to .9 where joy is gold and .3 where anger is: it tells them apart, and not in two."""
+    gold = "jjajajja"
+    before, after = (
+        rows([0.6] * 8, gold),
+        rows([{"j": 0.9, "a": 0.3}[g] for g in gold[:6]] + [0.3, 0.9], gold),
+    )
+    found = shifted_change(before, after, LABELS)
+    assert found is not None
+    sides = shifted_by_hand(before), shifted_by_hand(after)
+    assert (found["before"], found["after"]) == pytest.approx([s.mean() for s in sides], abs=1e-5)
+    assert found["difference"][0] == pytest.approx((sides[1] - sides[0]).mean(), abs=1e-5)
+    assert found["difference"][1] < found["difference"][0] < found["difference"][2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.02, 0.98), st.sampled_from("ja")), min_size=4, max_size=20),
+    st.floats(0.05, 20),
+)
+def test_a_model_that_only_says_one_label_more_often_knows_no_more(found, factor) -> None:
+    """All odds times one factor: NLL after the prior shift stays, whatever NLL at T does."""
+    plain, gold = [p for p, _ in found], "".join(g for _, g in found)
+    moved = [p * factor / (p * factor + 1 - p) for p in plain]
+    change = shifted_change(rows(plain, gold), rows(moved, gold), LABELS)
+    assert change is not None and change["difference"][0] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_prior_shift_is_of_label_probabilities_and_of_two_conversations_or_more() -> None:
+    assert shifted_change(rows([0.5], "j"), rows([0.75], "j"), LABELS) is None, "nothing to fit it on"
+    without = [row(i, "joy", believed=None) for i in range(4)]
+    assert shifted_change(without, rows([0.75] * 4), LABELS) is None
+    assert shifted_change([], rows([0.75] * 4), LABELS) is None
+
+
 def test_beliefs_are_compared_with_beliefs_or_what_was_written_with_what_was_written() -> None:
     """One side without beliefs: both by what was written, on the utterances that both parsed."""
     before = [row(0, "joy", believed=0.75), row(1, "anger", believed=None, said="joy"),
@@ -162,7 +216,7 @@ def test_a_record_holds_what_the_tables_show() -> None:
     assert [len(r) for r in table] == [len(CHANGE_HEADER)] * 2
     assert table[0][:2] == ["RL 1", "toy"] and table[0][-1] == "better"
     assert table[0][2].startswith("+0.500 [") and " p=0." in table[0][2]
-    assert table[1] == ["refit 1", "", "-", "-", "-", "-", "-", COPIED]
+    assert table[1] == ["refit 1", "", *["-"] * 6, COPIED]
 
 
 def scored(store: Store, *names: str, beliefs: float = 0.75) -> None:
@@ -213,6 +267,7 @@ def test_the_last_line_says_what_the_run_added_to_its_cold_start(tmp_path: Path)
     assert found is not None and (found["from"], found["to"]) == ("cold-start", "iteration-1")
     line = change_line(found)
     assert line.startswith("From cold-start to iteration-1: no change beyond noise; accuracy +0.000 [")
-    assert "NLL at T -0.131 [" in line and "(0.693 to 0.562), mean R1 +0.000 [" in line
-    assert "NLL" not in change_line({**found, "nll_at_t": None})
+    assert "NLL at T -0.131 [" in line and "(0.693 to 0.562), NLL after a prior shift +0.000 [" in line
+    assert line.count("NLL") == 2 and "mean R1 +0.000 [" in line
+    assert "NLL" not in change_line({**found, "nll_at_t": None, "nll_shifted": None})
     assert "no change to report" in change_line(None)

@@ -102,18 +102,43 @@ def free_changes(rows: Rows, labels: Labels, *, resamples: int) -> dict[str, dic
         )
         nll = _nll(mine, there, likelihoods(logs, gold), resamples) if known else None
         result[d] = {AS_IT_IS: {**as_it_is, "nll": nll}}
-        first, second = halves(list(dict.fromkeys(r["conversation"] for r in mine)), 0, "cross-fit", d)
-        for name in (FREE if known else (MAJORITY,)) if second else ():
+        fold = _fold(mine)
+        for name in (FREE if known else (MAJORITY,)) if fold is not None else ():
             if name == MAJORITY:  # needs no probabilities
                 where = list(range(len(mine)))
                 table = log_table([{}] * len(mine), [json.loads(r["gold"]) for r in mine],
                                   [label_set.labels] * len(mine), 1.0)  # fmt: skip
             else:
                 where, table = there, (logs, gold)
-            fold = np.array([mine[i]["conversation"] in set(first) for i in where])
-            changed = cross_fit(_FITS[name], *table, fold)
+            assert fold is not None
+            changed = cross_fit(_FITS[name], *table, fold[where])
             result[d][name] = _changed(mine, where, changed, table[1], label_set, resamples)
     return result
+
+
+def shifted_nll(rows: Rows, labels: LabelSet) -> np.ndarray | None:
+    """(n,) NLL, nats, of n believed rows of one data set after the prior shift; None of one conversation."""
+    if (fold := _fold(rows)) is None:
+        return None
+    logs, gold = distributions(rows, {rows[0]["dataset"]: labels}, believed=True)
+    return nll_after_shift(logs, gold, fold)
+
+
+def nll_after_shift(logs: np.ndarray, gold: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """(n,) NLL, nats, of log-probabilities (n, k) after the prior shift that the other fold gives.
+
+    Args:
+        gold: (n, k) weights.
+        fold: (n,) bool, the two parts.
+    """
+    return likelihoods(cross_fit(_shifted, logs, gold, fold), gold)
+
+
+def _fold(rows: Rows) -> np.ndarray | None:
+    """(n,) whether each of n rows of one data set is of the first half of its conversations; None of one."""
+    named = [r["conversation"] for r in rows]
+    first, second = halves(list(dict.fromkeys(named)), 0, "cross-fit", rows[0]["dataset"])
+    return np.isin(named, first) if second else None
 
 
 def cross_fit(fit: Fit, logs: np.ndarray, gold: np.ndarray, fold: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from selfemo.config import Config
 from selfemo.errors import DataError
+from selfemo.evaluation.baselines import shifted_nll
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
 from selfemo.evaluation.predictions import (
     UNION,
@@ -110,12 +111,8 @@ def nll_change(before: Rows, after: Rows, labels: Labels) -> NllChange | None:
 
     Returns: None where no utterance has a distribution on both sides.
     """
-    a = {r["prompt"]: r for r in before if r["dataset"] in labels}
-    pairs = [(a[r["prompt"]], r) for r in after if r["prompt"] in a]
-    believed = has_beliefs([x for x, _ in pairs]) and has_beliefs([y for _, y in pairs])
-    key: Literal["believed", "predicted"] = "believed" if believed else "predicted"
-    pairs = [(x, y) for x, y in pairs if x[key] is not None and y[key] is not None]
-    if not pairs:
+    first_rows, second_rows, believed = _both(before, after, labels)
+    if not first_rows:
         return None
 
     def tempered(rows: Rows) -> tuple[float, np.ndarray]:
@@ -123,10 +120,44 @@ def nll_change(before: Rows, after: Rows, labels: Labels) -> NllChange | None:
         temperature, _ = best_temperature(logs, gold)
         return temperature, nll_at(logs, gold, temperature)
 
-    (t, first), (u, second) = tempered([x for x, _ in pairs]), tempered([y for _, y in pairs])
-    clusters = [x["conversation"] for x, _ in pairs]
+    (t, first), (u, second) = tempered(first_rows), tempered(second_rows)
+    change = paired_difference(first.tolist(), second.tolist(), [r["conversation"] for r in first_rows])
+    return NllChange(change, float(first.mean()), float(second.mean()), (t, u), believed, len(first))
+
+
+def shifted_change(before: Rows, after: Rows, labels: Labels) -> dict[str, Any] | None:
+    """The paired change of NLL after a prior shift (`baselines.shifted_nll`): a stage that only moves what a
+    model says most changes nothing here, one that tells utterances apart better lowers it.
+
+    Returns: "difference", "p_value", "before", "after", nats; None where a side holds no label
+        probabilities, or a data set is of one conversation.
+    """
+    a, b, believed = _both(before, after, labels)
+    if not believed:
+        return None
+    sides = list[np.ndarray](), list[np.ndarray]()
+    for d in (there := dict.fromkeys(r["dataset"] for r in a)):
+        for side, rows in zip(sides, (a, b), strict=True):
+            found = shifted_nll([r for r in rows if r["dataset"] == d], labels[d])
+            if found is None:
+                return None
+            side.append(found)
+    clusters = [r["conversation"] for d in there for r in a if r["dataset"] == d]
+    first, second = (np.concatenate(s) for s in sides)
     change = paired_difference(first.tolist(), second.tolist(), clusters)
-    return NllChange(change, float(first.mean()), float(second.mean()), (t, u), believed, len(pairs))
+    means = {"before": float(first.mean()), "after": float(second.mean())}
+    return {"difference": change.difference.as_list(), "p_value": change.p_value, **means}
+
+
+def _both(before: Rows, after: Rows, labels: Labels) -> tuple[Rows, Rows, bool]:
+    """The rows of two evaluations, utterance by utterance, where both have a distribution; whether that is
+    of label probabilities, or of what was written."""
+    a = {r["prompt"]: r for r in before if r["dataset"] in labels}
+    pairs = [(a[r["prompt"]], r) for r in after if r["prompt"] in a]
+    believed = has_beliefs([x for x, _ in pairs]) and has_beliefs([y for _, y in pairs])
+    key: Literal["believed", "predicted"] = "believed" if believed else "predicted"
+    pairs = [(x, y) for x, y in pairs if x[key] is not None and y[key] is not None]
+    return [x for x, _ in pairs], [y for _, y in pairs], believed and bool(pairs)
 
 
 def belief_changes(before: Rows, after: Rows, labels: Labels) -> dict[str, dict[str, Any]]:
@@ -186,15 +217,17 @@ def steps(config: Config, store: Store) -> list[Step]:
 
 
 def change_record(before: Rows, after: Rows, labels: Labels) -> dict[str, Any]:
-    """The changes between two evaluations by data set and UNION: SHOWN, "nll_at_t", "verdict", counts."""
+    """The changes between two evaluations by data set and UNION: SHOWN, "nll_at_t", "nll_shifted", "verdict",
+    counts."""
     result = {}
     for d, found in compare(before, after, labels).items():
         mine = labels if d == UNION else {d: labels[d]}
-        result[d] = _record(found, nll_change(before, after, mine))
+        shifted = shifted_change(before, after, mine)
+        result[d] = _record(found, nll_change(before, after, mine), shifted)
     return result
 
 
-def _record(found: Comparison, nll: NllChange | None) -> dict[str, Any]:
+def _record(found: Comparison, nll: NllChange | None, shifted: dict[str, Any] | None) -> dict[str, Any]:
     m = found.measures
     shown = {k: {"difference": m[k].difference.as_list(), "p_value": m[k].p_value} for k in SHOWN}
     return {
@@ -202,6 +235,7 @@ def _record(found: Comparison, nll: NllChange | None) -> dict[str, Any]:
         "conversations": found.conversations,
         **shown,
         "nll_at_t": None if nll is None else nll.as_dict(),
+        "nll_shifted": shifted,
         "verdict": verdict(m["mean_r1"], m["accuracy"], None if nll is None else nll.change),
     }
 
@@ -245,16 +279,20 @@ def change_line(change: Mapping[str, Any] | None) -> str:
     if change is None:
         return "Only one trained checkpoint was evaluated: there is no change to report."
     parts = [f"{SHOWN[m]} {_cell(change[m])}" for m in ("accuracy", "mean_r1")]
-    if nll := change["nll_at_t"]:
-        parts.insert(1, f"NLL at T {_cell(nll)} ({nll['before']:.3f} to {nll['after']:.3f})")
+    for name, nll in (("NLL after a prior shift", change["nll_shifted"]), ("NLL at T", change["nll_at_t"])):
+        if nll:
+            parts.insert(1, f"{name} {_cell(nll)} ({nll['before']:.3f} to {nll['after']:.3f})")
     return f"From {change['from']} to {change['to']}: {change['verdict']}; {', '.join(parts)}"
 
 
-CHANGE_HEADER = ["stage", "data", *SHOWN.values(), "NLL at T", "verdict"]
+_NLLS = {"nll_at_t": "NLL at T", "nll_shifted": "NLL, prior shift"}
+CHANGE_HEADER = ["stage", "data", *SHOWN.values(), *_NLLS.values(), "verdict"]
 CHANGE_NOTE = (
     "Each stage against the checkpoint before it, on the same utterances: change, 95% interval and p by "
     "conversation. NLL at T, in nats, is what a model knows whatever its sureness, each side at its own best "
-    "temperature: it falls where a stage taught something."
+    "temperature: it falls where a stage taught something. After a prior shift (one bias a label, fitted on "
+    "the other half of the conversations) it is what a model knows whatever it says most: it falls where a "
+    "stage taught to tell utterances apart."
 )
 
 
@@ -264,9 +302,9 @@ def change_rows(changes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for c in changes:
         if c["copied"]:
             why = COPIED if c.get("from", "-rl").endswith("-rl") else f"no refit: {c['from']} is kept"
-            rows.append([c["stage"], "", *["-"] * (len(SHOWN) + 1), why])
+            rows.append([c["stage"], "", *["-"] * (len(SHOWN) + len(_NLLS)), why])
         for d, by in c["by"].items():
-            cells = [_cell(by[m]) for m in (*SHOWN, "nll_at_t")]
+            cells = [_cell(by[m]) for m in (*SHOWN, *_NLLS)]
             undone = "; rolled back" if c.get("rolled_back") else ""
             rows.append([c["stage"], d, *cells, by["verdict"] + undone])
     return rows
@@ -275,5 +313,5 @@ def change_rows(changes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _cell(change: Mapping[str, Any] | None) -> str:
     if change is None:
         return "-"
-    value, low, high = change["difference"]
+    value, low, high = (round(v, 3) + 0.0 for v in change["difference"])  # no "-0.000"
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] p={change['p_value']:.3f}"
