@@ -56,11 +56,14 @@ def table(seeds: Sequence[Mapping[str, Any]]) -> str:
         for stage in s["stages"]:
             cells = []
             for m in MEASURES:
+                if stage[m] is None:  # no label probabilities, or one conversation
+                    cells.append("-")
+                    continue
                 value, low, high = stage[m]["difference"]
                 ends = "" if m == "accuracy" else "{before:.3f} to {after:.3f}, ".format(**stage[m])
                 cells.append(f"{ends}{value:+.3f} [{low:+.3f}, {high:+.3f}]")
             rows.append([str(s["seed"]), stage["stage"], *cells, stage["verdict"]])
-    header = ["seed", "stage", "accuracy", "NLL at T", "NLL, prior shift", "verdict"]
+    header = ["seed", "stage", "accuracy", "NLL at T", "NLL at T, prior shift", "verdict"]
     return render(header, rows, "markdown")
 
 
@@ -69,6 +72,8 @@ def over_all(seeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for k, stage in enumerate(seeds[0]["stages"]):
         for m in MEASURES:
+            if any(s["stages"][k][m] is None for s in seeds):
+                continue
             values = [s["stages"][k][m]["difference"][0] for s in seeds]
             counts = {"rose": sum(v > 0 for v in values), "fell": sum(v < 0 for v in values)}
             found.append({"stage": stage["stage"], "measure": m, **counts, **over_seeds(values)})

@@ -95,10 +95,12 @@ def test_a_sharper_model_knows_no_more(found, power) -> None:
         assert change.change.difference.value == pytest.approx(0, abs=1e-4)
 
 
-def shifted_by_hand(found: list) -> np.ndarray:
-    """NLL of each row after the bias that gives joy its share in the other half, one added to each count."""
+def shifted_by_hand(found: list, power: float) -> np.ndarray:
+    """NLL of each row: odds to a power, times the bias that gives joy its share, one added to each count, in
+    the other half."""
     first, _ = halves([r["conversation"] for r in found], 0, "cross-fit", "toy")
     odds = np.array([math.log(b["joy"] / b["anger"]) for b in (json.loads(r["believed"]) for r in found)])
+    odds *= power
     joy = np.array(["joy" in r["gold"] for r in found])
     part = np.array([r["conversation"] in first for r in found])
     nll = np.zeros(len(found))
@@ -120,23 +122,22 @@ def test_the_change_of_nll_after_a_prior_shift_by_hand() -> None:
     )
     found = shifted_change(before, after, LABELS)
     assert found is not None
-    sides = shifted_by_hand(before), shifted_by_hand(after)
-    assert (found["before"], found["after"]) == pytest.approx([s.mean() for s in sides], abs=1e-5)
-    assert found["difference"][0] == pytest.approx((sides[1] - sides[0]).mean(), abs=1e-5)
+    powers = np.geomspace(0.05, 8, 2000)
+    sides = [min((shifted_by_hand(r, p) for p in powers), key=np.mean) for r in (before, after)]
+    assert (found["before"], found["after"]) == pytest.approx([s.mean() for s in sides], abs=1e-4)
+    assert found["difference"][0] == pytest.approx((sides[1] - sides[0]).mean(), abs=1e-4)
     assert found["difference"][1] < found["difference"][0] < found["difference"][2]
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(0.02, 0.98), st.sampled_from("ja")), min_size=4, max_size=20),
-    st.floats(0.05, 20),
-)
-def test_a_model_that_only_says_one_label_more_often_knows_no_more(found, factor) -> None:
-    """All odds times one factor: NLL after the prior shift stays, whatever NLL at T does."""
-    plain, gold = [p for p, _ in found], "".join(g for _, g in found)
-    moved = [p * factor / (p * factor + 1 - p) for p in plain]
+@given(st.floats(0.05, 20), st.floats(0.5, 2))
+def test_a_model_that_is_surer_or_says_one_label_more_often_knows_no_more(factor, power) -> None:
+    """All odds to one power, times one factor: NLL at T after the prior shift stays."""
+    plain, gold = [0.8, 0.7, 0.3, 0.6, 0.2, 0.75, 0.4, 0.35, 0.65, 0.55, 0.3, 0.7] * 2, "jjajajajajaj" * 2
+    moved = [odds / (1 + odds) for p in plain if (odds := factor * (p / (1 - p)) ** power)]
     change = shifted_change(rows(plain, gold), rows(moved, gold), LABELS)
     assert change is not None and change["difference"][0] == pytest.approx(0, abs=1e-4)
+    assert change["before"] < math.log(2) - 0.02, "it tells them apart"
 
 
 def test_a_prior_shift_is_of_label_probabilities_and_of_two_conversations_or_more() -> None:
@@ -267,7 +268,7 @@ def test_the_last_line_says_what_the_run_added_to_its_cold_start(tmp_path: Path)
     assert found is not None and (found["from"], found["to"]) == ("cold-start", "iteration-1")
     line = change_line(found)
     assert line.startswith("From cold-start to iteration-1: no change beyond noise; accuracy +0.000 [")
-    assert "NLL at T -0.131 [" in line and "(0.693 to 0.562), NLL after a prior shift +0.000 [" in line
+    assert "NLL at T -0.131 [" in line and "(0.693 to 0.562), NLL at T, prior shift +0.000 [" in line
     assert line.count("NLL") == 2 and "mean R1 +0.000 [" in line
     assert "NLL" not in change_line({**found, "nll_at_t": None, "nll_shifted": None})
     assert "no change to report" in change_line(None)

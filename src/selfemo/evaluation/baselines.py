@@ -24,7 +24,7 @@ from selfemo.data.splits import halves
 from selfemo.evaluation import metrics
 from selfemo.evaluation.predictions import Labels, Rows, distributions, has_beliefs, tops
 from selfemo.evaluation.rendering import cell
-from selfemo.evaluation.tempered import best_temperature, likelihoods, log_table, scaled_logs
+from selfemo.evaluation.tempered import best_sharpness, best_temperature, likelihoods, log_table, scaled_logs
 from selfemo.method.rewards import weighted_iou
 from selfemo.method.types import EmotionDistribution, LabelSet
 
@@ -102,22 +102,22 @@ def free_changes(rows: Rows, labels: Labels, *, resamples: int) -> dict[str, dic
         )
         nll = _nll(mine, there, likelihoods(logs, gold), resamples) if known else None
         result[d] = {AS_IT_IS: {**as_it_is, "nll": nll}}
-        fold = _fold(mine)
-        for name in (FREE if known else (MAJORITY,)) if fold is not None else ():
+        if (fold := _fold(mine)) is None:
+            continue
+        for name in FREE if known else (MAJORITY,):
             if name == MAJORITY:  # needs no probabilities
                 where = list(range(len(mine)))
                 table = log_table([{}] * len(mine), [json.loads(r["gold"]) for r in mine],
                                   [label_set.labels] * len(mine), 1.0)  # fmt: skip
             else:
                 where, table = there, (logs, gold)
-            assert fold is not None
             changed = cross_fit(_FITS[name], *table, fold[where])
             result[d][name] = _changed(mine, where, changed, table[1], label_set, resamples)
     return result
 
 
 def shifted_nll(rows: Rows, labels: LabelSet) -> np.ndarray | None:
-    """(n,) NLL, nats, of n believed rows of one data set after the prior shift; None of one conversation."""
+    """`nll_after_shift` of n believed rows of one data set; None of one conversation."""
     if (fold := _fold(rows)) is None:
         return None
     logs, gold = distributions(rows, {rows[0]["dataset"]: labels}, believed=True)
@@ -125,13 +125,21 @@ def shifted_nll(rows: Rows, labels: LabelSet) -> np.ndarray | None:
 
 
 def nll_after_shift(logs: np.ndarray, gold: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """(n,) NLL, nats, of log-probabilities (n, k) after the prior shift that the other fold gives.
+    """(n,) NLL, nats, of p^(1/T) after a prior shift: whatever a model says most, and however sure it is.
+
+    The bias is fitted on the other fold. T is the best one on all rows, as of NLL at T: one number, which
+    half of a small held-out set does not give.
 
     Args:
+        logs: (n, k) log-probabilities of k labels.
         gold: (n, k) weights.
         fold: (n,) bool, the two parts.
     """
-    return likelihoods(cross_fit(_shifted, logs, gold, fold), gold)
+
+    def at(sharpness: float) -> np.ndarray:
+        return likelihoods(cross_fit(_shifted, scaled_logs(logs, sharpness), gold, fold), gold)
+
+    return at(best_sharpness(lambda sharpness: float(at(sharpness).mean())))
 
 
 def _fold(rows: Rows) -> np.ndarray | None:

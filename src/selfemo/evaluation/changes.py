@@ -126,8 +126,8 @@ def nll_change(before: Rows, after: Rows, labels: Labels) -> NllChange | None:
 
 
 def shifted_change(before: Rows, after: Rows, labels: Labels) -> dict[str, Any] | None:
-    """The paired change of NLL after a prior shift (`baselines.shifted_nll`): a stage that only moves what a
-    model says most changes nothing here, one that tells utterances apart better lowers it.
+    """The paired change of NLL at T after a prior shift (`baselines.shifted_nll`): a stage that only moves
+    what a model says most, or how sure it is, changes nothing; one that tells utterances apart lowers it.
 
     Returns: "difference", "p_value", "before", "after", nats; None where a side holds no label
         probabilities, or a data set is of one conversation.
@@ -135,16 +135,16 @@ def shifted_change(before: Rows, after: Rows, labels: Labels) -> dict[str, Any] 
     a, b, believed = _both(before, after, labels)
     if not believed:
         return None
-    sides = list[np.ndarray](), list[np.ndarray]()
-    for d in (there := dict.fromkeys(r["dataset"] for r in a)):
+    sides = np.zeros(len(a)), np.zeros(len(a))
+    for d in dict.fromkeys(r["dataset"] for r in a):
+        mine = [i for i, r in enumerate(a) if r["dataset"] == d]
         for side, rows in zip(sides, (a, b), strict=True):
-            found = shifted_nll([r for r in rows if r["dataset"] == d], labels[d])
+            found = shifted_nll([rows[i] for i in mine], labels[d])
             if found is None:
                 return None
-            side.append(found)
-    clusters = [r["conversation"] for d in there for r in a if r["dataset"] == d]
-    first, second = (np.concatenate(s) for s in sides)
-    change = paired_difference(first.tolist(), second.tolist(), clusters)
+            side[mine] = found
+    first, second = sides
+    change = paired_difference(first.tolist(), second.tolist(), [r["conversation"] for r in a])
     means = {"before": float(first.mean()), "after": float(second.mean())}
     return {"difference": change.difference.as_list(), "p_value": change.p_value, **means}
 
@@ -278,21 +278,21 @@ def change_line(change: Mapping[str, Any] | None) -> str:
     """One line of text on a `whole_change`: its verdict, and what stands behind that."""
     if change is None:
         return "Only one trained checkpoint was evaluated: there is no change to report."
-    parts = [f"{SHOWN[m]} {_cell(change[m])}" for m in ("accuracy", "mean_r1")]
-    for name, nll in (("NLL after a prior shift", change["nll_shifted"]), ("NLL at T", change["nll_at_t"])):
-        if nll:
-            parts.insert(1, f"{name} {_cell(nll)} ({nll['before']:.3f} to {nll['after']:.3f})")
+    ends = "{} {} ({before:.3f} to {after:.3f})"
+    nlls = [ends.format(name, _cell(c), **c) for m, name in _NLLS.items() if (c := change[m])]
+    scores = [f"{SHOWN[m]} {_cell(change[m])}" for m in ("accuracy", "mean_r1")]
+    parts = [scores[0], *nlls, scores[1]]
     return f"From {change['from']} to {change['to']}: {change['verdict']}; {', '.join(parts)}"
 
 
-_NLLS = {"nll_at_t": "NLL at T", "nll_shifted": "NLL, prior shift"}
+_NLLS = {"nll_at_t": "NLL at T", "nll_shifted": "NLL at T, prior shift"}
 CHANGE_HEADER = ["stage", "data", *SHOWN.values(), *_NLLS.values(), "verdict"]
 CHANGE_NOTE = (
     "Each stage against the checkpoint before it, on the same utterances: change, 95% interval and p by "
     "conversation. NLL at T, in nats, is what a model knows whatever its sureness, each side at its own best "
     "temperature: it falls where a stage taught something. After a prior shift (one bias a label, fitted on "
-    "the other half of the conversations) it is what a model knows whatever it says most: it falls where a "
-    "stage taught to tell utterances apart."
+    "the other half of the conversations) it is what a model knows whatever it says most, too: it falls "
+    "where a stage taught to tell utterances apart."
 )
 
 

@@ -8,7 +8,7 @@ Shapes: n utterances, k labels of the largest label set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -59,15 +59,21 @@ def best_temperature(logs: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
     Args:
         logs, gold: as of `log_table`; at least one row.
     """
-    from scipy.optimize import minimize_scalar
 
     def nll(sharpness: float) -> float:  # convex in it: one minimum
         return float(likelihoods(scaled_logs(logs, sharpness), gold).mean())
 
+    best = best_sharpness(nll)
+    return 1 / best, nll(best)
+
+
+def best_sharpness(nll: Callable[[float], float]) -> float:
+    """1 / T, from 0.05 to 20, with the least nll(1 / T)."""
+    from scipy.optimize import minimize_scalar
+
     found = minimize_scalar(nll, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-4})
     # The search stops short of its bounds, where the minimum of a model that is mostly wrong, or never, lies.
-    best = min((float(found.x), 0.05, 1.0, 20.0), key=nll)
-    return 1 / best, nll(best)
+    return min((float(found.x), 0.05, 1.0, 20.0), key=nll)
 
 
 def nll_at_best_temperature(
