@@ -13,7 +13,7 @@ from selfemo.evaluation.metrics import PairedDifference, paired_difference
 from selfemo.evaluation.rendering import render
 
 RESULTS = Path(__file__).parent / "gpu" / "results"
-START = "start"
+START, SHIFTED = "start", "nll_shifted"
 ARMS = {
     "mean": "RL, divided by the mean",
     "ce": "cross-entropy, same labels",
@@ -78,11 +78,14 @@ def score_table(result: Mapping[str, Any], arms: Mapping[str, Runs]) -> str:
     return render(header, rows, "markdown")
 
 
-def change_table(result: Mapping[str, Any], pairs: Sequence[tuple[str, Runs, str, Runs]]) -> str:
-    """Paired changes on the claim half, by data set, together, and without what overlaps."""
+def change_table(
+    result: Mapping[str, Any], pairs: Sequence[tuple[str, Runs, str, Runs]], *, brief: bool = False
+) -> str:
+    """Paired changes on the claim half: by data set, together and without what overlaps, or, brief,
+    together alone."""
     datasets, rows = dict.fromkeys(result["utterances"]["dataset"]), []
     for first, before, second, after in pairs:
-        for d, clean in (*((d, False) for d in (*datasets, "")), ("", True)):
+        for d, clean in [("", False)] if brief else [*((d, False) for d in (*datasets, "")), ("", True)]:
             cells = []
             for key in ("hits", "nll_at_t"):
                 found = compared(result, before, after, key, d, clean=clean)
@@ -91,6 +94,18 @@ def change_table(result: Mapping[str, Any], pairs: Sequence[tuple[str, Runs, str
             change = f"{ARMS.get(first, first)} to {ARMS.get(second, second)}"
             rows.append([change, d or ("both, clean" if clean else "both"), *cells])
     return render(["change", "data", "accuracy", "p", "NLL at T", "p"], rows, "markdown")
+
+
+def shifted_table(result: Mapping[str, Any], pairs: Sequence[tuple[str, str, Runs, Runs]]) -> str:
+    """Paired changes of NLL after a prior shift, of the runs that kept it."""
+    datasets, rows = (*dict.fromkeys(result["utterances"]["dataset"]), ""), []
+    for first, second, *sides in pairs:
+        kept = [(a, b) for a, b in zip(*sides, strict=True) if SHIFTED in a and SHIFTED in b]
+        if kept:
+            found = [compared(result, *zip(*kept, strict=True), SHIFTED, d) for d in datasets]
+            cells = ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*f.difference.as_list()) for f in found)
+            rows.append([f"{first} to {second}", str(len(kept)), *cells])
+    return render(["change of NLL, prior shift", "seeds", *datasets[:-1], "both"], rows, "markdown")
 
 
 def rl_alone() -> str:
@@ -103,19 +118,22 @@ def rl_alone() -> str:
     return f"{score_table(result, {START: start, **arms})}\n{change_table(result, pairs)}"
 
 
-SCARCE = (
+SCARCE = (("original", "balanced"), ("twice", "balanced"))
+"""The comparisons of the step scarce that its question hangs on."""
+SCARCE_MORE = (
     (START, "original"),
+    (START, "twice"),
     (START, "balanced"),
-    ("original", "balanced"),
+    (START, "full"),
+    ("original", "twice"),
     ("original", "full"),
     ("full", "balanced"),
-    ("twice", "balanced"),
     ("placebo", "balanced"),
     ("original", "unlabelled"),
     ("twice", "unlabelled"),
     ("twice", "more"),
 )
-"""The comparisons of the step scarce."""
+"""Its others."""
 
 
 def by_arm(result: Mapping[str, Any]) -> dict[str, Runs]:
@@ -126,24 +144,47 @@ def by_arm(result: Mapping[str, Any]) -> dict[str, Runs]:
     return {arm: sorted(runs, key=lambda r: r.get("seed", 0)) for arm, runs in arms.items()}
 
 
-def same_seeds(before: Runs, after: Runs) -> tuple[Runs, Runs]:
-    """The runs of two arms with the seeds that both have; the start stands against each."""
-    if "seed" not in before[0]:
-        return before, after
-    both = {r["seed"] for r in before} & {r["seed"] for r in after}
-    mine = [[r for r in runs if r["seed"] in both] for runs in (before, after)]
-    return mine[0], mine[1]
+def same_seeds(
+    results: Sequence[Mapping[str, Runs]], first: str, second: str
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The runs of two arms with the seeds that both have in one result, so of one start and one machine; the
+    start, which has no seed, stands against each.
+
+    Args:
+        results: by arm, each.
+    """
+    pairs = list[tuple[Mapping[str, Any], Mapping[str, Any]]]()
+    for arms in results:
+        known = {r.get("seed"): r for r in arms.get(first, ())}
+        pairs += [(a, b) for b in arms.get(second, ()) if (a := known.get(None, known.get(b["seed"])))]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def scarce() -> str:
-    """The arms with 200 labelled conversations, and their changes over the seeds that both sides have."""
-    result = read("scarce")
-    arms, pairs = by_arm(result), []
-    for a, b in SCARCE:
-        before, after = same_seeds(arms.get(a, ()), arms.get(b, ())) if a in arms and b in arms else ((), ())
-        if before:
-            pairs.append((a, before, f"{b}, {len(after)} seeds", after))
-    return f"{score_table(result, arms)}\n{change_table(result, pairs)}"
+    """The arms with 200 labelled conversations, by result, and their changes over the seeds that both sides
+    have in one result.
+
+    Raises:
+        ValueError: the results are not of the same utterances, or have a run in common.
+    """
+    files = sorted(RESULTS.glob("scarce*.json"))
+    results = [read(f.stem) for f in files]
+    if len({json.dumps(r["utterances"]) for r in results}) > 1:
+        raise ValueError("the results of the step scarce are not of the same utterances")
+    names = [run["run"] for r in results for run in r["runs"] if run["run"] != START]
+    if again := {n for n in names if names.count(n) > 1}:
+        raise ValueError(f"in more than one result of the step scarce: {sorted(again)}")
+    each = [by_arm(r) for r in results]
+    written = [
+        f"{f.name}: {r['device']}\n\n{score_table(r, arms)}"
+        for f, r, arms in zip(files, results, each, strict=True)
+    ]
+    for chosen in (SCARCE, SCARCE_MORE):
+        found = [(a, b, *same_seeds(each, a, b)) for a, b in chosen]
+        pairs = [(a, before, f"{b}, {len(after)} seeds", after) for a, b, before, after in found if before]
+        written.append(change_table(results[0], pairs, brief=chosen is SCARCE_MORE))
+    pairs_of = [(a, b, *same_seeds(each, a, b)) for a, b in SCARCE + SCARCE_MORE]
+    return "\n".join([*written, shifted_table(results[0], pairs_of)])
 
 
 def one_thing() -> str:

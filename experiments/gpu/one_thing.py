@@ -47,13 +47,14 @@ def run(study: Study) -> None:
     study.read_channel("start")
     for arm, settings in ARMS.items():
         prompts = balanced if arm == "balanced prompts" else None
+        done = len(study.results["runs"])
         study.arm(start, arm, RATE, SEED, settings, prompts)
-        if arm == "base":
+        if arm == "base" and len(study.results["runs"]) > done:  # made now: its weights are loaded
             study.read_channel(arm)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    step(__doc__, "one_thing.toml", run, arguments)
+    step(__doc__, "one_thing.toml", run, arguments, ARMS, (SEED,))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ def run(study: Study) -> None:
         arm: [study.arm(start, arm, lr, SEEDS[0], ARMS[arm]) for lr in rates] for arm, rates in RATES.items()
     }
     chosen = {arm: best_rate(done) for arm, runs in tried.items() if (done := [r for r in runs if r])}
+    if not chosen:
+        raise ValueError("rates are chosen from the runs of seed 0: make them too, or give them by --after")
     study.say(f"rates chosen on the tuning half: {chosen}")
     for arm, lr in chosen.items():
         for seed in SEEDS[1:]:
@@ -45,7 +47,7 @@ def run(study: Study) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    step(__doc__, "rl_alone.toml", run, arguments)
+    step(__doc__, "rl_alone.toml", run, arguments, ARMS, SEEDS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ others once, in the same order, with causal credit and advantages over the group
     balanced   full, with S given, each label as often as the others, instead of sampled
     unlabelled as many turns of the other conversations, labels hidden, their target E x channel of the start
     more       as many turns of the other conversations with their labels: what the best teacher could bring
-    placebo    full, the S of another episode as target
+    placebo    balanced, the S of another episode as target: what the steps bring without the reply
 
 Personas are drawn from the 200 conversations. The rate is that which `rl_alone` chose.
 
@@ -40,7 +40,7 @@ ARMS: Mapping[str, Sequence[str]] = {
     "unlabelled": (),
     "twice": (),
     "more": (),
-    "placebo": (*PLAY, "selfplay.targets=shuffled"),
+    "placebo": (*PLAY, "selfplay.self_emotion=balanced", "selfplay.targets=shuffled"),
 }
 
 
@@ -122,7 +122,7 @@ def train(study: Scarce, start: Path, arm: str, seed: int, gold: list[Prompt], n
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    step(__doc__, "scarce.toml", run, arguments, Scarce)
+    step(__doc__, "scarce.toml", run, arguments, ARMS, SEEDS, Scarce)
 
 
 if __name__ == "__main__":

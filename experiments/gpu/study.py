@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,10 +23,11 @@ from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import DataError
+from selfemo.evaluation.baselines import nll_after_shift
 from selfemo.evaluation.channel import compare_readers, held_out_turns
 from selfemo.evaluation.metrics import Outcomes
 from selfemo.evaluation.predictions import Prediction, gold_prompts, predict
-from selfemo.evaluation.tempered import nll_at_best_temperature
+from selfemo.evaluation.tempered import BELIEF_FLOOR, best_temperature, log_table, nll_at
 from selfemo.files import write_json
 from selfemo.method.prompts import format_answer
 from selfemo.method.types import Conversation, Place, Prompt
@@ -78,9 +79,10 @@ class Study:
         sources: of data.
         overrides: settings on top of the file.
         out: where results.json goes.
-        work: a folder for weights.
+        work: a folder for weights; a start that is there already is not trained again.
         seconds: no run begins that would not end by then.
         before: results of the step whose runs are kept and not made again.
+        arms, seeds: no other runs are made, all where empty; with `arms` the channel is not read.
     """
 
     def __init__(
@@ -92,6 +94,8 @@ class Study:
         work: Path,
         seconds: float,
         before: Path | None = None,
+        arms: Sequence[str] = (),
+        seeds: Sequence[int] = (),
     ):
         self.file, self.overrides = HERE / settings, [f"data.sources={json.dumps(list(sources))}", *overrides]
         self.out, self.work, self.end = out, work, time.monotonic() + seconds
@@ -107,7 +111,7 @@ class Study:
             "selfemo": __version__,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "settings": config.model_dump(mode="json", exclude={"data": {"sources"}}),
+            "settings": told(config),
             "utterances": {
                 "dataset": [p.dataset for p in self.dev],
                 "conversation": [p.conversation_id for p in self.dev],
@@ -117,10 +121,13 @@ class Study:
             "runs": [],
         }
         self._before = self._earlier(before) if before else {}
+        self._arms, self._seeds = arms, seeds
 
     def _earlier(self, file: Path) -> dict[str, dict[str, Any]]:
         """The runs of an earlier result by name (ValueError: it has other settings or utterances)."""
         earlier = json.loads(file.read_text(encoding="utf-8"))
+        # What an earlier version did not have yet is at its default.
+        earlier["settings"] = told(Config.model_validate(earlier["settings"]))
         for key in ("settings", "utterances"):
             if earlier[key] != json.loads(json.dumps(self.results[key])):
                 raise ValueError(f"{file} has other {key} than this step; leave --after out, or repeat them")
@@ -152,20 +159,28 @@ class Study:
         begun, sampler = time.monotonic(), self.trainer.engine.sampler
         found = predict(sampler, self.dev, self.config.evaluation, self.config.prompt)
         record: dict[str, Any] = {"run": name, **about, "evaluation_s": time.monotonic() - begun}
-        hits, nll = np.zeros(len(found), dtype=int), np.zeros(len(found))
+        hits, nll, shifted = np.zeros(len(found), dtype=int), np.zeros(len(found)), np.zeros(len(found))
+        datasets = dict.fromkeys(p.dataset for p in self.dev)
+        for dataset in datasets:
+            mine = [i for i, p in enumerate(self.dev) if p.dataset == dataset]
+            fold = np.array([self.half(self.dev[i].conversation_id) == "tuning" for i in mine])
+            shifted[mine] = nll_after_shift(*beliefs([found[i] for i in mine]), fold)
         for half in ("tuning", "claim"):
             record[half] = {}
-            for dataset in dict.fromkeys(p.dataset for p in self.dev):
+            for dataset in datasets:
                 mine = [
                     i
                     for i, p in enumerate(self.dev)
                     if (p.dataset, self.half(p.conversation_id)) == (dataset, half)
                 ]
                 record[half][dataset], hits[mine], nll[mine] = scores([found[i] for i in mine])
-        record |= {"hits": hits.tolist(), "nll_at_t": nll.round(4).tolist(), "written": self.written()}
+                record[half][dataset]["nll_shifted"] = float(shifted[mine].mean())
+        record |= {"hits": hits.tolist(), "nll_at_t": nll.round(4).tolist()}
+        record |= {"nll_shifted": shifted.round(4).tolist(), "written": self.written()}
         self.keep("runs", [*self.results["runs"], record])
         parts = (
-            f"{half} {d} accuracy {s['accuracy']:.3f} F1 {s['weighted_f1']:.3f} NLL at T {s['nll_at_t']:.3f}"
+            f"{half} {d} accuracy {s['accuracy']:.3f} F1 {s['weighted_f1']:.3f} "
+            f"NLL at T {s['nll_at_t']:.3f}, after a prior shift {s['nll_shifted']:.3f}"
             for half in ("tuning", "claim")
             for d, s in record[half].items()
         )
@@ -185,7 +200,7 @@ class Study:
 
     def read_channel(self, name: str) -> None:
         """Ask whether the generator reads the claim half better than E does (evaluation/channel.py)."""
-        if name in self.results.get("channel", {}):
+        if self._arms or name in self.results.get("channel", {}):
             return
         begun, found = time.monotonic(), {}
         claim = [c for c in self.dev_conversations if self.half(c.id) == "claim"]
@@ -207,21 +222,32 @@ class Study:
         whole = cold_start_samples(self.train, sft, "none", config.seed).samples
         labels = more_labels(self.train, sft, whole, config.seed)
         answers = {p.id: format_answer(a) for p, a in (*whole, *labels)}
-        trainer.begin_sft("cold-start", config.model.id, sft)
-        fitted, _ = fit_all(
-            [p for p, _ in (*whole, *labels)], trainer.encode, config.prompt.max_tokens, "none"
-        )
-        samples = [(f, answers[f.prompt.id]) for f in fitted]
-        for step in trainer.sft(samples, sft, epochs=sft.epochs, seed=0, first=0, scale=lambda k: 1.0):
-            if step.index % 10 == 0:
-                self.say(f"cold start, step {step.index}: loss {step.measures['loss']:.3f}")
-        start = self.work / "start"
-        trainer.save(start)
+        start, about = self.work / "start", self.work / "start.json"
+        of = {"settings": told(config), "answers": answers}
+        known = json.loads(about.read_text(encoding="utf-8")) if about.exists() else None
+        if known and known["of"] != of:
+            raise ValueError(f"{start} is a start of other settings or data; name another --work")
+        if not known:
+            trainer.begin_sft("cold-start", config.model.id, sft)
+            fitted, _ = fit_all(
+                [p for p, _ in (*whole, *labels)], trainer.encode, config.prompt.max_tokens, "none"
+            )
+            samples = [(f, answers[f.prompt.id]) for f in fitted]
+            for step in trainer.sft(samples, sft, epochs=sft.epochs, seed=0, first=0, scale=lambda k: 1.0):
+                if step.index % 10 == 0:
+                    self.say(f"cold start, step {step.index}: loss {step.measures['loss']:.3f}")
+            trainer.save(start)
+            known = {"of": of, "seconds": time.monotonic() - begun}
+            write_json(about, known)
         trainer.sampler(str(start))
-        mine = self.score("start", samples=len(whole), labels=len(labels), seconds=time.monotonic() - begun)
-        if (known := self._before.pop("start", mine))["hits"] != mine["hits"]:
-            raise ValueError("the start is not that of the earlier runs; leave --after out")
-        self.keep("runs", [known, *self._before.values()])
+        mine = self.score("start", samples=len(whole), labels=len(labels), seconds=known["seconds"])
+        earlier = self._before.pop("start", mine)
+        if earlier["hits"] != mine["hits"]:
+            raise ValueError(
+                "the start is not that of the earlier runs; leave --after out, and make both sides of a "
+                "comparison anew"
+            )
+        self.keep("runs", [{**mine, **earlier}, *self._before.values()])
         self.taught = {turn_of(i) for i in answers}
         self.fresh = self.usable(self.train)
         self.say(f"{len(self.fresh)} new labels")
@@ -243,15 +269,20 @@ class Study:
         settings: Sequence[str],
         prompts: Callable[[], Sequence[Prompt]] | None = None,
     ) -> dict[str, Any] | None:
-        """Train one arm from the start and score it; None where time is up or it failed, which is told.
+        """Train one arm from the start and score it.
 
         Args:
             settings: of the arm, on top of the step's.
             prompts: its original prompts, asked for when the start is loaded; without them, all new labels.
+
+        Returns:
+            The run's record; None where it was not asked for, time is up or it failed, which is told.
         """
         name = f"{arm}, rate {lr:g}, seed {seed}"
         if name in self._before:
             return self._before[name]
+        if (self._arms and arm not in self._arms) or (self._seeds and seed not in self._seeds):
+            return None
         known = [r["seconds"] for r in self.results["runs"] if r.get("arm") == arm]
         if time.monotonic() + 1.15 * max(known, default=45.0) + _SPARE_S > self.end:
             self.say(f"{name}: left out, no time")
@@ -279,7 +310,7 @@ class Study:
             if len(rounds) % 16 == 1:
                 self.say(f"  {name}, round {len(rounds)}: R1 {record['r1']:.3f}")
 
-        with Store(self.work / f"{name}.sqlite") as store:
+        with TemporaryDirectory(dir=self.work) as own, Store(Path(own) / "store.sqlite") as store:
             self.trainer.begin_rl(STAGE, str(start), config.grpo, [], RlSpan())
             place, personas = Place(STAGE, 0, 1), persona_book([*self.train, *self.others])
             counts = rl_stage(
@@ -292,6 +323,11 @@ class Study:
         return {**about, "rounds": rounds}
 
 
+def told(config: Config) -> dict[str, Any]:
+    """The settings of a result: all but where the data lie."""
+    return config.model_dump(mode="json", exclude={"data": {"sources"}})
+
+
 def _played(store: Store, n: int = 10) -> list[str]:
     """Completions of self-play that passed the gate, as the policy wrote them."""
     texts = [row["completion"] for row, _ in store.samples() if row["source"] == "selfplay"]
@@ -301,10 +337,11 @@ def _played(store: Store, n: int = 10) -> list[str]:
 def scores(found: Sequence[Prediction]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Scores of predictions over one label set; whether each is right (n,), and its NLL at T (n,), nats."""
     labels = found[0].prompt.label_set
-    beliefs = [(p.prompt.target, p.predicted) for p in found if p.prompt.target and p.predicted]
-    gold, said = ([d.top(labels) for d in side] for side in zip(*beliefs, strict=True))
-    weights, targets = (np.array([pair[k].vector(labels) for pair in beliefs]) for k in (1, 0))
-    temperature, nll = nll_at_best_temperature(weights, targets)
+    pairs = [(p.prompt.target, p.predicted) for p in found if p.prompt.target and p.predicted]
+    gold, said = ([d.top(labels) for d in side] for side in zip(*pairs, strict=True))
+    logs, targets = beliefs(found)
+    temperature, _ = best_temperature(logs, targets)
+    nll = nll_at(logs, targets, temperature)
     conversations = [p.prompt.conversation_id for p in found]
     counted = Outcomes.of(gold, said, [0.0] * len(found), conversations, labels.labels)
     measures = {m: float(counted.measures()[m]) for m in ("accuracy", "weighted_f1", "macro_f1")}
@@ -319,6 +356,14 @@ def scores(found: Sequence[Prediction]) -> tuple[dict[str, Any], np.ndarray, np.
     return record, hits, nll
 
 
+def beliefs(found: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
+    """`log_table` of predictions over one label set: log-probabilities (n, k) and gold weights (n, k)."""
+    names = found[0].prompt.label_set.labels
+    pairs = [(p.predicted, p.prompt.target) for p in found if p.prompt.target and p.predicted]
+    told, gold = zip(*pairs, strict=True)
+    return log_table(told, gold, [names] * len(pairs), BELIEF_FLOOR)
+
+
 def best_rate(runs: Sequence[Mapping[str, Any]]) -> float:
     """The learning rate with the least NLL at T on the tuning half, all data sets alike."""
 
@@ -330,7 +375,7 @@ def best_rate(runs: Sequence[Mapping[str, Any]]) -> float:
 
 def step(
     doc: str | None, settings: str, run: Callable[[Study], None], arguments: Sequence[str] | None,
-    study: type[Study] = Study,
+    arms: Iterable[str], seeds: Iterable[int], study: type[Study] = Study,
 ) -> None:  # fmt: skip
     """The command line of a step: its settings' file, and what it runs."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -341,9 +386,23 @@ def step(
         "--tiny", action="store_true", help="shows on a CPU that the step runs, and nothing else"
     )
     parser.add_argument("--after", type=Path, help="a result of this step whose runs are not made again")
+    parser.add_argument(
+        "--arm", action="append", default=[], choices=list(arms), help="make this arm's runs alone; repeat it"
+    )
+    parser.add_argument(
+        "--seed",
+        action="append",
+        default=[],
+        type=int,
+        choices=list(seeds),
+        help="and of this seed; repeat it",
+    )
+    parser.add_argument("--work", type=Path, help="keep the start's weights there, or go on from those")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="section.key=value")
     args = parser.parse_args(arguments)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory() as work:
+    for folder in (args.out, args.work or args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as own:
         overrides = [*(TINY if args.tiny else ()), *args.overrides]
-        run(study(settings, args.data, overrides, args.out, Path(work), args.seconds, args.after))
+        where = (args.out, args.work or Path(own), args.seconds, args.after)
+        run(study(settings, args.data, overrides, *where, arms=args.arm, seeds=args.seed))
