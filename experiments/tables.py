@@ -97,7 +97,7 @@ def change_table(
 
 
 def shifted_table(result: Mapping[str, Any], pairs: Sequence[tuple[str, str, Runs, Runs]]) -> str:
-    """Paired changes of NLL after a prior shift, of the runs that kept it."""
+    """Paired changes of NLL at T after a prior shift, of the runs that kept it; nothing where none did."""
     datasets, rows = (*dict.fromkeys(result["utterances"]["dataset"]), ""), []
     for first, second, *sides in pairs:
         kept = [(a, b) for a, b in zip(*sides, strict=True) if SHIFTED in a and SHIFTED in b]
@@ -105,7 +105,8 @@ def shifted_table(result: Mapping[str, Any], pairs: Sequence[tuple[str, str, Run
             found = [compared(result, *zip(*kept, strict=True), SHIFTED, d) for d in datasets]
             cells = ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*f.difference.as_list()) for f in found)
             rows.append([f"{first} to {second}", str(len(kept)), *cells])
-    return render(["change of NLL, prior shift", "seeds", *datasets[:-1], "both"], rows, "markdown")
+    header = ["change of NLL at T, prior shift", "seeds", *datasets[:-1], "both"]
+    return render(header, rows, "markdown") if rows else ""
 
 
 def rl_alone() -> str:

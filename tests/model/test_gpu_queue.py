@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from experiments import tables
-from experiments.gpu import one_thing, rl_alone, scarce
+from experiments.gpu import one_thing, rl_alone, scarce, study
 
+from selfemo.config import Config, load
 from tests.conftest import toy_conversations, write_jsonl
 
 
@@ -75,6 +76,17 @@ def test_scarce_arms_draw_the_same_labels_and_go_on_after_an_earlier_result(
     assert sum(r.get("mark") == "of the earlier result" for r in again["runs"]) == 1
     with pytest.raises(ValueError, match="has other settings than this step"):
         scarce.main([*call, "--set", "sampling.temperature=0.5", "--after", str(earlier)])
+    work = ["--work", str(tmp_path / "work")]
+    for arm in ("twice", "original"):
+        scarce.main([*call, *work, "--arm", arm, "--seed", "0"])
+        alone = json.loads(file.read_text())
+        assert [r["run"] for r in alone["runs"]] == ["start", runs[arm]["run"]]
+        assert "channel" not in alone
+        start, again = result["runs"][0], alone["runs"][0]
+        assert all(start[k] == again[k] for k in ("hits", "nll_at_t", "nll_shifted"))
+    assert not list((tmp_path / "work").glob("tmp*")), "stores of arms are not kept"
+    with pytest.raises(ValueError, match="a start of other settings or data"):
+        scarce.main([*call, *work, "--arm", "twice", "--set", "sft.lr=1e-3"])
 
 
 @pytest.mark.slow
@@ -104,14 +116,34 @@ def test_tables_come_from_the_committed_results() -> None:
 
 
 def test_tables_of_scarce_compare_the_seeds_that_both_sides_have() -> None:
-    result = tables.read("scarce")
-    arms = tables.by_arm(result)
-    before, after = tables.same_seeds(arms["original"], arms["full"])
-    assert [r["seed"] for r in before] == [r["seed"] for r in after]
-    for r in before:
-        (mine,) = [x for x in after if x["seed"] == r["seed"]]
-        assert mine["labels_digest"] == r["labels_digest"], "equal gold labels"
-    assert tables.same_seeds(arms["start"], arms["full"]) == (arms["start"], arms["full"])
-    change = tables.compared(result, before, after, "nll_at_t").difference.value
-    assert f"{change:+.3f} [" in tables.scarce()
+    results = [tables.read(name) for name in ("scarce", "scarce_cpu")]
+    each = [tables.by_arm(r) for r in results]
+    changes = list[float]()
+    for result, arms in zip(results, each, strict=True):
+        before, after = tables.same_seeds([arms], "original", "balanced")
+        assert [r["seed"] for r in before] == [r["seed"] for r in after]
+        for a, b in zip(before, after, strict=True):
+            assert a["labels_digest"] == b["labels_digest"], "equal gold labels"
+            changes.append(tables.compared(result, [a], [b], "nll_at_t").difference.value)
+        starts, runs = tables.same_seeds([arms], "start", "balanced")
+        assert list(runs) == list(after) and starts == [arms["start"][0]] * len(runs)
+    assert len(changes) == 3
+    written = tables.scarce()
+    row = next(line for line in written.splitlines() if "original to balanced, 3 seeds | both |" in line)
+    assert f"{sum(changes) / 3:+.3f} [" in row
     assert "base" in tables.one_thing()
+
+
+def test_the_committed_results_can_be_gone_on_with() -> None:
+    """Settings that a committed result did not have yet are at their defaults."""
+    for name, file in (("scarce", "scarce.toml"), ("one_thing", "one_thing.toml")):
+        committed = tables.read(name)["settings"]
+        assert study.told(Config.model_validate(committed)) == study.told(load([study.HERE / file], []))
+
+
+def test_an_unknown_arm_or_seed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["--data", "sample", "--out", str(tmp_path)]
+    for more in (["--arm", "twise"], ["--seed", "7"]):
+        with pytest.raises(SystemExit):
+            scarce.main([*call, *more])
+        assert "invalid choice" in capsys.readouterr().err
