@@ -68,8 +68,13 @@ def prior_bias(logs: np.ndarray, share: np.ndarray) -> np.ndarray:
         value = logsumexp(shifted, axis=1).mean() - share @ bias
         return float(value), softmax(shifted, axis=1).mean(0) - share
 
-    start = np.log(share) - np.log(np.exp(logs).mean(0))
-    found: np.ndarray = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-7}).x
+    def hessian(bias: np.ndarray) -> np.ndarray:
+        p = softmax(logs + bias, axis=1)
+        found: np.ndarray = np.diag(p.mean(0)) - p.T @ p / len(p)
+        return found
+
+    start, gtol = np.log(share) - np.log(np.exp(logs).mean(0)), {"gtol": 1e-7}
+    found: np.ndarray = minimize(loss, start, jac=True, hess=hessian, method="trust-exact", options=gtol).x
     found -= found.mean()  # one constant for all labels changes nothing
     return found
 
