@@ -23,12 +23,14 @@ from selfemo.evaluation.changes import (
     change_rows,
     nll_change,
     shifted_change,
+    shifted_sides,
     stage_changes,
     steps,
     verdict,
     whole_change,
 )
 from selfemo.evaluation.metrics import Interval, PairedDifference
+from selfemo.evaluation.predictions import UNION
 from selfemo.method.types import LabelSet
 from selfemo.runs.folder import NO_REFIT
 from selfemo.runs.store import Store
@@ -95,6 +97,11 @@ def test_a_sharper_model_knows_no_more(found, power) -> None:
         assert change.change.difference.value == pytest.approx(0, abs=1e-4)
 
 
+def shifted(before: list, after: list) -> dict | None:
+    """The change of one data set."""
+    return shifted_change([shifted_sides(before, after, "toy", LABELS)])
+
+
 def shifted_by_hand(found: list, power: float) -> np.ndarray:
     """NLL of each row: odds to a power, times the bias that gives joy its share, one added to each count, in
     the other half."""
@@ -120,7 +127,7 @@ def test_the_change_of_nll_after_a_prior_shift_by_hand() -> None:
         rows([0.6] * 8, gold),
         rows([{"j": 0.9, "a": 0.3}[g] for g in gold[:6]] + [0.3, 0.9], gold),
     )
-    found = shifted_change(before, after, LABELS)
+    found = shifted(before, after)
     assert found is not None
     powers = np.geomspace(0.05, 8, 2000)
     sides = [min((shifted_by_hand(r, p) for p in powers), key=np.mean) for r in (before, after)]
@@ -135,16 +142,34 @@ def test_a_model_that_is_surer_or_says_one_label_more_often_knows_no_more(factor
     """All odds to one power, times one factor: NLL at T after the prior shift stays."""
     plain, gold = [0.8, 0.7, 0.3, 0.6, 0.2, 0.75, 0.4, 0.35, 0.65, 0.55, 0.3, 0.7] * 2, "jjajajajajaj" * 2
     moved = [odds / (1 + odds) for p in plain if (odds := factor * (p / (1 - p)) ** power)]
-    change = shifted_change(rows(plain, gold), rows(moved, gold), LABELS)
+    change = shifted(rows(plain, gold), rows(moved, gold))
     assert change is not None and change["difference"][0] == pytest.approx(0, abs=1e-4)
     assert change["before"] < math.log(2) - 0.02, "it tells them apart"
 
 
 def test_a_prior_shift_is_of_label_probabilities_and_of_two_conversations_or_more() -> None:
-    assert shifted_change(rows([0.5], "j"), rows([0.75], "j"), LABELS) is None, "nothing to fit it on"
+    assert shifted(rows([0.5], "j"), rows([0.75], "j")) is None, "nothing to fit it on"
     without = [row(i, "joy", believed=None) for i in range(4)]
-    assert shifted_change(without, rows([0.75] * 4), LABELS) is None
-    assert shifted_change([], rows([0.75] * 4), LABELS) is None
+    assert shifted(without, rows([0.75] * 4)) is None
+    assert shifted([], rows([0.75] * 4)) is None
+
+
+def test_the_change_of_all_data_sets_has_each_at_its_own_shift() -> None:
+    """The second says joy far too often: one bias for both would not set both right."""
+    gold, told = "jjajajja", {"j": 0.7, "a": 0.4}
+    plain, odds = [told[g] for g in gold], [told[g] * 50 / (told[g] * 50 + 1 - told[g]) for g in gold]
+    other = [{**r, "dataset": "two", "prompt": "2" + r["prompt"], "conversation": "2" + r["conversation"]}
+             for r in rows(odds, gold)]  # fmt: skip
+    labels = {"toy": TWO, "two": TWO}
+    before = [
+        *rows([0.5] * 8, gold),
+        *({**r, "believed": json.dumps({"joy": 0.5, "anger": 0.5})} for r in other),
+    ]
+    record = change_record(before, [*rows(plain, gold), *other], labels)
+    toy, two, union = (record[d]["nll_shifted"] for d in ("toy", "two", UNION))
+    assert union["after"] == pytest.approx((toy["after"] + two["after"]) / 2)
+    assert toy["after"] < math.log(2) > two["after"]
+    assert shifted_change([None, shifted_sides(before, before, "toy", labels)]) is None
 
 
 def test_beliefs_are_compared_with_beliefs_or_what_was_written_with_what_was_written() -> None:

@@ -125,26 +125,38 @@ def nll_change(before: Rows, after: Rows, labels: Labels) -> NllChange | None:
     return NllChange(change, float(first.mean()), float(second.mean()), (t, u), believed, len(first))
 
 
-def shifted_change(before: Rows, after: Rows, labels: Labels) -> dict[str, Any] | None:
-    """The paired change of NLL at T after a prior shift (`baselines.shifted_nll`): a stage that only moves
-    what a model says most, or how sure it is, changes nothing; one that tells utterances apart lowers it.
+Sides = tuple[np.ndarray, np.ndarray, list[str]]
+"""A value of each of n utterances before (n,) and after (n,), and their conversations."""
 
-    Returns: "difference", "p_value", "before", "after", nats; None where a side holds no label
-        probabilities, or a data set is of one conversation.
+
+def shifted_sides(before: Rows, after: Rows, dataset: str, labels: Labels) -> Sides | None:
+    """NLL at T after a prior shift (`baselines.shifted_nll`) of a data set's utterances, each side by itself.
+
+    Returns: None where a side holds no label probabilities, or all is of one conversation.
     """
-    a, b, believed = _both(before, after, labels)
+    a, b, believed = _both(before, after, {dataset: labels[dataset]})
     if not believed:
         return None
-    sides = np.zeros(len(a)), np.zeros(len(a))
-    for d in dict.fromkeys(r["dataset"] for r in a):
-        mine = [i for i, r in enumerate(a) if r["dataset"] == d]
-        for side, rows in zip(sides, (a, b), strict=True):
-            found = shifted_nll([rows[i] for i in mine], labels[d])
-            if found is None:
-                return None
-            side[mine] = found
-    first, second = sides
-    change = paired_difference(first.tolist(), second.tolist(), [r["conversation"] for r in a])
+    first, second = (shifted_nll(rows, labels[dataset]) for rows in (a, b))
+    if first is None or second is None:
+        return None
+    return first, second, [r["conversation"] for r in a]
+
+
+def shifted_change(parts: Sequence[Sides | None]) -> dict[str, Any] | None:
+    """The paired change of NLL at T after a prior shift: a stage that only moves what a model says most, or
+    how sure it is, changes nothing; one that tells utterances apart lowers it.
+
+    Args:
+        parts: `shifted_sides` of each data set.
+
+    Returns: "difference", "p_value", "before", "after", nats; None where a part is.
+    """
+    known = [p for p in parts if p is not None]
+    if not known or len(known) < len(parts):
+        return None
+    first, second = (np.concatenate([p[k] for p in known]) for k in (0, 1))
+    change = paired_difference(first.tolist(), second.tolist(), [c for p in known for c in p[2]])
     means = {"before": float(first.mean()), "after": float(second.mean())}
     return {"difference": change.difference.as_list(), "p_value": change.p_value, **means}
 
@@ -219,11 +231,12 @@ def steps(config: Config, store: Store) -> list[Step]:
 def change_record(before: Rows, after: Rows, labels: Labels) -> dict[str, Any]:
     """The changes between two evaluations by data set and UNION: SHOWN, "nll_at_t", "nll_shifted", "verdict",
     counts."""
-    result = {}
-    for d, found in compare(before, after, labels).items():
+    found, result = compare(before, after, labels), {}
+    sides = {d: shifted_sides(before, after, d, labels) for d in found if d != UNION}
+    for d, comparison in found.items():
         mine = labels if d == UNION else {d: labels[d]}
-        shifted = shifted_change(before, after, mine)
-        result[d] = _record(found, nll_change(before, after, mine), shifted)
+        shifted = shifted_change(list(sides.values()) if d == UNION else [sides[d]])
+        result[d] = _record(comparison, nll_change(before, after, mine), shifted)
     return result
 
 
