@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,3 +113,26 @@ def test_training_learns_and_its_state_goes_on(tiny_model: Path, tmp_path: Path,
     )
     e.save(tmp_path / "whole")
     assert LocalEngine(ModelConfig(id=str(tmp_path / "whole"), device="cpu")).policy
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_slots_decode_by_a_graph_what_branches_decode(tiny_model: Path, dtype: str) -> None:
+    """Twice from one table: the second time every step is replayed, behind an optimiser step as well."""
+    requests = [Request(i.prompt_ids, 4, 7 + k, share="s") for k, i in enumerate(rl_items(6, 1))]
+    settings = SamplingSettings(max_new_tokens=24)
+    by_slots = engine(tiny_model, dtype=dtype, decoder="slots")
+    by_branches = engine(tiny_model, dtype=dtype, decoder="branches")
+    config = GrpoConfig(kl_coef=0, lr=1e-3)
+    for e in (by_slots, by_branches):
+        e.begin_stage(config)
+    for _ in range(3):
+        a, b = (e.sampler.generate(requests, settings) for e in (by_slots, by_branches))
+        pairs = [(x, y) for g, h in zip(a, b, strict=True) for x, y in zip(g, h, strict=True)]
+        same = [x.token_ids == y.token_ids for x, y in pairs]
+        assert sum(same) >= (0.9 if dtype == "fp32" else 0.5) * len(same)
+        firsts = [(x.logprobs[0], y.logprobs[0]) for x, y in pairs if x.token_ids[0] == y.token_ids[0]]
+        assert np.allclose(*zip(*firsts, strict=True), atol=1e-3 if dtype == "fp32" else 0.05)
+        for e in (by_slots, by_branches):
+            e.rl_round([rl_items(4, 4)], config, [1e-3])
+    (table,) = by_slots.sampler._tables._kept.values()
+    assert table._graph is not None

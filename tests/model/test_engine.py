@@ -14,7 +14,7 @@ import torch
 from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, SftConfig
 from selfemo.errors import EngineError, NotFiniteError
 from selfemo.method.prompts import Fitted, conversation_prompts
-from selfemo.models.generation.local import sample_tokens
+from selfemo.models.generation.draws import sample_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.models.packing import PackedRows, pack

@@ -14,8 +14,9 @@ from selfemo.cli import app
 from selfemo.errors import EngineError
 from selfemo.models.generation import local_chat
 from selfemo.models.generation.chat import UnansweredError, parse_expert
+from selfemo.models.generation.draws import sample_tokens
 from selfemo.models.generation.grammar import Grammar
-from selfemo.models.generation.local import LocalGenerator, sample_tokens
+from selfemo.models.generation.local import LocalGenerator
 from selfemo.models.generation.local_chat import LocalChat
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy

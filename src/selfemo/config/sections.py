@@ -55,6 +55,15 @@ class ModelConfig(_Section):
     gradient_checkpointing: bool = False
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 leaves torch's own choice."""
+    attention: Literal["auto", "tree", "dense"] = "auto"
+    """Over packed rows. tree: no masked block is computed, run by run; dense: one kernel over a dense mask.
+    auto: tree on a CPU, else dense."""
+    decoder: Literal["auto", "branches", "slots"] = "auto"
+    """Of completions without constraints. branches: equal copies are computed once, with the host in each
+    step; slots: each copy for itself, nothing read from the device but every eighth step, on CUDA as a
+    graph. auto: branches."""
+    fp32_head: bool = False
+    """Compute logits in fp32 where the rest of the forward pass is bf16."""
 
 
 class DataConfig(_Section):

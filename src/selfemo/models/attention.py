@@ -87,6 +87,23 @@ class RowPlan:
 
 
 @dataclass(frozen=True)
+class SlotKeys:
+    """The keys of completions in fixed slots behind shared prefixes (generation/slots.py).
+
+    Attributes:
+        prefix: of each layer, keys and values (b, g, p, d) of the rows' prefixes.
+        own: of each layer, keys and values (b, g, w, t, d) of the tokens in each slot.
+        visible: (b, 1, 1, w, p + t) bool, the keys of either that a slot may attend to.
+        at: (1,) where the present token's key goes in `own`.
+    """
+
+    prefix: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    own: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    visible: torch.Tensor
+    at: torch.Tensor
+
+
+@dataclass(frozen=True)
 class TreePlan:
     """The plan of each row of packed trees, and the padded row length."""
 
@@ -153,10 +170,12 @@ def tree_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    tree: TreePlan | None = None,
+    tree: TreePlan | SlotKeys | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """(b, s, h, d) outputs for queries (b, h, s, d), keys and values (b, g, s, d); zero at padding."""
+    if isinstance(tree, SlotKeys):
+        return _slots(query, key, value, tree, module.layer_idx, scaling), None
     share = query.shape[1] // key.shape[1]
     if tree is None and attention_mask is not None and share > 1 and query.shape[2] <= _FEW_QUERIES:
         return _few_queries(query, key, value, attention_mask, scaling), None
@@ -218,6 +237,33 @@ def _few_queries(
         folded, key, value, attn_mask=seen.reshape(b, 1, h // g * q, -1), scale=scaling
     )
     return out.reshape(b, h, q, d).transpose(1, 2).contiguous()
+
+
+def _slots(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: SlotKeys,
+    layer: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    """(b, w, h, d) outputs of one token a slot, queries (b, h, w, d), whose key and value join `keys.own`.
+
+    Scores over the prefix and over the slot's own tokens are two products and one softmax, in fp32.
+    """
+    b, h, w, d = query.shape
+    (before, before_v), (own, own_v) = keys.prefix[layer], keys.own[layer]
+    for buffer, x in ((own, key), (own_v, value)):
+        buffer.index_copy_(3, keys.at, x[:, :, :, None].to(buffer.dtype))
+    g, p, t = before.shape[1], before.shape[2], own.shape[3]
+    query = query.reshape(b, g, h // g, w, d)
+    shared = (query.flatten(2, 3) @ before.mT).view(b, g, h // g, w, p)
+    scores = torch.cat([shared, torch.einsum("bgrwd,bgwtd->bgrwt", query, own)], -1).float()
+    scores = scores * (d**-0.5 if scaling is None else scaling)
+    weights = scores.masked_fill(~keys.visible, -torch.inf).softmax(-1).to(before.dtype)
+    out = (weights[..., :p].flatten(2, 3) @ before_v).view(b, g, h // g, w, d)
+    out = out + torch.einsum("bgrwt,bgwtd->bgrwd", weights[..., p:], own_v)
+    return out.reshape(b, h, w, d).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(IMPLEMENTATION, tree_attention)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from selfemo.config import ModelConfig
 from selfemo.errors import EngineError
 from selfemo.models.packing import pack
-from selfemo.models.policy import Attention, Policy
+from selfemo.models.policy import Attention, Decoder, Policy
 from selfemo.models.references import ModelReference
 
 _SHAPE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
@@ -46,7 +46,13 @@ def pick_dtype(name: str, device: torch.device) -> str:
 
 
 def load_policy(
-    model_id: str, device: str = "auto", dtype: str = "fp32", attention: Attention | None = None
+    model_id: str,
+    device: str = "auto",
+    dtype: str = "fp32",
+    attention: Attention | None = None,
+    *,
+    decoder: Decoder | None = None,
+    fp32_head: bool = False,
 ) -> Policy:
     """Load a model with float32 weights (training masters) and check that packing holds for it.
 
@@ -54,6 +60,8 @@ def load_policy(
         model_id: a model reference (references.py).
         attention: None takes "tree" on a CPU, where leaving out masked blocks is fastest, and "dense" on
             other devices, where "tree" has not been measured yet.
+        decoder: None takes "branches"; "slots" has not been measured yet.
+        fp32_head: of `Policy`.
 
     Raises:
         EngineError: the reference names no model that can be loaded, or packed rows do not fit its
@@ -83,7 +91,8 @@ def load_policy(
         raise EngineError(f"{model_id}: its tokenizer names no end token (eos_token)")
     model.to(where).eval()
     path = attention or ("tree" if where.type == "cpu" else "dense")
-    policy = Policy(model, model, tokenizer, where, pick_dtype(dtype, where), source, path)
+    precision = pick_dtype(dtype, where)
+    policy = Policy(model, model, tokenizer, where, precision, source, path, decoder or "branches", fp32_head)
     if policy.dtype == "bf16":
         _lean_bf16(model)
     if where.type == "cuda":
@@ -98,7 +107,14 @@ def load_configured(config: ModelConfig, checkpoint: str | None = None) -> Polic
     """`load_policy` by some settings, or of a checkpoint under them; training adds the adapters."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    return load_policy(checkpoint or config.id, config.device, config.dtype)
+    return load_policy(
+        checkpoint or config.id,
+        config.device,
+        config.dtype,
+        None if config.attention == "auto" else config.attention,
+        decoder=None if config.decoder == "auto" else config.decoder,
+        fp32_head=config.fp32_head,
+    )
 
 
 def _lean_bf16(model: Any) -> None:

@@ -23,6 +23,11 @@ Attention = Literal["tree", "dense"]
 that its tokens see; "dense" is one kernel over a dense mask, so a row costs the square of its length."""
 
 
+Decoder = Literal["branches", "slots"]
+"""How completions are decoded: "branches" computes equal copies once, with the host in each step
+(generation/local.py); "slots" keeps each step on the device (generation/slots.py)."""
+
+
 class _Encoder(ABC):
     """Writes a chat as token ids and reads token ids as text, by a tokenizer alone."""
 
@@ -113,6 +118,8 @@ class Policy(_Encoder):
         dtype: precision of the forward pass; fp32 weights with "bf16" run under autocast.
         source: folder or hub id that the weights were loaded from.
         attention: the attention path of packed rows.
+        decoder: the decoding path of completions without constraints.
+        fp32_head: compute logits in fp32 where the rest is bf16.
     """
 
     model: Any
@@ -122,6 +129,8 @@ class Policy(_Encoder):
     dtype: str = "fp32"
     source: str = ""
     attention: Attention = "dense"
+    decoder: Decoder = "branches"
+    fp32_head: bool = False
 
     def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
         """Packed trees as rows on this device, with the mask or the plan of the attention path."""
@@ -132,10 +141,12 @@ class Policy(_Encoder):
         rows = to_rows(packs, self.device, multiple, masked=False)
         return replace(rows, tree=plan(packs, rows.input_ids.shape[1], self.device))
 
-    def autocast(self) -> Any:
+    def autocast(self, *, cached: bool = True) -> Any:
+        """The precision of forward passes; not `cached`, weights are cast again at each use."""
         import torch
 
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16")
+        bf16 = self.dtype == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=cached)
 
     @property
     def _generation_config(self) -> Any:
@@ -159,7 +170,13 @@ class Policy(_Encoder):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., v) float32 logits of hidden states."""
-        return self.core.get_output_embeddings()(hidden).float()
+        import torch
+
+        head = self.core.get_output_embeddings()
+        if not self.fp32_head:
+            return head(hidden).float()
+        with torch.autocast(self.device.type, enabled=False):
+            return head(hidden.float())
 
     @cached_property
     def line_ends(self) -> np.ndarray:

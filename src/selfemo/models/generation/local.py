@@ -28,9 +28,11 @@ from selfemo.errors import EngineError, NotFiniteError, UnsupportedError
 from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.channel_scores import channel_scores
+from selfemo.models.generation.draws import Drawn, sample_tokens, uniforms
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.generation.requests import Constraint, Observer, Request, SamplingSettings
+from selfemo.models.generation.slots import SlotTables, decode_slots
 from selfemo.models.loading import load_configured, load_policy
 from selfemo.models.memory import return_memory
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
@@ -75,19 +77,13 @@ class _GrowingLayer(DynamicLayer):
 
 
 @dataclass
-class _Open:
+class _Open(Drawn):
     """One completion under way, with the tokens sampled so far."""
 
-    request: int
-    copy: int
-    uniforms: np.ndarray
-    constraint: Constraint | None
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
+    uniforms: np.ndarray = field(default_factory=lambda: np.empty(0))
+    constraint: Constraint | None = None
     lines: int = 0
     done: bool = False
-    finished: bool = False
 
 
 class _Slots:
@@ -177,49 +173,6 @@ class _Slots:
         return PackedRows(ids_, positions_, mask[:, None]), where, length + q
 
 
-def sample_tokens(
-    logits: torch.Tensor,
-    uniforms: torch.Tensor,
-    temperature: float,
-    top_p: float,
-    allowed: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw tokens of each row by inverse CDF.
-
-    Args:
-        logits: (q, v) float32.
-        uniforms: (q, n) in [0, 1), one for each draw of a row.
-        temperature: 0 takes the most likely token.
-        top_p: nucleus mass; the smallest set of tokens that reaches it is kept.
-        allowed: (q, v) bool, tokens that may be drawn.
-
-    Returns:
-        ids (q, n), log-probabilities (q, n) and entropies in nats (q,) of the policy softmax(logits / T),
-        before top_p or `allowed` cut it; greedy decoding reports those of T = 1.
-    """
-    if temperature not in (0, 1):
-        logits = logits / temperature
-    logp = torch.log_softmax(logits, -1)
-    probs = logp.exp()
-    entropies = -(probs * logp).sum(-1)
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed, -torch.inf)
-    if temperature == 0:
-        ids = logits.argmax(-1, keepdim=True).expand(uniforms.shape)
-    else:
-        if allowed is not None:
-            probs = torch.softmax(logits, -1)
-        if top_p < 1:
-            ordered, order = probs.sort(-1, descending=True)
-            ordered = ordered * ((ordered.cumsum(-1) - ordered) < top_p)
-            probs = torch.zeros_like(probs).scatter(-1, order, ordered)
-        cdf = probs.double().cumsum(-1)
-        # Scaling by the last value keeps rounding from pushing a draw past the end.
-        draws = uniforms.double().to(cdf.device) * cdf[:, -1:]
-        ids = torch.searchsorted(cdf, draws, right=True).clamp_(max=logits.shape[-1] - 1)
-    return ids, logp.gather(-1, ids), entropies
-
-
 class LocalSampler:
     """A model on this device as a `Sampler`; training the same `Policy` changes its completions.
 
@@ -228,6 +181,7 @@ class LocalSampler:
 
     def __init__(self, policy: Policy, *, many_calls: bool = False):
         self.policy, self._many_calls = policy, many_calls
+        self._tables = SlotTables()
 
     def encode(self, messages: list[Message]) -> list[int]:
         return self.policy.encode(messages)
@@ -247,7 +201,8 @@ class LocalSampler:
     ) -> list[list[RawCompletion]]:
         """See `Sampler.generate`; a completion that `on_token` ends is unfinished."""
         self.policy.model.eval()
-        samples = LocalGenerator(self.policy, settings, on_token).generate(requests, on_done)
+        generator = LocalGenerator(self.policy, settings, on_token, self._tables)
+        samples = generator.generate(requests, on_done)
         if not self._many_calls:
             return_memory()
         return samples
@@ -300,6 +255,7 @@ class LocalGenerator:
     policy: Policy
     settings: SamplingSettings
     on_token: OnToken | None = None
+    tables: SlotTables = field(default_factory=SlotTables)
 
     def _constraint(self, request: Request) -> Constraint | None:
         if request.constraints:
@@ -313,8 +269,14 @@ class LocalGenerator:
     ) -> list[list[RawCompletion]]:
         """See `Sampler.generate`."""
         results: list[list[RawCompletion | None]] = [[None] * r.n for r in requests]
+        # What a constraint allows, and whether a caller goes on, is decided on the host.
+        held = self.on_token or self.settings.no_repeat_ngram or any(r.constraints for r in requests)
         for batch in self._batches(requests):
-            finished = self._run(requests, batch)
+            finished: Sequence[Drawn]
+            if self.policy.decoder == "slots" and not held:
+                finished = decode_slots(self.policy, self.settings, requests, batch, self.tables)
+            else:
+                finished = self._run(requests, batch)
             for o in finished:
                 results[o.request][o.copy] = RawCompletion(
                     self.policy.decode(o.ids), tuple(o.ids), tuple(o.logprobs), tuple(o.entropies), o.finished
@@ -367,10 +329,9 @@ class LocalGenerator:
                 slots.seen[b, slot : slot + n, : len(p)] = torch.from_numpy(ancestors[path[-1]])
                 slots.positions[b, slot : slot + n] = len(path)
                 for copy in range(n):
-                    generator = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32, copy])
-                    draws = generator.random(settings.max_new_tokens)
+                    draws = uniforms(seed, copy, settings.max_new_tokens)
                     k, constraint = len(live), self._constraint(requests[i])
-                    live.append(_Open(i, copy, draws, constraint))
+                    live.append(_Open(i, copy, uniforms=draws, constraint=constraint))
                     slots.who[b, slot + copy] = k
                     first[k] = slot + copy
                     # What a constraint allows may differ between copies of equal tokens, so they stay apart.
