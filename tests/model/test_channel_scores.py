@@ -71,7 +71,7 @@ def test_many_predicting_tokens_are_scored_part_by_part(
     ids = policy.encode([{"role": "user", "content": "Ann: hi"}])
     places = [("c", ids, "E: joy\nS:", "The bus leaves at nine, and the next one never.")] * 2
     whole = channel_scores(policy, places, MELD)
-    monkeypatch.setattr("selfemo.models.generation.branches._PREDICTORS", 7)
+    monkeypatch.setattr("selfemo.models.generation.branches._PREDICTORS", {"cpu": 7})
     parts = channel_scores(policy, places, MELD)
     for a, b in zip(whole, parts, strict=True):
         assert a.reply == pytest.approx(b.reply, abs=1e-5) and a.prior == pytest.approx(b.prior, abs=1e-5)

@@ -23,6 +23,7 @@ from selfemo.config import load
 from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.evaluation.jobs import evaluate_model
 from selfemo.evaluation.summary import finish
+from selfemo.models.generation.local import LocalSampler
 from selfemo.progress import Stopped, StopRequest
 from selfemo.reports.figures import draw
 from selfemo.runs.folder import RunFolder
@@ -392,7 +393,7 @@ def test_stages_alone(finished: Path, tiny_model: Path, data: Path, tmp_path: Pa
 def test_a_stopped_evaluation_goes_on(finished: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
     import selfemo.evaluation.predictions as evaluation
 
-    monkeypatch.setattr(evaluation, "_CHUNK", 4)
+    monkeypatch.setattr(LocalSampler, "chunk", 4)
     asked: list[int] = []
     real = evaluation.predict
 
@@ -422,9 +423,7 @@ def test_a_stopped_evaluation_goes_on(finished: Path, data: Path, tmp_path: Path
 def test_a_stop_request_ends_an_evaluation_after_its_chunk(
     finished: Path, tiny_model: Path, data: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    import selfemo.evaluation.predictions as evaluation
-
-    monkeypatch.setattr(evaluation, "_CHUNK", 4)
+    monkeypatch.setattr(LocalSampler, "chunk", 4)
     stop = StopRequest()
 
     class Asking(Silent):

@@ -51,10 +51,14 @@ def test_completions_are_those_of_branches(both: tuple[Policy, Policy], data: st
     """Whatever prompts, copies, trees, batches, temperatures and limits there are."""
     number = st.integers(1, 5)
     requests = [
-        Request(PROMPT[data.draw(st.integers(0, 2)) : 20 + data.draw(st.integers(0, 30))],
-                data.draw(number), data.draw(st.integers(0, 2**40)), data.draw(st.sampled_from(["a", "b", None])))
+        Request(
+            PROMPT[data.draw(st.integers(0, 2)) : 20 + data.draw(st.integers(0, 30))],
+            data.draw(number),
+            data.draw(st.integers(0, 2**40)),
+            data.draw(st.sampled_from(["a", "b", None])),
+        )
         for _ in range(data.draw(number))
-    ]  # fmt: skip
+    ]
     chosen = SamplingSettings(
         data.draw(st.integers(1, 20)),
         data.draw(st.sampled_from([0.0, 0.7, 1.0])),
@@ -72,7 +76,7 @@ def test_slots_move_together_when_most_have_ended(
     """Completions of mixed length; each look moves the open ones, and none is lost or mixed up."""
     both = policies(tiny_model, attention)
     for policy in both:  # a third of the vocabulary ends a completion, so that lengths are mixed
-        policy.core.generation_config.eos_token_id = [policy.tokenizer.eos_token_id, *range(0, 100)]
+        policy.core.generation_config.eos_token_id = [policy.tokenizer.eos_token_id, *range(100)]
     monkeypatch.setattr(slots, "_LOOK", 2)
     moves: list[tuple[int, int]] = []
     smaller = slots._smaller

@@ -42,7 +42,6 @@ from selfemo.progress import StopRequest
 from selfemo.runs.store import PredictionRow, Store, read_distribution
 from selfemo.stages.experts import Question, Reply, ask_experts, without_thoughts
 
-_CHUNK = 64
 UNION = "all"
 """Name of the union of all data sets in scores."""
 OnDone = Callable[[int], None]
@@ -213,8 +212,8 @@ def evaluate(
     """
     missing, refused = _missing(gold_prompts(conversations), store, name, on_done), ""
     beliefs = evaluation.beliefs and prompt.reasoning == "none"
-    for start in range(0, len(missing), _CHUNK):
-        part = missing[start : start + _CHUNK]
+    for start in range(0, len(missing), sampler.chunk):
+        part = missing[start : start + sampler.chunk]
         try:
             chunk = predict(sampler, part, evaluation, prompt, beliefs=beliefs and not refused)
         except UnsupportedError as e:

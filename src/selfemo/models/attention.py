@@ -255,7 +255,7 @@ def _slots(
     (before, before_v), (own, own_v) = keys.prefix[layer], keys.own[layer]
     for buffer, x in ((own, key), (own_v, value)):
         buffer.index_copy_(3, keys.at, x[:, :, :, None].to(buffer.dtype))
-    g, p, t = before.shape[1], before.shape[2], own.shape[3]
+    g, p = before.shape[1:3]
     query = query.reshape(b, g, h // g, w, d)
     shared = (query.flatten(2, 3) @ before.mT).view(b, g, h // g, w, p)
     scores = torch.cat([shared, torch.einsum("bgrwd,bgwtd->bgrwt", query, own)], -1).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +27,9 @@ that its tokens see; "dense" is one kernel over a dense mask, so a row costs the
 Decoder = Literal["branches", "slots"]
 """How completions are decoded: "branches" computes equal copies once, with the host in each step
 (generation/local.py); "slots" keeps each step on the device (generation/slots.py)."""
+
+_CHATS = 16_384
+"""Most chats whose token ids are kept: four bytes a token, besides the text."""
 
 
 class _Encoder(ABC):
@@ -61,8 +65,21 @@ class _Encoder(ABC):
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a chat up to where the assistant's completion starts.
 
-        Special tokens come from the template alone: a message's text cannot open another role.
+        Special tokens come from the template alone: a message's text cannot open another role. The ids of
+        the last chats are kept: a run asks for the same prompts again and again.
         """
+        chat = tuple((m["role"], m["content"]) for m in messages)
+        if (known := self._chats.get(chat)) is None:
+            if len(self._chats) >= _CHATS:
+                self._chats.clear()
+            known = self._chats[chat] = array("i", self._encode(messages))
+        return known.tolist()
+
+    @cached_property
+    def _chats(self) -> dict[tuple[tuple[str, str], ...], array[int]]:
+        return {}
+
+    def _encode(self, messages: list[dict[str, str]]) -> list[int]:
         messages = [{**m, "content": self.defused(m["content"])} for m in messages]
         if getattr(self.tokenizer, "chat_template", None):
             text = self.tokenizer.apply_chat_template(
@@ -186,7 +203,7 @@ class Policy(_Encoder):
 
     def take_tokenizer(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        for derived in ("_special", "line_ends"):
+        for derived in ("_special", "_chats", "line_ends"):
             self.__dict__.pop(derived, None)
 
     def encode_completion(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

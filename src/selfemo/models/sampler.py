@@ -16,12 +16,21 @@ LabelPlace = tuple[Hashable, Sequence[int], str]
 ChannelPlace = tuple[Hashable, Sequence[int], str, str]
 """(key, prompt ids, text written so far that ends in "S:", reply)."""
 
+CHUNK = 64
+"""Prompts of one call, where nothing speaks for more: so many are asked again where a run is interrupted."""
+
 
 class Sampler(Protocol):
     """A model that completes prompts.
 
+    Attributes:
+        chunk: prompts that a caller who keeps results as they come should give it in one call.
+
     All methods raise UnsupportedError for what the backend cannot do.
     """
+
+    @property
+    def chunk(self) -> int: ...
 
     def encode(self, messages: list[Message]) -> Sequence[int]:
         """Token ids of a chat up to where the assistant's completion starts."""

@@ -30,8 +30,6 @@ from selfemo.stages.flywheel import original_prompts
 from selfemo.stages.selfplay import fit_all, persona_book, play_episodes
 from selfemo.training import open_trainer
 
-_CHUNK = 64
-
 
 def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
     """Cold start into the model folder `out`; its samples and metrics go to OUT.run beside it."""
@@ -139,8 +137,8 @@ def soften_alone(
             found: dict[str, EmotionDistribution] = {}
             for labels in dict.fromkeys(p.label_set for p, _ in places):
                 asked = [(p, written) for p, written in places if p.label_set == labels]
-                for start in range(0, len(asked), _CHUNK):
-                    part = asked[start : start + _CHUNK]
+                for start in range(0, len(asked), sampler.chunk):
+                    part = asked[start : start + sampler.chunk]
                     read = sampler.label_probabilities(
                         [(p.conversation_id, fitted[p.id].ids, written) for p, written in part], labels
                     )

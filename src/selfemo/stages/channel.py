@@ -23,8 +23,6 @@ from selfemo.method.prompts import Fitted, clean, fit, prompt_at
 from selfemo.method.types import Conversation, EmotionDistribution, FailureKind, LabelSet, Prompt
 from selfemo.models.sampler import Sampler
 
-_CHUNK = 64
-"""Turns of one call of the model."""
 TurnPlace = tuple[Conversation, int]
 """A conversation and the index of one of its turns."""
 
@@ -97,8 +95,8 @@ def read_turns(
         UnsupportedError: the sampler cannot tell these probabilities.
     """
     readings, left_out = list[TurnReading](), Counter[str]()
-    for start in range(0, len(turns), _CHUNK):
-        part = turns[start : start + _CHUNK]
+    for start in range(0, len(turns), sampler.chunk):
+        part = turns[start : start + sampler.chunk]
         # Who speaks turn k is known once r is there to be read.
         pairs = [(prompt_at(c, k - 1, gold=True), prompt_at(c, k)) for c, k in part]
         read = [(at, r) for at, r in zip(part, read_pairs(sampler, pairs, prompt), strict=True) if r]

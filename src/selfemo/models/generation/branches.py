@@ -6,7 +6,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from selfemo.models.packing import bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
 
 _TREE_TOKENS = 2048
-_BATCH_TOKENS = 4096
-"""Tokens of one forward pass; bounds memory."""
-_PREDICTORS = 1024
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
+"""Tokens of one forward pass by device; bounds memory."""
+_PREDICTORS = {"cpu": 1024, "cuda": 4096}
 """Tokens whose logits are held at a time; bounds memory where replies are scored."""
 
 
@@ -48,7 +48,7 @@ def branch_logp(
         rows = [[i for t in row for i in trees[t]] for row in bins(sizes, _TREE_TOKENS)]
         sizes = [len(pack([s for i in row for s in seen[i]])) for row in rows]
     found: list[list[list[float]]] = [[] for _ in places]
-    for batch in micro_batches(sizes, max(_BATCH_TOKENS, max(sizes))):
+    for batch in micro_batches(sizes, max(_on(policy, _BATCH_TOKENS), max(sizes))):
         members = [i for r in batch for i in rows[r]]
         packs = [pack([s for i in rows[r] for s in seen[i]]) for r in batch]
         with policy.autocast():
@@ -71,12 +71,17 @@ def _token_logp(
 ) -> list[float]:
     """log p of each target (t,) by the hidden state at its predictor (t,); logits once a predictor."""
     unique, inverse = np.unique(predictors, return_inverse=True)
-    found = np.empty(len(targets))
-    for low in range(0, len(unique), _PREDICTORS):
-        high = low + _PREDICTORS
-        chosen = hidden[torch.from_numpy(unique[low:high]).to(policy.device)]
-        logp = torch.log_softmax(policy.logits(chosen), -1).cpu()
-        mine = np.flatnonzero((inverse >= low) & (inverse < high))
-        at, token = torch.from_numpy(inverse[mine] - low), torch.from_numpy(targets[mine])
-        found[mine] = logp[at, token].double().numpy()
+    found, step = np.empty(len(targets)), _on(policy, _PREDICTORS)
+    for low in range(0, len(unique), step):
+        mine = np.flatnonzero((inverse >= low) & (inverse < low + step))
+        chosen, at, token = (
+            torch.from_numpy(x).to(policy.device)
+            for x in (unique[low : low + step], inverse[mine] - low, targets[mine])
+        )
+        logp = torch.log_softmax(policy.logits(hidden[chosen]), -1)
+        found[mine] = logp[at, token].double().cpu().numpy()
     return [float(x) for x in found]
+
+
+def _on(policy: Policy, sizes: Mapping[str, int]) -> int:
+    return sizes.get(policy.device.type, sizes["cpu"])

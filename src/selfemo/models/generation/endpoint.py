@@ -22,7 +22,7 @@ from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError, parse_expert
 from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
-from selfemo.models.sampler import ChannelPlace, LabelPlace, Message
+from selfemo.models.sampler import CHUNK, ChannelPlace, LabelPlace, Message
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
@@ -244,6 +244,8 @@ class EndpointSampler:
     Methods may be called from several threads, inside an event loop or not; `close` ends its own loop. The
     temperature of `spec` is not used: settings have one.
     """
+
+    chunk = CHUNK
 
     def __init__(self, spec: ExpertSpec):
         self.spec = spec

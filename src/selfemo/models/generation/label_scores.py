@@ -19,7 +19,11 @@ def label_probabilities(
     A label whose tokens begin another's (sad, sadly) has the probability of its own tokens less that of
     the longer ones.
     """
-    heads = [[policy.plain_ids(f"{written} {e}") for e in labels] for _, _, written in places]
+    encoded = {
+        written: [policy.plain_ids(f"{written} {e}") for e in labels]
+        for written in dict.fromkeys(w for _, _, w in places)
+    }
+    heads = [encoded[written] for _, _, written in places]
     asked = [(key, ids, head) for (key, ids, _), head in zip(places, heads, strict=True)]
     # The tokens that all labels begin with are left out: they cancel.
     common = [min(shared_prefix(head[0], h) for h in head[1:]) for head in heads]

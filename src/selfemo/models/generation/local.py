@@ -37,7 +37,7 @@ from selfemo.models.loading import load_configured, load_policy
 from selfemo.models.memory import return_memory
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
-from selfemo.models.sampler import ChannelPlace, LabelPlace, Message
+from selfemo.models.sampler import CHUNK, ChannelPlace, LabelPlace, Message
 
 _TREE_TOKENS = 2048
 """Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
@@ -182,6 +182,11 @@ class LocalSampler:
     def __init__(self, policy: Policy, *, many_calls: bool = False):
         self.policy, self._many_calls = policy, many_calls
         self._tables = SlotTables()
+
+    @property
+    def chunk(self) -> int:
+        """Enough to fill a GPU; on a CPU more at once is no faster, and more is lost by an interrupt."""
+        return 2048 if self.policy.device.type == "cuda" else CHUNK
 
     def encode(self, messages: list[Message]) -> list[int]:
         return self.policy.encode(messages)

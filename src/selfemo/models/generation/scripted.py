@@ -13,7 +13,7 @@ from selfemo.errors import DataError, UnsupportedError
 from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
-from selfemo.models.sampler import ChannelPlace, LabelPlace, Message
+from selfemo.models.sampler import CHUNK, ChannelPlace, LabelPlace, Message
 
 Script = Callable[[Sequence[Message], Request, int], str]
 """(messages, request, k) to the text of the request's k-th completion."""
@@ -34,6 +34,8 @@ class ScriptedSampler:
         labels: weights of emotions for `label_probabilities`; where the label set has none of them, all
             are equal.
     """
+
+    chunk = CHUNK
 
     def __init__(self, answers: Script | Sequence[str], labels: Mapping[str, float] | None = None) -> None:
         if not callable(answers) and not answers:

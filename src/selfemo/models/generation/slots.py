@@ -4,8 +4,8 @@ Each completion has a slot beside the others of its prefix tree for as long as i
 buffer of the slot, those of the prefix in one of the tree, so that shapes never change: on a CUDA device a
 step is recorded once as a graph and replayed, also for later batches that fit its buffers. The host looks
 every `_LOOK` steps whether all have ended, and moves what is open into smaller buffers where that halves
-them. The random numbers are those of local.py's branches, and so are the tokens up to rounding; copies with equal
-tokens are computed each for itself.
+them. The random numbers are those of local.py's branches, and so are the tokens up to rounding; copies with
+equal tokens are computed each for itself.
 
 Shapes: b rows (trees), w slots a row, p prefix length, t most new tokens, v vocabulary.
 """
@@ -83,7 +83,8 @@ class _Table:
         dtype = torch.bfloat16 if policy.dtype == "bf16" else torch.float32
 
         def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.zeros(2, *shape, dtype=dtype, device=device).unbind()
+            keys, values = torch.zeros(2, *shape, dtype=dtype, device=device)
+            return keys, values
 
         layers = range(config.num_hidden_layers)
         self.prefix = [pair(b, g, p, d) for _ in layers]
@@ -157,7 +158,7 @@ class _Table:
         if self._graph is not None:
             self._graph.replay()
             return None
-        # Training changes weights in place: a graph casts them anew, instead of reading casts of its first use.
+        # Training changes weights in place: a graph casts them anew, and reads no casts of its first use.
         with self.policy.autocast(cached=False):
             if not self._warm:
                 self._warm = True
