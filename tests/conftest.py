@@ -177,12 +177,14 @@ def tiny_model(built_once: Built) -> Path:
     return built_once("tiny", build_tiny_model)
 
 
-@pytest.fixture(params=["tree", "dense"])
-def attention(request: pytest.FixtureRequest) -> Attention:
-    """Both attention paths: that of a CPU, and that of other devices forced on it.
+@pytest.fixture(params=["tree", "dense", "flex"])
+def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Attention:
+    """Each attention path: that of a CPU, and those of other devices forced on it.
 
     For a policy that is loaded already: `engine.policy.attention = attention`.
     """
+    if request.param == "flex":
+        monkeypatch.setattr("selfemo.models.flex.LEAST_TOKENS", 0)
     return request.param
 
 

@@ -14,7 +14,9 @@ import torch
 from selfemo.config import GrpoConfig, ModelConfig, SftConfig
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.packing import pack
+from selfemo.models.policy import Attention
 from selfemo.training.engine import LocalEngine, SftItem
+from selfemo.training.protocol import RlItem
 from selfemo.training.token_scores import inputs, score_tokens
 from tests.support.engines import gradients, plain_logprobs, rl_items
 
@@ -50,12 +52,16 @@ def test_packed_scores_and_gradients_equal_separate_rows(tiny_model: Path) -> No
     assert apart(packed, gradients(plain.policy.core)) < 5e-3
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 5e-3), ("bf16", 0.1)])
-def test_the_rl_gradient_is_that_of_the_cpu(tiny_model: Path, dtype: str, tolerance: float) -> None:
+def test_the_rl_gradient_is_that_of_the_cpu(
+    tiny_model: Path, dtype: str, tolerance: float, attention: Attention, compiled: bool
+) -> None:
     items = rl_items(4, 4)
     found = {}
     for device, precision in (("cuda", dtype), ("cpu", "fp32")):
-        e = engine(tiny_model, device, precision)
+        own = {"attention": attention, "compile": compiled} if device == "cuda" else {}
+        e = engine(tiny_model, device, precision, **own)
         config = GrpoConfig(kl_coef=0.01, entropy_coef=0.01, micro_tokens=120)
         e.begin_stage(config)
         e.set_reference()
@@ -64,6 +70,38 @@ def test_the_rl_gradient_is_that_of_the_cpu(tiny_model: Path, dtype: str, tolera
     assert apart(found["cuda"][0], found["cpu"][0]) < tolerance
     for name in ("entropy", "tokens", "packed_tokens"):
         assert found["cuda"][1][name] == pytest.approx(found["cpu"][1][name], rel=2e-2)
+
+
+def test_flex_leaves_out_blocks_of_rows_that_have_many(tiny_model: Path) -> None:
+    """Rows of several blocks of 128, of another length at each call, by one compiled kernel."""
+    config = GrpoConfig(kl_coef=0, micro_tokens=100_000)
+    for n in (30, 41, 57):
+        items = rl_items(n, 4)
+        found = []
+        for attention in ("flex", "dense"):
+            e = engine(tiny_model, attention=attention)
+            e.begin_stage(config)
+            e.rl_backward(items, config)
+            found.append(gradients(e.policy.core))
+        assert apart(*found) < 5e-3
+
+
+def test_logits_in_fp32_bring_sampler_and_trainer_together(tiny_model: Path) -> None:
+    """In bf16 they differ by the kernels of decoding and training; the fp32 head takes out its own part."""
+    apart_: dict[bool, float] = {}
+    for head in (False, True):
+        e = engine(tiny_model, dtype="bf16", fp32_head=head)
+        prompts = [i.prompt_ids for i in rl_items(8, 1)]
+        groups = e.sampler.generate([Request(p, 8, k) for k, p in enumerate(prompts)], SamplingSettings(16))
+        items = [
+            RlItem(p, c.token_ids, (-1.0) ** k, f"p{n}", sampled=c.logprobs)
+            for n, (p, group) in enumerate(zip(prompts, groups, strict=True))
+            for k, c in enumerate(group)
+        ]
+        config = GrpoConfig(kl_coef=0.0)
+        e.begin_stage(config)
+        apart_[head] = e.rl_backward(items, config)["mismatch"]
+    assert 0 < apart_[True] <= apart_[False] < 0.05
 
 
 def test_greedy_completions_are_those_of_the_cpu(tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -406,6 +407,60 @@ def test_later_minibatches_use_the_ratio_to_the_sampling_policy(tiny_model: Path
     first, second = e.rl_round([items[:8], items[8:]], config, [0.02, 0.02])
     assert first["clipped"] == 0, "the first step is on policy"
     assert second["clipped"] > 0, "after a large step the ratio leaves the clip range"
+
+
+def with_sampled(items: list[RlItem], logps: list[torch.Tensor], shift: float) -> list[RlItem]:
+    """The items as if the sampler's log-probabilities had been lower by `shift`; the last is a gold line."""
+    given = [replace(i, sampled=(lp - shift).tolist()) for i, lp in zip(items, logps, strict=True)]
+    return [*given[:-1], replace(items[-1], sampled=None)]
+
+
+def test_mismatch_of_sampler_and_trainer_is_measured_and_weighed(tiny_model: Path) -> None:
+    """A sampler that is 0.3 nats too low on every token: the gradient grows by e^0.3, or by the cap."""
+    items = rl_items(4, 2)
+    e = engine(tiny_model)
+    logps = [plain_logprobs(e.policy.core, i).detach() for i in items]
+    found = {}
+    for cap in (0.0, 1.2, 5.0):
+        config = GrpoConfig(kl_coef=0.0, importance_cap=cap)
+        e.begin_stage(config)
+        measures = e.rl_backward(with_sampled(items, logps, 0.3), config)
+        found[cap] = gradients(e.policy.core)
+        assert measures["mismatch"] == pytest.approx(0.3, abs=1e-4)
+        assert measures["mismatch_p99"] == pytest.approx(0.3, abs=1e-4)
+        assert measures["mismatch_clipped"] == 1.0, "e^0.3 is outside 1.2"
+        e.policy.model.zero_grad()
+    *sampled, gold = items
+    tokens = sum(len(i.completion_ids) for i in items)
+    parts = []
+    for some in (sampled, [gold]):
+        e.rl_backward(some, GrpoConfig(kl_coef=0.0))
+        share = sum(len(i.completion_ids) for i in some) / tokens
+        parts.append({n: g * share for n, g in gradients(e.policy.core).items()})
+        e.policy.model.zero_grad()
+    for cap, weight in ((0.0, 1.0), (1.2, 1.2), (5.0, math.exp(0.3))):
+        expected = {n: weight * parts[0][n] + parts[1][n] for n in parts[0]}
+        assert_same_gradients(found[cap], expected, rtol=1e-3)
+
+
+def test_what_the_sampler_drew_is_what_the_trainer_scores(tiny_model: Path) -> None:
+    """In fp32 both are one model: no token of a round would be clipped for a difference of theirs."""
+    e = engine(tiny_model)
+    prompts = [i.prompt_ids for i in rl_items(4, 1)]
+    groups = e.sampler.generate([Request(p, 4, k) for k, p in enumerate(prompts)], SamplingSettings(8))
+    items = [
+        RlItem(p, c.token_ids, (-1.0) ** k, f"p{n}", sampled=c.logprobs)
+        for n, (p, group) in enumerate(zip(prompts, groups, strict=True))
+        for k, c in enumerate(group)
+    ]
+    config = GrpoConfig(kl_coef=0.0, lr=1e-3)
+    e.begin_stage(config)
+    first, second = e.rl_round([items[:8], items[8:]], config, [1e-3, 1e-3])
+    for measures in (first, second):
+        assert measures["mismatch_p99"] < 1e-4 and measures["mismatch_clipped"] == 0
+    e.begin_stage(config)
+    plain = e.rl_backward([replace(i, sampled=None) for i in items], config)
+    assert "mismatch" not in plain
 
 
 def test_rl_raises_what_is_rewarded(tiny_model: Path) -> None:

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from selfemo.config import GrpoConfig, ModelConfig
+from selfemo.errors import EngineError
 from selfemo.models import policy as policies
+from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.models.packing import pack
+from selfemo.training.engine import LocalEngine
+from tests.support.engines import gradients, rl_items
 
 CHAT = [{"role": "user", "content": "I got the job!"}]
 
@@ -50,8 +55,52 @@ def test_logits_in_fp32_are_not_rounded_to_bf16(tiny_model: Path) -> None:
         with torch.no_grad(), policy.autocast():
             hidden = policy.hidden(policy.rows([pack([[5, 6, 7]])]))
             found[head] = policy.logits(hidden)
-        weight = policy.core.get_output_embeddings().weight
-        exact = hidden.float() @ weight.detach().T
+    exact = hidden.float() @ policy.core.get_output_embeddings().weight.detach().T
     assert torch.allclose(found[True], exact, atol=1e-6)
     assert torch.equal(found[False], found[False].bfloat16().float())
     assert not torch.equal(found[True], found[True].bfloat16().float())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.extended)])
+def test_compiled_layers_compute_what_plain_ones_do(tiny_model: Path, dtype: str) -> None:
+    """Scores, gradients and completions of several shapes by one compilation, behind optimiser steps too."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    found = {}
+    for compiled in (False, True):
+        e = LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype=dtype, compile=compiled))
+        config = GrpoConfig(kl_coef=0.01, lr=1e-3, micro_tokens=200)
+        e.begin_stage(config)
+        e.set_reference()
+        made = []
+        for n in (3, 2, 5):
+            measures = e.rl_backward(rl_items(n, 4), config)
+            made.append((measures, gradients(e.policy.core)))
+            e._apply(config, 1e-3, 1.0)
+        requests = [Request(i.prompt_ids, 2, 7, share="s") for i in rl_items(4, 1)]
+        drawn = e.sampler.generate(requests, SamplingSettings(8, temperature=0.0))
+        found[compiled] = made, [[c.token_ids for c in g] for g in drawn]
+    exact = dtype == "fp32"
+    for (plain, a), (ours, b) in zip(found[False][0], found[True][0], strict=True):
+        assert ours == pytest.approx(plain, rel=1e-4 if exact else 0.05, abs=1e-6 if exact else 1e-3)
+        far = [float((a[n] - b[n]).norm() / (a[n].norm() + 1e-9)) for n in a]
+        assert max(far) < (1e-3 if exact else 0.2), max(far)
+    if exact:
+        assert found[False][1] == found[True][1]
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 0 < graphs <= 24, f"{graphs} graphs: shapes or layers are compiled each for itself"
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_is_told_so(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+    import torch._inductor.config as inductor
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/no/such/compiler",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    with pytest.raises(EngineError, match=r"model\.compile: torch\.compile does not work here .*leave"):
+        load_policy(str(tiny_model), "cpu", compiled=True)
+    torch._dynamo.reset()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from selfemo.method.losses import k3, masked_sum, token_loss
+from selfemo.method.losses import importance, k3, masked_sum, token_loss
 
 
 def test_k3_by_hand_and_never_negative() -> None:
@@ -51,6 +51,20 @@ def test_kl_and_entropy_terms() -> None:
     for kwargs in ({"kl_coef": 0.1}, {"kl_coef": 0.0, "entropy_coef": 0.1}):
         with pytest.raises(ValueError, match="is set but there are no"):
             token_loss(logp, logp, zero, **kwargs)
+
+
+def test_truncated_importance_by_hand() -> None:
+    """Twice as likely for the trainer: 2, capped at 1.5; half as likely: 0.5; not sampled: 1."""
+    sampled = torch.tensor([[math.log(0.2), math.log(0.2), math.nan]])
+    old = torch.tensor([[math.log(0.4), math.log(0.1), -1.0]])
+    weight = importance(old, sampled, 1.5)
+    assert weight[0].tolist() == pytest.approx([1.5, 0.5, 1.0])
+    assert importance(old, sampled, 3.0)[0].tolist() == pytest.approx([2.0, 0.5, 1.0])
+    logp = old.clone().requires_grad_()
+    loss = token_loss(logp, old, torch.tensor([[1.0, -2.0, 3.0]]), kl_coef=0, weight=weight).loss
+    assert loss[0].tolist() == pytest.approx([-1.5, 1.0, -3.0])
+    loss.sum().backward()
+    assert logp.grad is not None and logp.grad[0].tolist() == pytest.approx([-1.5, 1.0, -3.0])
 
 
 def test_padding_is_never_counted() -> None:

@@ -55,13 +55,15 @@ class ModelConfig(_Section):
     gradient_checkpointing: bool = False
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 leaves torch's own choice."""
-    attention: Literal["auto", "tree", "dense"] = "auto"
-    """Over packed rows. tree: no masked block is computed, run by run; dense: one kernel over a dense mask.
-    auto: tree on a CPU, else dense."""
+    attention: Literal["auto", "tree", "dense", "flex"] = "auto"
+    """Over packed rows. tree: no masked block is computed, run by run; dense: one kernel over a dense mask;
+    flex: FlexAttention, one kernel that skips masked blocks of 128 x 128. auto: tree on a CPU, else dense."""
     decoder: Literal["auto", "branches", "slots"] = "auto"
     """Of completions without constraints. branches: equal copies are computed once, with the host in each
     step; slots: each copy for itself, nothing read from the device but every eighth step, on CUDA as a
     graph. auto: branches."""
+    compile: bool = False
+    """Compile each decoder layer by torch.compile (minutes at the first use, kept on disk)."""
     fp32_head: bool = False
     """Compute logits in fp32 where the rest of the forward pass is bf16."""
 
@@ -202,6 +204,10 @@ class GrpoConfig(OptimConfig):
     """What lambda(t) rises over: all RL stages of a run, or each of them anew from 0 (the paper has one)."""
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
+    importance_cap: NonNegative = 0.0
+    """Truncated importance sampling [ours]: a token's gradient is weighted by min(p_trainer / p_sampler,
+    cap), both of the weights that sampled it, which takes out what bf16 or other kernels make of them. 0: no
+    such weight."""
     kl_coef: NonNegative = 0.001
     entropy_coef: NonNegative = 0.0
     eps: NonNegative = 1e-6

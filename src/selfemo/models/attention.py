@@ -26,6 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from selfemo.models.flex import FlexPlan, attend
 from selfemo.models.packing import Pack
 
 IMPLEMENTATION = "selfemo_tree"
@@ -170,12 +171,14 @@ def tree_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    tree: TreePlan | SlotKeys | None = None,
+    tree: TreePlan | SlotKeys | FlexPlan | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """(b, s, h, d) outputs for queries (b, h, s, d), keys and values (b, g, s, d); zero at padding."""
     if isinstance(tree, SlotKeys):
         return _slots(query, key, value, tree, module.layer_idx, scaling), None
+    if isinstance(tree, FlexPlan):
+        return attend(query, key, value, tree, scaling), None
     share = query.shape[1] // key.shape[1]
     if tree is None and attention_mask is not None and share > 1 and query.shape[2] <= _FEW_QUERIES:
         return _few_queries(query, key, value, attention_mask, scaling), None

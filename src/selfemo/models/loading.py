@@ -9,16 +9,20 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import AttentionInterface
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EngineError
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention, Decoder, Policy
-from selfemo.models.references import ModelReference
+from selfemo.models.references import ModelReference, cache_dir
 
 _SHAPE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 """Most shapes of matrices whose kernels oneDNN keeps, from its first use on. Two packs seldom have the same
 shape, and kernels hold megabytes: with the default of 1,024 a run of ten minutes grows by gigabytes."""
+
+_COMPILED = 32
+"""Most versions of a decoder layer that are compiled."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -52,6 +56,7 @@ def load_policy(
     attention: Attention | None = None,
     *,
     decoder: Decoder | None = None,
+    compiled: bool = False,
     fp32_head: bool = False,
 ) -> Policy:
     """Load a model with float32 weights (training masters) and check that packing holds for it.
@@ -61,7 +66,7 @@ def load_policy(
         attention: None takes "tree" on a CPU, where leaving out masked blocks is fastest, and "dense" on
             other devices, where "tree" has not been measured yet.
         decoder: None takes "branches"; "slots" has not been measured yet.
-        fp32_head: of `Policy`.
+        compiled, fp32_head: of `Policy`.
 
     Raises:
         EngineError: the reference names no model that can be loaded, or packed rows do not fit its
@@ -92,7 +97,10 @@ def load_policy(
     model.to(where).eval()
     path = attention or ("tree" if where.type == "cpu" else "dense")
     precision = pick_dtype(dtype, where)
-    policy = Policy(model, model, tokenizer, where, precision, source, path, decoder or "branches", fp32_head)
+    policy = Policy(
+        model, model, tokenizer, where, precision, source, path,
+        decoder=decoder or "branches", fp32_head=fp32_head,
+    )  # fmt: skip
     if policy.dtype == "bf16":
         _lean_bf16(model)
     if where.type == "cuda":
@@ -100,6 +108,8 @@ def load_policy(
         # shape twice; where memory was short its execution failed instead of saying so.
         torch.backends.cuda.enable_cudnn_sdp(False)
     _check_packing(policy)
+    if compiled:
+        _compile(policy)
     return policy
 
 
@@ -113,6 +123,7 @@ def load_configured(config: ModelConfig, checkpoint: str | None = None) -> Polic
         config.dtype,
         None if config.attention == "auto" else config.attention,
         decoder=None if config.decoder == "auto" else config.decoder,
+        compiled=config.compile,
         fp32_head=config.fp32_head,
     )
 
@@ -145,6 +156,32 @@ def _lean_bf16(model: Any) -> None:
             module.forward = types.MethodType(norm, module)
         elif name.endswith("RotaryEmbedding"):
             module.forward = types.MethodType(rotary, module)
+
+
+def _compile(policy: Policy) -> None:
+    """Compile each decoder layer at its first use, for all shapes; attention stays as it is.
+
+    All layers have one code, so that they are compiled once; what is compiled is kept on disk.
+    """
+    from selfemo.models.attention import IMPLEMENTATION, tree_attention
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
+    # Each of: gradient or none, with autocast or without, one row or more, and the kind of attention plan.
+    torch._dynamo.config.recompile_limit = max(_COMPILED, torch._dynamo.config.recompile_limit)
+    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(tree_attention))
+    for layer in policy.core.get_decoder().layers:
+        layer.compile(dynamic=True)
+    policy.compiled = True
+    try:
+        with torch.no_grad(), policy.autocast():
+            policy.hidden(policy.rows([pack([[1, 2], [1, 3]])]))
+    except Exception as e:
+        # Each backend and compiler has exceptions of its own.
+        said = (str(e).splitlines() or [""])[0]
+        raise EngineError(
+            f"model.compile: torch.compile does not work here ({type(e).__name__}: {said}); it takes a C++ "
+            "compiler on a CPU and triton on a GPU; install them, or leave model.compile out"
+        ) from e
 
 
 def _check_packing(policy: Policy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from array import array
@@ -19,9 +20,10 @@ from selfemo.models.references import ModelReference
 if TYPE_CHECKING:
     import torch
 
-Attention = Literal["tree", "dense"]
+Attention = Literal["tree", "dense", "flex"]
 """The attention of packed rows: "tree" leaves masked blocks out (attention.py), so a row costs the keys
-that its tokens see; "dense" is one kernel over a dense mask, so a row costs the square of its length."""
+that its tokens see; "dense" is one kernel over a dense mask, so a row costs the square of its length; "flex"
+is one kernel that leaves whole blocks out (flex.py)."""
 
 
 Decoder = Literal["branches", "slots"]
@@ -136,6 +138,7 @@ class Policy(_Encoder):
         source: folder or hub id that the weights were loaded from.
         attention: the attention path of packed rows.
         decoder: the decoding path of completions without constraints.
+        compiled: its decoder layers are compiled, where no cache grows.
         fp32_head: compute logits in fp32 where the rest is bf16.
     """
 
@@ -147,16 +150,26 @@ class Policy(_Encoder):
     source: str = ""
     attention: Attention = "dense"
     decoder: Decoder = "branches"
+    compiled: bool = False
     fp32_head: bool = False
 
     def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
         """Packed trees as rows on this device, with the mask or the plan of the attention path."""
-        if self.attention == "dense":
-            return to_rows(packs, self.device, multiple)
-        from selfemo.models.attention import plan
+        from selfemo.models import attention, flex
 
+        if self.attention == "flex" and max(map(len, packs)) >= flex.LEAST_TOKENS:
+            multiple = math.lcm(multiple, flex.BLOCK)
+            rows = to_rows(packs, self.device, multiple, masked=False)
+            return replace(rows, tree=flex.plan(packs, rows.input_ids.shape[1], self.device))
+        if self.attention != "tree":
+            return to_rows(packs, self.device, multiple)
         rows = to_rows(packs, self.device, multiple, masked=False)
-        return replace(rows, tree=plan(packs, rows.input_ids.shape[1], self.device))
+        return replace(rows, tree=attention.plan(packs, rows.input_ids.shape[1], self.device))
+
+    @property
+    def joins_trees(self) -> bool:
+        """Whether trees side by side in one row cost no more than in rows of their own."""
+        return self.attention != "dense"
 
     def autocast(self, *, cached: bool = True) -> Any:
         """The precision of forward passes; not `cached`, weights are cast again at each use."""
@@ -174,9 +187,18 @@ class Policy(_Encoder):
         import torch
 
         decoder = self.core.get_decoder()
+        if cache is not None and self.compiled:
+            # A cache grows at each step, and each length would be compiled anew.
+            with torch.compiler.set_stance("force_eager"):
+                return self._hidden(decoder, rows, cache)
+        return self._hidden(decoder, rows, cache)
+
+    def _hidden(self, decoder: Any, rows: Any, cache: Any) -> torch.Tensor:
+        import torch
+
         # A mask of four dimensions is taken as made; without one transformers would make its own.
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        return decoder(
+        found: torch.Tensor = decoder(
             input_ids=rows.input_ids,
             position_ids=rows.position_ids,
             attention_mask=no_mask if rows.mask is None else rows.mask,
@@ -184,6 +206,7 @@ class Policy(_Encoder):
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+        return found
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., v) float32 logits of hidden states."""

@@ -228,15 +228,20 @@ class LocalEngine:
         self.policy.model.train()
         # Sums stay on the device: reading one would wait for it at each micro-batch.
         sums = torch.zeros(4, device=self.policy.device)
+        apart: list[torch.Tensor] = []
         seen = packed = 0
         for scores, order, size in _scored(self.policy, chosen, config.micro_tokens, self.temperature):
             advantages = [torch.tensor(chosen[i].advantages(), dtype=torch.float32) for i in order]
+            before = scores.logp.detach() if old is None else _pad([old[active[i]] for i in order])
+            sampled = _pad([_sampled(chosen[i]) for i in order]).to(before.device)
+            apart.append((before - sampled)[scores.mask & ~sampled.isnan()])
             token = losses.token_loss(
                 scores.logp,
-                scores.logp.detach() if old is None else _pad([old[active[i]] for i in order]),
+                before,
                 _pad(advantages).to(scores.logp.device),
                 _pad([ref[i] for i in order]) if ref else None,
                 scores.entropy if config.entropy_coef else None,
+                losses.importance(before, sampled, config.importance_cap) if config.importance_cap else None,
                 clip_low=config.clip_low,
                 clip_high=config.clip_high,
                 kl_coef=config.kl_coef,
@@ -257,6 +262,7 @@ class LocalEngine:
             "tokens": tokens,
             "packed_tokens": packed,
             "silent_groups": len({i.prompt for i in items} - {i.prompt for i in chosen}),
+            **_mismatch(apart, config),
         }
 
     def save(self, folder: Path) -> None:
@@ -308,7 +314,7 @@ def _scored(
     sequences = [inputs(i.prompt_ids, i.completion_ids) for i in items]
     trees = group_by_key(sequences, [i.tree for i in items], micro_tokens)
     sizes = [len(pack([sequences[i] for i in tree])) for tree in trees]
-    if policy.attention == "tree":
+    if policy.joins_trees:
         batches = [[[i for t in row for i in trees[t]]] for row in bins(sizes, micro_tokens)]
     else:
         batches = [[trees[t] for t in batch] for batch in micro_batches(sizes, micro_tokens)]
@@ -317,6 +323,28 @@ def _scored(
         completions = [[items[i].completion_ids for i in row] for row in batch]
         scores = score_tokens(policy, packs, completions, temperature=temperature, entropy=entropy)
         yield scores, [i for row in batch for i in row], sum(map(len, packs))
+
+
+def _sampled(item: RlItem) -> torch.Tensor:
+    """(l,) the log-probabilities of an item's tokens when they were sampled; NaN where they were not."""
+    if item.sampled is None:
+        return torch.full((len(item.completion_ids),), torch.nan)
+    return torch.tensor(item.sampled, dtype=torch.float32)
+
+
+def _mismatch(apart: Sequence[torch.Tensor], config: GrpoConfig) -> dict[str, float]:
+    """How far sampler and trainer are apart on what was sampled from the same weights, |difference of log p|
+    in nats: mean, 99th percentile, and the share of tokens that eq. 14 would clip for it."""
+    difference = torch.cat(list(apart)).cpu().numpy() if apart else np.empty(0)
+    if not len(difference):
+        return {}
+    ratio, size = np.exp(difference), np.abs(difference)
+    outside = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
+    return {
+        "mismatch": float(size.mean()),
+        "mismatch_p99": float(np.quantile(size, 0.99)),
+        "mismatch_clipped": float(outside.mean()),
+    }
 
 
 def _pad(values: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -44,6 +44,7 @@ class RlItem:
         prompt: id of the prompt.
         share: key of the prefix tree: completions of one prompt, or of one conversation, share it.
         rest: advantage of the tokens behind `head`.
+        sampled: log-probability of each token when it was sampled; None where it was not (a gold line).
     """
 
     prompt_ids: Sequence[int]
@@ -53,6 +54,7 @@ class RlItem:
     share: Hashable = None
     head: int | None = None
     rest: float = 0.0
+    sampled: Sequence[float] | None = None
 
     @property
     def tree(self) -> Hashable:

@@ -44,7 +44,7 @@ def branch_logp(
     trees = group_by_key([ids for _, ids, _ in places], [key for key, _, _ in places], _TREE_TOKENS, extra)
     sizes = [len(pack([s for i in tree for s in seen[i]])) for tree in trees]
     rows = trees
-    if policy.attention == "tree":
+    if policy.joins_trees:
         rows = [[i for t in row for i in trees[t]] for row in bins(sizes, _TREE_TOKENS)]
         sizes = [len(pack([s for i in row for s in seen[i]])) for row in rows]
     found: list[list[list[float]]] = [[] for _ in places]

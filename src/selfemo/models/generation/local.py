@@ -302,7 +302,7 @@ class LocalGenerator:
         trees = group_by_key(prompts, keys, _TREE_TOKENS, expected if lines else grow)
         packed = [len(pack([prompts[i] for i in t])) for t in trees]
         sizes = [n + sum(grow[i] for i in t) for n, t in zip(packed, trees, strict=True)]
-        if self.policy.attention == "tree":
+        if self.policy.joins_trees:
             rows = bins(
                 [
                     n + sum(expected[i] if lines else grow[i] for i in t)
@@ -319,7 +319,8 @@ class LocalGenerator:
     def _run(self, requests: Sequence[Request], trees: list[list[int]]) -> list[_Open]:
         settings, policy = self.settings, self.policy
         packs = [pack([requests[i].prompt_ids for i in tree]) for tree in trees]
-        prefix = max(len(p) for p in packs)
+        rows = policy.rows(packs)
+        prefix = rows.input_ids.shape[1]
         width = max(sum(requests[i].n for i in tree) for tree in trees)
         capacity = prefix + width * settings.max_new_tokens
         slots = _Slots(len(trees), width, capacity, policy.device)
@@ -350,17 +351,17 @@ class LocalGenerator:
         layers = policy.core.config.num_hidden_layers
         cache = Cache(layers=[_GrowingLayer(capacity) for _ in range(layers)])
         with policy.autocast():
-            hidden = policy.hidden(policy.rows(packs), cache)
+            hidden = policy.hidden(rows, cache)
             where = torch.tensor(starts, device=policy.device)
             logits = policy.logits(hidden[where[:, 0], where[:, 1]])
             self._append(live, first, logits, 0, slots)
             length = prefix
             for step in range(1, settings.max_new_tokens):
-                rows: np.ndarray = np.any(slots.open, axis=1)
-                if not rows.any():
+                open_rows: np.ndarray = np.any(slots.open, axis=1)
+                if not open_rows.any():
                     break
-                if rows.sum() <= rows.size * 3 // 4:
-                    kept = slots.keep(np.flatnonzero(rows))
+                if open_rows.sum() <= open_rows.size * 3 // 4:
+                    kept = slots.keep(np.flatnonzero(open_rows))
                     for layer in cache.layers:
                         layer.keep_rows(kept)
                 queries, where, length = slots.queries(length)

@@ -207,7 +207,8 @@ def decode_slots(
         NotFiniteError: a probability is not a number.
     """
     packs = [pack([requests[i].prompt_ids for i in tree]) for tree in trees]
-    prefix = max(len(p) for p in packs)
+    rows = policy.rows(packs)
+    prefix = rows.input_ids.shape[1]
     width = max(sum(requests[i].n for i in tree) for tree in trees)
     table = tables.get(policy, settings, len(trees), width, prefix)
     b, w, p = table.shape
@@ -232,7 +233,7 @@ def decode_slots(
     table.done.copy_(torch.from_numpy(who < 0))
     with policy.autocast():
         layers = [_PrefixLayer(*buffers) for buffers in table.prefix]
-        hidden = policy.hidden(policy.rows(packs), Cache(layers=layers))
+        hidden = policy.hidden(rows, Cache(layers=layers))
         at = torch.from_numpy(last).to(policy.device)
         ends = torch.zeros(b, w, hidden.shape[-1], dtype=hidden.dtype, device=policy.device)
         ends[: len(trees)] = hidden[torch.arange(len(trees), device=policy.device)[:, None], at]

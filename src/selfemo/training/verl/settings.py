@@ -49,6 +49,9 @@ def check_config(config: Config) -> None:
              'selfplay.targets = "channel": verl keeps no teacher beside the policy; set "declared"'),
             (g.normalise != "std",
              f'grpo.normalise = {g.normalise!r}: verl\'s advantages are divided by the deviation; set "std"'),
+            (g.importance_cap != 0,
+             f"grpo.importance_cap = {g.importance_cap:g}: verl has algorithm.rollout_correction for it "
+             "(cluster.overrides); set 0"),
             (g.reward_weight != 1,
              f"grpo.reward_weight = {g.reward_weight:g}: verl has no such weight; set 1"),
             (g.prompts_per_step % g.mini_batch != 0,
