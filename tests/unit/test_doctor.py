@@ -129,6 +129,9 @@ def test_devices() -> None:
     alone = {f.what: f for f in found(["model.device=cuda"], "local")}
     assert alone["CPU"].state == "ok" and alone["model.device"].state == "missing"
     assert "2 threads" in alone["CPU"].found
+    masked = {f.what: f for f in found(["model.device=cpu", "model.attention=flex"], "local", *CARDS)}
+    assert masked["model.attention"].state == "warning"
+    assert "model.attention" not in {f.what for f in found(["model.attention=flex"], "local", *CARDS)}
     emulated = {f.what: f for f in found(["model.device=cpu", "model.dtype=bf16"], "local", *CARDS)}
     assert emulated["model.dtype"].state == "warning"
     findings = found(["model.device=cuda"], "local", *CARDS)

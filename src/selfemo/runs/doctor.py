@@ -164,6 +164,9 @@ def check_devices(config: Config, engine: str, found: Devices) -> Iterator[Findi
     if on_cpu and str(config.model.dtype) == "bf16" and not found.cpu_bf16:
         yield Finding("warning", "model.dtype", "bf16, which this CPU emulates (tens of times slower)",
                       "set model.dtype = fp32")  # fmt: skip
+    if on_cpu and config.model.attention == "flex":
+        yield Finding("warning", "model.attention", "flex, which computes masked blocks too on a CPU",
+                      "set model.attention = auto")  # fmt: skip
 
 
 def _check_node(cluster: ClusterConfig, found: int) -> Iterator[Finding]:

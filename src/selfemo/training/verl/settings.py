@@ -23,13 +23,18 @@ PLUGIN = "selfemo.training.verl.plugin"
 def check_config(config: Config) -> None:
     """Refuse settings that verl lacks or treats differently (ConfigError: all of them, with what to set)."""
     c, g, s, guard = config.cluster, config.grpo, config.sft, config.guard
-    gpus = c.nodes * c.gpus_per_node
+    gpus, model = c.nodes * c.gpus_per_node, config.model
+    paths = {"model.attention": model.attention != "auto", "model.decoder": model.decoder != "auto",
+             "model.compile": model.compile, "model.fp32_head": model.fp32_head}  # fmt: skip
+    engine_only = [name for name, is_set in paths.items() if is_set]
     sequences = g.mini_batch * config.sampling.group_size
     faults = [
         text
         for wrong, text in (
             (config.model.lora is not None,
              'model.lora: full fine-tuning only with engine = "verl"; leave it out'),
+            (bool(engine_only),
+             f"{', '.join(engine_only)}: of the local engine; leave out (verl's own: cluster.overrides)"),
             (g.schedule != "constant" or g.warmup > 0,
              f"grpo.schedule = {g.schedule!r}, grpo.warmup = {g.warmup:g}: each wave is a separate launch; "
              'set "constant" and 0'),
