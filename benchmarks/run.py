@@ -170,9 +170,9 @@ def main() -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(args.threads)
     if args.one or args.memory or args.together:
-        from benchmarks.training import SETTINGS
+        from benchmarks.ours import SETTINGS
 
-        SETTINGS.update({k: getattr(args, k) for k in SETTINGS})
+        SETTINGS.update({k: getattr(args, k) for k in SETTINGS if hasattr(args, k)})
     if args.memory:
         from benchmarks.training import memory
 
