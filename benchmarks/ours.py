@@ -5,6 +5,7 @@ A row of `make bench` sets it against a peer, experiments/gpu/engine.py against 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,22 +15,28 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Meter, counted
-from selfemo.config import Config, load
-from selfemo.evaluation.predictions import Prediction, predict
-from selfemo.method.prompts import Fitted, conversation_prompts
-from selfemo.method.types import Completion, Place, Prompt, RawCompletion
+from selfemo.config import Config, SftConfig, load
+from selfemo.evaluation.predictions import Prediction, gold_prompts, predict
+from selfemo.method.prompts import Fitted, conversation_prompts, format_completion
+from selfemo.method.types import Place, Prompt, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.packing import pack
+from selfemo.runs.inputs import RunInputs, run_inputs
+from selfemo.seeds import rng, shuffled_runs
+from selfemo.stages.coldstart import gold_samples
+from selfemo.stages.flywheel import original_prompts
 from selfemo.stages.rl import rl_items
 from selfemo.stages.selfplay import Turn, fit_all, sample_groups, score_group, take_turns
 from selfemo.training import engine as engine_module
 from selfemo.training.engine import LocalEngine, SftItem
-from selfemo.training.protocol import RlItem
+from selfemo.training.protocol import RlItem, epoch_batches
 from selfemo.training.token_scores import inputs, score_tokens
 
 G, REPLY, LR = 8, 96, 1e-6
 LONGEST = 128
 """Most tokens of a reply of mixed length."""
+_PROMPT = 1024
+"""Most tokens of a prompt of a data set's own length."""
 LINES = 48
 """Most tokens of a completion of which the E line is sampled alone."""
 
@@ -111,16 +118,16 @@ def update_tflop(e: LocalEngine, prompt: int, groups: int) -> float:
 
 def random_groups(prompt: int, groups: int, vocabulary: int = 40000) -> list[RlItem]:
     """Groups of G completions that share nothing but their prompt, all of random tokens."""
-    rng = np.random.default_rng(0)
+    drawn = np.random.default_rng(0)
     high = min(40000, vocabulary)
 
     def draw(n: int) -> list[int]:
-        return [int(x) for x in rng.integers(high // 40, high, n)]
+        return [int(x) for x in drawn.integers(high // 40, high, n)]
 
     items = []
     for g in range(groups):
         ids = draw(prompt)
-        items += [RlItem(ids, draw(REPLY), float(a), f"g{g}") for a in rng.normal(size=G)]
+        items += [RlItem(ids, draw(REPLY), float(a), f"g{g}") for a in drawn.normal(size=G)]
     return items
 
 
@@ -174,7 +181,7 @@ def replies(side: Side, batches: Sequence[Sequence[Fitted]]) -> Call:
 def greedy(side: Side, parts: Sequence[Sequence[Prompt]], batch: int = 16) -> Call:
     """Greedy emotion lines of held-out prompts."""
     config = side.settings(
-        "prompt.max_tokens=1024", "evaluation.span=emotion", "evaluation.max_new_tokens=32",
+        f"prompt.max_tokens={_PROMPT}", "evaluation.span=emotion", "evaluation.max_new_tokens=32",
         f"evaluation.token_budget={1024 * batch}",
     )  # fmt: skip
 
@@ -187,7 +194,7 @@ def greedy(side: Side, parts: Sequence[Sequence[Prompt]], batch: int = 16) -> Ca
 
 def labels(side: Side, prompts: Sequence[Prompt]) -> Call:
     """The probability of each label for held-out prompts, without a completion."""
-    config = side.settings("prompt.max_tokens=1024", "evaluation.span=probabilities")
+    config = side.settings(f"prompt.max_tokens={_PROMPT}", "evaluation.span=probabilities")
 
     def call(k: int) -> Done:
         found = predict(side.engine.sampler, prompts, config.evaluation, config.prompt)
@@ -272,7 +279,8 @@ def rl_step(side: Side, steps: Sequence[Sequence[Fitted]], prompt: int, rate: fl
             for j, r in enumerate(turn.group.rollouts)
         ]
         side.engine.rl_round([items], config.grpo, [rate])
-        return Done(sum(len(i.completion_ids) for i in items))
+        completions = [r.raw for turn in turns for r in turn.group.rollouts]
+        return Done(sum(len(c.token_ids) for c in completions), completions=completions)
 
     return call
 
@@ -323,23 +331,27 @@ def mismatch(side: Side, prompts: Sequence[Fitted], clip: float = 0.2) -> dict[s
 _JOINED = 12
 
 
+@functools.cache
+def _inputs_of(data: str) -> RunInputs:
+    """The conversations of a data source, read once."""
+    return run_inputs(load([], [f'data.sources=["{data}"]']))
+
+
 def sample_prompts(data: str, tokens: int, n: int, e: LocalEngine) -> list[Fitted]:
     """n real prompts of about `tokens` tokens: the longest under it, each of another conversation.
 
     Where a data set's conversations are too short for that, consecutive ones are joined; where it has fewer
     than n, they are taken again.
     """
-    from selfemo.runs.inputs import load_conversations
-
-    config = load([], [f'data.sources=["{data}"]', f"prompt.max_tokens={tokens}"])
     best: dict[str, Fitted] = {}
 
     def fits(prompts: list[Prompt]) -> list[Fitted]:
-        return fit_all(prompts, e.sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)[0]
+        return fit_all(prompts, e.sampler.encode, tokens, "none")[0]
 
-    conversations = load_conversations(config.data)
+    conversations = _inputs_of(data).conversations
     for c in conversations:
-        for f in fits(conversation_prompts(c)):
+        # The last are the longest: their oldest turns are dropped until they fit.
+        for f in fits(conversation_prompts(c)[-2:]):
             if len(f.ids) > len(best[c.id].ids if c.id in best else ()):
                 best[c.id] = f
     found = sorted(best.values(), key=lambda f: -len(f.ids))[:n]
@@ -364,44 +376,27 @@ def in_batches(prompts: Sequence[Fitted], size: int) -> list[Sequence[Fitted]]:
 
 def gold_rounds(data: str, n: int, size: int, e: LocalEngine, window: int = 24) -> list[list[Fitted]]:
     """n rounds of gold prompts, in windows of turns of one conversation."""
-    from selfemo.runs.inputs import run_inputs
-    from selfemo.seeds import rng, shuffled_runs
-    from selfemo.stages.flywheel import original_prompts
-
-    config = load([], [f'data.sources=["{data}"]', "prompt.max_tokens=1024"])
-    prompts = original_prompts(run_inputs(config).training, 0, 1.0)
+    prompts = original_prompts(_inputs_of(data).training, 0, 1.0)
     order = shuffled_runs([p.conversation_id for p in prompts], window, rng(0, "rl rate"))
     chosen = [prompts[i] for i in order[: n * size]]
-    fitted, _ = fit_all(chosen, e.sampler.encode, config.prompt.max_tokens, "none")
+    fitted, _ = fit_all(chosen, e.sampler.encode, _PROMPT, "none")
     return [fitted[k : k + size] for k in range(0, len(fitted), size)][:n]
 
 
 def held_out_prompts(data: str, n: int) -> list[Prompt]:
     """The first n gold prompts of the dev split."""
-    from selfemo.evaluation.predictions import gold_prompts
-    from selfemo.runs.inputs import load_conversations
-
-    config = load([], [f'data.sources=["{data}"]'])
-    return gold_prompts([c for c in load_conversations(config.data) if c.split == "dev"])[:n]
+    return gold_prompts([c for c in _inputs_of(data).conversations if c.split == "dev"])[:n]
 
 
 def sft_batches(data: str, n: int, batch: int, e: LocalEngine) -> list[list[SftItem]]:
     """n batches of gold samples of mixed length, neighbours of a conversation together."""
-    from selfemo.method.prompts import format_completion
-    from selfemo.runs.inputs import run_inputs
-    from selfemo.stages.coldstart import gold_samples
-    from selfemo.training.protocol import epoch_batches
-
-    config = load([], [f'data.sources=["{data}"]', "prompt.max_tokens=1024", f"sft.batch_size={batch}"])
-    samples: list[tuple[Prompt, Completion]] = gold_samples(
-        run_inputs(config).training, max(400, n * batch), 0
-    )
-    fits, _ = fit_all([p for p, _ in samples], e.sampler.encode, config.prompt.max_tokens, "none")
+    samples = gold_samples(_inputs_of(data).training, max(400, n * batch), 0)
+    fits, _ = fit_all([p for p, _ in samples], e.sampler.encode, _PROMPT, "none")
     fitted = {f.prompt.id: f for f in fits}
     items = [
         e.sft_item(fitted[p.id].ids, format_completion(c), p.conversation_id, 1.0)
         for p, c in samples
         if p.id in fitted
     ]
-    drawn = epoch_batches([i.tree for i in items], batch, config.sft.run_length, 0, 0)[:n]
+    drawn = epoch_batches([i.tree for i in items], batch, SftConfig().run_length, 0, 0)[:n]
     return [[items[i] for i in b] for b in drawn]
