@@ -187,6 +187,15 @@ def counted(*places: tuple[Any, str]) -> Iterator[Callable[[], float]]:
                 delattr(place, name)
 
 
+def shown(values: Sequence[float]) -> str:
+    """Median and range; empty where there is no value."""
+    if not values:
+        return ""
+    middle = statistics.median(values)
+    digits = 2 if middle < 10 else 1
+    return f"{middle:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
 def close(a: float, b: float, what: str, rel: float = 1e-3) -> None:
     """Raise where two results of one computation differ."""
     if abs(a - b) > rel * max(abs(a), abs(b), 1e-9):

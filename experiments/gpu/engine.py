@@ -66,8 +66,9 @@ VARIANTS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
 LARGE_VARIANTS = {"flex": ["update-400"], "compile": ["update-400"], "all": ["update-400", "rollouts-400"]}
 """Those that the larger model shows too."""
 MISMATCHES = ("baseline", "fp32 head", "all")
-AGAINST_TRL = ("update-400", "update-1000", "rollouts-400", "rollouts-1000", "rl-step", "round", "sft",
-               "evaluation", "labels")  # fmt: skip
+_ROWS = ("update-400", "update-1000", "rollouts-400", "rollouts-1000", "rl-step", "round", "sft",
+         "evaluation", "labels")  # fmt: skip
+AGAINST_TRL: Mapping[str, Sequence[str]] = {"135m": _ROWS, "0.6b": _ROWS}
 GOALS: dict[str, Any] = {
     "ratio": {
         "update-400": 4.5, "update-1000": 4.5, "rollouts-400": 5.0, "rollouts-1000": 5.0, "rl-step": 6.0,
@@ -145,7 +146,7 @@ class Step:
         }  # fmt: skip
         self.rows: dict[str, Callable[[], dict[str, Any]]] = {"cuda tests": cuda_tests}
         for model in self.sizes:
-            self.rows |= {f"{model}/trl/{w}": partial(self.against_trl, model, w) for w in AGAINST_TRL}
+            self.rows |= {f"{model}/trl/{w}": partial(self.against_trl, model, w) for w in AGAINST_TRL[model]}
             if model == "135m":
                 self.rows |= {f"{model}/mismatch/{n}": partial(self.mismatch, n) for n in MISMATCHES}
             for variant, (_, works) in VARIANTS.items():
@@ -275,10 +276,14 @@ class Step:
         if kind == "rl":
             return our.rl_step(side, given, tokens, 0.0)
         if kind == "round":
-            return our.gold_round(side, given, 0.0, made_up=model != "135m")
+            return our.gold_round(side, given, 0.0, made_up=self._made_up(model))
         if kind == "sft":
             return our.sft(side, given, 0.0)
         return our.greedy(side, [given]) if kind == "greedy" else our.labels(side, given)
+
+    def _made_up(self, model: str) -> bool:
+        """Whether what a model writes has no rewards, so that a round's advantages are made up."""
+        return self.tiny or model != "135m"
 
     def change(self, model: str, variant: str, work: str) -> dict[str, Any]:
         """A change against the baseline on the same inputs, in turn."""
@@ -298,6 +303,8 @@ class Step:
 
         ours, theirs = kept(changed, done[0]), kept(base, done[1])
         in_turn(row, ours, theirs, size.repeats, memory=(changed.memory, base.memory))
+        if work == "round":
+            _must_update([d.tokens for side in done for d in side])
         pairs = [agreement(a, b, SETTINGS["dtype"]) for a, b in zip(*done, strict=True)]
         row.details = {
             "tokens": [[d.tokens for d in side[1:]] for side in done],
@@ -329,7 +336,7 @@ class Step:
         self._sides.clear()  # their memory is the peer's
         weights, size = self.weights(model), self.sizes[model]
         SETTINGS["overrides"] = tuple(self.ours)
-        n, random = size.repeats, model != "135m"
+        n = size.repeats
         tokens = size.long if work.endswith("1000") else size.short
         if work.startswith("update"):
             row = training.policy_update(weights, tokens, n, 0.0, size.micro, size.groups)
@@ -339,11 +346,14 @@ class Step:
         elif work == "rl-step":
             row = training.rl_step(weights, self.data, n, size.micro, size.groups, tokens)
         elif work == "round":
-            row = rl_rate.rl_prompts(weights, self.data, n, size.micro, size.round, made_up=random)
+            row = rl_rate.rl_prompts(
+                weights, self.data, n, size.micro, size.round, made_up=self._made_up(model)
+            )
+            _must_update(row.details["completion tokens"]["ours, packed"])
         elif work == "sft":
             row = training.sft_step(weights, self.data, n, size.sft)
         elif work == "evaluation":
-            least = 0.0 if random else 0.97 if SETTINGS["dtype"] == "fp32" else 0.9
+            least = 0.0 if model != "135m" else 0.97 if SETTINGS["dtype"] == "fp32" else 0.9
             row = generation.evaluation(weights, self.data, size.held_out, size.sft, n + 1, least)
         else:
             row = self._labels(weights, size)
@@ -369,6 +379,14 @@ class Step:
         side = self.side("135m", *settings) if settings else base
         prompts = our.sample_prompts(self.data, size.short, max(1, size.rollouts // 4), base.engine)
         return {"settings": list(settings), "mismatch": our.mismatch(side, prompts)}
+
+
+def _must_update(packed: Sequence[int]) -> None:
+    """RuntimeError: no group of a round had an advantage, so that it made no update."""
+    if not all(packed):
+        raise RuntimeError(
+            "a round without an update: no completion has a reward, the model writes no format"
+        )
 
 
 def _medians(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -440,7 +458,7 @@ def told(record: Mapping[str, Any]) -> str:
         if key in record:
             return f"{key.replace('_', ' ')}: {record[key]}"
     if "tests" in record or "mismatch" in record:
-        return str(record.get("tests") or record["mismatch"])
+        return str(record.get("tests", record.get("mismatch")))
     line = f"{statistics.median(record['ours']):.3f} {record['unit']}"
     if record["ratio"]:
         ratios = record["ratios"]
@@ -450,7 +468,7 @@ def told(record: Mapping[str, Any]) -> str:
     return line
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -468,6 +486,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the card, dense, in bf16")
     parser.add_argument("--work", type=Path, help="keep the weights there, or take those")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = options()
     args = parser.parse_args(arguments)
     for folder in (args.out, args.work or args.out):
         folder.mkdir(parents=True, exist_ok=True)
