@@ -14,6 +14,7 @@ Two models: the cold start of a few steps from `--model`, which ends its replies
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import gc
 import json
@@ -49,7 +50,8 @@ BASELINE: Sequence[str] = (
     "grpo.micro_tokens=16384", "sft.micro_tokens=16384",
 )  # fmt: skip
 WIDE = ("sampling.token_budget=1000000", "evaluation.token_budget=1000000")
-MICRO = ("grpo.micro_tokens=65536", "sft.micro_tokens=65536")
+MICRO = ("grpo.micro_tokens={most}", "sft.micro_tokens={most}")
+"""The model's `Size.micro_tokens`."""
 ALL = ("model.attention=flex", "model.decoder=slots", "model.compile=true", *WIDE, *MICRO)
 VARIANTS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "flex": (["model.attention=flex"], ["update-400", "update-1000", "round", "sft", "labels"]),
@@ -94,6 +96,7 @@ class Size:
         held_out, labels: dev prompts, of greedy evaluation and of label scores.
         sft: samples of a step.
         micro: rows of TRL's micro-batches.
+        micro_tokens: of ours, with all changes: as many as memory holds beside TRL's weights.
         start: batches of the cold start.
     """
 
@@ -107,12 +110,18 @@ class Size:
     labels: int = 500
     sft: int = 64
     micro: int = 32
+    micro_tokens: int = 65536
     start: int = 8
 
 
-FULL = {"135m": Size(), "0.6b": replace(Size(), groups=16, rollouts=32, micro=16)}
-_SMALL = Size(2, 300, 400, 2, 2, 8, 8, 8, 4, 8, 1)
+FULL = {"135m": Size(), "0.6b": replace(Size(), groups=16, rollouts=32, micro=16, micro_tokens=16384)}
+_SMALL = Size(2, 300, 400, 2, 2, 8, 8, 8, 4, 8, 65536, 1)
 TINY = {"135m": _SMALL, "0.6b": _SMALL}
+
+
+def filled(settings: Sequence[str], size: Size) -> list[str]:
+    """Settings with the micro-batches of a model."""
+    return [s.format(most=size.micro_tokens) for s in settings]
 
 
 class Step:
@@ -130,7 +139,8 @@ class Step:
         device = pick_device(args.device)
         dtype = pick_dtype(args.dtype, device)
         SETTINGS.update(device=device.type, dtype=dtype, peak_tflops=0.0 if args.tiny else args.peak_tflops)
-        self.ours = [*(MICRO if args.tiny else ALL), *args.overrides]
+        changes = [*(MICRO if args.tiny else ALL), *args.overrides]
+        self.ours = {name: filled(changes, size) for name, size in self.sizes.items()}
         self.results: dict[str, Any] = {
             "step": "engine",
             **provenance("benchmarks"),
@@ -287,7 +297,8 @@ class Step:
 
     def change(self, model: str, variant: str, work: str) -> dict[str, Any]:
         """A change against the baseline on the same inputs, in turn."""
-        settings, size = VARIANTS[variant][0], self.sizes[model]
+        size = self.sizes[model]
+        settings = filled(VARIANTS[variant][0], size)
         base = self.side(model)
         changed = self.side(model, *settings)
         row = Row(f"{variant}, {work}, {model}", "the baseline", None)
@@ -319,7 +330,7 @@ class Step:
         row.checked = _checked(work)
         return {
             **row.as_dict(),
-            "settings": list(settings),
+            "settings": settings,
             # Compilation is in the first call, as is all else that a first call does: of both sides.
             "first_less_later_s": [
                 f - statistics.median(later)
@@ -335,7 +346,7 @@ class Step:
             return {"not_run": "TRL is not installed"}
         self._sides.clear()  # their memory is the peer's
         weights, size = self.weights(model), self.sizes[model]
-        SETTINGS["overrides"] = tuple(self.ours)
+        SETTINGS["overrides"] = tuple(self.ours[model])
         n = size.repeats
         tokens = size.long if work.endswith("1000") else size.short
         if work.startswith("update"):
@@ -374,11 +385,11 @@ class Step:
 
     def mismatch(self, name: str) -> dict[str, Any]:
         """The sampler's log-probabilities against the trainer's."""
-        settings = () if name == "baseline" else VARIANTS[name][0]
         size, base = self.sizes["135m"], self.side("135m")
+        settings = [] if name == "baseline" else filled(VARIANTS[name][0], size)
         side = self.side("135m", *settings) if settings else base
         prompts = our.sample_prompts(self.data, size.short, max(1, size.rollouts // 4), base.engine)
-        return {"settings": list(settings), "mismatch": our.mismatch(side, prompts)}
+        return {"settings": settings, "mismatch": our.mismatch(side, prompts)}
 
 
 def _must_update(packed: Sequence[int]) -> None:
@@ -475,7 +486,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="sample", help="a data source with a dev split")
     parser.add_argument("--model", default=BUILTIN_MODEL, help="where the smaller model's cold start begins")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=540, help="begin no row that would not end by then")
+    parser.add_argument("--seconds", type=float, default=520, help="begin no row that would not end by then")
     parser.add_argument("--tiny", action="store_true", help="shows on a CPU that the rows run, nothing else")
     parser.add_argument("--after", type=Path, help="a result of this step whose rows are not made again")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="make these rows alone "
@@ -503,8 +514,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     parser.error(f"no row {pattern}; there are: {', '.join(step.rows)}")
             if args.after:
                 step.go_on_from(args.after)
+            with contextlib.suppress(Exception):  # its rows tell what is missing
+                from trl import GRPOTrainer, SFTTrainer  # noqa: F401
+            # A collection before each timed call would go over all that these imports hold: 0.4 s a call.
+            gc.collect()
+            gc.freeze()
             step.run(args.only)
     finally:
+        gc.unfreeze()
         SETTINGS.update(before)
 
 
