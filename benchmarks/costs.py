@@ -163,7 +163,7 @@ def real_tokens() -> dict[str, Any]:
     """Token counts of a real round on the sample set against the formulas from its mean lengths."""
     import torch
 
-    from benchmarks.training import play
+    from benchmarks.ours import play
     from selfemo.method.prompts import conversation_prompts
     from selfemo.runs.costs import MACHINES, find_shape
     from selfemo.runs.inputs import load_conversations

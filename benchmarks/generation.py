@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Row, in_turn
-from benchmarks.training import G, engine, grpo_trainer, sample_prompts
+from benchmarks import ours as our
+from benchmarks.harness import Meter, Row, in_turn
+from benchmarks.ours import LONGEST, G, Side
+from benchmarks.training import grpo_trainer
 from selfemo.config import load
-from selfemo.models.generation.requests import Request, SamplingSettings
-
-LONGEST = 128
 
 
 def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) -> Row:
@@ -20,22 +19,17 @@ def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) 
     Both sample at temperature 1 from the same weights and stop at the end token, so lengths are alike
     and not equal; the time is therefore divided by the tokens that were generated.
     """
-    e = engine(model)
-    t = grpo_trainer(model, max_completion_length=LONGEST)
-    fitted = sample_prompts(data, prompt, (repeats + 1) * groups, e)
-    batches = [fitted[k : k + groups] for k in range(0, len(fitted), groups)]
-    budget = max(65536, groups * (prompt + G * LONGEST))
-    settings = SamplingSettings(max_new_tokens=LONGEST, token_budget=budget)
+    side, memory = Side(model), Meter()
+    t = memory.run(lambda: grpo_trainer(model, max_completion_length=LONGEST))
+    fitted = our.sample_prompts(data, prompt, (repeats + 1) * groups, side.engine)
+    batches = our.in_batches(fitted, groups)
+    replies = our.replies(side, batches)
     at = {"ours": -1, "theirs": -1}
     lengths: dict[str, list[int]] = {"ours": [], "theirs": []}
 
     def ours() -> None:
         at["ours"] += 1
-        batch = batches[at["ours"] % len(batches)]
-        done = e.sampler.generate(
-            [Request(f.ids, G, at["ours"] * 100 + k) for k, f in enumerate(batch)], settings
-        )
-        lengths["ours"] += [len(s.token_ids) for g in done for s in g]
+        lengths["ours"] += [len(c.token_ids) for c in replies(at["ours"]).completions]
 
     def theirs() -> None:
         at["theirs"] += 1
@@ -50,7 +44,7 @@ def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) 
         3.0,
         unit="s per 1,000 tokens",
     )
-    in_turn(row, ours, theirs, repeats)
+    in_turn(row, ours, theirs, repeats, memory=(side.memory, memory))
     n = G * groups
     for k in range(repeats):
         part = slice((k + 1) * n, (k + 2) * n)
@@ -65,40 +59,40 @@ def rollouts(model: str, data: str, prompt: int, repeats: int, groups: int = 4) 
     return row
 
 
-def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int = 5) -> Row:
+def evaluation(
+    model: str, data: str, prompts: int, batch: int = 16, parts: int = 5, least: float = 0.97
+) -> Row:
     """Greedy recognition of held-out prompts; a pair is one part of them.
 
     The peer is the loop that one writes first: batches in order, padded on the left, `generate` with a
     stop string after the emotion line. Predicted lines are asserted to be equal.
+
+    Args:
+        least: share of equal lines that is asked for; rounding decides between labels that tie.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, StopStringCriteria
 
-    from selfemo.evaluation.predictions import gold_prompts, predict
     from selfemo.models.references import resolve
-    from selfemo.runs.inputs import load_conversations
     from selfemo.stages.selfplay import fit_all
 
-    e = engine(model)
-    config = load(
-        [], [f'data.sources=["{data}"]', "prompt.max_tokens=1024", "evaluation.max_new_tokens=32",
-             f"evaluation.token_budget={1024 * batch}"],
-    )  # fmt: skip
-    held = [c for c in load_conversations(config.data) if c.split == "dev"]
-    asked = gold_prompts(held)[:prompts]
+    side, memory = Side(model), Meter()
+    e = side.engine
+    asked = our.held_out_prompts(data, prompts)
     size = -(-len(asked) // parts)
     source = resolve(model)
     plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    plain.to(e.policy.device).eval()
+    memory.run(lambda: plain.to(e.policy.device).eval())
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    fits, _ = fit_all(asked, e.sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)
+    prompt = load([], ["prompt.max_tokens=1024"]).prompt
+    fits, _ = fit_all(asked, e.sampler.encode, prompt.max_tokens, prompt.reasoning)
     fitted = {f.prompt.id: f.ids for f in fits}
     slices = [asked[k : k + size] for k in range(0, len(asked), size)]
-    at = {"ours": 0, "theirs": 0}
+    lines = our.greedy(side, slices, batch)
+    at = {"ours": -1, "theirs": 0}
 
     def ours() -> list[str]:
-        part = slices[at["ours"]]
         at["ours"] += 1
-        return [p.text.split("\n")[0] for p in predict(e.sampler, part, config.evaluation, config.prompt)]
+        return lines(at["ours"]).lines
 
     @torch.no_grad()
     def theirs() -> list[str]:
@@ -121,11 +115,11 @@ def evaluation(model: str, data: str, prompts: int, batch: int = 16, parts: int 
 
     def check(a: list[str], b: list[str]) -> None:
         agree.append(sum(x == y for x, y in zip(a, b, strict=True)) / len(a))
-        if agree[-1] < 0.97:
+        if agree[-1] < least:
             raise AssertionError(f"predicted lines agree in {agree[-1]:.1%} only")
 
     row = Row(f"greedy evaluation of {len(asked)} dev prompts", f"batched generate, {batch} a batch", 4.0)
-    in_turn(row, ours, theirs, len(slices), check, warm=False)
+    in_turn(row, ours, theirs, len(slices), check, warm=False, memory=(side.memory, memory))
     row.checked = f"predicted lines equal: {min(agree):.1%} at least (rounding breaks ties)"
     row.details = {"data": data.split(":")[0], "model": model.rsplit("/", 1)[-1]}
     return row

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import add_rollouts, timed
-from benchmarks.training import LR, REPLY, engine
+from benchmarks.ours import LR, REPLY, engine
 from selfemo.config import GrpoConfig, load
 from selfemo.method.types import LABEL_SETS, EmotionDistribution, Lineage, Persona, Place, Prompt, Utterance
 from selfemo.runs.store import Store

@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from benchmarks.training import LR, SETTINGS, engine, random_groups
+from benchmarks.ours import LR, SETTINGS, engine, random_groups
 from selfemo.config import GrpoConfig
 
 

@@ -10,18 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.harness import Row
-from benchmarks.training import LR, SETTINGS, alternate, engine, grpo_trainer
-from selfemo.config import load
+from benchmarks import ours as our
+from benchmarks.harness import Meter, Row
+from benchmarks.ours import LINES, Done, G, Side
+from benchmarks.training import alternate, grpo_trainer
 from selfemo.method.prompts import Fitted
-from selfemo.method.types import Place
-from selfemo.models.generation.requests import Request
-from selfemo.seeds import rng, shuffled_runs
-from selfemo.stages.flywheel import original_prompts
-from selfemo.stages.rl import rl_items
-from selfemo.stages.selfplay import fit_all, sample_groups, score_group
 
-G, WINDOW, ROUND, TRL_PROMPTS, COMPLETION = 8, 24, 64, 4, 48
+ROUND, TRL_PROMPTS = 64, 4
 GOAL = 40.0
 
 
@@ -31,54 +26,36 @@ def of_mean_length(fitted: Sequence[Fitted], n: int) -> list[Fitted]:
     return sorted(fitted, key=lambda f: abs(len(f.ids) - mean))[:n]
 
 
-def rl_prompts(model: str, data: str, repeats: int, micro: int = G) -> Row:
-    """Seconds a gold prompt: rounds of 64 prompts of ours and steps of 4 of them of TRL's, in turn."""
+def rl_prompts(
+    model: str, data: str, repeats: int, micro: int = G, size: int = ROUND, *, made_up: bool = False
+) -> Row:
+    """Seconds a gold prompt: rounds of `size` prompts of ours and steps of 4 of them of TRL's, in turn.
+
+    Args:
+        made_up: see `ours.gold_round`.
+    """
     from selfemo.method.parsing import parse
     from selfemo.method.rewards import weighted_iou
     from selfemo.method.types import Completion
-    from selfemo.runs.inputs import run_inputs
 
-    e = engine(model)
-    budget = min(8192, SETTINGS["micro_tokens"])
-    config = load(
-        [],
-        [
-            f'data.sources=["{data}"]',
-            "prompt.max_tokens=1024",
-            f"sampling.group_size={G}",
-            f"sampling.max_new_tokens={COMPLETION}",
-            "grpo.credit=causal",
-            "grpo.normalise=mean",
-            "grpo.kl_coef=0",
-            f"grpo.micro_tokens={budget}",
-        ],
-    )
-    prompts = original_prompts(run_inputs(config).training, 0, 1.0)
-    order = shuffled_runs([p.conversation_id for p in prompts], WINDOW, rng(0, "rl rate"))
-    chosen = [prompts[i] for i in order[: (repeats + 1) * ROUND]]
-    fitted, _ = fit_all(chosen, e.sampler.encode, config.prompt.max_tokens, "none")
-    rounds = [fitted[k : k + ROUND] for k in range(0, len(fitted), ROUND)][: repeats + 1]
+    side, memory = Side(model), Meter()
+    e = side.engine
+    rounds = our.gold_rounds(data, repeats + 1, size, e)
     theirs = [of_mean_length(r, TRL_PROMPTS) for r in rounds]
     texts = [e.policy.tokenizer.decode(f.ids) for part in theirs for f in part]
     by_text = {t: f.prompt for t, f in zip(texts, (f for part in theirs for f in part), strict=True)}
     counts: dict[str, list[int]] = {"ours": [], "ours, packed": [], "theirs": []}
-    e.begin_stage(config.grpo)
-    row = Row(f"gold prompts of RL, G {G}, MELD's lengths", "TRL GRPOTrainer", GOAL, "s a prompt")
+    parts: list[dict[str, float]] = []
+    of = ", MELD's lengths" if data.startswith("meld") else ""
+    row = Row(f"gold prompts of RL, G {G}{of}", "TRL GRPOTrainer", GOAL, "s a prompt")
+    round_ = our.gold_round(side, rounds, made_up=made_up)
 
-    def sample(asked: Any, n: int, seeds: Any, settings: Any) -> Any:
-        pairs = zip(asked, seeds, strict=True)
-        requests = [Request(f.ids, n, s, share=f.prompt.conversation_id) for f, s in pairs]
-        return e.sampler.generate(requests, settings)
-
-    def ours(k: int) -> None:
-        sampled = sample_groups(sample, rounds[k], config, Place("rate", k))
-        items = []
-        for f, s in zip(rounds[k], sampled, strict=True):
-            group = score_group(f.prompt, s, config.reward, config.grpo, 0.0)
-            items += rl_items(f, group, config.grpo, e.policy.plain_ids)
-        counts["ours"].append(sum(len(i.completion_ids) for i in items))
-        (measures,) = e.rl_round([items], config.grpo, [LR])
-        counts["ours, packed"].append(int(measures["packed_tokens"]))
+    def ours(k: int) -> Done:
+        done = round_(k)
+        counts["ours"].append(sum(len(c.token_ids) for c in done.completions))
+        counts["ours, packed"].append(done.tokens)
+        parts.append(done.parts)
+        return done
 
     def reward(prompts: list[str], completions: list[str], completion_ids: Any, **_: Any) -> Any:
         counts["theirs"].append(sum(map(len, completion_ids)))
@@ -89,17 +66,19 @@ def rl_prompts(model: str, data: str, repeats: int, micro: int = G) -> Row:
             for r, g in zip(read, golds, strict=True)
         ]
 
-    t = grpo_trainer(
-        model,
-        rows=[{"prompt": x} for x in texts],
-        rewards=reward,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=TRL_PROMPTS * G // micro,
-        max_completion_length=COMPLETION,
-        max_steps=repeats + 1,
-        shuffle_dataset=False,
+    t = memory.run(
+        lambda: grpo_trainer(
+            model,
+            rows=[{"prompt": x} for x in texts],
+            rewards=reward,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=TRL_PROMPTS * G // micro,
+            max_completion_length=LINES,
+            max_steps=repeats + 1,
+            shuffle_dataset=False,
+        )
     )
-    t.add_callback(alternate(row, ours, (ROUND, TRL_PROMPTS)))
+    t.add_callback(alternate(row, ours, (side.memory, memory), (size, TRL_PROMPTS)))
     t.train()
     row.checked = "TRL's prompts are among ours; completions are sampled anew, so token counts are given"
     row.details = {
@@ -108,7 +87,8 @@ def rl_prompts(model: str, data: str, repeats: int, micro: int = G) -> Row:
             "ours": [sum(len(f.ids) for f in r) for r in rounds],
             "theirs": [sum(len(f.ids) for f in part) for part in theirs],
         },
-        "prompts": {"ours": ROUND, "theirs": TRL_PROMPTS},
+        "prompts": {"ours": size, "theirs": TRL_PROMPTS},
+        "parts of a round, s": parts[1:],
         "per minute, ours": [60 / s for s in row.ours],
     }
     return row

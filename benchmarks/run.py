@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import traceback
@@ -20,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, shown
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results.json", HERE.parent / "docs" / "performance.md"
@@ -93,14 +92,6 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     }
 
 
-def _shown(values: list[float]) -> str:
-    if not values:
-        return ""
-    middle = statistics.median(values)
-    digits = 2 if middle < 10 else 1
-    return f"{middle:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
 def table(results: dict[str, Any]) -> str:
     lines = [
         "| row | peer | ours | peer's | ratio | goal | checked in the same run |",
@@ -111,8 +102,8 @@ def table(results: dict[str, Any]) -> str:
         if "bound" in r["details"]:
             goal = f"under {r['details']['bound']} {r['unit']}"
         cells = [
-            r["name"], r["peer"], f"{_shown(r['ours'])} {r['unit']}",
-            f"{_shown(r['theirs'])} {r['unit']}" if r["theirs"] else "", _shown(r["ratios"]), goal,
+            r["name"], r["peer"], f"{shown(r['ours'])} {r['unit']}",
+            f"{shown(r['theirs'])} {r['unit']}" if r["theirs"] else "", shown(r["ratios"]), goal,
             r["checked"],
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
@@ -170,9 +161,9 @@ def main() -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(args.threads)
     if args.one or args.memory or args.together:
-        from benchmarks.training import SETTINGS
+        from benchmarks.ours import SETTINGS
 
-        SETTINGS.update({k: getattr(args, k) for k in SETTINGS})
+        SETTINGS.update({k: getattr(args, k) for k in SETTINGS if hasattr(args, k)})
     if args.memory:
         from benchmarks.training import memory
 
@@ -204,7 +195,7 @@ def main() -> None:
 def _measure(name: str, work: Callable[[], Row], args: argparse.Namespace) -> None:
     row = work()
     _write(name, row, args)
-    print(f"{row.name}: {_shown(row.ours)} {row.unit}, ratio {_shown(row.ratios)}", flush=True)
+    print(f"{row.name}: {shown(row.ours)} {row.unit}, ratio {shown(row.ratios)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {  # its vocabulary is its tokenizer's
+        "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    },
     "smollm2-135m": {
         "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
@@ -35,6 +39,7 @@ def write(shape: str, tokenizer: str, out: Path) -> None:
     """A model folder of that shape; its tokenizer is another model's, whose ids all fit."""
     settings = {"tie_word_embeddings": True, "max_position_embeddings": 8192, **SHAPES[shape]}
     read = AutoTokenizer.from_pretrained(tokenizer)
+    settings.setdefault("vocab_size", len(read))
     settings |= {"bos_token_id": read.bos_token_id, "eos_token_id": read.eos_token_id}
     torch.manual_seed(0)
     kind = settings.pop("model_type")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
-from benchmarks.harness import Row, close, in_turn
+from benchmarks import harness
+from benchmarks.harness import Meter, Row, close, counted, in_turn
 from benchmarks.run import table
 
 
@@ -18,7 +21,7 @@ def test_pairs_run_in_turn_after_a_checked_warm_up() -> None:
         lambda a, b: checked.append((a, b)),
     )
     assert order == ["ours", "theirs"] * 4 and checked == [(1, 1)]
-    assert len(row.ours) == len(row.theirs) == len(row.ratios) == 3
+    assert len(row.ours) == len(row.theirs) == len(row.ratios) == 3 and len(row.first) == 2
 
 
 def test_a_failed_check_ends_the_row() -> None:
@@ -42,3 +45,71 @@ def test_the_store_row_gives_one_result_on_both_sides() -> None:
     row = store(2_000, 1)
     assert row.details["ours"]["best total"] == pytest.approx(row.details["theirs"]["best total"])
     assert row.details["ours"]["last"] == 3
+
+
+def test_the_peak_of_a_side_is_what_it_keeps_and_what_a_call_takes_on_top(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Card:
+        """Allocates what it is told, in bytes."""
+
+        now = most = 0
+
+        def take(self, n: int) -> None:
+            self.now += n
+            self.most = max(self.most, self.now)
+
+        def reset_peak_memory_stats(self) -> None:
+            self.most = self.now
+
+        def memory_allocated(self) -> int:
+            return self.now
+
+        def max_memory_allocated(self) -> int:
+            return self.most
+
+    card, mine, other = Card(), Meter(), Meter()
+    monkeypatch.setattr(harness, "_cuda", lambda: card)
+
+    def call(kept: int, passing: int) -> None:
+        card.take(passing)
+        card.take(kept - passing)
+
+    mine.run(lambda: call(100, 100))
+    other.run(lambda: call(1000, 1000))
+    mine.run(lambda: call(20, 50))  # an optimiser's state stays
+    other.run(lambda: call(0, 7))
+    mine.run(lambda: call(0, 60))
+    assert mine.peak_gib == 180 / 2**30 and other.peak_gib == 1007 / 2**30
+    mine.anew()
+    mine.run(lambda: call(0, 10))
+    assert mine.peak_gib == 130 / 2**30
+    monkeypatch.setattr(harness, "_cuda", lambda: None)
+    assert mine.peak_gib is None
+
+
+def test_seconds_inside_functions_count_once_and_the_functions_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at = 0.0
+    monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: at))
+
+    class Place:
+        def inner(self) -> None:
+            nonlocal at
+            at += 1
+
+        def outer(self) -> None:
+            nonlocal at
+            at += 2
+            self.inner()
+
+    place = Place()
+    with counted((place, "inner"), (place, "outer")) as seconds:
+        place.outer()
+        at += 10
+        place.inner()
+        assert seconds() == 4
+    assert not vars(place)
+    with pytest.raises(AttributeError), counted((place, "nothing")):
+        pass
