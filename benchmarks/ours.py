@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.harness import Meter, counted
 from selfemo.config import Config, SftConfig, load
@@ -20,7 +19,6 @@ from selfemo.evaluation.predictions import Prediction, gold_prompts, predict
 from selfemo.method.prompts import Fitted, conversation_prompts, format_completion
 from selfemo.method.types import Place, Prompt, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.packing import pack
 from selfemo.runs.inputs import RunInputs, run_inputs
 from selfemo.seeds import rng, shuffled_runs
 from selfemo.stages.coldstart import gold_samples
@@ -30,7 +28,6 @@ from selfemo.stages.selfplay import Turn, fit_all, sample_groups, score_group, t
 from selfemo.training import engine as engine_module
 from selfemo.training.engine import LocalEngine, SftItem
 from selfemo.training.protocol import RlItem, epoch_batches
-from selfemo.training.token_scores import inputs, score_tokens
 
 G, REPLY, LR = 8, 96, 1e-6
 LONGEST = 128
@@ -300,32 +297,20 @@ def play(e: LocalEngine, fitted: Sequence[Fitted], config: Config, place: Place)
     return take_turns(sample, fitted, groups, config, place, 0.0, encode=e.sampler.encode_text)
 
 
-@torch.no_grad()
-def mismatch(side: Side, prompts: Sequence[Fitted], clip: float = 0.2) -> dict[str, float]:
-    """Log-probabilities of sampled completions by the sampler and by the trainer.
-
-    Returns:
-        mean and 99th percentile of |difference| (nats), the largest, the share of tokens whose ratio lies
-        outside 1 - clip to 1 + clip, and the number of tokens.
-    """
+def mismatch(side: Side, prompts: Sequence[Fitted]) -> dict[str, float]:
+    """How far sampler and trainer are apart on sampled completions, by the measures of a mini-batch
+    (`rl_backward`), and the number of tokens."""
     done = replies(side, [prompts])(0).completions
-    policy, differences = side.engine.policy, []
-    for k, f in enumerate(prompts):
-        group = [c for c in done[k * G : (k + 1) * G] if c.token_ids]
-        ids = [c.token_ids for c in group]
-        tree = pack([inputs(f.ids, i) for i in ids])
-        scores = score_tokens(policy, [tree], [ids], entropy=False)
-        said = [torch.tensor(c.logprobs, device=scores.logp.device) for c in group]
-        differences += [scores.logp[j, : len(s)] - s for j, s in enumerate(said)]
-    apart = torch.cat(differences).double().cpu().numpy()
-    ratio = np.exp(apart)
-    return {
-        "mean": float(np.abs(apart).mean()),
-        "p99": float(np.quantile(np.abs(apart), 0.99)),
-        "max": float(np.abs(apart).max()),
-        "beyond the clip": float(((ratio < 1 - clip) | (ratio > 1 + clip)).mean()),
-        "tokens": len(apart),
-    }
+    items = [
+        RlItem(f.ids, c.token_ids, 1.0, f.prompt.id, sampled=c.logprobs)
+        for k, f in enumerate(prompts)
+        for c in done[k * G : (k + 1) * G]
+        if c.token_ids
+    ]
+    config = side.settings("grpo.kl_coef=0", f"grpo.micro_tokens={micro_tokens(8192)}").grpo
+    measures = side.engine.rl_backward(items, config)
+    side.engine.policy.model.zero_grad(set_to_none=True)
+    return {k: v for k, v in measures.items() if k.startswith("mismatch") or k == "tokens"}
 
 
 _JOINED = 12

@@ -323,8 +323,8 @@ def _mismatch_table(result: Mapping[str, Any]) -> str:
             rows.append([model, name, undone, "", "", ""])
             continue
         m = r["mismatch"]
-        rows.append([model, name, f"{m['mean']:.2e}", f"{m['p99']:.2e}", f"{m['beyond the clip']:.3%}",
-                     str(m["tokens"])])  # fmt: skip
+        apart = (f"{m['mismatch']:.2e}", f"{m['mismatch_p99']:.2e}", f"{m['mismatch_clipped']:.3%}")
+        rows.append([model, name, *apart, str(m["tokens"])])
     header = [
         "model",
         "settings",

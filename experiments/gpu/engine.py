@@ -33,6 +33,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch._dynamo
 from benchmarks import generation, rl_rate, shapes, training
 from benchmarks import ours as our
 from benchmarks.harness import Row, in_turn, timed
@@ -224,8 +225,6 @@ class Step:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if dynamo := sys.modules.get("torch._dynamo"):
-                dynamo.reset()  # it compiles a function for few settings, then runs it uncompiled
 
     def weights(self, model: str) -> str:
         """The folder of a model: trained for a few steps on gold samples, or random."""
@@ -505,7 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     for folder in (args.out, args.work or args.out):
         folder.mkdir(parents=True, exist_ok=True)
-    before = dict(SETTINGS)
+    before, limit = dict(SETTINGS), torch._dynamo.config.fail_on_recompile_limit_hit
     try:
         with TemporaryDirectory() as own:
             step = Step(args, args.work or Path(own))
@@ -516,12 +515,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 step.go_on_from(args.after)
             with contextlib.suppress(Exception):  # its rows tell what is missing
                 from trl import GRPOTrainer, SFTTrainer  # noqa: F401
+            # Beyond its limit of versions dynamo would run a layer uncompiled, and say nothing.
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
             # A collection before each timed call would go over all that these imports hold: 0.4 s a call.
             gc.collect()
             gc.freeze()
             step.run(args.only)
     finally:
         gc.unfreeze()
+        torch._dynamo.config.fail_on_recompile_limit_hit = limit
         SETTINGS.update(before)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from selfemo.config import GrpoConfig, ModelConfig
 from selfemo.errors import NotFiniteError
@@ -95,16 +96,19 @@ def test_slots_move_together_when_most_have_ended(
     assert len(moves) > 1 and all(2 * after <= before for before, after in moves), moves
 
 
-def test_a_step_looks_at_the_device_only_to_see_what_has_ended(
-    both: tuple[Policy, Policy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All that a step reads and writes lies in the table, so a recorded graph of it can be replayed."""
+def test_a_step_reads_nothing_from_the_device(both: tuple[Policy, Policy]) -> None:
+    """Tensors without values refuse to be read: neither shapes nor kernels may depend on what was drawn."""
     policy = both[0]
-    chosen = SamplingSettings(12)
-    tables = slots.SlotTables()
-    made: list[slots._Table] = []
-    get = tables.get
-    monkeypatch.setattr(tables, "get", lambda *a: made.append(get(*a)) or made[-1])
+    for chosen in (SamplingSettings(12), SamplingSettings(12, 0.7, 0.9, 1), SamplingSettings(12, 0.0)):
+        table = slots.SlotTables().get(policy, chosen, 2, 4, 60)
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            table.step()
+            with pytest.raises(DataDependentOutputException):
+                bool((table.tokens + 1).sum())
+
+
+def test_a_step_keeps_its_buffers(both: tuple[Policy, Policy], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a step reads and writes stays where it is, so that a recorded graph can be replayed."""
     addresses: list[list[int]] = []
     step = slots._Table.step
 
@@ -114,8 +118,8 @@ def test_a_step_looks_at_the_device_only_to_see_what_has_ended(
         step(table)
 
     monkeypatch.setattr(slots._Table, "step", watched)
-    slots.decode_slots(policy, chosen, [Request(PROMPT, 3, 1)], [[0]], tables)
-    assert len(made) == 1 and len(addresses) == 11 and all(a == addresses[0] for a in addresses)
+    slots.decode_slots(both[0], SamplingSettings(12), [Request(PROMPT, 3, 1)], [[0]], slots.SlotTables())
+    assert len(addresses) == 11 and all(a == addresses[0] for a in addresses)
 
 
 def test_a_sampler_takes_the_path_of_its_settings_and_branches_where_the_host_decides(

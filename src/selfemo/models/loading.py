@@ -21,7 +21,7 @@ _SHAPE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": 
 """Most shapes of matrices whose kernels oneDNN keeps, from its first use on. Two packs seldom have the same
 shape, and kernels hold megabytes: with the default of 1,024 a run of ten minutes grows by gigabytes."""
 
-_COMPILED = 32
+_COMPILED = 64
 """Most versions of a decoder layer that are compiled."""
 
 
