@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from experiments import tables
-from experiments.gpu import one_thing, rl_alone, scarce, study
+from experiments.gpu import one_thing, provenance, rl_alone, scarce, study
 
 from selfemo.config import Config, load
 from tests.conftest import toy_conversations, write_jsonl
@@ -42,6 +43,11 @@ def test_rl_alone_runs_and_writes_each_run(
         scored = [s for half in ("tuning", "claim") for s in run[half].values()]
         assert sum(s["n"] for s in scored) == n
         assert sum(s["accuracy"] * s["n"] for s in scored) == pytest.approx(sum(run["hits"]))
+        assert [int(g == k) for g, k in zip(result["utterances"]["gold"], run["predicted"], strict=True)] == (
+            run["hits"]
+        )
+        assert all(0 <= s["calibration"]["ece"] <= 1 for s in scored)
+    assert set(provenance.KEYS) <= set(result) and len(result["sources"]) == 64
     assert set(result["chosen"]) == {"mean", "ce", "std"}
 
 
@@ -74,8 +80,14 @@ def test_scarce_arms_draw_the_same_labels_and_go_on_after_an_earlier_result(
     again = json.loads(file.read_text())
     assert sorted(r["run"] for r in again["runs"]) == sorted(["start", *(r["run"] for r in runs.values())])
     assert sum(r.get("mark") == "of the earlier result" for r in again["runs"]) == 1
-    with pytest.raises(ValueError, match="has other settings than this step"):
+    assert [made["runs"] for made in again["earlier"]] == [[r["run"] for r in result["runs"]]]
+    with pytest.raises(ValueError, match=r"other settings .*\(sampling.temperature: 1.0, here 0.5\)"):
         scarce.main([*call, "--set", "sampling.temperature=0.5", "--after", str(earlier)])
+    result["runs"][0]["hits"][0] ^= 1  # one of 20 utterances is more than one in a hundred
+    earlier.write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=r"the start is not that .* 5.0% are right in one"):
+        scarce.main([*call, "--after", str(earlier)])
+    result["runs"][0]["hits"][0] ^= 1
     work = ["--work", str(tmp_path / "work")]
     for arm in ("twice", "original"):
         scarce.main([*call, *work, "--arm", arm, "--seed", "0"])
@@ -147,3 +159,69 @@ def test_an_unknown_arm_or_seed_is_refused(tmp_path: Path, capsys: pytest.Captur
         with pytest.raises(SystemExit):
             scarce.main([*call, *more])
         assert "invalid choice" in capsys.readouterr().err
+
+
+def test_a_start_that_was_trained_again_may_differ_a_little() -> None:
+    earlier = {"hits": [0, 1] * 100, "nll_at_t": [1.5, 1.0] * 100}
+    other = {"hits": [1, *earlier["hits"][1:]], "nll_at_t": [1.7, *earlier["nll_at_t"][1:]]}
+    hits, nll = study.start_difference(earlier, other)
+    assert hits == pytest.approx(1 / 200) and nll == pytest.approx(0.2 / 200)
+    assert hits < study.START_HITS and nll < study.START_NLL
+    assert study.start_difference(earlier, earlier) == (0, 0)
+
+
+def test_settings_that_differ_are_named() -> None:
+    first = {"a": {"x": 1, "y": 2}, "b": [1]}
+    assert study.differing(first, first) == []
+    assert study.differing(first, {"a": {"x": 1, "y": 3}, "c": 0}) == [
+        "a.y: 2, here 3", "b: [1], here None", "c: None, here 0",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_that_would_not_end_in_time_is_given_up(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study, "_SETTLED", 1)
+
+    def late(step: study.Study) -> None:
+        start = step.cold_start()
+        step.end = study.time.monotonic() + 45 * 1.15 + 2 * step._spare
+        assert step.arm(start, "base", 3e-5, 0, []) is not None
+        # What is left is enough for one such run and not for four hundred.
+        assert step.arm(start, "long", 3e-5, 0, ["flywheel.prompts=40000"]) is None
+
+    monkeypatch.setattr(one_thing, "run", late)
+    one_thing.main(arguments(tiny_model, tmp_path))
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [r["run"] for r in result["runs"]] == ["start", "base, rate 3e-05, seed 0"]
+    assert "failed" not in result
+    assert "long, rate 3e-05, seed 0: given up, no time" in capsys.readouterr().out
+
+
+def test_a_result_tells_the_commit_and_the_sources(tmp_path: Path) -> None:
+    inside = tmp_path / "repository" / "copy"
+    inside.mkdir(parents=True)
+    none = {"commit": None, "dirty": None}
+    assert provenance.commit(inside) == none, "no repository"
+    top = inside.parent
+    (top / "a.py").write_text("1")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(top)]
+    for command in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], check=True)
+    clean = provenance.commit(top)
+    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    assert provenance.commit(inside) == none, "the repository of something else"
+    known = provenance.digest((top,))
+    (top / "notes.txt").write_text("no code")
+    assert provenance.digest((top,)) == known
+    (top / "a.py").write_text("2")
+    assert provenance.commit(top)["dirty"] is True and provenance.digest((top,)) != known
+
+
+def test_folders_of_weights_are_told_by_their_names(tmp_path: Path) -> None:
+    weights = tmp_path / "some-model"
+    weights.mkdir()
+    settings = study.told(Config.model_validate({"model": {"id": str(weights)}}))
+    assert settings["model"]["id"] == "some-model"
+    assert study.told(Config.model_validate(settings)) == settings
