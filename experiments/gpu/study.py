@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from experiments.gpu.provenance import KEYS, provenance
 from experiments.gpu.scoring import beliefs, gold_places, said, scores
+from experiments.gpu.settings import differing, told
 
 from selfemo.config import Config, load
 from selfemo.data.splits import held_out
@@ -296,8 +297,8 @@ class Study:
         if hits > START_HITS or nll > START_NLL:
             raise ValueError(
                 f"the start is not that of the earlier runs: {hits:.1%} of the utterances are right in one "
-                f"alone ({START_HITS:.0%} may be), and NLL at T differs by {nll:.4f} ({START_NLL} may it); leave "
-                "--after out, and make both sides of a comparison anew"
+                f"alone (at most {START_HITS:.0%}), and NLL at T differs by {nll:.4f} (at most {START_NLL}); "
+                "leave --after out, and make both sides of a comparison anew"
             )
         if earlier["hits"] == mine["hits"]:
             return True
@@ -382,26 +383,6 @@ class Study:
         if torch.cuda.is_available():
             about["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return {**about, "rounds": rounds}
-
-
-def told(config: Config) -> dict[str, Any]:
-    """The settings of a result: all but where the data and weights lie, of which a folder's name stays."""
-    settings = config.model_dump(mode="json", exclude={"data": {"sources"}})
-    if (weights := Path(config.model.id)).exists():
-        settings["model"]["id"] = weights.resolve().name
-    return settings
-
-
-def differing(first: Mapping[str, Any], second: Mapping[str, Any], under: str = "") -> list[str]:
-    """The settings that differ, each with both values."""
-    found = list[str]()
-    for key in dict.fromkeys([*first, *second]):
-        a, b = first.get(key), second.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differing(a, b, f"{under}{key}.")
-        elif a != b:
-            found.append(f"{under}{key}: {a!r}, here {b!r}")
-    return found
 
 
 def start_difference(earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> tuple[float, float]:
