@@ -426,8 +426,8 @@ def command_line(doc: str | None, arms: Iterable[str]) -> argparse.ArgumentParse
 
 
 def run_step(
-    args: argparse.Namespace, settings: str, run: Callable[[Study], None], study: type[Study] = Study,
-    seeds: Sequence[int] = (), overrides: Sequence[str] = (),
+    args: argparse.Namespace, settings: str, run: Callable[[Study], None],
+    study: Callable[..., Study] = Study, seeds: Sequence[int] = (), overrides: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Run a step as its `command_line` asks.
 
@@ -437,7 +437,7 @@ def run_step(
     for folder in (args.out, args.work or args.out):
         folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as own:
-        every = [*overrides, *(TINY if args.tiny else ()), *args.overrides]
+        every = [*(TINY if args.tiny else ()), *overrides, *args.overrides]
         where = (args.out, args.work or Path(own), args.seconds, args.after)
         run(study(settings, args.data, every, *where, arms=args.arm, seeds=seeds))
 

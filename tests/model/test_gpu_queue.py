@@ -11,6 +11,7 @@ from experiments import tables
 from experiments.gpu import one_thing, provenance, rl_alone, scarce, study
 
 from selfemo.config import Config, load
+from selfemo.errors import ConfigError
 from tests.conftest import toy_conversations, write_jsonl
 
 
@@ -85,7 +86,7 @@ def test_scarce_arms_draw_the_same_labels_and_go_on_after_an_earlier_result(
         scarce.main([*call, "--set", "sampling.temperature=0.5", "--after", str(earlier)])
     result["runs"][0]["hits"][0] ^= 1  # one of 20 utterances is more than one in a hundred
     earlier.write_text(json.dumps(result))
-    with pytest.raises(ValueError, match=r"the start is not that .* 5.0% are right in one"):
+    with pytest.raises(ValueError, match=r"the start is not that .* 5.0% of the utterances"):
         scarce.main([*call, "--after", str(earlier)])
     result["runs"][0]["hits"][0] ^= 1
     work = ["--work", str(tmp_path / "work")]
@@ -99,6 +100,54 @@ def test_scarce_arms_draw_the_same_labels_and_go_on_after_an_earlier_result(
     assert not list((tmp_path / "work").glob("tmp*")), "stores of arms are not kept"
     with pytest.raises(ValueError, match="a start of other settings or data"):
         scarce.main([*call, *work, "--arm", "twice", "--set", "sft.lr=1e-3"])
+
+
+@pytest.mark.slow
+def test_scarce_with_more_labels_compares_self_play_with_the_labels_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scarce, "SEEDS", (0,))
+    call = arguments(tiny_model, tmp_path)
+    labelled = {}
+    for budget, conversations in (("quarter", 2), ("all", 8)):
+        more = ["--set", "sft.max_samples=2", "--set", "sft.label_samples=1"] if budget == "quarter" else []
+        scarce.main([*call, *more, "--labels", budget])
+        file = tmp_path / "out" / "results.json"
+        result = json.loads(file.read_text())
+        assert "failed" not in result and result["budget"] == budget
+        assert result["settings"]["data"]["train_conversations"] == conversations % 8
+        assert "start" in result["channel"], "the diagnosis"
+        start, *runs = result["runs"]
+        assert [r["arm"] for r in runs] == list(scarce.COMPARED)
+        # Where self-play has no turn ready, a gold prompt takes its place.
+        assert len({r["labelled_prompts"] for r in runs}) == 1 and runs[0]["labels"] <= runs[1]["labels"]
+        labelled[budget] = runs[0]["labels"]
+        # Of each conversation five labels; a start of the others' labels leaves them, in rounds of four.
+        assert labelled[budget] == min(8, (5 * conversations - start["samples"] - start["labels"]) // 4 * 4)
+    assert labelled == {"quarter": 4, "all": 8}
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(file.read_text())
+    with pytest.raises(ValueError, match="is of --labels all, here quarter"):
+        scarce.main([*call, "--labels", "quarter", "--after", str(earlier)])
+    with pytest.raises(ValueError, match="is of --labels all, here 200"):
+        scarce.main([*call, "--after", str(earlier)])
+
+
+def test_budgets_of_labels_that_make_no_sense_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    write_jsonl(data, [*toy_conversations(3), *toy_conversations(4, "dev")])
+    call = ["--data", str(data), "--out", str(tmp_path)]
+    for more, told in (
+        (["half"], "invalid choice: 'half'"),
+        (["all", "--arm", "more"], "is left without labels"),
+    ):
+        with pytest.raises(SystemExit):
+            scarce.main([*call, "--labels", *more])
+        assert told in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="3 training conversations have no quarter"):
+        scarce.main([*call, "--labels", "quarter"])
 
 
 @pytest.mark.slow
@@ -144,6 +193,23 @@ def test_tables_of_scarce_compare_the_seeds_that_both_sides_have() -> None:
     row = next(line for line in written.splitlines() if "original to balanced, 3 seeds | both |" in line)
     assert f"{sum(changes) / 3:+.3f} [" in row
     assert "base" in tables.one_thing()
+
+
+def test_tables_of_scarce_do_not_pool_budgets_of_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = tables.read("scarce")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "scarce.json").write_text(json.dumps(few))
+    alone = tables.scarce()
+    (tmp_path / "scarce_quarter.json").write_text(json.dumps({**few, "budget": "quarter"}))
+    assert (
+        tables.scarce()
+        == f"{alone}\n{alone.replace(': 200', ': quarter').replace('scarce.', 'scarce_quarter.')}"
+    )
+    (tmp_path / "scarce_again.json").write_text(json.dumps(few))
+    with pytest.raises(ValueError, match="in more than one of scarce"):
+        tables.scarce()
 
 
 def test_the_committed_results_can_be_gone_on_with() -> None:
