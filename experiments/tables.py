@@ -315,9 +315,12 @@ def evidence() -> str:
             other = [x for x in differing(first["settings"], r["settings"]) if not x.startswith(SPEED)]
             if other:
                 raise ValueError(f"{name} has other settings than {next(iter(group))}: {'; '.join(other)}")
-            written.append(
-                f"{name}: {model_of(r)}, {r['device']}, commit {r['commit']}, sources {r['sources']}"
-            )
+            written.append(f"{name}: {model_of(r)}, {made_by(r)}")
+            written += [f"  before that {', '.join(m['runs'])}: {made_by(m)}" for m in r.get("earlier", ())]
+            if differs := r.get("start_differs"):
+                written.append(f"  starts of later leases differ from the first: {differs}")
+            if stopped := r.get("stopped"):
+                written.append(f"  stopped: {stopped}")
         each = [by_arm(r) for r in results]
         pairs = [pair for a, b in EVIDENCE if (pair := (a, b, *same_seeds(each, a, b)))[2]]
         arms = {a: [r for runs in each for r in runs.get(a, ())] for a in dict.fromkeys(chain(*each))}
@@ -326,6 +329,13 @@ def evidence() -> str:
         written += [f1_table(first, pairs), score_table(first, arms), writing_table(arms)]
         written.append(change_table(first, brief, brief=True))
     return "\n".join(written) or "not run\n"
+
+
+def made_by(result: Mapping[str, Any]) -> str:
+    """What a result, or a part of it, was made by."""
+    return (
+        f"{result['device']}, torch {result['torch']}, commit {result['commit']}, sources {result['sources']}"
+    )
 
 
 def primary_table(result: Mapping[str, Any], each: Sequence[Mapping[str, Runs]]) -> str:

@@ -56,7 +56,7 @@ _ROUND = (
 _SPARE_S = 12.0
 """Least seconds for the scores behind a run."""
 _SETTLED = 8
-"""Rounds of a run after which its rate foretells its end."""
+"""Rounds of a run whose median, the last of them, foretells its end: the first ones may compile."""
 START_HITS, START_NLL = 0.01, 0.005
 """A start that was trained again may differ so much from the earlier one: in the share of dev utterances that
 one of them alone has right, and in mean NLL at T, nats. Weights do not outlive a machine, and sums in bf16
@@ -151,8 +151,9 @@ class Study:
                 f"{file} has other settings than this step ({'; '.join(other)}); leave --after out, or "
                 "repeat them"
             )
-        if channel := earlier.get("channel"):
-            self.results["channel"] = channel
+        for key in ("channel", "start_differs"):
+            if key in earlier:
+                self.results[key] = earlier[key]
         before = earlier.get("earlier", [])
         named = {name for made in before for name in made["runs"]}
         own = [r["run"] for r in earlier["runs"] if r["run"] not in named]
@@ -303,7 +304,8 @@ class Study:
         if earlier["hits"] == mine["hits"]:
             return True
         self.say(f"the start differs from the earlier one: hits {hits:.4f}, NLL at T {nll:.4f}")
-        self.keep("start_differs", {"hits": hits, "nll_at_t": nll})
+        known = self.results.get("start_differs", [])
+        self.keep("start_differs", [*known, {"hits": hits, "nll_at_t": nll}])
         return False
 
     def usable(self, conversations: Sequence[Conversation]) -> list[Prompt]:
@@ -358,19 +360,19 @@ class Study:
 
     def _train(self, name: str, start: Path, config: Config, originals: Sequence[Prompt]) -> dict[str, Any]:
         rounds: list[dict[str, Any]] = []
-        planned, begun = rl_plan(config, self.trainer).rounds, time.monotonic()
+        planned, times = rl_plan(config, self.trainer).rounds, [time.monotonic()]
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
         def on_round(record: dict[str, Any]) -> None:
             rounds.append({k: record[k] for k in _ROUND if record.get(k) is not None})
-            now = time.monotonic()
-            each = (now - begun) / len(rounds)
+            times.append(time.monotonic())
+            each = float(np.median(np.diff(times[-_SETTLED - 1 :])))
             if len(rounds) % 16 == 1:
                 self.say(f"  {name}, round {len(rounds)}: R1 {record['r1']:.3f}, {each:.2f} s a round")
             left = (planned - len(rounds)) * each if len(rounds) >= _SETTLED else 0.0
-            if now + left + self._spare > self.end:
-                raise OutOfTime(f"{each:.2f} s for each of {planned} rounds")
+            if times[-1] + left + self._spare > self.end:
+                raise OutOfTime(f"round {len(rounds)} of {planned}, {each:.2f} s a round")
 
         with TemporaryDirectory(dir=self.work) as own, Store(Path(own) / "store.sqlite") as store:
             self.trainer.begin_rl(STAGE, str(start), config.grpo, [], RlSpan())

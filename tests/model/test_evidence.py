@@ -133,7 +133,7 @@ def synthetic(seed: int, full: dict[str, tuple[int, ...]], copies: int) -> dict[
     settings = {"seed": seed, "model": {"id": "builtin:smollm2-135m"}, "flywheel": {"prompts": 6016}}
     about = {"arm": "full", "lr": 3e-5, "seed": seed}
     return {
-        "device": "a card", "commit": "c" * 40, "sources": "5" * 64, "settings": settings,
+        "device": "a card", "torch": "2", "commit": "c" * 40, "sources": "5" * 64, "settings": settings,
         "labels": {"a": ["x", "y"], "b": ["x", "y"]}, "utterances": u,
         "runs": [run("start", START_SAYS, 0), run(f"full, rate 3e-05, seed {seed}", full, 1, **about)],
     }  # fmt: skip
@@ -154,7 +154,12 @@ def test_the_primary_endpoint_by_hand(tmp_path: Path, monkeypatch: pytest.Monkey
     right = {"a": GOLD["a"], "b": GOLD["b"]}
     as_start = {"a": GOLD["a"], "b": START_SAYS["b"]}
     results = [synthetic(s, as_start if s == 1 else right, 6) for s in (0, 1, 2)]
+    results[2] |= {
+        "earlier": [{**results[0], "device": "an older card", "runs": ["start"]}],
+        "start_differs": [{"hits": 0.005, "nll_at_t": 0.001}],
+    }
     told = written(tmp_path, results, monkeypatch)
+    assert "before that start: an older card" in told and "differ from the first: [{'hits': 0.005" in told
     before, after = (4 / 6 + 2 / 6) / 2, (1 + (12 / 14 + 8 / 10) / 2) / 2
     row = next(line for line in told.splitlines() if line.startswith("| weighted F1"))
     assert row.startswith("| weighted F1, mean of a, b, claim half | 0, 1, 2 | 50.00 | 91.43 | +41.43 [")

@@ -88,6 +88,11 @@ def test_scarce_arms_draw_the_same_labels_and_go_on_after_an_earlier_result(
     earlier.write_text(json.dumps(result))
     with pytest.raises(ValueError, match=r"the start is not that .* 5.0% of the utterances"):
         scarce.main([*call, "--after", str(earlier)])
+    monkeypatch.setattr(study, "START_HITS", 0.05)
+    scarce.main([*call, "--after", str(earlier), "--arm", "original"])
+    near = json.loads(file.read_text())
+    assert near["start_differs"] == [{"hits": 0.05, "nll_at_t": 0.0}]
+    assert near["runs"][0]["hits"] == result["runs"][0]["hits"], "the scores of the first start stay"
     result["runs"][0]["hits"][0] ^= 1
     work = ["--work", str(tmp_path / "work")]
     for arm in ("twice", "original"):
