@@ -48,7 +48,7 @@ class Step:
     @property
     def made(self) -> frozenset[Run]:
         """The runs that its results have."""
-        runs = [r for result in self.there.values() for r in result["runs"] if "arm" in r]
+        runs = [r for result in self.there.values() for r in result.get("runs", ()) if "arm" in r]
         return frozenset((r["arm"], r["seed"]) for r in runs)
 
     @property

@@ -51,7 +51,7 @@ def test_the_next_step_is_the_first_that_is_not_done(
 ) -> None:
     arms = list(evidence.ARMS)
     done = {"rl_alone": json.loads((study.HERE / "results" / "rl_alone.json").read_text())}
-    done["engine"] = {"runs": []}
+    done["engine"] = {"rates": {}}
     found = at(tmp_path, monkeypatch, **done, evidence_0=of(arms, 0), evidence_1=of(arms[:2], 1))
     states = {s.name: s.state for s in found}
     assert states["evidence, seed 0"] == "done (a card)"
