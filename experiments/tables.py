@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from benchmarks.harness import shown
+from experiments.engine_tables import engine
+from experiments.gpu.provenance import made_by
+from experiments.gpu.scoring import outcomes_of
+from experiments.gpu.settings import differing
+from experiments.gpu.steps import RESULTS
 
-from selfemo.evaluation.metrics import PairedDifference, paired_difference
+from selfemo.evaluation.metrics import Outcomes, PairedDifference, paired_average, paired_difference
 from selfemo.evaluation.rendering import render
+from selfemo.method.types import BUILTIN_MODEL
 
-RESULTS = Path(__file__).parent / "gpu" / "results"
 START, SHIFTED = "start", "nll_shifted"
 ARMS = {
     "mean": "RL, divided by the mean",
@@ -21,6 +25,13 @@ ARMS = {
     "std": "RL, divided by the deviation",
     "plain": "RL, eq. 14 (completions, deviation)",
 }
+PRIMARY, WANTED = (START, "full"), 0.0633
+"""The primary endpoint, fixed before the first run of the step evidence: the mean over the data sets of
+weighted F1 on the claim half of dev, by probability, of `full` minus that of its cold start, of the built-in
+model. Predictions of seeds 0, 1 and 2 are pooled; interval and test are paired by conversation, and F1 is
+computed anew in each draw. It is reached where the difference is at least WANTED (of 1, not in points) and
+p < .05. All else in the tables is exploratory."""
+PRIMARY_SEEDS = (0, 1, 2)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -49,17 +60,69 @@ def compared(
 ) -> PairedDifference:
     """The paired change of a value by utterance on the claim half, seeds pooled: the mean over an utterance's
     seeds, with an interval and p by conversation. `clean` leaves out what overlaps with training data."""
-    u = result["utterances"]
-    mine = [
-        i
-        for i, (half, d, shared) in enumerate(zip(u["half"], u["dataset"], u["overlaps"], strict=True))
-        if half == "claim" and dataset in ("", d) and not (clean and shared)
-    ]
+    mine, u = claimed(result, dataset, clean=clean), result["utterances"]
     a, b = (np.mean([r[key] for r in runs], 0)[mine].tolist() for runs in (before, after))
     return paired_difference(a, b, [u["conversation"][i] for i in mine], resamples=10_000)
 
 
+def claimed(result: Mapping[str, Any], dataset: str = "", *, clean: bool = False) -> list[int]:
+    """Where the utterances of the claim half are, of one data set or all."""
+    u = result["utterances"]
+    return [
+        i
+        for i, (half, d, shared) in enumerate(zip(u["half"], u["dataset"], u["overlaps"], strict=True))
+        if half == "claim" and dataset in ("", d) and not (clean and shared)
+    ]
+
+
 Runs = Sequence[Mapping[str, Any]]
+Predicted = Callable[[Mapping[str, Any]], Sequence[int]]
+"""From a run to the places of its predicted labels by utterance."""
+
+
+def by_probability(run: Mapping[str, Any]) -> Sequence[int]:
+    places: Sequence[int] = run["predicted"]
+    return places
+
+
+def by_greedy(run: Mapping[str, Any]) -> Sequence[int]:
+    places: Sequence[int] = run["greedy"]["predicted"]
+    return places
+
+
+def f1_parts(
+    result: Mapping[str, Any],
+    runs: Runs,
+    predicted: Predicted = by_probability,
+    dataset: str = "",
+    *,
+    clean: bool = False,
+) -> list[Outcomes]:
+    """What some runs predicted on the claim half, seeds pooled, counted by conversation: each data set that
+    has such an utterance, or one alone."""
+    u, found = result["utterances"], list[Outcomes]()
+    for d, labels in result["labels"].items():
+        if dataset in ("", d) and (mine := claimed(result, d, clean=clean)):
+            told = [predicted(r)[i] for r in runs for i in mine]
+            gold, conversations = ([u[k][i] for i in mine] * len(runs) for k in ("gold", "conversation"))
+            found.append(outcomes_of(gold, told, conversations, labels))
+    return found
+
+
+def f1_change(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> PairedDifference:
+    """The paired change of weighted F1, the mean over data sets."""
+    pairs = list(zip(before, after, strict=True))
+    return paired_average(pairs, resamples=10_000)["weighted_f1"]
+
+
+def mean_f1(parts: Iterable[Outcomes]) -> float:
+    """Weighted F1, the mean over data sets."""
+    return float(np.mean([p.measures()["weighted_f1"] for p in parts]))
+
+
+def points(change: PairedDifference) -> str:
+    """A change of F1 with its interval, in points."""
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * v for v in change.difference.as_list()))
 
 
 def score_table(result: Mapping[str, Any], arms: Mapping[str, Runs]) -> str:
@@ -162,31 +225,56 @@ def same_seeds(
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def scarce() -> str:
-    """The arms with 200 labelled conversations, by result, and their changes over the seeds that both sides
-    have in one result.
+def grouped(pattern: str, key: Callable[[Mapping[str, Any]], Hashable]) -> list[dict[str, dict[str, Any]]]:
+    """The committed results of a step, by file name, in groups that may be pooled.
 
     Raises:
-        ValueError: the results are not of the same utterances, or have a run in common.
+        ValueError: results of a group are not of the same utterances, or have a run in common.
     """
-    files = sorted(RESULTS.glob("scarce*.json"))
-    results = [read(f.stem) for f in files]
-    if len({json.dumps(r["utterances"]) for r in results}) > 1:
-        raise ValueError("the results of the step scarce are not of the same utterances")
-    names = [run["run"] for r in results for run in r["runs"] if run["run"] != START]
-    if again := {n for n in names if names.count(n) > 1}:
-        raise ValueError(f"in more than one result of the step scarce: {sorted(again)}")
-    each = [by_arm(r) for r in results]
-    written = [
-        f"{f.name}: {r['device']}\n\n{score_table(r, arms)}"
-        for f, r, arms in zip(files, results, each, strict=True)
-    ]
-    for chosen in (SCARCE, SCARCE_MORE):
-        found = [(a, b, *same_seeds(each, a, b)) for a, b in chosen]
-        pairs = [(a, before, f"{b}, {len(after)} seeds", after) for a, b, before, after in found if before]
-        written.append(change_table(results[0], pairs, brief=chosen is SCARCE_MORE))
-    pairs_of = [(a, b, *same_seeds(each, a, b)) for a, b in SCARCE + SCARCE_MORE]
-    return "\n".join([*written, shifted_table(results[0], pairs_of)])
+    groups: dict[Hashable, dict[str, dict[str, Any]]] = {}
+    for file in sorted(RESULTS.glob(pattern)):
+        result = read(file.stem)
+        groups.setdefault(key(result), {})[file.name] = result
+    for group in groups.values():
+        if len({json.dumps(r["utterances"]) for r in group.values()}) > 1:
+            raise ValueError(f"not of the same utterances: {', '.join(group)}")
+        names = [run["run"] for r in group.values() for run in r["runs"] if run["run"] != START]
+        if again := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"in more than one of {', '.join(group)}: {again}")
+    return list(groups.values())
+
+
+def model_of(result: Mapping[str, Any]) -> str:
+    name: str = result["settings"]["model"]["id"]
+    return name
+
+
+def labels_of(result: Mapping[str, Any]) -> str:
+    """How many conversations of a result of the step scarce have labels."""
+    return str(result.get("budget", "200"))
+
+
+def scarce() -> str:
+    """The arms where some conversations have labels, by budget, result and arm, and their changes over the
+    seeds that both sides have in one result (ValueError: see `grouped`)."""
+    written = []
+    for group in grouped("scarce*.json", lambda r: (model_of(r), labels_of(r))):
+        results, first = list(group.values()), next(iter(group.values()))
+        each = [by_arm(r) for r in results]
+        written.append(f"{model_of(first)}, labelled conversations: {labels_of(first)}\n")
+        written += [
+            f"{name}: {r['device']}\n\n{score_table(r, arms)}"
+            for (name, r), arms in zip(group.items(), each, strict=True)
+        ]
+        for chosen in (SCARCE, SCARCE_MORE):
+            found = [(a, b, *same_seeds(each, a, b)) for a, b in chosen]
+            pairs = [
+                (a, before, f"{b}, {len(after)} seeds", after) for a, b, before, after in found if before
+            ]
+            written.append(change_table(first, pairs, brief=chosen is SCARCE_MORE))
+        pairs_of = [(a, b, *same_seeds(each, a, b)) for a, b in SCARCE + SCARCE_MORE]
+        written.append(shifted_table(first, pairs_of))
+    return "\n".join(written)
 
 
 def one_thing() -> str:
@@ -197,147 +285,119 @@ def one_thing() -> str:
     return f"{score_table(result, arms)}\n{change_table(result, pairs)}"
 
 
-def engine() -> str:
-    """Step 1: each change of the engine, the engine against TRL, a round's parts, sampler against trainer."""
-    try:
-        result = read("engine")
-    except FileNotFoundError:
-        return "not run\n"
-    versions = ", ".join(f"{name} {v or 'not installed'}" for name, v in result["versions"].items())
-    tests = result["rows"].get("cuda tests", {})
-    counts = ", ".join(f"{n} {name}" for name, n in tests.get("tests", {}).items())
-    source = f"commit {result['commit'] or 'unknown'}, source {result['digests']['src/selfemo'][:12]}"
-    return "\n".join(
-        [
-            f"{result['card']}; {versions}; {source}",
-            f"tests/model/test_cuda.py: {counts or _undone(tests)}\n",
-            _change_table(result),
-            _trl_table(result),
-            _part_table(result),
-            _mismatch_table(result),
-        ]
+EVIDENCE = (
+    PRIMARY,
+    (START, "original"),
+    (START, "sft"),
+    (START, "plain"),
+    (START, "vanilla"),
+    (START, "placebo"),
+    ("original", "full"),
+    ("sft", "full"),
+    ("plain", "full"),
+    ("placebo", "full"),
+    ("vanilla", "plain"),
+)
+"""The comparisons of the step evidence."""
+SPEED = (
+    "seed", "model.", "sampling.token_budget", "grpo.micro_tokens", "sft.micro_tokens",
+    "evaluation.token_budget",
+)  # fmt: skip
+"""Settings in which pooled results may differ: the seed, and what changes speed and memory alone."""
+
+
+def evidence() -> str:
+    """The primary endpoint and the exploratory tables of the step evidence, by model; "not run" where there
+    is no result (ValueError: see `grouped`, or results of one model have other settings)."""
+    written = []
+    for group in grouped("evidence*.json", model_of):
+        results, first = list(group.values()), next(iter(group.values()))
+        for name, r in group.items():
+            other = [x for x in differing(first["settings"], r["settings"]) if not x.startswith(SPEED)]
+            if other:
+                raise ValueError(f"{name} has other settings than {next(iter(group))}: {'; '.join(other)}")
+            written.append(f"{name}: {model_of(r)}, {made_by(r)}")
+            written += [f"  before that {', '.join(m['runs'])}: {made_by(m)}" for m in r.get("earlier", ())]
+            if differs := r.get("start_differs"):
+                written.append(f"  starts of later leases differ from the first: {differs}")
+            if stopped := r.get("stopped"):
+                written.append(f"  stopped: {stopped}")
+        each = [by_arm(r) for r in results]
+        pairs = [pair for a, b in EVIDENCE if (pair := (a, b, *same_seeds(each, a, b)))[2]]
+        arms = {a: [r for runs in each for r in runs.get(a, ())] for a in dict.fromkeys(chain(*each))}
+        brief = [(a, before, f"{b}, {len(after)} seeds", after) for a, b, before, after in pairs]
+        written += ["", primary_table(first, each), "Exploratory, all that follows:\n"]
+        written += [f1_table(first, pairs), score_table(first, arms), writing_table(arms)]
+        written.append(change_table(first, brief, brief=True))
+    return "\n".join(written) or "not run\n"
+
+
+def primary_table(result: Mapping[str, Any], each: Sequence[Mapping[str, Runs]]) -> str:
+    """`PRIMARY`, with the seeds that it has and lacks."""
+    before, after = same_seeds(each, *PRIMARY)
+    made = sorted(r["seed"] for r in after)
+    missing = [str(s) for s in PRIMARY_SEEDS if s not in made]
+    title = "primary endpoint" if model_of(result) == BUILTIN_MODEL else "of another model: exploratory"
+    header = [title, "seeds", *PRIMARY, "difference, points", "p", f"at least {100 * WANTED:+.2f}"]
+    if not after:
+        return render(header, [["weighted F1", "not run", "-", "-", "-", "-", "-"]], "markdown")
+    parts = [f1_parts(result, runs) for runs in (before, after)]
+    change = f1_change(*parts)
+    reached = change.difference.value >= WANTED and change.p_value < 0.05
+    state = (
+        f"open: seed {', '.join(missing)} not run" if missing else ("reached" if reached else "not reached")
     )
+    name = f"weighted F1, mean of {', '.join(result['labels'])}, claim half"
+    values = [f"{100 * mean_f1(p):.2f}" for p in parts]
+    row = [name, ", ".join(map(str, made)), *values, points(change), f"{change.p_value:.4f}", state]
+    return render(header, [row], "markdown")
 
 
-def _undone(record: Mapping[str, Any]) -> str:
-    """Why a row has no figures; empty where it has."""
-    if "failed" in record:
-        return f"failed: {record['failed']}"
-    return "" if record and "not_run" not in record else f"not run{_why(record.get('not_run'))}"
+def f1_table(result: Mapping[str, Any], pairs: Sequence[tuple[str, str, Runs, Runs]]) -> str:
+    """Paired changes of weighted F1 on the claim half, in points: by data set, their mean, without what
+    overlaps, and of greedy completions."""
+    datasets, rows = list(result["labels"]), []
+    columns: dict[str, dict[str, Any]] = {d: {"dataset": d} for d in datasets}
+    columns |= {"mean": {}, "mean, clean": {"clean": True}, "mean, greedy": {"predicted": by_greedy}}
+    for first, second, before, after in pairs:
+        cells = []
+        for chosen in columns.values():
+            change = f1_change(*(f1_parts(result, runs, **chosen) for runs in (before, after)))
+            cells.append(f"{points(change)} p={change.p_value:.4f}")
+        rows.append([f"{first} to {second}", str(len(after)), *cells])
+    return render(["change of weighted F1, points", "seeds", *columns], rows, "markdown")
 
 
-def _why(reason: str | None) -> str:
-    return f": {reason}" if reason else ""
+def writing_table(arms: Mapping[str, Runs]) -> str:
+    """What each arm writes and how sure it is, the mean over its seeds: calibration on the claim half; of
+    greedy completions of dev those that did not parse; of sampled ones entropy by span, the S that the start
+    hears in the reply, and different replies."""
 
+    def mean(values: Iterable[float | None]) -> str:
+        known = [v for v in values if v is not None]
+        return f"{np.mean(known):.3f}" if known else "-"
 
-def _planned(result: Mapping[str, Any]) -> list[tuple[str, str, str, Mapping[str, Any]]]:
-    """(model, change or peer, work, record) of each planned row; an empty record where it was not made."""
-    names = [n.split("/") for n in result["planned"] if n.count("/") == 2]
-    return [(m, kind, work, result["rows"].get(f"{m}/{kind}/{work}", {})) for m, kind, work in names]
-
-
-def _sides(record: Mapping[str, Any], work: str, scale: float = 1.0) -> list[str]:
-    """What the two sides of a row reached, in the unit of its work."""
-    found = []
-    for k, side in enumerate(("ours", "theirs")):
-        values, unit = [v * scale for v in record[side]], "s"
-        if work.startswith("rollouts"):
-            tokens = record["details"]["tokens"][k] if "tokens" in record["details"] else [1000] * len(values)
-            values, unit = [n / v for n, v in zip(tokens, values, strict=True)], "tokens/s"
-        found.append(f"{shown(values)} {unit}" if values else "")
-    return found
-
-
-def _gib(record: Mapping[str, Any]) -> list[str]:
-    peaks = record.get("peak_gib") or []
-    return [*("-" if p is None else f"{p:.2f}" for p in peaks), "-", "-"][:2]
-
-
-def _percent(share: Sequence[float] | None) -> str:
-    return f"{100 * float(np.median(share)):.1f}%" if share else "-"
-
-
-def _change_table(result: Mapping[str, Any]) -> str:
     rows = []
-    for model, change, work, r in _planned(result):
-        if change in ("trl", "mismatch"):
-            continue
-        if undone := _undone(r):
-            rows.append([model, change, work, undone, *[""] * 7])
-            continue
-        (ours, theirs), (mine, other) = _sides(r, work), _gib(r)
-        share = [_percent(s) for s in r["details"].get("share", [None, None])]
-        first = "{:.1f}, {:.1f}".format(*r["first_less_later_s"])
-        agree = "yes" if r["agree"] else "THEY DIFFER"
-        rows.append([model, change, work, ours, theirs, shown(r["ratios"]), mine, other, first,
-                     ", ".join(share), f"{agree} ({r['checked']})"])  # fmt: skip
-    header = ["model", "change", "work", "with it", "baseline", "ratio", "peak GiB", "baseline's",
-              "first call less later, s", "share of the card's peak", "agree"]  # fmt: skip
-    return render(header, rows, "markdown")
-
-
-def _trl_table(result: Mapping[str, Any]) -> str:
-    rows, goals = [], result["goals"]
-    for model, peer, work, r in _planned(result):
-        if peer != "trl":
-            continue
-        if undone := _undone(r):
-            rows.append([model, work, undone, *[""] * 8])
-            continue
-        # A round's seconds are kept a prompt.
-        scale = r["details"]["prompts"]["ours"] if work == "round" else 1.0
-        (ours, theirs), (mine, other) = _sides(r, work, scale), _gib(r)
-        peaks = r["peak_gib"]
-        less = f"{peaks[0] / peaks[1]:.2f}" if len(peaks) == 2 and all(peaks) else "-"
-        goal = "" if r["goal"] is None else f"{r['goal']:.1f}"
-        share = _percent(r["details"].get("utilisation"))
-        peak = f"{goals['share'][model]:.0%}" if work.startswith("update") else ""
-        rows.append([model, work, ours, theirs or "no peer", shown(r["ratios"]), goal, share, peak,
-                     mine, other, less])  # fmt: skip
-    header = ["model", "row", "ours", "peer's", "ratio", "goal", "share of the card's peak", "goal",
-              "peak GiB", "peer's", f"ours of the peer's (goal {goals['memory']})"]  # fmt: skip
-    return render(header, rows, "markdown")
-
-
-def _part_table(result: Mapping[str, Any]) -> str:
-    """The parts of a two-stage round, seconds."""
-    rows, names = [], ("sampling", "rewards", "packing", "update")
-    for model, kind, work, r in _planned(result):
-        if work != "round" or _undone(r):
-            continue
-        if kind == "trl":
-            rounds = r["details"]["parts of a round, s"]
-            sides = {"ours, beside TRL": {n: np.median([p[n] for p in rounds]) for n in names}}
-        else:
-            sides = dict(zip((kind, f"baseline of {kind}"), r["details"]["parts"], strict=True))
-        rows += [[model, side, *(f"{parts[n]:.3f}" for n in names)] for side, parts in sides.items()]
-    return render(["model", "round of", *names], rows, "markdown")
-
-
-def _mismatch_table(result: Mapping[str, Any]) -> str:
-    rows = []
-    for model, kind, name, r in _planned(result):
-        if kind != "mismatch":
-            continue
-        if undone := _undone(r):
-            rows.append([model, name, undone, "", "", ""])
-            continue
-        m = r["mismatch"]
-        apart = (f"{m['mismatch']:.2e}", f"{m['mismatch_p99']:.2e}", f"{m['mismatch_clipped']:.3%}")
-        rows.append([model, name, *apart, str(m["tokens"])])
-    header = [
-        "model",
-        "settings",
-        "mean |difference|, nats",
-        "99th percentile",
-        "ratios beyond the clip",
-        "tokens",
-    ]
+    for arm, runs in arms.items():
+        analyses = [r["analysis"] for r in runs]
+        trips = [[a["round_trip"][k] or [None] for a in analyses] for k in ("r1", "top_match")]
+        spans = [[a["entropy"][k] or [None] for a in analyses] for k in ("emotion", "self_emotion", "reply")]
+        failed = [sum(r["greedy"]["failures"].values()) / len(r["greedy"]["texts"]) for r in runs]
+        rows.append(
+            [
+                arm, str(len(runs)),
+                mean(s["calibration"]["ece"] for r in runs for s in r["claim"].values()), mean(failed),
+                *(mean(v[0] for v in found) for found in (*spans, *trips)),
+                mean(a["diversity"]["different_replies"] for a in analyses),
+            ]
+        )  # fmt: skip
+    header = ["arm", "seeds", "ECE", "not parsed", "H(E)", "H(S)", "H(reply)", "round trip R1", "top match",
+              "different replies"]  # fmt: skip
     return render(header, rows, "markdown")
 
 
 def main() -> None:
-    for step in (engine, rl_alone, scarce, one_thing):
+    for step in (engine, evidence, rl_alone, scarce, one_thing):
         print(f"{step.__name__}\n\n{step()}")
 
 

@@ -38,7 +38,7 @@ from benchmarks import generation, rl_rate, shapes, training
 from benchmarks import ours as our
 from benchmarks.harness import Row, in_turn, timed
 from benchmarks.ours import SETTINGS, Done, Side
-from experiments.gpu.provenance import ROOT, provenance
+from experiments.gpu.provenance import ROOT, VERSIONS, provenance
 
 from selfemo.files import write_json
 from selfemo.method.types import BUILTIN_MODEL
@@ -144,7 +144,7 @@ class Step:
         self.ours = {name: filled(changes, size) for name, size in self.sizes.items()}
         self.results: dict[str, Any] = {
             "step": "engine",
-            **provenance("benchmarks"),
+            **provenance(ROOT / "benchmarks"),
             "settings": {
                 "sizes": {name: asdict(size) for name, size in self.sizes.items()},
                 "device": device.type, "dtype": dtype, "peak_tflops": SETTINGS["peak_tflops"],
@@ -180,7 +180,7 @@ class Step:
         """
         earlier = json.loads(file.read_text(encoding="utf-8"))
         mine = json.loads(json.dumps(self.results))
-        for key in ("step", "card", "versions", "digests", "settings"):
+        for key in ("step", "device", *VERSIONS, "sources", "settings"):
             if earlier.get(key) != mine[key]:
                 raise ValueError(
                     f"{file} has other {key} than this run: {earlier.get(key)} and {mine[key]}; rows of the "
@@ -190,7 +190,7 @@ class Step:
 
     def run(self, only: Sequence[str] = ()) -> None:
         """Make the rows that are missing, those of `only` (patterns) alone and, if they failed, again."""
-        self.say(f"{self.results['card']}, {len(self.rows)} rows")
+        self.say(f"{self.results['device']}, {len(self.rows)} rows")
         for name, make in self.rows.items():
             known = self.results["rows"].get(name)
             if only and not any(fnmatch.fnmatch(name, pattern) for pattern in only):

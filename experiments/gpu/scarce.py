@@ -1,7 +1,8 @@
 """Step "scarce labels": does self-play, or a user's own unlabelled conversations, teach more than the labels?
 
-Of all training conversations 200 have labels. The cold start learns some of these; every arm then draws the
-others once, in the same order, with causal credit and advantages over the group's mean:
+Of all training conversations 200 have labels, or with --labels a quarter, or all. The cold start learns some
+of these; every arm then draws the others once, in the same order, with causal credit and advantages over the
+group's mean:
 
     original   these gold prompts and nothing else
     twice      the same a second time: as many optimiser steps as the arms below
@@ -11,20 +12,28 @@ others once, in the same order, with causal credit and advantages over the group
     more       as many turns of the other conversations with their labels: what the best teacher could bring
     placebo    balanced, the S of another episode as target: what the steps bring without the reply
 
-Personas are drawn from the 200 conversations. The rate is that which `rl_alone` chose.
+Personas are drawn from the conversations with labels. The rate is that which `rl_alone` chose.
+
+With a quarter and with all, `original` and `balanced` alone are made where --arm names no others. The start
+has as many labels as with 200, and an arm draws at most flywheel.prompts gold prompts: 5,120 where --set does
+not say otherwise.
 
     python -m experiments.gpu.scarce --data meld:PATH --data emorynlp:PATH --out OUT
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from experiments.gpu.study import STAGE, Study, step
+from experiments.gpu.study import STAGE, Study, add_seeds, command_line, run_step
 
 from selfemo.data import load
+from selfemo.errors import ConfigError
 from selfemo.method.types import Conversation, Prompt
 from selfemo.runs.inputs import run_inputs, with_known_personas
 from selfemo.seeds import rng
@@ -42,10 +51,46 @@ ARMS: Mapping[str, Sequence[str]] = {
     "more": (),
     "placebo": (*PLAY, "selfplay.self_emotion=balanced", "selfplay.targets=shuffled"),
 }
+COMPARED = ("original", "balanced")
+"""The arms of the other budgets."""
+OF_OTHERS = ("unlabelled", "more")
+"""The arms that learn from conversations beside the labelled ones."""
+FEW, QUARTER, ALL = BUDGETS = ("200", "quarter", "all")
+MOST = 5120
+"""Gold prompts of an arm with a quarter or all: with all labels, as many of self-play beside them would take
+more than one lease."""
 
 
 class Scarce(Study):
-    """A study whose other conversations have no labels, but for the arm that asks what they would bring."""
+    """A study whose other conversations have no labels, but for the arm that asks what they would bring.
+
+    Args:
+        budget: one of BUDGETS.
+        rest: of `Study`.
+    """
+
+    def __init__(self, *rest: Any, budget: str = FEW, **more: Any):
+        self.budget = budget
+        super().__init__(*rest, **more)
+        self.results["budget"] = budget
+
+    def _earlier(self, file: Path) -> dict[str, dict[str, Any]]:
+        budget = json.loads(file.read_text(encoding="utf-8")).get("budget", FEW)
+        if budget != self.budget:
+            raise ValueError(f"{file} is of --labels {budget}, here {self.budget}; leave --after out")
+        return super()._earlier(file)
+
+    @property
+    def arms(self) -> list[str]:
+        """Those to make, in order."""
+        return [a for a in ARMS if self.budget == FEW or a in (self._arms or COMPARED)]
+
+    def drawn(self) -> int:
+        """How many gold prompts each arm draws: whole rounds of the new labels."""
+        per_round, most = self.config.grpo.prompts_per_step, len(self.fresh)
+        if self.budget != FEW:
+            most = min(most, self.config.flywheel.prompts)
+        return most // per_round * per_round
 
     def inputs(self) -> tuple[list[Conversation], list[Conversation], list[Conversation], set[str]]:
         _, chosen, overlap = run_inputs(self.config)
@@ -93,17 +138,16 @@ def run(study: Study) -> None:
     assert isinstance(study, Scarce)
     start = study.cold_start()
     study.read_channel("start")
-    per_round = study.config.grpo.prompts_per_step
-    gold = list(study.fresh)
-    n = len(gold) // per_round * per_round
+    gold, n = list(study.fresh), study.drawn()
     for seed in SEEDS:
-        for arm in ARMS:
+        for arm in study.arms:
             if arm in ("more", "placebo") and seed:
                 continue
             train(study, start, arm, seed, gold, n)
     for arm in ("more", "placebo"):
         for seed in SEEDS[1:]:
-            train(study, start, arm, seed, gold, n)
+            if arm in study.arms:
+                train(study, start, arm, seed, gold, n)
 
 
 def train(study: Scarce, start: Path, arm: str, seed: int, gold: list[Prompt], n: int) -> None:
@@ -121,8 +165,29 @@ def train(study: Scarce, start: Path, arm: str, seed: int, gold: list[Prompt], n
     study.arm(start, arm, RATE, seed, [*ARMS[arm], f"flywheel.prompts={total}"], prompts)
 
 
+def budget_settings(budget: str, sources: Sequence[str]) -> list[str]:
+    """The settings of a budget on top of the step's file (ConfigError where a quarter is no conversation)."""
+    if budget == FEW:
+        return []
+    train = [c for source in sources for c in load(source).conversations if c.split == "train"]
+    if budget == QUARTER and len(train) < 4:
+        raise ConfigError(f"--labels quarter: {len(train)} training conversations have no quarter")
+    return [f"data.train_conversations={len(train) // 4 if budget == QUARTER else 0}"]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    step(__doc__, "scarce.toml", run, arguments, ARMS, SEEDS, Scarce)
+    parser = command_line(__doc__, ARMS)
+    add_seeds(parser, SEEDS)
+    parser.add_argument(
+        "--labels", choices=BUDGETS, default=FEW, help="how many of the training conversations have labels"
+    )
+    args = parser.parse_args(arguments)
+    if args.labels == ALL and (none := [a for a in args.arm if a in OF_OTHERS]):
+        parser.error(f"--arm {none[0]} with --labels all: no conversation is left without labels")
+    settings = budget_settings(args.labels, args.data)
+    if args.labels != FEW and not args.tiny:
+        settings.append(f"flywheel.prompts={MOST}")
+    run_step(args, "scarce.toml", run, partial(Scarce, budget=args.labels), args.seed, settings)
 
 
 if __name__ == "__main__":

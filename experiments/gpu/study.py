@@ -2,7 +2,7 @@
 
 The dev split is halved by conversation: choices are made by the tuning half, the claim half is for the
 claim. Everything is predicted by probability, without a completion. `results.json` is written after each
-run, so that what was done before the time is up stays.
+run, so that what was done before the time is up stays; a run that would not end in time is given up.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from experiments.gpu.provenance import KEYS, provenance
+from experiments.gpu.scoring import beliefs, gold_places, said, scores
+from experiments.gpu.settings import differing, told
 
-from selfemo import __version__
 from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import DataError
 from selfemo.evaluation.baselines import nll_after_shift
 from selfemo.evaluation.channel import compare_readers, held_out_turns
-from selfemo.evaluation.metrics import Outcomes
 from selfemo.evaluation.predictions import Prediction, gold_prompts, predict
-from selfemo.evaluation.tempered import BELIEF_FLOOR, best_temperature, log_table, nll_at
 from selfemo.files import write_json
 from selfemo.method.prompts import format_answer
 from selfemo.method.types import Conversation, Place, Prompt
@@ -36,7 +36,7 @@ from selfemo.runs.store import Store
 from selfemo.seeds import rng
 from selfemo.stages.channel import read_turns
 from selfemo.stages.flywheel import labels_record, original_prompts
-from selfemo.stages.rl import rl_stage
+from selfemo.stages.rl import rl_plan, rl_stage
 from selfemo.stages.selfplay import fit_all, persona_book
 from selfemo.training.local import LocalTrainer
 from selfemo.training.protocol import RlSpan
@@ -48,12 +48,25 @@ TINY = (
     "sampling.group_size=4", "sampling.token_budget=8192", "grpo.micro_tokens=2048", "sft.micro_tokens=2048",
 )  # fmt: skip
 STAGE = "iteration-1-rl"
+HALVES = ("tuning", "claim")
 _ROUND = (
     "r1", "r1_original", "r2", "r1_flat", "silent", "parse_rate", "sampling_entropy", "loss", "grad_norm",
     "packed_tokens", "synthetic", "pass_rate", "self_emotions", "targets",
 )  # fmt: skip
 _SPARE_S = 12.0
-"""Seconds for the scores behind a run."""
+"""Least seconds for the scores behind a run."""
+_SETTLED = 8
+"""Rounds of a run whose median, the last of them, foretells its end: the first ones may compile."""
+START_HITS, START_NLL = 0.01, 0.005
+"""A start that was trained again may differ so much from the earlier one: in the share of dev utterances that
+one of them alone has right, and in mean NLL at T, nats. Weights do not outlive a machine, and sums in bf16
+need not come out equal on another card or by other kernels."""
+WHOLE = {"span": "all", "max_new_tokens": 48, "no_repeat_ngram": 6}
+"""Evaluation settings of greedy completions."""
+
+
+class OutOfTime(Exception):
+    """A run would not end in time."""
 
 
 class Unwatched:
@@ -108,31 +121,44 @@ class Study:
         self.taught, self.fresh = set[str](), list[Prompt]()
         self.trainer = LocalTrainer(config.model, config.sampling.temperature, lambda stage: work / "states")
         self.results: dict[str, Any] = {
-            "selfemo": __version__,
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            **provenance(),
             "settings": told(config),
+            "labels": {p.dataset: list(p.label_set) for p in self.dev},
             "utterances": {
                 "dataset": [p.dataset for p in self.dev],
                 "conversation": [p.conversation_id for p in self.dev],
                 "half": [self.half(p.conversation_id) for p in self.dev],
                 "overlaps": [p.conversation_id in overlapping for p in self.dev],
+                "gold": gold_places(self.dev),
             },
             "runs": [],
         }
         self._before = self._earlier(before) if before else {}
         self._arms, self._seeds = arms, seeds
+        self._spare = _SPARE_S
 
     def _earlier(self, file: Path) -> dict[str, dict[str, Any]]:
         """The runs of an earlier result by name (ValueError: it has other settings or utterances)."""
         earlier = json.loads(file.read_text(encoding="utf-8"))
-        # What an earlier version did not have yet is at its default.
+        mine = json.loads(json.dumps(self.results))
+        # What an earlier version did not have yet is at its default, or as it is here.
         earlier["settings"] = told(Config.model_validate(earlier["settings"]))
-        for key in ("settings", "utterances"):
-            if earlier[key] != json.loads(json.dumps(self.results[key])):
-                raise ValueError(f"{file} has other {key} than this step; leave --after out, or repeat them")
-        if channel := earlier.get("channel"):
-            self.results["channel"] = channel
+        earlier["utterances"] = {**mine["utterances"], **earlier["utterances"]}
+        if earlier["utterances"] != mine["utterances"]:
+            raise ValueError(f"{file} has other utterances than this step; leave --after out, or repeat them")
+        if other := differing(json.loads(json.dumps(earlier["settings"])), mine["settings"]):
+            raise ValueError(
+                f"{file} has other settings than this step ({'; '.join(other)}); leave --after out, or "
+                "repeat them"
+            )
+        for key in ("channel", "start_differs"):
+            if key in earlier:
+                self.results[key] = earlier[key]
+        before = earlier.get("earlier", [])
+        named = {name for made in before for name in made["runs"]}
+        own = [r["run"] for r in earlier["runs"] if r["run"] not in named]
+        made = {k: earlier[k] for k in KEYS if k in earlier}
+        self.results["earlier"] = [*before, {**made, "runs": own}]
         return {r["run"]: r for r in earlier["runs"]}
 
     def settings(self, *more: str) -> Config:
@@ -155,48 +181,59 @@ class Study:
         write_json(self.out / "results.json", self.results)
 
     def score(self, name: str, **about: Any) -> dict[str, Any]:
-        """Predict dev with the present weights; keeps scores, and each utterance's hit and NLL at T."""
+        """Predict dev with the present weights; keeps scores, and by utterance what was said, whether that is
+        right, and NLL at T."""
         begun, sampler = time.monotonic(), self.trainer.engine.sampler
         found = predict(sampler, self.dev, self.config.evaluation, self.config.prompt)
         record: dict[str, Any] = {"run": name, **about, "evaluation_s": time.monotonic() - begun}
         hits, nll, shifted = np.zeros(len(found), dtype=int), np.zeros(len(found)), np.zeros(len(found))
-        datasets = dict.fromkeys(p.dataset for p in self.dev)
-        for dataset in datasets:
-            mine = [i for i, p in enumerate(self.dev) if p.dataset == dataset]
+        for dataset in self.results["labels"]:
+            mine = self.indices(dataset=dataset)
             fold = np.array([self.half(self.dev[i].conversation_id) == "tuning" for i in mine])
             shifted[mine] = nll_after_shift(*beliefs([found[i] for i in mine]), fold)
-        for half in ("tuning", "claim"):
+        for half in HALVES:
             record[half] = {}
-            for dataset in datasets:
-                mine = [
-                    i
-                    for i, p in enumerate(self.dev)
-                    if (p.dataset, self.half(p.conversation_id)) == (dataset, half)
-                ]
-                record[half][dataset], hits[mine], nll[mine] = scores([found[i] for i in mine])
-                record[half][dataset]["nll_shifted"] = float(shifted[mine].mean())
+            for dataset in self.results["labels"]:
+                mine = self.indices(half=half, dataset=dataset)
+                scored, hits[mine], nll[mine] = scores([found[i] for i in mine])
+                record[half][dataset] = {**scored, "nll_shifted": float(shifted[mine].mean())}
         record |= {"hits": hits.tolist(), "nll_at_t": nll.round(4).tolist()}
-        record |= {"nll_shifted": shifted.round(4).tolist(), "written": self.written()}
+        record |= {"nll_shifted": shifted.round(4).tolist(), "predicted": said(found)}
+        record |= self.details(name)
+        record["scores_s"] = time.monotonic() - begun
+        self._spare = max(self._spare, 1.15 * record["scores_s"])
         self.keep("runs", [*self.results["runs"], record])
         parts = (
             f"{half} {d} accuracy {s['accuracy']:.3f} F1 {s['weighted_f1']:.3f} "
             f"NLL at T {s['nll_at_t']:.3f}, after a prior shift {s['nll_shifted']:.3f}"
-            for half in ("tuning", "claim")
+            for half in HALVES
             for d, s in record[half].items()
         )
         self.say(f"{name}: " + " | ".join(parts))
         return record
 
+    def indices(self, **of: str) -> list[int]:
+        """Where the dev utterances are of a `half`, a `dataset`, or both."""
+        u = self.results["utterances"]
+        return [i for i in range(len(self.dev)) if all(u[k][i] == v for k, v in of.items())]
+
+    def details(self, name: str) -> dict[str, Any]:
+        """What a step keeps of a run besides: here what some completions look like."""
+        return {"written": self.written()}
+
     def written(self, n: int = 6) -> list[dict[str, str]]:
         """Greedy completions of some claim prompts, as they are; the prompts' own words are left out."""
         asked = [p for p in self.dev if self.half(p.conversation_id) == "claim" and len(p.history) > 3]
         chosen = [asked[i] for i in rng(0, "completions").permutation(len(asked))[:n]]
-        whole = {"span": "all", "max_new_tokens": 48, "no_repeat_ngram": 6}
-        evaluation = self.config.evaluation.model_copy(update=whole)
-        found = predict(self.trainer.engine.sampler, chosen, evaluation, self.config.prompt)
         return [
-            {"prompt": p.prompt.id, "gold": ", ".join(p.prompt.target or ()), "wrote": p.text} for p in found
+            {"prompt": p.prompt.id, "gold": ", ".join(p.prompt.target or ()), "wrote": p.text}
+            for p in self.completed(chosen)
         ]
+
+    def completed(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """Greedy whole completions of some prompts by the present weights."""
+        evaluation = self.config.evaluation.model_copy(update=WHOLE)
+        return predict(self.trainer.engine.sampler, prompts, evaluation, self.config.prompt)
 
     def read_channel(self, name: str) -> None:
         """Ask whether the generator reads the claim half better than E does (evaluation/channel.py)."""
@@ -233,7 +270,9 @@ class Study:
                 [p for p, _ in (*whole, *labels)], trainer.encode, config.prompt.max_tokens, "none"
             )
             samples = [(f, answers[f.prompt.id]) for f in fitted]
-            for step in trainer.sft(samples, sft, epochs=sft.epochs, seed=0, first=0, scale=lambda k: 1.0):
+            for step in trainer.sft(
+                samples, sft, epochs=sft.epochs, seed=config.seed, first=0, scale=lambda k: 1.0
+            ):
                 if step.index % 10 == 0:
                     self.say(f"cold start, step {step.index}: loss {step.measures['loss']:.3f}")
             trainer.save(start)
@@ -242,16 +281,32 @@ class Study:
         trainer.sampler(str(start))
         mine = self.score("start", samples=len(whole), labels=len(labels), seconds=known["seconds"])
         earlier = self._before.pop("start", mine)
-        if earlier["hits"] != mine["hits"]:
-            raise ValueError(
-                "the start is not that of the earlier runs; leave --after out, and make both sides of a "
-                "comparison anew"
-            )
-        self.keep("runs", [{**mine, **earlier}, *self._before.values()])
+        # An earlier version kept less of each utterance.
+        first = {**mine, **earlier} if self.same_start(earlier, mine) else earlier
+        self.keep("runs", [first, *self._before.values()])
         self.taught = {turn_of(i) for i in answers}
         self.fresh = self.usable(self.train)
         self.say(f"{len(self.fresh)} new labels")
         return start
+
+    def same_start(self, earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+        """Whether the start came out as the earlier one, utterance by utterance.
+
+        A small difference is kept in the result and said; more than START_HITS or START_NLL is refused.
+        """
+        hits, nll = start_difference(earlier, mine)
+        if hits > START_HITS or nll > START_NLL:
+            raise ValueError(
+                f"the start is not that of the earlier runs: {hits:.1%} of the utterances are right in one "
+                f"alone (at most {START_HITS:.0%}), and NLL at T differs by {nll:.4f} (at most {START_NLL}); "
+                "leave --after out, and make both sides of a comparison anew"
+            )
+        if earlier["hits"] == mine["hits"]:
+            return True
+        self.say(f"the start differs from the earlier one: hits {hits:.4f}, NLL at T {nll:.4f}")
+        known = self.results.get("start_differs", [])
+        self.keep("start_differs", [*known, {"hits": hits, "nll_at_t": nll}])
+        return False
 
     def usable(self, conversations: Sequence[Conversation]) -> list[Prompt]:
         """The gold prompts of some conversations that fit and whose labels the start has not seen."""
@@ -284,7 +339,7 @@ class Study:
         if (self._arms and arm not in self._arms) or (self._seeds and seed not in self._seeds):
             return None
         known = [r["seconds"] for r in self.results["runs"] if r.get("arm") == arm]
-        if time.monotonic() + 1.15 * max(known, default=45.0) + _SPARE_S > self.end:
+        if time.monotonic() + 1.15 * max(known, default=45.0) + self._spare > self.end:
             self.say(f"{name}: left out, no time")
             return None
         begun = time.monotonic()
@@ -295,6 +350,9 @@ class Study:
             trained = self._train(name, start, config, originals)
             about = {"arm": arm, "lr": lr, "seed": seed, "seconds": time.monotonic() - begun}
             return self.score(name, **about, **trained)
+        except OutOfTime as e:
+            self.say(f"{name}: given up, no time: {e}")
+            return None
         except Exception:
             self.results.setdefault("failed", []).append(traceback.format_exc())
             self.say(f"{name} failed: {traceback.format_exc()}")
@@ -302,13 +360,19 @@ class Study:
 
     def _train(self, name: str, start: Path, config: Config, originals: Sequence[Prompt]) -> dict[str, Any]:
         rounds: list[dict[str, Any]] = []
+        planned, times = rl_plan(config, self.trainer).rounds, [time.monotonic()]
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
         def on_round(record: dict[str, Any]) -> None:
             rounds.append({k: record[k] for k in _ROUND if record.get(k) is not None})
+            times.append(time.monotonic())
+            each = float(np.median(np.diff(times[-_SETTLED - 1 :])))
             if len(rounds) % 16 == 1:
-                self.say(f"  {name}, round {len(rounds)}: R1 {record['r1']:.3f}")
+                self.say(f"  {name}, round {len(rounds)}: R1 {record['r1']:.3f}, {each:.2f} s a round")
+            left = (planned - len(rounds)) * each if len(rounds) >= _SETTLED else 0.0
+            if times[-1] + left + self._spare > self.end:
+                raise OutOfTime(f"round {len(rounds)} of {planned}, {each:.2f} s a round")
 
         with TemporaryDirectory(dir=self.work) as own, Store(Path(own) / "store.sqlite") as store:
             self.trainer.begin_rl(STAGE, str(start), config.grpo, [], RlSpan())
@@ -323,45 +387,17 @@ class Study:
         return {**about, "rounds": rounds}
 
 
-def told(config: Config) -> dict[str, Any]:
-    """The settings of a result: all but where the data lie."""
-    return config.model_dump(mode="json", exclude={"data": {"sources"}})
+def start_difference(earlier: Mapping[str, Any], mine: Mapping[str, Any]) -> tuple[float, float]:
+    """How far two starts are apart: the share of utterances that one alone has right, and that of their mean
+    NLL at T, nats."""
+    hits = np.mean(np.not_equal(earlier["hits"], mine["hits"]))
+    return float(hits), float(abs(np.mean(earlier["nll_at_t"]) - np.mean(mine["nll_at_t"])))
 
 
 def _played(store: Store, n: int = 10) -> list[str]:
     """Completions of self-play that passed the gate, as the policy wrote them."""
     texts = [row["completion"] for row, _ in store.samples() if row["source"] == "selfplay"]
     return [texts[i] for i in sorted(rng(0, "played").permutation(len(texts))[:n])]
-
-
-def scores(found: Sequence[Prediction]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Scores of predictions over one label set; whether each is right (n,), and its NLL at T (n,), nats."""
-    labels = found[0].prompt.label_set
-    pairs = [(p.prompt.target, p.predicted) for p in found if p.prompt.target and p.predicted]
-    gold, said = ([d.top(labels) for d in side] for side in zip(*pairs, strict=True))
-    logs, targets = beliefs(found)
-    temperature, _ = best_temperature(logs, targets)
-    nll = nll_at(logs, targets, temperature)
-    conversations = [p.prompt.conversation_id for p in found]
-    counted = Outcomes.of(gold, said, [0.0] * len(found), conversations, labels.labels)
-    measures = {m: float(counted.measures()[m]) for m in ("accuracy", "weighted_f1", "macro_f1")}
-    hits = np.array([g == s for g, s in zip(gold, said, strict=True)])
-    record = {
-        "n": len(found),
-        **measures,
-        "temperature": temperature,
-        "nll_at_t": float(nll.mean()),
-        "predicted": {e: said.count(e) for e in labels},
-    }
-    return record, hits, nll
-
-
-def beliefs(found: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
-    """`log_table` of predictions over one label set: log-probabilities (n, k) and gold weights (n, k)."""
-    names = found[0].prompt.label_set.labels
-    pairs = [(p.predicted, p.prompt.target) for p in found if p.prompt.target and p.predicted]
-    told, gold = zip(*pairs, strict=True)
-    return log_table(told, gold, [names] * len(pairs), BELIEF_FLOOR)
 
 
 def best_rate(runs: Sequence[Mapping[str, Any]]) -> float:
@@ -373,11 +409,8 @@ def best_rate(runs: Sequence[Mapping[str, Any]]) -> float:
     return float(min(runs, key=loss)["lr"])
 
 
-def step(
-    doc: str | None, settings: str, run: Callable[[Study], None], arguments: Sequence[str] | None,
-    arms: Iterable[str], seeds: Iterable[int], study: type[Study] = Study,
-) -> None:  # fmt: skip
-    """The command line of a step: its settings' file, and what it runs."""
+def command_line(doc: str | None, arms: Iterable[str]) -> argparse.ArgumentParser:
+    """The arguments that all steps have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", required=True, help="a data source; repeat it")
     parser.add_argument("--out", type=Path, required=True)
@@ -389,20 +422,40 @@ def step(
     parser.add_argument(
         "--arm", action="append", default=[], choices=list(arms), help="make this arm's runs alone; repeat it"
     )
-    parser.add_argument(
-        "--seed",
-        action="append",
-        default=[],
-        type=int,
-        choices=list(seeds),
-        help="and of this seed; repeat it",
-    )
     parser.add_argument("--work", type=Path, help="keep the start's weights there, or go on from those")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="section.key=value")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def run_step(
+    args: argparse.Namespace, settings: str, run: Callable[[Study], None],
+    study: Callable[..., Study] = Study, seeds: Sequence[int] = (), overrides: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Run a step as its `command_line` asks.
+
+    Args:
+        overrides: the step's own settings on top of its file's; those of the command line come after them.
+    """
     for folder in (args.out, args.work or args.out):
         folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as own:
-        overrides = [*(TINY if args.tiny else ()), *args.overrides]
+        every = [*(TINY if args.tiny else ()), *overrides, *args.overrides]
         where = (args.out, args.work or Path(own), args.seconds, args.after)
-        run(study(settings, args.data, overrides, *where, arms=args.arm, seeds=args.seed))
+        run(study(settings, args.data, every, *where, arms=args.arm, seeds=seeds))
+
+
+def step(
+    doc: str | None, settings: str, run: Callable[[Study], None], arguments: Sequence[str] | None,
+    arms: Iterable[str], seeds: Iterable[int], study: type[Study] = Study,
+) -> None:  # fmt: skip
+    """The command line of a step of several seeds: its settings' file, and what it runs."""
+    parser = command_line(doc, arms)
+    add_seeds(parser, seeds)
+    args = parser.parse_args(arguments)
+    run_step(args, settings, run, study, args.seed)
+
+
+def add_seeds(parser: argparse.ArgumentParser, seeds: Iterable[int]) -> None:
+    """The seeds of a step whose runs of several seeds have one start."""
+    about = {"type": int, "choices": list(seeds), "help": "and of this seed; repeat it"}
+    parser.add_argument("--seed", action="append", default=[], **about)

@@ -15,7 +15,7 @@ from benchmarks.ours import SETTINGS, Done
 from experiments import tables
 from experiments.gpu import engine, provenance
 
-from selfemo.config import ModelConfig, load
+from selfemo.config import load
 from selfemo.method.types import RawCompletion
 from tests.conftest import toy_conversations, write_jsonl
 
@@ -105,7 +105,7 @@ def test_changes_stand_against_the_baseline_and_the_engine_against_trl(
         assert 0 < m["mismatch"] <= m["mismatch_p99"] < 1e-3 and m["tokens"] > 0
         assert m["mismatch_clipped"] == 0
 
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr("experiments.engine_tables.RESULTS", tmp_path / "results")
     assert tables.engine() == "not run\n"
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "engine.json").write_text(json.dumps(result))
@@ -134,9 +134,9 @@ def test_changes_stand_against_the_baseline_and_the_engine_against_trl(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("card", "another card"),
-        ("versions", {"torch": "1.0"}),
-        ("digests", {"src/selfemo": "of other code"}),
+        ("device", "another card"),
+        ("torch", "1.0"),
+        ("sources", "of other code"),
         ("settings", {"dtype": "bf16"}),
     ],
 )
@@ -250,19 +250,18 @@ def test_the_digest_tells_what_the_source_is(tmp_path: Path) -> None:
     for name, text in (("a.py", "x = 1"), ("deep/b.toml", "y = 2"), ("data.json", "{}")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    first = provenance.digest(tmp_path)
+    first = provenance.digest((tmp_path,))
     (tmp_path / "data.json").write_text("{1}")
-    assert provenance.digest(tmp_path) == first
+    assert provenance.digest((tmp_path,)) == first
     (tmp_path / "a.py").write_text("x = 2")
-    second = provenance.digest(tmp_path)
+    second = provenance.digest((tmp_path,))
     (tmp_path / "a.py").rename(tmp_path / "c.py")
-    assert len({first, second, provenance.digest(tmp_path)}) == 3
-    found = provenance.provenance("benchmarks")
-    assert found["digests"].keys() == {"src/selfemo", "benchmarks"}
-    assert found["versions"]["torch"] == torch.__version__
+    assert len({first, second, provenance.digest((tmp_path,))}) == 3
+    found, more = provenance.provenance(), provenance.provenance(tmp_path)
+    assert tuple(found) == provenance.KEYS and found["torch"] == torch.__version__
+    assert [k for k in found if found[k] != more[k]] == ["sources"]
 
 
-@pytest.mark.skipif("attention" not in ModelConfig.model_fields, reason="settings of the engine's changes")
 def test_the_package_knows_every_setting_of_the_table() -> None:
     for name, (overrides, works) in engine.VARIANTS.items():
         changed = engine.filled(overrides, engine.FULL["135m"])

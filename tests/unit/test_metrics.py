@@ -18,6 +18,7 @@ from selfemo.evaluation.metrics import (
     calibration,
     class_report,
     mean_interval,
+    paired_average,
     paired_difference,
     paired_measures,
 )
@@ -327,3 +328,22 @@ def test_paired_difference_edges() -> None:
     assert equal.difference.value == 0 and equal.p_value == 1
     with pytest.raises(ValueError, match="same observations"):
         paired_difference([1], [1, 2], ["a", "b"])
+
+
+def test_the_paired_average_weighs_data_sets_alike_and_one_alone_is_paired_measures() -> None:
+    """By hand: 2 of 4 to 4 of 4 right, and 9 of 10 to 8 of 10, each label its own conversation."""
+    few, many = [("joy", p, 0.0, i) for i, p in enumerate(["joy", "joy", "anger", "anger"])], []
+    for i in range(10):
+        many.append(("anger", "anger" if i < 9 else "joy", 0.0, i))
+    few_after = [("joy", "joy", 0.0, i) for i in range(4)]
+    many_after = [("anger", "anger" if i < 8 else "joy", 0.0, i) for i in range(10)]
+    pairs = [(outcomes(few), outcomes(few_after)), (outcomes(many), outcomes(many_after))]
+    found = paired_average(pairs, resamples=400)
+    assert found["accuracy"].difference.value == pytest.approx((0.5 - 0.1) / 2)
+    # F1 of a lone class with h of n right and nothing else said of it: 2h / (h + n).
+    f1 = (1 - 2 * 2 / 6) - (2 * 9 / 19 - 2 * 8 / 18)
+    assert found["weighted_f1"].difference.value == pytest.approx(f1 / 2)
+    assert found["accuracy"].difference.low < 0.2 < found["accuracy"].difference.high
+    assert paired_average(pairs[:1], seed=2) == paired_measures(*pairs[0], seed=2)
+    with pytest.raises(ValueError, match="same observations"):
+        paired_average([pairs[0], (outcomes(many), outcomes(few))])

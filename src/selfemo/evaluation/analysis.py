@@ -114,9 +114,18 @@ def analyse_checkpoint(
     prompts: Sequence[Prompt],
     persona_of: PersonaOf,
     config: Config,
-    on_done: Callable[[int], None],
+    on_done: Callable[[int], None] = lambda n: None,
+    *,
+    reader: Sampler | None = None,
+    on_written: Callable[[Prompt, str], None] = lambda prompt, text: None,
 ) -> dict[str, Any]:
-    """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation."""
+    """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation.
+
+    Args:
+        reader: hears the replies of the round trip; without one, the checkpoint itself. One reader for
+            several checkpoints tells replies that show their S from a recogniser that has changed.
+        on_written: told each completion, as it was written.
+    """
     resamples, limit = config.evaluation.resamples, config.prompt
     asked, requests = [], []
     for p in prompts:
@@ -130,6 +139,7 @@ def analyse_checkpoint(
     answered: list[tuple[Prompt, Completion]] = []
     failures: Counter[str] = Counter()
     for prompt, sample in zip(asked, samples, strict=True):
+        on_written(prompt, sample.text)
         parsed = parse(sample.text, prompt.label_set, finished=sample.finished)
         by_span = span_entropies(sample, sampler.decode)
         if isinstance(parsed, ParseFailure):
@@ -143,7 +153,7 @@ def analyse_checkpoint(
     heard = [
         replace(next_prompt(p, c, persona_of, 0, "analysis"), id=f"analysis/{p.id}") for p, c in answered
     ]
-    reads = predict(sampler, heard, config.evaluation, config.prompt, on_done) if heard else []
+    reads = predict(reader or sampler, heard, config.evaluation, config.prompt, on_done) if heard else []
     pairs = [(r, c.self_emotion) for r, (_, c) in zip(reads, answered, strict=True)]
     round_trip = {
         "r1": [weighted_iou(r.predicted, y) for r, y in pairs],

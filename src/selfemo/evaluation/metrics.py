@@ -212,10 +212,35 @@ def paired_measures(
     Raises:
         ValueError: the two were not counted over the same conversations and classes.
     """
+    return paired_average([(a, b)], resamples=resamples, seed=seed)
+
+
+def paired_average(
+    parts: Sequence[tuple[Outcomes, Outcomes]], *, resamples: int = 2000, seed: int = 0
+) -> dict[str, PairedDifference]:
+    """`paired_measures` of the plain average over data sets (table 1's AVG); each is resampled on its own.
+
+    Args:
+        parts: the two systems (a, b) on each data set; at least one.
+
+    Raises: as `paired_measures`.
+    """
+    differences = [_paired_draws(a, b, resamples, seed + k) for k, (a, b) in enumerate(parts)]
+    result = {}
+    for m in MEASURES:
+        value, drawn, null = (np.mean([d[k][m] for d in differences], 0) for k in range(3))
+        reached = np.sum(np.abs(null) >= abs(value) - 1e-12)
+        result[m] = PairedDifference(
+            percentile_interval(float(value), drawn), float((reached + 1) / (resamples + 1))
+        )
+    return result
+
+
+def _paired_draws(a: Outcomes, b: Outcomes, resamples: int, seed: int) -> tuple[dict[str, np.ndarray], ...]:
+    """b - a in each of MEASURES: as observed (), over bootstrap resamples (b,), and with the two systems
+    swapped at random by cluster (b,)."""
     if a.clusters != b.clusters or a.classes != b.classes:
         raise ValueError("paired_measures needs the same observations for both systems")
-    observed_a, observed_b = a.measures(), b.measures()
-    drawn_a, drawn_b = a.resampled(resamples, seed), b.resampled(resamples, seed)
     swap = (_flips(len(a.clusters), resamples, seed) < 0).astype(float)
     stacked = Outcomes(
         a.classes, (*a.clusters, *b.clusters), np.concatenate([a.confusion, b.confusion]),
@@ -223,14 +248,12 @@ def paired_measures(
     )  # fmt: skip
     null_a = stacked.measures(np.concatenate([1 - swap, swap], 1))
     null_b = stacked.measures(np.concatenate([swap, 1 - swap], 1))
-    result = {}
-    for m in MEASURES:
-        difference = float(observed_b[m] - observed_a[m])
-        reached = np.sum(np.abs(null_b[m] - null_a[m]) >= abs(difference) - 1e-12)
-        result[m] = PairedDifference(
-            percentile_interval(difference, drawn_b[m] - drawn_a[m]), float((reached + 1) / (resamples + 1))
-        )
-    return result
+    sides = (
+        (a.measures(), b.measures()),
+        (a.resampled(resamples, seed), b.resampled(resamples, seed)),
+        (null_a, null_b),
+    )
+    return tuple({m: second[m] - first[m] for m in MEASURES} for first, second in sides)
 
 
 def class_report(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
