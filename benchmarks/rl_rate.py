@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import ours as our
 from benchmarks.harness import Meter, Row
 from benchmarks.ours import LINES, Done, G, Side
-from benchmarks.training import alternate, grpo_trainer
+from benchmarks.training import alternate, sampling_trainer
 from selfemo.method.prompts import Fitted
 
 ROUND, TRL_PROMPTS = 64, 4
@@ -67,15 +67,8 @@ def rl_prompts(
         ]
 
     t = memory.run(
-        lambda: grpo_trainer(
-            model,
-            rows=[{"prompt": x} for x in texts],
-            rewards=reward,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=TRL_PROMPTS * G // micro,
-            max_completion_length=LINES,
-            max_steps=repeats + 1,
-            shuffle_dataset=False,
+        lambda: sampling_trainer(
+            model, texts, reward, TRL_PROMPTS, micro, repeats, max_completion_length=LINES
         )
     )
     t.add_callback(alternate(row, ours, (side.memory, memory), (size, TRL_PROMPTS)))

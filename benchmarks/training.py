@@ -62,6 +62,22 @@ def grpo_trainer(model: str, **settings: Any) -> Any:
     )
 
 
+def sampling_trainer(
+    model: str, texts: Sequence[str], reward: Any, prompts: int, micro: int, repeats: int, **more: Any
+) -> Any:
+    """TRL's trainer that samples: a warm-up and `repeats` steps of `prompts` of the texts, in their order."""
+    return grpo_trainer(
+        model,
+        rows=[{"prompt": x} for x in texts],
+        rewards=reward,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=prompts * G // micro,
+        max_steps=repeats + 1,
+        shuffle_dataset=False,
+        **more,
+    )
+
+
 def trl_update(t: Any, items: list[RlItem], micro: int) -> Callable[[], tuple[float, float]]:
     """One update by TRL's loss on completions of equal length: (loss, gradient norm)."""
     n = len(items)
@@ -208,17 +224,7 @@ def rl_step(model: str, data: str, repeats: int, micro: int = G, groups: int = 1
         tokens["ours"].append(done.tokens)
         return done
 
-    t = memory.run(
-        lambda: grpo_trainer(
-            model,
-            rows=[{"prompt": x} for x in texts],
-            rewards=reward,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=groups * G // micro,
-            max_steps=repeats + 1,
-            shuffle_dataset=False,
-        )
-    )
+    t = memory.run(lambda: sampling_trainer(model, texts, reward, groups, micro, repeats))
     t.add_callback(alternate(row, ours, (side.memory, memory)))
     t.train()
     row.checked = "same prompts; completions are sampled anew, so token counts are given"

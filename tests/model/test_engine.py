@@ -25,7 +25,14 @@ from selfemo.training.engine import LocalEngine, SftItem
 from selfemo.training.protocol import RlItem, epoch_batches, learning_rate, sft_batches
 from selfemo.training.token_scores import inputs, score_tokens
 from tests.conftest import toy_conversations
-from tests.support.engines import assert_same_gradients, engine, gradients, plain_logprobs, rl_items
+from tests.support.engines import (
+    assert_same_gradients,
+    drawn_items,
+    engine,
+    gradients,
+    plain_logprobs,
+    rl_items,
+)
 
 # -- packing ---------------------------------------------------------------------------------------
 
@@ -446,13 +453,7 @@ def test_mismatch_of_sampler_and_trainer_is_measured_and_weighed(tiny_model: Pat
 def test_what_the_sampler_drew_is_what_the_trainer_scores(tiny_model: Path) -> None:
     """In fp32 both are one model: no token of a round would be clipped for a difference of theirs."""
     e = engine(tiny_model)
-    prompts = [i.prompt_ids for i in rl_items(4, 1)]
-    groups = e.sampler.generate([Request(p, 4, k) for k, p in enumerate(prompts)], SamplingSettings(8))
-    items = [
-        RlItem(p, c.token_ids, (-1.0) ** k, f"p{n}", sampled=c.logprobs)
-        for n, (p, group) in enumerate(zip(prompts, groups, strict=True))
-        for k, c in enumerate(group)
-    ]
+    items = drawn_items(e, 4, 4, 8)
     config = GrpoConfig(kl_coef=0.0, lr=1e-3)
     e.begin_stage(config)
     first, second = e.rl_round([items[:8], items[8:]], config, [1e-3, 1e-3])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from selfemo.config import ModelConfig
+from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.policy import Attention
 from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
@@ -28,6 +29,19 @@ def rl_items(n_groups: int = 3, g: int = 4, seed: int = 0) -> list[RlItem]:
             completion = rng.integers(3, 300, int(rng.integers(3, 12))).tolist()
             items.append(RlItem(prompt, completion, float(rng.normal()), f"p{group}"))
     return items
+
+
+def drawn_items(engine: LocalEngine, prompts: int, g: int, tokens: int) -> list[RlItem]:
+    """Groups that the engine samples, with the sampler's log-probabilities; advantages 1 and -1 in turn."""
+    asked = [i.prompt_ids for i in rl_items(prompts, 1)]
+    groups = engine.sampler.generate(
+        [Request(p, g, k) for k, p in enumerate(asked)], SamplingSettings(tokens)
+    )
+    return [
+        RlItem(p, c.token_ids, (-1.0) ** k, f"p{n}", sampled=c.logprobs)
+        for n, (p, group) in enumerate(zip(asked, groups, strict=True))
+        for k, c in enumerate(group)
+    ]
 
 
 def plain_logprobs(model, item) -> torch.Tensor:
