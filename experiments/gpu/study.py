@@ -51,7 +51,8 @@ STAGE = "iteration-1-rl"
 HALVES = ("tuning", "claim")
 _ROUND = (
     "r1", "r1_original", "r2", "r1_flat", "silent", "parse_rate", "sampling_entropy", "loss", "grad_norm",
-    "packed_tokens", "synthetic", "pass_rate", "self_emotions", "targets",
+    "packed_tokens", "synthetic", "pass_rate", "self_emotions", "targets", "mismatch", "mismatch_p99",
+    "mismatch_clipped",
 )  # fmt: skip
 _SPARE_S = 12.0
 """Least seconds for the scores behind a run."""
@@ -61,8 +62,9 @@ START_HITS, START_NLL = 0.01, 0.005
 """A start that was trained again may differ so much from the earlier one: in the share of dev utterances that
 one of them alone has right, and in mean NLL at T, nats. Weights do not outlive a machine, and sums in bf16
 need not come out equal on another card or by other kernels."""
-WHOLE = {"span": "all", "max_new_tokens": 48, "no_repeat_ngram": 6}
-"""Evaluation settings of greedy completions."""
+WHOLE = {"span": "all", "max_new_tokens": 48}
+"""Evaluation settings of greedy completions. A limit against repeats (no_repeat_ngram) would be kept on the
+host, token by token."""
 
 
 class OutOfTime(Exception):
