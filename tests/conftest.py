@@ -87,7 +87,7 @@ def toy_conversations(n: int = 8, split: str = "train") -> list[Conversation]:
     return conversations
 
 
-def build_tiny_model(folder: Path) -> Path:
+def build_tiny_model(folder: Path, hidden_size: int = 48) -> Path:
     """A randomly initialised two-layer Llama with grouped heads and a tokenizer trained here."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -117,7 +117,7 @@ def build_tiny_model(folder: Path) -> Path:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=48,
+            hidden_size=hidden_size,
             intermediate_size=96,
             num_hidden_layers=2,
             num_attention_heads=4,

@@ -5,21 +5,31 @@ pytest -m "slow or not slow" tests/model/test_cuda.py
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from selfemo.config import GrpoConfig, ModelConfig, SftConfig
+from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, SftConfig
+from selfemo.errors import EngineError
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention
 from selfemo.training.engine import LocalEngine, SftItem
 from selfemo.training.token_scores import inputs, score_tokens
+from tests.conftest import Built, build_tiny_model
 from tests.support.engines import drawn_items, gradients, plain_logprobs, rl_items
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(scope="module")
+def tiny_model(built_once: Built) -> Path:
+    """The tiny model with heads of 16: the kernels of FlexAttention have none smaller."""
+    return built_once("tiny-64", partial(build_tiny_model, hidden_size=64))
 
 
 def engine(model: Path, device: str = "cuda", dtype: str = "fp32", **kw) -> LocalEngine:
@@ -146,12 +156,16 @@ def test_training_learns_and_its_state_goes_on(tiny_model: Path, tmp_path: Path,
     assert LocalEngine(ModelConfig(id=str(tmp_path / "whole"), device="cpu")).policy
 
 
+@pytest.mark.parametrize("more", [{}, {"compile": True}, {"compile": True, "attention": "flex"}])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_slots_decode_by_a_graph_what_branches_decode(tiny_model: Path, dtype: str) -> None:
+def test_slots_decode_by_a_graph_what_branches_decode(
+    tiny_model: Path, dtype: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Twice from one table: the second time every step is replayed, behind an optimiser step as well."""
     requests = [Request(i.prompt_ids, 4, 7 + k, share="s") for k, i in enumerate(rl_items(6, 1))]
     settings = SamplingSettings(max_new_tokens=24)
-    by_slots = engine(tiny_model, dtype=dtype, decoder="slots")
+    monkeypatch.setattr("selfemo.models.flex.LEAST_TOKENS", 0)
+    by_slots = engine(tiny_model, dtype=dtype, decoder="slots", **more)
     by_branches = engine(tiny_model, dtype=dtype, decoder="branches")
     config = GrpoConfig(kl_coef=0, lr=1e-3)
     for e in (by_slots, by_branches):
@@ -165,5 +179,24 @@ def test_slots_decode_by_a_graph_what_branches_decode(tiny_model: Path, dtype: s
         assert np.allclose(*zip(*firsts, strict=True), atol=1e-3 if dtype == "fp32" else 0.05)
         for e in (by_slots, by_branches):
             e.rl_round([rl_items(4, 4)], config, [1e-3])
-    (table,) = by_slots.sampler._tables._kept.values()
-    assert table._graph is not None
+    tables = by_slots.sampler._tables._kept.values()
+    assert any(table._graph is not None for table in tables)
+
+
+def test_adapters_and_checkpointing_have_the_gradient_of_plain_layers(tiny_model: Path) -> None:
+    found = []
+    for more in ({}, {"compile": True}, {"compile": True, "gradient_checkpointing": True}):
+        e = engine(tiny_model, lora=LoraConfig(), **more)
+        config = GrpoConfig(kl_coef=0.01, micro_tokens=200)
+        e.begin_stage(config)
+        e.rl_backward(rl_items(3, 4), config)
+        found.append(gradients(e.policy.model))
+        requests = [Request(i.prompt_ids, 2, 7) for i in rl_items(2, 1)]
+        assert e.sampler.generate(requests, SamplingSettings(max_new_tokens=6))
+    assert apart(found[1], found[0]) < 5e-3 and apart(found[2], found[0]) < 5e-3
+
+
+def test_flex_refuses_heads_that_its_kernels_do_not_have(built_once: Built) -> None:
+    small = built_once("tiny", build_tiny_model)
+    with pytest.raises(EngineError, match="its heads of 12 are under 16"):
+        engine(small, attention="flex")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
 
 from selfemo.config import GrpoConfig, ModelConfig
 from selfemo.errors import EngineError
+from selfemo.models import compiling, flex
 from selfemo.models import policy as policies
+from selfemo.models.generation.local import LocalGenerator
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.models.packing import pack
@@ -91,6 +94,37 @@ def test_compiled_layers_compute_what_plain_ones_do(tiny_model: Path, dtype: str
         assert found[False][1] == found[True][1]
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert 0 < graphs <= 24, f"{graphs} graphs: shapes or layers are compiled each for itself"
+
+
+@pytest.mark.slow
+def test_what_is_compiled_by_itself_stays_so_where_a_cache_grows(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoder layers run as they are behind a cache; FlexAttention has no plain kernel on CUDA."""
+    torch._dynamo.reset()
+    compiled = compiling.for_all_lengths(flex.flex_attention)
+    monkeypatch.setattr(flex, "_kernel", lambda device: compiled)
+    monkeypatch.setattr(flex, "LEAST_TOKENS", 0)
+    policy = load_policy(str(tiny_model), "cpu", attention="flex")
+    policy.compiled = True
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    drawn = LocalGenerator(policy, SamplingSettings(3)).generate([Request([5, 6, 7], 2, 1)])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    plain = LocalGenerator(load_policy(str(tiny_model), "cpu"), SamplingSettings(3))
+    same = plain.generate([Request([5, 6, 7], 2, 1)])
+    assert [c.token_ids for c in drawn[0]] == [c.token_ids for c in same[0]]
+
+
+@pytest.mark.slow
+def test_a_function_that_needs_too_many_versions_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_VERSIONS", 2)
+    with (
+        torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=False),
+        pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit),
+    ):
+        double = compiling.for_all_lengths(lambda x, n: x * n)
+        for kind in (torch.float32, torch.float64, torch.int32, torch.int64, torch.bool):
+            double(torch.ones(3, dtype=kind), 2)
 
 
 @pytest.mark.slow

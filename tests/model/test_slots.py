@@ -100,7 +100,7 @@ def test_a_step_reads_nothing_from_the_device(both: tuple[Policy, Policy]) -> No
     """Tensors without values refuse to be read: neither shapes nor kernels may depend on what was drawn."""
     policy = both[0]
     for chosen in (SamplingSettings(12), SamplingSettings(12, 0.7, 0.9, 1), SamplingSettings(12, 0.0)):
-        table = slots.SlotTables().get(policy, chosen, 2, 4, 60)
+        table = slots.SlotTables().get(policy, chosen, (2, 4, 60))
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             table.step()
             with pytest.raises(DataDependentOutputException):
@@ -164,6 +164,16 @@ def test_weights_that_are_not_numbers_are_told(tiny_model: Path) -> None:
         policy.core.get_input_embeddings().weight.fill_(torch.nan)
     with pytest.raises(NotFiniteError, match="not numbers"):
         LocalSampler(policy).generate([Request(PROMPT, 2, 3)], SamplingSettings(6))
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_tables_are_halved_while_what_is_open_fits(n: int, least: int) -> None:
+    size = slots._halved(n, least)
+    assert size == n if least > -(-n // 2) else least <= size < 2 * least
+    halves = [n]
+    while halves[-1] > 1:
+        halves.append(-(-halves[-1] // 2))
+    assert size in halves, "few sizes, whatever is open"
 
 
 @given(st.integers(1, 5000), st.sampled_from([1, 4, 64]))

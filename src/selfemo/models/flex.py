@@ -11,14 +11,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from selfemo.models.compiling import for_all_lengths
 from selfemo.models.packing import Pack
+from selfemo.models.transfer import to_device
 
 BLOCK = 128
 LEAST_TOKENS = 1000
@@ -71,10 +73,8 @@ def plan(packs: Sequence[Pack], length: int, device: torch.device | str) -> Flex
     touched &= np.tri(blocks, dtype=bool)  # an ancestor stands before its descendants
     # Blocks in the order of their keys, those to compute first.
     order = np.argsort(~touched, axis=-1, kind="stable")
-    counts, indices = (
-        torch.from_numpy(x.astype(np.int32))[:, None].to(device) for x in (touched.sum(-1), order)
-    )
-    first, last = (torch.from_numpy(x).to(device) for x in (entry, exit_))
+    counts, indices = (to_device(x.astype(np.int32)[:, None], device) for x in (touched.sum(-1), order))
+    first, last = (to_device(x.astype(np.int32), device) for x in (entry, exit_))
     mask = BlockMask.from_kv_blocks(
         counts, indices, BLOCK_SIZE=BLOCK, mask_mod=_ancestor(first, last), seq_lengths=(length, length)
     )
@@ -89,10 +89,9 @@ def _ancestor(entry: torch.Tensor, exit_: torch.Tensor) -> Callable[..., torch.T
 
 
 @functools.cache
-def _compiled() -> Callable[..., Any]:
-    """The kernel for all lengths of rows."""
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True)
-    return compiled
+def _kernel(device: str) -> Callable[..., Any]:
+    """Compiled for all lengths on CUDA; elsewhere plain operations, which compute masked blocks too."""
+    return for_all_lengths(flex_attention) if device == "cuda" else cast(Any, flex_attention)
 
 
 def _plain(
@@ -111,11 +110,10 @@ def attend(
 ) -> torch.Tensor:
     """(b, s, h, d) outputs for queries (b, h, s, d), keys and values (b, g, s, d)."""
     query, key = query.to(value.dtype), key.to(value.dtype)
-    cuda = query.device.type == "cuda"
-    if not cuda and torch.is_grad_enabled():
+    if query.device.type != "cuda" and torch.is_grad_enabled():
         out = _plain(query, key, value, plan_.mask, scaling)
     else:
-        kernel: Any = _compiled() if cuda else flex_attention
+        kernel = _kernel(query.device.type)
         out = kernel(query, key, value, block_mask=plan_.mask, scale=scaling, enable_gqa=True)
     found: torch.Tensor = out.transpose(1, 2).contiguous()
     return found

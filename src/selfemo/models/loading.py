@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EngineError
+from selfemo.models.compiling import compile_layers
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention, Decoder, Policy
-from selfemo.models.references import ModelReference, cache_dir
+from selfemo.models.references import ModelReference
 
 _SHAPE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 """Most shapes of matrices whose kernels oneDNN keeps, from its first use on. Two packs seldom have the same
 shape, and kernels hold megabytes: with the default of 1,024 a run of ten minutes grows by gigabytes."""
 
-_COMPILED = 64
-"""Most versions of a decoder layer that are compiled."""
+_FLEX_HEAD = 16
+"""Least head size of FlexAttention's kernels on CUDA."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -94,6 +94,13 @@ def load_policy(
         raise EngineError(f"cannot load model {model_id!r}{hub}: {type(e).__name__}: {e}") from e
     if tokenizer.eos_token_id is None:
         raise EngineError(f"{model_id}: its tokenizer names no end token (eos_token)")
+    config = model.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if attention == "flex" and where.type == "cuda" and head < _FLEX_HEAD:
+        raise EngineError(
+            f'{model_id}: its heads of {head} are under {_FLEX_HEAD}, the least of model.attention = "flex"; '
+            'use "dense"'
+        )
     model.to(where).eval()
     path = attention or ("tree" if where.type == "cpu" else "dense")
     precision = pick_dtype(dtype, where)
@@ -159,18 +166,8 @@ def _lean_bf16(model: Any) -> None:
 
 
 def _compile(policy: Policy) -> None:
-    """Compile each decoder layer at its first use, for all shapes; attention stays as it is.
-
-    All layers have one code, so that they are compiled once; what is compiled is kept on disk.
-    """
-    from selfemo.models.attention import IMPLEMENTATION, tree_attention
-
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
-    # Each of: gradient or none, with autocast or without, one row or more, and the kind of attention plan.
-    torch._dynamo.config.recompile_limit = max(_COMPILED, torch._dynamo.config.recompile_limit)
-    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(tree_attention))
-    for layer in policy.core.get_decoder().layers:
-        layer.compile(dynamic=True)
+    """Compile the decoder layers, and try them (EngineError: torch.compile does not work here)."""
+    compile_layers(policy.core)
     policy.compiled = True
     try:
         with torch.no_grad(), policy.autocast():

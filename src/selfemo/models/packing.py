@@ -92,7 +92,7 @@ class PackedRows:
         input_ids, position_ids: (b, s) int64.
         mask: (b, 1, s, s) bool, true where a query may attend; padding attends to itself alone. None
             where `tree` says it instead.
-        tree: an attention.TreePlan.
+        tree: an attention.TreePlan or SlotKeys, or a flex.FlexPlan.
     """
 
     input_ids: torch.Tensor
@@ -105,20 +105,20 @@ def to_rows(
     packs: Sequence[Pack], device: torch.device | str = "cpu", multiple: int = 1, *, masked: bool = True
 ) -> PackedRows:
     """Packs as padded rows of a length that `multiple` divides; with the dense mask if `masked`."""
-    import torch
+    from selfemo.models.transfer import to_device
 
     b, s = len(packs), -(-max(len(p) for p in packs) // multiple) * multiple
     ids, positions = np.zeros((2, b, s), dtype=np.int64)
     for row, p in enumerate(packs):
         ids[row, : len(p)], positions[row, : len(p)] = p.tokens, p.positions
-    rows = torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device)
+    rows = to_device(ids, device), to_device(positions, device)
     if not masked:
         return PackedRows(*rows, None)
     mask = np.zeros((b, 1, s, s), dtype=bool)
     mask[:, 0, np.arange(s), np.arange(s)] = True
     for row, p in enumerate(packs):
         mask[row, 0, : len(p), : len(p)] = p.ancestors()
-    return PackedRows(*rows, torch.from_numpy(mask).to(device))
+    return PackedRows(*rows, to_device(mask, device))
 
 
 def shared_prefix(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:

@@ -25,12 +25,14 @@ from selfemo.method import losses
 from selfemo.method.channel import ChannelScores
 from selfemo.method.parsing import emotion_line
 from selfemo.method.types import EmotionDistribution, LabelSet
+from selfemo.models.compiling import compile_layers
 from selfemo.models.generation.local import LocalSampler
 from selfemo.models.loading import load_configured
 from selfemo.models.memory import KeptMemory, return_memory
 from selfemo.models.packing import bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
 from selfemo.models.sampler import ChannelPlace, LabelPlace, Sampler
+from selfemo.models.transfer import to_device
 from selfemo.training.checkpoints import must_be_finite, read_state, write_checkpoint, write_state
 from selfemo.training.guards import NOT_FINITE
 from selfemo.training.protocol import RlItem
@@ -140,7 +142,7 @@ class LocalEngine:
         # Sums stay on the device: reading one would wait for it at each micro-batch.
         loss_sum, tokens = torch.zeros((), device=self.policy.device), 0
         for scores, order, size in _scored(self.policy, items, micro_tokens, 1.0, entropy=False):
-            weights = _pad([torch.tensor(items[i].weights) for i in order]).to(scores.logp.device)
+            weights = to_device(_pad([torch.tensor(items[i].weights) for i in order]), self.policy.device)
             loss = losses.masked_sum(-scores.logp * weights, scores.mask) / total
             loss.backward()
             loss_sum += loss.detach()
@@ -172,6 +174,8 @@ class LocalEngine:
         if self.config.lora is not None:  # then the reference is the model with its adapters off
             return
         core = copy.deepcopy(self.policy.core).requires_grad_(False).eval()
+        if self.policy.compiled:  # a copy is not
+            compile_layers(core)
         self._reference = replace(self.policy, model=core, core=core)
 
     def start_sampler(self, weights: str) -> Sampler:
@@ -233,12 +237,12 @@ class LocalEngine:
         for scores, order, size in _scored(self.policy, chosen, config.micro_tokens, self.temperature):
             advantages = [torch.tensor(chosen[i].advantages(), dtype=torch.float32) for i in order]
             before = scores.logp.detach() if old is None else _pad([old[active[i]] for i in order])
-            sampled = _pad([_sampled(chosen[i]) for i in order]).to(before.device)
-            apart.append((before - sampled)[scores.mask & ~sampled.isnan()])
+            sampled = to_device(_pad([_sampled(chosen[i]) for i in order]), self.policy.device)
+            apart.append(torch.where(scores.mask, before - sampled, torch.nan).flatten())
             token = losses.token_loss(
                 scores.logp,
                 before,
-                _pad(advantages).to(scores.logp.device),
+                to_device(_pad(advantages), self.policy.device),
                 _pad([ref[i] for i in order]) if ref else None,
                 scores.entropy if config.entropy_coef else None,
                 losses.importance(before, sampled, config.importance_cap) if config.importance_cap else None,
@@ -336,6 +340,7 @@ def _mismatch(apart: Sequence[torch.Tensor], config: GrpoConfig) -> dict[str, fl
     """How far sampler and trainer are apart on what was sampled from the same weights, |difference of log p|
     in nats: mean, 99th percentile, and the share of tokens that eq. 14 would clip for it."""
     difference = torch.cat(list(apart)).cpu().numpy() if apart else np.empty(0)
+    difference = difference[~np.isnan(difference)]  # padding, and what was not sampled
     if not len(difference):
         return {}
     ratio, size = np.exp(difference), np.abs(difference)

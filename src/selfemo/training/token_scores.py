@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from selfemo.models.packing import Pack
 from selfemo.models.policy import Policy
+from selfemo.models.transfer import to_device
 
 _LOGITS = 1 << 28
 """Most logits at a time: 1 GiB in fp32, of which the loss takes a few times as much."""
@@ -64,27 +65,27 @@ def score_tokens(
             targets.append(np.asarray(completion, dtype=np.int64))
     unique, inverse = np.unique(np.concatenate(predictors), return_inverse=True)
     lengths = [len(t) for t in targets]
-    token = torch.from_numpy(np.concatenate(targets)).to(policy.device)
+    columns = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    # All is there before the forward pass is queued: a copy behind it would wait for it.
+    token, predicting, at, mask = (
+        to_device(x, policy.device) for x in (np.concatenate(targets), unique, inverse, columns)
+    )
     with policy.autocast():
-        hidden = policy.hidden(rows).flatten(0, 1)[torch.from_numpy(unique).to(policy.device)]
+        hidden = policy.hidden(rows).flatten(0, 1)[predicting]
     score = functools.partial(_score, policy, temperature, entropy)
     chunk = max(1, _LOGITS // policy.core.get_input_embeddings().weight.shape[0])
     if len(unique) <= chunk:
-        flat, entropies = score(hidden, torch.from_numpy(inverse).to(policy.device), token)
+        flat, entropies = score(hidden, at, token)
     else:
         parts, where = [], []
         for first in range(0, len(unique), chunk):
             inside = np.flatnonzero((inverse >= first) & (inverse < first + chunk))
             where.append(inside)
-            index = torch.from_numpy(inside).to(policy.device)
-            at = torch.from_numpy(inverse[inside] - first).to(policy.device)
-            parts.append(
-                checkpoint(score, hidden[first : first + chunk], at, token[index], use_reentrant=False)
-            )
-        order = torch.from_numpy(np.argsort(np.concatenate(where))).to(policy.device)
+            index = to_device(inside, policy.device)
+            part = hidden[first : first + chunk]
+            parts.append(checkpoint(score, part, at[index] - first, token[index], use_reentrant=False))
+        order = to_device(np.argsort(np.concatenate(where)), policy.device)
         flat, entropies = (torch.cat(x)[order] for x in zip(*parts, strict=True))
-    columns = torch.arange(max(lengths))
-    mask = (columns[None, :] < torch.tensor(lengths)[:, None]).to(policy.device)
     return TokenScores(_pad(flat, lengths), _pad(entropies, lengths), mask)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from selfemo.models.packing import bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
+from selfemo.models.transfer import to_device
 
 _TREE_TOKENS = 2048
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
@@ -75,7 +76,7 @@ def _token_logp(
     for low in range(0, len(unique), step):
         mine = np.flatnonzero((inverse >= low) & (inverse < low + step))
         chosen, at, token = (
-            torch.from_numpy(x).to(policy.device)
+            to_device(x, policy.device)
             for x in (unique[low : low + step], inverse[mine] - low, targets[mine])
         )
         logp = torch.log_softmax(policy.logits(hidden[chosen]), -1)

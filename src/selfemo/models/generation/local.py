@@ -38,6 +38,7 @@ from selfemo.models.memory import return_memory
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
 from selfemo.models.sampler import CHUNK, ChannelPlace, LabelPlace, Message
+from selfemo.models.transfer import to_device
 
 _TREE_TOKENS = 2048
 """Prefix and generated tokens of one tree: beyond this, masked attention costs more than sharing saves."""
@@ -86,7 +87,7 @@ class _Open(Drawn):
     done: bool = False
 
 
-class _Slots:
+class _Branches:
     """Where the branches of a batch stand: b rows of w slots, in arrays so that a step is a few calls.
 
     There is a slot for each completion; a branch is in that of one of its completions.
@@ -162,8 +163,7 @@ class _Slots:
         self.positions += self.open
         rows, columns = np.nonzero(valid)
         where, chosen, filled, ids_, positions_ = (
-            torch.from_numpy(x).to(self.device)
-            for x in (np.stack([rows, columns], 1), order, valid, ids, positions)
+            to_device(x, self.device) for x in (np.stack([rows, columns], 1), order, valid, ids, positions)
         )
         own = torch.arange(q, device=self.device)
         at = torch.arange(b, device=self.device)[:, None]
@@ -323,7 +323,7 @@ class LocalGenerator:
         prefix = rows.input_ids.shape[1]
         width = max(sum(requests[i].n for i in tree) for tree in trees)
         capacity = prefix + width * settings.max_new_tokens
-        slots = _Slots(len(trees), width, capacity, policy.device)
+        slots = _Branches(len(trees), width, capacity, policy.device)
         live: list[_Open] = []
         starts: list[tuple[int, int]] = []
         first: dict[int, int] = {}
@@ -371,7 +371,7 @@ class LocalGenerator:
         return live
 
     def _append(
-        self, live: list[_Open], first: Mapping[int, int], logits: torch.Tensor, step: int, slots: _Slots
+        self, live: list[_Open], first: Mapping[int, int], logits: torch.Tensor, step: int, slots: _Branches
     ) -> None:
         """Draw a token for each open completion; `logits` are of the branches in the order of `slots`."""
         settings, branches = self.settings, slots.branches()

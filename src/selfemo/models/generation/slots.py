@@ -3,8 +3,8 @@
 Each completion has a slot beside the others of its prefix tree for as long as it lasts. Its keys stand in a
 buffer of the slot, those of the prefix in one of the tree, so that shapes never change: on a CUDA device a
 step is recorded once as a graph and replayed, also for later batches that fit its buffers. The host looks
-every `_LOOK` steps whether all have ended, and moves what is open into smaller buffers where that halves
-them. The random numbers are those of local.py's branches, and so are the tokens up to rounding; copies with
+every `_LOOK` steps whether all have ended, and moves what is open into buffers of half the size where it
+fits. The random numbers are those of local.py's branches, and so are the tokens up to rounding; copies with
 equal tokens are computed each for itself.
 
 Shapes: b rows (trees), w slots a row, p prefix length, t most new tokens, v vocabulary.
@@ -29,8 +29,9 @@ from selfemo.models.policy import Policy
 
 _LOOK = 8
 """Steps between two looks of the host at what has ended."""
-_TABLES = 3
-"""Most tables that are kept for later batches; each holds its caches and its graph."""
+_TABLES = 8
+"""Most tables that are kept for later batches, each with its caches and its graph. A batch takes one, and
+halves of it."""
 _LOGITS = 1 << 28
 """Most logits at a time: 1 GiB in fp32; drawing takes a few times as much."""
 
@@ -91,10 +92,13 @@ class _Table:
         self.own = [pair(b, g, w, t, d) for _ in layers]
         self.seen = torch.zeros(b, w, p, dtype=torch.bool, device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)
-        self.tokens, self.positions, self.lines, self.length, *_ = torch.zeros(
-            4, b, w, dtype=torch.int64, device=device
-        ).unbind()
-        self.done, self.finished = torch.zeros(2, b, w, dtype=torch.bool, device=device).unbind()
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            # Each for itself: compiled layers are made for a view's offset and base.
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        self.tokens, self.positions, self.lines, self.length = (zeros(b, w) for _ in range(4))
+        self.done, self.finished = (zeros(b, w, dtype=torch.bool) for _ in range(2))
         self.numbers = torch.zeros(b, w, t, dtype=torch.float64, device=device)
         self.ids = torch.zeros(b, w, t, dtype=torch.int64, device=device)
         self.logprobs, self.entropies = torch.zeros(2, b, w, t, device=device).unbind()
@@ -106,6 +110,7 @@ class _Table:
         self._line_ends = torch.from_numpy(policy.line_ends[:v]).to(device)
         self._graph: Any = None
         self._warm = False
+        self.pool: Any = None
 
     @property
     def state(self) -> tuple[torch.Tensor, ...]:
@@ -163,10 +168,11 @@ class _Table:
             if not self._warm:
                 self._warm = True
                 return self.step()
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 self.step()
-        self._graph.replay()  # recording has computed nothing
+        self._graph = graph
+        graph.replay()  # recording has computed nothing
         return None
 
 
@@ -175,10 +181,10 @@ class SlotTables:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Any, _Table] = OrderedDict()
+        self._pool: Any = None
 
-    def get(self, policy: Policy, settings: SamplingSettings, b: int, w: int, p: int) -> _Table:
-        """A cleared table of at least b rows, w slots and p tokens."""
-        shape = _bucket(b, 1), _bucket(w, 4), _bucket(p, 64)
+    def get(self, policy: Policy, settings: SamplingSettings, shape: tuple[int, int, int]) -> _Table:
+        """A cleared table of b rows, w slots and p tokens."""
         if policy.device.type != "cuda":
             table = _Table(policy, settings, *shape)
         else:
@@ -189,6 +195,8 @@ class SlotTables:
             while found is None and len(self._kept) >= _TABLES:
                 self._kept.popitem(last=False)
             table = self._kept[key] = found or _Table(policy, settings, *shape)
+            # One graph runs at a time, and nothing in the pool is read behind it: all share one.
+            self._pool = table.pool = self._pool or torch.cuda.graph_pool_handle()
         table.clear()
         return table
 
@@ -210,7 +218,7 @@ def decode_slots(
     rows = policy.rows(packs)
     prefix = rows.input_ids.shape[1]
     width = max(sum(requests[i].n for i in tree) for tree in trees)
-    table = tables.get(policy, settings, len(trees), width, prefix)
+    table = tables.get(policy, settings, (_bucket(len(trees), 1), _bucket(width, 4), _bucket(prefix, 64)))
     b, w, p = table.shape
     found: list[Drawn] = []
     who = np.full((b, w), -1)
@@ -218,10 +226,10 @@ def decode_slots(
     last = np.zeros((len(trees), w), dtype=np.int64)
     numbers = np.zeros((b, w, settings.max_new_tokens))
     for row, (tree, packed) in enumerate(zip(trees, packs, strict=True)):
-        ancestors, slot = packed.ancestors(), 0
+        slot = 0
         for i, path in zip(tree, packed.paths, strict=True):
             mine = slice(slot, slot + requests[i].n)
-            seen[row, mine, : len(packed)] = ancestors[path[-1]]
+            seen[row, mine][:, path] = True
             positions[row, mine], last[row, mine] = len(path), path[-1]
             for copy in range(requests[i].n):
                 who[row, slot + copy] = len(found)
@@ -252,17 +260,18 @@ def decode_slots(
 def _smaller(
     table: _Table, who: np.ndarray, goes_on: np.ndarray, tables: SlotTables, found: list[Drawn]
 ) -> tuple[_Table, np.ndarray]:
-    """The open slots in a table of at most half as many, where one is enough; reads the others."""
+    """The open slots in a table of half the rows or slots, or a half of that, if they fit; reads the rest."""
     b, w, p = table.shape
     rows = np.flatnonzero(goes_on.any(1))
     width = int(goes_on.sum(1).max())
-    if 2 * _bucket(len(rows), 1) * _bucket(width, 4) > b * w:
+    shape = _halved(b, len(rows)), _halved(w, width), p
+    if shape == table.shape:
         return table, who
     _read(table, np.where(goes_on, -1, who), found)
     order = np.argsort(~goes_on[rows], axis=1, kind="stable")[:, :width]
     device = table.policy.device
     at, slots = torch.from_numpy(rows).to(device), torch.from_numpy(order).to(device)
-    new = tables.get(table.policy, table.settings, len(rows), width, p)
+    new = tables.get(table.policy, table.settings, shape)
     n = len(rows)
     for into, x in zip(new.state, table.state, strict=True):
         into[:n, :width] = x[at[:, None], slots]
@@ -277,6 +286,13 @@ def _smaller(
     kept = np.full(new.tokens.shape, -1)
     kept[:n, :width] = np.where(np.take_along_axis(goes_on[rows], order, 1), who[rows[:, None], order], -1)
     return new, kept
+
+
+def _halved(n: int, least: int) -> int:
+    """n, halved as long as `least` fit: few sizes, so that later batches find their tables and graphs."""
+    while (half := -(-n // 2)) >= least and half < n:
+        n = half
+    return n
 
 
 def _read(table: _Table, who: np.ndarray, found: list[Drawn]) -> None:
