@@ -165,6 +165,7 @@ def real_tokens() -> dict[str, Any]:
 
     from benchmarks.ours import play
     from selfemo.method.prompts import conversation_prompts
+    from selfemo.method.types import Place
     from selfemo.runs.costs import MACHINES, find_shape
     from selfemo.runs.inputs import load_conversations
     from selfemo.stages.selfplay import fit_all
@@ -178,7 +179,7 @@ def real_tokens() -> dict[str, Any]:
     prompts = [p for c in train[:20] for p in conversation_prompts(c)][::20][:8]
     fitted, _ = fit_all(prompts, engine.sampler.encode, config.prompt.max_tokens, config.prompt.reasoning)
     start = time.process_time()
-    turns = play(engine, fitted, config, Place("costs"))
+    turns = play(engine, fitted, config, Place("costs", 0))
     sampling = time.process_time() - start
     # An untouched model writes nothing that parses; made-up advantages let every group into the update.
     items = [

@@ -9,9 +9,10 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 
 from benchmarks.harness import Meter, counted
 from selfemo.config import Config, SftConfig, load
@@ -295,6 +296,36 @@ def play(e: LocalEngine, fitted: Sequence[Fitted], config: Config, place: Place)
         for f, s in zip(fitted, sampled, strict=True)
     ]
     return take_turns(sample, fitted, groups, config, place, 0.0, encode=e.sampler.encode_text)
+
+
+def apart(a: Side, b: Side, items: Sequence[RlItem] | Sequence[SftItem]) -> dict[str, float]:
+    """How far two sides with equal weights are apart on given completions.
+
+    The loss of an update does not tell: where sampler and trainer are one policy it is the mean advantage,
+    whatever the model computes.
+
+    Returns:
+        "log-probability": mean |difference| of their tokens, nats; "gradient": the distance of the gradients,
+        relative to their norm.
+    """
+    scores, gradients = [], []
+    for side in (a, b):
+        e, config = side.engine, side.settings("grpo.kl_coef=0").grpo
+        micro = config.micro_tokens
+        scores.append(torch.cat(e.logprobs(e.policy, items, micro)).double().cpu())
+        if isinstance(items[0], SftItem):
+            e.sft_backward(cast(Sequence[SftItem], items), micro)
+        else:
+            e.rl_backward(cast(Sequence[RlItem], items), config)
+        gradients.append([p.grad for p in e.policy.model.parameters() if p.grad is not None])
+    pairs = list(zip(*gradients, strict=True))
+    far, norm = (
+        float(torch.stack([x.double().norm() for x in xs]).norm())
+        for xs in ([x - y for x, y in pairs], [y for _, y in pairs])
+    )
+    for side in (a, b):
+        side.engine.policy.model.zero_grad(set_to_none=True)
+    return {"log-probability": float((scores[0] - scores[1]).abs().mean()), "gradient": far / norm}
 
 
 def mismatch(side: Side, prompts: Sequence[Fitted]) -> dict[str, float]:

@@ -18,6 +18,7 @@ import contextlib
 import fnmatch
 import gc
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -68,7 +69,7 @@ VARIANTS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
 """The changes, each with its settings over the baseline and the work that it can change."""
 LARGE_VARIANTS = {"flex": ["update-400"], "compile": ["update-400"], "all": ["update-400", "rollouts-400"]}
 """Those that the larger model shows too."""
-MISMATCHES = ("baseline", "fp32 head", "all")
+MISMATCHES = ("baseline", "fp32 head", "slots", "flex", "compile", "all")
 _ROWS = ("update-400", "update-1000", "rollouts-400", "rollouts-1000", "rl-step", "round", "sft",
          "evaluation", "labels")  # fmt: skip
 AGAINST_TRL: Mapping[str, Sequence[str]] = {"135m": _ROWS, "0.6b": _ROWS}
@@ -80,8 +81,9 @@ GOALS: dict[str, Any] = {
     "share": {"135m": 0.25, "0.6b": 0.45},
 }  # fmt: skip
 """Ratios to TRL; its share of peak memory at most; the share of the card's peak."""
-_GUESS_S = 25.0
-"""Seconds of a row, where none of its kind is known."""
+_GUESS_S, _COMPILE_S = 25.0, 75.0
+"""Guesses: seconds of a row where none of its work is known; of compilation in the first one of its kind."""
+_COMPILING = ("trl", "compile", "flex", "all", "mismatch")
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class Step:
         self.out, self.work, self.end = args.out, work, time.monotonic() + args.seconds
         self.data, self.model, self.tiny = args.data, args.model, args.tiny
         self.sizes = TINY if args.tiny else FULL
+        # Beside the weights: a later call on the machine finds what was compiled.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work / "compiled"))
         device = pick_device(args.device)
         dtype = pick_dtype(args.dtype, device)
         SETTINGS.update(device=device.type, dtype=dtype, peak_tflops=0.0 if args.tiny else args.peak_tflops)
@@ -167,6 +171,7 @@ class Step:
                 }
         self.results["planned"] = list(self.rows)
         self._sides: dict[tuple[str, ...], Side] = {}
+        self._made_here = list[str]()
         self._inputs: dict[tuple[str, str], Any] = {}
 
     def say(self, text: str) -> None:
@@ -202,6 +207,7 @@ class Step:
                 continue
             begun = time.monotonic()
             record = self._made(make)
+            self._made_here.append(name)
             record["row_s"] = time.monotonic() - begun
             self.results["rows"][name] = record
             write_json(self.out / "results.json", self.results)
@@ -209,10 +215,14 @@ class Step:
         write_json(self.out / "results.json", self.results)
 
     def _expected(self, name: str) -> float:
-        """Seconds of a row, by the longest of the same work so far."""
-        work = name.rsplit("/", 1)[-1]
-        known = [r["row_s"] for n, r in self.results["rows"].items() if n.endswith(f"/{work}")]
-        return 1.1 * max(known, default=_GUESS_S)
+        """Seconds of a row, by the longest of the same work so far; more where it is the first to compile."""
+        rows, (model, _, kind_of) = self.results["rows"], name.partition("/")
+        kind, _, work = kind_of.partition("/")
+        known = [r["row_s"] - _first_s(r) for n, r in rows.items() if n.endswith(f"/{work}")]
+        compiles = any(f"{model}/{k}/" in name for k in _COMPILING) and not any(
+            n.startswith(f"{model}/{kind}/") for n in self._made_here
+        )
+        return 1.1 * max(known, default=_GUESS_S) + _COMPILE_S * compiles
 
     def _made(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -316,6 +326,9 @@ class Step:
         if work == "round":
             _must_update([d.tokens for side in done for d in side])
         pairs = [agreement(a, b, SETTINGS["dtype"]) for a, b in zip(*done, strict=True)]
+        if work.startswith(("update", "sft")):
+            given = self._inputs[model, work]
+            pairs.append(same(our.apart(changed, base, given if work.startswith("update") else given[0])))
         row.details = {
             "tokens": [[d.tokens for d in side[1:]] for side in done],
             "parts": [_medians([d.parts for d in side[1:]]) for side in done],
@@ -391,6 +404,12 @@ class Step:
         return {"settings": settings, "mismatch": our.mismatch(side, prompts)}
 
 
+def _first_s(record: Mapping[str, Any]) -> float:
+    """Seconds that first calls took longer than later ones, compilation above all; 0 for other rows."""
+    sides = zip(record.get("first", ()), (record.get("ours"), record.get("theirs")), strict=False)
+    return sum(max(0.0, first - statistics.median(later)) for first, later in sides if later)
+
+
 def _must_update(packed: Sequence[int]) -> None:
     """RuntimeError: no group of a round had an advantage, so that it made no update."""
     if not all(packed):
@@ -403,15 +422,15 @@ def _medians(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(p[name] for p in parts) for name in parts[0]}
 
 
-_LIMITS = {"fp32": (1e-3, 0.97, 1e-3, 0.9), "bf16": (5e-2, 0.9, 5e-2, 0.2)}
-"""By precision: relative difference of measures at most, share of equal lines at least, mean |difference| of
-log-probabilities at most, and share of tokens at least that samples of the same seeds have in common before
-they first differ."""
+_LIMITS = {"fp32": (1e-3, 0.97, 1e-3), "bf16": (5e-2, 0.9, 5e-2)}
+"""By precision: relative difference of measures and gradients at most, share of equal lines at least, mean
+|difference| of log-probabilities at most. Samples of the same seeds are compared up to where they first
+differ, which by rounding they do soon in bf16: how far they go together is told and has no limit."""
 
 
 def agreement(a: Done, b: Done, dtype: str) -> dict[str, Any]:
     """How far two calls on the same inputs are apart, and whether that is rounding."""
-    measure, line, logp, shared = _LIMITS[dtype]
+    measure, line, logp = _LIMITS[dtype]
     found: dict[str, Any] = {}
     ok = []
     for name, x in a.measures.items():
@@ -429,14 +448,20 @@ def agreement(a: Done, b: Done, dtype: str) -> dict[str, Any]:
             apart += [abs(p - q) for p, q in zip(x.logprobs[:n], y.logprobs[:n], strict=True)]
         found["tokens in common"] = len(apart) / tokens
         found["log-probability"] = statistics.fmean(apart) if apart else None
-        ok.append(found["tokens in common"] >= shared and bool(apart) and found["log-probability"] <= logp)
+        ok.append(bool(apart) and found["log-probability"] <= logp)
     return {**found, "agree": bool(ok) and all(ok)}
+
+
+def same(found: dict[str, float]) -> dict[str, Any]:
+    """What `ours.apart` found, and whether that is rounding."""
+    measure, _, logp = _LIMITS[SETTINGS["dtype"]]
+    return {**found, "agree": found["gradient"] <= measure and found["log-probability"] <= logp}
 
 
 def _checked(work: str) -> str:
     return {
-        "update": "loss and gradient norm", "sft": "loss and gradient norm", "greedy": "predicted lines",
-        "labels": "NLL of gold and top labels",
+        "update": "log-probabilities, gradients", "sft": "log-probabilities, gradients",
+        "greedy": "predicted lines", "labels": "NLL of gold and top labels",
     }.get(work.partition("-")[0], "sampled tokens and log-probabilities")  # fmt: skip
 
 
@@ -446,7 +471,11 @@ def cuda_tests() -> dict[str, Any]:
         return {"not_run": "no CUDA device"}
     command = [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-p", "no:cacheprovider",
                "tests/model/test_cuda.py"]  # fmt: skip
-    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    try:
+        asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    except subprocess.TimeoutExpired as e:
+        said = e.stdout or b""
+        raise RuntimeError(f"the tests had not ended after 300 s: {said[-200:]!r}") from e
     print(asked.stdout[-4000:], flush=True)
     counts = outcomes(asked.stdout)
     if not counts:

@@ -536,7 +536,7 @@ def test_lora_trains_adapters_only_and_merges_on_save(tiny_model: Path, tmp_path
     e.begin_stage(config)
     e.set_reference()
     e.rl_round([rl_items()], config, [5e-2])
-    tuned = e._score_detached(e.policy, rl_items()[:1], 512)[0]
+    tuned = e.logprobs(e.policy, rl_items()[:1], 512)[0]
     assert not torch.allclose(tuned, base, atol=1e-3)
     assert torch.allclose(e._reference_logprobs(rl_items()[:1], 512)[0], base, atol=1e-5)
     e.save(tmp_path / "merged")
@@ -554,7 +554,7 @@ def test_bf16_is_close_to_fp32(tiny_model: Path) -> None:
     full, half = (
         LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype=d)) for d in ("fp32", "bf16")
     )
-    a, b = (e._score_detached(e.policy, rl_items(), 512) for e in (full, half))
+    a, b = (e.logprobs(e.policy, rl_items(), 512) for e in (full, half))
     assert max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)) < 0.1
 
 

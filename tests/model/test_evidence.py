@@ -12,7 +12,7 @@ from experiments.gpu import evidence
 from experiments.gpu.study import HERE
 
 from selfemo.config import Config, load
-from tests.model.test_gpu_queue import arguments
+from tests.support.queue import arguments
 
 LEARNED = ("sft.max_samples=16", "sft.label_samples=8", "sft.epochs=30", "evaluation.resamples=50")
 """Of a cold start that writes whole completions of the toy conversations."""

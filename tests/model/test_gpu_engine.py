@@ -6,12 +6,13 @@ import argparse
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks.ours import SETTINGS, Done
+from benchmarks.ours import SETTINGS, Done, Side, apart, random_groups, update
 from experiments import tables
 from experiments.gpu import engine, provenance
 
@@ -84,7 +85,11 @@ def test_changes_stand_against_the_baseline_and_the_engine_against_trl(
         assert len(r["first"]) == 2 and min(r["ours"] + r["theirs"]) > 0, name
         assert r["peak_gib"] == [None, None], name
         if kind != "trl":
-            assert r["agree"] and len(r["agreement"]) == repeats + 1, (name, r["agreement"])
+            trains = of.startswith(("update", "sft"))  # compared once more: token by token, and by gradient
+            assert r["agree"] and len(r["agreement"]) == repeats + 1 + trains, (name, r["agreement"])
+            if trains:
+                assert 0 <= r["agreement"][-1]["log-probability"] < 1e-5, name
+                assert 0 <= r["agreement"][-1]["gradient"] < 1e-3, name
             assert all(len(a) > 1 for a in r["agreement"]), f"{name}: nothing was compared"
     update = rows["135m/micro/update-400"]
     tokens = engine.TINY["135m"].short + 8 * 96 - 8  # a sequence's last token is no input
@@ -268,3 +273,25 @@ def test_the_package_knows_every_setting_of_the_table() -> None:
         assert load([], [*engine.BASELINE, *changed]) != load([], list(engine.BASELINE)), name
         assert works
     assert set(engine.LARGE_VARIANTS) | set(engine.MISMATCHES[1:]) <= set(engine.VARIANTS)
+
+
+@pytest.mark.slow
+def test_a_side_that_computes_something_else_is_found(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Completions that see each other: the loss of an update is the same, log-probabilities are not."""
+    overrides = ("model.attention=dense", "grpo.micro_tokens=100000")
+    a, b = (Side(str(tiny_model), *overrides) for _ in range(2))
+    items = random_groups(40, 2, 300)
+    assert engine.same(apart(a, b, items))["agree"]
+    rows = a.engine.policy.rows
+
+    def causal(*args: Any) -> Any:
+        made = rows(*args)
+        return replace(made, mask=torch.ones_like(made.mask).tril())
+
+    monkeypatch.setattr(a.engine.policy, "rows", causal)
+    losses = [update(s, items, 0.0)(0).measures["loss"] for s in (a, b)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6), "the loss does not tell"
+    found = engine.same(apart(a, b, items))
+    assert not found["agree"] and found["log-probability"] > 1e-3, found

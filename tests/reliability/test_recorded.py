@@ -72,7 +72,7 @@ RECORDED: dict[str, dict[str, dict[str, str]]] = {
             "rollouts": "1306e203e8fa42ea",
             "samples": "c2df3b2c6cf91a82",
             "predictions": "f0173ecb18a47df4",
-            "metrics": "22fbed83b80a78d3",
+            "metrics": "6856412cd989f78f",
             "stages": "24b6baffcf6f549c",
             "cold-start": "23ed45b21e43634a",
             "iteration-1": "2abf74400c42eee1",

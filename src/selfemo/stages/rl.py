@@ -209,7 +209,7 @@ def rl_items(
     for r in group.rollouts if grpo.reward_weight else ():
         n = len(r.raw.token_ids) if r.head is None or r.rest else r.head
         advantage, rest = grpo.reward_weight * r.advantage, grpo.reward_weight * r.rest
-        ids, sampled = r.raw.token_ids[:n], r.raw.logprobs[:n]
+        ids, sampled = r.raw.token_ids[:n], r.raw.logprobs[:n] or None  # not every sampler tells them
         items.append(RlItem(fitted.ids, ids, advantage, prompt.id, share, r.head, rest, sampled))
     labelled = prompt.history[-1].emotion is not None and not prompt.lineage.synthetic
     if grpo.gold_weight and labelled and prompt.target:

@@ -149,8 +149,8 @@ class LocalEngine:
             tokens += size
         return {"loss": float(loss_sum), "packed_tokens": tokens}
 
-    def _score_detached(
-        self, policy: Policy, items: Sequence[RlItem], micro_tokens: int
+    def logprobs(
+        self, policy: Policy, items: Sequence[SftItem | RlItem], micro_tokens: int
     ) -> list[torch.Tensor]:
         """Log-probabilities of each item's completion under a policy, without gradient."""
         result: list[torch.Tensor] = [torch.empty(0)] * len(items)
@@ -164,10 +164,10 @@ class LocalEngine:
         """Log-probabilities under the reference policy: adapters off, else the copy of `set_reference`."""
         if self.config.lora is not None:
             with self.policy.model.disable_adapter():
-                return self._score_detached(self.policy, items, micro)
+                return self.logprobs(self.policy, items, micro)
         if self._reference is None:
             raise EngineError("kl_coef is set but set_reference was not called for this stage")
-        return self._score_detached(self._reference, items, micro)
+        return self.logprobs(self._reference, items, micro)
 
     def set_reference(self) -> None:
         """Freeze the present weights as the reference policy of this stage."""
@@ -204,7 +204,7 @@ class LocalEngine:
         """
         old: list[list[torch.Tensor]] | None = None
         if len(minibatches) > 1:
-            old = [self._score_detached(self.policy, items, config.micro_tokens) for items in minibatches]
+            old = [self.logprobs(self.policy, items, config.micro_tokens) for items in minibatches]
         steps = []
         for k, (items, lr) in enumerate(zip(minibatches, rates, strict=True)):
             measures = self.rl_backward(items, config, old[k] if old else None)
