@@ -20,22 +20,21 @@ from selfemo.config import load
 from selfemo.method.types import RawCompletion
 from tests.conftest import toy_conversations, write_jsonl
 
-BUDGETS = ("sampling.token_budget=65536", "grpo.micro_tokens=16384", "sft.micro_tokens=16384")
 MICRO = ["grpo.micro_tokens=300", "sft.micro_tokens=100"]
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows, of settings that every version of the package knows, and one that none does."""
-    monkeypatch.setattr(engine, "BASELINE", BUDGETS)
+    """Few rows, and one of a setting that does not exist."""
     variants = {
         "unknown": (["model.nonsense=1"], ["update-400"]),
         "micro": (MICRO, ["update-400", "rl-step", "round", "sft"]),
-        "narrow": (["sampling.token_budget=2000"], ["rollouts-400", "greedy", "labels"]),
+        "flex": (["model.attention=flex"], ["update-400"]),
+        "slots": (["model.decoder=slots"], ["rollouts-400", "round", "greedy", "labels"]),
     }
     monkeypatch.setattr(engine, "VARIANTS", variants)
     monkeypatch.setattr(engine, "LARGE_VARIANTS", {"micro": ["update-400"]})
-    monkeypatch.setattr(engine, "MISMATCHES", ("baseline", "narrow"))
+    monkeypatch.setattr(engine, "MISMATCHES", ("baseline", "slots"))
     rows = ("update-400", "rollouts-400", "rl-step", "round", "labels")
     monkeypatch.setattr(engine, "AGAINST_TRL", {"135m": rows, "0.6b": ("update-1000",)})
 
@@ -78,7 +77,7 @@ def test_changes_stand_against_the_baseline_and_the_engine_against_trl(
 
     for name, r in rows.items():
         model, kind, of = name.split("/") if "/" in name else ("", "", "")
-        if kind not in ("micro", "narrow", "trl") or (kind, of) == ("trl", "labels"):
+        if kind not in ("micro", "flex", "slots", "trl") or (kind, of) == ("trl", "labels"):
             continue
         repeats = engine.TINY[model].repeats
         assert len(r["ours"]) == len(r["theirs"]) == len(r["ratios"]) == repeats, name
@@ -97,7 +96,7 @@ def test_changes_stand_against_the_baseline_and_the_engine_against_trl(
     assert theirs == [2 * tokens] * 2, "the baseline packs each group once"
     assert min(ours) > 2 * theirs[0], "micro-batches of 300 tokens hold the prompt again and again"
     assert {"loss", "gradient norm"} < update["agreement"][0].keys()
-    drawn = rows["135m/narrow/rollouts-400"]
+    drawn = rows["135m/slots/rollouts-400"]
     assert drawn["agreement"][0]["tokens in common"] == 1 and drawn["details"]["tokens"][0][0] > 0
     parts = rows["135m/micro/round"]["details"]["parts"]
     assert all(set(p) == {"sampling", "rewards", "packing", "update"} and min(p.values()) > 0 for p in parts)
@@ -105,7 +104,7 @@ def test_changes_stand_against_the_baseline_and_the_engine_against_trl(
     assert sum(beside[0].values()) == pytest.approx(rows["135m/trl/round"]["ours"][0] * 8, rel=0.2)
     assert rows["135m/trl/update-400"]["checked"].startswith("loss and gradient norm")
     assert rows["135m/trl/update-400"]["goal"] == 4.5 and rows["135m/trl/rl-step"]["goal"] == 6.0
-    for name in ("baseline", "narrow"):
+    for name in ("baseline", "slots"):
         m = rows[f"135m/mismatch/{name}"]["mismatch"]
         assert 0 < m["mismatch"] <= m["mismatch_p99"] < 1e-3 and m["tokens"] > 0
         assert m["mismatch_clipped"] == 0
@@ -116,7 +115,7 @@ def test_changes_stand_against_the_baseline_and_the_engine_against_trl(
     (tmp_path / "results" / "engine.json").write_text(json.dumps(result))
     lines = tables.engine().splitlines()
     speed = [n / s for n, s in zip(drawn["details"]["tokens"][0], drawn["ours"], strict=True)]
-    (line,) = [x for x in lines if x.startswith("| 135m | narrow | rollouts-400 |")]
+    (line,) = [x for x in lines if x.startswith("| 135m | slots | rollouts-400 |")]
     assert f"({min(speed):.1f}-{max(speed):.1f}) tokens/s" in line and "| yes (" in line
     assert any(x.startswith("| 135m | unknown | update-400 | failed: ") for x in lines)
     (line,) = [x for x in lines if x.startswith("| 135m | rl-step |")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,20 @@ def test_logits_in_fp32_are_not_rounded_to_bf16(tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.extended)])
-def test_compiled_layers_compute_what_plain_ones_do(tiny_model: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [
+        ("bf16", "aot_eager"),  # all but the kernels
+        *(pytest.param(dtype, "inductor", marks=pytest.mark.extended) for dtype in ("fp32", "bf16")),
+    ],
+)
+def test_compiled_layers_compute_what_plain_ones_do(
+    tiny_model: Path, dtype: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Scores, gradients and completions of several shapes by one compilation, behind optimiser steps too."""
-    import torch._dynamo
-
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     found = {}
     for compiled in (False, True):
         e = LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype=dtype, compile=compiled))
@@ -101,6 +110,7 @@ def test_what_is_compiled_by_itself_stays_so_where_a_cache_grows(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoder layers run as they are behind a cache; FlexAttention has no plain kernel on CUDA."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     torch._dynamo.reset()
     compiled = compiling.for_all_lengths(flex.flex_attention)
     monkeypatch.setattr(flex, "_kernel", lambda device: compiled)
