@@ -6,8 +6,8 @@ than how often each label is, the step ends. Each arm then has equally many prom
     full       causal credit, by the mean, and self-play with S balanced
     original   the same on gold prompts alone
     sft        cross-entropy on the gold labels that `original` draws, in the same optimiser steps
-    plain      SELF-GRPO as eq. 14 has it but for KL: whole completions, one advantage for all, by the deviation,
-               lambda to 1, G 8, and self-play with S as the policy declares it
+    plain      SELF-GRPO as eq. 14 has it, without KL: whole completions, one advantage for all tokens, by
+               the deviation, lambda to 1, G 8, and self-play with S as the policy declares it
     placebo    full, the S of another episode as target
     vanilla    plain with lambda 0
 
