@@ -189,7 +189,7 @@ class SlotTables:
             table = _Table(policy, settings, *shape)
         else:
             of = (settings.max_new_tokens, settings.temperature, settings.top_p, settings.max_lines)
-            key = (shape, of, id(policy.core), policy.end_ids)
+            key = (shape, of, id(policy.core), id(policy.tokenizer), policy.end_ids)
             found = self._kept.pop(key, None)
             # Another is let go of before a new one asks for memory.
             while found is None and len(self._kept) >= _TABLES:
