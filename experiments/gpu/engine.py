@@ -189,7 +189,7 @@ class Step:
             if earlier.get(key) != mine[key]:
                 raise ValueError(
                     f"{file} has other {key} than this run: {earlier.get(key)} and {mine[key]}; rows of the "
-                    "two cannot stand side by side, leave --after out"
+                    "two cannot stand side by side: leave --after out, and name an --out without results"
                 )
         self.results["rows"] = earlier["rows"]
 
@@ -540,8 +540,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for pattern in args.only:
                 if not fnmatch.filter(step.rows, pattern):
                     parser.error(f"no row {pattern}; there are: {', '.join(step.rows)}")
-            if args.after:
-                step.go_on_from(args.after)
+            there = args.out / "results.json"
+            if after := args.after or (there if there.exists() else None):  # nothing that was made is lost
+                step.go_on_from(after)
             with contextlib.suppress(Exception):  # its rows tell what is missing
                 from trl import GRPOTrainer, SFTTrainer  # noqa: F401
             # Beyond its limit of versions dynamo would run a layer uncompiled, and say nothing.

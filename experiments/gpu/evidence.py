@@ -61,11 +61,13 @@ ARMS: Mapping[str, Arm] = {
     "full": Arm(3e-5, BALANCED),
     "original": Arm(3e-5, ()),
     "sft": Arm(3e-5, ("grpo.reward_weight=0", "grpo.gold_weight=1", "sampling.group_size=2")),
-    "plain": Arm(1e-5, (*EQ_14, "grpo.lam_max=1")),
     "placebo": Arm(3e-5, (*BALANCED, "selfplay.targets=shuffled")),
+    "plain": Arm(1e-5, (*EQ_14, "grpo.lam_max=1")),
     "vanilla": Arm(1e-5, EQ_14),
 }
 """In the order of what a lease is spent on first."""
+FIRST = ("full", "original", "sft")
+"""Those that each seed has before any has the others."""
 
 
 class Evidence(Study):

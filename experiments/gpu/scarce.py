@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.gpu.study import STAGE, Study, add_seeds, command_line, run_step
+from experiments.gpu.study import ANOTHER, STAGE, Study, add_seeds, command_line, run_step
 
 from selfemo.data import load
 from selfemo.errors import ConfigError
@@ -77,7 +77,7 @@ class Scarce(Study):
     def _earlier(self, file: Path) -> dict[str, dict[str, Any]]:
         budget = json.loads(file.read_text(encoding="utf-8")).get("budget", FEW)
         if budget != self.budget:
-            raise ValueError(f"{file} is of --labels {budget}, here {self.budget}; leave --after out")
+            raise ValueError(f"{file} is of --labels {budget}, here {self.budget}; {ANOTHER}")
         return super()._earlier(file)
 
     @property

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfemo.config import Config
+
+SPEED = (
+    "model.attention", "model.decoder", "model.compile", "model.threads", "model.gradient_checkpointing",
+    "sampling.token_budget", "grpo.micro_tokens", "sft.micro_tokens", "evaluation.token_budget",
+)  # fmt: skip
+"""Settings that change speed and memory alone, but for rounding."""
 
 
 def told(config: Config) -> dict[str, Any]:
@@ -17,13 +23,19 @@ def told(config: Config) -> dict[str, Any]:
     return settings
 
 
-def differing(first: Mapping[str, Any], second: Mapping[str, Any], under: str = "") -> list[str]:
-    """The settings that differ, each with both values."""
+def differing(
+    first: Mapping[str, Any], second: Mapping[str, Any], but: Sequence[str] = SPEED, under: str = ""
+) -> list[str]:
+    """The settings that differ, each with both values.
+
+    Args:
+        but: those that may, or their beginnings.
+    """
     found = list[str]()
     for key in dict.fromkeys([*first, *second]):
-        a, b = first.get(key), second.get(key)
+        a, b, name = first.get(key), second.get(key), f"{under}{key}"
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differing(a, b, f"{under}{key}.")
-        elif a != b:
-            found.append(f"{under}{key}: {a!r}, here {b!r}")
+            found += differing(a, b, but, f"{name}.")
+        elif a != b and not name.startswith(tuple(but)):
+            found.append(f"{name}: {a!r}, here {b!r}")
     return found

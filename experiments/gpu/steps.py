@@ -99,13 +99,25 @@ def runs(arms: Sequence[str], seeds: Sequence[int]) -> frozenset[Run]:
 
 
 def _evidence(number: str, seed: int) -> Step:
+    shows = (
+        "the method from a cold start, against the same without self-play and cross-entropy, at equal "
+        "prompts; the primary endpoint is of seeds 0, 1 and 2 together"
+    )
     return Step(
         number,
         f"evidence, seed {seed}",
-        "the method from a cold start against its parts, cross-entropy and its placebo, at equal prompts; "
-        "the primary endpoint is of seeds 0, 1 and 2 together"
-        if seed == 0
-        else "the same from another cold start",
+        "the same from another cold start" if seed else shows,
+        (f"evidence_{seed}",),
+        " ".join([f"evidence --seed {seed}", *(f"--arm {arm}" for arm in evidence.FIRST)]),
+        runs(evidence.FIRST, [seed]),
+    )
+
+
+def _other_arms(seed: int) -> Step:
+    return Step(
+        "4",
+        f"evidence, other arms, seed {seed}",
+        "the same starts" if seed else "its placebo, eq. 14 as the paper has it, and that with lambda 0",
         (f"evidence_{seed}",),
         f"evidence --seed {seed}",
         runs(list(evidence.ARMS), [seed]),
@@ -141,6 +153,7 @@ STEPS = (
         data="--data meld:PATH",
     ),
     *(_evidence(str(2 + seed), seed) for seed in evidence.SEEDS),
+    *(_other_arms(seed) for seed in evidence.SEEDS),
     _scarce(
         scarce.FEW,
         "where 200 conversations have labels: do self-play (as declared, balanced, its placebo) or "

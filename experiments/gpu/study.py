@@ -54,8 +54,10 @@ _ROUND = (
     "packed_tokens", "synthetic", "pass_rate", "self_emotions", "targets", "mismatch", "mismatch_p99",
     "mismatch_clipped",
 )  # fmt: skip
-_SPARE_S = 12.0
-"""Least seconds for the scores behind a run."""
+_SPARE_S, _SLOWER = 12.0, 1.3
+"""Least seconds for the scores behind a run; how much longer the next may take than the longest so far: an
+arm loads its reader besides."""
+ANOTHER = "leave --after out, and name an --out without results"
 _SETTLED = 8
 """Rounds of a run whose median, the last of them, foretells its end: the first ones may compile."""
 START_HITS, START_NLL = 0.01, 0.005
@@ -135,9 +137,9 @@ class Study:
             },
             "runs": [],
         }
+        self._spare = _SPARE_S
         self._before = self._earlier(before) if before else {}
         self._arms, self._seeds = arms, seeds
-        self._spare = _SPARE_S
 
     def _earlier(self, file: Path) -> dict[str, dict[str, Any]]:
         """The runs of an earlier result by name (ValueError: it has other settings or utterances)."""
@@ -147,13 +149,12 @@ class Study:
         earlier["settings"] = told(Config.model_validate(earlier["settings"]))
         earlier["utterances"] = {**mine["utterances"], **earlier["utterances"]}
         if earlier["utterances"] != mine["utterances"]:
-            raise ValueError(f"{file} has other utterances than this step; leave --after out, or repeat them")
+            raise ValueError(f"{file} has other utterances than this step; {ANOTHER}")
         if other := differing(json.loads(json.dumps(earlier["settings"])), mine["settings"]):
             raise ValueError(
-                f"{file} has other settings than this step ({'; '.join(other)}); leave --after out, or "
-                "repeat them"
+                f"{file} has other settings than this step ({'; '.join(other)}); repeat them, or {ANOTHER}"
             )
-        for key in ("channel", "start_differs"):
+        for key in ("channel", "start_differs", "failed"):
             if key in earlier:
                 self.results[key] = earlier[key]
         before = earlier.get("earlier", [])
@@ -161,6 +162,7 @@ class Study:
         own = [r["run"] for r in earlier["runs"] if r["run"] not in named]
         made = {k: earlier[k] for k in KEYS if k in earlier}
         self.results["earlier"] = [*before, {**made, "runs": own}]
+        self._spare = max(_SPARE_S, *(_SLOWER * r.get("scores_s", 0.0) for r in earlier["runs"]))
         return {r["run"]: r for r in earlier["runs"]}
 
     def settings(self, *more: str) -> Config:
@@ -201,10 +203,17 @@ class Study:
                 record[half][dataset] = {**scored, "nll_shifted": float(shifted[mine].mean())}
         record |= {"hits": hits.tolist(), "nll_at_t": nll.round(4).tolist()}
         record |= {"nll_shifted": shifted.round(4).tolist(), "predicted": said(found)}
-        record |= self.details(name)
+        runs = [*self.results["runs"], record]
+        self.keep("runs", runs)
+        try:
+            # What a start wrote is kept from its first time.
+            if not self._before.get(name, {}).get("detailed"):
+                record |= {**self.details(name), "detailed": True}
+        except Exception:
+            self._failed(f"{name}, details")
         record["scores_s"] = time.monotonic() - begun
-        self._spare = max(self._spare, 1.15 * record["scores_s"])
-        self.keep("runs", [*self.results["runs"], record])
+        self._spare = max(self._spare, _SLOWER * record["scores_s"])
+        self.keep("runs", runs)
         parts = (
             f"{half} {d} accuracy {s['accuracy']:.3f} F1 {s['weighted_f1']:.3f} "
             f"NLL at T {s['nll_at_t']:.3f}, after a prior shift {s['nll_shifted']:.3f}"
@@ -213,6 +222,11 @@ class Study:
         )
         self.say(f"{name}: " + " | ".join(parts))
         return record
+
+    def _failed(self, what: str) -> None:
+        """Keep and tell the exception that is being handled; the step goes on."""
+        self.keep("failed", [*self.results.get("failed", []), f"{what}: {traceback.format_exc()}"])
+        self.say(self.results["failed"][-1])
 
     def indices(self, **of: str) -> list[int]:
         """Where the dev utterances are of a `half`, a `dataset`, or both."""
@@ -264,7 +278,7 @@ class Study:
         start, about = self.work / "start", self.work / "start.json"
         of = {"settings": told(config), "answers": answers}
         known = json.loads(about.read_text(encoding="utf-8")) if about.exists() else None
-        if known and known["of"] != of:
+        if known and (known["of"]["answers"] != answers or differing(known["of"]["settings"], told(config))):
             raise ValueError(f"{start} is a start of other settings or data; name another --work")
         if not known:
             trainer.begin_sft("cold-start", config.model.id, sft)
@@ -301,7 +315,7 @@ class Study:
             raise ValueError(
                 f"the start is not that of the earlier runs: {hits:.1%} of the utterances are right in one "
                 f"alone (at most {START_HITS:.0%}), and NLL at T differs by {nll:.4f} (at most {START_NLL}); "
-                "leave --after out, and make both sides of a comparison anew"
+                f"make both sides of a comparison anew: {ANOTHER}"
             )
         if earlier["hits"] == mine["hits"]:
             return True
@@ -356,8 +370,7 @@ class Study:
             self.say(f"{name}: given up, no time: {e}")
             return None
         except Exception:
-            self.results.setdefault("failed", []).append(traceback.format_exc())
-            self.say(f"{name} failed: {traceback.format_exc()}")
+            self._failed(name)
             return None
 
     def _train(self, name: str, start: Path, config: Config, originals: Sequence[Prompt]) -> dict[str, Any]:
@@ -442,7 +455,9 @@ def run_step(
         folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as own:
         every = [*(TINY if args.tiny else ()), *overrides, *args.overrides]
-        where = (args.out, args.work or Path(own), args.seconds, args.after)
+        there = args.out / "results.json"
+        after = args.after or (there if there.exists() else None)  # nothing that was made is lost
+        where = (args.out, args.work or Path(own), args.seconds, after)
         run(study(settings, args.data, every, *where, arms=args.arm, seeds=seeds))
 
 

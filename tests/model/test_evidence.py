@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from experiments import tables
 from experiments.gpu import evidence
+from experiments.gpu.settings import told
 from experiments.gpu.study import HERE
 
 from selfemo.config import Config, load
@@ -91,10 +92,10 @@ def test_a_seed_of_its_own_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFi
         "invalid choice: 3": ["--seed", "3"],
         "--arm": ["--seed", "0", "--arm", "ce"],
     }
-    for told, more in wrong.items():
+    for says, more in wrong.items():
         with pytest.raises(SystemExit):
             evidence.main(["--data", "sample", "--out", str(tmp_path), *more])
-        assert told in capsys.readouterr().err
+        assert says in capsys.readouterr().err
 
 
 START_SAYS = {"a": (0, 0, 1, 1), "b": (0, 0, 0, 0)}
@@ -130,7 +131,7 @@ def synthetic(seed: int, full: dict[str, tuple[int, ...]], copies: int) -> dict[
             },
         }  # fmt: skip
 
-    settings = {"seed": seed, "model": {"id": "builtin:smollm2-135m"}, "flywheel": {"prompts": 6016}}
+    settings = json.loads(json.dumps(told(load([HERE / "evidence.toml"], [f"seed={seed}"]))))
     about = {"arm": "full", "lr": 3e-5, "seed": seed}
     return {
         "device": "a card", "torch": "2", "commit": "c" * 40, "sources": "5" * 64, "settings": settings,
@@ -149,8 +150,8 @@ def written(folder: Path, results: list[dict[str, Any]], monkeypatch: pytest.Mon
 
 
 def test_the_primary_endpoint_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """F1, 2 hits / (said + gold): of a 4/6, then 1; of b the mean of 4/6 and 0, then, where seed 1 says what
-    the start says, of 12 / (8 + 6) and 8 / (4 + 6) over the three seeds together."""
+    """F1, 2 hits / (said + gold): of a 4/6, then 1; of b the mean of 4/6 and 0, then 1, but in seed 1, which
+    says what the start says: the mean over the seeds, not F1 of all predictions together."""
     right = {"a": GOLD["a"], "b": GOLD["b"]}
     as_start = {"a": GOLD["a"], "b": START_SAYS["b"]}
     results = [synthetic(s, as_start if s == 1 else right, 6) for s in (0, 1, 2)]
@@ -158,19 +159,22 @@ def test_the_primary_endpoint_by_hand(tmp_path: Path, monkeypatch: pytest.Monkey
         "earlier": [{**results[0], "device": "an older card", "runs": ["start"]}],
         "start_differs": [{"hits": 0.005, "nll_at_t": 0.001}],
     }
-    told = written(tmp_path, results, monkeypatch)
-    assert "before that start: an older card" in told and "differ from the first: [{'hits': 0.005" in told
-    before, after = (4 / 6 + 2 / 6) / 2, (1 + (12 / 14 + 8 / 10) / 2) / 2
-    row = next(line for line in told.splitlines() if line.startswith("| weighted F1"))
-    assert row.startswith("| weighted F1, mean of a, b, claim half | 0, 1, 2 | 50.00 | 91.43 | +41.43 [")
+    page = written(tmp_path, results, monkeypatch)
+    assert "before that start: an older card" in page and "differ from the first: [{'hits': 0.005" in page
+    before, after = (4 / 6 + 2 / 6) / 2, (1 + (1 + 2 / 6 + 1) / 3) / 2
+    row = next(line for line in page.splitlines() if line.startswith("| weighted F1"))
+    assert row.startswith("| weighted F1, mean of a, b, claim half | 0, 1, 2 | 50.00 | 88.89 | +38.89 [")
     assert f"{100 * before:.2f} | {100 * after:.2f} | {100 * (after - before):+.2f} [" in row
-    assert row.endswith(" 0.0001 | reached |")
-    change = next(line for line in told.splitlines() if line.startswith("| start to full | 3 |"))
+    assert row.endswith(" | +50.00, +16.67, +50.00 | 0.0001 | reached |")
+    clean = next(line for line in page.splitlines() if line.startswith("| without what overlaps"))
+    assert clean.endswith(" | - |") and clean.split(" | ")[2] != row.split(" | ")[2]
+    assert "| original to full | not run | - |" in page
+    change = next(line for line in page.splitlines() if line.startswith("| start to full | 3 |"))
     cells = change.split(" | ")
-    assert cells[2].startswith(f"{100 / 3:+.2f} [") and cells[4].startswith("+41.43 [")
+    assert cells[2].startswith(f"{100 / 3:+.2f} [") and cells[4].startswith("+38.89 [")
     assert cells[5].startswith("+") and cells[5] != cells[4], "without what overlaps"
     assert cells[6].startswith("+0.00 [+0.00, +0.00] p=1.0000"), "greedy completions that all failed"
-    assert "| full | 3 | 0.250 | 0.250 | 0.500 | - | - | 0.750 | - | 0.125 |" in told
+    assert "| full | 3 | 0.250 | 0.250 | 0.500 | - | - | 0.750 | - | 0.125 |" in page
 
 
 def test_the_primary_endpoint_wants_its_size_its_test_and_its_seeds(
@@ -182,9 +186,17 @@ def test_the_primary_endpoint_wants_its_size_its_test_and_its_seeds(
     assert "+50.00 [" in few and "| not reached |" in few
     one = written(tmp_path, [synthetic(1, right, 6)], monkeypatch)
     assert "| 1 | 50.00 | 100.00 |" in one and "| open: seed 0, 2 not run |" in one
+    of_others = synthetic(0, right, 6)
+    of_others["settings"]["flywheel"]["prompts"] = 64
+    told_ = written(tmp_path, [of_others], monkeypatch)
+    assert "other settings: exploratory" in told_ and "64 prompts an arm" in told_
+    # A run whose details failed has scores all the same.
+    for key in ("greedy", "analysis"):
+        del of_others["runs"][1][key]
+    assert "| full | 0 | - | - |" in written(tmp_path, [of_others], monkeypatch)
     small = {"a": START_SAYS["a"], "b": START_SAYS["b"]}
     none = written(tmp_path, [synthetic(s, small, 6) for s in (0, 1, 2)], monkeypatch)
-    assert "| +0.00 [+0.00, +0.00] | 1.0000 | not reached |" in none
+    assert "| +0.00 [+0.00, +0.00] | +0.00, +0.00, +0.00 | 1.0000 | not reached |" in none
     without = [synthetic(s, right, 6) for s in (0, 1, 2)]
     for result in without:
         del result["runs"][1]
@@ -208,7 +220,7 @@ def test_results_that_do_not_belong_together_are_refused(
     ):
         written(tmp_path, results, monkeypatch)
     results[1]["settings"] = {**results[0]["settings"], "seed": 1, "model": {"id": "another"}}
-    assert "of another model: exploratory" in written(tmp_path, results, monkeypatch)
+    assert "of another model or other settings: exploratory" in written(tmp_path, results, monkeypatch)
 
 
 def test_the_arms_are_what_they_are_named_after() -> None:

@@ -86,15 +86,17 @@ def test_scarce_arms_draw_the_same_labels_and_go_on_after_an_earlier_result(
     result["runs"][0]["hits"][0] ^= 1
     work = ["--work", str(tmp_path / "work")]
     for arm in ("twice", "original"):
-        scarce.main([*call, *work, "--arm", arm, "--seed", "0"])
-        alone = json.loads(file.read_text())
+        own = tmp_path / arm
+        scarce.main([*call, *work, "--out", str(own), "--arm", arm, "--seed", "0"])
+        alone = json.loads((own / "results.json").read_text())
         assert [r["run"] for r in alone["runs"]] == ["start", runs[arm]["run"]]
         assert "channel" not in alone
         start, again = result["runs"][0], alone["runs"][0]
         assert all(start[k] == again[k] for k in ("hits", "nll_at_t", "nll_shifted"))
     assert not list((tmp_path / "work").glob("tmp*")), "stores of arms are not kept"
     with pytest.raises(ValueError, match="a start of other settings or data"):
-        scarce.main([*call, *work, "--arm", "twice", "--set", "sft.lr=1e-3"])
+        other = ["--out", str(tmp_path / "other"), "--set", "sft.lr=1e-3"]
+        scarce.main([*call, *work, *other, "--arm", "twice"])
 
 
 @pytest.mark.slow
@@ -106,8 +108,8 @@ def test_scarce_with_more_labels_compares_self_play_with_the_labels_alone(
     labelled = {}
     for budget, conversations in (("quarter", 2), ("all", 8)):
         more = ["--set", "sft.max_samples=2", "--set", "sft.label_samples=1"] if budget == "quarter" else []
-        scarce.main([*call, *more, "--labels", budget])
-        file = tmp_path / "out" / "results.json"
+        scarce.main([*call, *more, "--out", str(tmp_path / budget), "--labels", budget])
+        file = tmp_path / budget / "results.json"
         result = json.loads(file.read_text())
         assert "failed" not in result and result["budget"] == budget
         assert result["settings"]["data"]["train_conversations"] == conversations % 8
@@ -286,3 +288,44 @@ def test_folders_of_weights_are_told_by_their_names(tmp_path: Path) -> None:
     settings = study.told(Config.model_validate({"model": {"id": str(weights)}}))
     assert settings["model"]["id"] == "some-model"
     assert study.told(Config.model_validate(settings)) == settings
+
+
+@pytest.mark.slow
+def test_nothing_that_was_made_is_lost(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Details that fail, a run that fails, the same command again, and one with less memory."""
+    call = arguments(tiny_model, tmp_path, "data.train_conversations=4")
+    file = tmp_path / "out" / "results.json"
+    details, score = study.Study.details, study.Study.score
+
+    def broken(self: study.Study, name: str) -> dict[str, object]:
+        if name.startswith("original"):
+            assert any(r["run"] == name for r in json.loads(file.read_text())["runs"]), (
+                "kept before it is read"
+            )
+            raise RuntimeError("no details")
+        return details(self, name)
+
+    def unscored(self: study.Study, name: str, **about: object) -> dict[str, object]:
+        if name.startswith("twice"):
+            raise RuntimeError("no scores")
+        return score(self, name, **about)
+
+    monkeypatch.setattr(study.Study, "details", broken)
+    monkeypatch.setattr(study.Study, "score", unscored)
+    alone = ["--seed", "0", "--arm"]
+    scarce.main([*call, *alone, "original", "--arm", "twice"])
+    result = json.loads(file.read_text())
+    start, original = result["runs"]
+    assert start["detailed"] and "detailed" not in original and len(original["hits"]) == len(start["hits"])
+    first, second = result["failed"]
+    assert "RuntimeError: no details" in first and "RuntimeError: no scores" in second
+
+    monkeypatch.undo()
+    less = ["--set", "sampling.token_budget=4096"]
+    scarce.main([*call, *less, *alone, "twice"])
+    again = json.loads(file.read_text())
+    assert [r["run"].split(",")[0] for r in again["runs"]] == ["start", "original", "twice"]
+    assert again["runs"][1] == original and again["failed"] == result["failed"]
+    assert again["runs"][0]["written"] == start["written"]

@@ -49,13 +49,14 @@ def test_the_readme_tells_the_primary_endpoint_as_the_tables_compute_it() -> Non
 def test_the_next_step_is_the_first_that_is_not_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arms = list(evidence.ARMS)
+    arms = list(evidence.FIRST)
     done = {"rl_alone": json.loads((study.HERE / "results" / "rl_alone.json").read_text())}
     done["engine"] = {"planned": ["a", "b"], "rows": {"a": {}, "b": {"failed": "it is told"}}}
     found = at(tmp_path, monkeypatch, **done, evidence_0=of(arms, 0), evidence_1=of(arms[:2], 1))
     states = {s.name: s.state for s in found}
     assert states["evidence, seed 0"] == "done (a card)"
     assert states["evidence, seed 1"] == f"2 of {len(arms)} runs (a card)"
+    assert states["evidence, other arms, seed 0"] == f"3 of {len(evidence.ARMS)} runs (a card)"
     assert states["evidence, seed 2"] == "open" and states["expression"] == steps.LATER
     page.main()
     told = capsys.readouterr().out
@@ -102,22 +103,23 @@ def shell(part: str) -> str:
 
 
 def test_weights_are_parted_and_joined_by_the_commands_of_the_readme(tmp_path: Path) -> None:
-    part = shell("a folder travels in pieces of at most 60 MiB").replace("60M", "64k")
-    join = shell("Carry `pieces` over")
+    part = shell("a folder travels in pieces\nof at most 45 MiB").replace("45M", "64k")
+    join = shell("There join them")
     weights = tmp_path / "FOLDER"
     (weights / "inside").mkdir(parents=True)
     content = bytes(range(256)) * 1000
     (weights / "model.safetensors").write_bytes(content)
     (weights / "inside" / "config.json").write_text("{}")
     subprocess.run(["bash", "-ec", part], cwd=tmp_path, check=True)
-    pieces = sorted((tmp_path / "pieces").glob("part-*"))
+    subprocess.run(["bash", "-ec", part], cwd=tmp_path, check=True)  # pieces of before are gone
+    carried = tmp_path / "runs" / "carry"
+    pieces = sorted(carried.glob("part-*"))
     assert len(pieces) >= 4 and all(p.stat().st_size <= 64 * 1024 for p in pieces)
-    (tmp_path / "model.tar").unlink()
 
     def joined() -> int:
-        return subprocess.run(["bash", "-c", join], cwd=tmp_path, capture_output=True).returncode
+        return subprocess.run(["bash", "-c", join], cwd=carried, capture_output=True).returncode
 
-    kept, model = pieces[1].read_bytes(), tmp_path / "MODEL"
+    kept, model = pieces[1].read_bytes(), carried / "MODEL"
     for fault in (lambda: pieces[1].unlink(), lambda: pieces[1].write_bytes(kept[::-1])):
         fault()
         assert joined() != 0 and not model.exists(), "a missing or damaged piece"

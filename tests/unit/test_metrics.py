@@ -347,3 +347,8 @@ def test_the_paired_average_weighs_data_sets_alike_and_one_alone_is_paired_measu
     assert paired_average(pairs[:1], seed=2) == paired_measures(*pairs[0], seed=2)
     with pytest.raises(ValueError, match="same observations"):
         paired_average([pairs[0], (outcomes(many), outcomes(few))])
+    # Two trainings that say the same are one: their conversations are drawn and swapped together.
+    one, twice = (paired_average(p, of=[0] * len(p), resamples=400) for p in (pairs[1:], pairs[1:] * 2))
+    assert one == twice
+    apart = paired_average(pairs[1:] * 2, resamples=400)["accuracy"].difference
+    assert apart.high - apart.low < twice["accuracy"].difference.high - twice["accuracy"].difference.low

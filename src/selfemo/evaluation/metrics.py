@@ -216,16 +216,23 @@ def paired_measures(
 
 
 def paired_average(
-    parts: Sequence[tuple[Outcomes, Outcomes]], *, resamples: int = 2000, seed: int = 0
+    parts: Sequence[tuple[Outcomes, Outcomes]],
+    *,
+    of: Sequence[int] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, PairedDifference]:
-    """`paired_measures` of the plain average over data sets (table 1's AVG); each is resampled on its own.
+    """`paired_measures` of the plain average over data sets (table 1's AVG), or over data sets and trainings.
 
     Args:
         parts: the two systems (a, b) on each data set; at least one.
+        of: the data set of each part, where some are of one: these are resampled and swapped together.
+            Without it each is a data set of its own.
 
     Raises: as `paired_measures`.
     """
-    differences = [_paired_draws(a, b, resamples, seed + k) for k, (a, b) in enumerate(parts)]
+    each = range(len(parts)) if of is None else of
+    differences = [_paired_draws(a, b, resamples, seed + k) for (a, b), k in zip(parts, each, strict=True)]
     result = {}
     for m in MEASURES:
         value, drawn, null = (np.mean([d[k][m] for d in differences], 0) for k in range(3))
