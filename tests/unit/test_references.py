@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from selfemo.errors import EngineError
+from selfemo.models import references
 from selfemo.models.references import ModelReference, needs_conversion, resolve, run_of
 from selfemo.runs.settings import find_checkpoint, settings_for
 
@@ -100,3 +101,28 @@ def test_altered_weights_are_refused(run: Path) -> None:
     (folder / "selfemo_checksums.json").write_text('{"model.safetensors": "0"}')
     with pytest.raises(EngineError, match=r"model\.safetensors: missing or altered"):
         ModelReference.parse(f"{run}@iteration-9").weights()
+
+
+def test_special_tokens_are_those_that_a_gguf_file_names(tmp_path: Path) -> None:
+    """Whatever transformers made of them: a version of it takes the beginning of a turn for its end."""
+    from gguf import GGUFWriter
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<none>", "<begin>", "<end>", "hello"]
+    core = Tokenizer(models.WordLevel({w: k for k, w in enumerate(words)}, unk_token="<none>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<begin>", unk_token="<none>")
+    assert tokenizer.eos_token_id == 1 and tokenizer.pad_token is None
+    writer = GGUFWriter(tmp_path / "w.gguf", "llama")
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    references._name_special_tokens(tokenizer, tmp_path / "w.gguf")
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<begin>", "<end>", "<end>")
+    assert tokenizer.eos_token_id == 2 and tokenizer.unk_token == "<none>", "what it does not name stays"
+    again = tmp_path / "saved"
+    tokenizer.save_pretrained(again)
+    assert PreTrainedTokenizerFast.from_pretrained(again).eos_token == "<end>"

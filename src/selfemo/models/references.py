@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from selfemo.errors import EngineError, MissingExtraError
 from selfemo.files import replacing_folder, sha256
@@ -27,6 +27,8 @@ CHECKSUMS = "selfemo_checksums.json"
 """In a checkpoint: the sha256 of each of its files."""
 _MODEL_FILE = "config.json"
 _ITERATION = "iteration-"
+_CONVERSION = 2
+"""Raised when converted weights come out otherwise, so that those of before are not taken."""
 
 
 BUILTIN = {
@@ -161,7 +163,7 @@ class ModelReference:
             name, digest = self.path.split(":")[1], BUILTIN[self.path].digest
         else:
             name, digest = Path(self.path).stem, sha256(Path(self.path))
-        return cache_dir() / "models" / f"{name}-{digest[:12]}"
+        return cache_dir() / "models" / f"{name}-{digest[:12]}-{_CONVERSION}"
 
 
 def run_of(text: str) -> Path | None:
@@ -251,6 +253,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         if "gguf" in str(e).lower():
             raise MissingExtraError("the GGUF reader", "pip install gguf accelerate") from e
         raise EngineError(f"{gguf}: cannot be read as a GGUF model: {e}") from e
+    _name_special_tokens(tokenizer, gguf)
     # transformers takes a dequantised model for a quantised one and refuses to save it.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -260,3 +263,17 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     with replacing_folder(target, EngineError, unless=_MODEL_FILE) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+
+
+def _name_special_tokens(tokenizer: Any, gguf: Path) -> None:
+    """Give a tokenizer the special tokens that its GGUF file names.
+
+    transformers 5.17 takes the token that begins a turn for the one that ends it.
+    """
+    from gguf import GGUFReader
+
+    fields = GGUFReader(str(gguf)).fields
+    for token, key in {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}.items():
+        if field := fields.get(f"tokenizer.ggml.{key}_token_id"):
+            name = tokenizer.convert_ids_to_tokens(int(field.parts[field.data[0]][0]))
+            setattr(tokenizer, f"{token}_token", name)
