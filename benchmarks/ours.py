@@ -20,6 +20,7 @@ from selfemo.evaluation.predictions import Prediction, gold_prompts, predict
 from selfemo.method.prompts import Fitted, conversation_prompts, format_completion
 from selfemo.method.types import Place, Prompt, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.policy import head_size
 from selfemo.runs.inputs import RunInputs, run_inputs
 from selfemo.seeds import rng, shuffled_runs
 from selfemo.stages.coldstart import gold_samples
@@ -109,7 +110,7 @@ def update_tflop(e: LocalEngine, prompt: int, groups: int) -> float:
     tokens, replies = prompt + G * REPLY, G * REPLY
     scores = prompt**2 / 2 + G * (REPLY * prompt + REPLY**2 / 2)
     c = core.config
-    width = c.num_attention_heads * (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
+    width = c.num_attention_heads * head_size(c)
     attention = 12 * scores * width * c.num_hidden_layers
     return groups * float(6 * (layers * tokens + head * replies) + attention) / 1e12
 

@@ -89,7 +89,7 @@ def test_logits_in_chunks_are_those_at_once(
     completions = [[i.completion_ids for i in items]]
     found = []
     for at_most in (1 << 28, logits):
-        monkeypatch.setattr("selfemo.training.token_scores._LOGITS", at_most)
+        monkeypatch.setattr("selfemo.training.token_scores.LOGITS", at_most)
         scores = score_tokens(e.policy, [tree], completions, temperature=0.7)
         weights = torch.arange(1.0, scores.logp.numel() + 1).reshape(scores.logp.shape)
         (scores.logp * scores.mask * weights).sum().backward()

@@ -60,10 +60,9 @@ class ModelConfig(_Section):
     flex: FlexAttention, one kernel that skips masked blocks of 128 x 128. auto: tree on a CPU, else dense."""
     decoder: Literal["auto", "branches", "slots"] = "auto"
     """Of completions without constraints. branches: equal copies are computed once, with the host in each
-    step; slots: each copy for itself, nothing read from the device but every eighth step, on CUDA as a
-    graph. auto: branches."""
+    step; slots: each copy for itself, with the host every eighth step, on CUDA as a graph. auto: branches."""
     compile: bool = False
-    """Compile each decoder layer by torch.compile (minutes at the first use, kept on disk)."""
+    """Compile each decoder layer by torch.compile: a minute or more at the first use, kept on disk."""
     fp32_head: bool = False
     """Compute logits in fp32 where the rest of the forward pass is bf16."""
 

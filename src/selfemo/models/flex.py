@@ -24,7 +24,7 @@ from selfemo.models.transfer import to_device
 
 BLOCK = 128
 LEAST_TOKENS = 1000
-"""Shorter rows take the dense mask, whose kernel is faster there."""
+"""Shorter rows take the dense mask, whose kernel is said to be faster there."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from selfemo.config import ModelConfig
 from selfemo.errors import EngineError
 from selfemo.models.compiling import compile_layers
 from selfemo.models.packing import pack
-from selfemo.models.policy import Attention, Decoder, Policy
+from selfemo.models.policy import Attention, Decoder, Policy, head_size
 from selfemo.models.references import ModelReference
 
 _SHAPE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
@@ -94,8 +94,7 @@ def load_policy(
         raise EngineError(f"cannot load model {model_id!r}{hub}: {type(e).__name__}: {e}") from e
     if tokenizer.eos_token_id is None:
         raise EngineError(f"{model_id}: its tokenizer names no end token (eos_token)")
-    config = model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = head_size(model.config)
     if attention == "flex" and where.type == "cuda" and head < _FLEX_HEAD:
         raise EngineError(
             f'{model_id}: its heads of {head} are under {_FLEX_HEAD}, the least of model.attention = "flex"; '

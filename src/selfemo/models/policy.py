@@ -30,8 +30,15 @@ Decoder = Literal["branches", "slots"]
 """How completions are decoded: "branches" computes equal copies once, with the host in each step
 (generation/local.py); "slots" keeps each step on the device (generation/slots.py)."""
 
+LOGITS = 1 << 28
+"""Most logits at a time: 1 GiB in fp32, of which a loss or a draw takes a few times as much."""
 _CHATS = 16_384
 """Most chats whose token ids are kept: four bytes a token, besides the text."""
+
+
+def head_size(config: Any) -> int:
+    """Of a transformers configuration's attention heads."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 class _Encoder(ABC):

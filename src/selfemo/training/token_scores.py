@@ -14,11 +14,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from selfemo.models.packing import Pack
-from selfemo.models.policy import Policy
+from selfemo.models.policy import LOGITS, Policy
 from selfemo.models.transfer import to_device
 
-_LOGITS = 1 << 28
-"""Most logits at a time: 1 GiB in fp32, of which the loss takes a few times as much."""
 _LENGTH_STEP = 32
 """Rows are padded to a multiple of it, so that kernels compiled for few shapes are used again."""
 
@@ -50,7 +48,7 @@ def score_tokens(
     A packed sequence is the input: a prompt with its completion but for the last token, which predicts
     nothing (`inputs`).
 
-    Logits are computed once for each distinct token that predicts a scored one; beyond `_LOGITS` of them
+    Logits are computed once for each distinct token that predicts a scored one; beyond `LOGITS` of them
     chunk by chunk, and again in the backward pass, so that a large vocabulary does not set the size of
     micro-batches. The policy is the softmax of logits / temperature, as in sampling. Without `entropy` that
     field is zeros.
@@ -73,7 +71,7 @@ def score_tokens(
     with policy.autocast():
         hidden = policy.hidden(rows).flatten(0, 1)[predicting]
     score = functools.partial(_score, policy, temperature, entropy)
-    chunk = max(1, _LOGITS // policy.core.get_input_embeddings().weight.shape[0])
+    chunk = max(1, LOGITS // policy.core.get_input_embeddings().weight.shape[0])
     if len(unique) <= chunk:
         flat, entropies = score(hidden, at, token)
     else:

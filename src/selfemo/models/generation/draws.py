@@ -25,7 +25,7 @@ class Drawn:
     finished: bool = False
 
 
-def uniforms(seed: int, copy: int, n: int) -> np.ndarray:
+def draw_uniforms(seed: int, copy: int, n: int) -> np.ndarray:
     """(n,) the random numbers in [0, 1) of the tokens of a request's completion, by (seed, copy) alone."""
     generator = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32, copy])
     return generator.random(n)

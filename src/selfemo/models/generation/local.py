@@ -28,7 +28,7 @@ from selfemo.errors import EngineError, NotFiniteError, UnsupportedError
 from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.channel_scores import channel_scores
-from selfemo.models.generation.draws import Drawn, sample_tokens, uniforms
+from selfemo.models.generation.draws import Drawn, draw_uniforms, sample_tokens
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.generation.requests import Constraint, Observer, Request, SamplingSettings
@@ -335,7 +335,7 @@ class LocalGenerator:
                 slots.seen[b, slot : slot + n, : len(p)] = torch.from_numpy(ancestors[path[-1]])
                 slots.positions[b, slot : slot + n] = len(path)
                 for copy in range(n):
-                    draws = uniforms(seed, copy, settings.max_new_tokens)
+                    draws = draw_uniforms(seed, copy, settings.max_new_tokens)
                     k, constraint = len(live), self._constraint(requests[i])
                     live.append(_Open(i, copy, uniforms=draws, constraint=constraint))
                     slots.who[b, slot + copy] = k

@@ -22,18 +22,16 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from selfemo.errors import NotFiniteError
 from selfemo.models.attention import SlotKeys
-from selfemo.models.generation.draws import Drawn, sample_tokens, uniforms
+from selfemo.models.generation.draws import Drawn, draw_uniforms, sample_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.packing import PackedRows, pack
-from selfemo.models.policy import Policy
+from selfemo.models.policy import LOGITS, Policy, head_size
 
 _LOOK = 8
 """Steps between two looks of the host at what has ended."""
 _TABLES = 8
 """Most tables that are kept for later batches, each with its caches and its graph. A batch takes one, and
 halves of it."""
-_LOGITS = 1 << 28
-"""Most logits at a time: 1 GiB in fp32; drawing takes a few times as much."""
 
 
 def _bucket(n: int, step: int) -> int:
@@ -78,9 +76,7 @@ class _Table:
     def __init__(self, policy: Policy, settings: SamplingSettings, b: int, w: int, p: int):
         self.policy, self.settings, self.shape = policy, settings, (b, w, p)
         config, t, device = policy.core.config, settings.max_new_tokens, policy.device
-        heads = config.num_attention_heads
-        g = getattr(config, "num_key_value_heads", None) or heads
-        d = getattr(config, "head_dim", None) or config.hidden_size // heads
+        g, d = getattr(config, "num_key_value_heads", None) or config.num_attention_heads, head_size(config)
         dtype = torch.bfloat16 if policy.dtype == "bf16" else torch.float32
 
         def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,7 +126,7 @@ class _Table:
         """Draw the next token of each slot from the hidden state (b * w, d) of its last."""
         settings, shape = self.settings, self.tokens.shape
         numbers = self.numbers.index_select(2, self.at).flatten(0, 1)
-        chunk = max(1, _LOGITS // self._vocabulary)
+        chunk = max(1, LOGITS // self._vocabulary)
         parts = [
             sample_tokens(self.policy.logits(h), u, settings.temperature, settings.top_p)
             for h, u in zip(hidden.split(chunk), numbers.split(chunk), strict=True)
@@ -233,7 +229,7 @@ def decode_slots(
             positions[row, mine], last[row, mine] = len(path), path[-1]
             for copy in range(requests[i].n):
                 who[row, slot + copy] = len(found)
-                numbers[row, slot + copy] = uniforms(requests[i].seed, copy, settings.max_new_tokens)
+                numbers[row, slot + copy] = draw_uniforms(requests[i].seed, copy, settings.max_new_tokens)
                 found.append(Drawn(i, copy))
             slot += requests[i].n
     for into, x in ((table.seen, seen), (table.positions, positions), (table.numbers, numbers)):
