@@ -101,6 +101,8 @@ class ModelReference:
         if path.is_dir():
             _check_folder(path)
             return cls(text, "folder", text)
+        if path.is_file():
+            raise EngineError(f"{text} is a file, and no GGUF file; a model is a folder, a run, or an id")
         if text.startswith((".", "/", "~")) or text.count("/") > 1 or "@" in text or path.exists():
             at = f" or {text.rpartition('@')[0]}/{CONFIG_FILE}" if "@" in text else ""
             raise EngineError(
@@ -127,6 +129,10 @@ class ModelReference:
             require("reading a GGUF file", *_GGUF_READER)
         if self.kind == "hub" and not _in_hub_cache(self.path):
             _ask_hub(self.path)
+
+    def folder(self) -> str:
+        """The folder of the weights where it is on this machine, unchecked; "" for others."""
+        return _in_hub_cache(self.path) if self.kind == "hub" else self.path
 
     def load_path(self) -> str:
         """The folder or hub id to load from; GGUF weights are converted at first use.
