@@ -121,6 +121,15 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
     assert "peft" not in {f.what for f in doctor.check_packages({})}
 
 
+def test_extras_that_a_run_does_not_need_are_told_with_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "version_of", lambda name: "" if name == "gradio" else "1")
+    found = {f.what: f for f in doctor.check_optional({"lora": "model.lora"})}
+    assert "extra lora" not in found and found["extra serve"].state == "ok"
+    assert found["extra chat"] == Finding(
+        "optional", "extra chat", "gradio not installed; for selfemo chat --web", install_command("gradio")
+    )
+
+
 CARDS = (Gpu("NVIDIA H100 80GB HBM3", 80e9, True), Gpu("Tesla V100", 32e9, False))
 
 
