@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -40,7 +40,9 @@ SourceArguments = Annotated[
     list[str], typer.Argument(help='"sample", a path, or NAME:PATH; several are compared.')
 ]
 Splits = Annotated[list[str], typer.Option("--split", help="train, dev, test or all.")]
-HeldOut = Annotated[str | None, typer.Option("--split", help="dev or test (default: the configuration's).")]
+HeldOut = Annotated[
+    Literal["dev", "test"] | None, typer.Option("--split", help="dev or test (default: the configuration's).")
+]
 Limit = Annotated[int, typer.Option(min=0, help="First N conversations; 0 takes all.")]
 Lenient = Annotated[bool, typer.Option(help="Skip and count broken rows.")]
 
