@@ -164,7 +164,7 @@ async def _chunks(
             yield chunk({"content": event.text})
         elif isinstance(event, Problem) or event.response.failure is not None:
             problem = event if isinstance(event, Problem) else _unreadable(event.response)
-            yield event_text("", {"error": {"message": problem.detail, "code": problem.code}})
+            yield event_text("", problem.content())
             return
         else:
             r = event.response

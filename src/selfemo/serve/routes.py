@@ -148,7 +148,7 @@ def routes(service: Service) -> APIRouter:
 async def _respond_events(name: str, events: AsyncIterator[Event | Problem]) -> AsyncIterator[str]:
     async for event in events:
         if isinstance(event, Problem):
-            yield event_text("error", {"message": event.detail, "code": event.code})
+            yield event_text("error", event.content())
         elif isinstance(event, Emotion | SelfEmotion):
             yield event_text(event.kind, EmotionResult.model_validate(event.reading).model_dump())
         elif isinstance(event, ReplyDelta):
