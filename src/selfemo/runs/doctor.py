@@ -20,6 +20,7 @@ from selfemo.config import ClusterConfig, Config
 from selfemo.data import load as load_data
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, SelfEmoError
+from selfemo.extras import install_command, version_of
 from selfemo.method.prompts import (
     conversation_prompts,
     format_completion,
@@ -71,13 +72,6 @@ def _if(fits: bool, what: str, found: str, get: str, otherwise: State = "missing
     return Finding("ok", what, found) if fits else Finding(otherwise, what, found, get)
 
 
-def _installed(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
 def wanted_extras(config: Config, engine: str) -> dict[str, str]:
     """The extras that the settings use, each with the setting that does."""
     from selfemo.models.references import needs_conversion
@@ -117,13 +111,13 @@ def check_packages(extras: dict[str, str]) -> Iterator[Finding]:
                 continue
             if extra and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
                 continue
-            found = _installed(wanted.name)
-            command = f"pip install 'selfemo[{extra}]'" if extra else f"pip install '{text}'"
+            found = version_of(wanted.name)
+            command = install_command(wanted.name)
             if not found:
                 yield Finding("missing", wanted.name, f"not installed{why}", command)
             elif not wanted.specifier.contains(found, prereleases=True):
                 told = f"{found}, asked for {wanted.specifier}{why}"
-                yield Finding("missing", wanted.name, told, f"pip install '{wanted.name}{wanted.specifier}'")
+                yield Finding("missing", wanted.name, told, command)
             else:
                 yield Finding("ok", wanted.name, found)
 
@@ -179,7 +173,7 @@ def _check_node(cluster: ClusterConfig, found: int) -> Iterator[Finding]:
         yield Finding("missing", "cluster.tensor_parallel", told, "set a divisor")
     for name in ("verl", "ray", cluster.rollout):
         how = f"pip install {name}, in the versions that docs/cluster.md names"
-        version = _installed(name)
+        version = version_of(name)
         yield _if(bool(version), name, version or "not installed", how)
 
 
