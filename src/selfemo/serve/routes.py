@@ -22,6 +22,10 @@ Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenLimit = Annotated[int, Field(ge=1)]
+_TALK = [
+    {"speaker": "Ann", "text": "Did you hear that noise?"},
+    {"speaker": "Bo", "text": "It was only the cat."},
+]
 
 
 class _StrictBody(BaseModel):
@@ -42,12 +46,16 @@ class _ConversationBody(_StrictBody):
 class EmotionsBody(_ConversationBody):
     """Asks for the emotions of a conversation."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"turns": _TALK}]})
     last_only: bool = False
 
 
 class RespondBody(_ConversationBody):
     """Asks for a character's answer to the last turn."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"turns": _TALK, "speaker": "Ann", "persona": "Easily frightened."}]}
+    )
     persona: str = ""
     speaker: Name = ""
     max_tokens: TokenLimit | None = None

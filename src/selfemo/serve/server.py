@@ -56,26 +56,26 @@ def create_app(
 
     # FastAPI's own page loads its scripts from elsewhere on the internet; here they come from the package.
     app = FastAPIOffline(
-        redoc_url=None, static_url=_PAGE_FILES,
+        redoc_url=None, static_url=_PAGE_FILES, swagger_ui_parameters={"defaultModelsExpandDepth": 0},
         title="SELF-EMO", version=__version__, lifespan=lifespan,
         description="Emotions of a conversation, and answers in character.",
         responses={s: {"model": ErrorResult} for s in (400, 401, 408, 413, 415, 422, 429, 502, 503, 504)},
     )  # fmt: skip
     app.state.service = service
     guarded = [Depends(_guard(token))]
-    app.include_router(routes.routes(service), dependencies=guarded)
-    app.include_router(openai.routes(service), dependencies=guarded)
+    app.include_router(routes.routes(service), dependencies=guarded, tags=["emotions and answers"])
+    app.include_router(openai.routes(service), dependencies=guarded, tags=["for OpenAI's clients"])
 
     @app.get("/", include_in_schema=False)
     async def home() -> RedirectResponse:
         return RedirectResponse("docs")
 
-    @app.get("/healthz")
+    @app.get("/healthz", tags=["the server"])
     async def healthz() -> dict[str, str]:
         """Whether the server answers."""
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=PlainTextResponse, dependencies=guarded)
+    @app.get("/metrics", response_class=PlainTextResponse, dependencies=guarded, tags=["the server"])
     async def metrics() -> PlainTextResponse:
         """Prometheus metrics."""
         text = generate_latest(service.metrics.registry).decode()
