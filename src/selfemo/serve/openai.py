@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from selfemo.serve.answers import Emotion, Event, ReplyDelta, Response, SelfEmotion
 from selfemo.serve.asking import Ask
@@ -18,7 +18,7 @@ from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_t
 
 _END_TOKENS = 8
 """The format ends a reply, where it can, when at most so many tokens are left."""
-_MESSAGES = [
+_MESSAGES: list[JsonValue] = [
     {"role": "system", "content": "You are Bo, who laughs about what frightens him."},
     {"role": "user", "content": "Who is at the door?"},
 ]

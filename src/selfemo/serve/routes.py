@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from selfemo.method.types import Conversation
 from selfemo.serve.answers import Emotion, Event, Recognition, ReplyDelta, Response, SelfEmotion
@@ -22,7 +22,7 @@ Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenLimit = Annotated[int, Field(ge=1)]
-_TALK = [
+_TALK: list[JsonValue] = [
     {"speaker": "Ann", "text": "Did you hear that noise?"},
     {"speaker": "Bo", "text": "It was only the cat."},
 ]
