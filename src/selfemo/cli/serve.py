@@ -71,10 +71,11 @@ def serve(
     Clients must send the token in the environment variable SELFEMO_TOKEN, where it is set.
     """
     from selfemo.errors import MissingExtraError
-    from selfemo.serve.binding import check_binding
+    from selfemo.serve.binding import check_binding, check_free
 
     token = os.environ.get("SELFEMO_TOKEN", "")
     check_binding(host, token, insecure)
+    check_free(host, port)
     try:
         from selfemo.serve import server
     except ImportError as e:
@@ -120,13 +121,15 @@ def chat(
     In the terminal, or on a page in the browser with --web.
     """
     from selfemo.errors import ConfigError
-    from selfemo.serve.binding import check_binding
+    from selfemo.serve.binding import check_binding, check_free
     from selfemo.serve.chat.session import Session, character
     from selfemo.serve.selfemo import SelfEmo
 
     if compare and not web:
         raise ConfigError("--compare needs --web")
     check_binding(host, None, insecure)
+    if web:
+        check_free(host, port)
     pair = (character(persona), character(second))
     names = [*(c.name for c in pair), you]
     if len(set(names)) < len(names):

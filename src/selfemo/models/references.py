@@ -116,6 +116,13 @@ class ModelReference:
             )
         return cls(text, "hub", text)
 
+    @property
+    def title(self) -> str:
+        """A name without the folders above it: RUN@CHECKPOINT, a folder's or file's own name, an id."""
+        if self.run is not None:
+            return f"{self.run.resolve().name}@{self.checkpoint}"
+        return self.path if self.kind in ("builtin", "hub") else Path(self.path).resolve().name
+
     def check(self) -> None:
         """Whether the weights can be had, in a second: nothing is loaded, and no weights are fetched.
 
