@@ -70,16 +70,14 @@ def serve(
 
     Clients must send the token in the environment variable SELFEMO_TOKEN, where it is set.
     """
-    from selfemo.errors import MissingExtraError
+    from selfemo.extras import require
     from selfemo.serve.binding import check_binding, check_free
 
     token = os.environ.get("SELFEMO_TOKEN", "")
     check_binding(host, token, insecure)
     check_free(host, port)
-    try:
-        from selfemo.serve import server
-    except ImportError as e:
-        raise MissingExtraError(f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'") from None
+    require("`selfemo serve`", "fastapi", "fastapi-offline", "uvicorn", "prometheus_client")
+    from selfemo.serve import server
     from selfemo.serve.selfemo import SelfEmo
 
     limits = server.Limits(
