@@ -108,7 +108,7 @@ def _name_ticks(axes: Any, names: Sequence[str]) -> None:
 
 
 def _name_rows(figure: Any, axes: Any, names: Sequence[str], each: float, width: int = 22) -> None:
-    """Names beside the rows of the y axis, the first on top; each row is `each` inches high, or its name's."""
+    """Names beside the rows of the y axis, the first on top; a row is `each` inches high, or as its name."""
     shown = [_wrapped(n, width) for n in names]
     lines = max((n.count("\n") + 1 for n in shown), default=1)
     figure.set_figheight(0.75 + max(each, 0.15 * lines + 0.06) * len(names))
@@ -193,7 +193,7 @@ def _shares_figure(folder: Path, dataset: str, scores: Mapping[str, Scores]) -> 
             axes.barh(range(len(bars)), share, left=left, color=colour, label=emotion, **edge)
             left += share
         if (failed := np.maximum(0, 1 - left)).max() > 1e-9:
-            axes.barh(range(len(bars)), failed, left=left, color="#FFFFFF", hatch="////", **edge,
+            axes.barh(range(len(bars)), failed, left=left, color="#FFFFFF", hatch="//", **edge,
                       label="failed to parse")  # fmt: skip
         axes.set_xlim(0, 1)
         axes.grid(visible=False)
@@ -389,7 +389,7 @@ def draw_map(
 ) -> str:
     """Fig. 4 from its CSV: (x, y, cluster or "", description), and (name, count) of each cluster by size.
 
-    The number of a cluster stands at the middle of its points, its name beside that number in the legend.
+    The number of a cluster stands above its points, its name beside that number in the legend.
     """
     drawn = {name: n for n, (name, _) in enumerate(clusters[:MAPPED])}
     with _axes("t-SNE 1", "t-SNE 2", 3.6) as (figure, axes):
@@ -401,8 +401,9 @@ def draw_map(
             mine = at[[k == n for k in of]]
             label = f"{n + 1}: {name} ({clusters[n][1]})"
             axes.scatter(*mine.T, s=18, marker=_MARKERS[n % 7], color=_COLOURS[n % 8], label=label)
-            box = {"facecolor": "#FFFFFF", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
-            axes.text(*np.median(mine, axis=0), str(n + 1), bbox=box, weight="bold", ha="center", va="center")
-        axes.margins(0.08)
+            above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+            top = (float(np.median(mine[:, 0])), float(mine[:, 1].max()))
+            axes.annotate(str(n + 1), top, weight="bold", **above)
+        axes.margins(0.1)
         _legend(figure, axes)
         return _save(figure, folder, MAP, ("x", "y", "cluster", "description"), points)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from selfemo.config import Config
 from selfemo.evaluation.predictions import UNION
+from selfemo.method.types import LABEL_SETS
 from selfemo.runs.folder import START, evaluation_name
 
 _SAID = {
@@ -87,9 +89,20 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+def _called(model: str) -> str:
+    """A model's id, or the name of its folder."""
+    return Path(model).name if model.startswith(("/", ".")) else model
+
+
+def _dataset(source: str) -> str:
+    """The data set of a source "KIND:PATH": a known one by its name, others by that of the file."""
+    kind, _, path = source.partition(":")
+    return kind if kind in LABEL_SETS or not path else Path(path).name
+
+
 def _what_ran(facts: Facts) -> str:
     config, names = facts.config, [s["name"] for s in facts.stages]
-    model, data = config.model.id, _listed(config.data.sources)
+    model, data = _called(config.model.id), _listed([_dataset(s) for s in config.data.sources])
     if (whole := facts.whole) is None:
         scored = "no checkpoint has been evaluated"
     else:
@@ -129,7 +142,7 @@ def _did_it_help(facts: Facts) -> str:
         groups: dict[str, list[str]] = {}
         for c, by in stages:
             undone = " (rolled back)" if c.get("rolled_back") else ""
-            groups.setdefault(by["verdict"], []).append(c["stage"] + undone)
+            groups.setdefault(by["verdict"].replace(";", ","), []).append(c["stage"] + undone)
         by_stage = "; ".join(f"{_listed(names)}: {verdict}" for verdict, names in groups.items())
         said += f" (by stage, {by_stage})" if len(stages) > 1 else ""
     elif stages:

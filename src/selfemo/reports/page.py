@@ -6,9 +6,11 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+TEMPLATE = "report.html.jinja"
 THEMED = {
     "#ffffff": "var(--back)",
     "#000000": "currentColor",
@@ -145,3 +147,17 @@ class Section:
     code: str = ""
     folded: bool = False
     missing: str = ""
+
+
+def render(name: str, lead: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+    """The HTML of a report.
+
+    Args:
+        lead: (question, sentence), before all else.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    template = Environment(
+        autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(files("selfemo.reports").joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    return template.render(name=name, lead=lead, sections=sections)

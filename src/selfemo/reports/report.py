@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,12 @@ from selfemo.method.types import LABEL_SETS, Prompt
 from selfemo.reports import figures, turns
 from selfemo.reports import sections as parts
 from selfemo.reports.lead import Facts, sentences
-from selfemo.reports.page import Section, Table, headed, inline_svg, visible
+from selfemo.reports.page import Section, Table, headed, inline_svg, render, visible
 from selfemo.runs.dialogues import episodes
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.rollback import choice_lines
 from selfemo.runs.store import STORE_FILE, Store
-
-TEMPLATE = "report.html.jinja"
 
 
 class Source:
@@ -288,8 +285,6 @@ def build(
     Raises:
         StoreError: a folder does not hold what its command writes, or the report cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
-
     folder = out.parent / f"{out.stem}-figures"
     source = Source(run)
     try:
@@ -330,11 +325,7 @@ def build(
                 (title, inline_svg(folder / f"{name}.svg", str(visible(title))))
                 for title, name in section.drawings
             ]
-        template = Environment(
-            autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        ).from_string(files("selfemo.reports").joinpath(TEMPLATE).read_text(encoding="utf-8"))  # fmt: skip
-        html = template.render(name=run.resolve().name, lead=sentences(source.facts()), sections=sections)
+        html = render(run.resolve().name, sentences(source.facts()), sections)
         out.write_text(html, encoding="utf-8", errors="replace")
     except OSError as e:
         raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from e

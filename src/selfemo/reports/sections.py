@@ -48,7 +48,7 @@ def ablation(folder: Path | None, drawings: Path) -> Section:
         return Section("ablation", title, missing=command)
     with tables.written_by(command, folder / "ablation.json") as found:
         made = [
-            Table("Mean (sd) over seeds", *ablation_table(found)),
+            Table(f"Mean (sd) over seeds, on split {found['split']}", *ablation_table(found)),
             Table("What each arm predicts, and how sure it is", *share_table(found)),
             Table("What its RL had to learn from: means over groups", *signal_table(found)),
         ]
