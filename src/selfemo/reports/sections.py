@@ -79,12 +79,14 @@ def judge(folders: Sequence[Path], drawings: Path) -> Section:
 
 
 def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None, drawings: Path) -> Section:
-    """Table 3 of a run, and the clusters and map in a folder of `selfemo personas cluster`."""
+    """Table 3 of a run, and the clusters and map in a folder of `selfemo personas cluster`, or in the run."""
     section = Section("personas", "Personas (figure 4, tables 3, 6 and 7)")
     if by_cluster:
         header = ("cluster", "stage", "rollouts", "mean R1")
         rewards = [[r["name"], r["stage"], str(r["rollouts"]), f"{r['r1']:.3f}"] for r in by_cluster]
         section.tables.append(Table("Mean R1 by persona cluster (table 3)", header, rewards))
+    if folder is None and (run / "figures" / f"{figures.CLUSTERS}.csv").exists():
+        folder = run
     if folder is not None:
         try:
             header_, *rows = _csv(folder / "figures" / f"{figures.CLUSTERS}.csv")
@@ -100,7 +102,7 @@ def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None, drawings
         section.tables.append(Table("Clusters (tables 6 and 7)", header_, rows))
         section.drawings.append(("The largest persona clusters, each named by its traits (figure 4)", drawn))
     if not section.tables:
-        section.missing = f"selfemo personas cluster FOLDER --run {run}"
+        section.missing = f"selfemo personas cluster {run}"
     return section
 
 
