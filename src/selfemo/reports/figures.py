@@ -104,6 +104,8 @@ def _name_ticks(axes: Any, names: Sequence[str]) -> None:
     lean = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, names)) > 40 else {}
     if len(names) > 14:
         lean = {"rotation": 90}
+    if lean:
+        axes.figure.set_figheight(axes.figure.get_figheight() + 0.045 * max(map(len, names)))
     axes.set_xticks(range(len(names)), [_wrapped(n, 30) for n in names], **lean)
 
 
@@ -325,7 +327,6 @@ def confusion_map(folder: Path, name: str, confusion: Mapping[str, Any]) -> str:
 
     labels, counts = confusion["labels"], confusion["rows"]
     columns = [*labels, "failed"]
-    shown = [_wrapped(c, 16) for c in columns]
     with _axes("predicted", "gold", width=max(_WIDTH, 1.6 + 0.34 * len(columns))) as (figure, axes):
         axes.grid(visible=False)
         for i, row in enumerate(counts):
@@ -339,7 +340,7 @@ def confusion_map(folder: Path, name: str, confusion: Mapping[str, Any]) -> str:
                 axes.text(j, i, str(v), ha="center", va="center", color=colour)
         _name_rows(figure, axes, labels, 0.3, 16)
         axes.set_xlim(-0.5, len(columns) - 0.5)
-        axes.set_xticks(range(len(columns)), shown, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
         figure.set_figheight(figure.get_figheight() + 0.07 * max(map(len, columns)))
         rows = [[g, *row] for g, row in zip(labels, counts, strict=True)]
         return _save(figure, folder, name, ["gold", *columns], rows)
