@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.errors import DataError
 from selfemo.reports.figures import persona_map
+from selfemo.reports.sections import personas
 from selfemo.runs import expert_jobs
 from selfemo.runs.store import Store
 from selfemo.stages.clusters import NOISE, cluster, cluster_store, mask_names, name_clusters
@@ -127,6 +128,13 @@ def test_the_command_draws_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert done.exit_code == 0 and "60 descriptions, 3 clusters, 0 noise" in done.output, done.output
     lines = (tmp_path / "figures" / "persona_clusters.csv").read_text().splitlines()
     assert len(lines) == 5 and (tmp_path / "figures" / "persona_map.png").exists()
+    section = personas([], tmp_path, None, tmp_path / "report-figures")
+    assert [t.caption for t in section.tables] == ["Clusters (tables 6 and 7)"] and not section.missing
+    svg = (tmp_path / "report-figures" / "persona_map.svg").read_text()
+    for n, row in enumerate(section.tables[0].rows[:3]):
+        assert f">{n + 1}: {row[0]} (20)<" in svg and f">{n + 1}<" in svg, (
+            "each cluster is numbered and named"
+        )
 
 
 def test_rewards_by_cluster_are_one_query(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from selfemo.runs.store import PredictionRow, read_distribution
 _TEXT = 600
 """Characters of a completion that are shown."""
 Weights = list[tuple[str, str, int]]
-"""(emotion, colour, per cent) of a distribution, in the order of its label set."""
+"""(emotion, colour, per cent) of a distribution."""
 
 
 def weights(distribution: Mapping[str, float] | None, labels: LabelSet) -> Weights:
