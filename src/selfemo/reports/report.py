@@ -146,7 +146,7 @@ def _headline(source: Source) -> Section:
             ". Changes on the same held-out turns, with 95% intervals and p by conversation; RL and refits "
             "together, what each stage added by itself stands below."
         )
-    tables = [Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores)))]
+    tables = [Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores), {}))]
     said = [text]
     if part := source.overlap():
         tables += [Table(*t) for t in overlap_tables(part)]
