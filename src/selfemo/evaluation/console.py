@@ -48,7 +48,7 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
 
 
 def _comparison(dataset: str, found: Comparison, evaluation: Evaluation) -> Table:
-    majority = evaluation.constants[dataset][MAJORITY]
+    majority = evaluation.compared_constants[dataset][MAJORITY]
     rows = []
     for m, d in found.measures.items():
         v, (other, mine) = d.difference, found.values[m]

@@ -56,6 +56,7 @@ class Evaluation:
         comparison: by data set, this model minus the other; None where none was asked for.
         constants: what constant answers score, by data set (`constants.constant_scores`), each with the model
             "against" it (`constants.against_constants`).
+        compared_constants: what they score on the prompts that are compared; empty without a comparison.
         overlap: with the training data (`overlap.evaluation_part`); None where these are not known.
     """
 
@@ -64,6 +65,7 @@ class Evaluation:
     average: dict[str, Interval] | None
     comparison: dict[str, predictions.Comparison] | None
     constants: dict[str, dict[str, Any]]
+    compared_constants: dict[str, dict[str, Any]]
     overlap: dict[str, Any] | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class Evaluation:
                 "average": self.average and {m: i.as_list() for m, i in self.average.items()},
                 "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
                 "constants": self.constants,
+                "compared_constants": self.compared_constants,
                 "overlap": self.overlap,
             }
         )
@@ -207,6 +210,8 @@ def evaluate_model(
         shares = label_shares([*conversations, *trained], rows, labels)
         against = against_constants(rows, labels, shares)
         constants = constant_scores(rows, labels, shares, resamples=resamples)
+        theirs = {r["prompt"] for r in compared or ()}
+        common = [r for r in rows if r["prompt"] in theirs]
         about = {
             "selfemo": __version__,
             "model": model if spec is None else f"{spec.name} ({spec.model})",
@@ -223,6 +228,7 @@ def evaluate_model(
             predictions.average(rows, labels, resamples=resamples),
             None if compared is None else predictions.compare(compared, rows, labels),
             {d: {**c, "against": against[d]} for d, c in constants.items()},
+            constant_scores(common, labels, shares, resamples=resamples),
             overlap.evaluation_part(held, trained, rows, labels, resamples=resamples),
         )
         if out is not None:
