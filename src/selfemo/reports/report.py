@@ -157,7 +157,7 @@ def _headline(source: Source) -> Section:
             ". Changes on the same held-out turns, with 95% intervals and p by conversation; RL and refits "
             "together, what each stage added by itself stands below."
         )
-    rows = table_rows(plain(source.scores))
+    rows = table_rows(plain(source.scores), {})
     tables = [headed("Scores with 95% intervals", HEADER, rows, source.split)]
     said = [text]
     if part := source.overlap():
