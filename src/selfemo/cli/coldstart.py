@@ -11,7 +11,7 @@ from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
 from selfemo.cli.output import print_counts, reporter
 
-group = typer.Typer(no_args_is_help=True, help="Samples for the cold start.")
+group = typer.Typer(no_args_is_help=True, help="Make samples for the cold start.")
 
 SamplesFile = Annotated[Path, typer.Option(help="Parquet file of chats.")]
 

@@ -14,8 +14,8 @@ from selfemo.cli.output import again, interruptible, print_json, print_tables
 _JUDGES = "NAME=URL,model=MODEL or local; may be repeated."
 _TRAINED = "A source that the model was trained on, besides those of its run; may be repeated."
 _ARMS = (
-    "An arm beside the full one, in place of those of table 2: vanilla-grpo, original-only, gold-cold-start, "
-    "sft-only, same-labels, replay-only, placebo, cold-start, backbone, or a TOML file; may be repeated."
+    "An arm beside the full one, in place of those of table 2; may be repeated: vanilla-grpo, sft-only, "
+    "original-only, gold-cold-start, same-labels, replay-only, placebo, cold-start, backbone, or a TOML file."
 )
 
 

@@ -1,4 +1,4 @@
-"""`selfemo personas`: extract, merge, cluster."""
+"""`selfemo personas`: extract, profiles, cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
 from selfemo.cli.output import print_counts, print_json, reporter
 
-group = typer.Typer(no_args_is_help=True, help="Personas: extract, merge, cluster.")
+group = typer.Typer(no_args_is_help=True, help="Describe speakers by experts, and cluster them.")
 
 
 @group.command()
@@ -24,7 +24,7 @@ def extract(
     segment_turns: Annotated[int, typer.Option(min=2, help="Longest segment, in turns.")] = 16,
     rounds: opt.Rounds = 2,
     retry_failed: opt.RetryFailed = False,
-    merge: Annotated[bool, typer.Option(help="Experts merge a speaker's descriptions.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Experts merge a speaker's descriptions.")] = False,
     embedder: opt.EmbedderId = opt.EMBEDDER,
     lenient: opt.Lenient = False,
     dry_run: opt.DryRun = False,

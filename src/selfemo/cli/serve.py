@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from selfemo.cli import completion
 from selfemo.cli import options as opt
 from selfemo.cli.output import interruptible
 
@@ -23,7 +24,10 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="A .jsonl or .csv file; go on if stopped.")],
     model: opt.ModelName = opt.BUILTIN,
-    labels: Annotated[str | None, typer.Option(help="Emotions by commas, or meld, emorynlp, ...")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Emotions by commas, or meld, emorynlp, ...", autocompletion=completion.label_sets),
+    ] = None,
     text: Annotated[str, typer.Option(help="CSV column of the text.")] = "",
     speaker: Annotated[str, typer.Option(help="CSV column of the speaker.")] = "",
     conversation: Annotated[str, typer.Option(help="CSV column of the conversation's id.")] = "",

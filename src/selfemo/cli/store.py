@@ -10,7 +10,7 @@ import typer
 from selfemo.cli import options as opt
 from selfemo.cli.output import again, interruptible, print_json
 
-group = typer.Typer(no_args_is_help=True, help="A run's store as Parquet shards.")
+group = typer.Typer(no_args_is_help=True, help="Export a run's store; select samples from exports.")
 
 
 @group.command()
