@@ -21,16 +21,9 @@ from selfemo.cli.main import EXIT_CODES
 from selfemo.cli.output import interruptible
 from selfemo.errors import ConfigError, DataError, SelfEmoError
 from selfemo.progress import Stopped
+from tests.support.commands import walk
 
-
-def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Each command and group by the words that name it."""
-    yield path
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from commands(inner, (*path, name))
-
-
-COMMANDS = list(commands(typer.main.get_command(app)))
+COMMANDS = [path for path, _ in walk(typer.main.get_command(app))]
 
 
 def test_the_list_of_commands() -> None:

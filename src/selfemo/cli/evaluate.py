@@ -9,7 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
-from selfemo.cli.output import again, interruptible, print_json, print_tables
+from selfemo.cli.output import again, interruptible, print_counts, print_json, print_tables
 
 _JUDGES = "NAME=URL,model=MODEL or local; may be repeated."
 _TRAINED = "A source that the model was trained on, besides those of its run; may be repeated."
@@ -39,6 +39,7 @@ def evaluate(
     Accuracy, F1, mean R1, calibration and confusion; beside, without what overlaps with the training data.
     """
     from selfemo.evaluation.jobs import evaluate_model, shown
+    from selfemo.runs.words import value_in_words
 
     sets = _sets(overrides, split)
     with interruptible(again(out) if out else "nothing is kept without --out") as (reporter, stop):
@@ -54,7 +55,7 @@ def evaluate(
         typer.echo("\nno conversation overlaps with the training data")
     for dataset, s in result.scores.items():
         if s.failures:
-            typer.echo(f"\n{dataset}, failures by kind: {s.failures}")
+            typer.echo(f"\n{dataset}, failures by kind: {value_in_words(s.failures)}")
     if out is not None:
         typer.echo(f"\n{out}: scores.json, predictions.parquet")
 
@@ -64,6 +65,7 @@ def table1(
     form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
     cross: Annotated[bool, typer.Option("--cross", help="Data sets of training against evaluation.")] = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Print table 1: the paper's rows beside what was measured."""
     from selfemo.errors import ConfigError
@@ -74,6 +76,10 @@ def table1(
     if cross and not folders:
         raise ConfigError("--cross needs folders of `selfemo evaluate --out`, or runs")
     table = tables.cross(folders or []) if cross else tables.table1(folders or [], intervals=form == "csv")
+    if as_json:
+        header, rows = table
+        print_json({"header": header, "rows": rows})
+        return
     text = render(*table, form)
     if out is None:
         typer.echo(text, nl=False)
@@ -110,7 +116,10 @@ def judge(
             a, b, data, expert_specs(judges), out, config or [], sets, reporter, limit=limit,
             seed=seed, rounds=rounds, retry_failed=retry_failed, dry_run=dry_run, stop=stop,
         )  # fmt: skip
-    if as_json or dry_run:
+    if dry_run:
+        print_counts(result, as_json)
+        return
+    if as_json:
         print_json(result)
         return
     print_tables([("Wins, ties and losses of the first", *judge_table(result))])
@@ -203,6 +212,7 @@ def _analyse_channel(
     as_json: bool,
 ) -> None:
     from selfemo.evaluation.channel import analyse_channel, channel_table
+    from selfemo.runs.words import value_in_words
 
     with interruptible("nothing is kept") as (reporter, stop):
         result = analyse_channel(model, data or [], config or [], overrides, reporter, out=out, stop=stop)
@@ -212,7 +222,7 @@ def _analyse_channel(
     print_tables([("The channel on held-out turns; 95% intervals", *channel_table(result))])
     for name, left_out in result["left_out"].items():
         if left_out:
-            typer.echo(f"\n{name}, turns left out: {left_out}")
+            typer.echo(f"\n{name}, turns left out: {value_in_words(left_out)}")
     for name, found in result["datasets"].items():
         typer.echo(f"\n{name}: {found['verdict']}")
     if out is not None:

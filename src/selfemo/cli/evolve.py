@@ -54,7 +54,7 @@ def evolve(
     changes = (overrides or []) if resume is not None else []
     folder = resume or out or new_run_folder()
     if dry_run and chosen is not None:
-        show_plan(chosen, chosen.model.id, folder, max(1, chosen.flywheel.iterations))
+        show_plan(chosen, chosen.model.id, folder, max(1, chosen.flywheel.iterations), as_json=as_json)
         return
     go_on = f"go on with: selfemo evolve --resume {folder}"
     with interruptible(go_on) as (reporter, stop):
@@ -76,6 +76,7 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
 
     from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_line, change_rows
     from selfemo.evaluation.summary import HEADER, next_commands, overlap_tables, table_rows
+    from selfemo.runs.words import in_words
 
     if as_json:
         print_json({"run": str(run.path), **summary})
@@ -102,7 +103,7 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     )
     console.print("\nWhat the stages did:")
     for stage in summary["stages"]:
-        said = ", ".join(f"{k} {v}" for k, v in stage.items() if k not in ("name", "seconds"))
+        said = in_words({k: v for k, v in stage.items() if k not in ("name", "seconds")})
         console.print(f"  {stage['name']:<20} {stage['seconds']:5.0f} s  {said}", markup=False)
     console.print("\nThree self-play dialogues:\n")
     console.print((run.path / "dialogues.txt").read_text(), markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,9 @@ def extract(
         found, specs, out, reporter(), segment_turns=segment_turns, rounds=rounds,
         retry_failed=retry_failed, merge=merge, embedder=embedder,
     )  # fmt: skip
-    print_counts(counts, as_json, f"use them: selfemo evolve --set 'data.personas=[\"{out}\"]' ...")
+    sets = [f'data.sources=["{source}"]', f'data.personas=["{out}"]']
+    use = shlex.join(["selfemo", "evolve", "-c", "quickstart", "--set", sets[0], "--set", sets[1]])
+    print_counts(counts, as_json, f"use them: {use}")
 
 
 @group.command()
