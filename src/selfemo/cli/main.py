@@ -60,6 +60,9 @@ def main(
     ] = False,
 ) -> None:
     """SELF-EMO: models that read the emotions of a conversation and evolve by talking to themselves."""
+    from selfemo.progress import show_notes
+
+    show_notes()
 
 
 def _terminate(*_: object) -> None:

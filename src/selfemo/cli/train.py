@@ -29,7 +29,7 @@ def sft(
     if as_json:
         print_json({"out": str(out), **info})
         return
-    typer.echo(f"{out}: a model that was trained on {in_words(info)}")
+    typer.echo(f"{out}: trained on {in_words(info)}")
 
 
 def train(
@@ -63,7 +63,7 @@ def train(
     if as_json:
         print_json({"out": str(out), "checkpoint": str(checkpoint), **counts})
         return
-    typer.echo(f"{checkpoint}: a model that was trained with SELF-GRPO; {in_words(counts)}")
+    typer.echo(f"{checkpoint}: trained with SELF-GRPO; {in_words(counts)}")
 
 
 def selfplay(

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfemo.errors import EngineError, MissingExtraError
+from selfemo.models.references import without_bars
 from selfemo.models.wheels import WheelFile
+from selfemo.progress import NOTES
 
 DEFAULT_EMBEDDER = "builtin:all-minilm-l6-v2"
 _BUILTIN = WheelFile(
@@ -39,6 +41,8 @@ class Embedder:
         if model_id == DEFAULT_EMBEDDER:
             other = " (or name another one: --embedder sentence-transformers/all-MiniLM-L6-v2)"
             source = str(_BUILTIN.find("the wheel with the built-in embedder", other).parent)
+        without_bars()
+        NOTES.info("loading the embedder %s", model_id)
         try:
             self._model: Any = SentenceTransformer(source, model_kwargs={"use_safetensors": True})
         except (OSError, ValueError) as e:
