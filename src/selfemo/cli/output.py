@@ -60,6 +60,12 @@ def print_counts(counts: Mapping[str, Any], as_json: bool, hint: str = "") -> No
         typer.echo(hint)
 
 
+_WITH_REASONING = (
+    "grpo.gold_weight=0", "grpo.reward_weight=1", "evaluation.span=emotion", "sampling.max_new_tokens=256",
+)  # fmt: skip
+"""What quickstart has otherwise, since its models write E right behind the prompt."""
+
+
 def use_samples(samples: Path, reasoning: str = "none", source: str = "", config: Path | None = None) -> str:
     """The command that trains on samples, which a shell takes as it is printed.
 
@@ -72,7 +78,8 @@ def use_samples(samples: Path, reasoning: str = "none", source: str = "", config
 
     sets = [f"sft.samples={samples}"]
     sets += [f'data.sources=["{source}"]'] if source else []
-    sets += [f"prompt.reasoning={reasoning}"] if reasoning != "none" else []
+    if reasoning != "none":
+        sets += [f"prompt.reasoning={reasoning}", *(() if config else _WITH_REASONING)]
     words = ["selfemo", "evolve", "-c", str(config or "quickstart")]
     words += [w for text in sets for w in ("--set", text)]
     return f"use them: {shlex.join(words)}"
