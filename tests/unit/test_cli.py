@@ -204,6 +204,7 @@ def test_other_errors_pass_a_block_that_can_be_stopped() -> None:
         ("evolve --resume {empty} -c quickstart", "--resume takes its settings from the run"),
         ("evolve --dry-run", "add --engine verl"),
         ("evolve --engine none", "engine"),
+        ("sft --out {empty}/m --engine none", "engine"),
         ("sft --out {empty}/m -c {empty}", "cannot be read as TOML"),
         ("train x --out {empty} --resume --set seed=1", "--resume takes its settings from the run"),
         ("selfplay x --data {empty}/none", "no such file or folder"),

@@ -17,7 +17,7 @@ EXIT_CODES = {
     0: "done",
     1: "an error of input, settings, model, disk or machine, named on stderr",
     2: "wrong usage: an unknown command or option, or a bad value",
-    130: "stopped by Ctrl-C or SIGTERM; stderr says how to go on",
+    130: "stopped by Ctrl-C or SIGTERM; stderr says what is kept, if anything",
 }
 """Exit status of every command, and what it means (docs/reliability.md)."""
 

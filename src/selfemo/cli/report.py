@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from selfemo.cli import options as opt
-from selfemo.cli.output import print_json
+from selfemo.cli.output import print_json, reporter
 
 
 def report(
@@ -26,6 +26,7 @@ def report(
     """
     from selfemo.reports.report import build
 
+    reporter().say(f"reading {run} and drawing its figures")
     written = build(
         run, out, judges=judges or [], ablation=ablation, evaluations=evaluations or [], personas=personas
     )  # fmt: skip

@@ -19,13 +19,14 @@ def sft(
     out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
+    engine: opt.EngineName = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Train on gold data alone: the cold start."""
     from selfemo.runs.standalone import sft_alone
     from selfemo.runs.words import in_words
 
-    info = sft_alone(out, settings(config, overrides), reporter())
+    info = sft_alone(out, settings(config, overrides, engine), reporter())
     if as_json:
         print_json({"out": str(out), **info})
         return

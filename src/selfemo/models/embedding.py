@@ -21,6 +21,9 @@ _BUILTIN = WheelFile(
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
 
+_MANY = 500
+"""Texts that take seconds to embed."""
+
 
 class Embedder:
     """A sentence embedder: "builtin:all-minilm-l6-v2", a folder, or a hub id.
@@ -50,6 +53,8 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, d) unit vectors."""
+        if len(texts) > _MANY:
+            NOTES.info("embedding %s texts", f"{len(texts):,}")
         vectors: NDArray[np.float32] = self._model.encode(
             list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
         )
