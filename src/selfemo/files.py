@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from selfemo.errors import MissingExtraError, SelfEmoError, StoreError
+from selfemo.extras import install_command, require
 
 
 def sync(path: Path) -> None:
@@ -144,12 +145,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def need_polars() -> Any:
     """The polars module (MissingExtraError: it is not installed)."""
-    try:
-        import polars
-    except ImportError:
-        raise MissingExtraError(
-            "polars, which reads and writes Parquet,", "pip install 'selfemo[parquet]'"
-        ) from None
+    require("reading and writing Parquet", "polars")
+    import polars
+
     return polars
 
 
@@ -160,7 +158,7 @@ def write_rows(
     try:
         pl = need_polars()
     except MissingExtraError:
-        say(f"no {path.name}: it needs polars (pip install 'selfemo[parquet]')")
+        say(f"no {path.name}: it needs polars ({install_command('polars')})")
         return
     frame = pl.DataFrame(rows, infer_schema_length=None)
     with replacing(path) as staging:

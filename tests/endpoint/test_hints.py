@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,9 @@ def hinted(output: str) -> tuple[Config, list[str]]:
     words = shlex.split(line.removeprefix("use them: "))
     assert words[:2] == ["selfemo", "evolve"] and "..." not in words
     values = {
-        flag: [w for f, w in zip(words, words[1:], strict=False) if f == flag] for flag in ("-c", "--set")
+        flag: [w for f, w in itertools.pairwise(words) if f == flag] for flag in ("-c", "--set", "--data")
     }
-    return settings([Path(c) for c in values["-c"]], values["--set"]), words
+    return settings([Path(c) for c in values["-c"]], values["--set"], data=values["--data"]), words
 
 
 @pytest.mark.parametrize("reasoning", ["none", "brief", "full"])

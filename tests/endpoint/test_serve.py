@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ import pytest
 from selfemo.errors import ConfigError
 from selfemo.method.types import LABEL_SETS
 from selfemo.models.generation import endpoint
+from selfemo.models.references import ModelReference
 from selfemo.serve.answers import Emotion, ReadEmotion
 from selfemo.serve.asking import Ask
 from selfemo.serve.binding import check_binding
 from selfemo.serve.selfemo import SelfEmo
+from tests.support.server import running
 
 httpx = pytest.importorskip("httpx2")
 openai = pytest.importorskip("openai")
@@ -46,27 +48,6 @@ def model(tiny_model: Path) -> SelfEmo:
     return SelfEmo(tiny_model, max_tokens=96, overrides=["prompt.max_tokens=500"])
 
 
-@contextmanager
-def running(model: SelfEmo, **settings: Any) -> Iterator[str]:
-    app = server.create_app(model, name="tiny", **settings)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    config = uvicorn.Config(app, "127.0.0.1", port, log_level="warning")
-    running_server = uvicorn.Server(config)
-    thread = threading.Thread(target=running_server.run, daemon=True)
-    thread.start()
-    while not running_server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        running_server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def url(model: SelfEmo) -> Iterator[str]:
     with running(model) as address:
@@ -75,6 +56,15 @@ def url(model: SelfEmo) -> Iterator[str]:
 
 def post(url: str, path: str, body: Any, **more: Any) -> Any:
     return httpx.post(url + path, json=body, timeout=60, **more)
+
+
+def error_of(answer: Any) -> dict[str, str | None]:
+    """The error of an answer, which has the one form and no more."""
+    assert answer.headers["content-type"] == "application/json"
+    assert set(answer.json()) == {"error"}
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
 
 
 def test_emotions_of_each_turn(url: str, model: SelfEmo) -> None:
@@ -210,7 +200,8 @@ def test_hostile_content_is_answered_like_any(url: str, text: str) -> None:
         (b'{"turns": [{"speaker": "A", "text": "x"}], "max_tokens": 1}', 400),
         (b'{"turns": []}', 422),
         (b"[" * 200_000, 400),
-        (b"\xff\xfe", 422),
+        (b"{", 400),
+        (b"\xff\xfe", 400),
         (b"", 422),
     ],
 )
@@ -218,7 +209,7 @@ def test_bad_questions_are_the_clients_fault(url: str, body: bytes, status: int)
     headers = {"content-type": "application/json"}
     answer = httpx.post(url + "/v1/respond", content=body, headers=headers, timeout=60)
     assert answer.status_code == status, answer.text
-    assert set(answer.json()["error"]) == {"message", "type", "code"}
+    assert error_of(answer)["message"]
 
 
 def test_large_bodies_and_long_prompts_are_refused(url: str) -> None:
@@ -243,7 +234,11 @@ def test_a_token_is_asked_for(model: SelfEmo) -> None:
         assert httpx.get(url + "/healthz").status_code == 200
         for headers in ({}, {"authorization": "Bearer no"}, {"authorization": b"Bearer \xff"}):
             for path in ("/v1/emotions", "/v1/respond", "/v1/chat/completions"):
-                assert post(url, path, {"turns": TALK}, headers=headers).status_code == 401
+                refused = post(url, path, {"turns": TALK}, headers=headers)
+                assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+                error = error_of(refused)
+                assert error["type"] == "authentication_error"
+                assert error["code"] == ("wrong_token" if headers else "no_token")
             assert httpx.get(url + "/metrics", headers=headers).status_code == 401
         client = openai.OpenAI(base_url=url + "/v1", api_key="s3cret")
         assert client.models.list().data
@@ -256,10 +251,88 @@ def test_a_token_protects_another_host() -> None:
 
 
 def test_only_this_machine_may_ask_without_a_token(model: SelfEmo) -> None:
+    strange = [
+        "", "evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::1", "[::1]x", "localhost:x",
+        "evil.example@localhost",
+    ]  # fmt: skip
     with running(model, local_only=True) as url:
         assert post(url, "/v1/emotions", {"turns": TALK}).status_code == 200
-        other = post(url, "/v1/emotions", {"turns": TALK}, headers={"host": "evil.example"})
-        assert other.status_code == 400
+        for host in ("localhost:8000", "LOCALHOST", "127.0.0.1", "127.1.2.3:80", "[::1]:8000"):
+            assert httpx.get(url + "/healthz", headers={"host": host}).status_code == 200, host
+        for host in strange:
+            other = post(url, "/v1/emotions", {"turns": TALK}, headers={"host": host})
+            assert other.status_code == 400 and error_of(other)["code"] == "wrong_host", host
+            for path in ("/docs", "/openapi.json", "/docs-files/swagger-ui.css"):
+                assert httpx.get(url + path, headers={"host": host}).status_code == 400
+
+
+def test_every_error_has_one_form_and_says_what_to_do(url: str) -> None:
+    no_path = httpx.get(url + "/v1/emotion")
+    assert no_path.status_code == 404
+    assert error_of(no_path) == {
+        "message": "GET /v1/emotion: there is no such path; /docs lists all",
+        "type": "invalid_request_error", "param": None, "code": "not_found",
+    }  # fmt: skip
+    assert error_of(httpx.get(url + "/docs-files/nothing.js"))["code"] == "not_found"
+
+    method = httpx.get(url + "/v1/emotions")
+    assert method.status_code == 405 and method.headers["allow"] == "POST"
+    assert error_of(method)["message"] == "GET /v1/emotions: this path takes POST"
+
+    form = httpx.post(url + "/v1/emotions", data={"turns": "x"})
+    assert form.status_code == 415 and "Content-Type: application/json" in error_of(form)["message"]
+    headers = {"content-type": "application/json"}
+    cut = error_of(httpx.post(url + "/v1/emotions", content=b'{"turns": [', headers=headers))
+    assert cut["code"] == "bad_json" and cut["message"].endswith("at character 11")
+    empty = error_of(httpx.post(url + "/v1/emotions", content=b"", headers=headers))
+    assert empty["message"] == "the body is empty: send a JSON object"
+
+    field = post(url, "/v1/emotions", {"turns": [{"speaker": "Ann"}]})
+    assert field.status_code == 422 and error_of(field)["param"] == "turns.0.text"
+    large = httpx.post(url + "/v1/emotions", content=b"x" * 10_000_000)
+    assert large.status_code == 413 and error_of(large)["code"] == "too_large"
+
+
+def test_a_fault_of_the_server_is_said_in_the_same_form(
+    model: SelfEmo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("secret details")
+
+    monkeypatch.setattr(model, "check_labels", broken)
+    with running(model) as url:
+        answer = post(url, "/v1/emotions", {"turns": TALK})
+        assert answer.status_code == 500 and error_of(answer)["code"] == "internal"
+        assert "secret" not in answer.text
+        counted = httpx.get(url + "/metrics").text
+        assert 'selfemo_requests_total{path="/v1/emotions",status="500"} 1.0' in counted
+
+
+def test_models_are_called_by_names_not_by_paths(
+    model: SelfEmo, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.name == str(tiny_model)  # a path with folders
+    for given, told in (("", tiny_model.name), ("mine", "mine")):
+        with running(model, name=given) as url:
+            models = httpx.get(url + "/v1/models").json()["data"]
+            assert [m["id"] for m in models] == [told]
+            assert post(url, "/v1/emotions", {"turns": TALK}).json()["model"] == told
+
+    run = tmp_path / "runs" / "first"
+    for name in ("cold-start", "iteration-2"):
+        shutil.copytree(tiny_model, run / "checkpoints" / name)
+    (run / "config.toml").write_text("")
+    monkeypatch.chdir(run)
+    for text, told in (
+        (str(run), "first@iteration-2"),
+        (".", "first@iteration-2"),
+        (f"{run}@cold-start", "first@cold-start"),
+        (str(run / "checkpoints" / "cold-start"), "first@cold-start"),
+        ("builtin:smollm2-135m", "builtin:smollm2-135m"),
+        ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B"),
+    ):
+        assert ModelReference.parse(text).title == told
+    assert SelfEmo("mine=http://127.0.0.1:9/v1,model=x,key=K").title == "mine"
 
 
 def test_a_full_queue_says_when_to_come_back(model: SelfEmo) -> None:
@@ -301,7 +374,7 @@ def test_what_takes_too_long_ends(model: SelfEmo, monkeypatch: pytest.MonkeyPatc
     with running(model, limits=server.Limits(timeout=1)) as url:
         told = events(post(url, "/v1/respond", {"turns": TALK, "stream": True}).text)
         left.set()
-    assert [name for name, _ in told] == ["emotion", "error"] and told[-1][1]["code"] == "timeout"
+    assert [name for name, _ in told] == ["emotion", "error"] and told[-1][1]["error"]["code"] == "timeout"
 
 
 @pytest.mark.parametrize("streams", [1, 0])

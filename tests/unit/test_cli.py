@@ -207,7 +207,7 @@ def test_other_errors_pass_a_block_that_can_be_stopped() -> None:
         ("sft --out {empty}/m --engine none", "engine"),
         ("sft --out {empty}/m -c {empty}", "cannot be read as TOML"),
         ("train x --out {empty} --resume --set seed=1", "--resume takes its settings from the run"),
-        ("selfplay x --data {empty}/none", "no such file or folder"),
+        ("selfplay builtin:smollm2-135m --data {empty}/none", "no such file or folder"),
         ("predict {empty}/none.csv --out {empty}/out.csv", "no such file or folder"),
         ("predict sample --out {empty}/out.txt", ".jsonl or .csv"),
         ("serve --host 0.0.0.0", "SELFEMO_TOKEN"),

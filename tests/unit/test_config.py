@@ -48,7 +48,7 @@ def test_an_unknown_name_gets_the_nearest_and_all(
         load([name])
     assert str(e.value) == (
         f"{name}: no such configuration file; did you mean -c {near}? shipped with the package: "
-        "meld_smollm2, paper_qwen3_4b, paper_qwen3_8b, quickstart, unified_smollm2"
+        "meld, paper_qwen3_4b, paper_qwen3_8b, quickstart, unified"
     )
 
 

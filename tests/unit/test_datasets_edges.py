@@ -413,3 +413,8 @@ def test_clean_text_is_storable_and_counts_what_it_changes(raw: str) -> None:
 def test_characters_read_as_control_codes_come_back(original: str) -> None:
     as_codes = original.encode("cp1252").decode("latin-1")
     assert SourceFile(LoadReport("x"), Path("f")).clean(as_codes) == original
+
+
+def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the folder is empty"):
+        load(str(tmp_path))

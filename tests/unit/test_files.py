@@ -13,6 +13,7 @@ import pytest
 
 from selfemo import files
 from selfemo.errors import DataError, EngineError, StoreError
+from selfemo.extras import install_command
 from selfemo.files import (
     fits_checksum,
     lock_folder,
@@ -144,7 +145,7 @@ def test_rows_are_written_in_order_and_as_a_whole(tmp_path: Path, monkeypatch: p
     assert pl.read_parquet(path).height == 2 and names(tmp_path) == ["r.parquet"]
     monkeypatch.setitem(sys.modules, "polars", None)
     write_rows(tmp_path / "s.parquet", [], (), said.append)
-    assert said == ["no s.parquet: it needs polars (pip install 'selfemo[parquet]')"]
+    assert said == [f"no s.parquet: it needs polars ({install_command('polars')})"]
 
 
 def test_a_locked_folder_keeps_other_processes_out(tmp_path: Path) -> None:

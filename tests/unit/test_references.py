@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,16 +27,44 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "my-run"
     for name in ("cold-start", "iteration-2-rl", "iteration-9", "iteration-10", "iteration-10-rl"):
         model_folder(folder / "checkpoints" / name)
-    (folder / "config.toml").write_text('[model]\nid = "owner/base"\n[prompt]\nmax_tokens = 77\n')
+    (folder / "config.toml").write_text('[model]\nid = "builtin:smollm2-135m"\n[prompt]\nmax_tokens = 77\n')
     return folder
 
 
 def test_an_id_is_of_the_built_in_model_or_of_the_hub() -> None:
     found = ModelReference.parse("builtin:smollm2-135m")
     assert (found.kind, found.path, found.run) == ("builtin", "builtin:smollm2-135m", None)
-    for text in ("gpt2", "owner/some-model"):
-        assert ModelReference.parse(text) == ModelReference(text, "hub", text)
-        assert resolve(text) == text
+    text = "owner/some-model"
+    assert ModelReference.parse(text) == ModelReference(text, "hub", text)
+    assert resolve(text) == text
+
+
+def test_a_wrong_name_is_told_the_nearest_run_or_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_folder(tmp_path / "runs" / "mild-cold")
+    (tmp_path / "runs" / "20260101").mkdir()
+    (tmp_path / "runs" / "20260101" / "config.toml").write_text("")
+    (tmp_path / "runs" / "notes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for wrong in ("runs/mild-colt", "mild-cold", "rnus/mild-cold", "./runs/mildcold", "runs/mild-colt@start"):
+        with pytest.raises(EngineError, match=r"; did you mean runs/mild-cold\?$"):
+            ModelReference.parse(wrong).check()
+    for wrong in ("run9", "runs/none", "builtin-smollm2"):
+        with pytest.raises(EngineError, match=r"runs and models here: runs/20260101, runs/mild-cold$"):
+            ModelReference.parse(wrong).check()
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once() -> None:
+    code = (
+        "from selfemo.models.references import ModelReference; import time; start = time.monotonic()\n"
+        "try: ModelReference.parse('owner/some-model').check()\n"
+        "except Exception as e: print(time.monotonic() - start < 4, e)"
+    )
+    closed = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nobody listens
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=closed).stdout
+    assert said.startswith("True owner/some-model: no such folder; as a hub id, it is not in the cache")
+    assert "builtin:smollm2-135m needs no network" in said
 
 
 def test_a_folder_and_a_file(tmp_path: Path) -> None:
@@ -74,9 +105,9 @@ def test_the_start_of_a_run_is_the_model_of_its_settings(run: Path) -> None:
     assert (found.run, found.checkpoint) == (run, "start")
     with pytest.raises(EngineError, match=r"model\.id"):
         found.load_path()
-    assert find_checkpoint(f"{run}@start") == "owner/base"
+    assert find_checkpoint(f"{run}@start") == "builtin:smollm2-135m"
     config, checkpoint = settings_for(f"{run}@start", ["data"], [], ["seed=3"])
-    assert (checkpoint, config.prompt.max_tokens, config.seed) == ("owner/base", 77, 3)
+    assert (checkpoint, config.prompt.max_tokens, config.seed) == ("builtin:smollm2-135m", 77, 3)
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_without_polars_the_command_says_what_to_install(run: Path, tmp_path: Pa
         [sys.executable, "-c", code, "store", "export", str(run), "--out", str(out)],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 1 and "pip install 'selfemo[parquet]'" in done.stderr
+    assert done.returncode == 1 and "-m pip install 'polars>=" in done.stderr
     assert not out.exists()
 
 

@@ -26,9 +26,5 @@ def splits(incomplete: str) -> list[str]:
     return _beginning([*SPLITS, "all"], incomplete)
 
 
-def held_out_splits(incomplete: str) -> list[str]:
-    return _beginning([s for s in SPLITS if s != "train"], incomplete)
-
-
 def engines(incomplete: str) -> list[str]:
     return _beginning(["local", "verl"], incomplete)

@@ -14,6 +14,7 @@ from selfemo.cli.output import print_json, print_tables
 
 
 def doctor(
+    data: opt.Data = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     engine: Annotated[
@@ -34,7 +35,7 @@ def doctor(
     from selfemo.runs.doctor import diagnose, estimate_rows
 
     told = diagnose(
-        settings(config, overrides), out, engine=engine, count=gpus, machine=machine,
+        settings(config, overrides, data=data), out, engine=engine, count=gpus, machine=machine,
         prompt_tokens=prompt_tokens, completion_tokens=completion_tokens,
     )  # fmt: skip
     if as_json:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from selfemo.cli import options as opt
-from selfemo.cli.options import expert_specs
-from selfemo.cli.output import again, interruptible, print_counts, print_json, print_tables
+from selfemo.cli.options import expert_specs, settings, with_data
+from selfemo.cli.output import again, confirm, interruptible, print_counts, print_json, print_tables, reporter
 
 _JUDGES = "NAME=URL,model=MODEL or local; may be repeated."
 _TRAINED = "A source that the model was trained on, besides those of its run; may be repeated."
@@ -128,12 +128,14 @@ def judge(
 
 def ablate(
     out: Annotated[Path, typer.Option(help="Folder of the runs and of ablation.json, .md, .csv.")],
+    data: opt.Data = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm: seeds 0 to N - 1.")] = 3,
     arm: Annotated[list[str] | None, typer.Option("--arm", help=_ARMS)] = None,
     keep: Annotated[str, typer.Option(help="Checkpoints of a finished run: all, last, none.")] = "last",
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in its own process.")] = 1,
+    yes: opt.Yes = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Run table 2: the full system against its ablations.
@@ -142,15 +144,25 @@ def ablate(
     """
     from selfemo.errors import ConfigError
     from selfemo.evaluation.experiments.ablate import ablate as run_ablation
+    from selfemo.evaluation.experiments.arms import arms_for
     from selfemo.evaluation.experiments.runs import KEPT
     from selfemo.reports.ablation import ablation_table, write_tables
     from selfemo.reports.figures import draw
+    from selfemo.runs.preflight import check_run
 
     if keep not in KEPT:
         raise ConfigError(f"--keep {keep}: valid are {', '.join(KEPT)}")
-    with interruptible(again(out)) as (reporter, stop):
+    chosen = settings(config, overrides, data=data)
+    checked, _, need = check_run(chosen, out, reporter())
+    sets = with_data(overrides, data)
+    if checked.data.hold_out:
+        sets.append(f"data.hold_out={checked.data.hold_out}")
+    runs = seeds * len(arms_for(chosen, arm or []))
+    if not out.exists():
+        confirm(need, reporter(), yes, f"all {runs} runs", runs)
+    with interruptible(again(out)) as (said, stop):
         result = run_ablation(
-            config or [], overrides or [], out, seeds, reporter, stop=stop, keep=keep,
+            config or [], sets, out, seeds, said, stop=stop, keep=keep,
             only=arm or [], jobs=jobs, draw=draw, present=write_tables,
         )  # fmt: skip
     if as_json:

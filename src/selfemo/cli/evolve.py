@@ -9,7 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import settings
-from selfemo.cli.output import interruptible, print_json
+from selfemo.cli.output import confirm, interruptible, print_json, reporter
 from selfemo.cli.train import show_plan
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ def evolve(
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     out: opt.Out = None,
+    data: opt.Data = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     engine: opt.EngineName = None,
     dry_run: opt.ShowPlan = False,
+    yes: opt.Yes = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Run algorithm 1: cold start, then self-play and refits.
@@ -37,33 +39,40 @@ def evolve(
     Each iteration lets the model talk to itself, trains it with SELF-GRPO, and refits it on the best
     rollouts (the data flywheel).
     """
-    from selfemo.errors import ConfigError, SelfEmoError
+    from selfemo.errors import ConfigError, SelfEmoError, StoreError
     from selfemo.evaluation.changes import belief_changes
     from selfemo.evaluation.predictions import evaluate_checkpoint
     from selfemo.evaluation.summary import finish
     from selfemo.reports.figures import draw
     from selfemo.runs.evolve import evolve as run_evolve
-    from selfemo.runs.folder import new_run_folder
+    from selfemo.runs.folder import CONFIG_FILE, new_run_folder
+    from selfemo.runs.preflight import check_run
 
-    if resume is not None and (config or out or engine or dry_run):
+    if resume is not None and (config or out or data or engine or dry_run):
         raise ConfigError(
-            "--resume takes its settings from the run; leave out --config, --out, --engine, --dry-run"
+            "--resume takes its settings from the run; leave out --config, --out, --data, --engine, --dry-run"
         )
     # A new run has its overrides in its settings; a run that is resumed checks and takes them itself.
-    chosen = settings(config, overrides, engine) if resume is None else None
+    chosen = settings(config, overrides, engine, data) if resume is None else None
     changes = (overrides or []) if resume is not None else []
     folder = resume or out or new_run_folder()
     if dry_run and chosen is not None:
         show_plan(chosen, chosen.model.id, folder, max(1, chosen.flywheel.iterations), as_json=as_json)
         return
     go_on = f"go on with: selfemo evolve --resume {folder}"
-    with interruptible(go_on) as (reporter, stop):
-        reporter.say(f"run folder: {folder}")
+    inputs = None
+    if chosen is None and not (folder / CONFIG_FILE).exists():
+        raise StoreError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
+    if chosen is not None:
+        chosen, inputs, need = check_run(chosen, folder, reporter())
+        confirm(need, reporter(), yes)
+    with interruptible(go_on) as (said, stop):
+        said.say(f"run folder: {folder}")
         try:
-            run = run_evolve(folder, chosen, evaluate_checkpoint, reporter, stop, changes, belief_changes)
+            run = run_evolve(folder, chosen, evaluate_checkpoint, said, stop, changes, belief_changes, inputs)
         except SelfEmoError as e:
-            if not isinstance(e, ConfigError) and (folder / "config.toml").exists():
-                reporter.say(f"what is done is kept; {go_on}")
+            if not isinstance(e, ConfigError) and (folder / CONFIG_FILE).exists():
+                said.say(f"what is done is kept; {go_on}")
             raise
     with run:
         _show_summary(run, finish(run, draw), as_json)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,6 +33,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random draws.")]
 
 # data
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", help='"sample", a path, or NAME:PATH; repeatable (default: data.sources).'),
+]
 Sources = Annotated[list[str], typer.Option("--data", help='"sample", a path, or NAME:PATH; repeatable.')]
 SourceArgument = Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')]
 SourceArguments = Annotated[
@@ -41,12 +46,7 @@ Splits = Annotated[
     list[str], typer.Option("--split", help="train, dev, test or all.", autocompletion=completion.splits)
 ]
 HeldOut = Annotated[
-    str | None,
-    typer.Option(
-        "--split",
-        help="dev or test (default: the configuration's).",
-        autocompletion=completion.held_out_splits,
-    ),
+    Literal["dev", "test"] | None, typer.Option("--split", help="dev or test (default: the configuration's).")
 ]
 Limit = Annotated[int, typer.Option(min=0, help="First N conversations; 0 takes all.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Skip and count broken rows.")]
@@ -71,6 +71,9 @@ EngineName = Annotated[
 ShowPlan = Annotated[bool, typer.Option("--dry-run", help="Show what verl would run; run nothing.")]
 EmbedderId = Annotated[str, typer.Option(help="Folder or hub id of a sentence embedder.")]
 
+# long jobs
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Start a long run without asking.")]
+
 # experts
 Experts = Annotated[
     list[str] | None,
@@ -93,11 +96,21 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Let other machines ask without a password.")]
 
 
-def settings(files: list[Path] | None, overrides: list[str] | None, engine: str | None = None) -> Config:
-    """The configuration that --config, --set and --engine give."""
+def settings(
+    files: list[Path] | None,
+    overrides: list[str] | None,
+    engine: str | None = None,
+    data: list[str] | None = None,
+) -> Config:
+    """The configuration that --config, --set, --engine and --data give."""
     from selfemo.config import load
 
-    return load(files or [], [*(overrides or []), *([f"engine={engine}"] if engine else [])])
+    return load(files or [], with_data(overrides, data) + ([f"engine={engine}"] if engine else []))
+
+
+def with_data(overrides: list[str] | None, data: list[str] | None) -> list[str]:
+    """The overrides of --data and --set."""
+    return [*([f"data.sources={json.dumps(data)}"] if data else []), *(overrides or [])]
 
 
 def expert_specs(texts: list[str] | None) -> list[ExpertSpec]:

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from selfemo.progress import Console, StopRequest
+    from selfemo.runs.preflight import Expected
 
 
 def reporter() -> Console:
@@ -36,6 +37,32 @@ def interruptible(go_on: str) -> Iterator[tuple[Console, StopRequest]]:
     except (Stopped, KeyboardInterrupt):
         said.say(f"stopped; {go_on}")
         raise typer.Exit(130) from None
+
+
+_LONG = 2.0
+"""Hours from which on a run is not started unasked."""
+
+
+def confirm(told: Expected | None, said: Console, yes: bool, what: str = "this run", runs: int = 1) -> None:
+    """Say what a run will take; ask before a long one, or one that does not fit into memory.
+
+    Raises: ConfigError: it cannot ask, and there is no --yes. typer.Abort: the answer was no.
+    """
+    import sys
+    from dataclasses import replace
+
+    from selfemo.errors import ConfigError
+
+    if told is None:
+        return
+    told = replace(told, hours=told.hours * runs, disk=told.disk * runs)
+    text = f"{what} will take about {told} (a rough estimate; selfemo doctor shows its parts)"
+    said.say(text)
+    if yes or (told.hours < _LONG and (not told.free or told.memory <= told.free)):
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError("that is long, or more than this machine has: add --yes, or try -c quickstart")
+    typer.confirm("Start it?", abort=True, err=True)
 
 
 def again(out: Path) -> str:
@@ -77,10 +104,9 @@ def use_samples(samples: Path, reasoning: str = "none", source: str = "", config
     import shlex
 
     sets = [f"sft.samples={samples}"]
-    sets += [f'data.sources=["{source}"]'] if source else []
     if reasoning != "none":
         sets += [f"prompt.reasoning={reasoning}", *(() if config else _WITH_REASONING)]
-    words = ["selfemo", "evolve", "-c", str(config or "quickstart")]
+    words = ["selfemo", "evolve", "-c", str(config or "quickstart"), *(["--data", source] if source else [])]
     words += [w for text in sets for w in ("--set", text)]
     return f"use them: {shlex.join(words)}"
 

@@ -52,8 +52,8 @@ def extract(
         found, specs, out, reporter(), segment_turns=segment_turns, rounds=rounds,
         retry_failed=retry_failed, merge=merge, embedder=embedder,
     )  # fmt: skip
-    sets = [f'data.sources=["{source}"]', f'data.personas=["{out}"]']
-    use = shlex.join(["selfemo", "evolve", "-c", "quickstart", "--set", sets[0], "--set", sets[1]])
+    personas = f'data.personas=["{out}"]'
+    use = shlex.join(["selfemo", "evolve", "-c", "quickstart", "--data", source, "--set", personas])
     print_counts(counts, as_json, f"use them: {use}")
 
 

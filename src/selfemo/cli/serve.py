@@ -80,15 +80,14 @@ def serve(
 
     Clients must send the token in the environment variable SELFEMO_TOKEN, where it is set.
     """
-    from selfemo.errors import MissingExtraError
-    from selfemo.serve.binding import check_binding
+    from selfemo.extras import require
+    from selfemo.serve.binding import check_binding, check_free
 
     token = os.environ.get("SELFEMO_TOKEN", "")
     check_binding(host, token, insecure)
-    try:
-        from selfemo.serve import server
-    except ImportError as e:
-        raise MissingExtraError(f"{e.name}, which serves HTTP,", "pip install 'selfemo[serve]'") from None
+    check_free(host, port)
+    require("`selfemo serve`", "fastapi", "fastapi-offline", "uvicorn", "prometheus_client")
+    from selfemo.serve import server
     from selfemo.serve.selfemo import SelfEmo
 
     limits = server.Limits(
@@ -130,13 +129,15 @@ def chat(
     In the terminal, or on a page in the browser with --web.
     """
     from selfemo.errors import ConfigError
-    from selfemo.serve.binding import check_binding
+    from selfemo.serve.binding import check_binding, check_free
     from selfemo.serve.chat.session import Session, character
     from selfemo.serve.selfemo import SelfEmo
 
     if compare and not web:
         raise ConfigError("--compare needs --web")
     check_binding(host, None, insecure)
+    if web:
+        check_free(host, port)
     pair = (character(persona), character(second))
     names = [*(c.name for c in pair), you]
     if len(set(names)) < len(names):

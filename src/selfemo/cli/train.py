@@ -9,7 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import settings
-from selfemo.cli.output import interruptible, print_json, reporter
+from selfemo.cli.output import confirm, interruptible, print_json, reporter
 
 if TYPE_CHECKING:
     from selfemo.config import Config
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def sft(
     out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
+    data: opt.Data = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     engine: opt.EngineName = None,
@@ -26,7 +27,7 @@ def sft(
     from selfemo.runs.standalone import sft_alone
     from selfemo.runs.words import in_words
 
-    info = sft_alone(out, settings(config, overrides, engine), reporter())
+    info = sft_alone(out, settings(config, overrides, engine, data), reporter())
     if as_json:
         print_json({"out": str(out), **info})
         return
@@ -36,11 +37,13 @@ def sft(
 def train(
     model: Annotated[str, typer.Argument(help="Model id, folder or run to start from.")],
     out: Annotated[Path, typer.Option(help="Run folder; the model goes to checkpoints/.")],
+    data: opt.Data = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     engine: opt.EngineName = None,
     dry_run: opt.ShowPlan = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the stage that --out holds.")] = False,
+    yes: opt.Yes = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Train with SELF-GRPO and self-play alone.
@@ -48,16 +51,19 @@ def train(
     The model must write the format already, as one of `selfemo sft` does.
     """
     from selfemo.errors import ConfigError
-    from selfemo.runs.settings import find_checkpoint
-    from selfemo.runs.standalone import train_alone
+    from selfemo.runs.preflight import check_run
+    from selfemo.runs.standalone import train_alone, train_settings
     from selfemo.runs.words import in_words
 
-    if resume and (config or overrides or engine or dry_run):
+    if resume and (config or overrides or data or engine or dry_run):
         raise ConfigError("--resume takes its settings from the run; leave out the others")
-    chosen = None if resume else settings(config, overrides, engine)
+    chosen = None if resume else train_settings(model, settings(config, overrides, engine, data))
     if dry_run and chosen is not None:
-        show_plan(chosen, find_checkpoint(model), out, as_json=as_json)
+        show_plan(chosen, chosen.model.id, out, as_json=as_json)
         return
+    if chosen is not None:
+        chosen, _, need = check_run(chosen, out, reporter(), cold_start=False)
+        confirm(need, reporter(), yes)
     go_on = f"go on with: selfemo train {model} --out {out} --resume"
     with interruptible(go_on) as (said, stop):
         checkpoint, counts = train_alone(model, out, chosen, said, stop)

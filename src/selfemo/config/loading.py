@@ -119,7 +119,8 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
     lines = []
     for item in error.errors():
         path = tuple(str(p) for p in item["loc"])
-        where = next((o for p, o in origin.items() if p[: len(path)] == path or path[: len(p)] == p), "")
+        named = ((p, o) for p, o in origin.items() if path)  # a fault of several settings has no one origin
+        where = next((o for p, o in named if p[: len(path)] == path or path[: len(p)] == p), "")
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             near = _nearest(path)

@@ -70,7 +70,7 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """Conversations: "sample", a path (detected), or "meld:PATH", "emorynlp:PATH", and so on."""
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("sample",)
+    sources: tuple[str, ...] = ("sample",)
     lenient: bool = False
     eval_split: Literal["dev", "test"] = "test"
     eval_conversations: Annotated[int, Field(ge=0)] = 0
@@ -78,6 +78,8 @@ class DataConfig(_Section):
     eval_half: Literal["all", "tuning", "claim"] = "all"
     """Half of the conversations of eval_split, parted once for all seeds: settings are tuned on one half of
     dev, and what is claimed of them is measured on the other (SPEC section 11)."""
+    hold_out: Fraction = 0.0
+    """Share, of the conversations whose file names no split, that becomes eval_split; 0: all are test."""
     train_conversations: Annotated[int, Field(ge=0)] = 0
     personas: tuple[str, ...] = ()
     """Folders of `selfemo personas extract`; their profiles replace other descriptions."""

@@ -25,8 +25,11 @@ def detect(path: Path) -> Adapter:
             return adapter
     if not os.path.isdir(path):
         must_be_text(path)
+    elif not os.listdir(path):
+        raise DataError("the folder is empty", path)
     looked = "; ".join(f"{a.name}: {a.looks_for}" for a in ADAPTERS.values())
-    raise DataError(f"is of no known data set. Looked for {looked}", path)
+    plain = " (a transcript without emotions? `selfemo predict` labels it)" if path.is_file() else ""
+    raise DataError(f"is of no known data set{plain}. Looked for {looked}", path)
 
 
 def resolve(spec: str) -> tuple[Adapter, Path]:

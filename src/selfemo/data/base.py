@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import io
 import os
 import re
@@ -51,6 +52,7 @@ class LoadReport:
         official: published utterance counts of the form that was read, where it has its own.
         files: the file each split was read from, in data sets of one file a split.
         ids: hashes of the conversations' ids so far, in data sets that give them.
+        without_split: ids of the conversations whose file names no split.
     """
 
     dataset: str
@@ -63,6 +65,7 @@ class LoadReport:
     official: dict[Split, int] = field(default_factory=dict)
     files: dict[Split, str] = field(default_factory=dict)
     ids: set[int] = field(default_factory=set)
+    without_split: set[str] = field(default_factory=set)
 
     def count(self, conversations: Sequence[Conversation]) -> None:
         for c in conversations:
@@ -379,10 +382,17 @@ def claim_split(source: SourceFile) -> Split:
 
 
 def must_exist(path: Path) -> None:
-    """Raises DataError unless there is such a file or folder."""
+    """Raises DataError, with the nearest name that is there, unless there is such a file or folder."""
     # os.path: pathlib lets a name too long or a forbidden folder through as OSError.
-    if not os.path.exists(path):
-        raise DataError("no such file or folder", path)
+    if os.path.exists(path):
+        return
+    try:
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    except (OSError, ValueError):
+        near = []
+    raise DataError(
+        "no such file or folder" + (f"; did you mean {path.with_name(near[0])}?" if near else ""), path
+    )
 
 
 def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:

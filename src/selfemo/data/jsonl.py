@@ -105,6 +105,8 @@ class Jsonl(Adapter):
         if not identity:
             raise ValueError("id must not be empty")
         labels = self._labels(item.get("labels"), clean)
+        if "split" not in item:
+            source.report.without_split.add(identity)
         split = item.get("split", "test")
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from selfemo.errors import DataError
-from selfemo.method.types import Conversation
+from selfemo.method.types import Conversation, Split
 from selfemo.seeds import rng
 
 T = TypeVar("T")
@@ -24,6 +26,26 @@ def halves(items: Sequence[T], seed: int, *names: object) -> tuple[list[T], list
     """Two parts drawn by `rng(seed, *names)`, each in the items' order; the first has the odd one."""
     first = set(rng(seed, *names).permutation(len(items))[: (len(items) + 1) // 2].tolist())
     return [t for i, t in enumerate(items) if i in first], [t for i, t in enumerate(items) if i not in first]
+
+
+def hold_out(
+    conversations: Sequence[Conversation], ids: Collection[str], share: float, split: Split
+) -> list[Conversation]:
+    """Give some conversations, by id, a split: a share (at least one) `split`, the others "train".
+
+    Which ones depends on their ids alone, so every run holds out the same.
+    """
+    order = sorted(ids)
+    chosen = rng(0, "hold out").permutation(len(order))[: max(1, round(share * len(order)))]
+    kept = {order[i] for i in chosen}
+    return [replace(c, split=split if c.id in kept else "train") if c.id in ids else c for c in conversations]
+
+
+def existing_split(conversations: Sequence[Conversation], wanted: Split) -> Split:
+    """The wanted split if there is one, else the first that there is of test, dev and train."""
+    there = {c.split for c in conversations}
+    order: tuple[Split, ...] = (wanted, "test", "dev", "train")
+    return next((s for s in order if s in there), wanted)
 
 
 def held_out(
@@ -48,8 +70,9 @@ def held_out(
         chosen.extend(drawn(members, limit, seed, "held out", name, split))
     if not chosen:
         told = "" if half == "all" else f" (its {half} half, data.eval_half)"
+        there = ", ".join(f"{n} {s}" for s, n in Counter(c.split for c in conversations).items())
         raise DataError(
-            f"no conversation in split {split!r}{told} to evaluate on; set data.eval_split to a split that "
-            "the data has (selfemo data check shows them)"
+            f"no conversation in split {split!r}{told} to evaluate on; there are: {there}. Name another: "
+            "--split, or data.eval_split in the configuration"
         )
     return chosen

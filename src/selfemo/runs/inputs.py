@@ -11,6 +11,7 @@ from typing import NamedTuple
 from selfemo.config import Config, DataConfig, SftConfig
 from selfemo.data import load
 from selfemo.data.personas_plain import describe_speakers, with_personas
+from selfemo.data.splits import hold_out
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.prompts import Reasoning
 from selfemo.method.types import Completion, Conversation, EmotionDistribution, Prompt
@@ -65,12 +66,24 @@ def load_conversations(config: DataConfig, say: Callable[[str], None] | None = N
 def load_sources(config: DataConfig) -> tuple[list[Sequence[Conversation]], DataOverlap]:
     """The conversations of each of data.sources, as they are there, and their overlap; see
     `load_conversations`."""
-    loaded = [load(source, lenient=config.lenient).conversations for source in config.sources]
+    if not config.sources:
+        raise ConfigError(
+            "no data: name your conversations by --data PATH, for example --data meld:PATH, which may be "
+            "repeated (data.sources)"
+        )
+    loaded: list[Sequence[Conversation]] = []
+    for result in (load(source, lenient=config.lenient) for source in config.sources):
+        part, unsplit = result.conversations, result.report.without_split
+        loaded.append(
+            hold_out(part, unsplit, config.hold_out, config.eval_split)
+            if config.hold_out and unsplit
+            else part
+        )
     every = [c for part in loaded for c in part]
     twice = [i for i, n in Counter(c.id for c in every).items() if n > 1]
     if twice:
         raise DataError(f"conversation id {twice[0]!r} occurs twice in data.sources")
-    return list(loaded), check_overlap(every, config)
+    return loaded, check_overlap(every, config)
 
 
 def _with_overlap(config: DataConfig) -> tuple[list[Conversation], DataOverlap]:
@@ -95,11 +108,17 @@ class RunInputs(NamedTuple):
 
 
 def run_inputs(config: Config) -> RunInputs:
-    """The inputs of a run; it trains on data.train_conversations (0: all) of the training split."""
+    """The inputs of a run; it trains on data.train_conversations (0: all) of the training split.
+
+    Raises: ConfigError: no data is named. DataError: see `load_conversations`.
+    """
     (conversations, overlap), limit = _with_overlap(config.data), config.data.train_conversations
     train = [c for c in conversations if c.split == "train"]
     if not train:
-        raise DataError("data.sources hold no conversation of split 'train'")
+        there = ", ".join(f"{n} {s}" for s, n in Counter(c.split for c in conversations).items())
+        raise DataError(
+            f"no conversation of split 'train' in {', '.join(config.data.sources)} (there are: {there})"
+        )
     if limit and limit < len(train):
         order = rng(config.seed, "train conversations").permutation(len(train))[:limit]
         train = [train[i] for i in sorted(order)]

@@ -14,14 +14,16 @@ from selfemo.models.references import CONFIG_FILE, START, ModelReference, run_of
 def find_checkpoint(model: str) -> str:
     """A model reference as one that can be loaded: a model folder, a GGUF file, or an id.
 
-    A reference to another backend (`scripted:FILE`) stays as it is (EngineError: it does not exist).
+    A reference to another backend (`scripted:FILE`) stays as it is (EngineError: it does not exist). That
+    the weights can be had is checked (`ModelReference.check`); none are loaded.
     """
     backend, rest = backend_of(model)
     if backend != "local":
         return model
     reference = ModelReference.parse(rest)
     if reference.run is not None and reference.checkpoint == START:
-        return load([reference.run / CONFIG_FILE]).model.id
+        return find_checkpoint(load([reference.run / CONFIG_FILE]).model.id)
+    reference.check()
     return reference.path
 
 

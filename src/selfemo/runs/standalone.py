@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import Config, load
-from selfemo.data.splits import held_out
+from selfemo.data.splits import existing_split, held_out
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import conversation_prompts, format_emotions
 from selfemo.method.types import EmotionDistribution, Prompt
@@ -22,6 +22,7 @@ from selfemo.runs.evolve import cold_start, rl
 from selfemo.runs.folder import COLD, CONFIG_FILE, START, RunFolder, rolls_back
 from selfemo.runs.inputs import check_reasoning, load_conversations, run_inputs
 from selfemo.runs.overlap import note_overlap
+from selfemo.runs.preflight import check_run, check_start
 from selfemo.runs.settings import find_checkpoint, settings_for
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
@@ -33,16 +34,30 @@ from selfemo.training import open_trainer
 
 def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
     """Cold start into the model folder `out`; its samples and metrics go to OUT.run beside it."""
-    with RunFolder(out.with_name(out.name + ".run"), config, reporter) as run:
-        _, training, overlap = run_inputs(config)
+    if out.exists():
+        raise EngineError(f"{out} exists already; give another --out")
+    folder = out.with_name(out.name + ".run")
+    config, (_, training, overlap), _ = check_run(config, folder, reporter)
+    with RunFolder(folder, config, reporter) as run:
         note_overlap(run.path, overlap, reporter.say)
         trainer = open_trainer(config, run.path, run.stop)
         info = cold_start(run, trainer, training, overlap.not_trained_on)
         source = run.checkpoint(COLD)
-        if out.exists():
-            raise EngineError(f"{out} exists already; the trained model is in {source}")
         shutil.copytree(source, out)
         return info
+
+
+def train_settings(model: str, config: Config) -> Config:
+    """The settings of `train_alone`, with the model that it starts from as model.id.
+
+    Raises: ConfigError: a setting that needs evaluations. EngineError: there is no such model.
+    """
+    if rolls_back(config):
+        raise ConfigError(
+            'flywheel.if_worse = "rollback": `selfemo train` evaluates nothing that could judge its '
+            'stage; use `selfemo evolve`, or set if_worse = "go_on"'
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"id": find_checkpoint(model)})})
 
 
 def train_alone(
@@ -53,13 +68,7 @@ def train_alone(
     Returns: the trained model, OUT/checkpoints/iteration-1-rl, and the stage's record.
     """
     if config is not None:
-        if rolls_back(config):
-            raise ConfigError(
-                'flywheel.if_worse = "rollback": `selfemo train` evaluates nothing that could judge its '
-                'stage; use `selfemo evolve`, or set if_worse = "go_on"'
-            )
-        own = config.model.model_copy(update={"id": find_checkpoint(model)})
-        config = config.model_copy(update={"model": own})
+        config, _ = check_start(train_settings(model, config), out, cold_start=False)
     with RunFolder(out, config, reporter, stop) as run:
         config, data = run.config, run.config.data
         conversations, training, overlap = run_inputs(config)
@@ -84,10 +93,13 @@ def selfplay_alone(
     overrides: Sequence[str],
     reporter: Reporter,
 ) -> tuple[dict[str, int], list[str]]:
-    """Play n episodes from held-out histories; returns counts and the longest dialogues."""
+    """Play n episodes from held-out histories (of any split that the data have, where there are none).
+
+    Returns: counts, and the longest dialogues.
+    """
     config, checkpoint = settings_for(model, sources, files, overrides)
     conversations = load_conversations(config.data, reporter.say)
-    held = held_out(conversations, config.data.eval_split, 0, 0)
+    held = held_out(conversations, existing_split(conversations, config.data.eval_split), 0, 0)
     prompts = [p for c in held for p in conversation_prompts(c)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
     chosen, turns = [prompts[i] for i in order], config.selfplay.max_turns

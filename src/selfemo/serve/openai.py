@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from selfemo.serve.answers import Emotion, Event, ReplyDelta, Response, SelfEmotion
 from selfemo.serve.asking import Ask
@@ -18,6 +18,10 @@ from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_t
 
 _END_TOKENS = 8
 """The format ends a reply, where it can, when at most so many tokens are left."""
+_MESSAGES: list[JsonValue] = [
+    {"role": "system", "content": "You are Bo, who laughs about what frightens him."},
+    {"role": "user", "content": "Who is at the door?"},
+]
 
 
 class TextPart(BaseModel):
@@ -38,6 +42,7 @@ class StreamOptions(BaseModel):
 class ChatCompletionBody(BaseModel):
     """OpenAI's request; other fields are ignored. System messages are the persona."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _MESSAGES}]})
     model: str = ""
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: TokenLimit | None = None
@@ -164,7 +169,7 @@ async def _chunks(
             yield chunk({"content": event.text})
         elif isinstance(event, Problem) or event.response.failure is not None:
             problem = event if isinstance(event, Problem) else _unreadable(event.response)
-            yield event_text("", {"error": {"message": problem.detail, "code": problem.code}})
+            yield event_text("", problem.content())
             return
         else:
             r = event.response

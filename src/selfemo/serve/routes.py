@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from selfemo.method.types import Conversation
 from selfemo.serve.answers import Emotion, Event, Recognition, ReplyDelta, Response, SelfEmotion
@@ -22,6 +22,10 @@ Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenLimit = Annotated[int, Field(ge=1)]
+_TALK: list[JsonValue] = [
+    {"speaker": "Ann", "text": "Did you hear that noise?"},
+    {"speaker": "Bo", "text": "It was only the cat."},
+]
 
 
 class _StrictBody(BaseModel):
@@ -42,12 +46,16 @@ class _ConversationBody(_StrictBody):
 class EmotionsBody(_ConversationBody):
     """Asks for the emotions of a conversation."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"turns": _TALK}]})
     last_only: bool = False
 
 
 class RespondBody(_ConversationBody):
     """Asks for a character's answer to the last turn."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"turns": _TALK, "speaker": "Ann", "persona": "Easily frightened."}]}
+    )
     persona: str = ""
     speaker: Name = ""
     max_tokens: TokenLimit | None = None
@@ -148,7 +156,7 @@ def routes(service: Service) -> APIRouter:
 async def _respond_events(name: str, events: AsyncIterator[Event | Problem]) -> AsyncIterator[str]:
     async for event in events:
         if isinstance(event, Problem):
-            yield event_text("error", {"message": event.detail, "code": event.code})
+            yield event_text("error", event.content())
         elif isinstance(event, Emotion | SelfEmotion):
             yield event_text(event.kind, EmotionResult.model_validate(event.reading).model_dump())
         elif isinstance(event, ReplyDelta):

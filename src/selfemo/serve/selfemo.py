@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from selfemo.config import Config, load
 from selfemo.errors import ConfigError
 from selfemo.method.types import LABEL_SETS, Conversation, FailureKind, LabelSet, Persona, Prompt
+from selfemo.models.generation import backend_of
 from selfemo.models.generation.chat import ExpertSpec, endpoint_of
-from selfemo.models.references import run_of
+from selfemo.models.references import ModelReference, run_of
 from selfemo.runs.settings import settings_for
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.serve import asking
@@ -145,6 +146,11 @@ class SelfEmo:
             prompt = self.config.prompt
             self._answers = EndpointAnswers(self.spec, prompt.reasoning, prompt.max_tokens, self.max_tokens)
         self._answers.check(self.labels, self.max_tokens)
+
+    @property
+    def title(self) -> str:
+        """What answers call the model: `ModelReference.title`, or the name that an endpoint was given."""
+        return self.spec.name if self.spec else ModelReference.parse(backend_of(self.name)[1]).title
 
     @property
     def policy(self) -> Policy | None:

@@ -1,7 +1,7 @@
 """`selfemo serve`: emotions and answers over HTTP, in this project's form and in OpenAI's.
 
-Further routes are in routes.py and openai.py. Each error is {"error": {"message", "type", "code"}}, the form
-that OpenAI clients read.
+Further routes are in routes.py and openai.py. Each error is {"error": {"message", "type", "param", "code"}},
+the form that OpenAI clients read.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from selfemo import __version__
 from selfemo.errors import SelfEmoError
@@ -28,9 +28,11 @@ from selfemo.serve.binding import check_binding, is_loopback
 from selfemo.serve.selfemo import SelfEmo
 from selfemo.serve.service import Limits as Limits
 from selfemo.serve.service import Service
-from selfemo.serve.transport import BodyLimit, ErrorResult, Problem, error_response
+from selfemo.serve.transport import BodyLimit, ErrorResult, LocalHosts, Problem
 
 _BEARER = HTTPBearer(auto_error=False)
+_PAGE_FILES = "/docs-files"
+"""Where the scripts and styles of /docs are."""
 logger = logging.getLogger("selfemo.serve.server")
 
 
@@ -41,34 +43,39 @@ def create_app(
 
     Args:
         token: the bearer token that clients must send; "" asks for none.
-        name: what answers call the model.
-        local_only: refuse requests to another host name than this machine's, as those of a web page whose
-            own name resolves to this machine.
+        name: what answers call the model (default: `SelfEmo.title`).
+        local_only: refuse requests to another host name than this machine's (`LocalHosts`).
     """
     limits = limits or Limits()
-    service = Service(model, limits, name or model.name)
+    service = Service(model, limits, name or model.title)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await service.batcher.close()
 
-    app = FastAPI(
+    # FastAPI's own page loads its scripts from elsewhere on the internet; here they come from the package.
+    app = FastAPIOffline(
+        redoc_url=None, static_url=_PAGE_FILES, swagger_ui_parameters={"defaultModelsExpandDepth": 0},
         title="SELF-EMO", version=__version__, lifespan=lifespan,
         description="Emotions of a conversation, and answers in character.",
-        responses={s: {"model": ErrorResult} for s in (400, 401, 408, 413, 422, 429, 502, 503, 504)},
+        responses={s: {"model": ErrorResult} for s in (400, 401, 408, 413, 415, 422, 429, 502, 503, 504)},
     )  # fmt: skip
     app.state.service = service
     guarded = [Depends(_guard(token))]
-    app.include_router(routes.routes(service), dependencies=guarded)
-    app.include_router(openai.routes(service), dependencies=guarded)
+    app.include_router(routes.routes(service), dependencies=guarded, tags=["emotions and answers"])
+    app.include_router(openai.routes(service), dependencies=guarded, tags=["for OpenAI's clients"])
 
-    @app.get("/healthz")
+    @app.get("/", include_in_schema=False)
+    async def home() -> RedirectResponse:
+        return RedirectResponse("docs")
+
+    @app.get("/healthz", tags=["the server"])
     async def healthz() -> dict[str, str]:
         """Whether the server answers."""
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=PlainTextResponse, dependencies=guarded)
+    @app.get("/metrics", response_class=PlainTextResponse, dependencies=guarded, tags=["the server"])
     async def metrics() -> PlainTextResponse:
         """Prometheus metrics."""
         text = generate_latest(service.metrics.registry).decode()
@@ -78,8 +85,7 @@ def create_app(
     _add_measuring(app, service)
     app.add_middleware(BodyLimit, max_body=limits.max_body, timeout=limits.timeout)
     if local_only:
-        hosts = ["localhost", "127.0.0.1", "[::1]", "::1"]
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+        app.add_middleware(LocalHosts)
     return app
 
 
@@ -89,8 +95,9 @@ def _guard(token: str) -> Callable[..., Awaitable[None]]:
     async def allowed(request: Request, _: Annotated[Any, Depends(_BEARER)]) -> None:
         given = request.headers.get("authorization", "").encode("utf-8", errors="replace")
         if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            told = "send the server's token: Authorization: Bearer ..."
-            raise Problem(401, "no_token", told, {"WWW-Authenticate": "Bearer"})
+            said = "the token is not the server's" if given else "the server asks for its token"
+            told = f"{said}: send the header Authorization: Bearer TOKEN (an OpenAI client's api_key)"
+            raise Problem(401, "wrong_token" if given else "no_token", told, {"WWW-Authenticate": "Bearer"})
 
     return allowed
 
@@ -100,24 +107,51 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, e: HTTPException) -> JSONResponse:
-        code = e.code if isinstance(e, Problem) else "http"
-        return error_response(e.status_code, code, str(e.detail), e.headers)
+        problem = e if isinstance(e, Problem) else _http_problem(request, e)
+        return problem.response()
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, e: RequestValidationError) -> JSONResponse:
-        # Without the input itself: it may be of any size, and not JSON.
-        wrong = [f"{'.'.join(map(str, i['loc'][1:]))[:100]}: {i['msg']}" for i in e.errors()[:5]]
-        return error_response(422, "invalid", "; ".join(wrong))
+        return _invalid(request, e.errors()).response()
 
     @app.exception_handler(SelfEmoError)
     async def on_ours(request: Request, e: SelfEmoError) -> JSONResponse:
         logger.error("%s: %s", request.url.path, e)
-        return error_response(500, "model", str(e))
+        return Problem(500, "model", str(e)).response()
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, e: Exception) -> JSONResponse:
         logger.error("%s", request.url.path, exc_info=e)
-        return error_response(500, "internal", "the server failed; its log says how")
+        return Problem(500, "internal", "the server failed; its log says how").response()
+
+
+def _http_problem(request: Request, e: HTTPException) -> Problem:
+    """An error of the framework's: no such path or method, or a body that it cannot read."""
+    asked = f"{request.method} {request.url.path[:200]}"
+    if e.status_code == 404:
+        return Problem(404, "not_found", f"{asked}: there is no such path; /docs lists all", e.headers)
+    if e.status_code == 405:
+        allowed = (e.headers or {}).get("Allow", "another method")
+        return Problem(405, "method_not_allowed", f"{asked}: this path takes {allowed}", e.headers)
+    if e.status_code == 400:
+        return Problem(400, "bad_json", "the body is not JSON that can be read", e.headers)
+    return Problem(e.status_code, "http", e.detail, e.headers)
+
+
+def _invalid(request: Request, mistakes: Sequence[Any]) -> Problem:
+    """What is wrong in a request; its input is not quoted: it may be of any size, and not JSON."""
+    first = mistakes[0]
+    if first["type"] == "json_invalid":
+        told = f"the body is not JSON: {first['ctx']['error']}, at character {first['loc'][-1]}"
+        return Problem(400, "bad_json", told)
+    if first["loc"] == ("body",):
+        if first["type"] == "missing":
+            return Problem(422, "invalid", "the body is empty: send a JSON object")
+        if "json" not in request.headers.get("content-type", ""):
+            return Problem(415, "not_json", "send JSON with the header Content-Type: application/json")
+    fields = [".".join(map(str, i["loc"][1:]))[:100] for i in mistakes]
+    told = "; ".join(f"{f or 'the body'}: {i['msg']}" for f, i in zip(fields[:5], mistakes, strict=False))
+    return Problem(422, "invalid", told, param=fields[0] or None)
 
 
 def _add_measuring(app: FastAPI, service: Service) -> None:
@@ -126,11 +160,14 @@ def _add_measuring(app: FastAPI, service: Service) -> None:
 
     @app.middleware("http")
     async def measured(request: Request, call_next: Any) -> Any:
-        start = time.perf_counter()
-        response = await call_next(request)
-        path = request.url.path if request.url.path in known else "other"
-        service.metrics.requests.labels(path, str(response.status_code)).inc()
-        service.metrics.seconds.labels(path).observe(time.perf_counter() - start)
+        start, status = time.perf_counter(), 500
+        try:
+            response = await call_next(request)
+            status = response.status_code
+        finally:
+            path = request.url.path if request.url.path in known else "other"
+            service.metrics.requests.labels(path, str(status)).inc()
+            service.metrics.seconds.labels(path).observe(time.perf_counter() - start)
         return response
 
 

@@ -1,16 +1,20 @@
-"""HTTP for the server: errors in OpenAI's form, a limit on request bodies, server-sent events."""
+"""HTTP for the server: errors in OpenAI's form, checks before a request is read, server-sent events."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from selfemo.serve.binding import is_loopback
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _EVENT = {
@@ -23,21 +27,31 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-s
 
 
 class Problem(HTTPException):
-    """An error with a status and a machine-readable code."""
+    """An error with a status and a machine-readable code; `param` is the field that is wrong, if one is."""
 
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        param: str | None = None,
+    ):
         super().__init__(status, message, headers)
-        self.code = code
+        self.code, self.param = code, param
 
+    def content(self) -> dict[str, Any]:
+        """The error in the form that OpenAI clients read."""
+        other = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        # A message may quote the client, and half of a surrogate pair cannot be sent.
+        message = self.detail.encode("utf-8", errors="replace").decode()
+        detail = ErrorDetail(
+            message=message, type=_KINDS.get(self.status_code, other), param=self.param, code=self.code
+        )
+        return ErrorResult(error=detail).model_dump()
 
-def error_response(
-    status: int, code: str, message: str, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """An error in the form that OpenAI clients read."""
-    kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    # A message may quote the client, and half of a surrogate pair cannot be sent.
-    plain = message.encode("utf-8", errors="replace").decode()
-    return JSONResponse({"error": {"message": plain, "type": kind, "code": code}}, status, headers=headers)
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.content(), self.status_code, headers=self.headers)
 
 
 def event_text(name: str, data: Any) -> str:
@@ -55,6 +69,7 @@ def event_stream(texts: AsyncIterator[str]) -> StreamingResponse:
 class ErrorDetail(BaseModel):
     message: str
     type: str
+    param: str | None
     code: str
 
 
@@ -62,6 +77,32 @@ class ErrorResult(BaseModel):
     """Every error of the server."""
 
     error: ErrorDetail
+
+
+class LocalHosts:
+    """Middleware that refuses requests to another host name than this machine's (400).
+
+    A web page whose own name resolves to this machine sends that name.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _names_this_machine(given := Headers(scope=scope).get("host", "")):
+            told = (
+                f"this server answers requests to localhost or 127.0.0.1 alone, not to {given[:100]!r}; "
+                "to open it to others, set a token (SELFEMO_TOKEN)"
+            )
+            await Problem(400, "wrong_host", told).response()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+def _names_this_machine(host: str) -> bool:
+    """Whether a Host header names this machine: localhost or a loopback address, with or without a port."""
+    parts = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]@]+))(?::\d*)?", host)
+    return parts is not None and is_loopback((parts[1] or parts[2]).lower())
 
 
 class BodyLimit:
@@ -80,8 +121,7 @@ class BodyLimit:
         try:
             body = await self._body(scope, receive)
         except Problem as e:
-            response = error_response(e.status_code, e.code, e.detail, e.headers)
-            await response(scope, receive, send)
+            await e.response()(scope, receive, send)
             return
         if body is None:
             return

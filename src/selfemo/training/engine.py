@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, OptimConfig
-from selfemo.errors import EngineError, MissingExtraError
+from selfemo.errors import EngineError
+from selfemo.extras import require
 from selfemo.method import losses
 from selfemo.method.channel import ChannelScores
 from selfemo.method.parsing import emotion_line
@@ -74,10 +75,9 @@ class LocalEngine:
         self._memory = KeptMemory()
 
     def _add_adapters(self, lora: LoraConfig) -> None:
-        try:
-            import peft
-        except ImportError as e:
-            raise MissingExtraError("peft (for model.lora)", "pip install peft") from e
+        require("model.lora", "peft")
+        import peft
+
         settings = peft.LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,

@@ -31,6 +31,7 @@ from typing import Any
 
 from selfemo.config import GrpoConfig, RewardConfig
 from selfemo.errors import ConfigError, DataError, MissingExtraError
+from selfemo.extras import install_command
 from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Conversation, Prompt, RawCompletion, Rollout
@@ -45,7 +46,7 @@ try:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 except ImportError as e:
-    raise MissingExtraError(f"trl ({e})", "pip install 'selfemo[trl]'") from e
+    raise MissingExtraError(f"trl ({e})", install_command("trl", "peft")) from e
 
 log = logging.getLogger(__name__)
 

@@ -104,7 +104,9 @@ def arms_for(config: Config, names: Sequence[str] = ()) -> list[Arm]:
     if config.flywheel.iterations == 0:
         raise ConfigError("flywheel.iterations is 0: the full arm needs an iteration")
     if config.grpo.lam_max == 0:
-        raise ConfigError("grpo.lam_max is 0, which is vanilla GRPO: the full arm needs a lambda above 0")
+        raise ConfigError(
+            "grpo.lam_max is 0, which is vanilla GRPO: the full arm needs more (--set grpo.lam_max=0.3)"
+        )
     if config.selfplay.synthetic_share == 0 or config.selfplay.max_turns == 1:
         raise ConfigError(
             "selfplay.synthetic_share = 0 or selfplay.max_turns = 1: no self-play, which the full arm needs"

@@ -17,7 +17,8 @@ from itertools import islice
 from typing import Any
 
 from selfemo.config import ModelConfig
-from selfemo.errors import EndpointError, MissingExtraError, UnsupportedError
+from selfemo.errors import EndpointError, UnsupportedError
+from selfemo.extras import require
 from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError, parse_expert
@@ -72,14 +73,11 @@ class Endpoint:
     """
 
     def __init__(self, spec: ExpertSpec):
-        try:
-            import aiolimiter
-            import openai
-            import tenacity
-        except ImportError as e:
-            raise MissingExtraError(
-                f"{e.name}, which asks experts,", "pip install 'selfemo[experts]'"
-            ) from None
+        require("asking an endpoint", "openai", "tenacity", "aiolimiter")
+        import aiolimiter
+        import openai
+        import tenacity
+
         self.spec, self.name, self.model = spec, spec.name, spec.model
         self.concurrency = spec.concurrency
         self._openai = openai

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from selfemo.errors import EngineError, MissingExtraError
+from selfemo.errors import EngineError
 from selfemo.models.policy import Policy
 
 
@@ -17,18 +17,13 @@ class Compiled:
     """A grammar in llguidance's own form, for one policy's tokenizer; `start()` begins a completion.
 
     Raises:
-        MissingExtraError: llguidance is not installed.
         EngineError: the compiler cannot take the grammar.
     """
 
     def __init__(self, policy: Policy, text: Callable[[Any], str], what: str):
-        try:
-            import llguidance
-            import llguidance.hf
-        except ImportError:
-            raise MissingExtraError(
-                "llguidance, which holds a local model to a grammar,", "pip install 'selfemo[experts]'"
-            ) from None
+        import llguidance
+        import llguidance.hf
+
         self.size = policy.core.get_output_embeddings().weight.shape[0]
         tokenizer = _tokenizers.get(policy.tokenizer)
         if tokenizer is None:

@@ -50,7 +50,6 @@ class OwnFormat(Compiled):
 
     Raises:
         ConfigError: the format cannot hold one of the labels.
-        MissingExtraError: llguidance is not installed.
     """
 
     def __init__(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfemo.errors import DataError, EngineError, MissingExtraError
+from selfemo.errors import DataError, EngineError
+from selfemo.extras import require
 from selfemo.files import replacing
 from selfemo.method.prompts import Fitted, Reasoning, messages
 from selfemo.method.types import EmotionDistribution, LabelSet, Prompt
@@ -74,11 +75,10 @@ def sft_rows(
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as a whole file (EngineError: it cannot be written; MissingExtraError: no pyarrow)."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtraError("pyarrow", "pip install 'selfemo[verl]'") from None
+    require("the files of verl", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with replacing(path, EngineError) as staging:
         pq.write_table(pa.Table.from_pylist(list(rows)), staging)
 

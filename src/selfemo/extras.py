@@ -1,0 +1,59 @@
+"""Optional dependencies: whether they are installed, and the command that installs what is missing.
+
+The command names the packages themselves, so that it works however selfemo was installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+
+from selfemo.errors import MissingExtraError
+
+_PACKAGE = "selfemo"
+
+
+def version_of(distribution: str) -> str:
+    """The installed version; "" where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def requirements(*names: str) -> list[str]:
+    """What this version of selfemo requires of each distribution, as "name>=1.2"; else the name alone."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    try:
+        stated = [Requirement(text) for text in metadata.requires(_PACKAGE) or []]
+    except metadata.PackageNotFoundError:  # it runs from its source
+        stated = []
+    known = {canonicalize_name(r.name): f"{r.name}{r.specifier}" for r in stated}
+    return [known.get(canonicalize_name(name), name) for name in names]
+
+
+def install_command(*names: str) -> str:
+    """The command that installs these distributions into the environment that runs."""
+    near = os.path.relpath(sys.executable)
+    python = sys.executable if near.startswith(os.pardir) else near
+    return " ".join([shlex.quote(python), "-m pip install", *map(shlex.quote, requirements(*names))])
+
+
+def require(purpose: str, *names: str) -> None:
+    """Check that distributions are installed; takes milliseconds, since nothing is imported.
+
+    A distribution's module has its name, with "_" for "-".
+
+    Args:
+        purpose: what needs them, as in "`selfemo serve`".
+
+    Raises:
+        MissingExtraError: names those that are missing, and the command.
+    """
+    if missing := [name for name in names if find_spec(name.replace("-", "_")) is None]:
+        raise MissingExtraError(f"{' and '.join(missing)} (for {purpose})", install_command(*missing))

@@ -1,0 +1,121 @@
+"""Checks of a run before anything is made: data, model, extras, disk, and the time that it will take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfemo.config import Config
+from selfemo.data import load
+from selfemo.data.splits import held_out
+from selfemo.errors import EngineError, StoreError
+from selfemo.extras import require
+from selfemo.models.devices import devices
+from selfemo.models.references import ModelReference
+from selfemo.progress import Reporter, StopRequest
+from selfemo.runs import costs
+from selfemo.runs.doctor import check_disk, estimate, lengths, pick_machine
+from selfemo.runs.inputs import RunInputs, cold_start_samples, run_inputs, seen_samples
+from selfemo.runs.settings import find_checkpoint
+from selfemo.training import open_trainer
+
+HOLD_OUT = 0.2
+"""data.hold_out of a training run on data that name no split."""
+
+
+def check_start(config: Config, folder: Path, *, cold_start: bool = True) -> tuple[Config, RunInputs]:
+    """Check what a new run needs, in about a second: nothing is loaded on a device, and nothing is written.
+
+    Args:
+        cold_start: the run has one, whose samples are checked too.
+
+    Returns:
+        the configuration, with data.hold_out where the data name no split, and the run's inputs.
+
+    Raises:
+        ConfigError, DataError: data or samples that are missing, broken or empty.
+        EngineError, MissingExtraError: an engine, a model or a dependency that cannot be had.
+    """
+    open_trainer(config, folder, StopRequest())  # it loads no model yet
+    find_checkpoint(config.model.id)
+    if config.model.lora is not None:
+        require("model.lora", "peft")
+    config = with_hold_out(config)
+    inputs, data = run_inputs(config), config.data
+    held_out(inputs.conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
+    if cold_start:
+        sft, reasoning = config.sft, config.prompt.reasoning
+        not_trained_on, seen = inputs.overlap.not_trained_on, seen_samples(inputs.training, config)
+        cold_start_samples(inputs.training, sft, reasoning, config.seed, not_trained_on, seen)
+    return config, inputs
+
+
+def with_hold_out(config: Config) -> Config:
+    """The configuration, with data.hold_out = HOLD_OUT where the data name no split and none is set."""
+    if config.data.hold_out or not config.data.sources:
+        return config
+    results = [load(source, lenient=config.data.lenient) for source in config.data.sources]
+    if any(c.split == "train" for r in results for c in r.conversations):
+        return config
+    if not any(r.report.without_split for r in results):
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"hold_out": HOLD_OUT})})
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A rough estimate of a run: hours; GiB of memory, of memory that is there (0: not known), of disk."""
+
+    hours: float
+    memory: float
+    free: float
+    disk: float
+
+    @property
+    def time(self) -> str:
+        return f"{max(1, round(60 * self.hours))} min" if self.hours < 1.5 else f"{self.hours:,.0f} hours"
+
+    def __str__(self) -> str:
+        there = f" of {self.free:.1f}" if self.free else ""
+        return f"{self.time}, {self.memory:.1f}{there} GiB of memory, {self.disk:.1f} GiB of disk"
+
+
+def expected(config: Config, inputs: RunInputs) -> Expected | None:
+    """What the iterations of a run will take by `selfemo doctor`'s estimate, which leaves out the cold start.
+
+    None for a model whose sizes are not on this machine.
+    """
+    reference = ModelReference.parse(config.model.id)
+    try:
+        shape = costs.find_shape(reference.text if reference.text in costs.KNOWN else reference.folder())
+    except EngineError:
+        return None
+    held = [c for c in inputs.conversations if c.split == config.data.eval_split]
+    sizes = lengths([*inputs.training, *held], config)
+    machine = pick_machine("", config.engine, devices(), 0, config)
+    told = estimate(config, shape, sizes, machine, "verl" if config.engine == "verl" else "local")
+    hours, disk = told["hours"] * config.flywheel.iterations, sum(told["disk_gib"].values())
+    return Expected(hours, told["peak_gib"], machine.memory / costs.GIB, disk)
+
+
+def check_run(
+    config: Config, folder: Path, reporter: Reporter, *, cold_start: bool = True
+) -> tuple[Config, RunInputs, Expected | None]:
+    """`check_start`, the disk, and what the run will take; says what it held out."""
+    checked, inputs = check_start(config, folder, cold_start=cold_start)
+    if checked.data.hold_out != config.data.hold_out:
+        held = sum(c.split == config.data.eval_split for c in inputs.conversations)
+        reporter.say(
+            f"the data name no split: {held} of {len(inputs.conversations)} conversations are held out "
+            f"(data.hold_out = {HOLD_OUT}), the others are to train on"
+        )
+    if need := expected(checked, inputs):
+        check_room(folder, need)
+    return checked, inputs, need
+
+
+def check_room(folder: Path, need: Expected) -> None:
+    """Check that a run's folder can be written and that the disk has room (StoreError)."""
+    found = check_disk(folder, need.disk * costs.GIB)
+    if found.state != "ok":
+        raise StoreError(f"{folder}: {found.found}; {found.get}")

@@ -1,0 +1,32 @@
+"""Optional dependencies: the command names what is missing, in the version that selfemo requires."""
+
+import subprocess
+import sys
+
+import pytest
+
+from selfemo.errors import MissingExtraError
+from selfemo.extras import install_command, require, requirements
+
+
+def test_what_is_there_is_no_error() -> None:
+    require("the tests", "pytest", "numpy")
+
+
+def test_the_command_installs_what_is_missing_and_nothing_else() -> None:
+    with pytest.raises(MissingExtraError) as told:
+        require("`selfemo serve`", "numpy", "no-such-thing")
+    said = f"no-such-thing (for `selfemo serve`) is not installed; run: {install_command('no-such-thing')}"
+    assert str(told.value) == said
+
+
+def test_a_requirement_is_that_of_this_version() -> None:
+    assert requirements("Gradio", "sentence_transformers", "unheard-of") == [
+        "gradio>=6.0", "sentence-transformers>=5", "unheard-of",
+    ]  # fmt: skip
+
+
+def test_the_command_is_ready_for_a_shell() -> None:
+    dry = f"{install_command('numpy')} --dry-run --quiet --no-index"
+    assert subprocess.run(dry, shell=True, capture_output=True).returncode == 0
+    assert dry.split()[0] in (sys.executable, ".venv/bin/python") or dry.startswith("'")

@@ -1,0 +1,150 @@
+"""Before a run: what is wrong is said, nothing is left behind, long runs are not started unasked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from selfemo.cli import app
+from selfemo.cli.output import confirm
+from selfemo.config import load, shipped
+from selfemo.data.splits import existing_split
+from selfemo.errors import ConfigError, DataError, SelfEmoError
+from selfemo.progress import Console
+from selfemo.runs.inputs import load_conversations, run_inputs
+from selfemo.runs.preflight import HOLD_OUT, Expected, check_start, expected
+
+
+def talk(n: int, **more: object) -> dict[str, object]:
+    turns = [
+        {"speaker": who, "text": f"line {k} of {n}", "emotion": "joy"}
+        for k, who in enumerate(["Ann", "Bo"] * 2)
+    ]
+    return {"id": f"c{n}", "turns": turns, **more}
+
+
+def write(path: Path, *talks: dict[str, object]) -> str:
+    path.write_text("".join(json.dumps(t) + "\n" for t in talks))
+    return str(path)
+
+
+WRONG = [
+    ("--data {home}/talks.jsonl", "no such file or folder; did you mean {home}/talk.jsonl?"),
+    ("--data meld:{home}", "is not meld data"),
+    ("--data sample --set model.id=run9", "run9: no such folder"),
+    ("--data sample --set data.eval_split=test --set sft.samples=none.parquet", "none.parquet"),
+    (
+        "--data sample --set prompt.reasoning=full --set grpo.gold_weight=0 --set grpo.credit=completion "
+        "--set selfplay.self_emotion=sampled --set evaluation.span=all",
+        "gold data hold no reasoning",
+    ),
+    ("--data {home}/talk.jsonl", "no conversation of split 'train'"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), WRONG)
+@pytest.mark.parametrize("command", ["evolve", "sft", "ablate"])
+def test_nothing_is_left_where_a_run_cannot_begin(
+    command: str, wrong: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "talk.jsonl", talk(1, split="test"))
+    line = [command, "-c", "quickstart", "--out", "runs/new", *wrong.format(home=tmp_path).split()]
+    result = CliRunner().invoke(app, line)
+    assert isinstance(result.exception, SelfEmoError), result.output
+    assert said.format(home=tmp_path) in str(result.exception)
+    assert [p.name for p in tmp_path.iterdir()] == ["talk.jsonl"]
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped()) - {"quickstart"}))
+def test_a_shipped_configuration_asks_for_data(name: str) -> None:
+    with pytest.raises(ConfigError, match="name your conversations by --data PATH"):
+        run_inputs(load([name]))
+
+
+def test_data_is_an_option_of_every_command_that_takes_settings(tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["doctor", "-c", "meld", "--data", "sample", "--json"])
+    told = {f["what"]: f["found"] for f in json.loads(found.stdout)["findings"]}
+    assert told["data sample"].startswith("113 train")
+
+
+def test_conversations_without_a_split_are_parted_once_for_all(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.jsonl", *(talk(n) for n in range(30)))
+    config = load(["quickstart"], [f'data.sources=["{mine}"]'])
+    checked, inputs = check_start(config, tmp_path / "run")
+    held = {c.id for c in inputs.conversations if c.split == "dev"}
+    assert (checked.data.hold_out, len(held), len(inputs.training)) == (HOLD_OUT, 6, 24)
+    assert {c.id for c in load_conversations(checked.data) if c.split == "dev"} == held
+    shuffled = write(tmp_path / "again.jsonl", *(talk(n) for n in reversed(range(30))))
+    other = checked.data.model_copy(update={"sources": (shuffled,)})
+    assert {c.id for c in load_conversations(other) if c.split == "dev"} == held
+    assert [c.split for c in load_conversations(config.data)] == ["test"] * 30, "as before for evaluation"
+
+
+def test_a_split_that_was_named_is_never_trained_on(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.jsonl", *(talk(n, split="test") for n in range(5)))
+    with pytest.raises(
+        DataError, match=r"no conversation of split 'train' in .*mine.jsonl \(there are: 5 test\)"
+    ):
+        check_start(load(["quickstart"], [f'data.sources=["{mine}"]']), tmp_path / "run")
+
+
+def test_the_split_is_chosen_from_what_exists() -> None:
+    talks = load_conversations(load().data)
+    train = [c for c in talks if c.split == "train"]
+    assert existing_split(talks, "dev") == "dev"
+    assert existing_split([c for c in talks if c.split != "test"], "test") == "dev"
+    assert existing_split(train, "dev") == "train"
+
+
+def test_the_defaults_would_take_days_and_more_memory_and_quickstart_minutes() -> None:
+    quick, whole = (expected(c, run_inputs(c)) for c in (load(["quickstart"]), load()))
+    assert quick and whole
+    assert quick.hours < 1 < 20 < whole.hours and whole.memory > 4 * quick.memory
+
+
+def test_a_long_run_is_not_started_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["evolve"])
+    assert isinstance(result.exception, ConfigError) and "add --yes" in str(result.exception)
+    assert "this run will take about" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("told", "asked"),
+    [
+        (Expected(1.9, 4, 8, 1), False),
+        (Expected(2.0, 4, 8, 1), True),
+        (Expected(0.1, 9, 8, 1), True),
+        (Expected(0.1, 9, 0, 1), False),
+        (None, False),
+    ],
+)
+def test_when_it_asks(told: Expected | None, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[str] = []
+
+    def no(text: str, **_: object) -> None:
+        answers.append(text)
+        raise typer.Abort
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(typer, "confirm", no)
+    confirm(told, Console(), yes=True)
+    assert not answers
+    if asked:
+        with pytest.raises(typer.Abort):
+            confirm(told, Console(), yes=False)
+    else:
+        confirm(told, Console(), yes=False)
+    assert len(answers) == asked
+
+
+def test_times_are_said_in_minutes_and_hours() -> None:
+    assert [Expected(h, 1, 2, 3).time for h in (0.001, 0.3, 1.6, 1234.4)] == [
+        "1 min", "18 min", "2 hours", "1,234 hours",
+    ]  # fmt: skip
