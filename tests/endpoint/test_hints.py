@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.cli.options import settings
 from selfemo.config import Config
+from selfemo.evaluation.summary import next_commands
 from selfemo.runs.inputs import cold_start_samples, run_inputs
 
 pytest.importorskip("polars")
@@ -75,3 +76,11 @@ def test_after_personas(expert: Callable[..., str], tmp_path: Path) -> None:
     config, _ = hinted(done.stdout)
     assert list(config.data.personas) == [str(tmp_path / "p")]
     assert run_inputs(config).training
+
+
+def test_what_to_try_on_a_run_is_quoted() -> None:
+    home, data = "my runs/a", "meld:my data"
+    for line in next_commands(Path(home), [data]):
+        words = shlex.split(line)
+        assert words[0] == "selfemo" and home in words
+        assert "--data" not in words or words[words.index("--data") + 1] == data

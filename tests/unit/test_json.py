@@ -60,3 +60,12 @@ def test_cold_start_from_gold_data(tmp_path: Path) -> None:
     assert found == {"samples": 4, "source": "gold"}
     asked = ["coldstart", "generate", "sample", "--out", str(tmp_path / "d.parquet"), "--dry-run"]
     assert said(*asked)["calls"] == 0
+
+
+def test_the_plan_of_a_cluster() -> None:
+    found = said("evolve", "-c", "paper_qwen3_4b", "--data", "sample", "--dry-run")
+    assert (
+        found["waves"][0]["steps"][0] == 1
+        and found["gpus"] > 0
+        and isinstance(found["waves"][0]["command"], list)
+    )
