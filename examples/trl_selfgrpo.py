@@ -3,14 +3,17 @@
 import argparse
 
 import torch
+from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from selfemo.data import load
+from selfemo.errors import SelfEmoError
 from selfemo.models.references import resolve
+from selfemo.runs.settings import find_checkpoint
 from selfemo.training.trl import SelfGRPOConfig, SelfGRPOTrainer, prompt_dataset
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--model", default="builtin:smollm2-135m", help="better a cold-started folder")
+parser.add_argument("--model", default="builtin:smollm2-135m", help="RUN[@CHECKPOINT], model folder or id")
 parser.add_argument("--data", default="sample", help="as in selfemo: a path, or meld:PATH")
 parser.add_argument("--out", default="runs/trl")
 parser.add_argument("--steps", type=int, default=8)
@@ -22,17 +25,17 @@ parser.add_argument("--vllm", choices=["colocate", "server"], help="generate wit
 cli = parser.parse_args()
 
 gpu = torch.cuda.is_available()
-tokenizer = AutoTokenizer.from_pretrained(resolve(cli.model))
-conversations = load(cli.data).conversations
+try:
+    model = resolve(find_checkpoint(cli.model))
+    conversations = load(cli.data).conversations
+except SelfEmoError as e:
+    raise SystemExit(f"error: {e}") from None
+tokenizer = AutoTokenizer.from_pretrained(model)
 split = {
     name: prompt_dataset([c for c in conversations if c.split == name], tokenizer, max_prompt_tokens=512)
     for name in ("train", "test")
 }
-peft_config = None
-if cli.lora:
-    from peft import LoraConfig
-
-    peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if cli.lora else None
 args = SelfGRPOConfig(
     cli.out,
     max_steps=cli.steps,
@@ -48,7 +51,7 @@ args = SelfGRPOConfig(
     **({"use_vllm": True, "vllm_mode": cli.vllm} if cli.vllm else {}),
     **({} if gpu else {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}),
 )
-trainer = SelfGRPOTrainer(cli.model, args, split["train"], split["test"], peft_config=peft_config)
+trainer = SelfGRPOTrainer(model, args, split["train"], split["test"], peft_config=adapters)
 trainer.train()
 trainer.save_model()
 trainer.accelerator.end_training()  # a process that ends with its group still open may abort

@@ -8,6 +8,7 @@ swallows it. (CPython also ends with the signal's own exit status once a Keyboar
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
@@ -18,6 +19,64 @@ from typing import Any, Protocol
 
 Advance = Callable[..., None]
 """advance(n=1, note="")"""
+
+NOTES = logging.getLogger("selfemo.notes")
+"""Lines of code that has no reporter, such as the loading of weights; silent until `show_notes`."""
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def show_notes() -> None:
+    """Print NOTES on standard error, as the commands do."""
+    if not NOTES.handlers:
+        NOTES.addHandler(_Notes())
+        NOTES.setLevel(logging.INFO)
+        NOTES.propagate = False
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "45 s", "12 min", "3 h 20 min"."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Pace:
+    """How far a piece of work is, and how long the rest takes at the rate so far.
+
+    What is counted in the first second was mostly done by an earlier call that this one goes on with, so the
+    rate is that of what comes after.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.start = time.monotonic()
+        self._since = (self.start, 0)
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        now = time.monotonic()
+        if now - self.start < 1:
+            self._since = (now, self.done)
+
+    def left(self) -> float | None:
+        """Seconds that the rest takes; None before there is a rate."""
+        since, before = self._since
+        if self.done <= before:
+            return None
+        return (time.monotonic() - since) / (self.done - before) * max(0, self.total - self.done)
+
+    def __str__(self) -> str:
+        """ "12 of 40, about 3 min left"; at the end "40 of 40 in 4 min"."""
+        count = f"{self.done:,} of {self.total:,}"
+        if self.done >= self.total:
+            return f"{count} in {duration(time.monotonic() - self.start)}"
+        left = self.left()
+        return count if left is None else f"{count}, about {duration(left)} left"
 
 
 class Reporter(Protocol):
@@ -47,19 +106,21 @@ class Lines:
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
-        """A bar in words: a line for each quarter, and after a minute without one."""
-        start, done, shown = time.monotonic(), 0, 0
-        last = start
+        """A bar in words: a line for each quarter, after a minute without one, and at the end.
+
+        Lines are five seconds apart or more.
+        """
+        pace, shown = Pace(total), 0
+        last = pace.start
 
         def advance(n: int = 1, note: str = "") -> None:
-            nonlocal done, shown, last
-            done += n
-            now = time.monotonic()
-            if done * 4 // max(1, total) > shown or done >= total or now - last >= 60:
-                shown, last = done * 4 // max(1, total), now
-                spent = now - start
-                left = spent / done * (total - done) if done else 0.0
-                self.say(f"{label}: {done}/{total}, {spent:.0f} s, {left:.0f} s left {note}")
+            nonlocal shown, last
+            pace.advance(n)
+            quarter, silent = pace.done * 4 // max(1, total), time.monotonic() - last
+            ended = pace.done >= total and shown < 4
+            if ended or (quarter > shown and silent >= 5) or silent >= 60:
+                shown, last = quarter, time.monotonic()
+                self.say(f"{label}: {pace}{note and f', {note}'}")
 
         yield advance
 
@@ -74,7 +135,8 @@ class Console(Lines):
         self.console = RichConsole(stderr=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        # Lines of a file or pipe are not cut to a width, and a path in brackets is no markup.
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
@@ -82,26 +144,24 @@ class Console(Lines):
             with super().bar(label, total) as advance:
                 yield advance
             return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        with Progress(
-            "{task.description:<24}",
-            BarColumn(),
-            MofNCompleteColumn(),
+        pace = Pace(total)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[pace]}", markup=False),
             TimeElapsedColumn(),
-            "left",
-            TimeRemainingColumn(),
-            "{task.fields[note]}",
-            console=self.console,
-        ) as progress:
-            task = progress.add_task(label, total=total, note="")
-            yield lambda n=1, note="": progress.update(task, advance=n, note=note)
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(label, total=total, note="", pace=str(pace))
+
+            def advance(n: int = 1, note: str = "") -> None:
+                pace.advance(n)
+                progress.update(task, advance=n, note=note, pace=str(pace))
+
+            yield advance
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

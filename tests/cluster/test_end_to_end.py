@@ -98,7 +98,7 @@ def weights(folder: Path) -> dict:
 
 def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
     run = work / "run"
-    counts = train_alone(str(work / "cold"), run, settings(work), Quiet())
+    _, counts = train_alone(str(work / "cold"), run, settings(work), Quiet())
     assert sum(counts.get(k, 0) for k in ("pass", "low_reward", "unparsed")) > 0
     checkpoint = run / "checkpoints" / "iteration-1-rl"
     verify_checkpoint(checkpoint)

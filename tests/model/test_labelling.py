@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.types import LABEL_SETS, LabelSet
-from selfemo.progress import Quiet
-from selfemo.serve.labelling import CHUNK, Source, label_file
+from selfemo.progress import Lines, Quiet
+from selfemo.serve.labelling import CHUNK, Source, check_finished, label_file
 from selfemo.serve.selfemo import SelfEmo
 
 
@@ -51,7 +52,7 @@ def test_csv_in_csv_out_keeps_columns_and_order(model: SelfEmo, tmp_path: Path) 
         weights = json.loads(row["distribution"])
         assert set(weights) == set(LABEL_SETS["meld"]) and abs(sum(weights.values()) - 1) < 1e-4
         assert weights[row["predicted_emotion"]] == float(row["confidence"]) == max(weights.values())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.csv", "out.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.csv", "out.csv", "out.csv.about.json"]
 
 
 def test_what_is_read_is_what_recognise_says(model: SelfEmo, tmp_path: Path) -> None:
@@ -131,7 +132,9 @@ def test_a_kill_loses_nothing_and_doubles_nothing(tiny_model: Path, tmp_path: Pa
     again = subprocess.run(command(tiny_model, source, out), check=True, capture_output=True, env=env)
     assert b"300 turns" in again.stdout
     assert out.read_bytes() == whole.read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.csv", "out.csv", "whole.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "many.csv", "out.csv", "out.csv.about.json", "whole.csv", "whole.csv.about.json",
+    ]  # fmt: skip
 
 
 def test_what_was_begun_with_something_else_is_not_gone_on_with(
@@ -147,6 +150,38 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(
     (tmp_path / "out.jsonl.progress.json").write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
         label_file(Source(str(source)), out, model, Quiet())
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_a_finished_file_is_never_replaced(
+    name: str, model: SelfEmo, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = many(tmp_path, 4), tmp_path / name
+    first = label_file(Source(str(source)), out, model, Quiet())
+    held = out.read_bytes()
+    again = label_file(Source(str(source)), out, model, Lines("again"))
+    assert (again.turns, again.failed, again.resumed) == (20, first.failed, 20)
+    assert "is finished already" in capsys.readouterr().err
+
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    with pytest.raises(StoreError) as refused:
+        check_finished(out, str(other))
+    assert str(refused.value).startswith(f"{out} was made by the model {tiny_model}, ")
+    assert "not by other (" in str(refused.value) and "Give another --out" in str(refused.value)
+    second = SelfEmo(other, max_tokens=96, overrides=["prompt.max_tokens=300"])
+    with pytest.raises(StoreError, match="not by other"):
+        label_file(Source(str(source)), out, second, Quiet())
+    with pytest.raises(StoreError, match="by other settings"):
+        label_file(Source(str(source)), out, model, Quiet(), labels=LABEL_SETS["emorynlp"])
+    assert out.read_bytes() == held
+
+    out.write_bytes(held + b"\n")
+    with pytest.raises(StoreError, match=f"was changed after {tiny_model} made it"):
+        check_finished(out, str(tiny_model))
+    (tmp_path / f"{name}.about.json").unlink()
+    with pytest.raises(StoreError, match="says which model made it"):
+        check_finished(out, str(tiny_model))
+    assert out.read_bytes() == held + b"\n"
 
 
 def test_bad_names_and_files_are_told_before_anything_is_labelled(model: SelfEmo, tmp_path: Path) -> None:

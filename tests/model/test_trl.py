@@ -418,18 +418,26 @@ def test_two_processes_are_one(tiny_model: Path, tmp_path: Path, tokenizer: Any)
 
 @pytest.mark.slow
 @pytest.mark.extended
-def test_the_example_in_two_processes(tiny_model: Path, tmp_path: Path) -> None:
-    """Each group of four spans both processes; the adapters are saved once."""
+def test_the_example_in_two_processes(finished: Path, tmp_path: Path) -> None:
+    """From a run folder. Each group of four spans both processes; the adapters are saved once."""
     example = Path(__file__).parents[2] / "examples" / "trl_selfgrpo.py"
     assert len(example.read_text().splitlines()) < 60
     out = tmp_path / "out"
     said = in_two_processes(
         str(example),
-        *("--model", str(tiny_model), "--out", str(out), "--lora"),
+        *("--model", str(finished), "--out", str(out), "--lora"),
         *("--steps", "2", "--batch", "2", "--group", "4", "--lam-max", "0.5"),
     )
     assert "'lambda': '0.25'" in said, said[-2000:]
     assert (out / "adapter_model.safetensors").exists()
+
+
+def test_the_example_refuses_a_model_as_the_commands_do(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "trl_selfgrpo.py"
+    command = [sys.executable, str(example), "--model", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: {tmp_path} is not a model folder" in done.stderr
 
 
 # -- without the subclass --------------------------------------------------------------------------

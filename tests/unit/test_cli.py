@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -14,20 +15,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from selfemo import __version__
 from selfemo.cli import app
+from selfemo.cli.main import EXIT_CODES
 from selfemo.cli.output import interruptible
 from selfemo.errors import ConfigError, DataError, SelfEmoError
 from selfemo.progress import Stopped
+from tests.support.commands import walk
 
-
-def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Each command and group by the words that name it."""
-    yield path
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from commands(inner, (*path, name))
-
-
-COMMANDS = list(commands(typer.main.get_command(app)))
+COMMANDS = [path for path, _ in walk(typer.main.get_command(app))]
 
 
 def test_the_list_of_commands() -> None:
@@ -48,8 +44,84 @@ def test_help_fits_a_terminal_of_80_columns(command: tuple[str, ...]) -> None:
     assert max(map(len, lines)) <= 80
     assert lines[2].startswith("  ") and len(lines[2].split()) > 3, "says what the command does"
     if "Commands:" in lines:
-        for line in lines[lines.index("Commands:") + 1 :]:
-            assert line.endswith("."), f"cut short or wrapped: {line}"
+        listed = itertools.takewhile(bool, lines[lines.index("Commands:") + 1 :])
+        for line in listed:
+            assert line.endswith(".") and "..." not in line, f"cut short or wrapped: {line}"
+    assert not list(cut(command, done.stdout)), "words that a line break cuts"
+
+
+def cut(command: tuple[str, ...], shown: str) -> Iterator[str]:
+    """Words of a command's help, and names of its options, that its page does not show whole."""
+    of: Any = typer.main.get_command(app)
+    for name in command:
+        of = of.commands[name]
+    there = {w.strip(",") for w in shown.split()}
+    for text in (of.help, *(getattr(p, "help", "") for p in of.params)):
+        yield from {w.strip(",") for w in (text or "").split()} - there
+    for parameter in of.params:
+        yield from {o for o in parameter.opts if o.startswith("-")} - there
+
+
+def test_the_version() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"selfemo {__version__}\n")
+
+
+# -- completion ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("selfemo ev", ["evolve", "evaluate"]),
+        ("selfemo evolve -c pa", ["paper_qwen3_4b", "paper_qwen3_8b"]),
+        ("selfemo evolve -c mine/", []),
+        ("selfemo evaluate x --split ", ["dev", "test"]),
+        ("selfemo coldstart generate x --split t", ["train", "test"]),
+        ("selfemo predict x --labels e", ["emorynlp"]),
+        ("selfemo evolve --engine ", ["local", "verl"]),
+    ],
+)
+def test_what_a_shell_completes(typed: str, offered: list[str]) -> None:
+    words = typed.split()
+    at = {"COMP_WORDS": typed, "COMP_CWORD": str(len(words) - (not typed.endswith(" ")))}
+    code = "from selfemo.cli import app; app(prog_name='selfemo')"
+
+    def asked(shell: str, **env: str) -> str:
+        env = {**os.environ, "_SELFEMO_COMPLETE": f"complete_{shell}", **env}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert not done.stderr
+        return done.stdout
+
+    assert asked("bash", **at).split() == offered
+    fish = asked("fish", _TYPER_COMPLETE_ARGS=typed, _TYPER_COMPLETE_FISH_ACTION="get-args")
+    assert [line.partition("\t")[0] for line in fish.splitlines() if line] == offered
+    zsh = asked("zsh", _TYPER_COMPLETE_ARGS=typed)
+    assert all(f'"{name}"' in zsh for name in offered) and "..." not in zsh
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed(shell: str, tmp_path: Path) -> None:
+    env = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    code = "from selfemo.cli import app; app(prog_name='selfemo')"
+    for ask in ("--show-completion", "--install-completion"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, ask, shell], env=env, capture_output=True, text=True, check=True
+        )
+        assert ask == "--install-completion" or "_SELFEMO_COMPLETE=complete_" in done.stdout
+    written = [f for f in tmp_path.rglob("*") if f.is_file() and "selfemo" in f.name]
+    assert written and all("_SELFEMO_COMPLETE" in f.read_text() for f in written)
+
+
+# -- exit codes ---------------------------------------------------------------------------------------
+
+
+def test_the_exit_codes_are_in_the_help_and_in_the_docs() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
+    docs = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    for code, meaning in EXIT_CODES.items():
+        assert f"    {code:<4} {meaning}\n" in shown
+        assert f"| {code} | {meaning} |" in docs
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -64,6 +136,31 @@ def test_help_loads_nothing_heavy() -> None:
     assert "typer" in loaded
     heavy = {"torch", "transformers", "numpy", "polars", "pydantic", "sklearn", "matplotlib", "rich"}
     assert not loaded & heavy
+
+
+def ended(*arguments: str, wait_for: Path | None = None, number: int = 0) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command; it gets the signal when it opens the pipe `wait_for`."""
+    command = [sys.executable, "-m", "selfemo.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if wait_for is not None:
+        with wait_for.open("w"):  # returns when the command has opened its end
+            process.send_signal(number)
+            said = process.communicate(timeout=60)
+    else:
+        said = process.communicate(timeout=60)
+    return process.returncode, *said
+
+
+def test_exit_codes(tmp_path: Path) -> None:
+    assert ended("--version")[0] == 0
+    code, out, said = ended("table1", "--cross")
+    assert (code, out) == (1, "") and said.startswith("error: --cross needs folders")
+    code, out, said = ended("evolve", "--nonsense")
+    assert (code, out) == (2, "") and "No such option" in said
+    pipe = tmp_path / "slow.toml"
+    os.mkfifo(pipe)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert ended("evolve", "-c", str(pipe), wait_for=pipe, number=number) == (130, "", "stopped\n")
 
 
 # -- stopping -----------------------------------------------------------------------------------------
@@ -107,6 +204,7 @@ def test_other_errors_pass_a_block_that_can_be_stopped() -> None:
         ("evolve --resume {empty} -c quickstart", "--resume takes its settings from the run"),
         ("evolve --dry-run", "add --engine verl"),
         ("evolve --engine none", "engine"),
+        ("sft --out {empty}/m --engine none", "engine"),
         ("sft --out {empty}/m -c {empty}", "cannot be read as TOML"),
         ("train x --out {empty} --resume --set seed=1", "--resume takes its settings from the run"),
         ("selfplay builtin:smollm2-135m --data {empty}/none", "no such file or folder"),

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.evaluation.changes import VERDICTS
-from selfemo.evaluation.console import analysis_tables, in_words, run_tables
+from selfemo.evaluation.console import analysis_tables, run_tables
 from selfemo.evaluation.rendering import narrow
 from selfemo.method.types import LABEL_SETS
 
@@ -170,10 +170,3 @@ def test_the_tables_of_an_analysis_have_80_columns() -> None:
 def test_confusion_of_each_label_set_has_80_columns(name, labels) -> None:
     header = ["gold", *labels, "failed"]
     is_readable(narrow(header, [[e, *["1234"] * (len(labels) + 1)] for e in labels]))
-
-
-def test_counts_in_words() -> None:
-    assert in_words({"too_long": 3, "rate": 0.25, "by": {}}) == "too long 3, rate 0.25, by none"
-    assert in_words({"kept": True, "ends": [1, 2], "names": ["a", "b", "c"], "none": None}) == (
-        "kept yes, ends 1 to 2, names a, b, c, none -"
-    )

@@ -9,15 +9,11 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
-from selfemo.cli.output import print_counts, reporter
+from selfemo.cli.output import print_counts, reporter, use_samples
 
-group = typer.Typer(no_args_is_help=True, help="Samples for the cold start.")
+group = typer.Typer(no_args_is_help=True, help="Make samples for the cold start.")
 
 SamplesFile = Annotated[Path, typer.Option(help="Parquet file of chats.")]
-
-
-def _use(out: Path) -> str:
-    return f"use them: selfemo evolve --set sft.samples={out} ..."
 
 
 @group.command()
@@ -62,7 +58,7 @@ def generate(
         found, specs, out, reporter(), max_samples=max_samples, seed=seed, reasoning=kind,
         agreement=agreement, rounds=rounds, retry_failed=retry_failed,
     )  # fmt: skip
-    print_counts(counts, as_json, _use(out))
+    print_counts(counts, as_json, use_samples(out, kind, source))
 
 
 @group.command()
@@ -80,5 +76,5 @@ def soften(
     """
     from selfemo.runs.standalone import soften_alone
 
-    counts = soften_alone(model, samples, out, own_weight, overrides or [], reporter())
-    print_counts(counts, as_json, _use(out))
+    counts, config, reasoning = soften_alone(model, samples, out, own_weight, overrides or [], reporter())
+    print_counts(counts, as_json, use_samples(out, reasoning, config=config))

@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from selfemo.cli import options as opt
 
 if TYPE_CHECKING:
-    from selfemo.data.overlap import Comparison
+    from selfemo.data.overlap import Comparison, Counts
     from selfemo.method.types import Conversation
 
 group = typer.Typer(no_args_is_help=True, help="Look at conversation data.")
@@ -26,30 +26,37 @@ def check(
     copies: Annotated[
         Path | None, typer.Option(help="Write each utterance that two splits share to this JSONL file.")
     ] = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Name each data set, count it, and report blemishes.
 
     The counts are compared with the official ones, where there are any. Of several data sets, and of one that
     repeats itself, it shows what training and held-out splits share.
     """
+    from selfemo.cli.output import print_json
     from selfemo.data import resolve
-    from selfemo.data.base import check_lines
+    from selfemo.data.base import check_lines, check_record
     from selfemo.data.overlap import compare_splits
     from selfemo.files import write_text
 
     found = [resolve(source) for source in sources]
     several = Counter(adapter.name for adapter, _ in found)
     loaded: list[tuple[str, Sequence[Conversation]]] = []
+    records: list[dict[str, Any]] = []
     for source, (adapter, path) in zip(sources, found, strict=True):
         result = adapter.load(path, lenient)
-        if loaded:
-            typer.echo()
-        for line in check_lines(result, adapter):
-            typer.echo(line)
+        records.append({"source": source, **check_record(result, adapter)})
+        if not as_json:
+            typer.echo(("\n" if loaded else "") + "\n".join(check_lines(result, adapter)))
         loaded.append((source if several[adapter.name] > 1 else adapter.name, result.conversations))
     compared = compare_splits(loaded)
     shared = [c for c in compared if c.overlap.copies]
-    _show_overlap(compared if len(sources) > 1 else shared)
+    shown = compared if len(sources) > 1 else shared
+    if as_json:
+        overlap = [{"of": c.held_out, "in": c.training, **_only(c).as_dict()} for c in shown]
+        print_json({"data_sets": records, "overlap": overlap})
+    else:
+        _show_overlap(shown)
     if copies is not None:
         lines = [
             json.dumps({"of": c.held_out, "in": c.training, **copy.as_dict()}, ensure_ascii=False)
@@ -57,7 +64,13 @@ def check(
             for copy in c.overlap.copies
         ]
         write_text(copies, "".join(f"{line}\n" for line in lines))
-        typer.echo(f"\n{copies}: {len(lines)} utterances")
+        typer.echo(f"{copies}: {len(lines)} utterances", err=as_json)
+
+
+def _only(compared: Comparison) -> Counts:
+    """The counts of a comparison, which is of one held-out data set."""
+    (counts,) = compared.overlap.counts.values()
+    return counts
 
 
 def _show_overlap(compared: list[Comparison]) -> None:
@@ -68,7 +81,7 @@ def _show_overlap(compared: list[Comparison]) -> None:
         return
     rows = []
     for c in compared:
-        (n,) = c.overlap.counts.values()
+        n = _only(c)
         shares = (f"{n.copies} of {n.utterances}", f"{n.overlapping} of {n.conversations}")
         rows.append([c.held_out, c.training, *shares])
     title = (

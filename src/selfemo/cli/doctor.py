@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from selfemo.cli import completion
 from selfemo.cli import options as opt
 from selfemo.cli.options import settings
 from selfemo.cli.output import print_json, print_tables
@@ -16,7 +17,10 @@ def doctor(
     data: opt.Data = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
-    engine: Annotated[str, typer.Option(help="local or verl (default: the configuration's).")] = "",
+    engine: Annotated[
+        str,
+        typer.Option(help="local or verl (default: the configuration's).", autocompletion=completion.engines),
+    ] = "",
     out: Annotated[Path, typer.Option(help="Where the run would go.")] = Path("runs"),
     gpus: Annotated[int, typer.Option(min=0, help="GPUs (verl) or cores to estimate for.")] = 0,
     machine: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090 or cpu-core.")] = "",

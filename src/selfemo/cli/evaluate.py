@@ -13,6 +13,7 @@ from selfemo.cli.output import (
     again,
     confirm,
     interruptible,
+    print_counts,
     print_files,
     print_json,
     print_tables,
@@ -23,8 +24,8 @@ from selfemo.cli.output import (
 _JUDGES = "NAME=URL,model=MODEL or local; may be repeated."
 _TRAINED = "A source that the model was trained on, besides those of its run; may be repeated."
 _ARMS = (
-    "An arm beside the full one, in place of those of table 2: vanilla-grpo, original-only, gold-cold-start, "
-    "sft-only, same-labels, replay-only, placebo, cold-start, backbone, or a TOML file; may be repeated."
+    "An arm beside the full one, in place of those of table 2; may be repeated: vanilla-grpo, sft-only, "
+    "original-only, gold-cold-start, same-labels, replay-only, placebo, cold-start, backbone, or a TOML file."
 )
 
 
@@ -47,9 +48,10 @@ def evaluate(
 
     Accuracy, F1, mean R1, calibration and confusion; beside, without what overlaps with the training data.
     """
-    from selfemo.evaluation.console import evaluation_tables, in_words
+    from selfemo.evaluation.console import evaluation_tables
     from selfemo.evaluation.constants import constants_lines
     from selfemo.evaluation.jobs import PREDICTIONS_FILE, SCORES_FILE, evaluate_model
+    from selfemo.runs.words import value_in_words
 
     sets = _sets(overrides, split)
     with interruptible(again(out) if out else "nothing is kept without --out") as (reporter, stop):
@@ -68,7 +70,7 @@ def evaluate(
         typer.echo("\nno conversation overlaps with the training data")
     for dataset, s in result.scores.items():
         if s.failures:
-            typer.echo(f"\n{dataset}, predictions without an emotion: {in_words(s.failures)}")
+            typer.echo(f"\n{dataset}, predictions without an emotion: {value_in_words(s.failures)}")
     if out is not None:
         print_files(out, (SCORES_FILE, PREDICTIONS_FILE))
 
@@ -78,6 +80,7 @@ def table1(
     form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
     cross: Annotated[bool, typer.Option("--cross", help="Data sets of training against evaluation.")] = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Print table 1: the paper's rows beside what was measured."""
     from selfemo.errors import ConfigError
@@ -90,6 +93,10 @@ def table1(
     where: dict[str, tables.Intervals] = {"csv": "columns", "latex": "cells"}
     intervals = where.get(form, "none")
     table = tables.cross(folders or []) if cross else tables.table1(folders or [], intervals=intervals)
+    if as_json:
+        header, rows = table
+        print_json({"header": header, "rows": rows})
+        return
     text = render(*table, form)
     if out is None:
         typer.echo(text, nl=False)
@@ -126,7 +133,10 @@ def judge(
             a, b, data, expert_specs(judges), out, config or [], sets, reporter, limit=limit,
             seed=seed, rounds=rounds, retry_failed=retry_failed, dry_run=dry_run, stop=stop,
         )  # fmt: skip
-    if as_json or dry_run:
+    if dry_run:
+        print_counts(result, as_json)
+        return
+    if as_json:
         print_json(result)
         return
     print_tables([("Wins, ties and losses of the first", *judge_table(result))])
@@ -231,7 +241,7 @@ def _analyse_channel(
     as_json: bool,
 ) -> None:
     from selfemo.evaluation.channel import analyse_channel, channel_table
-    from selfemo.evaluation.console import in_words
+    from selfemo.runs.words import value_in_words
 
     with interruptible("nothing is kept") as (reporter, stop):
         result = analyse_channel(model, data or [], config or [], overrides, reporter, out=out, stop=stop)
@@ -241,7 +251,7 @@ def _analyse_channel(
     print_tables([("The channel on held-out turns; 95% intervals", *channel_table(result))])
     for name, left_out in result["left_out"].items():
         if left_out:
-            typer.echo(f"\n{name}, turns left out: {in_words(left_out)}")
+            typer.echo(f"\n{name}, turns left out: {value_in_words(left_out)}")
     for name, found in result["datasets"].items():
         typer.echo("")
         print_text(f"{name}: {found['verdict']}")

@@ -57,7 +57,7 @@ def evolve(
     changes = (overrides or []) if resume is not None else []
     folder = resume or out or new_run_folder()
     if dry_run and chosen is not None:
-        show_plan(chosen, chosen.model.id, folder, max(1, chosen.flywheel.iterations))
+        show_plan(chosen, chosen.model.id, folder, max(1, chosen.flywheel.iterations), as_json=as_json)
         return
     go_on = f"go on with: selfemo evolve --resume {folder}"
     inputs = None
@@ -82,8 +82,9 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     from rich.console import Console
 
     from selfemo.evaluation.changes import change_line
-    from selfemo.evaluation.console import CHANGES_NOTE, in_words, run_tables
+    from selfemo.evaluation.console import CHANGES_NOTE, run_tables
     from selfemo.evaluation.summary import next_commands, overlap_tables
+    from selfemo.runs.words import in_words
 
     if as_json:
         print_json({"run": str(run.path), **summary})

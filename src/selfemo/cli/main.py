@@ -13,9 +13,20 @@ from selfemo import __version__
 from selfemo.cli import coldstart, data, doctor, evaluate, evolve, personas, report, serve, store, train
 from selfemo.errors import SelfEmoError
 
+EXIT_CODES = {
+    0: "done",
+    1: "an error of input, settings, model, disk or machine, named on stderr",
+    2: "wrong usage: an unknown command or option, or a bad value",
+    130: "stopped by Ctrl-C or SIGTERM; stderr says what is kept, if anything",
+}
+"""Exit status of every command, and what it means (docs/reliability.md)."""
+
 # Help in plain text: rich takes longer to import than all the rest.
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<4} {what}" for code, what in EXIT_CODES.items()),
 )
 for command in (
     evolve.evolve, train.sft, train.train, train.selfplay,
@@ -24,21 +35,34 @@ for command in (
     doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
-app.add_typer(data.group, name="data")
-app.add_typer(personas.group, name="personas")
-app.add_typer(coldstart.group, name="coldstart")
-app.add_typer(store.group, name="store")
+GROUPS = {"data": data.group, "personas": personas.group, "coldstart": coldstart.group, "store": store.group}
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
+for listed in (app, *GROUPS.values()):
+    for known in listed.registered_commands:
+        # Lists and shells show this line whole; of a docstring they would cut it at 45 letters.
+        known.short_help = (known.callback.__doc__ or "").partition("\n")[0] if known.callback else None
 
 # A full disk, a limit on it, or a folder that cannot be written.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
 
-@app.callback()
-def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """SELF-EMO: models that read the emotions of a conversation and evolve by talking to themselves."""
-    if version:
-        typer.echo(__version__)
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"selfemo {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """SELF-EMO: models that read the emotions of a conversation and evolve by talking to themselves."""
+    from selfemo.progress import show_notes
+
+    show_notes()
 
 
 def _terminate(*_: object) -> None:
@@ -64,6 +88,11 @@ def run() -> None:
         where = f"{e.filename}: " if e.filename else ""
         typer.echo(f"error: {where}{e.strerror}; what was finished before is kept", err=True)
         raise SystemExit(1) from None
+    except SystemExit as e:
+        # typer ends with 130 and no word at a KeyboardInterrupt; `interruptible` has said how to go on.
+        if e.code == 130 and isinstance(getattr(e.__context__, "__cause__", None), KeyboardInterrupt):
+            typer.echo("stopped", err=True)
+        raise
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         raise SystemExit(130) from None

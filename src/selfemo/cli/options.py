@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from selfemo.cli import completion
+
 if TYPE_CHECKING:
     from selfemo.config import Config
     from selfemo.models.generation.chat import ExpertSpec
@@ -21,6 +23,7 @@ Configs = Annotated[
         "--config",
         "-c",
         help="TOML file, or the name of one that is shipped (quickstart, ...); several merge left to right.",
+        autocompletion=completion.configurations,
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value.")]
@@ -39,12 +42,14 @@ SourceArgument = Annotated[str, typer.Argument(help='"sample", a path, or NAME:P
 SourceArguments = Annotated[
     list[str], typer.Argument(help='"sample", a path, or NAME:PATH; several are compared.')
 ]
-Splits = Annotated[list[str], typer.Option("--split", help="train, dev, test or all.")]
+Splits = Annotated[
+    list[str], typer.Option("--split", help="train, dev, test or all.", autocompletion=completion.splits)
+]
 HeldOut = Annotated[
     Literal["dev", "test"] | None, typer.Option("--split", help="dev or test (default: the configuration's).")
 ]
 Limit = Annotated[int, typer.Option(min=0, help="First N conversations; 0 takes all.")]
-Lenient = Annotated[bool, typer.Option(help="Skip and count broken rows.")]
+Lenient = Annotated[bool, typer.Option("--lenient", help="Skip and count broken rows.")]
 
 # models
 ModelName = Annotated[
@@ -57,7 +62,12 @@ ModelArgument = Annotated[str, typer.Argument(help="Model id, folder or run.")]
 SystemArgument = Annotated[
     str, typer.Argument(help="RUN[@CHECKPOINT], model folder or id, or NAME=URL,model=MODEL.")
 ]
-EngineName = Annotated[str | None, typer.Option("--engine", help="local (one device) or verl (GPU cluster).")]
+EngineName = Annotated[
+    str | None,
+    typer.Option(
+        "--engine", help="local (one device) or verl (GPU cluster).", autocompletion=completion.engines
+    ),
+]
 ShowPlan = Annotated[bool, typer.Option("--dry-run", help="Show what verl would run; run nothing.")]
 EmbedderId = Annotated[str, typer.Option(help="Folder or hub id of a sentence embedder.")]
 
@@ -69,12 +79,15 @@ Experts = Annotated[
     list[str] | None,
     typer.Option(
         "--expert",
-        help="NAME=URL,model=MODEL[,key=ENV_VARIABLE,concurrency=,rpm=,tpm=,timeout=,attempts=,"
-        "temperature=,json=none|object|schema], or local[,model=ID]; may be repeated.",
+        help="NAME=URL,model=MODEL, or local[,model=ID]; may be repeated. An endpoint takes more after "
+        "commas: key=ENV_VARIABLE, concurrency=, rpm=, tpm=, timeout=, attempts=, temperature=, "
+        "json=none|object|schema.",
     ),
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="Tries per question, each with one repair.")]
-RetryFailed = Annotated[bool, typer.Option(help="Ask anew what ended in an unusable answer.")]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Ask anew what ended in an unusable answer.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many calls and tokens; ask nothing.")]
 
 # servers

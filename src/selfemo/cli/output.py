@@ -79,10 +79,36 @@ def print_counts(counts: Mapping[str, Any], as_json: bool, hint: str = "") -> No
     if as_json:
         print_json(counts)
         return
+    from selfemo.runs.words import value_in_words
+
     for key, value in counts.items():
-        typer.echo(f"{key.replace('_', ' ')}: {value}")
+        typer.echo(f"{key.replace('_', ' ')}: {value_in_words(value)}")
     if hint:
         typer.echo(hint)
+
+
+_WITH_REASONING = (
+    "grpo.gold_weight=0", "grpo.reward_weight=1", "evaluation.span=emotion", "sampling.max_new_tokens=256",
+)  # fmt: skip
+"""What quickstart has otherwise, since its models write E right behind the prompt."""
+
+
+def use_samples(samples: Path, reasoning: str = "none", source: str = "", config: Path | None = None) -> str:
+    """The command that trains on samples, which a shell takes as it is printed.
+
+    Args:
+        reasoning: that of the samples; a run must ask for the same.
+        source: the data set that they are of.
+        config: settings that they were made for, in place of the shipped quickstart.
+    """
+    import shlex
+
+    sets = [f"sft.samples={samples}"]
+    if reasoning != "none":
+        sets += [f"prompt.reasoning={reasoning}", *(() if config else _WITH_REASONING)]
+    words = ["selfemo", "evolve", "-c", str(config or "quickstart"), *(["--data", source] if source else [])]
+    words += [w for text in sets for w in ("--set", text)]
+    return f"use them: {shlex.join(words)}"
 
 
 def print_tables(tables: Iterable[tuple[str, list[str], list[list[str]]]]) -> None:

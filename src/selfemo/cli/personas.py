@@ -1,7 +1,8 @@
-"""`selfemo personas`: extract, merge, cluster."""
+"""`selfemo personas`: extract, profiles, cluster."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
 from selfemo.cli.output import print_counts, print_json, reporter
 
-group = typer.Typer(no_args_is_help=True, help="Personas: extract, merge, cluster.")
+group = typer.Typer(no_args_is_help=True, help="Describe speakers by experts, and cluster them.")
 
 
 @group.command()
@@ -24,7 +25,7 @@ def extract(
     segment_turns: Annotated[int, typer.Option(min=2, help="Longest segment, in turns.")] = 16,
     rounds: opt.Rounds = 2,
     retry_failed: opt.RetryFailed = False,
-    merge: Annotated[bool, typer.Option(help="Experts merge a speaker's descriptions.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Experts merge a speaker's descriptions.")] = False,
     embedder: opt.EmbedderId = opt.EMBEDDER,
     lenient: opt.Lenient = False,
     dry_run: opt.DryRun = False,
@@ -51,7 +52,9 @@ def extract(
         found, specs, out, reporter(), segment_turns=segment_turns, rounds=rounds,
         retry_failed=retry_failed, merge=merge, embedder=embedder,
     )  # fmt: skip
-    print_counts(counts, as_json, f"use them: selfemo evolve --set 'data.personas=[\"{out}\"]' ...")
+    personas = f'data.personas=["{out}"]'
+    use = shlex.join(["selfemo", "evolve", "-c", "quickstart", "--data", source, "--set", personas])
+    print_counts(counts, as_json, f"use them: {use}")
 
 
 @group.command()

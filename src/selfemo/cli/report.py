@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from selfemo.cli import options as opt
+from selfemo.cli.output import print_json, reporter
 
 
 def report(
@@ -17,6 +18,7 @@ def report(
     ablation: Annotated[Path | None, typer.Option(help="Folder of `selfemo ablate`.")] = None,
     evaluations: Annotated[opt.Paths, typer.Option("--evaluation", help="Of `evaluate --out`.")] = None,
     personas: Annotated[Path | None, typer.Option(help="Folder of `selfemo personas cluster`.")] = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Write a run as one self-contained HTML file.
 
@@ -24,7 +26,11 @@ def report(
     """
     from selfemo.reports.report import build
 
+    reporter().say(f"reading {run} and drawing its figures")
     written = build(
         run, out, judges=judges or [], ablation=ablation, evaluations=evaluations or [], personas=personas
     )  # fmt: skip
+    if as_json:
+        print_json({"files": [str(path) for path in written]})
+        return
     typer.echo(", ".join(map(str, written)))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from selfemo.cli import completion
 from selfemo.cli import options as opt
-from selfemo.cli.output import interruptible
+from selfemo.cli.output import interruptible, print_json
 
 
 def predict(
@@ -23,7 +25,10 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="A .jsonl or .csv file; go on if stopped.")],
     model: opt.ModelName = opt.BUILTIN,
-    labels: Annotated[str | None, typer.Option(help="Emotions by commas, or meld, emorynlp, ...")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Emotions by commas, or meld, emorynlp, ...", autocompletion=completion.label_sets),
+    ] = None,
     text: Annotated[str, typer.Option(help="CSV column of the text.")] = "",
     speaker: Annotated[str, typer.Option(help="CSV column of the speaker.")] = "",
     conversation: Annotated[str, typer.Option(help="CSV column of the conversation's id.")] = "",
@@ -31,6 +36,7 @@ def predict(
     encoding: Annotated[str, typer.Option(help="Encoding of the input file.")] = "utf-8-sig",
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Label each turn of a transcript with its emotion.
 
@@ -38,17 +44,21 @@ def predict(
     """
     from selfemo.data.transcripts import ReadSettings
     from selfemo.serve.asking import label_set_of
-    from selfemo.serve.labelling import Source, check_out, label_file
+    from selfemo.serve.labelling import Source, check_finished, check_out, label_file
     from selfemo.serve.selfemo import SelfEmo
 
     known = label_set_of(labels.split(",") if "," in labels else labels) if labels else None
     read = Source(source, ReadSettings(text, speaker, conversation, encoding, gap))
     check_out(out, read.path)
+    check_finished(out, model)
     with (
         closing(SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])) as opened,
         interruptible(f"run the same command again to go on with {out}") as (reporter, stop),
     ):
         done = label_file(read, out, opened, reporter, labels=known, stop=stop)
+    if as_json:
+        print_json({"out": str(out), **asdict(done)})
+        return
     typer.echo(f"{out}: {done.turns} turns, {done.failed} without a prediction")
 
 

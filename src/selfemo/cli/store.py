@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from selfemo.cli import options as opt
-from selfemo.cli.output import again, interruptible, print_json
+from selfemo.cli.output import again, interruptible, print_json, use_samples
 
-group = typer.Typer(no_args_is_help=True, help="A run's store as Parquet shards.")
+group = typer.Typer(no_args_is_help=True, help="Export a run's store; select samples from exports.")
 
 
 @group.command()
@@ -57,6 +57,8 @@ def select(
     emotion.
     """
     from selfemo.runs.selection import select as select_samples
+    from selfemo.runs.shards import read_manifest
+    from selfemo.runs.words import value_in_words
 
     with interruptible("nothing was written") as (reporter, stop):
         result = select_samples(
@@ -67,5 +69,5 @@ def select(
         print_json(result.as_dict())
         return
     for name, value in result.as_dict().items():
-        typer.echo(f"{name.replace('_', ' '):<12} {value}")
-    typer.echo(f"use them: selfemo evolve --set sft.samples={out} ...")
+        typer.echo(f"{name.replace('_', ' '):<12} {value_in_words(value)}")
+    typer.echo(use_samples(out, read_manifest(folders[0]).reasoning))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import settings
-from selfemo.cli.output import confirm, interruptible, reporter
+from selfemo.cli.output import confirm, interruptible, print_json, reporter
 
 if TYPE_CHECKING:
     from selfemo.config import Config
@@ -21,12 +20,18 @@ def sft(
     data: opt.Data = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
+    engine: opt.EngineName = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Train on gold data alone: the cold start."""
     from selfemo.runs.standalone import sft_alone
+    from selfemo.runs.words import in_words
 
-    info = sft_alone(out, settings(config, overrides, data=data), reporter())
-    typer.echo(f"{out}: trained on {info['samples']} samples in {info['steps']} steps")
+    info = sft_alone(out, settings(config, overrides, engine, data), reporter())
+    if as_json:
+        print_json({"out": str(out), **info})
+        return
+    typer.echo(f"{out}: trained on {in_words(info)}")
 
 
 def train(
@@ -39,6 +44,7 @@ def train(
     dry_run: opt.ShowPlan = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the stage that --out holds.")] = False,
     yes: opt.Yes = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Train with SELF-GRPO and self-play alone.
 
@@ -47,20 +53,24 @@ def train(
     from selfemo.errors import ConfigError
     from selfemo.runs.preflight import check_run
     from selfemo.runs.standalone import train_alone, train_settings
+    from selfemo.runs.words import in_words
 
     if resume and (config or overrides or data or engine or dry_run):
         raise ConfigError("--resume takes its settings from the run; leave out the others")
     chosen = None if resume else train_settings(model, settings(config, overrides, engine, data))
     if dry_run and chosen is not None:
-        show_plan(chosen, chosen.model.id, out)
+        show_plan(chosen, chosen.model.id, out, as_json=as_json)
         return
     if chosen is not None:
         chosen, _, need = check_run(chosen, out, reporter(), cold_start=False)
         confirm(need, reporter(), yes)
     go_on = f"go on with: selfemo train {model} --out {out} --resume"
     with interruptible(go_on) as (said, stop):
-        counts = train_alone(model, out, chosen, said, stop)
-    typer.echo(f"{out}: {json.dumps(counts)}")
+        checkpoint, counts = train_alone(model, out, chosen, said, stop)
+    if as_json:
+        print_json({"out": str(out), "checkpoint": str(checkpoint), **counts})
+        return
+    typer.echo(f"{checkpoint}: trained with SELF-GRPO; {in_words(counts)}")
 
 
 def selfplay(
@@ -70,6 +80,7 @@ def selfplay(
     out: Annotated[Path | None, typer.Option(help="Folder for the store of what was played.")] = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Let a model talk to itself, without training, and read it.
 
@@ -77,15 +88,19 @@ def selfplay(
     """
     from selfemo.runs.folder import new_run_folder
     from selfemo.runs.standalone import selfplay_alone
+    from selfemo.runs.words import in_words
 
     folder = out or new_run_folder()
     counts, texts = selfplay_alone(model, data, prompts, folder, config or [], overrides or [], reporter())
+    if as_json:
+        print_json({"out": str(folder), "counts": counts, "dialogues": texts})
+        return
     for text in texts:
         typer.echo(text + "\n")
-    typer.echo(f"{folder / 'store.sqlite'}: {json.dumps(counts)}")
+    typer.echo(f"{folder / 'store.sqlite'}: {in_words(counts)}")
 
 
-def show_plan(config: Config, model: str, folder: Path, stages: int = 1) -> None:
+def show_plan(config: Config, model: str, folder: Path, stages: int = 1, *, as_json: bool = False) -> None:
     """Print the launches of the first of a run's RL stages with verl, their commands ready for a shell."""
     import shlex
 
@@ -95,6 +110,9 @@ def show_plan(config: Config, model: str, folder: Path, stages: int = 1) -> None
     if config.engine != "verl":
         raise ConfigError("--dry-run shows what verl would run; add --engine verl")
     found = plan(config, model, folder, stages)
+    if as_json:
+        print_json(found)
+        return
     for i, wave in enumerate(found["waves"]):
         first, last = wave["steps"]
         typer.echo(

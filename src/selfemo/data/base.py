@@ -434,3 +434,25 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
     if len(report.skipped) > 20:
         lines.append(f"skipped: {len(report.skipped) - 20} more rows")
     return lines
+
+
+def check_record(result: LoadResult, adapter: Adapter) -> dict[str, Any]:
+    """The facts of `check_lines` for programs."""
+    report = result.report
+    splits = {
+        split: {
+            "conversations": report.conversations[split],
+            "utterances": report.utterances[split],
+            "official_utterances": report.official.get(split, (adapter.official or {}).get(split)),
+            "emotions": dict(report.labels.get(split, Counter()).most_common()),
+        }
+        for split in SPLITS
+        if report.conversations[split]
+    }
+    return {
+        "data_set": report.dataset,
+        "labels": list(dict.fromkeys(c.label_set.labels for c in result.conversations)),
+        "splits": splits,
+        "noted": dict(report.blemishes.most_common()),
+        "skipped": [{"path": path, "line": at, "reason": reason} for path, at, reason in report.skipped],
+    }

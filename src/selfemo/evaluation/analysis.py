@@ -235,13 +235,13 @@ def analyse(folder: Path, n: int, reporter: Reporter, stop: StopRequest | None =
                 reporter.say(f"{name}: its weights were not kept; left out")
                 continue
             stop.check()
+            sampler = open_sampler(run.weights(name), run.config.model)
             with reporter.bar(f"analyse {name}", 2 * len(prompts)) as advance:
 
                 def on_done(k: int, advance: Callable[..., None] = advance) -> None:
                     advance(k)
                     stop.check()
 
-                sampler = open_sampler(run.weights(name), run.config.model)
                 known[name] = analyse_checkpoint(sampler, prompts, persona_of, run.config, on_done)
             write_json(folder / ANALYSIS_FILE, result)
         # An analysis of an earlier version gets the policies after RL last.

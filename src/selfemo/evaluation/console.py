@@ -160,16 +160,3 @@ def analysis_tables(result: dict[str, Any]) -> list[Table]:
         columns = [0, *(header.index(n) for n in names)]
         tables.append((title, [header[i] for i in columns], [[r[i] for i in columns] for r in rows]))
     return tables
-
-
-def in_words(value: Any) -> str:
-    """A plain value of a record as text: no brackets of JSON or Python."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{str(k).replace('_', ' ')} {in_words(v)}" for k, v in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        return " to ".join(map(in_words, value)) if len(value) == 2 else ", ".join(map(in_words, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-" if value is None else str(value)

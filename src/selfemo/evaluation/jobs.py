@@ -249,16 +249,18 @@ def _predict(
     """Make the predictions that are missing in the store."""
     prompts = {p.id for p in predictions.gold_prompts(held)}
     evaluation, prompt = config.evaluation, config.prompt
+    sampler = None
+    if spec is None and not prompts <= store.predicted_prompts(NAME):  # else no model has to be loaded
+        sampler = open_sampler(checkpoint, config.model)  # before the bar: it is no part of the rate
     with reporter.bar("evaluate", len(prompts)) as advance:
         if spec is not None:  # it ends its open questions before it stops
             predictions.evaluate_endpoint(spec, held, store, NAME, evaluation, prompt, advance, stop=stop)
-        elif not prompts <= store.predicted_prompts(NAME):  # else no model has to be loaded
+        elif sampler is not None:
 
             def on_done(n: int) -> None:
                 advance(n)
                 stop.check()
 
-            sampler = open_sampler(checkpoint, config.model)
             if note := predictions.evaluate(sampler, held, store, NAME, evaluation, prompt, on_done):
                 reporter.say(note)
 

@@ -7,6 +7,7 @@ summary.json is written last and as a whole: a run that has one is finished.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -224,11 +225,12 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
 
 
 def next_commands(folder: Path, sources: Sequence[str]) -> list[str]:
-    """Commands to try on a finished run."""
-    data = sources[0]
+    """Commands to try on a finished run, as a shell takes them."""
+    run, data = shlex.quote(str(folder)), shlex.quote(sources[0])
+    labelled = shlex.quote(str(folder / "predictions.jsonl"))  # of its own: predict replaces no other run's
     return [
-        f"selfemo selfplay {folder} --data {data} --prompts 4",
-        f"selfemo predict {data} --model {folder} --out predictions.jsonl",
-        f"selfemo evaluate {folder} --data {data} --split test",
-        f"selfemo evolve --resume {folder} --set flywheel.iterations=3",
+        f"selfemo selfplay {run} --data {data} --prompts 4",
+        f"selfemo predict {data} --model {run} --out {labelled}",
+        f"selfemo evaluate {run} --data {data} --split test",
+        f"selfemo evolve --resume {run} --set flywheel.iterations=3",
     ]

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from selfemo.errors import EngineError
 from selfemo.extras import require
+from selfemo.models.references import without_bars
 from selfemo.models.wheels import WheelFile
+from selfemo.progress import NOTES
 
 DEFAULT_EMBEDDER = "builtin:all-minilm-l6-v2"
 _BUILTIN = WheelFile(
@@ -19,6 +21,9 @@ _BUILTIN = WheelFile(
     "model.safetensors",
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
+
+_MANY = 500
+"""Texts that take seconds to embed."""
 
 
 class Embedder:
@@ -37,6 +42,8 @@ class Embedder:
         if model_id == DEFAULT_EMBEDDER:
             other = " (or name another one: --embedder sentence-transformers/all-MiniLM-L6-v2)"
             source = str(_BUILTIN.find("the wheel with the built-in embedder", other).parent)
+        without_bars()
+        NOTES.info("loading the embedder %s", model_id)
         try:
             self._model: Any = SentenceTransformer(source, model_kwargs={"use_safetensors": True})
         except (OSError, ValueError) as e:
@@ -44,6 +51,8 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, d) unit vectors."""
+        if len(texts) > _MANY:
+            NOTES.info("embedding %s texts", f"{len(texts):,}")
         vectors: NDArray[np.float32] = self._model.encode(
             list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
         )

@@ -15,7 +15,8 @@ from selfemo.errors import EngineError
 from selfemo.models.compiling import compile_layers
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention, Decoder, Policy, head_size
-from selfemo.models.references import ModelReference
+from selfemo.models.references import ModelReference, without_bars
+from selfemo.progress import NOTES
 
 _SHAPE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 """Most shapes of matrices whose kernels oneDNN keeps, from its first use on. Two packs seldom have the same
@@ -73,16 +74,16 @@ def load_policy(
             architecture.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as hf_logging
 
     from selfemo.models.attention import IMPLEMENTATION
 
-    hf_logging.disable_progress_bar()
+    without_bars()
     for variable, most in _SHAPE_CACHES.items():
         os.environ.setdefault(variable, most)
     reference = ModelReference.parse(model_id)
     where = pick_device(device)
     source = reference.weights()
+    NOTES.info("loading the weights of %s", model_id)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(

@@ -19,6 +19,7 @@ from selfemo.extras import require
 from selfemo.files import replacing_folder, sha256
 from selfemo.method.types import BUILTIN_MODEL
 from selfemo.models.wheels import WheelFile
+from selfemo.progress import NOTES
 
 CONFIG_FILE = "config.toml"
 """In a run folder: its settings. A folder that holds it is a run."""
@@ -337,11 +338,24 @@ def _check_folder(path: Path) -> None:
         raise EngineError(f"{path} holds no *.safetensors weights; pickled weights are not loaded")
 
 
+def without_bars() -> None:
+    """Keep transformers' bars over the shards and tensors of a model on this machine off the terminal.
+
+    The bars of a download, by huggingface_hub, and its warnings stay.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Write a GGUF file's dequantised weights as a safetensors folder; appears whole or not at all."""
     require("reading a GGUF file", *_GGUF_READER)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    without_bars()
+    size = gguf.stat().st_size / 2**20
+    NOTES.info("converting %s (%.0f MB) once, into %s: a minute or more", gguf.name, size, target)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)

@@ -24,6 +24,7 @@ from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.progress import Reporter
 from selfemo.runs.inputs import with_known_personas
 from selfemo.runs.store import STORE_FILE, Store
+from selfemo.runs.words import value_in_words
 from selfemo.stages import coldstart, personas
 from selfemo.stages.clusters import Clustering, cluster_store
 from selfemo.stages.experts import Question, Reply, answer_key, choose, first_request
@@ -203,8 +204,8 @@ def generate_cold_start(
     counts = {**tally.as_dict(), "dropped": dict(dropped)}
     if not samples:
         raise DataError(
-            f"none of the {len(prompts)} answers can be used ({dict(dropped)}); try a stronger expert, a "
-            "lower --agreement or more --rounds",
+            f"none of the {len(prompts)} answers can be used ({value_in_words(dropped)}); try a stronger "
+            "expert, a lower --agreement or more --rounds",
             out,
         )
     return {"samples": coldstart.write_parquet(out, samples, reasoning, "expert"), **counts}

@@ -62,8 +62,11 @@ def train_settings(model: str, config: Config) -> Config:
 
 def train_alone(
     model: str, out: Path, config: Config | None, reporter: Reporter, stop: StopRequest | None = None
-) -> dict[str, Any]:
-    """SELF-GRPO from a model into OUT/checkpoints/iteration-1-rl; config None resumes the run in OUT."""
+) -> tuple[Path, dict[str, Any]]:
+    """SELF-GRPO from a model; config None resumes the run in OUT.
+
+    Returns: the trained model, OUT/checkpoints/iteration-1-rl, and the stage's record.
+    """
     if config is not None:
         config, _ = check_start(train_settings(model, config), out, cold_start=False)
     with RunFolder(out, config, reporter, stop) as run:
@@ -78,7 +81,7 @@ def train_alone(
         name = rl(run, trainer, originals, training, held, START, 1)
         row = run.store.stage(name)
         assert row is not None
-        return dict(json.loads(row["info"]))
+        return run.checkpoint(name), dict(json.loads(row["info"]))
 
 
 def selfplay_alone(
@@ -116,10 +119,11 @@ def soften_alone(
     own_weight: float,
     overrides: Sequence[str],
     reporter: Reporter,
-) -> dict[str, int]:
+) -> tuple[dict[str, int], Path | None, str]:
     """Samples that name what a model believes in beside their own emotion (`coldstart.soften`).
 
-    Returns: counts of samples written, of those that name several emotions, and those of `fit_all`.
+    Returns: counts of samples written, of those that name several emotions, and those of `fit_all`; the
+        settings of the model's run, if it is of one; how the samples reason.
 
     Raises:
         ConfigError: own_weight is out of its range, or the samples do not reason as the model's run does.
@@ -161,4 +165,5 @@ def soften_alone(
         softened = soften(samples, believed, own_weight)
     written = write_parquet(out, softened, reasoning, "softened")
     several = sum("," in format_emotions(c.emotion) for _, c in softened)
-    return {"samples": written, "several_emotions": several, **counts}
+    told = {"samples": written, "several_emotions": several, **counts}
+    return told, run and run / CONFIG_FILE, reasoning

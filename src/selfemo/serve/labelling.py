@@ -1,7 +1,8 @@
 """`selfemo predict`: the emotions of the user's transcripts, file in, file out.
 
 OUT.part holds the finished turns, OUT.progress.json their number and bytes; both are removed at the end.
-After a kill the same command continues after the last finished chunk, in the order of the input.
+After a kill the same command continues after the last finished chunk, in the order of the input. Beside the
+finished file OUT.about.json stays, with the input, model and settings that made it; what others made is kept.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from selfemo.evaluation.jobs import model_digest
 from selfemo.files import lock_folder, replacing
 from selfemo.method.prompts import FORMAT_VERSION
 from selfemo.method.types import Conversation, LabelSet, Utterance
+from selfemo.models.generation.chat import endpoint_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.settings import find_checkpoint
 from selfemo.serve.answers import Recognition, shown_weight
@@ -41,7 +43,7 @@ ADDED = ("emotion", "confidence", "distribution", "failure")
 
 @dataclass
 class Labelled:
-    """Counts of turns in a labelled file: all, those without an emotion, those of an earlier run."""
+    """Counts of turns in a labelled file: all, those without an emotion, those of an earlier call."""
 
     turns: int
     failed: int
@@ -91,6 +93,17 @@ def check_out(out: Path, source: Path) -> None:
         raise ConfigError(f"--out {out} is the input; give another name")
 
 
+def check_finished(out: Path, model: str) -> None:
+    """Refuse to replace a file that another model made, or nobody knows which (StoreError); loads nothing.
+
+    `label_file` compares the input and the settings too, once the model is there.
+    """
+    if out.exists():
+        made = _about(out)
+        if (now := model_identity(model)) != made["what"].get("model"):
+            raise StoreError(_made_by(out, made, "model", now))
+
+
 def label_file(
     source: Source,
     out: Path,
@@ -108,7 +121,7 @@ def label_file(
 
     Raises:
         DataError: the output cannot be written.
-        StoreError: an unfinished output of this name has another input, model or setting.
+        StoreError: an output of this name, finished or not, has another input, model or setting.
         Stopped: `stop` was asked for; finished turns are kept.
     """
     check_out(out, source.path)
@@ -118,16 +131,18 @@ def label_file(
     named = list(labels or model.labels)
     settings = [FORMAT_VERSION, named, labels is None, limits, reading, out.suffix.lower()]
     what = {
-        "selfemo": __version__, "input": source.identity(), "model": _model_identity(model),
+        "selfemo": __version__, "input": source.identity(), "model": model_identity(model.name),
         "settings": json.dumps(settings),
     }  # fmt: skip
     guard = out.parent / f".{out.name}.lock"
     try:
         with lock_folder(guard):
             try:
+                if out.exists():
+                    return _finished(out, what, reporter)
                 with _Output(out, what, source.columns(out)) as output:
                     done = _label(source, output, model, reporter, labels, stop)
-                output.finish()
+                output.finish(model.spec.name if model.spec else model.name)
                 return done
             finally:
                 shutil.rmtree(guard, ignore_errors=True)
@@ -145,11 +160,57 @@ def _of_a_file(path: Path) -> bool:
     return path.suffix.lower() not in (".csv", ".tsv") or not any(a.matches(path) for a in known)
 
 
-def _model_identity(model: SelfEmo) -> str:
-    if model.spec is not None:
-        return f"{model.spec.model} at {model.spec.url}"
-    checkpoint = find_checkpoint(model.name)
+def model_identity(model: str) -> str:
+    """A text that differs between models: of a reference, or of an endpoint."""
+    if (spec := endpoint_of(model)) is not None:
+        return f"{spec.model} at {spec.url}"
+    checkpoint = find_checkpoint(model)
     return f"{Path(checkpoint).name} ({model_digest(checkpoint)})"
+
+
+def _about_file(out: Path) -> Path:
+    return out.with_name(out.name + ".about.json")
+
+
+def _about(out: Path) -> dict[str, Any]:
+    """What made a finished file (StoreError: that is not known, or it was altered since)."""
+    file, instead = _about_file(out), "give another --out, or remove it to label anew"
+    try:
+        made = dict(json.loads(file.read_text()))
+        whole = isinstance(made["what"], dict) and made["bytes"] == out.stat().st_size
+    except FileNotFoundError:
+        raise StoreError(f"{out} exists, and no {file.name} says which model made it; {instead}") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise StoreError(f"{file} cannot be read ({e}); give another --out, or remove {out}") from None
+    if not whole:
+        raise StoreError(f"{out} was changed after {made.get('model')} made it; {instead}")
+    return made
+
+
+_OTHER = {
+    "selfemo": "by another version of selfemo",
+    "input": "of another input",
+    "settings": "by other settings",
+}
+
+
+def _made_by(out: Path, made: dict[str, Any], key: str, now: str) -> str:
+    """The message that refuses to replace a finished file."""
+    known = made["what"]
+    said = f"{out} was made by the model {made.get('model')}, {known.get('model')}"
+    said += f", not by {now}" if key == "model" else f", {_OTHER[key]}: {known.get(key)}; now {now}"
+    return f"{said}. Give another --out, or remove it to label anew"
+
+
+def _finished(out: Path, what: dict[str, str], reporter: Reporter) -> Labelled:
+    """The counts of a file that is finished already (StoreError: something else made it)."""
+    made = _about(out)
+    for key in ("model", *what):
+        if made["what"].get(key) != what[key]:
+            raise StoreError(_made_by(out, made, key, what[key]))
+    _Output(out, what, ()).progress.unlink(missing_ok=True)  # left where a kill came just before
+    reporter.say(f"{out} is finished already, by this model; nothing is left to do")
+    return Labelled(made["turns"], made["failed"], made["turns"])
 
 
 def _label(
@@ -255,7 +316,12 @@ class _Output:
         with replacing(self.progress, DataError) as staging:
             staging.write_text(json.dumps(state))
 
-    def finish(self) -> None:
+    def finish(self, model: str) -> None:
+        """Give the file its name, and say beside it what made it."""
+        made = {"model": model, "turns": self.turns, "failed": self.failed}
+        made |= {"bytes": self.part.stat().st_size, "what": self.what}
+        with replacing(_about_file(self.out), DataError) as staging:
+            staging.write_text(json.dumps(made, indent=1) + "\n")
         self.part.replace(self.out)
         self.progress.unlink(missing_ok=True)
 

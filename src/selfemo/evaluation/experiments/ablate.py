@@ -17,9 +17,9 @@ from selfemo.evaluation.experiments.arms import Arm, arms_for, config_of
 from selfemo.evaluation.experiments.compare import FinishedArm, compared, same_labels, same_labels_line
 from selfemo.evaluation.experiments.runs import Keep, PlannedRun, complete_run, complete_side_by_side
 from selfemo.evaluation.predictions import label_sets
-from selfemo.evaluation.summary import Draw
+from selfemo.evaluation.summary import SUMMARY_FILE, Draw
 from selfemo.files import lock_folder, write_json
-from selfemo.progress import Reporter, StopRequest
+from selfemo.progress import Pace, Reporter, StopRequest, duration
 from selfemo.runs.folder import BEFORE_RL, BEFORE_SFT, COLD, START, checkpoints, rolls_back
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.rollback import check_settings
@@ -66,13 +66,19 @@ class _Plan:
     def complete(self, reporter: Reporter, stop: StopRequest | None) -> dict[tuple[str, int], dict[str, Any]]:
         """The summaries of all runs by arm and seed; what is not finished is run."""
         summaries: dict[tuple[str, int], dict[str, Any]] = {}
+        arms = [a for a in self.arms if not a.checkpoint]
+        runs = {(a.name, s): self.run(a, s) for s in range(len(self.trunks)) for a in arms}
+        to_do = {k for k, r in runs.items() if not (r.folder / SUMMARY_FILE).exists()}
+        pace = Pace(len(to_do))
         for s, trunk in enumerate(self.trunks):  # seed by seed: arms can be compared early
             reporter.say(f"cold start of seed {s}")
             shared = complete_run(trunk, reporter, stop)
             for a in self.arms:
-                reporter.say(f"{a.name}, seed {s} (run {len(summaries) + 1} of {len(self.configs)})")
-                own = None if a.checkpoint else self.run(a, s)
+                left = f", about {duration(rest)} left" if (rest := pace.left()) else ""
+                reporter.say(f"{a.name}, seed {s} (run {len(summaries) + 1} of {len(self.configs)}{left})")
+                own = runs.get((a.name, s))
                 summaries[a.name, s] = complete_run(own, reporter, stop) if own else shared
+                pace.advance((a.name, s) in to_do)
         return summaries
 
     def finished(self, arm: Arm, summaries: Mapping[tuple[str, int], Mapping[str, Any]]) -> FinishedArm:

@@ -1,0 +1,29 @@
+"""The counts of a stage in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfemo.runs.words import in_words, value_in_words
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"pass": 4}, "4 replies passed the gate"),
+        ({"pass": 1, "low_reward": 2}, "1 reply passed the gate, 2 read the emotion wrong"),
+        ({"samples": 1, "steps": 1, "duplicates": 0}, "1 sample, 1 step, 0 duplicates left out"),
+        ({"labels": 6, "labels_digest": "e6ca"}, "6 labels drawn"),
+        ({"originals_taught": 1}, "1 original prompt left out, since samples taught their labels"),
+        ({"guard": {"kl": 2, "collapse": 1}}, "guard: kl 2, collapse 1"),
+        ({"refit": "none: the policy after RL is kept"}, "refit: none: the policy after RL is kept"),
+        ({}, "nothing was counted"),
+    ],
+)
+def test_a_record_as_a_line(record: dict[str, object], said: str) -> None:
+    assert in_words(record) == said
+
+
+def test_values_without_python() -> None:
+    value = {"a_b": None, "c": [True, 0.25], "d": {}}
+    assert value_in_words(value) == "a b none, c yes, 0.25, d none"
