@@ -23,10 +23,11 @@ def shown(text: str) -> str:
     return safe
 
 
-def bars(what: str, reading: ReadEmotion | None, labels: LabelSet) -> str:
+def bars(what: str, reading: ReadEmotion | None, labels: LabelSet, said: str = "") -> str:
     """The strongest emotions of a reading (session.py: strongest) as bars; "" if there is no emotion.
 
-    The whole track of a bar is 100%. The emotion that the model named is in bold.
+    The whole track of a bar is 100%. The emotion that the model named is in bold. `said`: other words for
+    `what`.
     """
     if reading is None or reading.emotion is None:
         return ""
@@ -41,7 +42,7 @@ def bars(what: str, reading: ReadEmotion | None, labels: LabelSet) -> str:
             f"<span>{weight:.0%}</span></div>"
         )
     mark = "se-felt" if what == FELT else "se-read"
-    return f'<div class="se-bars"><span class="se-what {mark}">{what}</span>{"".join(rows)}</div>'
+    return f'<div class="se-bars"><span class="se-what {mark}">{said or what}</span>{"".join(rows)}</div>'
 
 
 def turn(head: str, text: str, feelings: Sequence[str], mine: bool = False) -> str:
@@ -88,7 +89,7 @@ def writing(session: Session, speaker: str, said: str, felt: ReadEmotion | None,
 def answer(n: int, session: Session, labels: LabelSet) -> str:
     """The last line of a session as answer `n` of a blind comparison."""
     said = session.lines[-1]
-    feelings = (bars(FELT, said.felt, labels), bars(READ, session.lines[-2].heard, labels))
+    feelings = (bars(FELT, said.felt, labels), bars(READ, session.lines[-2].heard, labels, "reads you as"))
     return turn(f"Answer {n}", shown(said.text), feelings)
 
 
@@ -101,15 +102,16 @@ def portrait(character: Character) -> str:
     """A character: initial, name and description, inside one button that opens the choice of another."""
     return (
         f'<span class="se-face" aria-hidden="true">{shown(character.name[:1].upper())}</span>'
-        f'<span class="se-about"><b>{shown(character.name)}</b><span>{shown(character.description)}</span></span>'
+        f'<span class="se-about"><b>{shown(character.name)}</b>'
+        f"<span>{shown(character.description)}</span></span>"
     )
 
 
 def gallery(characters: Iterable[Character]) -> str:
     """The choice of a character: a dialog with one's own, a search box, and a card for each known one."""
     cards = "".join(
-        f'<button type="button" class="se-card" data-name="{shown(c.name)}" data-about="{shown(c.description)}">'
-        f"{portrait(c)}</button>"
+        f'<button type="button" class="se-card" data-name="{shown(c.name)}" '
+        f'data-about="{shown(c.description)}">{portrait(c)}</button>'
         for c in characters
     )
     return (
@@ -126,7 +128,7 @@ def gallery(characters: Iterable[Character]) -> str:
 
 
 def timeline(session: Session, labels: LabelSet) -> str:
-    """Emotions over the turns: a row for each label, a dot as large as its probability; and as a table."""
+    """Emotions over the turns: a row for each label, larger dots for more probable ones; and as a table."""
     readings = [
         (n, line.speaker, what, reading)
         for n, line in enumerate(session.lines)
@@ -135,24 +137,24 @@ def timeline(session: Session, labels: LabelSet) -> str:
     ]
     if not readings:
         return '<p class="se-hint">The emotions appear here, turn by turn.</p>'
-    step, row = 24, 20
+    step, row = 28, 20
     width, height = step * len(session.lines), row * len(labels)
     colours = emotion_colours(labels)
     parts = [f'<line x1="0" x2="{width}" y1="{y}" y2="{y}"/>' for y in range(row // 2, height, row)]
     for n, _, what, reading in readings:
         weights = reading.distribution or dict(strongest(reading))
+        line = session.lines[n]
+        # Side by side where a turn has both.
+        aside = 0 if line.felt is None or line.heard is None else -6 if what == FELT else 6
         for k, name in enumerate(labels):
             if (weight := weights.get(name, 0.0)) < 0.05:
                 continue
-            at = f'cx="{step * n + step // 2}" cy="{row * k + row // 2}"'
-            # The area of a dot is its probability; a ring goes around it.
-            r, colour = 8 * weight**0.5, colours[name]
-            look = (
-                f'class="se-dot" r="{r:.1f}" fill="{colour}"'
-                if what == FELT
-                else f'class="se-ring" r="{r + 1:.1f}" stroke="{colour}"'
-            )
-            parts.append(f"<circle {at} {look}/>")
+            at = f'cx="{step * n + step // 2 + aside}" cy="{row * k + row // 2}" r="{2 + 5 * weight**0.5:.1f}"'
+            if what == FELT:
+                parts.append(f'<circle class="se-dot" {at} fill="{colours[name]}"/>')
+            else:
+                parts.append(f'<circle class="se-edge" {at}/>')
+                parts.append(f'<circle class="se-ring" {at} stroke="{colours[name]}"/>')
     numbers = "".join(
         f'<text x="{step * n + step // 2}" y="{height + 12}">{n + 1}</text>'
         for n in range(len(session.lines))
@@ -172,6 +174,6 @@ def timeline(session: Session, labels: LabelSet) -> str:
         "</div></div></div>"
         f'<p class="se-key"><span class="se-what se-felt">{FELT}</span>'
         f'<span class="se-what se-read">{READ}</span><span>larger: more probable</span></p>'
-        '<table class="se-table"><caption>Emotions by turn</caption><thead><tr><th>turn</th><th>who</th><th></th>'
-        f"<th>emotion</th></tr></thead><tbody>{body}</tbody></table>"
+        '<table class="se-table"><caption>Emotions by turn</caption><thead>'
+        f"<tr><th>turn</th><th>who</th><th></th><th>emotion</th></tr></thead><tbody>{body}</tbody></table>"
     )

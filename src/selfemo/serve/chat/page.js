@@ -84,10 +84,14 @@
   document.addEventListener("keydown", sent, true);
   document.addEventListener("click", sent, true);
   addEventListener("resize", fit);
-  document.addEventListener("DOMContentLoaded", () => {
-    let planned = 0;
-    const soon = () => { planned ||= requestAnimationFrame(() => { planned = 0; look(); }); };
-    new MutationObserver(soon).observe(document.body, { childList: true, subtree: true, attributeFilter: ["style", "class"] });
+  let planned = 0;
+  const soon = () => { planned ||= requestAnimationFrame(() => { planned = 0; look(); }); };
+  const start = () => {
+    new MutationObserver(soon).observe(document.body, {
+      childList: true, subtree: true, attributeFilter: ["style", "class"],
+    });
     look();
-  });
+  };
+  if (document.body) start();
+  else document.addEventListener("DOMContentLoaded", start);
 })();

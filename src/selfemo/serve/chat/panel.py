@@ -1,4 +1,4 @@
-"""One conversation on the page, which the tabs share: its lines, characters, emotions over the turns, buttons.
+"""One conversation on the page, for all tabs: its lines, characters, emotions over the turns, buttons.
 
 `gr` is gradio, an optional extra.
 """
@@ -80,7 +80,7 @@ class Panel:
     def _person(self, character: Character) -> Any:
         return self.gr.HTML(
             _face(character),
-            html_template='<button type="button" class="se-person" title="Choose another">${value.card}</button>',
+            html_template='<button class="se-person" title="Choose another">${value.card}</button>',
             js_on_load=_CHOOSE,
             apply_default_css=False,
             elem_classes="se-people",

@@ -177,6 +177,15 @@ def sample_characters() -> dict[str, Character]:
     return dict(sorted(found.items()))
 
 
+def search_characters(words: str) -> list[Character]:
+    """The characters of the sample set with all these words in name or description; "" finds all."""
+    wanted = words.lower().split()
+    return [
+        c for c in sample_characters().values()
+        if all(word in f"{c.name} {c.description}".lower() for word in wanted)
+    ]  # fmt: skip
+
+
 def character(text: str) -> Character:
     """A character from `NAME: description`, NAME, or a NAME of the sample set (ConfigError: no name)."""
     name, colon, description = text.partition(":")

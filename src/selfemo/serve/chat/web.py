@@ -123,9 +123,9 @@ class _Tabs:
             panel = Panel(gr, both, self.labels, controls)
             with gr.Column(elem_classes="se-say"):
                 with gr.Row():
-                    opening = self._input("First line", "First line, said by the one on the left", "opening")
+                    opening = self._input("First line", "A first line", "opening")
                     begin = gr.Button("Begin", variant="primary", min_width=0)
-                with gr.Row():
+                with gr.Row(elem_classes="se-even"):
                     step_one, run_on = (
                         gr.Button(t, min_width=0, interactive=False) for t in ("Next turn", "Run")
                     )
@@ -175,15 +175,14 @@ class _Tabs:
         gr = self.gr
         session = replace(self.session, characters=self.session.characters[:1])
         open_vote = gr.State(None)
-        choices = {"Answer 1": "1", "Tie": "tie", "Answer 2": "2"}
+        choices = {"1 is better": "1", "Tie": "tie", "2 is better": "2"}
         with gr.Column(elem_classes="se-panel"):
             panel = Panel(gr, session, self.labels)
             with gr.Column(elem_classes="se-say"):
                 with gr.Row():
-                    line = self._input("Your line to both", "Say something to both models", "both")
+                    line = self._input("Your line to both", "Say something", "both")
                     send = gr.Button("Ask both", variant="primary", min_width=0)
-                with gr.Row(elem_classes="se-votes"):
-                    gr.HTML('<p class="se-hint">Which is better?</p>')
+                with gr.Row(elem_classes="se-even"):
                     buttons = [gr.Button(text, interactive=False, min_width=0) for text in choices]
 
         def ways(vote: bool) -> list[Any]:
