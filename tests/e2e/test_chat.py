@@ -34,7 +34,8 @@ class Held(SelfEmo):
     """A model whose answers on the page wait while `gate` is closed."""
 
     def __init__(self, model: Path):
-        super().__init__(model, max_tokens=72)
+        # No two labels begin alike, so that their probabilities are known while the answer is written.
+        super().__init__(model, max_tokens=72, labels=["neutral", "joy", "fear", "anger"])
         self.gate = threading.Event()
         self.gate.set()
 
@@ -225,11 +226,10 @@ def test_talk_on_a_phone(browser, page, model: Held) -> None:
     lines = tab.locator(".se-log .se-line")
     assert in_view(tab, lines.last) and in_view(tab, box)
     assert in_view(tab, tab.locator(".se-wrap text").last)  # the newest turn of the timeline
-    assert tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [
-        390,
-        844,
-    ]
-    small = """() => [...document.querySelectorAll("button")].map((b) => [b.innerText, b.getBoundingClientRect()])
+    page_size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    assert tab.evaluate(page_size) == [390, 844]
+    small = """() => [...document.querySelectorAll("button")]
+      .map((b) => [b.innerText, b.getBoundingClientRect()])
       .filter(([, r]) => r.width > 1 && r.height > 1 && r.height < 40).map(([text]) => text)"""
     assert tab.evaluate(small) == []
     # Who scrolled up to read stays there when an answer comes.

@@ -149,7 +149,8 @@ def timeline(session: Session, labels: LabelSet) -> str:
         for k, name in enumerate(labels):
             if (weight := weights.get(name, 0.0)) < 0.05:
                 continue
-            at = f'cx="{step * n + step // 2 + aside}" cy="{row * k + row // 2}" r="{2 + 5 * weight**0.5:.1f}"'
+            x, y, r = step * n + step // 2 + aside, row * k + row // 2, 2 + 5 * weight**0.5
+            at = f'cx="{x}" cy="{y}" r="{r:.1f}"'
             if what == FELT:
                 parts.append(f'<circle class="se-dot" {at} fill="{colours[name]}"/>')
             else:
