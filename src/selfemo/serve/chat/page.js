@@ -27,8 +27,11 @@
     document.documentElement.style.setProperty("--se-top", `${top}px`);
   };
 
+  const mouse = matchMedia("(hover: hover)").matches;  // a phone's keyboard covers half the screen
   const seen = new WeakSet();
   const look = () => {
+    const line = document.querySelector("#line textarea");
+    if (mouse && line && !seen.has(line)) { seen.add(line); line.focus(); }
     for (const box of document.querySelectorAll(".se-scroll")) {
       if (!seen.has(box)) { seen.add(box); follow(box); }
     }
@@ -76,8 +79,7 @@
       filter();
       dialog.showModal();
       find(".se-cards").scrollTop = 0;
-      // Not on a phone: the keyboard would cover the cards.
-      if (matchMedia("(hover: hover)").matches) search.focus();
+      if (mouse) search.focus();
     };
   };
 

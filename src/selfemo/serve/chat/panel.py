@@ -49,6 +49,7 @@ class Panel:
     """The layout of one conversation; made inside a column of the class `se-panel`.
 
     Attributes:
+        state: the session.
         shows: the components of a `Drawing`; the first is the state.
         scene: the text box of the scene.
         whole: the components that `all_of` has the values of.
@@ -57,7 +58,7 @@ class Panel:
     def __init__(self, gr: Any, session: Session, labels: LabelSet, more: Callable[[], None] = lambda: None):
         """`more` lays out what else belongs under "Scene and more"."""
         self.gr, self.labels = gr, labels
-        state = gr.State(session)
+        self.state = gr.State(session)
         with gr.Row(elem_classes="se-head"):
             self._people = [self._person(c) for c in session.characters]
             self._undo, self._new = (
@@ -66,7 +67,7 @@ class Panel:
             )
         told, emotions = parts(gr, self.draw(session))
         with gr.Column(elem_classes="se-side"):
-            self.shows = [state, *told, emotions()]
+            self.shows = [self.state, *told, emotions()]
             with gr.Accordion("Scene and more", open=False):
                 self.scene = gr.Textbox(session.scene, label="Scene", max_length=500)
                 more()
@@ -101,7 +102,7 @@ class Panel:
             also: components that a change of the conversation sets to the values of `reset`.
         """
         ending: Any = {"cancels": list(running), **EVENT}
-        state = self.shows[0]
+        state = self.state
         shows = [*self.shows, *also]
         self._undo.click(lambda s: (*self.draw(s.undone()), *reset()), state, shows, **ending)
         self._new.click(lambda s: (*self.draw(replace(s, lines=())), *reset()), state, shows, **ending)

@@ -94,14 +94,8 @@ class _Tabs:
 
         told = [line, *panel.shows]
         # One event, so that a second line waits in its box until the answer is there.
-        talking = gr.on(
-            [line.submit, send.click],
-            say,
-            [line, panel.shows[0], panel.scene],
-            told,
-            concurrency_limit=4,
-            **EVENT,
-        )
+        asked = [line, panel.state, panel.scene]
+        talking = gr.on([line.submit, send.click], say, asked, told, concurrency_limit=4, **EVENT)
         panel.connect([talking])
 
     def watch(self) -> Panel:
@@ -131,7 +125,7 @@ class _Tabs:
                     )
                     pause = gr.Button("Pause", min_width=0)
         turns, place, changed, edit = extra
-        state, scene = panel.shows[0], panel.scene
+        state, scene = panel.state, panel.scene
 
         def start(text: str, state: Session, scene: str) -> Any:
             try:
@@ -221,12 +215,15 @@ class _Tabs:
             return *panel.draw(after[0] if choice != "2" else after[1], note(said)), None, *ways(False)
 
         voting = [*panel.shows, open_vote, send, *buttons]
-        state = panel.shows[0]
         asking = gr.on(
-            [line.submit, send.click], ask, [line, state, panel.scene, open_vote], [line, *voting], **EVENT
+            [line.submit, send.click],
+            ask,
+            [line, panel.state, panel.scene, open_vote],
+            [line, *voting],
+            **EVENT,
         )
         for button, choice in zip(buttons, choices.values(), strict=True):
-            button.click(functools.partial(vote, choice), [state, open_vote], voting, **EVENT)
+            button.click(functools.partial(vote, choice), [panel.state, open_vote], voting, **EVENT)
         panel.connect([asking], also=[open_vote, send, *buttons], reset=lambda: (None, *ways(False)))
 
     def episodes(self, played: list[Session], watched: Panel) -> None:
