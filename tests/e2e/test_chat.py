@@ -199,7 +199,7 @@ def test_talk_and_export(browser, page, tmp_path: Path) -> None:
     (found,) = load(str(tmp_path / "chat.jsonl")).conversations
     assert [u.speaker for u in found.turns] == ["You", "Mia"] and found.turns[0].emotion
     say(tab, "word " * 780, 3)
-    tab.get_by_text("no answer could be read (too long)").wait_for()  # the line stays, and one can go on
+    tab.get_by_text("That line is too long for the model").wait_for()  # the line stays, and one can go on
     tab.get_by_role("button", name="Undo").first.click()
     tab.wait_for_function("document.querySelectorAll('.se-log .se-line').length == 2")
     tab.get_by_role("button", name="New").first.click()

@@ -95,7 +95,7 @@ def answer(n: int, session: Session, labels: LabelSet) -> str:
 
 def note(text: str) -> str:
     """A quiet message in the conversation; "" without text."""
-    return f'<p class="se-note" role="status">{shown(text)}</p>' if text else ""
+    return f'<p class="se-note" role="status">{shown(text[:1].upper() + text[1:])}</p>' if text else ""
 
 
 def portrait(character: Character) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.prompts import clean
-from selfemo.method.types import EmotionDistribution, LabelSet, Persona
+from selfemo.method.types import EmotionDistribution, FailureKind, LabelSet, Persona
 from selfemo.serve.answers import ReadEmotion, Response
 from selfemo.serve.asking import Ask
 
@@ -137,8 +137,10 @@ class Session:
         return "\n".join([*head, "", *body])
 
 
-def unreadable(failure: str) -> str:
+def unreadable(failure: FailureKind) -> str:
     """The message to the user about an answer without a reply."""
+    if failure == FailureKind.TOO_LONG:
+        return "that line is too long for the model; say it in fewer words"
     return f"no answer could be read ({failure.replace('_', ' ')}); say it in other words, or go on"
 
 
