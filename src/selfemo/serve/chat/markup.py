@@ -117,7 +117,7 @@ def gallery(characters: Iterable[Character]) -> str:
     return (
         '<dialog class="se-gallery" aria-label="Choose a character"><div class="se-top">'
         '<input type="search" class="se-search" aria-label="Search characters" autocomplete="off" '
-        'placeholder="Search: a name, a trait, a job"><button type="button" class="se-close">Close</button>'
+        'placeholder="Search: name, trait, job"><button type="button" class="se-close">Close</button>'
         '</div><p class="se-count" role="status"></p>'
         '<details class="se-own"><summary>Write your own</summary>'
         '<label>Name<input class="se-name" maxlength="200" autocomplete="off"></label>'
