@@ -109,7 +109,7 @@ def chat(
         str, typer.Option(help="NAME: what they are like; or a name of the sample set.")
     ] = "Mia: warm, quick to laugh, hides it when she is hurt",
     second: Annotated[
-        str, typer.Option(help="A second character, to watch the two talk.")
+        str, typer.Option(help="A second character: /watch lets the two talk.")
     ] = "Bo: calm and dry, slow to trust",
     scene: Annotated[str, typer.Option(help="Where the conversation takes place.")] = "",
     you: Annotated[str, typer.Option(help="Your name in it.")] = "You",
@@ -153,7 +153,7 @@ def chat(
 
         from selfemo.serve.chat.terminal import chat as talk
 
-        talk(opened(model), Session(pair[:1], scene, you), Console())
+        talk(opened(model), Session(pair[:1], scene, you), Console(), pair[1])
         return
     from selfemo.serve.chat.web import build, launch
 
