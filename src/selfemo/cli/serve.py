@@ -129,6 +129,7 @@ def chat(
     In the terminal, or on a page in the browser with --web.
     """
     from selfemo.errors import ConfigError
+    from selfemo.extras import require
     from selfemo.serve.binding import check_binding, check_free
     from selfemo.serve.chat.session import Session, character
     from selfemo.serve.selfemo import SelfEmo
@@ -137,6 +138,7 @@ def chat(
         raise ConfigError("--compare needs --web")
     check_binding(host, None, insecure)
     if web:
+        require("`selfemo chat --web`", "gradio")
         check_free(host, port)
     pair = (character(persona), character(second))
     names = [*(c.name for c in pair), you]

@@ -14,7 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from selfemo.errors import DataError, MissingExtraError, SelfEmoError
+from selfemo.errors import DataError, SelfEmoError
+from selfemo.extras import require
 from selfemo.serve.chat.episodes import load_episodes
 from selfemo.serve.chat.markup import answer, gallery, note, writing
 from selfemo.serve.chat.panel import EVENT, Panel, parts
@@ -33,10 +34,9 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
         votes: the file of the comparison's votes.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio as gr
-    except ImportError:
-        raise MissingExtraError("gradio", "pip install 'selfemo[chat]'") from None
+    require("the page", "gradio")
+    import gradio as gr
+
     tabs = _Tabs(gr, model, session)
     # gradio copies each export to its cache, and by default never deletes it.
     with gr.Blocks(title="SELF-EMO chat", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
