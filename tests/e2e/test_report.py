@@ -13,7 +13,7 @@ from selfemo.progress import Quiet
 from selfemo.reports import figures
 from selfemo.reports.page import Section, Table, inline_svg, render
 from selfemo.reports.report import build
-from tests.unit.test_figures import scores
+from tests.support.scores import scores
 
 SECTIONS = (
     "result", "stages", "free", "run", "table1", "curves", "analysis", "ablation", "judge", "personas",

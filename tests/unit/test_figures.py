@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
-from selfemo.evaluation.metrics import Interval
 from selfemo.reports import figures
+from tests.support.scores import scores
 
 
 def rows_of(folder: Path, name: str) -> list[list[str]]:
@@ -22,20 +21,6 @@ def words_of(folder: Path, name: str) -> list[str]:
     """The texts in an SVG; ticks, titles and legend entries are text."""
     svg = (folder / f"{name}.svg").read_text()
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-
-
-def scores(accuracy: float, joy: float) -> SimpleNamespace:
-    """Scores of two classes, with intervals of 0.1 on each side."""
-    return SimpleNamespace(
-        **{
-            m: Interval(v, v - 0.1, v + 0.1)
-            for m, v in (
-                ("accuracy", accuracy), ("weighted_f1", 0.5), ("mean_r1", 0.4), ("parse_rate", 0.9),
-            )
-        },
-        predicted_share={"joy": joy, "anger": 0.25},
-        gold_share={"joy": 0.5, "anger": 0.5},
-    )  # fmt: skip
 
 
 def test_a_run(tmp_path: Path) -> None:

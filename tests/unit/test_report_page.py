@@ -14,7 +14,7 @@ from selfemo.reports.page import Head, Section, Table, headed, inline_svg, rende
 from selfemo.reports.palette import emotion_colours
 from selfemo.reports.sections import table1
 from selfemo.reports.turns import examples, spread, weights
-from tests.unit.test_figures import scores
+from tests.support.scores import scores
 
 LABELS = LabelSet("toy", ("neutral", "joy", "anger"))
 
