@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.errors import DataError
 from selfemo.reports.figures import persona_map
+from selfemo.reports.sections import personas
 from selfemo.runs import expert_jobs
 from selfemo.runs.store import Store
 from selfemo.stages.clusters import NOISE, cluster, cluster_store, mask_names, name_clusters
@@ -37,7 +38,26 @@ def test_clusters_are_named_by_what_sets_them_apart() -> None:
     named = name_clusters(texts, [0, 0, 1, 1, NOISE])
     assert set(named) == {0, 1}
     assert "patient" in named[0] and "patient" not in named[1]
-    assert set(named[1].split("_")[:2]) == {"loud", "rude"}
+    assert set(named[1].split(", ")[:2]) == {"loud", "rude"}
+
+
+def test_names_are_traits_and_what_several_descriptions_say() -> None:
+    texts = [
+        "nurse, gentle with everyone, patient, adores ferries", "gentle night nurse, patient, blunt at home",
+        "lighthouse keeper, sarcastic, demanding", "sarcastic fencing mistress, demanding, hides tenderness",
+        "gentle and noisy, of no cluster",
+    ]  # fmt: skip
+    named = name_clusters(texts, [0, 0, 1, 1, NOISE])
+    # Both say the first two; "blunt" is one's alone; "nurse" is no trait, though both say it.
+    assert named[0].split(", ") == ["gentle", "patient", "blunt"]
+    assert named[1].split(", ")[:2] == ["demanding", "sarcastic"]
+    assert "_" not in "".join(named.values())
+
+
+def test_what_no_trait_describes_is_named_by_its_words() -> None:
+    named = name_clusters(["hums tunes", "hums sea tunes", "paints", "paints boats"], [0, 0, 1, 1])
+    assert named[0].startswith("hums, tunes") and named[1].startswith("paints")
+    assert name_clusters(["of the", "and so"], [0, 1]) == {0: "cluster 1", 1: "cluster 2"}
 
 
 def test_equal_clusters_get_different_names() -> None:
@@ -75,7 +95,7 @@ def test_planted_groups_are_found_named_and_drawn(tmp_path: Path) -> None:
         members = [d for d, a in zip(result.descriptions, result.assigned, strict=True) if a == c.number]
         assert len({kinds[d] for d in members if d in kinds}) == 1
         assert c.size == len(members) and c.example in members
-        assert set(c.name.split("_")) & set(_KINDS[kinds[c.example]].split())
+        assert set(c.name.split(", ")) & set(_KINDS[kinds[c.example]].split())
     assert sum(c.size for c in result.clusters) + result.noise == 64
     persona_map(tmp_path, result)
     assert {f.name for f in tmp_path.iterdir()} == {
@@ -108,6 +128,13 @@ def test_the_command_draws_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert done.exit_code == 0 and "60 descriptions, 3 clusters, 0 noise" in done.output, done.output
     lines = (tmp_path / "figures" / "persona_clusters.csv").read_text().splitlines()
     assert len(lines) == 5 and (tmp_path / "figures" / "persona_map.png").exists()
+    section = personas([], tmp_path, None, tmp_path / "report-figures")
+    assert [t.caption for t in section.tables] == ["Clusters (tables 6 and 7)"] and not section.missing
+    svg = (tmp_path / "report-figures" / "persona_map.svg").read_text()
+    for n, row in enumerate(section.tables[0].rows[:3]):
+        assert f">{n + 1}: {row[0]} (20)<" in svg and f">{n + 1}<" in svg, (
+            "each cluster is numbered and named"
+        )
 
 
 def test_rewards_by_cluster_are_one_query(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_arms(tmp_path: Path) -> None:
         ["arm", "data", "seed", "mean_r1"],
         ["full", "toy", "0", "0.5"], ["full", "toy", "1", "0.75"], ["less", "toy", "0", "0.25"],
     ]  # fmt: skip
-    assert {"full", "less", "toy", "Mean R1 by arm: seeds and their mean"} <= set(words_of(tmp_path, name))
+    assert {"full", "less", "toy", "mean R1: seeds (bars) and their mean"} <= set(words_of(tmp_path, name))
     name = figures.arm_curves(tmp_path, "R1", "mean", {"full": [[0.5, 0.75], [0.25, None]]})
     assert rows_of(tmp_path, name)[1:] == [
         ["full", "0", "1", "0.5"], ["full", "1", "1", "0.25"],
@@ -114,7 +114,7 @@ def test_comparisons_confusions_and_calibration(tmp_path: Path) -> None:
     assert rows_of(tmp_path, name)[1:] == [["a against b", "3", "2", "11"]]
     assert {"3", "2", "11", "wins", "ties", "losses"} <= set(words_of(tmp_path, name))
     counts = {"labels": ["joy", "anger"], "rows": [[21, 22, 23], [31, 32, 33]]}
-    name = figures.confusion_map(tmp_path, "confusion", "Toy", counts)
+    name = figures.confusion_map(tmp_path, "confusion", counts)
     assert rows_of(tmp_path, name) == [
         ["gold", "joy", "anger", "failed"], ["joy", "21", "22", "23"], ["anger", "31", "32", "33"],
     ]  # fmt: skip
@@ -123,7 +123,7 @@ def test_comparisons_confusions_and_calibration(tmp_path: Path) -> None:
         {"lower": 0.0, "upper": 0.5, "n": 0},
         {"lower": 0.5, "upper": 1.0, "n": 4, "weight": 0.75, "accuracy": 0.5},
     ]
-    name = figures.reliability(tmp_path, "reliability", "Toy", {"bins": bins})
+    name = figures.reliability(tmp_path, "reliability", {"bins": bins})
     assert rows_of(tmp_path, name)[1:] == [["0.5", "1.0", "4", "0.75", "0.5"]]
     assert "n=4" in words_of(tmp_path, name)
 

@@ -16,7 +16,8 @@ from selfemo.cli.evolve import _show_summary
 from selfemo.config import load
 from selfemo.data.overlap import Counts, compare_splits, find_overlap, normalised
 from selfemo.errors import ConfigError, DataError, StoreError
-from selfemo.evaluation.jobs import evaluate_model, shown
+from selfemo.evaluation.console import evaluation_tables
+from selfemo.evaluation.jobs import evaluate_model
 from selfemo.evaluation.overlap import clean_scores, runs_of, training_data
 from selfemo.evaluation.predictions import score
 from selfemo.evaluation.summary import finish
@@ -369,6 +370,10 @@ def scripted(tmp_path: Path) -> str:
     return f"scripted:{tmp_path / 'answers.txt'}"
 
 
+def without_overlap(result):
+    return next(t for t in evaluation_tables(result) if t[0].startswith("Without"))
+
+
 def test_an_evaluation_stands_with_its_clean_part(series: list[str], tmp_path: Path) -> None:
     out, args = tmp_path / "e", ([], ["evaluation.resamples=20"])
     result = evaluate_model(scripted(tmp_path), series[1:], out, *args, Watcher(), train_data=series[:1])
@@ -377,7 +382,7 @@ def test_an_evaluation_stands_with_its_clean_part(series: list[str], tmp_path: P
     assert found["conversations"] == ["h1"] and found["average"] is None
     assert found["data"] == {"jsonl": {"conversations": 3, "overlapping": 1, "utterances": 11, "copies": 3}}
     assert found["scores"]["jsonl"]["utterances"] == 9 and found["scores"]["jsonl"]["conversations"] == 2
-    title, header, rows = shown(result)[1]
+    title, header, rows = without_overlap(result)
     assert title.endswith("(of split test: 1 of 3 jsonl)") and "training data" in title
     assert rows[0][: header.index("n") + 1] == ["jsonl", "2", "9"]
 
@@ -388,7 +393,7 @@ def test_an_evaluation_of_nothing_but_overlap(series: list[str], tmp_path: Path)
     more = ["evaluation.resamples=20", "data.eval_conversations=1"]
     result = evaluate_model(model, source, None, [], more, Watcher(), train_data=series[:1])
     assert result.overlap is not None and result.overlap["average"] is None
-    _, _, rows = shown(result)[1]
+    _, _, rows = without_overlap(result)
     assert rows == [["jsonl", "0", "0", "-", "-", "-", "-", "-"]]
 
 

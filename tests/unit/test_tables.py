@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.errors import ConfigError, StoreError
-from selfemo.evaluation.rendering import render
+from selfemo.evaluation.rendering import narrow, render
 from selfemo.reports.tables import PAPER_SETS, cross, measured, published, table1
 
 cells = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=0, max_size=12)
@@ -96,7 +96,7 @@ def test_measured_rows_stand_beside_published_ones_and_are_marked(tmp_path: Path
     assert second[at["AVG Acc."]] == "-", "no average of another kind than the paper's"
     assert second[at["sample Acc."]] == "20.00" and second[at["Source"]] == "measured on dev"
     assert {r[at["Source"]] for r in rows[:-2]} == {"published"}
-    wide, more = table1([whole], intervals=True)
+    wide, more = table1([whole], intervals="columns")
     assert more[-1][wide.index("MELD Acc. low")] == "10.00"
     assert all(len(r) == len(wide) for r in more)
 
@@ -133,3 +133,81 @@ def test_the_command_writes_each_format(tmp_path: Path, form: str) -> None:
     if form == "csv":
         rows = list(csv.DictReader(io.StringIO(text)))
         assert rows[-1]["MELD Acc."] == "71.92" and rows[-1]["Method"] == "SELF-EMO"
+
+
+words = st.text("abc é", min_size=1, max_size=30)
+tables = st.integers(1, 12).flatmap(
+    lambda n: st.lists(st.lists(words, min_size=n, max_size=n), min_size=1, max_size=6)
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(tables)
+def test_a_narrow_table_has_80_columns_at_most_and_every_cell(grid) -> None:
+    text = narrow(grid[0], grid[1:])
+    assert all(len(line) <= 80 for line in text.splitlines())
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    assert all(len(b) == len(grid) + 1 for b in blocks)
+    for k, row in enumerate(grid):
+        found = "  ".join(block[0 if k == 0 else k + 1] for block in blocks)
+        assert all(c.strip() in found for c in row)
+
+
+def test_a_table_with_a_long_path_stays_in_one_piece() -> None:
+    path = "/data/" + "x" * 70
+    assert narrow(["file", "turns", "more"], [[path, "3", "y"]]).splitlines()[2] == f"{path}  3      y"
+
+
+def measured_folders(tmp_path: Path) -> list[Path]:
+    """One model on MELD and on EmoryNLP in a folder each, another model, and the first on dev."""
+    constants = {"meld": {"label": "neutral", "source": "training split", "majority": {
+        "accuracy": [0.48, 0.4, 0.5], "weighted_f1": [0.31, 0.3, 0.4]}}}  # fmt: skip
+    made = [
+        folder(tmp_path / "a", "mine", {"meld": scores(0.6, 0.5)}, ["meld"]),
+        folder(tmp_path / "b", "mine", {"emorynlp": scores(0.4, 0.3, 30), "all": scores(0.9, 0.9)}),
+        folder(tmp_path / "c", "other", {"emorynlp": scores(0.1, 0.1)}),
+        folder(tmp_path / "d", "mine", {"iemocap": scores(0.2, 0.2)}, split="dev"),
+        folder(tmp_path / "e", "mine", {"meld": scores(0.7, 0.7)}),
+    ]
+    known = json.loads((made[0] / "scores.json").read_text())
+    (made[0] / "scores.json").write_text(json.dumps(known | {"constants": constants}))
+    return made
+
+
+def test_folders_of_one_model_are_one_row(tmp_path: Path) -> None:
+    header, rows = table1(measured_folders(tmp_path))
+    at = {name: i for i, name in enumerate(header)}
+    ours = [[r[at[c]] for c in ("Setting", "Method", "MELD Acc.", "EmoryNLP Acc.", "IEMOCAP Acc.", "n")]
+            for r in rows if r[-1] != "published"]  # fmt: skip
+    assert ours == [
+        ["measured", "mine", "60.00", "40.00", "-", "40"],
+        ["measured", "majority label", "48.00", "-", "-", "40"],
+        ["measured", "other", "-", "10.00", "-", "10"],
+        ["measured, dev", "mine", "-", "-", "20.00", "10"],
+        ["measured", "mine", "70.00", "-", "-", "10"],  # MELD once more: a row of its own
+    ]
+
+
+def test_other_weights_of_one_name_stay_apart(tmp_path: Path) -> None:
+    a = folder(tmp_path / "a", "mine", {"meld": scores(0.6, 0.5)})
+    b = folder(tmp_path / "b", "mine", {"emorynlp": scores(0.4, 0.3)})
+    content = json.loads((b / "scores.json").read_text()) | {"evaluated_model": "mine (0123)"}
+    (b / "scores.json").write_text(json.dumps(content))
+    assert len([r for r in table1([a, b])[1] if r[-1] != "published"]) == 2
+
+
+def test_the_majority_of_an_older_folder_is_that_of_its_held_out_labels(tmp_path: Path) -> None:
+    """A share of .5: F1 of that label is 2 * .5 / 1.5 = 2/3, half of which is the weighted one."""
+    old = folder(tmp_path / "a", "mine", {"meld": {**scores(0.6, 0.5), "gold_share": {"joy": 0.5, "a": 0.3}}})
+    header, rows = table1([old])
+    last = dict(zip(header, rows[-1], strict=True))
+    assert (last["Method"], last["MELD Acc."], last["MELD W-F1"]) == ("majority label", "50.00", "33.33")
+    assert last["Source"] == "labels of the held-out data, on test"
+
+
+def test_latex_has_the_intervals(tmp_path: Path) -> None:
+    folders = measured_folders(tmp_path)
+    done = CliRunner().invoke(app, ["table1", *map(str, folders), "--format", "latex"])
+    assert done.exit_code == 0, done.output
+    (mine,) = (line for line in done.output.splitlines() if "60.00" in line and "mine" in line)
+    assert "& 60.00 [10.00, 90.00] & 50.00 [10.00, 90.00] & 40.00 [10.00, 90.00] &" in mine

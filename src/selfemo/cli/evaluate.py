@@ -9,7 +9,17 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs, settings, with_data
-from selfemo.cli.output import again, confirm, interruptible, print_counts, print_json, print_tables, reporter
+from selfemo.cli.output import (
+    again,
+    confirm,
+    interruptible,
+    print_counts,
+    print_files,
+    print_json,
+    print_tables,
+    print_text,
+    reporter,
+)
 
 _JUDGES = "NAME=URL,model=MODEL or local; may be repeated."
 _TRAINED = "A source that the model was trained on, besides those of its run; may be repeated."
@@ -38,7 +48,9 @@ def evaluate(
 
     Accuracy, F1, mean R1, calibration and confusion; beside, without what overlaps with the training data.
     """
-    from selfemo.evaluation.jobs import evaluate_model, shown
+    from selfemo.evaluation.console import evaluation_tables
+    from selfemo.evaluation.constants import constants_lines
+    from selfemo.evaluation.jobs import PREDICTIONS_FILE, SCORES_FILE, evaluate_model
     from selfemo.runs.words import value_in_words
 
     sets = _sets(overrides, split)
@@ -50,14 +62,17 @@ def evaluate(
     if as_json:
         print_json(result.as_dict())
         return
-    print_tables(shown(result))
+    print_tables(evaluation_tables(result))
+    typer.echo("")
+    for line in constants_lines(result.constants, {d: c["against"] for d, c in result.constants.items()}):
+        print_text(line)
     if result.overlap and not result.overlap["conversations"]:
         typer.echo("\nno conversation overlaps with the training data")
     for dataset, s in result.scores.items():
         if s.failures:
-            typer.echo(f"\n{dataset}, failures by kind: {value_in_words(s.failures)}")
+            typer.echo(f"\n{dataset}, predictions without an emotion: {value_in_words(s.failures)}")
     if out is not None:
-        typer.echo(f"\n{out}: scores.json, predictions.parquet")
+        print_files(out, (SCORES_FILE, PREDICTIONS_FILE))
 
 
 def table1(
@@ -75,7 +90,9 @@ def table1(
 
     if cross and not folders:
         raise ConfigError("--cross needs folders of `selfemo evaluate --out`, or runs")
-    table = tables.cross(folders or []) if cross else tables.table1(folders or [], intervals=form == "csv")
+    where: dict[str, tables.Intervals] = {"csv": "columns", "latex": "cells"}
+    intervals = where.get(form, "none")
+    table = tables.cross(folders or []) if cross else tables.table1(folders or [], intervals=intervals)
     if as_json:
         header, rows = table
         print_json({"header": header, "rows": rows})
@@ -123,7 +140,7 @@ def judge(
         print_json(result)
         return
     print_tables([("Wins, ties and losses of the first", *judge_table(result))])
-    typer.echo(f"\n{out}: judge.json, judgements.parquet")
+    print_files(out, ("judge.json", "judgements.parquet"))
 
 
 def ablate(
@@ -169,7 +186,7 @@ def ablate(
         print_json(result)
         return
     print_tables([("Mean (sd) over seeds; difference from the full arm", *ablation_table(result))])
-    typer.echo(f"\n{out}: ablation.json, ablation.md, ablation.csv")
+    print_files(out, ("ablation.json", "ablation.md", "ablation.csv"))
 
 
 def analyse(
@@ -204,14 +221,14 @@ def analyse(
     if data or split or out or config or overrides:
         raise ConfigError("--data, --split, --out, --config and --set are for --channel; a run has its own")
     from selfemo.evaluation.analysis import analyse as run_analysis
-    from selfemo.evaluation.analysis import analysis_table
+    from selfemo.evaluation.console import analysis_tables
 
     with interruptible("run the same command again to go on") as (reporter, stop):
         result = run_analysis(Path(run), 64 if prompts is None else prompts, reporter, stop)
     if as_json:
         print_json(result)
         return
-    print_tables([("By checkpoint; entropies in nats, 95% intervals", *analysis_table(result))])
+    print_tables(analysis_tables(result))
     typer.echo(f"\n{run}: analysis.json")
 
 
@@ -236,6 +253,7 @@ def _analyse_channel(
         if left_out:
             typer.echo(f"\n{name}, turns left out: {value_in_words(left_out)}")
     for name, found in result["datasets"].items():
-        typer.echo(f"\n{name}: {found['verdict']}")
+        typer.echo("")
+        print_text(f"{name}: {found['verdict']}")
     if out is not None:
         typer.echo(f"\n{out} has it all")

@@ -9,7 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import settings
-from selfemo.cli.output import confirm, interruptible, print_json, reporter
+from selfemo.cli.output import confirm, interruptible, print_json, print_tables, print_text, reporter
 from selfemo.cli.train import show_plan
 
 if TYPE_CHECKING:
@@ -80,40 +80,25 @@ def evolve(
 
 def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    from selfemo.evaluation.changes import CHANGE_HEADER, CHANGE_NOTE, change_line, change_rows
-    from selfemo.evaluation.summary import HEADER, next_commands, overlap_tables, table_rows
+    from selfemo.evaluation.changes import change_line
+    from selfemo.evaluation.console import CHANGES_NOTE, run_tables
+    from selfemo.evaluation.summary import next_commands, overlap_tables
     from selfemo.runs.words import in_words
 
     if as_json:
         print_json({"run": str(run.path), **summary})
         return
     console = Console(highlight=False, soft_wrap=True)
-    wide = Console() if console.is_terminal else Console(width=140)
-
-    def show(title: str, header: list[str], rows: list[list[str]]) -> None:
-        # Intervals may wrap in a narrow terminal, names never do.
-        table = Table(title=title)
-        for name in header:
-            table.add_column(name, no_wrap=name in ("checkpoint", "stage", "data", "n"))
-        for row in rows:
-            table.add_row(*map(escape, row))
-        wide.print(table)
-
-    title = f"Held-out scores ({run.config.data.evaluated_on}), 95% intervals by conversation"
-    show(title, HEADER, table_rows(summary["scores"]))
-    for table in overlap_tables(summary["overlap"]):
-        show(*table)
-    show("What each stage added", CHANGE_HEADER, change_rows(summary["changes"]))
-    console.print(
-        "\n".join([CHANGE_NOTE, *summary["choices_said"], change_line(summary["change"])]), markup=False
-    )
+    print_tables([*run_tables(summary, run.config.data.evaluated_on), *overlap_tables(summary["overlap"])])
+    said = [CHANGES_NOTE, *summary["choices_said"], change_line(summary["change"])]
+    for line in (*said, *summary["constants_said"]):
+        typer.echo("")
+        print_text(line)
     console.print("\nWhat the stages did:")
     for stage in summary["stages"]:
-        said = in_words({k: v for k, v in stage.items() if k not in ("name", "seconds")})
-        console.print(f"  {stage['name']:<20} {stage['seconds']:5.0f} s  {said}", markup=False)
+        done = in_words({k: v for k, v in stage.items() if k not in ("name", "seconds")})
+        print_text(f"  {stage['name']:<20} {stage['seconds']:5.0f} s  {done}", 33)
     console.print("\nThree self-play dialogues:\n")
     console.print((run.path / "dialogues.txt").read_text(), markup=False)
     console.print(f"Run folder: {run.path}")

@@ -112,8 +112,26 @@ def use_samples(samples: Path, reasoning: str = "none", source: str = "", config
 
 
 def print_tables(tables: Iterable[tuple[str, list[str], list[list[str]]]]) -> None:
-    """Tables as (title, header, rows)."""
-    from selfemo.evaluation.rendering import render
+    """Tables as (title, header, rows), in 80 columns."""
+    from selfemo.evaluation.rendering import narrow
 
     for title, header, rows in tables:
-        typer.echo(f"\n{title}\n\n{render(header, rows)}", nl=False)
+        typer.echo("")
+        print_text(title)
+        typer.echo(f"\n{narrow(header, rows)}", nl=False)
+
+
+def print_text(text: str, indent: int = 0) -> None:
+    """Prose, wrapped at 80 columns; further lines are indented, and a path is not broken."""
+    import textwrap
+
+    whole = textwrap.TextWrapper(80, subsequent_indent=" " * indent)
+    whole.break_long_words = whole.break_on_hyphens = False
+    for line in text.splitlines():
+        typer.echo(whole.fill(line))
+
+
+def print_files(folder: Path, names: Iterable[str]) -> None:
+    """The files among `names` that a command left in its folder."""
+    there = [name for name in names if (folder / name).exists()]
+    typer.echo(f"\n{folder}: {', '.join(there)}")

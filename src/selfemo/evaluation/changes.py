@@ -292,14 +292,14 @@ def change_line(change: Mapping[str, Any] | None) -> str:
     if change is None:
         return "Only one trained checkpoint was evaluated: there is no change to report."
     ends = "{} {} ({before:.3f} to {after:.3f})"
-    nlls = [ends.format(name, _cell(c), **c) for m, name in _NLLS.items() if (c := change[m])]
+    nlls = [ends.format(name, _cell(c), **c) for m, name in NLLS.items() if (c := change[m])]
     scores = [f"{SHOWN[m]} {_cell(change[m])}" for m in ("accuracy", "mean_r1")]
     parts = [scores[0], *nlls, scores[1]]
     return f"From {change['from']} to {change['to']}: {change['verdict']}; {', '.join(parts)}"
 
 
-_NLLS = {"nll_at_t": "NLL at T", "nll_shifted": "NLL at T, prior shift"}
-CHANGE_HEADER = ["stage", "data", *SHOWN.values(), *_NLLS.values(), "verdict"]
+NLLS = {"nll_at_t": "NLL at T", "nll_shifted": "NLL at T, prior shift"}
+CHANGE_HEADER = ["stage", "data", *SHOWN.values(), *NLLS.values(), "verdict"]
 CHANGE_NOTE = (
     "Each stage against the checkpoint before it, on the same utterances: change, 95% interval and p by "
     "conversation. NLL at T, in nats, is what a model knows whatever its sureness, each side at its own best "
@@ -315,9 +315,9 @@ def change_rows(changes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for c in changes:
         if c["copied"]:
             why = COPIED if c.get("from", "-rl").endswith("-rl") else f"no refit: {c['from']} is kept"
-            rows.append([c["stage"], "", *["-"] * (len(SHOWN) + len(_NLLS)), why])
+            rows.append([c["stage"], "", *["-"] * (len(SHOWN) + len(NLLS)), why])
         for d, by in c["by"].items():
-            cells = [_cell(by[m]) for m in (*SHOWN, *_NLLS)]
+            cells = [_cell(by[m]) for m in (*SHOWN, *NLLS)]
             undone = "; rolled back" if c.get("rolled_back") else ""
             rows.append([c["stage"], d, *cells, by["verdict"] + undone])
     return rows

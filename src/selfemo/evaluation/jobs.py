@@ -2,7 +2,8 @@
 
     store.sqlite          predictions (and an endpoint's answers), committed as they are made
     predictions.parquet   one row an utterance
-    scores.json           scores by data set and union, the plain average, the comparison, what was evaluated
+    scores.json           scores by data set and union, those of constant answers, the plain average, the
+                          comparison, what was evaluated
 
 The store keeps the model, data and settings of its evaluation; others are refused on resume.
 """
@@ -23,8 +24,9 @@ from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation import overlap, predictions
-from selfemo.evaluation.metrics import MEASURES, Interval
-from selfemo.evaluation.rendering import cell
+from selfemo.evaluation.constants import against_constants, constant_scores, label_shares
+from selfemo.evaluation.metrics import Interval
+from selfemo.evaluation.rendering import rounded
 from selfemo.files import lock_folder, write_json, write_rows
 from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import Conversation, Prompt
@@ -52,6 +54,9 @@ class Evaluation:
         about: model, data, split, settings, trained_on (data sets of the run that the model comes from).
         average: over data sets; None for one.
         comparison: by data set, this model minus the other; None where none was asked for.
+        constants: what constant answers score, by data set (`constants.constant_scores`), each with the model
+            "against" it (`constants.against_constants`).
+        compared_constants: what they score on the prompts that are compared; empty without a comparison.
         overlap: with the training data (`overlap.evaluation_part`); None where these are not known.
     """
 
@@ -59,16 +64,24 @@ class Evaluation:
     scores: dict[str, predictions.Scores]
     average: dict[str, Interval] | None
     comparison: dict[str, predictions.Comparison] | None
+    constants: dict[str, dict[str, Any]]
+    compared_constants: dict[str, dict[str, Any]]
     overlap: dict[str, Any] | None
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            **self.about,
-            "scores": {d: s.as_dict() for d, s in self.scores.items()},
-            "average": self.average and {m: i.as_list() for m, i in self.average.items()},
-            "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
-            "overlap": self.overlap,
-        }
+        """As scores.json holds it, with the digits that scores carry (`rendering.rounded`)."""
+        found: dict[str, Any] = rounded(
+            {
+                **self.about,
+                "scores": {d: s.as_dict() for d, s in self.scores.items()},
+                "average": self.average and {m: i.as_list() for m, i in self.average.items()},
+                "comparison": self.comparison and {d: c.as_dict() for d, c in self.comparison.items()},
+                "constants": self.constants,
+                "compared_constants": self.compared_constants,
+                "overlap": self.overlap,
+            }
+        )
+        return found
 
 
 def _digest(*parts: object) -> str:
@@ -194,6 +207,11 @@ def evaluate_model(
         stop.check()
         _predict(store, spec, checkpoint, held, config, reporter, stop)
         rows = store.predictions(NAME)
+        shares = label_shares([*conversations, *trained], rows, labels)
+        against = against_constants(rows, labels, shares)
+        constants = constant_scores(rows, labels, shares, resamples=resamples)
+        theirs = {r["prompt"] for r in compared or ()}
+        common = [r for r in rows if r["prompt"] in theirs]
         about = {
             "selfemo": __version__,
             "model": model if spec is None else f"{spec.name} ({spec.model})",
@@ -209,6 +227,8 @@ def evaluate_model(
             predictions.score(rows, labels, resamples=resamples),
             predictions.average(rows, labels, resamples=resamples),
             None if compared is None else predictions.compare(compared, rows, labels),
+            {d: {**c, "against": against[d]} for d, c in constants.items()},
+            constant_scores(common, labels, shares, resamples=resamples),
             overlap.evaluation_part(held, trained, rows, labels, resamples=resamples),
         )
         if out is not None:
@@ -275,9 +295,6 @@ def predictions_of(folder: Path) -> list[PredictionRow]:
     raise StoreError(f"{folder} holds no predictions yet")
 
 
-_FIT = ("ece", "brier", "nll", "temperature", "nll_tempered")
-
-
 def _write_parquet(
     rows: predictions.Rows, labels: predictions.Labels, path: Path, reporter: Reporter
 ) -> None:
@@ -301,50 +318,3 @@ def _write_parquet(
         for gold, predicted in [predictions.tops(r, labels)]
     ]
     write_rows(path, written, ("dataset", "conversation", "turn"), reporter.say)
-
-
-def shown(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, header, rows) of tables: scores, the classes of each data set, the comparison."""
-    header = [
-        "data", "n", "accuracy", "weighted F1", "macro F1", "mean R1", "parsed", "ECE", "Brier", "NLL", "T",
-        "NLL at T",
-    ]  # fmt: skip
-
-    def measures(of: Mapping[str, Any]) -> list[str]:
-        return [*(str(of[m]) for m in MEASURES[:-1]), cell(of["parse_rate"].value)]
-
-    rows = [
-        [d, str(s.utterances), *measures(vars(s)), *(cell(s.calibration[k]) for k in _FIT)]
-        for d, s in evaluation.scores.items()
-    ]
-    if evaluation.average:
-        rows.append(["average", "", *measures(evaluation.average), *[""] * len(_FIT)])
-    tables = [("Scores, 95% intervals by conversation", header, rows)]
-    if evaluation.overlap and evaluation.overlap["conversations"]:
-        tables.append(overlap.evaluation_table(evaluation.overlap, evaluation.about["split"]))
-    for dataset, s in evaluation.scores.items():
-        if dataset == predictions.UNION:  # its classes may be of several label sets; scores.json has them
-            continue
-        labels, kinds = s.confusion["labels"], ("precision", "recall", "f1")
-        lines = [
-            [
-                gold,
-                str(s.classes[gold]["support"]),
-                *(cell(s.classes[gold][k]) for k in kinds),
-                *map(str, counts),
-            ]
-            for gold, counts in zip(labels, s.confusion["rows"], strict=True)
-        ]
-        head = ["gold", "n", "precision", "recall", "F1", *(f"as {e}" for e in labels), "failed"]
-        tables.append((f"{dataset}: each class, and as what it was predicted", head, lines))
-    for dataset, found in (evaluation.comparison or {}).items():
-        lines = [
-            [m.replace("_", " "), f"{v.low:+.3f} to {v.high:+.3f}", f"{v.value:+.3f}", f"{d.p_value:.4f}"]
-            for m, d in found.measures.items()
-            for v in [d.difference]
-        ]
-        title = f"{dataset}: difference from {evaluation.about['compared_with']} on {found.prompts} prompts"
-        if found.prompts < found.of:
-            title += f" of {found.of} (the others were answered by one of the two alone)"
-        tables.append((title, ["measure", "95% interval", "difference", "p"], lines))
-    return tables

@@ -410,16 +410,26 @@ def average(rows: Rows, labels: Labels, *, resamples: int) -> dict[str, metrics.
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired differences (second minus first) over the prompts that both answered, `of` those of either."""
+    """Paired differences (second minus first) over the prompts that both answered, `of` those of either.
+
+    `values` are those of the (first, second) by measure, on the same prompts.
+    """
 
     prompts: int
     of: int
     conversations: int
     measures: dict[str, metrics.PairedDifference]
+    values: dict[str, tuple[float, float]]
 
     def as_dict(self) -> dict[str, Any]:
         measures = {
-            m: {"difference": d.difference.as_list(), "p_value": d.p_value} for m, d in self.measures.items()
+            m: {
+                "difference": d.difference.as_list(),
+                "p_value": d.p_value,
+                "this": self.values[m][1],
+                "other": self.values[m][0],
+            }
+            for m, d in self.measures.items()
         }
         return {"prompts": self.prompts, "of": self.of, "conversations": self.conversations, **measures}
 
@@ -442,7 +452,11 @@ def compare(first: Rows, second: Rows, labels: Labels) -> dict[str, Comparison]:
     counted_a, counted_b = (outcomes([rows[p] for p in common], labels) for rows in (a, b))
     return {
         d: Comparison(
-            int(o.confusion.sum()), of[d], len(o.clusters), metrics.paired_measures(counted_a[d], o)
+            int(o.confusion.sum()),
+            of[d],
+            len(o.clusters),
+            metrics.paired_measures(counted_a[d], o),
+            {m: (float(v), float(o.measures()[m])) for m, v in counted_a[d].measures().items()},
         )
         for d, o in counted_b.items()
     }

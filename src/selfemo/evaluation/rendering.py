@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfemo.errors import ConfigError
@@ -15,13 +15,36 @@ _LATEX = {
 }  # fmt: skip
 
 
+WIDTH = 80
+"""Columns of the narrowest terminal that tables are made for."""
+_GAP = 2
+
+
 def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        return "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
+        return (" " * _GAP).join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
 
     return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)]) + "\n"
+
+
+def narrow(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
+    """A table as text of at most `width` columns: what does not fit stands below, behind the first column.
+
+    A table with a cell that is too long for this, a path say, stays in one piece.
+    """
+    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
+    if widths[0] + max((w + _GAP for w in widths[1:]), default=0) > width:
+        return _text(header, rows)
+    blocks, used = [[0]], widths[0]
+    for i in range(1, len(header)):
+        if used + _GAP + widths[i] > width:
+            blocks.append([0])
+            used = widths[0]
+        blocks[-1].append(i)
+        used += _GAP + widths[i]
+    return "\n".join(_text([header[i] for i in b], [[r[i] for i in b] for r in rows]) for b in blocks)
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -57,6 +80,19 @@ def cell(value: Any) -> str:
     if isinstance(value, list) and len(value) == 3 and None not in value:
         return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
     return f"{value:.3f}" if isinstance(value, int | float) else "-"
+
+
+DIGITS = 6
+"""Significant digits of scores in JSON files: resampling moves the third, other processors the seventh."""
+
+
+def rounded(value: Any) -> Any:
+    """A value of JSON types with DIGITS significant digits in each float."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]], form: str = "text") -> str:

@@ -21,10 +21,19 @@ from selfemo.evaluation.changes import (
     stage_changes,
     whole_change,
 )
+from selfemo.evaluation.constants import (
+    MAJORITY,
+    PRIOR,
+    against_constants,
+    constant_scores,
+    constants_lines,
+    label_shares,
+)
 from selfemo.evaluation.overlap import Scoring, clean_title, run_part
 from selfemo.evaluation.predictions import Labels, Scores, label_sets, score
 from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_json, write_text
+from selfemo.method.types import Conversation
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.folder import (
     KEEP,
@@ -53,9 +62,15 @@ def plain(scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, dict[str, dic
     return {c: {d: s.as_dict() for d, s in by.items()} for c, by in scores.items()}
 
 
-def table_rows(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
-    """Rows of text of HEADER from `plain` scores: measures with their 95% intervals, T and NLL at T."""
-    return [
+def table_rows(
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]], constants: Mapping[str, Mapping[str, Any]]
+) -> list[list[str]]:
+    """Rows of text of HEADER from `plain` scores: measures with their 95% intervals, T and NLL at T.
+
+    Args:
+        constants: of `constants.constant_scores`, by data set: two rows each, below the checkpoints.
+    """
+    rows = [
         [
             checkpoint, dataset, str(s["utterances"]), *(cell(s[m]) for m in _SHOWN),
             *(cell(s["calibration"][k]) for k in _FIT),
@@ -63,6 +78,12 @@ def table_rows(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[li
         for checkpoint, by_set in scores.items()
         for dataset, s in by_set.items()
     ]  # fmt: skip
+    n = {d: str(s["utterances"]) for by_set in scores.values() for d, s in by_set.items()}
+    for d, c in constants.items():
+        rows.append([MAJORITY, d, n[d], *(cell(c[MAJORITY][m]) for m in _SHOWN), "-", "-"])
+        prior = c[PRIOR]
+        rows.append([PRIOR, d, n[d], *(cell(prior.get(m)) for m in _SHOWN), "-", cell(prior["nll"])])
+    return rows
 
 
 HEADER = [
@@ -100,7 +121,7 @@ def overlap_tables(part: Mapping[str, Any] | None) -> list[tuple[str, list[str],
     """(title, header, rows) of the scores in an `overlap_part`; empty where there are none."""
     if part is None or not part["scores"]:
         return []
-    return [(clean_title(part["data"], part["split"]), HEADER, table_rows(part["scores"]))]
+    return [(clean_title(part["data"], part["split"]), HEADER, table_rows(part["scores"], {}))]
 
 
 def rl_rounds(store: Store) -> list[dict[str, Any]]:
@@ -111,12 +132,14 @@ def rl_rounds(store: Store) -> list[dict[str, Any]]:
 def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
     """Write summary.json, summary.md, dialogues.txt and the figures of `draw`; return the summary."""
     config, names = run.config, checkpoints(run.config)
-    labels = label_sets(load_conversations(config.data))
+    conversations = load_conversations(config.data)
+    labels = label_sets(conversations)
     scores = checkpoint_scores(run.store, names, labels, resamples=config.evaluation.resamples)
     last = names[-1]
     drawn = draw(run.path / "figures", rl_rounds(run.store), scores) if draw else ()
     summary: dict[str, Any] = {
         "scores": plain(scores),
+        **constants_part(run.store, list(scores), conversations, config.evaluation.resamples),
         "changes": stage_changes(config, run.store, labels),
         "free_changes": free_by_checkpoint(run.store, scores, labels, config.evaluation.resamples),
         "change": whole_change(run.store, labels, last) if is_evaluated(run.store, last) else None,
@@ -134,6 +157,27 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
     write_text(run.path / "dialogues.txt", "\n\n".join(dialogues(run.store)) + "\n")
     write_json(run.path / SUMMARY_FILE, summary)
     return summary
+
+
+def constants_part(
+    store: Store, names: Sequence[str], conversations: Sequence[Conversation], resamples: int
+) -> dict[str, Any]:
+    """Constant answers beside the scores of a run's evaluated checkpoints `names`.
+
+    Args:
+        conversations: of the run's data; their training split gives the constants.
+
+    Returns: by data set "constants" (`constant_scores`) and "against_constants" of the last checkpoint, and
+        "constants_said", sentences on it. Empty without a scored checkpoint.
+    """
+    if not names:
+        return {"constants": {}, "against_constants": {}, "constants_said": []}
+    labels, rows = label_sets(conversations), store.predictions(evaluation_name(names[-1]))
+    shares = label_shares(conversations, rows, labels)
+    constants = constant_scores(rows, labels, shares, resamples=resamples)
+    against = against_constants(rows, labels, shares)
+    said = constants_lines(constants, against, f"{names[-1]} on ")
+    return {"constants": constants, "against_constants": against, "constants_said": said}
 
 
 def free_by_checkpoint(
@@ -155,7 +199,8 @@ def _markdown(summary: Mapping[str, Any]) -> str:
     clean = f"\n{part['line']}\n" if part else ""
     clean += "".join(f"\n{t}\n\n{render(h, r, 'markdown')}" for t, h, r in overlap_tables(part))
     return (
-        f"{render(HEADER, table_rows(summary['scores']), 'markdown')}\n"
+        f"{render(HEADER, table_rows(summary['scores'], summary['constants']), 'markdown')}\n"
+        f"{' '.join(summary['constants_said'])}\n\n"
         f"## What each stage added\n\n"
         f"{render(CHANGE_HEADER, change_rows(summary['changes']), 'markdown')}\n"
         f"{CHANGE_NOTE}\n\n{said}{change_line(summary['change'])}\n\n"

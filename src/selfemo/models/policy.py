@@ -215,12 +215,12 @@ class Policy(_Encoder):
         ).last_hidden_state
         return found
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., v) float32 logits of hidden states."""
+    def logits(self, hidden: torch.Tensor, *, fp32: bool = False) -> torch.Tensor:
+        """(..., v) float32 logits of hidden states; with `fp32` or `fp32_head` computed in it, too."""
         import torch
 
         head = self.core.get_output_embeddings()
-        if not self.fp32_head:
+        if not (fp32 or self.fp32_head):
             return head(hidden).float()
         with torch.autocast(self.device.type, enabled=False):
             return head(hidden.float())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfemo.evaluation.constants import MAJORITY, PRIOR
 from selfemo.evaluation.experiments.compare import FIT, SIGNAL, same_labels_line
 from selfemo.evaluation.rendering import cell, render
 from selfemo.files import write_text
@@ -52,7 +53,10 @@ def _signed(entry: Mapping[str, Any] | None) -> str:
 
 
 def ablation_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: mean (sd) over seeds by arm and data set, and the difference from the full arm."""
+    """Header and rows: mean (sd) over seeds by arm and data set, and the difference from the full arm.
+
+    Below stand the constant answers (`constants.constant_scores`) on the same turns.
+    """
     header = [
         "arm", "data", "accuracy", "weighted F1", "mean R1", "accuracy - full", "p over seeds",
         "p within seeds",
@@ -69,6 +73,11 @@ def ablation_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]
             within = ", ".join(cell(c["accuracy"]["p_value"]) for c in by_seed if c)
             p = cell(against and against["p_value"])
             rows.append([arm["name"], d, *cells, _signed(against), p, within or "-"])
+    for d, c in result.get("constants", {}).items():
+        measures = ("accuracy", "weighted_f1", "mean_r1")
+        for which in (MAJORITY, PRIOR):
+            cells = [cell(c[which][m][0]) if m in c[which] else "-" for m in measures]
+            rows.append([which, d, *cells, "-", "-", "-"])
     return header, rows
 
 
@@ -88,6 +97,11 @@ def share_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         return ", ".join([*(f"{e} {v:.0%}" for v, e in said), *more]) or "-"
 
     rows = [["gold", d, show(s), *["-"] * len(FIT)] for d, s in result["gold_share"].items()]
+    rows += [
+        [PRIOR, d, f"as in the {c['source']}", "-", "-", cell(c[PRIOR]["nll"][0])]
+        for d, c in result.get("constants", {}).items()
+        if d in result["gold_share"]
+    ]
     for a in result["arms"]:
         for d, s in a["predicted_share"].items():
             rows.append([a["name"], d, show(s), *(cell(a["fit"][d][k]) for k in FIT)])

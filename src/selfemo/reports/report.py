@@ -3,7 +3,8 @@
 All text of data and models is untrusted: it is escaped, and control characters and marks that change the
 direction of writing are shown as their code points. The same inputs give the same bytes.
 
-This file has the sections on the run itself, sections.py those on other folders, page.py the parts of a page.
+This file has the sections on the run itself, lead.py its first sentences, turns.py what was said and read,
+sections.py the sections on other folders, page.py the parts of a page.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from selfemo.evaluation.changes import (
 from selfemo.evaluation.predictions import gold_prompts
 from selfemo.evaluation.summary import (
     HEADER,
+    SUMMARY_FILE,
     checkpoint_scores,
     free_by_checkpoint,
     overlap_part,
@@ -38,20 +39,17 @@ from selfemo.evaluation.summary import (
     rl_rounds,
     table_rows,
 )
-from selfemo.method.prompts import format_emotions
 from selfemo.method.rewards import exact_match
 from selfemo.method.types import LABEL_SETS, Prompt
-from selfemo.reports import figures
+from selfemo.reports import figures, turns
 from selfemo.reports import sections as parts
-from selfemo.reports.page import Section, Table, inline_svg, visible
-from selfemo.runs.dialogues import Episode, episodes
+from selfemo.reports.lead import Facts, sentences
+from selfemo.reports.page import Section, Table, headed, inline_svg, render, visible
+from selfemo.runs.dialogues import episodes
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.rollback import choice_lines
-from selfemo.runs.store import STORE_FILE, Store, read_distribution
-
-TEMPLATE = "report.html.jinja"
-_EXAMPLE = 600
+from selfemo.runs.store import STORE_FILE, Store
 
 
 class Source:
@@ -60,6 +58,9 @@ class Source:
     Attributes:
         labels: the label set of each data set with predictions, from its stored prompts or its name.
         last: the last checkpoint with scores; None where there is none.
+        split: what is evaluated on.
+        changes: what each stage added (`changes.stage_changes`).
+        change: what the run added to its cold start (`changes.whole_change`).
     """
 
     def __init__(self, folder: Path):
@@ -76,6 +77,17 @@ class Source:
             self.store, checkpoints(self.config), self.labels, resamples=self.config.evaluation.resamples
         )
         self.last = next(reversed(self.scores), None)
+        self.split = self.config.data.evaluated_on
+        self.changes = stage_changes(self.config, self.store, self.labels)
+        self.change = None if self.last is None else whole_change(self.store, self.labels, self.last)
+
+    def facts(self) -> Facts:
+        """What the first sentences are made of."""
+        finished = (self.folder / SUMMARY_FILE).exists()
+        return Facts(
+            self.config, self.store.stages(), plain(self.scores), self.changes, self.change, finished,
+            self.resume,
+        )  # fmt: skip
 
     def overlap(self) -> dict[str, Any] | None:
         """The overlap with the training data, and the scores without it (`summary.overlap_part`)."""
@@ -139,26 +151,27 @@ def _version(folder: Path) -> str:
 def _headline(source: Source) -> Section:
     if source.last is None:
         return Section("result", "Result", missing=source.resume)
-    change = whole_change(source.store, source.labels, source.last)
-    text = change_line(change)
-    if change:
+    text = change_line(source.change)
+    if source.change:
         text += (
             ". Changes on the same held-out turns, with 95% intervals and p by conversation; RL and refits "
             "together, what each stage added by itself stands below."
         )
-    tables = [Table("Scores with 95% intervals", HEADER, table_rows(plain(source.scores)))]
+    rows = table_rows(plain(source.scores), {})
+    tables = [headed("Scores with 95% intervals", HEADER, rows, source.split)]
     said = [text]
     if part := source.overlap():
-        tables += [Table(*t) for t in overlap_tables(part)]
+        tables += [headed(*t, source.split) for t in overlap_tables(part)]
         said.append(f"{part['line']}.")
     return Section("result", "Result", said, tables)
 
 
 def _stages(source: Source) -> Section:
-    changes = stage_changes(source.config, source.store, source.labels)
-    if not changes:
+    if not source.changes:
         return Section("stages", "What each stage added", missing=source.resume)
-    table = Table("Change by stage, with 95% intervals", CHANGE_HEADER, change_rows(changes))
+    counts = {d: by["utterances"] for c in source.changes for d, by in c["by"].items()}
+    rows = change_rows(source.changes)
+    table = headed("Change by stage, with 95% intervals", CHANGE_HEADER, rows, source.split, counts)
     said = [CHANGE_NOTE, *choice_lines(source.config, source.store)]
     return Section("stages", "What each stage added", said, [table])
 
@@ -171,7 +184,9 @@ def _free(source: Source) -> Section:
     found = free_by_checkpoint(source.store, source.scores, source.labels, resamples)
     if not found:
         return Section("free", title, missing=source.resume)
-    table = Table("Scores with 95% intervals, without any training", FREE_HEADER, free_rows(found))
+    counts = {d: s.utterances for by in source.scores.values() for d, s in by.items()}
+    caption = "Scores with 95% intervals, without any training"
+    table = headed(caption, FREE_HEADER, free_rows(found), source.split, counts)
     return Section("free", title, [FREE_NOTE], [table])
 
 
@@ -211,12 +226,8 @@ def _analysis(source: Source, folder: Path) -> Section:
     )
 
 
-def _emotion(distribution: Any) -> str:
-    return "-" if distribution is None else format_emotions(distribution)
-
-
 def _dialogues(source: Source, n: int = 10) -> Section:
-    found = [_show(e) for e in episodes(source.store, n)]
+    found = [turns.episode(e) for e in episodes(source.store, n)]
     if not found:
         return Section("dialogues", "Self-play dialogues", missing=source.resume)
     text = (
@@ -226,48 +237,22 @@ def _dialogues(source: Source, n: int = 10) -> Section:
     return Section("dialogues", "Self-play dialogues", [text], episodes=found)
 
 
-def _show(e: Episode) -> dict[str, Any]:
-    def bar(d: Any) -> list[tuple[str, int, int]]:
-        """(emotion, its number in the label set modulo 8, per cent)"""
-        return [(k, e.label_set.index(k) % 8, round(100 * d[k])) for k in e.label_set if d and k in d]
-
-    return {
-        "name": e.conversation,
-        "scenario": e.scenario,
-        "history": [(u.speaker, u.text, _emotion(u.emotion)) for u in e.history],
-        "played": [
-            {
-                "speaker": t.speaker, "reply": t.reply, "of": t.interlocutor, "r1": f"{t.r1:.2f}",
-                "read": _emotion(t.read), "target": _emotion(t.target), "own": _emotion(t.own),
-                "bars": [("read", bar(t.read)), ("target", bar(t.target)), ("felt", bar(t.own))],
-            }
-            for t in e.played
-        ],
-    }  # fmt: skip
-
-
 def _examples(source: Source, n: int = 5) -> Section:
     section = Section("examples", "Worst and best held-out examples by R1")
     if source.last is None:
         section.missing = source.resume
         return section
-    rows = source.store.predictions(evaluation_name(source.last))
-    rows.sort(key=lambda r: (r["r1"], r["prompt"]))
-    prompts = source.held_out_prompts()
-    best = reversed(rows[max(n, len(rows) - n) :])
-    for which, r in (*(("worst", r) for r in rows[:n]), *(("best", r) for r in best)):
-        last = prompts[r["prompt"]].history[-1] if r["prompt"] in prompts else None
-        section.examples.append(
-            {
-                "title": f"{which}: {r['prompt']}, R1 {r['r1']:.2f}",
-                "said": f"{last.speaker}: {last.text}" if last else "(the data cannot be read here)",
-                "facts": [
-                    ("gold", _emotion(read_distribution(r["gold"]))),
-                    ("read", r["failure"] or _emotion(read_distribution(r["predicted"]))),
-                ],
-                "text": r["text"][:_EXAMPLE],
-            }
-        )
+    rows = [
+        r for r in source.store.predictions(evaluation_name(source.last)) if r["dataset"] in source.labels
+    ]
+    prompts, written = source.held_out_prompts(), source.config.evaluation.span != "probabilities"
+    section.examples = turns.examples(rows, prompts, source.labels, n, written=written)
+    section.text = [
+        f"Turns that {source.last} reads worst and best, each from another conversation while there are any. "
+        "The turn in question comes last; the weights of gold and of what was read are in per cent."
+    ]
+    if not prompts:
+        section.text.append("The texts are left out: the run's data cannot be read here.")
     return section
 
 
@@ -300,15 +285,13 @@ def build(
     Raises:
         StoreError: a folder does not hold what its command writes, or the report cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
-
     folder = out.parent / f"{out.stem}-figures"
     source = Source(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The given folders are read first: a wrong one is named before anything else is drawn.
         judged = parts.judge(judges, folder)
-        described = parts.personas(source.store.reward_by_cluster(), run, personas)
+        described = parts.personas(source.store.reward_by_cluster(), run, personas, folder)
         ablated = parts.ablation(ablation, folder)
         own = plain({c: s for c, s in source.scores.items() if c == source.last})
         sections = [
@@ -326,7 +309,10 @@ def build(
             _dialogues(source),
             _examples(source),
             _failures(source),
-            Section("config", "Resolved configuration", code=(run / CONFIG_FILE).read_text(encoding="utf-8")),
+            Section(
+                "config", "Resolved configuration",
+                code=(run / CONFIG_FILE).read_text(encoding="utf-8"), folded=True,
+            ),
             Section(
                 "again", "How to reproduce",
                 ["Save the configuration above as config.toml, then:"],
@@ -339,11 +325,7 @@ def build(
                 (title, inline_svg(folder / f"{name}.svg", str(visible(title))))
                 for title, name in section.drawings
             ]
-        template = Environment(
-            autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        ).from_string(files("selfemo.reports").joinpath(TEMPLATE).read_text(encoding="utf-8"))  # fmt: skip
-        html = template.render(name=run.resolve().name, sections=sections)
+        html = render(run.resolve().name, sentences(source.facts()), sections)
         out.write_text(html, encoding="utf-8", errors="replace")
     except OSError as e:
         raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from e

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import re
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,31 @@ from selfemo.evaluation.predictions import UNION
 from selfemo.evaluation.rendering import cell
 from selfemo.reports import figures, tables
 from selfemo.reports.ablation import ablation_table, share_table, signal_table
-from selfemo.reports.page import Section, Table, visible
+from selfemo.reports.page import Head, Section, Table
 
 
 def table1(folders: Sequence[Path]) -> Section:
-    """Published and measured scores side by side."""
+    """Published and measured scores side by side, the measured ones first and marked with their split."""
+    header, rows = tables.table1(folders)
+    place = {name: header.index(name) for name in ("Method", "n", "Source")}
+    rest = [k for k in range(len(header)) if k not in place.values()]
+    rows = sorted(rows, key=lambda r: r[place["Source"]] == "published")
+    made: list[list[Any]] = []
+    marked = set()
+    for row in rows:
+        method, n, source = (row[k] for k in place.values())
+        note = "published, test" if source == "published" else f"{source}, n={n}"
+        if source != "published":
+            marked.add(len(made))
+        made.append([Head(method, note), *(row[k] for k in rest)])
+    caption = "Accuracy and weighted F1, per cent"
     return Section(
         "table1", "Beside the published results (table 1)",
-        ["Rows marked as published are the paper's; they were not measured here."],
-        [Table("Accuracy and weighted F1, per cent", *tables.table1(folders))],
+        [
+            "Rows marked as published are the paper's, on the official test splits; they were not measured "
+            "here. Shaded rows were measured, on the split that they name: a score on dev is none on test."
+        ],
+        [Table(caption, ["Method", *(header[k] for k in rest)], made, frozenset(marked))],
     )  # fmt: skip
 
 
@@ -33,7 +48,7 @@ def ablation(folder: Path | None, drawings: Path) -> Section:
         return Section("ablation", title, missing=command)
     with tables.written_by(command, folder / "ablation.json") as found:
         made = [
-            Table("Mean (sd) over seeds", *ablation_table(found)),
+            Table(f"Mean (sd) over seeds, on split {found['split']}", *ablation_table(found)),
             Table("What each arm predicts, and how sure it is", *share_table(found)),
             Table("What its RL had to learn from: means over groups", *signal_table(found)),
         ]
@@ -63,28 +78,37 @@ def judge(folders: Sequence[Path], drawings: Path) -> Section:
     return Section("judge", title, tables=[Table("Wins of the first", header, rows)], drawings=drawn)
 
 
-def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None) -> Section:
-    """Table 3 of a run, and the clusters and map in a folder of `selfemo personas cluster`."""
-    section = Section("personas", "Personas (figure 4, table 3)")
+def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None, drawings: Path) -> Section:
+    """Table 3 of a run, and the clusters and map in a folder of `selfemo personas cluster`, or in the run."""
+    section = Section("personas", "Personas (figure 4, tables 3, 6 and 7)")
     if by_cluster:
         header = ("cluster", "stage", "rollouts", "mean R1")
         rewards = [[r["name"], r["stage"], str(r["rollouts"]), f"{r['r1']:.3f}"] for r in by_cluster]
         section.tables.append(Table("Mean R1 by persona cluster (table 3)", header, rewards))
+    if folder is None and (run / "figures" / f"{figures.CLUSTERS}.csv").exists():
+        folder = run
     if folder is not None:
         try:
-            table, drawn = (folder / "figures" / n for n in ("persona_clusters.csv", "persona_map.png"))
-            with table.open(newline="", encoding="utf-8") as f:
-                header_, *rows = list(csv.reader(f))
-            picture = base64.b64encode(drawn.read_bytes()).decode()
+            header_, *rows = _csv(folder / "figures" / f"{figures.CLUSTERS}.csv")
+            clusters = [(name, int(count)) for name, count, _ in rows if name != figures.NO_CLUSTER]
+            points = [
+                (x, y, name, text) for x, y, name, text in _csv(folder / "figures" / f"{figures.MAP}.csv")[1:]
+            ]
+            drawn = figures.draw_map(drawings, points, clusters)
         except (OSError, ValueError) as e:
             raise StoreError(
                 f"{folder}: holds no persona clusters ({e}); `selfemo personas cluster` makes them"
             ) from None
-        section.tables.append(Table("Clusters", header_, rows))
-        section.pictures.append(("Map of the largest persona clusters", picture))
+        section.tables.append(Table("Clusters (tables 6 and 7)", header_, rows))
+        section.drawings.append(("The largest persona clusters, each named by its traits (figure 4)", drawn))
     if not section.tables:
-        section.missing = f"selfemo personas cluster FOLDER --run {run}"
+        section.missing = f"selfemo personas cluster {run}"
     return section
+
+
+def _csv(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as f:
+        return list(csv.reader(f))
 
 
 def confusions(
@@ -101,9 +125,9 @@ def confusions(
             if dataset == UNION or "confusion" not in s:
                 continue
             title, stem = f"{name} on {dataset}", f"{k}_{re.sub('[^A-Za-z0-9]', '_', dataset)}"
-            plain = str(visible(title)).replace("$", r"\$")  # "$" would begin mathematics
-            drawn = figures.confusion_map(drawings, f"confusion_{stem}", plain, s["confusion"])
-            section.drawings.append((f"Gold by predicted emotion: {title}", drawn))
+            drawn = figures.confusion_map(drawings, f"confusion_{stem}", s["confusion"])
+            caption = "Gold by predicted emotion, in turns; the shade is the share of the gold emotion"
+            section.drawings.append((f"{caption}: {title}", drawn))
             c = s["calibration"]
             if not c["n"]:
                 continue
@@ -114,7 +138,7 @@ def confusions(
                 f"{title}: expected calibration error {c['ece']:.3f}, Brier {c['brier']:.3f}, "
                 f"negative log-likelihood {c['nll']:.3f} nats{tempered}."
             )
-            drawn = figures.reliability(drawings, f"reliability_{stem}", plain, c)
+            drawn = figures.reliability(drawings, f"reliability_{stem}", c)
             section.drawings.append((f"Weight of the top emotion and how often it is right: {title}", drawn))
     if not found:
         section.missing = f"selfemo evaluate {run} --data SOURCE --out DIR"

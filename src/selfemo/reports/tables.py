@@ -10,15 +10,17 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfemo.config import load
 from selfemo.errors import StoreError
+from selfemo.evaluation.constants import HELD_OUT, MAJORITY
 from selfemo.evaluation.jobs import SCORES_FILE, trained_on
 from selfemo.evaluation.predictions import UNION
+from selfemo.evaluation.summary import read_summary
 from selfemo.runs.folder import CONFIG_FILE, START, checkpoints, evaluation_name
 from selfemo.runs.store import STORE_FILE, Store
 
@@ -28,12 +30,25 @@ _TITLES = {"iemocap": "IEMOCAP", "meld": "MELD", "emorynlp": "EmoryNLP"}
 
 @dataclass(frozen=True)
 class Measured:
-    """One evaluated model and its scores (`Scores.as_dict`) by data set."""
+    """One evaluated model and its scores (`Scores.as_dict`) by data set.
+
+    Attributes:
+        constants: what constant answers score (`constants.constant_scores`) by data set; empty where that is
+            not known.
+        identity: a text that is the same for one model under the same settings.
+    """
 
     name: str
     split: str
     trained_on: Sequence[str]
     scores: Mapping[str, Mapping[str, Any]]
+    constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    identity: str = ""
+
+    @property
+    def single(self) -> dict[str, Mapping[str, Any]]:
+        """The scores without those of the union."""
+        return {d: s for d, s in self.scores.items() if d != UNION}
 
 
 @contextmanager
@@ -62,7 +77,10 @@ def measured(folder: Path) -> Measured:
     file = folder / SCORES_FILE
     if file.exists():
         with written_by("selfemo evaluate --out", file) as content:
-            return Measured(*(content[k] for k in ("model", "split", "trained_on", "scores")))
+            name, split, sets, scores = (content[k] for k in ("model", "split", "trained_on", "scores"))
+            identity = [content.get(f"evaluated_{k}", "") for k in ("model", "settings")]
+            beside = content.get("constants", {})
+            return Measured(name, split, sets, scores, beside, "; ".join(identity))
     if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
         raise StoreError(
             f"{folder} holds no scores: it is neither a run nor a folder of a finished `selfemo evaluate "
@@ -77,8 +95,36 @@ def measured(folder: Path) -> Measured:
                 # Scores by data set; texts beside them say where they are from.
                 record = json.loads(row["info"])
                 scores = {d: s for d, s in record.items() if not isinstance(s, str)}
-                return Measured(f"{folder.name} {checkpoint}", config.data.evaluated_on, sets, scores)
+                constants = (read_summary(folder, lambda _: None) or {}).get("constants", {})
+                name = f"{folder.name} {checkpoint}"
+                return Measured(name, config.data.evaluated_on, sets, scores, constants, str(folder))
     raise StoreError(f"{folder} is a run without a finished evaluation; resume it first")
+
+
+def merged(found: Sequence[Measured]) -> list[Measured]:
+    """One for each model, split and settings, in order: folders of one data set each become one row.
+
+    A data set that a model was evaluated on twice begins a row of its own.
+    """
+    rows: list[Measured] = []
+    for m in found:
+        same = (
+            k
+            for k, r in enumerate(rows)
+            if (r.name, r.split, r.identity) == (m.name, m.split, m.identity)
+            and not r.single.keys() & m.single
+        )
+        if (at := next(same, None)) is None:
+            rows.append(m)
+            continue
+        old = rows[at]
+        rows[at] = replace(
+            old,
+            scores={**old.single, **m.single},
+            constants={**old.constants, **m.constants},
+            trained_on=list(dict.fromkeys([*old.trained_on, *m.trained_on])),
+        )
+    return rows
 
 
 def published() -> dict[str, Any]:
@@ -90,50 +136,89 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def table1(folders: Sequence[Path], *, intervals: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, in per cent: the paper's rows in its order, then a row for each folder.
+_KINDS = {"accuracy": "Acc.", "weighted_f1": "W-F1"}
+Intervals = Literal["none", "columns", "cells"]
+"""Where the ends of 95% intervals stand: nowhere, in columns of their own, or behind the value."""
 
-    A measured row has an AVG only where all three data sets of the paper were measured, so that it is the
-    average that the paper gives. Further data sets get columns of their own.
 
-    Args:
-        intervals: also columns with the ends of the 95% intervals (for CSV).
+def table1(folders: Sequence[Path], *, intervals: Intervals = "none") -> tuple[list[str], list[list[str]]]:
+    """Header and rows, in per cent: the paper's rows in its order, then a row for each model.
+
+    Folders of one model are one row (`merged`). Below it stands what always saying the most frequent label
+    scores on the same turns. A measured row has an AVG only where all three data sets of the paper were
+    measured, so that it is the average that the paper gives. Further data sets get columns of their own. The
+    first column says which rows are not of the test split, as the published ones are.
     """
-    found = [measured(p) for p in folders]
-    sets = list(dict.fromkeys([*PAPER_SETS, *(d for m in found for d in m.scores if d != UNION)]))
-    kinds = (("accuracy", "Acc."), ("weighted_f1", "W-F1"))
+    found = merged([measured(p) for p in folders])
+    sets = list(dict.fromkeys([*PAPER_SETS, *(d for m in found for d in m.single)]))
     header = ["Setting", "Method", "Backbone", "External-free"]
     for d in [*sets, "avg"]:
-        for _, short in kinds:
+        for short in _KINDS.values():
             name = f"{_TITLES.get(d, d.upper() if d == 'avg' else d)} {short}"
             header.append(name)
-            if intervals and d != "avg":
+            if intervals == "columns" and d != "avg":
                 header += [f"{name} low", f"{name} high"]
     header += ["Parsed", "n", "Source"]
     rows = []
     for row in published()["table1"]:
         cells = [row["setting"], row["method"], row["backbone"] or "-", row["external_free"] or "-"]
-        for d in [*sets, "avg"]:
-            for key, _ in kinds:
-                cells.append(_percent(row.get(d, {}).get(key)))
-                cells += ["", ""] if intervals and d != "avg" else []
-        rows.append([*cells, "-", "-", "published"])
+        known = {d: {k: [v / 100, None, None] for k, v in row[d].items()} for d in sets if d in row}
+        avg = [_percent(row.get("avg", {}).get(k)) for k in _KINDS]
+        rows.append([*cells, *_cells(known, sets, intervals), *avg, "-", "-", "published"])
     for m in found:
-        cells = ["measured", m.name, "-", "-"]
-        for d in sets:
-            for key, _ in kinds:
-                value = m.scores[d][key] if d in m.scores else [None, None, None]
-                value = [None if v is None else 100 * v for v in value]
-                cells += [_percent(v) for v in (value if intervals else value[:1])]
-        for key, _ in kinds:
-            parts = [m.scores[d][key][0] for d in PAPER_SETS if d in m.scores]
-            whole = len(parts) == len(PAPER_SETS) and None not in parts
-            cells.append(_percent(100 * (sum(parts) / len(parts)) if whole else None))
-        single = [s for d, s in m.scores.items() if d != UNION]
-        n = sum(s["utterances"] for s in single)
-        parsed = 100 * sum(s["parse_rate"][0] * s["utterances"] for s in single) / n
-        rows.append([*cells, _percent(parsed), str(n), f"measured on {m.split}"])
+        n = sum(s["utterances"] for s in m.single.values())
+        parsed = 100 * sum(s["parse_rate"][0] * s["utterances"] for s in m.single.values()) / n
+        setting = "measured" if m.split == "test" else f"measured, {m.split}"
+        end = [str(n), f"measured on {m.split}"]
+        cells = [*_cells(m.single, sets, intervals), *_average(m.single)]
+        rows.append([setting, m.name, "-", "-", *cells, _percent(parsed), *end])
+        if constant := _majority(m):
+            said = [setting, "majority label", "-", "-"]
+            cells = [*_cells(constant, sets, intervals), *_average(constant)]
+            line = [*said, *cells, "100.00", end[0], f"{_sources(m)}, on {m.split}"]
+            if line not in rows:
+                rows.append(line)
     return header, rows
+
+
+def _majority(m: Measured) -> dict[str, Mapping[str, Any]]:
+    """Scores of the most frequent label by data set; of older folders those of the held-out data's own."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for d, s in m.single.items():
+        if d in m.constants:
+            found[d] = m.constants[d][MAJORITY]
+        elif "gold_share" in s:  # precision is its share, recall is 1
+            share = max(s["gold_share"].values())
+            found[d] = {
+                "accuracy": [share, None, None],
+                "weighted_f1": [2 * share**2 / (1 + share), None, None],
+            }
+    return found
+
+
+def _sources(m: Measured) -> str:
+    known = (m.constants[d]["source"] if d in m.constants else HELD_OUT for d in m.single)
+    return "labels of the " + " and the ".join(dict.fromkeys(known))
+
+
+def _cells(scores: Mapping[str, Mapping[str, Any]], sets: Sequence[str], intervals: Intervals) -> list[str]:
+    cells = []
+    for d in sets:
+        for key in _KINDS:
+            value = scores.get(d, {}).get(key, [None, None, None])
+            v, low, high = (None if x is None else 100 * x for x in value)
+            cells.append(_percent(v))
+            if intervals == "cells" and low is not None and high is not None:
+                cells[-1] += f" [{low:.2f}, {high:.2f}]"
+            elif intervals == "columns":
+                cells += ["" if x is None else _percent(x) for x in (low, high)]
+    return cells
+
+
+def _average(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    whole = all(d in scores for d in PAPER_SETS)
+    parts = {k: [scores[d][k][0] for d in PAPER_SETS] if whole else [] for k in _KINDS}
+    return [_percent(100 * sum(p) / len(p) if p and None not in p else None) for p in parts.values()]
 
 
 def cross(folders: Sequence[Path]) -> tuple[list[str], list[list[str]]]:

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from selfemo.models.generation.own_format import LimitedFormat
 
 
+DIGITS = 4
+"""Decimals of a probability in files and HTTP answers. With bf16 hidden states the second one already depends
+on the batch, and fp32 is sure of these four on any processor: further ones would tell nothing."""
+
+
+def shown_weight(weight: float) -> float:
+    """A probability as files and HTTP answers have it."""
+    return round(weight, DIGITS)
+
+
 @dataclass(frozen=True, slots=True)
 class ReadEmotion:
     """One emotion that the model read or declared.

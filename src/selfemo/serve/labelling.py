@@ -30,7 +30,7 @@ from selfemo.method.types import Conversation, LabelSet, Utterance
 from selfemo.models.generation.chat import endpoint_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.settings import find_checkpoint
-from selfemo.serve.answers import Recognition
+from selfemo.serve.answers import Recognition, shown_weight
 from selfemo.serve.selfemo import SelfEmo
 
 CHUNK = 64
@@ -333,7 +333,7 @@ def _record(turn: SourceTurn, place: int, r: Recognition, columns: Sequence[str]
     else:
         record = {"conversation": turn.conversation, "turn": place, "speaker": turn.speaker}
         record |= {"text": turn.text, **turn.fields}
-    weights = r.distribution and {e: round(w, 6) for e, w in r.distribution.items()}
-    values = (r.emotion, round(r.confidence, 6), weights, r.failure)
+    weights = r.distribution and {e: shown_weight(w) for e, w in r.distribution.items()}
+    values = (r.emotion, shown_weight(r.confidence), weights, r.failure)
     names = [f"predicted_{name}" if name in record else name for name in ADDED]
     return record | dict(zip(names, values, strict=True))

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from selfemo.method.types import Conversation
-from selfemo.serve.answers import Emotion, Event, Recognition, ReplyDelta, Response, SelfEmotion
+from selfemo.serve.answers import Emotion, Event, Recognition, ReplyDelta, Response, SelfEmotion, shown_weight
 from selfemo.serve.asking import Ask, conversation_of, label_set_of
 from selfemo.serve.service import Service
 from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_text
@@ -65,13 +65,16 @@ class RespondBody(_ConversationBody):
     stream: bool = False
 
 
+Weight = Annotated[float, AfterValidator(shown_weight)]
+
+
 class EmotionResult(BaseModel):
     """One emotion; `failure` says why there is none."""
 
     model_config = ConfigDict(from_attributes=True)
     emotion: str | None
-    confidence: float
-    distribution: dict[str, float] | None
+    confidence: Weight
+    distribution: dict[str, Weight] | None
     failure: str | None = None
 
 

@@ -1,7 +1,7 @@
 """Clusters of persona descriptions (fig. 4, tables 6 and 7): mask, embed, HDBSCAN, name, map.
 
 Departures from the paper [ours]: PCA reduces the embeddings before HDBSCAN, since density means little in
-hundreds of dimensions; the terms that set clusters apart name them (class-based TF-IDF), not a model;
+hundreds of dimensions; the traits that set clusters apart name them (class-based TF-IDF), not a model;
 descriptions that belong to no cluster are counted as noise.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfemo.errors import DataError
+from selfemo.stages.traits import TRAITS
 
 MAPPED = 12
 """Clusters on the map (fig. 4)."""
@@ -26,7 +27,7 @@ NOISE = -1
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to (n, d) unit vectors."""
 _MASK = "someone"
-_TERMS = 4
+_TERMS = 3
 _COMPONENTS = 15
 
 
@@ -86,37 +87,50 @@ def mask_names(text: str, names: Iterable[str]) -> str:
     return re.sub(rf"(?<!\w)(?:{ordered})(?:['\u2019]s)?(?!\w)", _MASK, text)
 
 
-def name_clusters(texts: Sequence[str], assigned: Sequence[int]) -> dict[int, str]:
-    """Name each cluster by the terms that set it apart: TF-IDF with each cluster as one document.
+def name_clusters(
+    texts: Sequence[str], assigned: Sequence[int], typical: Sequence[float] | None = None
+) -> dict[int, str]:
+    """Name each cluster by the traits that set it apart: "gentle, patient, proud".
 
-    Names are unique: a later (smaller) cluster takes more of its terms until its name differs.
+    Terms are weighed by TF-IDF with each cluster as one document. Words of `TRAITS` stand before others, and
+    within each kind what several descriptions say before what one does. Names are unique: a later (smaller)
+    cluster takes more of its terms until its name differs.
+
+    Args:
+        typical: (n,) how much the words of each description count; equal where not given.
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
     numbers = sorted(set(assigned) - {NOISE})
     if not numbers:
         return {}
-    documents = [" ".join(t for t, a in zip(texts, assigned, strict=True) if a == n) for n in numbers]
+    mine = [np.flatnonzero(np.asarray(assigned) == n) for n in numbers]
     vectorizer = CountVectorizer(
-        stop_words=sorted(ENGLISH_STOP_WORDS | _EMPTY_WORDS), token_pattern=r"[a-z][a-z-]{2,}"
+        stop_words=sorted(ENGLISH_STOP_WORDS | _EMPTY_WORDS), token_pattern=r"[a-z][a-z-]+[a-z]", binary=True
     )
     try:
-        counts = vectorizer.fit_transform(documents).toarray().astype(float)
+        found = vectorizer.fit_transform([t for t, a in zip(texts, assigned, strict=True) if a != NOISE])
     except ValueError:  # all descriptions consist of stop words
-        return {n: f"cluster_{n}" for n in numbers}
-    frequency = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        return {n: f"cluster {n + 1}" for n in numbers}
+    said = found.toarray()
+    places = np.cumsum(np.asarray(assigned) != NOISE) - 1  # the row of a description that is in a cluster
+    held = np.stack([said[places[m]].sum(0) for m in mine])
+    share = np.ones(len(texts)) if typical is None else np.asarray(typical, dtype=float)
+    counts = np.stack([share[m] @ said[places[m]] for m in mine])
+    frequency = counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
     # Grootendorst 2022 (c-TF-IDF): log(1 + mean words per class / frequency of the term over all).
-    weight = frequency * np.log1p(counts.sum() / len(numbers) / counts.sum(0))
+    weight = frequency * np.log1p(counts.sum() / len(numbers) / np.maximum(counts.sum(0), 1e-9))
     terms = vectorizer.get_feature_names_out()
+    trait = np.array([t in TRAITS for t in terms])
     named: dict[int, str] = {}
     for row, n in enumerate(numbers):
-        order = [t for t in np.argsort(-weight[row], kind="stable") if weight[row, t] > 0]
+        order = [t for t in np.lexsort((-weight[row], held[row] < 2, ~trait)) if held[row, t]]
         for k in range(_TERMS, max(_TERMS, len(order)) + 1):
-            name = "_".join(terms[t] for t in order[:k]) or f"cluster_{n}"
+            name = ", ".join(terms[t] for t in order[:k]) or f"cluster {n + 1}"
             if name not in named.values():
                 break
         else:
-            name = f"{name}_{n}"
+            name = f"{name} ({n + 1})"
         named[n] = name
     return named
 
@@ -161,11 +175,16 @@ def cluster(
     by_size = [n for n, _ in Counter(int(x) for x in labels if x != NOISE).most_common()]
     renumbered = {old: new for new, old in enumerate(by_size)}
     assigned = tuple(renumbered.get(int(x), NOISE) for x in labels)
-    named = name_clusters(masked, assigned)
+    typical = np.zeros(len(distinct))
+    for n in range(len(by_size)):
+        members = [i for i, a in enumerate(assigned) if a == n]
+        middle = vectors[members].sum(0)
+        typical[members] = np.maximum(0, vectors[members] @ middle / np.linalg.norm(middle))
+    named = name_clusters(masked, assigned, typical.tolist())
     clusters = []
     for n in range(len(by_size)):
         members = [i for i, a in enumerate(assigned) if a == n]
-        central = members[int(np.argmax(vectors[members] @ vectors[members].sum(0)))]
+        central = members[int(np.argmax(typical[members]))]
         clusters.append(Cluster(n, named[n], len(members), distinct[central]))
     perplexity = min(30.0, max(2.0, (len(reduced) - 1) / 3))
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)

@@ -148,6 +148,7 @@ def ablate(
             "split": base.data.evaluated_on,
             "checkpoint": full.checkpoint,
             "seeds": seeds,
+            "constants": full.summaries[0].get("constants", {}),
             "gold_share": replace(full, summaries=full.summaries[:1]).shares("gold_share"),
             "arms": records,
         }

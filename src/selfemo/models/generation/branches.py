@@ -27,6 +27,8 @@ def branch_logp(
     policy: Policy,
     places: Sequence[tuple[Hashable, Sequence[int], Sequence[Sequence[int]]]],
     starts: Sequence[int],
+    *,
+    fp32_head: bool = False,
 ) -> list[list[list[float]]]:
     """The log-probability (nats) of each token of each branch of each place, from the place's start on.
 
@@ -34,6 +36,7 @@ def branch_logp(
         places: (key, prompt ids, branches); places of one key share a prefix tree, a branch is the ids of
             one continuation of the prompt.
         starts: for each place, the number of leading tokens of its branches that are not scored.
+        fp32_head: compute the logits in fp32, whatever the policy does: for few tokens a place.
     """
     if not places:
         return []
@@ -60,7 +63,7 @@ def branch_logp(
             ends = [(i, s) for i in members for s in full[i]]
             predictors = [path[first[i] - 1 :] for path, (i, _) in zip(paths, ends, strict=True)]
             targets = np.array([token for i, s in ends for token in s[first[i] :]])
-            token_logp = _token_logp(policy, hidden, np.concatenate(predictors), targets)
+            token_logp = _token_logp(policy, hidden, np.concatenate(predictors), targets, fp32_head)
         rest = iter(token_logp)
         for i, s in ends:
             found[i].append([next(rest) for _ in s[first[i] :]])
@@ -68,7 +71,7 @@ def branch_logp(
 
 
 def _token_logp(
-    policy: Policy, hidden: torch.Tensor, predictors: np.ndarray, targets: np.ndarray
+    policy: Policy, hidden: torch.Tensor, predictors: np.ndarray, targets: np.ndarray, fp32_head: bool
 ) -> list[float]:
     """log p of each target (t,) by the hidden state at its predictor (t,); logits once a predictor."""
     unique, inverse = np.unique(predictors, return_inverse=True)
@@ -79,7 +82,7 @@ def _token_logp(
             to_device(x, policy.device)
             for x in (unique[low : low + step], inverse[mine] - low, targets[mine])
         )
-        logp = torch.log_softmax(policy.logits(hidden[chosen]), -1)
+        logp = torch.log_softmax(policy.logits(hidden[chosen], fp32=fp32_head), -1)
         found[mine] = logp[at, token].double().cpu().numpy()
     return [float(x) for x in found]
 

@@ -1,0 +1,231 @@
+"""The first three sentences of a report: what ran, whether it helped and by which stage, where it fails.
+
+They say of a change what its verdict says (`evaluation.changes.VERDICTS`), and no more: a verdict counts only
+what its 95% interval shows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfemo.config import Config
+from selfemo.evaluation.predictions import UNION
+from selfemo.method.types import LABEL_SETS
+from selfemo.runs.folder import START, evaluation_name
+
+_SAID = {
+    "better": "{} made the model better",
+    "surer, not better": "{} made the model surer, not better",
+    "knows more, scores the same": "{} taught what the scores do not show (knows more, scores the same)",
+    "no change beyond noise": "{} made no change beyond noise",
+    "knows less, scores the same": "{} did not help (knows less, scores the same)",
+    "scores lower, knows more": "{} did not help the scores (scores lower, knows more)",
+    "scores lower, knows the same": "{} did not help (scores lower, knows the same)",
+    "worse": "{} made the model worse",
+}
+_ONE_ANSWER = 0.8
+"""From this share of turns on, one predicted emotion is worth saying."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the sentences are made of.
+
+    Attributes:
+        stages: the rows of the stages, in order ("name", "status").
+        scores: `summary.plain` scores by checkpoint and data set.
+        changes: `changes.stage_changes`; change: `changes.whole_change` of the last scored checkpoint.
+        finished: whether the run wrote its summary.
+        resume: the command that goes on with the run.
+    """
+
+    config: Config
+    stages: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    changes: Sequence[Mapping[str, Any]]
+    change: Mapping[str, Any] | None
+    finished: bool
+    resume: str
+
+    @property
+    def last(self) -> Mapping[str, Mapping[str, Any]]:
+        """The scores by data set of the last scored checkpoint; empty for none."""
+        return list(self.scores.values())[-1] if self.scores else {}
+
+    @property
+    def whole(self) -> Mapping[str, Any] | None:
+        """The scores of `last` over all data sets."""
+        return self.last.get(UNION) or next(iter(self.last.values()), None)
+
+    @property
+    def iterations(self) -> int:
+        """How many iterations are done."""
+        done = [s["name"] for s in self.stages if s["status"] == "done"]
+        return sum(bool(re.fullmatch(r"iteration-\d+-refit", name)) for name in done)
+
+    @property
+    def complete(self) -> bool:
+        return self.finished and self.iterations >= self.config.flywheel.iterations
+
+
+def sentences(facts: Facts) -> list[tuple[str, str]]:
+    """(question, sentence) of the three."""
+    return [
+        ("What ran", _what_ran(facts)),
+        ("Did it help", _did_it_help(facts)),
+        ("Where it fails", _where_it_fails(facts)),
+    ]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _called(model: str) -> str:
+    """A model's id, or the name of its folder."""
+    return Path(model).name if model.startswith(("/", ".")) else model
+
+
+def _dataset(source: str) -> str:
+    """The data set of a source "KIND:PATH": a known one by its name, others by that of the file."""
+    kind, _, path = source.partition(":")
+    return kind if kind in LABEL_SETS or not path else Path(path).name
+
+
+def _what_ran(facts: Facts) -> str:
+    config, names = facts.config, [s["name"] for s in facts.stages]
+    model, data = _called(config.model.id), _listed([_dataset(s) for s in config.data.sources])
+    if (whole := facts.whole) is None:
+        scored = "no checkpoint has been evaluated"
+    else:
+        turns = _count(whole["utterances"], "held-out turn")
+        of = _count(whole["conversations"], "conversation")
+        scored = f"it was evaluated on {turns} of {of} ({config.data.evaluated_on} split)"
+    if names and evaluation_name(START) not in names:  # a command of one stage, not `evolve`
+        return f"{model} went through {_listed(names)} alone, on {data}; {scored}."
+    planned = config.flywheel.iterations
+    refit = "" if config.flywheel.refit == "none" else " and a refit"
+    plan = (
+        f"a cold start, then {_count(planned, 'iteration')} of self-play with RL{refit} "
+        f"({_count(config.flywheel.prompts, 'prompt')}{' each' if planned > 1 else ''})"
+        if planned
+        else "a cold start, without self-play and RL"
+    )
+    if facts.complete:
+        return f"{model} was trained on {data} by {plan}; {scored}."
+    if not names:
+        return f"The run has not begun: {model} is to be trained on {data} by {plan}; {scored}."
+    at = facts.stages[-1]
+    where = f"{at['name']} is {'the last stage that is done' if at['status'] == 'done' else 'not done'}"
+    return (
+        f"The run has not finished: {model} is being trained on {data} by {plan}; {facts.iterations} of "
+        f"{_count(planned, 'iteration')} done, {where} ({facts.resume} goes on); {scored}."
+    )
+
+
+def _did_it_help(facts: Facts) -> str:
+    so_far = "" if facts.complete else "So far: "
+    if not facts.last:
+        return f"That is not known: no checkpoint has been evaluated ({facts.resume} does it)."
+    stages = [(c, c["by"].get(UNION) or next(iter(c["by"].values()))) for c in facts.changes if c["by"]]
+    if facts.change is not None:
+        with_refit = "" if facts.config.flywheel.refit == "none" else " and refits"
+        said = _changed(f"after the cold start, self-play, RL{with_refit}", facts.change)
+        groups: dict[str, list[str]] = {}
+        for c, by in stages:
+            undone = " (rolled back)" if c.get("rolled_back") else ""
+            groups.setdefault(by["verdict"].replace(";", ","), []).append(c["stage"] + undone)
+        by_stage = "; ".join(f"{_listed(names)}: {verdict}" for verdict, names in groups.items())
+        said += f" (by stage, {by_stage})" if len(stages) > 1 else ""
+    elif stages:
+        said = _changed(f"the {stages[-1][0]['stage']}", stages[-1][1])
+    else:
+        said = "that is not known, since one checkpoint alone was evaluated"
+    majority = "; ".join(_majority(d, s, len(facts.last)) for d, s in facts.last.items() if d != UNION)
+    text = f"{said}; {majority}."
+    return so_far + text if so_far else text[0].upper() + text[1:]
+
+
+def _changed(what: str, change: Mapping[str, Any]) -> str:
+    """What a change record says, with accuracy in points and NLL at T in nats."""
+    numbers = [
+        "accuracy {:+.1f} points [{:+.1f}, {:+.1f}]".format(*_points(change["accuracy"]["difference"]))
+    ]
+    if nll := change["nll_at_t"]:
+        numbers.append("NLL at T {:+.3f} nats [{:+.3f}, {:+.3f}]".format(*nll["difference"]))
+    verdict = change["verdict"]
+    said = _SAID.get(verdict, "{}: " + verdict.replace("{", "").replace("}", "")).format(what)
+    return f"{said}: {', '.join(numbers)}"
+
+
+def _points(values: Sequence[float]) -> list[float]:
+    return [round(100 * v, 1) + 0.0 for v in values]  # no "-0.0"
+
+
+def _majority(dataset: str, scores: Mapping[str, Any], sets: int) -> str:
+    """The accuracy beside that of one emotion, the most frequent in gold, for every turn."""
+    labels, rows = scores["confusion"]["labels"], scores["confusion"]["rows"]
+    gold = [sum(row) for row in rows]
+    best = gold.index(max(gold))
+    share = gold[best] / max(1, sum(gold))
+    value, low, high = scores["accuracy"]
+    always = f"always answering “{labels[best]}” ({share:.1%})"
+    on = f" on {dataset}" if sets > 1 else ""
+    if value <= share:
+        return f"its accuracy{on}, {value:.1%}, does not beat {always}"
+    shown = f"its accuracy{on}, {value:.1%} [{low:.1%}, {high:.1%}],"
+    if low <= share:
+        return f"{shown} is not beyond noise above {always}"
+    return f"{shown} beats {always}"
+
+
+def _where_it_fails(facts: Facts) -> str:
+    if (scores := facts.whole) is None:
+        return "That is not known before an evaluation."
+    labels, rows = scores["confusion"]["labels"], scores["confusion"]["rows"]
+    n, failed = scores["utterances"], sum(row[-1] for row in rows)
+    hits = {e: (rows[k][k], sum(rows[k])) for k, e in enumerate(labels) if sum(rows[k])}
+    if all(hit == of for hit, of in hits.values()):
+        return f"It made no error on {_count(n, 'held-out turn')}."
+    said = [*_one_answer(labels, rows, n), _least(hits)]
+    wrong = [
+        (rows[i][j], rows[i][j] / sum(rows[i]), -i, -j)
+        for i in range(len(labels)) for j in range(len(labels)) if i != j and rows[i][j]
+    ]  # fmt: skip
+    if wrong:
+        count, _, i, j = max(wrong)
+        taken = f"{labels[-i]} taken for {labels[-j]} ({count} of {sum(rows[-i])} turns)"
+        said.append(f"the most frequent confusion is {taken}")
+    if failed:
+        said.append(f"{failed} of {n} answers could not be read")
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _one_answer(labels: Sequence[str], rows: Sequence[Sequence[int]], n: int) -> list[str]:
+    predicted = [sum(row[j] for row in rows) for j in range(len(labels))]
+    most = max(predicted)
+    if most < _ONE_ANSWER * n:
+        return []
+    return [f"it answers “{labels[predicted.index(most)]}” on {most} of {n} turns"]
+
+
+def _least(hits: Mapping[str, tuple[int, int]]) -> str:
+    """The emotions that are never recognised; else the two that are least, of those with five turns or more
+    where there are any."""
+    never = sorted((e for e, (hit, _) in hits.items() if hit == 0), key=lambda e: -hits[e][1])
+    if never:
+        shown = [f"{e} (0 of {hits[e][1]})" for e in never[:3]]
+        more = [_count(len(never) - 3, "more emotion")] if len(never) > 3 else []
+        return f"it never recognises {_listed([*shown, *more])}"
+    known = {e: c for e, c in hits.items() if c[1] >= 5} or hits
+    worst = sorted(known, key=lambda e: (known[e][0] / known[e][1], -known[e][1]))[:2]
+    return f"it recognises {_listed([f'{e} ({known[e][0]} of {known[e][1]})' for e in worst])} least"
