@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import re
+import threading
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +20,40 @@ from selfemo import SelfEmo
 from selfemo.cli import app
 from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
+from selfemo.method.types import LABEL_SETS, EmotionDistribution
+from selfemo.serve.answers import Event, ReadEmotion
 from selfemo.serve.chat import terminal
-from selfemo.serve.chat.session import Character, Session
+from selfemo.serve.chat.markup import timeline
+from selfemo.serve.chat.session import Character, Line, Session, sample_characters
 
 PAIR = (Character("Mia", "warm"), Character("Bo", "dry"))
 LOUD = "Hi <img src=x onerror=document.title=1> ${document.title=2} {{1}} [a](http://example.com/)"
 
 
+class Held(SelfEmo):
+    """A model whose answers on the page wait while `gate` is closed."""
+
+    def __init__(self, model: Path):
+        # No two labels begin alike, so that their probabilities are known while the answer is written.
+        super().__init__(model, max_tokens=72, labels=["neutral", "joy", "fear", "anger"])
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def stream(self, *args: Any, **named: Any) -> Iterator[Event]:
+        self.gate.wait(30)
+        yield from super().stream(*args, **named)
+
+
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> SelfEmo:
-    return SelfEmo(tiny_model, max_tokens=72)
+def model(tiny_model: Path) -> Held:
+    return Held(tiny_model)
 
 
 def typed(model: SelfEmo, monkeypatch: pytest.MonkeyPatch, text: str) -> tuple[Session, str]:
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     out = io.StringIO()
     session = terminal.chat(
-        model, Session(PAIR[:1], "A kitchen."), Console(file=out, width=200, color_system=None)
+        model, Session(PAIR[:1], "A kitchen."), Console(file=out, width=200, color_system=None), PAIR[1]
     )
     return session, out.getvalue()
 
@@ -41,10 +62,13 @@ def test_a_talk_in_the_terminal(model: SelfEmo, monkeypatch, tmp_path: Path) -> 
     file = tmp_path / "talk.jsonl"
     session, said = typed(
         model, monkeypatch,
-        f"I lost my keys.\n/watch 2 Bo: dry\n/undo\n/export {file}\n/export {tmp_path}/talk.md\n/show\n",
+        f"I lost my keys.\n/watch 2\n/undo\n/export {file}\n/export {tmp_path}/talk.md\n/show\n",
     )  # fmt: skip
     assert [x.speaker for x in session.lines] == ["You", "Mia", "Bo"]
-    assert "[You sounds " in said and "  3 Bo [feels " in said
+    assert re.search(r"\[You, read as \w+ \d+%, \w+ \d+%, \w+ \d+%\]", said)
+    assert (
+        re.search(r"^Mia \[feels \w+ \d+%, \w+ \d+%, \w+ \d+%\]: ", said, re.M) and "  3 Bo [feels " in said
+    )
     (found,) = load(str(file)).conversations
     assert len(found.turns) == 3 and found.personas["Bo"].description == "dry"
     assert (tmp_path / "talk.md").read_text().startswith("# A kitchen.")
@@ -52,10 +76,27 @@ def test_a_talk_in_the_terminal(model: SelfEmo, monkeypatch, tmp_path: Path) -> 
     assert edited.lines == () and edited.characters[0].name == "Ann" and edited.scene == "Outside."
 
 
+def test_characters_are_listed_by_tens_and_found_by_words(model: SelfEmo, monkeypatch) -> None:
+    _, said = typed(
+        model, monkeypatch, "/persona\n/more\n/find nurse tired\n/persona Brigi\n/persona Brigid\n"
+    )
+    listed = re.findall(r"^  ([^:]+): ", said, re.M)
+    known = list(sample_characters())
+    assert listed == [*known[:20], "Brigid", "Brigid", "Brigitta"]
+    assert f"/more: {len(known) - 10} more" in said and f"/more: {len(known) - 20} more" in said
+    assert "nobody is called Brigi;" in said and "a new conversation with Brigid (tired nurse" in said
+
+
+def test_the_help_fits_80_columns_and_names_the_second_character() -> None:
+    assert max(map(len, terminal.HELP.splitlines())) < 80 and "--second" in terminal.HELP
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("/watch 3", "it takes two characters"),
+        ("/watch 3 Mia: hot", "it takes two characters"),
+        ("/more", "nobody more is listed"),
+        ("/find xyzzy", "nobody more is listed"),
         ("/watch 1 Bo: dry", "type a first line"),
         ("/edit x y", "x is not a number"),
         ("/edit 4 y", "there is no line 4"),
@@ -90,9 +131,10 @@ def page(model: SelfEmo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     blocks.close()
 
 
-def opened(browser: Any, address: str, width: int, scheme: str) -> tuple[Any, list[str]]:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+def opened(browser: Any, address: str, width: int, height: int, scheme: str) -> tuple[Any, list[str]]:
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     tab = context.new_page()
+    tab.set_default_timeout(15_000)
     wrong: list[str] = []
     tab.on("pageerror", lambda e: wrong.append(str(e)))
     tab.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
@@ -103,62 +145,181 @@ def opened(browser: Any, address: str, width: int, scheme: str) -> tuple[Any, li
     return tab, wrong
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
-def test_talk_and_export(browser, page, width: int, scheme: str, tmp_path: Path) -> None:
-    tab, wrong = opened(browser, page[0], width, scheme)
+def say(tab: Any, text: str, turns: int) -> None:
+    """Say a line in Talk and wait until the conversation has so many turns."""
     box = tab.get_by_label("Your line", exact=True)
-    box.fill(LOUD)
+    box.fill(text)
     box.press("Enter")
-    tab.locator(".se-line").first.wait_for()
-    box.fill("And then")  # typed while the answer is on its way
-    tab.locator(".se-line").nth(1).wait_for()
-    tab.locator(".se-wrap circle").nth(1).wait_for()  # one read, one felt
-    assert box.input_value() == "And then"
-    first = tab.locator(".se-line").first
-    assert LOUD in first.inner_text() and "read as" in first.inner_text()
-    assert "feels" in tab.locator(".se-line").nth(1).inner_text()
+    tab.locator(".se-log .se-line:visible").nth(turns - 1).wait_for()
+
+
+def in_view(tab: Any, part: Any) -> bool:
+    """Whether a part lies in the screen, and in the box of the conversation if it is a turn."""
+    box, inside = part.bounding_box(), tab.viewport_size
+    low, high = 0, inside["height"]
+    if part.evaluate("e => !!e.closest('.se-scroll')"):
+        log = tab.locator(".se-scroll:visible").bounding_box()
+        low, high = log["y"], log["y"] + log["height"]
+    return (
+        box["y"] >= low - 1 and box["y"] + box["height"] <= high + 1
+        and box["x"] >= 0 and box["x"] + box["width"] <= inside["width"]
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_talk_and_export(browser, page, tmp_path: Path) -> None:
+    tab, wrong = opened(browser, page[0], 1280, 800, "light")
+    say(tab, LOUD, 2)
+    mine, theirs = (tab.locator(".se-log .se-line").nth(n) for n in (0, 1))
+    assert LOUD in mine.inner_text() and "read as" in mine.inner_text()
+    assert "feels" in theirs.inner_text() and "feels" not in mine.inner_text()
+    for line in (mine, theirs):
+        bars = line.locator(".se-bar")
+        assert bars.count() == 3
+        track = bars.first.locator(".se-track").bounding_box()["width"]
+        for n in range(3):
+            told = int(bars.nth(n).inner_text().split()[-1].rstrip("%")) / 100
+            wide = bars.nth(n).locator("i").bounding_box()["width"]
+            assert wide == pytest.approx(max(told * track, 2), abs=0.006 * track + 0.1)
     assert tab.title() == "SELF-EMO chat" and tab.locator(".se-log img, .se-log a").count() == 0
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
     log = tab.get_by_role("log", name="Conversation").first
     assert log.get_attribute("aria-live") == "polite"
-    tab.wait_for_timeout(500)
+    # The timeline stands beside the talk.
+    assert (
+        tab.locator(".se-time:visible").bounding_box()["x"]
+        > tab.locator(".se-say:visible").bounding_box()["x"] + 600
+    )
+    tab.get_by_text("Scene and more").first.click()
+    save = tab.get_by_role("button", name="Save as JSONL").first
+    tab.wait_for_function("e => !e.disabled", arg=save.element_handle())
+    tab.wait_for_timeout(300)
     with tab.expect_download() as download:
-        tab.get_by_role("button", name="Export as JSONL").first.click()
+        save.click()
     download.value.save_as(tmp_path / "chat.jsonl")
     (found,) = load(str(tmp_path / "chat.jsonl")).conversations
     assert [u.speaker for u in found.turns] == ["You", "Mia"] and found.turns[0].emotion
-    tab.get_by_role("button", name="Undo").click()
+    say(tab, "word " * 780, 3)
+    tab.get_by_text("That line is too long for the model").wait_for()  # the line stays, and one can go on
+    tab.get_by_role("button", name="Undo").first.click()
+    tab.wait_for_function("document.querySelectorAll('.se-log .se-line').length == 2")
+    tab.get_by_role("button", name="New").first.click()
     tab.get_by_text("Nothing was said yet.").first.wait_for()
     assert wrong == []
 
 
 @pytest.mark.slow
+def test_talk_on_a_phone(browser, page, model: Held) -> None:
+    tab, wrong = opened(browser, page[0], 390, 844, "dark")
+    box = tab.get_by_label("Your line", exact=True)
+    model.gate.clear()
+    say(tab, "I lost my keys.", 1)  # shown though the answer waits
+    tab.get_by_text("is writing").wait_for()
+    assert tab.locator(".se-log .se-line").count() == 1 and box.input_value() == ""
+    box.fill("And then")  # typed while the answer is on its way
+    model.gate.set()
+    tab.locator(".se-log .se-line").nth(1).wait_for()
+    assert box.input_value() == "And then"
+    for n in range(2, 7):
+        say(tab, f"Line {n}.", 2 * n)
+    tab.wait_for_function("!document.querySelector('.se-busy')")
+    tab.wait_for_timeout(200)
+    lines = tab.locator(".se-log .se-line")
+    assert in_view(tab, lines.last) and in_view(tab, box)
+    assert in_view(tab, tab.locator(".se-wrap text").last)  # the newest turn of the timeline
+    page_size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    assert tab.evaluate(page_size) == [390, 844]
+    small = """() => [...document.querySelectorAll("button")]
+      .map((b) => [b.innerText, b.getBoundingClientRect()])
+      .filter(([, r]) => r.width > 1 && r.height > 1 && r.height < 40).map(([text]) => text)"""
+    assert tab.evaluate(small) == []
+    # Who scrolled up to read stays there when an answer comes.
+    model.gate.clear()
+    say(tab, "Line 7.", 13)
+    tab.wait_for_timeout(200)
+    assert in_view(tab, lines.last)
+    scroll = tab.locator(".se-scroll:visible")
+    scroll.evaluate("e => { e.scrollTop = 50; }")
+    tab.wait_for_timeout(100)
+    model.gate.set()
+    lines.nth(13).wait_for()
+    tab.wait_for_timeout(200)
+    assert scroll.evaluate("e => e.scrollTop") == 50
+    # Choose a character.
+    tab.locator(".se-person:visible").click()
+    tab.get_by_label("Search characters").fill("nurse tired")
+    cards = tab.locator(".se-card:visible")
+    assert cards.count() == 1
+    cards.first.click()
+    tab.locator(".se-person:visible", has_text="Brigid").wait_for()
+    tab.wait_for_timeout(200)
+    say(tab, "Is it bad?", 16)
+    assert "Brigid" in lines.last.inner_text()
+    tab.locator(".se-person:visible").click()
+    tab.get_by_text("Write your own").click()
+    tab.get_by_label("Name").fill("You")
+    tab.get_by_role("button", name="Use this one").click()
+    tab.get_by_text("choose another name").wait_for()
+    assert "Brigid" in tab.locator(".se-person:visible").inner_text()
+    assert wrong == []
+
+
+@pytest.mark.slow
 def test_watch_two_and_vote(browser, page) -> None:
-    tab, wrong = opened(browser, page[0], 1280, "light")
+    tab, wrong = opened(browser, page[0], 390, 844, "light")
     tab.get_by_role("tab", name="Watch two").click()
-    tab.get_by_label("First line, said by the first one").fill("The train is late.")
-    tab.get_by_role("button", name="Begin").click()
-    shown = tab.get_by_role("tabpanel").locator(".se-line:visible")
-    tab.get_by_text("The train is late.").first.wait_for()
-    tab.get_by_role("button", name="Next turn").click()
-    tab.locator(".se-wrap circle").nth(1).wait_for()  # the turn is over: one read, one felt
+    shown = tab.locator(".se-log .se-line:visible")
+    button = functools.partial(tab.get_by_role, "button")
+    assert button(name="Next turn").is_disabled()
+    tab.get_by_label("First line").fill("The train is late.")
+    button(name="Begin").click()
+    shown.first.wait_for()
+    button(name="Next turn").click()
+    shown.nth(1).wait_for()
     assert "Bo" in shown.nth(1).inner_text()
+    button(name="Run", exact=True).click()
+    shown.nth(7).wait_for()
+    tab.wait_for_timeout(300)
+    assert in_view(tab, shown.last) and in_view(tab, button(name="Pause"))
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert shown.nth(1).locator(".se-bar").count() == 6  # felt, and read by the other
+    tab.locator(".se-side:visible").get_by_text("Scene and more").click()
     tab.get_by_label("New text").fill("The bus is late.")
-    tab.get_by_role("button", name="Change it").click()
+    button(name="Change it").click()
     tab.get_by_text("The bus is late.").first.wait_for()
-    tab.wait_for_function("document.querySelectorAll('.se-line').length == 1")
+    tab.wait_for_function("document.querySelectorAll('.se-log .se-line').length == 1")
     tab.get_by_role("tab", name="Compare").click()
+    votes = [button(name=name) for name in ("1 is better", "Tie", "2 is better")]
+    assert all(v.is_disabled() for v in votes)
     tab.get_by_label("Your line to both").fill("I got the job!")
-    tab.get_by_role("button", name="Ask both").click()
+    button(name="Ask both").click()
+    tab.wait_for_function("e => !e.disabled", arg=votes[0].element_handle())
     tab.get_by_text("Answer 2", exact=True).wait_for()
     body = tab.inner_text("body")
     assert str(page[1].parent) not in body and "Thank you" not in body  # blind until the vote
-    tab.get_by_role("button", name="Answer 1 is better").click()
+    votes[0].click()
     tab.get_by_text("Thank you.").wait_for()
+    tab.wait_for_function("e => e.disabled", arg=votes[0].element_handle())
     (vote,) = map(json.loads, page[1].read_text().splitlines())
     assert vote["vote"] == "1" and vote["turns"] == [["You", "I got the job!"]]
     assert wrong == []
+
+
+@pytest.mark.slow
+def test_a_long_timeline_shows_its_newest_turn_and_all_names(browser) -> None:
+    look = files("selfemo.serve.chat").joinpath("page.css").read_text()
+    reading = ReadEmotion("joy", 0.6, EmotionDistribution({"joy": 0.6, "fear": 0.4}))
+    lines = tuple(Line(("Mia", "Bo")[n % 2], "Hm.", felt=reading) for n in range(40))
+    drawn = timeline(Session(PAIR, lines=lines), LABEL_SETS["meld"])
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    tab.set_content(f"<style>{look}</style><div class='se-side'>{drawn}</div>")
+    box = tab.locator(".se-wrap").bounding_box()
+    for part in (tab.locator(".se-wrap text").last, tab.locator(".se-wrap circle").last):
+        at = part.bounding_box()
+        assert box["x"] <= at["x"] and at["x"] + at["width"] <= box["x"] + box["width"]
+    assert tab.locator(".se-wrap text").last.text_content() == "40"
+    names = tab.locator(".se-names").bounding_box()
+    assert names["x"] >= 0 and names["x"] + names["width"] <= box["x"]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from selfemo.config import load
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 RESOURCES = (
-    "py.typed", "data/sample.jsonl", "data/LICENSE", "reports/published.toml", "reports/report.html.jinja"
+    "py.typed", "data/sample.jsonl", "data/LICENSE", "reports/published.toml", "reports/report.html.jinja",
+    "serve/chat/page.css", "serve/chat/page.js",
 )  # fmt: skip
 
 

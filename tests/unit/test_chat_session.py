@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,16 @@ from selfemo.method.types import LABEL_SETS, EmotionDistribution, FailureKind, U
 from selfemo.runs.dialogues import Episode, Played
 from selfemo.serve.answers import ReadEmotion, Response
 from selfemo.serve.chat.episodes import from_episode
-from selfemo.serve.chat.markup import shown, timeline, transcript
-from selfemo.serve.chat.session import Character, Line, Session, character, sample_characters
+from selfemo.serve.chat.markup import bars, gallery, shown, timeline, transcript, writing
+from selfemo.serve.chat.session import (
+    Character,
+    Line,
+    Session,
+    character,
+    sample_characters,
+    search_characters,
+    strongest,
+)
 from selfemo.serve.chat.votes import Votes
 
 MELD = LABEL_SETS["meld"]
@@ -130,6 +139,25 @@ def test_characters_of_the_sample_set_and_of_ones_own() -> None:
     assert character(" Zed : an anxious  neighbour ") == Character("Zed", "an anxious neighbour")
     with pytest.raises(ConfigError, match="needs a name"):
         character(": kind")
+    assert search_characters("") == list(known.values())
+    assert [c.name for c in search_characters("Nurse tired")] == ["Brigid"]
+    assert search_characters("xyzzy") == []
+
+
+def test_the_three_strongest_emotions_have_the_named_one_among_them() -> None:
+    weights = EmotionDistribution({"neutral": 0.4, "joy": 0.3, "fear": 0.2, "anger": 0.1})
+    for named, found in (
+        ("joy", [("neutral", 0.4), ("joy", 0.3), ("fear", 0.2)]),
+        ("anger", [("neutral", 0.4), ("joy", 0.3), ("anger", 0.1)]),
+    ):
+        assert strongest(ReadEmotion(named, weights[named], weights)) == found
+    assert strongest(ReadEmotion("joy", 0.5)) == [("joy", 0.5)]  # written alone
+    assert strongest(ReadEmotion(None)) == strongest(None) == []
+    drawn = bars("feels", ReadEmotion("joy", 0.3, weights), MELD)
+    assert re.findall(r"width:([\d.]+)%;background:(#\w+)", drawn) == [
+        ("40.0", "#a2a6ad"), ("30.0", "#fbd83f"), ("20.0", "#663b92"),
+    ]  # fmt: skip
+    assert drawn.count("se-named") == 1 and 'se-named"><span>joy' in drawn
 
 
 # -- the page -------------------------------------------------------------------------------------------
@@ -164,6 +192,11 @@ def test_nothing_that_is_said_becomes_part_of_the_page(name: str, text: str) -> 
     session = Session((Character(name),), lines=(Line(name, text, reading("joy")),))
     page = _Tags(transcript(session, MELD))
     assert set(page.tags) <= OURS and page.attributes <= ATTRIBUTES
+    page = _Tags(writing(session, name, text, None, MELD))
+    assert set(page.tags) <= OURS and page.attributes <= ATTRIBUTES
+    cards = _Tags(gallery([Character(name, text)]))
+    assert not {"script", "img", "a", "iframe", "style", "link"} & set(cards.tags)
+    assert not any(key.startswith("on") for key in cards.attributes)
     for mark in "${}`":
         assert mark not in shown(text)
     table = _Tags(timeline(session, MELD))
@@ -173,13 +206,14 @@ def test_nothing_that_is_said_becomes_part_of_the_page(name: str, text: str) -> 
 def test_the_page_shows_text_as_it_was_written() -> None:
     session = Session((MIA,), lines=(Line("You", "1 < 2 & ${x} {{y}} \u202eabc", reading("joy")),))
     text = _Tags(transcript(session, MELD)).text
-    assert "1 < 2 & ${x} {{y}} \ufffdabc" in text and "read as joy 80%" in text
+    assert "1 < 2 & ${x} {{y}} \ufffdabc" in text and "read asjoy100%" in text
 
 
 def test_the_timeline_has_its_table(talk: Session) -> None:
     drawn = timeline(talk, MELD)
     page = _Tags(drawn)
-    assert page.tags.count("circle") == 2 and page.tags.count("tr") == 3
+    # A ring has an edge, so that light colours are seen on white.
+    assert page.tags.count("circle") == 3 and page.tags.count("tr") == 3
     for part in ("You", "Mia", "feels", "read as", "surprise", "sadness"):
         assert part in page.text
     assert "appear here" in timeline(Session((MIA,)), MELD)
@@ -205,7 +239,7 @@ def test_exports_of_the_page_do_not_outlive_it() -> None:
         [
             sys.executable,
             "-c",
-            "from selfemo.serve.chat.web import export_file\n"
+            "from selfemo.serve.chat.panel import export_file\n"
             "for text in ('a', 'b'):\n"
             "    path = export_file(text, 'chat.md'); print(path, open(path).read())",
         ],

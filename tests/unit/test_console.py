@@ -16,7 +16,6 @@ from selfemo.evaluation.changes import VERDICTS
 from selfemo.evaluation.console import analysis_tables, run_tables
 from selfemo.evaluation.rendering import narrow
 from selfemo.method.types import LABEL_SETS
-from selfemo.runs.words import value_in_words
 
 
 def answers(path: Path, *lines: str) -> str:
@@ -171,10 +170,3 @@ def test_the_tables_of_an_analysis_have_80_columns() -> None:
 def test_confusion_of_each_label_set_has_80_columns(name, labels) -> None:
     header = ["gold", *labels, "failed"]
     is_readable(narrow(header, [[e, *["1234"] * (len(labels) + 1)] for e in labels]))
-
-
-def test_counts_in_words() -> None:
-    assert value_in_words({"too_long": 3, "rate": 0.25, "by": {}}) == "too long 3, rate 0.25, by none"
-    assert value_in_words({"kept": True, "ends": [1, 2], "names": ["a", "b", "c"], "none": None}) == (
-        "kept yes, ends 1 to 2, names a, b, c, none -"
-    )

@@ -109,7 +109,7 @@ def chat(
         str, typer.Option(help="NAME: what they are like; or a name of the sample set.")
     ] = "Mia: warm, quick to laugh, hides it when she is hurt",
     second: Annotated[
-        str, typer.Option(help="A second character, to watch the two talk.")
+        str, typer.Option(help="A second character: /watch lets the two talk.")
     ] = "Bo: calm and dry, slow to trust",
     scene: Annotated[str, typer.Option(help="Where the conversation takes place.")] = "",
     you: Annotated[str, typer.Option(help="Your name in it.")] = "You",
@@ -129,6 +129,7 @@ def chat(
     In the terminal, or on a page in the browser with --web.
     """
     from selfemo.errors import ConfigError
+    from selfemo.extras import require
     from selfemo.serve.binding import check_binding, check_free
     from selfemo.serve.chat.session import Session, character
     from selfemo.serve.selfemo import SelfEmo
@@ -137,6 +138,7 @@ def chat(
         raise ConfigError("--compare needs --web")
     check_binding(host, None, insecure)
     if web:
+        require("`selfemo chat --web`", "gradio")
         check_free(host, port)
     pair = (character(persona), character(second))
     names = [*(c.name for c in pair), you]
@@ -153,7 +155,7 @@ def chat(
 
         from selfemo.serve.chat.terminal import chat as talk
 
-        talk(opened(model), Session(pair[:1], scene, you), Console())
+        talk(opened(model), Session(pair[:1], scene, you), Console(), pair[1])
         return
     from selfemo.serve.chat.web import build, launch
 

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Sequence
 
 from selfemo.method.types import LabelSet
+from selfemo.reports.palette import UNKNOWN, emotion_colours
 from selfemo.runs.dialogues import visible
 from selfemo.serve.answers import ReadEmotion
-from selfemo.serve.chat.session import Session
+from selfemo.serve.chat.session import Character, Line, Session, strongest
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E", "#B8A800")
-CSS = """
-.se-log { max-height: 26rem; overflow-y: auto; display: flex; flex-direction: column; gap: .5rem; }
-.se-line { border: 1px solid var(--border-color-primary); border-radius: .5rem; padding: .4rem .6rem;
-  background: var(--background-fill-secondary); color: var(--body-text-color); overflow-wrap: anywhere; }
-.se-line.se-you { margin-left: 10%; }
-.se-line b { margin-right: .4rem; }
-.se-tag { display: inline-block; border: 1px solid var(--border-color-primary); border-radius: 1rem;
-  padding: 0 .5rem; margin-right: .3rem; font-size: .85em; color: var(--body-text-color); }
-.se-tag i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .35em; }
-.se-wrap { overflow-x: auto; color: var(--body-text-color); }
-.se-wrap text { fill: currentColor; font-size: 12px; }
-.se-wrap line { stroke: currentColor; stroke-opacity: .15; }
-.se-note { color: var(--body-text-color); }
-"""
+FELT, READ = "feels", "read as"
+"""The words for the emotion that a speaker declares and for the one that is read in what they say."""
 
 
 def shown(text: str) -> str:
@@ -34,70 +23,158 @@ def shown(text: str) -> str:
     return safe
 
 
-def _colour(emotion: str, labels: LabelSet) -> str:
-    return _COLOURS[labels.labels.index(emotion) % len(_COLOURS)] if emotion in labels else "#6E6E6E"
+def bars(what: str, reading: ReadEmotion | None, labels: LabelSet, said: str = "") -> str:
+    """The strongest emotions of a reading (session.py: strongest) as bars; "" if there is no emotion.
 
-
-def tag(what: str, reading: ReadEmotion | None, labels: LabelSet) -> str:
-    """A label like "feels joy 80%"; "" if there is no emotion."""
+    The whole track of a bar is 100%. The emotion that the model named is in bold. `said`: other words for
+    `what`.
+    """
     if reading is None or reading.emotion is None:
         return ""
-    sure = f" {reading.confidence:.0%}" if reading.confidence else ""
-    dot = f'<i style="background:{_colour(reading.emotion, labels)}" aria-hidden="true"></i>'
-    return f'<span class="se-tag">{dot}{what} {shown(reading.emotion)}{sure}</span>'
-
-
-def transcript(session: Session, labels: LabelSet, begun: str = "") -> str:
-    """The conversation as HTML; `begun` is the HTML of a reply that is being written."""
+    colours = emotion_colours(labels)
     rows = []
-    for n, line in enumerate(session.lines):
-        tags = tag("feels", line.felt, labels) + tag("read as", line.heard, labels)
-        mine = " se-you" if line.speaker == session.you else ""
+    for emotion, weight in strongest(reading):
+        named = " se-named" if emotion == reading.emotion else ""
+        fill = f"width:{100 * weight:.1f}%;background:{colours.get(emotion, UNKNOWN)}"
         rows.append(
-            f'<div class="se-line{mine}"><b>{n + 1}. {shown(line.speaker)}</b>{tags}'
-            f"<div>{shown(line.text)}</div></div>"
+            f'<div class="se-bar{named}"><span>{shown(emotion)}</span>'
+            f'<span class="se-track" aria-hidden="true"><i style="{fill}"></i></span>'
+            f"<span>{weight:.0%}</span></div>"
         )
-    if begun:
-        rows.append(f'<div class="se-line">{begun}</div>')
-    body = "".join(rows) or '<p class="se-note">Nothing was said yet.</p>'
-    # tabindex: a region that scrolls must be reachable by keyboard.
-    log = 'class="se-log" role="log" aria-live="polite" aria-label="Conversation" tabindex="0"'
+    mark = "se-felt" if what == FELT else "se-read"
+    return f'<div class="se-bars"><span class="se-what {mark}">{said or what}</span>{"".join(rows)}</div>'
+
+
+def turn(head: str, text: str, feelings: Sequence[str], mine: bool = False) -> str:
+    """One turn: who speaks (`head`, HTML), what they say (HTML), and their emotions as bars."""
+    below = f'<div class="se-feelings">{"".join(feelings)}</div>' if any(feelings) else ""
+    return (
+        f'<div class="se-line{" se-you" if mine else ""}"><b class="se-who">{head}</b>'
+        f'<div class="se-said">{text}</div>{below}</div>'
+    )
+
+
+def transcript(session: Session, labels: LabelSet) -> str:
+    """The conversation as HTML."""
+    rows = [_turn(n, line, session, labels) for n, line in enumerate(session.lines)]
+    body = "".join(rows) or _invitation(session)
+    log = 'class="se-log" role="log" aria-live="polite" aria-label="Conversation"'
     return f"<div {log}>{body}</div>"
 
 
-def timeline(session: Session, labels: LabelSet) -> str:
-    """Emotions over the turns as SVG with a row for each label, and the same as a table."""
-    points = [
-        (n, line.speaker, reading.emotion, kind)
-        for n, line in enumerate(session.lines)
-        for kind, reading in (("feels", line.felt), ("read as", line.heard))
-        if reading is not None and reading.emotion in labels
-    ]
-    if not points:
-        return '<p class="se-note">The emotions appear here, turn by turn.</p>'
-    left, step, row = 90, 34, 24
-    width, height = left + step * len(session.lines) + 20, row * len(labels) + 26
-    parts = []
-    for k, name in enumerate(labels):
-        y = row * k + row // 2
-        parts.append(f'<text x="0" y="{y + 4}">{shown(name)}</text>')
-        parts.append(f'<line x1="{left}" x2="{width}" y1="{y}" y2="{y}"/>')
-    for n in range(len(session.lines)):
-        parts.append(f'<text x="{left + step * n + 8}" y="{height - 6}">{n + 1}</text>')
-    for n, _, emotion, kind in points:
-        assert emotion is not None
-        x, y = left + step * n + 12, row * labels.labels.index(emotion) + row // 2
-        colour = _colour(emotion, labels)
-        felt, read = f'r="7" fill="{colour}"', f'r="9" fill="none" stroke="{colour}" stroke-width="3"'
-        parts.append(f'<circle cx="{x}" cy="{y}" {felt if kind == "feels" else read}/>')
-    body = "".join(
-        f"<tr><td>{n + 1}</td><td>{shown(who)}</td><td>{kind}</td><td>{shown(emotion or '')}</td></tr>"
-        for n, who, emotion, kind in points
+def _turn(n: int, line: Line, session: Session, labels: LabelSet) -> str:
+    feelings = (bars(FELT, line.felt, labels), bars(READ, line.heard, labels))
+    head = f'{shown(line.speaker)} <span class="se-n">{n + 1}</span>'
+    return turn(head, shown(line.text), feelings, _right(line.speaker, session))
+
+
+def _right(speaker: str, session: Session) -> bool:
+    """Whether a speaker's turns stand on the right: one's own, and those of the second of two characters."""
+    return speaker == session.you or (len(session.characters) > 1 and speaker == session.characters[1].name)
+
+
+def _invitation(session: Session) -> str:
+    who = " and ".join(shown(c.name) for c in session.characters)
+    more = "Their talk begins with a first line." if len(session.characters) > 1 else "Say something."
+    return f'<div class="se-empty"><b>{who}</b><p>Nothing was said yet. {more}</p></div>'
+
+
+def writing(session: Session, speaker: str, said: str, felt: ReadEmotion | None, labels: LabelSet) -> str:
+    """A turn that is being written: dots before the first word."""
+    text = shown(said) or '<span class="se-dots"><i></i><i></i><i></i></span>'
+    head = f'{shown(speaker)} <span class="se-busy" role="status">is writing</span>'
+    return turn(head, text, [bars(FELT, felt, labels)], _right(speaker, session))
+
+
+def answer(n: int, session: Session, labels: LabelSet) -> str:
+    """The last line of a session as answer `n` of a blind comparison."""
+    said = session.lines[-1]
+    feelings = (bars(FELT, said.felt, labels), bars(READ, session.lines[-2].heard, labels, "reads you as"))
+    return turn(f"Answer {n}", shown(said.text), feelings)
+
+
+def note(text: str) -> str:
+    """A quiet message in the conversation; "" without text."""
+    return f'<p class="se-note" role="status">{shown(text[:1].upper() + text[1:])}</p>' if text else ""
+
+
+def portrait(character: Character) -> str:
+    """A character: initial, name and description, inside one button that opens the choice of another."""
+    return (
+        f'<span class="se-face" aria-hidden="true">{shown(character.name[:1].upper())}</span>'
+        f'<span class="se-about"><b>{shown(character.name)}</b>'
+        f"<span>{shown(character.description)}</span></span>"
+    )
+
+
+def gallery(characters: Iterable[Character]) -> str:
+    """The choice of a character: a dialog with one's own, a search box, and a card for each known one."""
+    cards = "".join(
+        f'<button type="button" class="se-card" data-name="{shown(c.name)}" '
+        f'data-about="{shown(c.description)}">{portrait(c)}</button>'
+        for c in characters
     )
     return (
-        f'<div class="se-wrap"><svg role="img" aria-label="Emotions by turn; the table below says the same" '
-        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">{"".join(parts)}</svg></div>'
-        '<p class="se-note">Filled: what the speaker feels. Ring: what was read in the turn.</p>'
-        "<details><summary>As a table</summary><table><thead><tr><th>turn</th><th>who</th><th></th>"
-        f"<th>emotion</th></tr></thead><tbody>{body}</tbody></table></details>"
+        '<dialog class="se-gallery" aria-label="Choose a character"><div class="se-top">'
+        '<input type="search" class="se-search" aria-label="Search characters" autocomplete="off" '
+        'placeholder="Search: name, trait, job"><button type="button" class="se-close">Close</button>'
+        '</div><p class="se-count" role="status"></p>'
+        '<details class="se-own"><summary>Write your own</summary>'
+        '<label>Name<input class="se-name" maxlength="200" autocomplete="off"></label>'
+        '<label>What they are like<textarea class="se-like" maxlength="2000" rows="2"></textarea></label>'
+        '<button type="button" class="se-use">Use this one</button></details>'
+        f'<div class="se-cards">{cards}</div></dialog>'
+    )
+
+
+def timeline(session: Session, labels: LabelSet) -> str:
+    """Emotions over the turns: a row for each label, larger dots for more probable ones; and as a table."""
+    readings = [
+        (n, line.speaker, what, reading)
+        for n, line in enumerate(session.lines)
+        for what, reading in ((FELT, line.felt), (READ, line.heard))
+        if reading is not None and reading.emotion is not None
+    ]
+    if not readings:
+        return '<p class="se-hint">The emotions appear here, turn by turn.</p>'
+    step, row = 28, 20
+    width, height = step * len(session.lines), row * len(labels)
+    colours = emotion_colours(labels)
+    parts = [f'<line x1="0" x2="{width}" y1="{y}" y2="{y}"/>' for y in range(row // 2, height, row)]
+    for n, _, what, reading in readings:
+        weights = reading.distribution or dict(strongest(reading))
+        line = session.lines[n]
+        # Side by side where a turn has both.
+        aside = 0 if line.felt is None or line.heard is None else -6 if what == FELT else 6
+        for k, name in enumerate(labels):
+            if (weight := weights.get(name, 0.0)) < 0.05:
+                continue
+            x, y, r = step * n + step // 2 + aside, row * k + row // 2, 2 + 5 * weight**0.5
+            at = f'cx="{x}" cy="{y}" r="{r:.1f}"'
+            if what == FELT:
+                parts.append(f'<circle class="se-dot" {at} fill="{colours[name]}"/>')
+            else:
+                parts.append(f'<circle class="se-edge" {at}/>')
+                parts.append(f'<circle class="se-ring" {at} stroke="{colours[name]}"/>')
+    numbers = "".join(
+        f'<text x="{step * n + step // 2}" y="{height + 12}">{n + 1}</text>'
+        for n in range(len(session.lines))
+    )
+    names = "".join(
+        f'<span><i style="background:{colours[name]}"></i>{shown(name)}</span>' for name in labels
+    )
+    body = "".join(
+        f"<tr><td>{n + 1}</td><td>{shown(who)}</td><td>{what}</td><td>{shown(r.emotion or '')}</td></tr>"
+        for n, who, what, r in readings
+    )
+    # The scroll box is read from right to left, so that it shows the newest turn without a script.
+    return (
+        f'<div class="se-time"><div class="se-names" aria-hidden="true">{names}</div>'
+        '<div class="se-wrap" tabindex="0" role="img" aria-label="Emotions by turn; the table says the same">'
+        f'<div><svg width="{width}" height="{height + 16}" aria-hidden="true">{"".join(parts)}{numbers}</svg>'
+        "</div></div></div>"
+        f'<p class="se-key"><span class="se-what se-felt">{FELT}</span>'
+        f'<span class="se-what se-read">{READ}</span><span>larger: more probable</span></p>'
+        '<table class="se-table"><caption>Emotions by turn</caption><thead>'
+        f"<tr><th>turn</th><th>who</th><th></th><th>emotion</th></tr></thead><tbody>{body}</tbody></table>"
     )

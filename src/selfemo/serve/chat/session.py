@@ -12,7 +12,7 @@ from typing import Any
 from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.prompts import clean
-from selfemo.method.types import EmotionDistribution, LabelSet, Persona
+from selfemo.method.types import EmotionDistribution, FailureKind, LabelSet, Persona
 from selfemo.serve.answers import ReadEmotion, Response
 from selfemo.serve.asking import Ask
 
@@ -81,9 +81,13 @@ class Session:
         last = self.lines[-1].speaker if self.lines else ""
         return next((c for c in self.characters if c.name != last), self.characters[0])
 
+    def heard(self, reading: ReadEmotion) -> Session:
+        """The session with the emotion read in the last line."""
+        return replace(self, lines=(*self.lines[:-1], replace(self.lines[-1], heard=reading)))
+
     def answered(self, response: Response) -> Session:
         """The session with the emotion read in the last line, and the reply if there is one."""
-        lines = (*self.lines[:-1], replace(self.lines[-1], heard=response.heard))
+        lines = self.heard(response.heard).lines
         if response.reply and not response.failure:
             lines += (Line(response.speaker, response.reply, felt=response.felt),)
         return replace(self, lines=lines)
@@ -133,9 +137,26 @@ class Session:
         return "\n".join([*head, "", *body])
 
 
-def unreadable(failure: str) -> str:
+def unreadable(failure: FailureKind) -> str:
     """The message to the user about an answer without a reply."""
-    return f"no answer could be read ({failure}); say it in other words"
+    if failure == FailureKind.TOO_LONG:
+        return "that line is too long for the model; say it in fewer words"
+    return f"no answer could be read ({failure.replace('_', ' ')}); say it in other words, or go on"
+
+
+def strongest(reading: ReadEmotion | None, n: int = 3) -> list[tuple[str, float]]:
+    """The n most probable emotions of a reading with their probabilities; the one it names is among them.
+
+    If the named one is not so probable (it was sampled), it takes the last place. A reading without a
+    distribution has its one emotion; none without an emotion.
+    """
+    if reading is None or reading.emotion is None:
+        return []
+    weights = reading.distribution or {reading.emotion: reading.confidence}
+    best = sorted(weights, key=weights.__getitem__, reverse=True)[:n]
+    if reading.emotion not in best:
+        best[n - 1 :] = [reading.emotion]
+    return [(emotion, weights.get(emotion, 0.0)) for emotion in best]
 
 
 def _plain(text: str) -> str:
@@ -156,6 +177,15 @@ def sample_characters() -> dict[str, Character]:
         for name, persona in conversation.personas.items():
             found.setdefault(name, Character(name, persona.description))
     return dict(sorted(found.items()))
+
+
+def search_characters(words: str) -> list[Character]:
+    """The characters of the sample set with all these words in name or description; "" finds all."""
+    wanted = words.lower().split()
+    return [
+        c for c in sample_characters().values()
+        if all(word in f"{c.name} {c.description}".lower() for word in wanted)
+    ]  # fmt: skip
 
 
 def character(text: str) -> Character:

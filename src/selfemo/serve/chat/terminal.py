@@ -13,34 +13,40 @@ from rich.text import Text
 from selfemo.errors import DataError, SelfEmoError
 from selfemo.files import write_text
 from selfemo.runs.dialogues import visible
-from selfemo.serve.answers import Done, Emotion, ReplyDelta, SelfEmotion
+from selfemo.serve.answers import Done, Emotion, ReadEmotion, ReplyDelta, SelfEmotion
 from selfemo.serve.chat.episodes import load_episodes
-from selfemo.serve.chat.session import Character, Session, character, sample_characters, unreadable
+from selfemo.serve.chat.session import Character, Session, character, search_characters, strongest, unreadable
 from selfemo.serve.selfemo import SelfEmo
 
 HELP = """\
-Type a line and press Enter. The words in brackets are the emotions that are heard or felt.
-/persona [NAME[: what they are like]]   talk with another character; without NAME: list characters
-/scene TEXT                              change where the conversation takes place
-/watch [N] [NAME[: ...]]                 two characters talk with each other for N turns (1)
-/undo                                    take back the last line and the answer to it
-/edit N TEXT                             change line N; the lines after it are removed
-/show                                    the whole conversation with its emotions
-/episodes [N]                            list the run's self-play episodes; N: continue episode N
-/export FILE                             save as .jsonl (a data set of selfemo) or .md
-/quit                                    end; so does Ctrl-D"""
+Type a line and press Enter. In brackets: the three strongest emotions that are
+read in a line, or that its speaker feels.
+  /persona NAME[: ...]     talk with somebody of the sample set, or of your own
+  /persona                 list the sample set by tens; /more: the next ones
+  /find WORDS              list who has these words in the name or description
+  /scene TEXT              change where the conversation takes place
+  /watch [N] [NAME[: ...]] the character and a second one (--second, or NAME)
+                           talk with each other for N turns (1)
+  /undo                    take back the last line and the answer to it
+  /edit N TEXT             change line N; the lines after it are removed
+  /show                    the whole conversation with its emotions
+  /episodes [N]            list the run's self-play episodes; N: go on from N
+  /export FILE             save as .jsonl (a data set of selfemo) or .md
+  /quit                    end; so does Ctrl-D"""
+_PAGE = 10
 _MANY = 50
 
 
-def chat(model: SelfEmo, session: Session, console: Console) -> Session:
-    """Talk until the input ends; returns the last session."""
-    return _Terminal(model, session, console).run()
+def chat(model: SelfEmo, session: Session, console: Console, second: Character | None = None) -> Session:
+    """Talk until the input ends; returns the last session. `second` is whom /watch adds by default."""
+    return _Terminal(model, session, console, second).run()
 
 
 class _Terminal:
-    def __init__(self, model: SelfEmo, session: Session, console: Console):
-        self.model, self.session, self.console = model, session, console
+    def __init__(self, model: SelfEmo, session: Session, console: Console, second: Character | None):
+        self.model, self.session, self.console, self.second = model, session, console, second
         self.tty = sys.stdin.isatty()
+        self.listed: list[Character] = []  # what /more goes on with
 
     def run(self) -> Session:
         who = ", ".join(c.name for c in self.session.characters)
@@ -77,9 +83,10 @@ class _Terminal:
             match event:
                 case Emotion():
                     said = self.session.lines[-1].speaker
-                    self._say(f"  [{said} sounds {event.reading.emotion}]", "dim")
+                    self._say(f"  [{said}, read as {_three(event.reading)}]", "dim")
                 case SelfEmotion():
-                    self._say(f"{name} [{event.reading.emotion}]: ", "bold", end="")
+                    self._say(name, "bold", end="")
+                    self._say(f" [feels {_three(event.reading)}]: ", "dim", end="")
                     started = True
                 case ReplyDelta():
                     self._say(event.text, end="")
@@ -95,12 +102,13 @@ class _Terminal:
         match name.lower():
             case "quit" | "exit" | "q":
                 return True
-            case "persona" if not rest:
-                for c in sample_characters().values():
-                    self._say(f"  {c.name}: {c.description}")
-            case "persona":
-                self.session = Session((character(rest),), self.session.scene, self.session.you)
-                self._say(f"a new conversation with {self.session.characters[0].name}", "dim")
+            case "persona" if rest:
+                self._persona(rest)
+            case "persona" | "find":
+                self.listed = search_characters(rest)
+                self._more()
+            case "more":
+                self._more()
             case "scene":
                 self.session = replace(self.session, scene=rest)
             case "watch":
@@ -127,15 +135,38 @@ class _Terminal:
                 self._say(f"there is no /{name}; /help lists the commands", "red")
         return False
 
+    def _persona(self, text: str) -> None:
+        """Begin a new conversation with somebody; a name that nobody has lists those who match it."""
+        chosen = character(text)
+        alike = [] if ":" in text or chosen.description else search_characters(text)
+        if alike:
+            self._say(f"nobody is called {text}; choose one of these, or write {text}: what they are like")
+            self.listed = alike
+            self._more()
+            return
+        self.session = Session((chosen,), self.session.scene, self.session.you)
+        about = f" ({chosen.description})" if chosen.description else ""
+        self._say(f"a new conversation with {chosen.name}{about}", "dim")
+
+    def _more(self) -> None:
+        """Print the next page of the characters that are listed."""
+        if not self.listed:
+            raise DataError("nobody more is listed: /persona lists all, /find WORDS some")
+        page, self.listed = self.listed[:_PAGE], self.listed[_PAGE:]
+        for c in page:
+            self._say(f"  {c.name}: {c.description}")
+        more = f"/more: {len(self.listed)} more. " if self.listed else ""
+        self._say(f"{more}/persona NAME talks with one of them, /find WORDS searches", "dim")
+
     def _watch(self, rest: str) -> None:
         count, _, other = rest.partition(" ")
         if count and not count.isdigit():
             count, other = "1", rest
-        if other:
-            pair = (self.session.characters[0], character(other))
-            self.session = replace(self.session, characters=pair)
-        if len(self.session.characters) < 2:
+        first, *more = self.session.characters
+        second = character(other) if other else more[0] if more else self.second
+        if second is None or second.name == first.name:
             raise DataError("it takes two characters: /watch 4 NAME: what the second one is like")
+        self.session = replace(self.session, characters=(first, second))
         for _turn in range(min(_number(count or "1"), _MANY)):
             before = len(self.session.lines)
             self._answer()
@@ -144,7 +175,7 @@ class _Terminal:
 
     def _show(self) -> None:
         for n, line in enumerate(self.session.lines):
-            notes = ", ".join(line.notes("sounds")) or "-"
+            notes = ", ".join(line.notes("read as")) or "-"
             self._say(f"{n + 1:3} {line.speaker} [{notes}]: {line.text}")
 
     def _episodes(self, rest: str) -> None:
@@ -168,6 +199,10 @@ class _Terminal:
         text = self.session.as_markdown() if markdown else self.session.as_jsonl(self.model.labels)
         write_text(path, text)
         self._say(f"{path}: {len(self.session.lines)} turns", "dim")
+
+
+def _three(reading: ReadEmotion) -> str:
+    return ", ".join(f"{emotion} {weight:.0%}" for emotion, weight in strongest(reading))
 
 
 def _number(text: str) -> int:

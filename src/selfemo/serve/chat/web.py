@@ -8,24 +8,21 @@ from __future__ import annotations
 import functools
 import os
 import random
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from selfemo.errors import DataError, MissingExtraError, SelfEmoError
-from selfemo.method.types import LabelSet
-from selfemo.serve.answers import Done, Emotion, ReplyDelta, SelfEmotion
+from selfemo.errors import DataError, SelfEmoError
+from selfemo.extras import require
 from selfemo.serve.chat.episodes import load_episodes
-from selfemo.serve.chat.markup import CSS, shown, tag, timeline, transcript
+from selfemo.serve.chat.markup import answer, gallery, note, writing
+from selfemo.serve.chat.panel import EVENT, Panel, parts
 from selfemo.serve.chat.session import Character, Session, sample_characters, unreadable
 from selfemo.serve.chat.votes import Votes
 from selfemo.serve.selfemo import SelfEmo
 
-_OWN = "(write one)"
-_PRIVATE: Any = {"api_visibility": "private"}
-"""For each event of the page: it is no part of gradio's public API."""
 _HOUR = 3600
 
 
@@ -37,16 +34,14 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
         votes: the file of the comparison's votes.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio as gr
-    except ImportError:
-        raise MissingExtraError("gradio", "pip install 'selfemo[chat]'") from None
+    require("the page", "gradio")
+    import gradio as gr
+
     tabs = _Tabs(gr, model, session)
     # gradio copies each export to its cache, and by default never deletes it.
     with gr.Blocks(title="SELF-EMO chat", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
-        gr.Markdown(
-            "# SELF-EMO chat\nThe emotions beside each turn are those that the model read or declared."
-        )
+        gr.HTML("<h1>SELF-EMO chat</h1>", elem_classes="se-title")
+        gr.HTML(gallery(sample_characters().values()), apply_default_css=False, js_on_load=None)
         with gr.Tab("Talk"):
             tabs.talk()
         with gr.Tab("Watch two"):
@@ -59,7 +54,7 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
         except SelfEmoError:
             played = []
         if played:
-            with gr.Tab("Self-play episodes"):
+            with gr.Tab("Episodes"):
                 tabs.episodes(played, watched)
     return page
 
@@ -69,269 +64,213 @@ class _Tabs:
 
     def __init__(self, gr: Any, model: SelfEmo, session: Session):
         self.gr, self.model, self.labels, self.session = gr, model, model.labels, session
-        self.known = sample_characters()
 
-    def _draw(self, state: Session, begun: str = "") -> tuple[Session, str, str]:
-        return state, transcript(state, self.labels, begun), timeline(state, self.labels)
-
-    @contextmanager
-    def _errors_shown(self) -> Iterator[None]:
-        """Show an error to the user, and leave the page as it was."""
-        try:
-            yield
-        except SelfEmoError as e:
-            raise self.gr.Error(shown(str(e)), print_exception=False) from None
-
-    def _cast(self, *fields: str) -> tuple[Character, ...]:
-        """The characters from the fields (name, description, name, ...)."""
-        names, descriptions = fields[::2], fields[1::2]
-        if "" in (given := [n.strip() for n in names]):
-            raise self.gr.Error("A character needs a name.")
-        if len(set(given)) < len(given):
-            raise self.gr.Error("The two need different names.")
-        return tuple(Character(n, d.strip()) for n, d in zip(given, descriptions, strict=True))
-
-    def _persona_fields(self, first: Character, title: str) -> tuple[Any, Any]:
-        gr = self.gr
-        pick = gr.Dropdown([_OWN, *self.known], value=_OWN, label=f"{title}: choose one")
-        name = gr.Textbox(first.name, label=f"{title}: name", max_length=200)
-        about = gr.Textbox(first.description, label=f"{title}: what they are like", lines=2, max_length=2000)
-
-        def chosen(name: str) -> tuple[Any, Any]:
-            c = self.known.get(name)
-            return (gr.skip(), gr.skip()) if c is None else (c.name, c.description)
-
-        pick.input(chosen, pick, [name, about], **_PRIVATE)
-        return name, about
-
-    def _exports(self, state: Any) -> None:
-        gr = self.gr
-        with gr.Row():
-            as_jsonl = gr.DownloadButton("Export as JSONL", size="sm")
-            as_markdown = gr.DownloadButton("Export as Markdown", size="sm")
-
-        # Made whenever the conversation changes, so that one press downloads them.
-        def ready(now: Session) -> tuple[Any, Any]:
-            if not now.lines:
-                return gr.skip(), gr.skip()
-            with self._errors_shown():
-                jsonl = export_file(now.as_jsonl(self.labels), "chat.jsonl")
-                return jsonl, export_file(now.as_markdown(), "chat.md")
-
-        state.change(ready, state, [as_jsonl, as_markdown], show_progress="hidden", **_PRIVATE)
+    def _input(self, label: str, hint: str, name: str) -> Any:
+        """A text box for a line, which grows with it; Enter sends it."""
+        return self.gr.Textbox(
+            label=label, placeholder=hint, show_label=False, container=False, max_length=4000,
+            lines=1, max_lines=5, elem_id=name, scale=1, min_width=0,
+        )  # fmt: skip
 
     def talk(self) -> None:
-        gr, session = self.gr, self.session
-        state = gr.State(session)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=280):
-                log = gr.HTML(transcript(session, self.labels))
-                hint = "Type and press Enter"
-                line = gr.Textbox(
-                    label="Your line", placeholder=hint, max_length=4000, autofocus=True, elem_id="line"
-                )
-                with gr.Row():
-                    send = gr.Button("Send", variant="primary")
-                    undo = gr.Button("Undo")
-                    again = gr.Button("New conversation")
-            with gr.Column(scale=1, min_width=280):
-                name, about = self._persona_fields(session.characters[0], "Character")
-                scene = gr.Textbox(session.scene, label="Scene", max_length=500)
-                moods = gr.HTML(timeline(session, self.labels))
-        self._exports(state)
-        shows = [state, log, moods]
-        asked, told = [line, state, name, about, scene], [line, *shows]
-        talking: list[Any] = [
-            trigger(self._say, asked, told, concurrency_limit=4, **_PRIVATE)
-            for trigger in (line.submit, send.click)
-        ]
-        ending = {"cancels": talking, **_PRIVATE}
-        undo.click(lambda s: self._draw(s.undone()), state, shows, **ending)
-        again.click(lambda s: self._draw(Session(s.characters, s.scene, s.you)), state, shows, **ending)
+        gr, first = self.gr, self.session.characters[:1]
+        with gr.Column(elem_classes="se-panel"):
+            panel = Panel(gr, replace(self.session, characters=first), self.labels)
+            with gr.Row(elem_classes="se-say"):
+                line = self._input("Your line", "Say something", "line")
+                send = gr.Button("Send", variant="primary", min_width=0)
 
-    def _say(self, text: str, state: Session, name: str, about: str, scene: str) -> Iterator[Any]:
-        with self._errors_shown():
-            now = Session(self._cast(name, about), scene, state.you, state.lines).said(text)
-            yield "", *self._draw(now)
-            for step, begun in _answers(self.model, now):
-                # Do not change the text box: the user may be typing the next line.
-                yield self.gr.skip(), *self._draw(step, begun)
+        def say(text: str, state: Session, scene: str) -> Iterator[Any]:
+            try:
+                now = replace(state, scene=scene).said(text)
+            except DataError as e:
+                yield gr.skip(), *panel.noted(e)
+                return
+            first = True
+            for drawing in panel.answered(self.model, now):
+                # Later the text box stays as it is: the user may be typing the next line.
+                yield "" if first else gr.skip(), *drawing
+                first = False
 
-    def watch(self) -> list[Any]:
-        """Returns the parts that show the conversation: its state, its lines, its emotions."""
-        gr, labels = self.gr, self.labels
+        told = [line, *panel.shows]
+        # One event, so that a second line waits in its box until the answer is there.
+        asked = [line, panel.state, panel.scene]
+        talking = gr.on([line.submit, send.click], say, asked, told, concurrency_limit=4, **EVENT)
+        panel.connect([talking])
+
+    def watch(self) -> Panel:
+        gr = self.gr
         first, *more = self.session.characters
-        second = more[0] if more else Character("Bo", "Calm, dry.")
-        both = Session((first, second), self.session.scene)
-        state = gr.State(both)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=280):
-                log = gr.HTML(transcript(both, labels))
-                opening = gr.Textbox(
-                    label="First line, said by the first one", max_length=4000, elem_id="opening"
+        both = replace(self.session, characters=(first, more[0] if more else Character("Bo", "Calm, dry.")))
+        extra: list[Any] = []
+
+        def controls() -> None:
+            extra.append(gr.Slider(1, 20, value=6, step=1, label="Turns of a run"))
+            with gr.Row():
+                extra.append(
+                    gr.Number(label="Turn to change", precision=0, minimum=1, value=1, min_width=80, scale=1)
                 )
-                with gr.Row():
-                    begin = gr.Button("Begin", variant="primary")
-                    step_one = gr.Button("Next turn")
-                    run_on = gr.Button("Run")
-                    pause = gr.Button("Pause", variant="stop")
-                with gr.Row():
-                    place = gr.Number(label="Line to change", precision=0, minimum=1, value=1)
-                    changed = gr.Textbox(label="New text", max_length=4000)
-                    edit = gr.Button("Change it; drop what came after")
-            with gr.Column(scale=1, min_width=280):
-                with gr.Accordion("The two", open=False):
-                    people = [*self._persona_fields(first, "First"), *self._persona_fields(second, "Second")]
-                turns = gr.Slider(1, 20, value=6, step=1, label="Turns of a run")
-                moods = gr.HTML(timeline(both, labels))
-        self._exports(state)
-        shows = [state, log, moods]
-        stepping = step_one.click(self._go_on, [state, gr.State(1)], shows, **_PRIVATE)
-        running = run_on.click(self._go_on, [state, turns], shows, **_PRIVATE)
-        # A change of the conversation ends the turn that is being written.
-        ending: dict[str, Any] = {"cancels": [running, stepping], **_PRIVATE}
-        for trigger in (begin.click, opening.submit):
-            trigger(self._start, [opening, *people], shows, **ending)
-        pause.click(None, **ending)
-        edit.click(self._change, [state, place, changed], shows, **ending)
-        return shows
+                extra.append(gr.Textbox(label="New text", max_length=4000, min_width=120, scale=3))
+            extra.append(gr.Button("Change it; drop what came after", interactive=False, size="sm"))
 
-    def _start(self, text: str, *people: str) -> Any:
-        both = self._cast(*people)
-        with self._errors_shown():
-            return self._draw(Session(both, self.session.scene).said(text, both[0].name))
+        with gr.Column(elem_classes="se-panel"):
+            panel = Panel(gr, both, self.labels, controls)
+            with gr.Column(elem_classes="se-say"):
+                with gr.Row():
+                    opening = self._input("First line", "A first line", "opening")
+                    begin = gr.Button("Begin", variant="primary", min_width=0)
+                with gr.Row(elem_classes="se-even"):
+                    step_one, run_on = (
+                        gr.Button(t, min_width=0, interactive=False) for t in ("Next turn", "Run")
+                    )
+                    pause = gr.Button("Pause", min_width=0)
+        turns, place, changed, edit = extra
+        state, scene = panel.state, panel.scene
 
-    def _go_on(self, state: Session, count: float) -> Iterator[Any]:
-        with self._errors_shown():
+        def start(text: str, state: Session, scene: str) -> Any:
+            try:
+                begun = replace(state, scene=scene, lines=()).said(text, state.characters[0].name)
+            except DataError as e:
+                return gr.skip(), *panel.noted(e)
+            return "", *panel.draw(begun)
+
+        def go_on(state: Session, count: float, scene: str) -> Iterator[Any]:
+            now: Session | None = replace(state, scene=scene)
             for _turn in range(int(count)):
-                for step, begun in _answers(self.model, state):
-                    state = step
-                    yield self._draw(step, begun)
+                if now is None:
+                    return
+                try:
+                    now = yield from panel.answered(self.model, now)
+                except DataError as e:
+                    yield panel.noted(e)
+                    return
 
-    def _change(self, state: Session, at: float | None, text: str) -> Any:
-        with self._errors_shown():
-            return self._draw(state.edited(int(at or 0) - 1, text))
+        def change(state: Session, at: float | None, text: str) -> Any:
+            try:
+                return panel.draw(state.edited(int(at or 0) - 1, text))
+            except DataError as e:
+                return panel.noted(e)
+
+        running = [
+            step_one.click(go_on, [state, gr.State(1), scene], panel.shows, **EVENT),
+            run_on.click(go_on, [state, turns, scene], panel.shows, **EVENT),
+        ]
+        # A change of the conversation ends the turn that is being written.
+        ending: Any = {"cancels": running, **EVENT}
+        gr.on(
+            [begin.click, opening.submit], start, [opening, state, scene], [opening, *panel.shows], **ending
+        )
+        pause.click(lambda s: panel.draw(s), state, panel.shows, **ending)
+        edit.click(change, [state, place, changed], panel.shows, **ending)
+        panel.connect(running, [step_one, run_on, edit])
+        return panel
 
     def compare(self, other: SelfEmo, votes: Votes) -> None:
-        gr, session = self.gr, self.session
-        gr.Markdown("Two models answer the same line. After your vote you see which is which.")
-        now = gr.State(Session(session.characters[:1], session.scene))
+        gr = self.gr
+        session = replace(self.session, characters=self.session.characters[:1])
         open_vote = gr.State(None)
-        log = gr.HTML(transcript(Session(session.characters[:1]), self.labels))
-        line = gr.Textbox(label="Your line to both", max_length=4000, elem_id="both")
-        send = gr.Button("Ask both", variant="primary")
-        with gr.Row():
-            answers = [gr.HTML(min_height=60), gr.HTML(min_height=60)]
-        choices = {"Answer 1 is better": "1", "Tie": "tie", "Answer 2 is better": "2"}
-        with gr.Row():
-            buttons = [gr.Button(text) for text in choices]
-        told = gr.HTML(_note(""))
-        with gr.Accordion("The character", open=False):
-            name, about = self._persona_fields(session.characters[0], "Both play")
-        self._exports(now)
+        choices = {"1 is better": "1", "Tie": "tie", "2 is better": "2"}
+        with gr.Column(elem_classes="se-panel"):
+            panel = Panel(gr, session, self.labels)
+            with gr.Column(elem_classes="se-say"):
+                with gr.Row():
+                    line = self._input("Your line to both", "Say something", "both")
+                    send = gr.Button("Ask both", variant="primary", min_width=0)
+                with gr.Row(elem_classes="se-even"):
+                    buttons = [gr.Button(text, interactive=False, min_width=0) for text in choices]
 
-        def ask(text: str, state: Session, name: str, about: str, pending: Any) -> Iterator[Any]:
-            with self._errors_shown():
-                if pending is not None:
-                    raise DataError("vote for one of the two answers first")
-                asked = Session(self._cast(name, about), state.scene, state.you, state.lines)
-                asked = asked.said(text)
+        def ways(vote: bool) -> list[Any]:
+            """The buttons while there is something to vote on, or not."""
+            return [gr.update(interactive=not vote), *(gr.update(interactive=vote) for _ in buttons)]
+
+        def both(after: list[Session]) -> str:
+            boxes = "".join(answer(n + 1, a, self.labels) for n, a in enumerate(after))
+            return f'<div class="se-both">{boxes}</div>'
+
+        def ask(text: str, state: Session, scene: str, pending: Any) -> Iterator[Any]:
+            if pending is not None:
+                said = "Vote for one of the two answers first."
+                drawing = (gr.skip(), gr.skip(), both(pending[1]) + note(said), gr.skip())
+                yield gr.skip(), *drawing, pending, *ways(True)
+                return
+            try:
+                now = replace(state, scene=scene).said(text)
+                waits = "".join(writing(now, f"Answer {n}", "", None, self.labels) for n in (1, 2))
+                yield "", *panel.draw(now, f'<div class="se-both">{waits}</div>'), None, *ways(False)
                 sides = random.sample((0, 1), 2)
-                after = [_answered((self.model, other)[side], asked) for side in sides]
-                boxes = (_answer_box(n + 1, a, self.labels) for n, a in enumerate(after))
-                yield "", asked, transcript(asked, self.labels), *boxes, (sides, after), ""
+                after = [_answered((self.model, other)[side], now) for side in sides]
+            except SelfEmoError as e:  # the line goes back to its box
+                yield text, *panel.draw(state, note(str(e))), None, *ways(False)
+                return
+            yield gr.skip(), *panel.draw(now, both(after)), (sides, after), *ways(True)
 
-        def vote(choice: str, state: Session, pending: Any) -> Iterator[Any]:
-            with self._errors_shown():
-                if pending is None:
-                    raise DataError("ask both first")
-                sides, after = pending
+        def vote(choice: str, state: Session, pending: Any) -> Any:
+            if pending is None:
+                return *panel.noted("Ask both first."), None, *ways(False)
+            sides, after = pending
+            try:
                 said = votes.add(state, sides, after, choice)
-                kept = after[0] if choice != "2" else after[1]
-                yield kept, transcript(kept, self.labels), "", "", None, _note(said)
+            except DataError as e:
+                return gr.skip(), gr.skip(), both(after) + note(str(e)), gr.skip(), pending, *ways(True)
+            return *panel.draw(after[0] if choice != "2" else after[1], note(said)), None, *ways(False)
 
-        shows = [now, log, *answers, open_vote, told]
-        for trigger in (line.submit, send.click):
-            trigger(ask, [line, now, name, about, open_vote], [line, *shows], **_PRIVATE)
+        voting = [*panel.shows, open_vote, send, *buttons]
+        asking = gr.on(
+            [line.submit, send.click],
+            ask,
+            [line, panel.state, panel.scene, open_vote],
+            [line, *voting],
+            **EVENT,
+        )
         for button, choice in zip(buttons, choices.values(), strict=True):
-            button.click(functools.partial(vote, choice), [now, open_vote], shows, **_PRIVATE)
+            button.click(functools.partial(vote, choice), [panel.state, open_vote], voting, **EVENT)
+        panel.connect([asking], also=[open_vote, send, *buttons], reset=lambda: (None, *ways(False)))
 
-    def episodes(self, played: list[Session], watched: list[Any]) -> None:
-        """Lay the tab out; `watched` are the parts of the tab "Watch two", which can continue an episode."""
+    def episodes(self, played: list[Session], watched: Panel) -> None:
+        """Lay the tab out; the tab "Watch two" (`watched`) can continue an episode."""
         gr = self.gr
         titles = [
             f"{n + 1}. {' and '.join(c.name for c in e.characters)}: {e.lines[0].text[:50]}"
             for n, e in enumerate(played)
         ]
-        which = gr.Dropdown(titles, value=titles[0], label="Episode", type="index")
-        _, lines, emotions = self._draw(played[0])
-        shows = [gr.HTML(lines), gr.HTML(emotions)]
-        take = gr.Button("Go on from here in “Watch two”")
-        which.input(lambda k: self._draw(played[k])[1:], which, shows, **_PRIVATE)
-        take.click(lambda k: self._draw(played[k]), which, watched, **_PRIVATE)
-
-
-def _note(text: str) -> str:
-    return f'<p class="se-note" role="status">{shown(text)}</p>'
-
-
-def _answer_box(n: int, after: Session, labels: LabelSet) -> str:
-    said = after.lines[-1]
-    tags = tag("reads", after.lines[-2].heard, labels) + tag("feels", said.felt, labels)
-    return f'<div class="se-line"><b>Answer {n}</b>{tags}<div>{shown(said.text)}</div></div>'
+        with gr.Column(elem_classes="se-panel"):
+            with gr.Row(elem_classes="se-head"):
+                which = gr.Dropdown(
+                    titles, value=titles[0], label="Episode", show_label=False, container=False, type="index"
+                )
+            told, emotions = parts(gr, watched.draw(played[0]))
+            with gr.Column(elem_classes="se-side"):
+                shows = [*told, emotions()]
+            with gr.Row(elem_classes="se-say"):
+                take = gr.Button("Go on in “Watch two”", variant="primary")
+        which.input(lambda k: watched.draw(played[k])[1:], which, shows, **EVENT)
+        take.click(lambda k: watched.all_of(played[k]), which, watched.whole, **EVENT)
 
 
 def _answered(model: SelfEmo, asked: Session) -> Session:
     """The session with a model's answer (DataError: it could not be read)."""
     response = model.respond_many([asked.ask()])[0]
     if response.failure:
-        raise DataError(f"one of the two gave no answer ({response.failure}); say it in other words")
+        raise DataError(f"One of the two: {unreadable(response.failure)}")
     return asked.answered(response)
-
-
-def _answers(model: SelfEmo, session: Session) -> Iterator[tuple[Session, str]]:
-    """The session while the next answer is written, with the HTML of the reply so far."""
-    ask = session.ask()
-    tags, reply = "", ""
-    for event in model.stream(ask.conversation, ask.persona, speaker=ask.speaker, scene=ask.scene):
-        match event:
-            case Emotion():
-                tags = tag("reads", event.reading, model.labels)
-            case SelfEmotion():
-                tags += tag("feels", event.reading, model.labels)
-            case ReplyDelta():
-                reply += event.text
-            case Done(response=response):
-                if response.failure:
-                    raise DataError(unreadable(response.failure))
-                yield session.answered(response), ""
-                return
-        yield session, f"<b>{shown(ask.speaker)}</b>{tags}<div>{shown(reply)}</div>"
-
-
-@functools.cache
-def _exports() -> tempfile.TemporaryDirectory[str]:
-    """The folder of exported conversations; removed when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="selfemo-chat-")
-
-
-def export_file(text: str, name: str) -> str:
-    """The path of a new file for the browser to download."""
-    folder = Path(tempfile.mkdtemp(dir=_exports().name))
-    (folder / name).write_text(text, encoding="utf-8")
-    return str(folder / name)
 
 
 def launch(page: Any, host: str, port: int) -> str:
     """Serve the page in the background; returns its address (DataError: the port is taken)."""
     import gradio as gr
 
+    here = files("selfemo.serve.chat")
+    look, behaviour = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     fonts = ("system-ui", "sans-serif")
-    theme = gr.themes.Base(font=fonts, font_mono=("ui-monospace", "monospace"))
+    theme = gr.themes.Base(
+        primary_hue="indigo", neutral_hue="slate", radius_size="lg",
+        font=fonts, font_mono=("ui-monospace", "monospace"),
+    )  # fmt: skip
     try:
         _, address, _ = page.launch(
             server_name=host, server_port=port or None, prevent_thread_lock=True, quiet=True,
-            theme=theme, css=CSS, share=False, ssr_mode=False, footer_links=[], show_error=True,
+            theme=theme, css=look, head=f"<script>{behaviour}</script>", share=False, ssr_mode=False,
+            footer_links=[], show_error=True,
         )  # fmt: skip
     except OSError as e:
         raise DataError(f"{host}:{port} cannot be listened at ({e}); choose another --port") from None

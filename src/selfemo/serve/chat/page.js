@@ -1,0 +1,99 @@
+"use strict";
+// The page's own behaviour: the newest turn stays in view, the panel fits the screen, characters are chosen.
+(() => {
+  const meta = document.querySelector("meta[name=viewport]");
+  // A phone's keyboard makes the page smaller, so that the text box stays above it.
+  if (meta) meta.content += ", interactive-widget=resizes-content";
+
+  const end = (box) => { box.scrollTop = box.scrollHeight; };
+
+  // Follow the conversation, unless its reader scrolled up.
+  const follow = (box) => {
+    box.atEnd = true;
+    box.addEventListener("scroll", () => {
+      box.atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    }, { passive: true });
+    const keep = () => { if (box.atEnd) end(box); };
+    new MutationObserver(keep).observe(box, { childList: true, subtree: true, characterData: true });
+    new ResizeObserver(keep).observe(box);
+    box.tabIndex = 0;  // a region that scrolls must be reachable by keyboard
+  };
+
+  // Where the panel begins: it takes the rest of the screen.
+  const fit = () => {
+    const panel = [...document.querySelectorAll(".se-panel")].find((p) => p.offsetParent);
+    if (!panel) return;
+    const top = Math.round(panel.getBoundingClientRect().top + window.scrollY);
+    document.documentElement.style.setProperty("--se-top", `${top}px`);
+  };
+
+  const mouse = matchMedia("(hover: hover)").matches;  // a phone's keyboard covers half the screen
+  const seen = new WeakSet();
+  const look = () => {
+    const line = document.querySelector("#line textarea");
+    if (mouse && line && !seen.has(line)) { seen.add(line); line.focus(); }
+    for (const box of document.querySelectorAll(".se-scroll")) {
+      if (!seen.has(box)) { seen.add(box); follow(box); }
+    }
+    for (const dialog of document.querySelectorAll("dialog.se-gallery")) {
+      if (!seen.has(dialog)) { seen.add(dialog); gallery(dialog); }
+    }
+    fit();
+  };
+
+  // One's own new line is always shown, also after one scrolled up.
+  const sent = (event) => {
+    const panel = event.target.closest?.(".se-panel");
+    const box = panel?.querySelector(".se-scroll");
+    const enter = event.type === "keydown" && event.key === "Enter" && event.target.closest(".se-say");
+    if (box && (enter || (event.type === "click" && event.target.closest(".se-say button")))) {
+      box.atEnd = true;
+      end(box);
+    }
+  };
+
+  let done = () => {};
+  const gallery = (dialog) => {
+    const find = (css) => dialog.querySelector(css);
+    const cards = [...dialog.querySelectorAll(".se-card")];
+    const search = find(".se-search"), name = find(".se-name"), like = find(".se-like");
+    const filter = () => {
+      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let left = 0;
+      for (const card of cards) {
+        const text = `${card.dataset.name} ${card.dataset.about}`.toLowerCase();
+        card.hidden = !words.every((word) => text.includes(word));
+        left += !card.hidden;
+      }
+      find(".se-count").textContent = left ? `${left} of ${cards.length} characters` : "Nobody like that here: write your own.";
+    };
+    const use = (who, about) => { dialog.close(); done(who, about); };
+    search.addEventListener("input", filter);
+    for (const card of cards) card.addEventListener("click", () => use(card.dataset.name, card.dataset.about));
+    find(".se-close").addEventListener("click", () => dialog.close());
+    find(".se-use").addEventListener("click", () => use(name.value, like.value));
+    dialog.addEventListener("click", (e) => { if (e.target === dialog) dialog.close(); });
+    window.selfemoChoose = (now, chosen) => {
+      done = chosen;
+      [search.value, name.value, like.value] = ["", now.name, now.about];
+      filter();
+      dialog.showModal();
+      find(".se-cards").scrollTop = 0;
+      if (mouse) search.focus();
+    };
+  };
+
+  document.addEventListener("keydown", sent, true);
+  document.addEventListener("click", sent, true);
+  addEventListener("resize", fit);
+  let planned = 0;
+  const soon = () => { planned ||= requestAnimationFrame(() => { planned = 0; look(); }); };
+  const start = () => {
+    new MutationObserver(soon).observe(document.body, {
+      childList: true, subtree: true, attributeFilter: ["style", "class"],
+    });
+    look();
+  };
+  if (document.body) start();
+  else document.addEventListener("DOMContentLoaded", start);
+})();
