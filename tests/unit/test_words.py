@@ -25,5 +25,7 @@ def test_a_record_as_a_line(record: dict[str, object], said: str) -> None:
 
 
 def test_values_without_python() -> None:
-    value = {"a_b": None, "c": [True, 0.25], "d": {}}
-    assert value_in_words(value) == "a b none, c yes, 0.25, d none"
+    value = {"a_b": None, "c": ["x", True], "ends": [0.25, 2], "d": {}, "e": []}
+    assert value_in_words(value) == "a b -, c x, yes, ends 0.25 to 2, d none, e none"
+    value = {"kept": True, "ends": [1, 2], "names": ["a", "b", "c"], "none": None}
+    assert value_in_words(value) == "kept yes, ends 1 to 2, names a, b, c, none -"

@@ -53,10 +53,11 @@ def value_in_words(value: Any) -> str:
     """A value of a record as text: no braces, quotes or `None` of Python."""
     if isinstance(value, Mapping):
         return ", ".join(f"{_plain(k)} {value_in_words(v)}" for k, v in value.items()) or "none"
-    if isinstance(value, (list, tuple, set)):
-        return ", ".join(map(value_in_words, value)) or "none"
+    if isinstance(value, list | tuple | set):
+        pair = len(value) == 2 and all(isinstance(v, int | float) for v in value)
+        return (" to " if pair else ", ").join(map(value_in_words, value)) or "none"
     if value is None:
-        return "none"
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
