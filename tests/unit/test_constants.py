@@ -88,7 +88,8 @@ def test_without_a_training_split_the_held_out_labels_stand_in_and_are_named() -
         ("jjja" * 16, "aaaj" * 16, [0.1, 0.1, 0.1, 0.9] * 16,
          ("accuracy is below always saying joy", "worse than")),
         ("jaja" * 8, "jjjj" * 8, [0.6, 0.6] * 16,
-         ("accuracy is not told apart from always saying joy (+0.000", "is not told apart from that of the label shares")),
+         ("accuracy is not told apart from always saying joy (+0.000",
+          "is not told apart from that of the label shares")),
     ],
 )  # fmt: skip
 def test_one_sentence_says_whether_a_model_beats_them(gold, said, believed, words) -> None:
