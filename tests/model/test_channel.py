@@ -66,7 +66,9 @@ def test_the_command_writes_what_it_prints(tiny_model: Path, data: Path, tmp_pat
     asked = ["analyse", str(tiny_model), "--channel", "--data", str(data), "--split", "test", *sets]
     done = CliRunner().invoke(app, [*asked, "--out", str(out)])
     assert done.exit_code == 0, done.output
-    assert "self-play c" in done.output and "'first_turn': 3" in done.output
+    text = " ".join(done.stdout.split())
+    assert "self-play c" in text and "turns left out: first turn 3" in text
+    assert max(map(len, done.stdout.partition("channel.json")[0].splitlines()[:-1])) <= 80
     written = json.loads(out.read_text())
     (found,) = written["datasets"].values()
     assert list(found["readers"]) == list(READERS) and (found["turns"], found["conversations"]) == (12, 3)

@@ -248,7 +248,13 @@ def _analyse_channel(
     if as_json:
         print_json(result)
         return
-    print_tables([("The channel on held-out turns; 95% intervals", *channel_table(result))])
+    header, rows = channel_table(result)
+    for name in result["datasets"]:
+        title = f"{name}: the channel on held-out turns; 95% intervals"
+        mine = [r[1:] for r in rows if r[0] == name]
+        # What the cross-fit fitted is a line of its own.
+        print_tables([(title, header[1:], [[r[0].partition(":")[0], *r[1:]] for r in mine])])
+        print_text(mine[-1][0])
     for name, left_out in result["left_out"].items():
         if left_out:
             typer.echo(f"\n{name}, turns left out: {value_in_words(left_out)}")

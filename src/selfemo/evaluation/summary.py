@@ -139,7 +139,7 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
     drawn = draw(run.path / "figures", rl_rounds(run.store), scores) if draw else ()
     summary: dict[str, Any] = {
         "scores": plain(scores),
-        **constants_part(run.store, list(scores), conversations, config.evaluation.resamples),
+        **constants_part(run.store, list(scores), labels, conversations, config.evaluation.resamples),
         "changes": stage_changes(config, run.store, labels),
         "free_changes": free_by_checkpoint(run.store, scores, labels, config.evaluation.resamples),
         "change": whole_change(run.store, labels, last) if is_evaluated(run.store, last) else None,
@@ -160,20 +160,20 @@ def finish(run: RunFolder, draw: Draw | None = None) -> dict[str, Any]:
 
 
 def constants_part(
-    store: Store, names: Sequence[str], conversations: Sequence[Conversation], resamples: int
+    store: Store, names: Sequence[str], labels: Labels, training: Sequence[Conversation], resamples: int
 ) -> dict[str, Any]:
     """Constant answers beside the scores of a run's evaluated checkpoints `names`.
 
     Args:
-        conversations: of the run's data; their training split gives the constants.
+        training: conversations whose training split gives the constants.
 
     Returns: by data set "constants" (`constant_scores`) and "against_constants" of the last checkpoint, and
         "constants_said", sentences on it. Empty without a scored checkpoint.
     """
     if not names:
         return {"constants": {}, "against_constants": {}, "constants_said": []}
-    labels, rows = label_sets(conversations), store.predictions(evaluation_name(names[-1]))
-    shares = label_shares(conversations, rows, labels)
+    rows = store.predictions(evaluation_name(names[-1]))
+    shares = label_shares(training, rows, labels)
     constants = constant_scores(rows, labels, shares, resamples=resamples)
     against = against_constants(rows, labels, shares)
     said = constants_lines(constants, against, f"{names[-1]} on ")

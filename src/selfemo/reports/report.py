@@ -32,6 +32,7 @@ from selfemo.evaluation.summary import (
     HEADER,
     SUMMARY_FILE,
     checkpoint_scores,
+    constants_part,
     free_by_checkpoint,
     overlap_part,
     overlap_tables,
@@ -93,6 +94,15 @@ class Source:
         """The overlap with the training data, and the scores without it (`summary.overlap_part`)."""
         resamples = self.config.evaluation.resamples
         return overlap_part(self.folder, self.store, list(self.scores), self.labels, resamples)
+
+    def constants(self) -> dict[str, Any]:
+        """Constant answers beside the scores (`summary.constants_part`)."""
+        try:
+            training = load_conversations(self.config.data)
+        except DataError:
+            training = []
+        resamples = self.config.evaluation.resamples
+        return constants_part(self.store, list(self.scores), self.labels, training, resamples)
 
     def held_out_prompts(self) -> dict[str, Prompt]:
         """Prompts by id; empty where the data can no longer be read."""
@@ -157,9 +167,10 @@ def _headline(source: Source) -> Section:
             ". Changes on the same held-out turns, with 95% intervals and p by conversation; RL and refits "
             "together, what each stage added by itself stands below."
         )
-    rows = table_rows(plain(source.scores), {})
+    beside = source.constants()
+    rows = table_rows(plain(source.scores), beside["constants"])
     tables = [headed("Scores with 95% intervals", HEADER, rows, source.split)]
-    said = [text]
+    said = [text, *beside["constants_said"]]
     if part := source.overlap():
         tables += [headed(*t, source.split) for t in overlap_tables(part)]
         said.append(f"{part['line']}.")

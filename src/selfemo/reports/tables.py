@@ -77,10 +77,9 @@ def measured(folder: Path) -> Measured:
     file = folder / SCORES_FILE
     if file.exists():
         with written_by("selfemo evaluate --out", file) as content:
-            name, split, sets, scores = (content[k] for k in ("model", "split", "trained_on", "scores"))
-            identity = [content.get(f"evaluated_{k}", "") for k in ("model", "settings")]
-            beside = content.get("constants", {})
-            return Measured(name, split, sets, scores, beside, "; ".join(identity))
+            name, split, trained, scores = (content[k] for k in ("model", "split", "trained_on", "scores"))
+            identity = "; ".join(content.get(f"evaluated_{k}", "") for k in ("model", "settings"))
+            return Measured(name, split, trained, scores, content.get("constants", {}), identity)
     if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
         raise StoreError(
             f"{folder} holds no scores: it is neither a run nor a folder of a finished `selfemo evaluate "
