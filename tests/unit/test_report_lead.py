@@ -44,6 +44,18 @@ def step(stage: str, verdict: str, rolled_back: bool = False, **more: Any) -> di
     }
 
 
+def beside_majority(last: dict[str, Any]) -> dict[str, Any]:
+    """The constants of `summary.constants_part`: the majority of gold, and accuracy minus its share."""
+    constants, against = {}, {}
+    for d, s in last.items():
+        gold = [sum(row) for row in s["confusion"]["rows"]]
+        value, low, high = (v - max(gold) / sum(gold) for v in s["accuracy"])
+        constants[d] = {"label": LABELS[gold.index(max(gold))]}
+        verdict = "not told apart" if low <= 0 <= high else "above" if low > 0 else "below"
+        against[d] = {"accuracy": {"difference": [value, low, high]}, "verdict": verdict}
+    return {"constants": constants, "against_constants": against}
+
+
 def facts(
     names: list[str] = [*NAMES, *ROUND],  # noqa: B006 (it is not changed)
     by: dict[str, Any] | None = None,
@@ -59,7 +71,8 @@ def facts(
     if running:
         stages[-1]["status"] = "running"
     found = {} if by is None else by
-    return Facts(config, stages, found, changes, whole, finished, "selfemo evolve --resume RUN")
+    beside = beside_majority(list(found.values())[-1] if found else {})
+    return Facts(config, stages, found, changes, whole, finished, "selfemo evolve --resume RUN", beside)
 
 
 def said(f: Facts) -> list[str]:
@@ -88,7 +101,7 @@ def test_a_run_that_helped() -> None:
         "After the cold start, self-play, RL and refits made the model better: accuracy +10.0 points "
         "[+5.0, +15.0], NLL at T -0.250 nats [-0.350, -0.150] (by stage, cold start (labels) and RL 1: "
         "better; refit 1: no change beyond noise); its accuracy, 60.0% [55.0%, 65.0%], beats always "
-        "answering “neutral” (50.0%)."
+        "answering “neutral” (+10.0 points [+5.0, +15.0])."
     )
     # anger is the least, 1 of 4, but of few turns: of those with five, joy 3 of 6 and neutral 8 of 10 are.
     assert fails == (
@@ -107,10 +120,11 @@ def test_a_run_that_did_not_help_is_called_what_its_verdict_says(verdict: str) -
 def test_what_is_not_above_the_majority_is_said() -> None:
     at = {"iteration-1": {"sample": scores([0.5, 0.4, 0.6])}}
     assert said(facts(by=at, whole=change("better")))[1].endswith(
-        "; its accuracy, 50.0%, does not beat always answering “neutral” (50.0%)."
+        "; its accuracy, 50.0% [40.0%, 60.0%], is not told apart from always answering “neutral” "
+        "(+0.0 points [-10.0, +10.0])."
     )
     noisy = {"iteration-1": {"sample": scores([0.6, 0.45, 0.7])}}
-    assert "60.0% [45.0%, 70.0%], is not beyond noise above always answering" in said(facts(by=noisy))[1]
+    assert "60.0% [45.0%, 70.0%], is not told apart from always answering" in said(facts(by=noisy))[1]
 
 
 def test_several_data_sets_have_a_majority_each() -> None:
@@ -118,7 +132,7 @@ def test_several_data_sets_have_a_majority_each() -> None:
     both = {"cold-start": {"meld": scores([0.6, 0.55, 0.65]), "own": other, "all": scores([0.4, 0.3, 0.5])}}
     helped = said(facts(by=both))[1]
     assert "its accuracy on meld, 60.0% [55.0%, 65.0%], beats" in helped
-    assert "its accuracy on own, 20.0%, does not beat always answering “anger” (55.0%)" in helped
+    assert "its accuracy on own, 20.0% [10.0%, 30.0%], is below always answering “anger” (-35.0" in helped
     assert " on all" not in helped
 
 

@@ -76,18 +76,17 @@ class DataConfig(_Section):
     eval_conversations: Annotated[int, Field(ge=0)] = 0
     """Held-out conversations to evaluate on, drawn by the seed of the data; 0 takes all."""
     eval_half: Literal["all", "tuning", "claim"] = "all"
-    """Half of the conversations of eval_split, parted once for all seeds: settings are tuned on one half of
-    dev, and what is claimed of them is measured on the other (SPEC section 11)."""
+    """Half of eval_split, parted once for all seeds: one half of dev is to tune on, the other for claims."""
     hold_out: Fraction = 0.0
-    """Share, of the conversations whose file names no split, that becomes eval_split; 0: all are test."""
+    """Share of the conversations without a split of their own that becomes eval_split; 0: all are test."""
     train_conversations: Annotated[int, Field(ge=0)] = 0
     personas: tuple[str, ...] = ()
     """Folders of `selfemo personas extract`; their profiles replace other descriptions."""
     exclude_overlap: Literal["no", "train", "eval"] = "no"
-    """What happens to conversations of the training split and of eval_split, of any source, that have
-    utterances of six words or more in common (data/overlap.py). "no": nothing, as in published scores; scores
-    without the overlap stand beside. "train": those of the training split are not trained on; held-out sets
-    stay whole. "eval": those of eval_split are not evaluated on; training data stay whole."""
+    """What happens to conversations of the training split and of eval_split, of any source, that share
+    utterances of six words or more (data/overlap.py). "no": nothing, as in published scores; scores without
+    the overlap stand beside. "train": those of the training split are not trained on. "eval": those of
+    eval_split are not evaluated on."""
 
     @property
     def evaluated_on(self) -> str:

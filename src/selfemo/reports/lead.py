@@ -27,6 +27,7 @@ _SAID = {
     "scores lower, knows the same": "{} did not help (scores lower, knows the same)",
     "worse": "{} made the model worse",
 }
+_BESIDE = {"above": "beats", "not told apart": "is not told apart from", "below": "is below"}
 _ONE_ANSWER = 0.8
 """From this share of turns on, one predicted emotion is worth saying."""
 
@@ -41,6 +42,7 @@ class Facts:
         changes: `changes.stage_changes`; change: `changes.whole_change` of the last scored checkpoint.
         finished: whether the run wrote its summary.
         resume: the command that goes on with the run.
+        constants: `summary.constants_part`.
     """
 
     config: Config
@@ -50,6 +52,7 @@ class Facts:
     change: Mapping[str, Any] | None
     finished: bool
     resume: str
+    constants: Mapping[str, Any]
 
     @property
     def last(self) -> Mapping[str, Mapping[str, Any]]:
@@ -149,7 +152,17 @@ def _did_it_help(facts: Facts) -> str:
         said = _changed(f"the {stages[-1][0]['stage']}", stages[-1][1])
     else:
         said = "that is not known, since one checkpoint alone was evaluated"
-    majority = "; ".join(_majority(d, s, len(facts.last)) for d, s in facts.last.items() if d != UNION)
+    majority = "; ".join(
+        _majority(
+            d,
+            s,
+            facts.constants["constants"][d]["label"],
+            facts.constants["against_constants"][d],
+            len(facts.last),
+        )
+        for d, s in facts.last.items()
+        if d != UNION
+    )
     text = f"{said}; {majority}."
     return so_far + text if so_far else text[0].upper() + text[1:]
 
@@ -170,21 +183,14 @@ def _points(values: Sequence[float]) -> list[float]:
     return [round(100 * v, 1) + 0.0 for v in values]  # no "-0.0"
 
 
-def _majority(dataset: str, scores: Mapping[str, Any], sets: int) -> str:
-    """The accuracy beside that of one emotion, the most frequent in gold, for every turn."""
-    labels, rows = scores["confusion"]["labels"], scores["confusion"]["rows"]
-    gold = [sum(row) for row in rows]
-    best = gold.index(max(gold))
-    share = gold[best] / max(1, sum(gold))
+def _majority(
+    dataset: str, scores: Mapping[str, Any], label: str, against: Mapping[str, Any], sets: int
+) -> str:
+    """The accuracy beside that of the majority label for every turn, on the same turns."""
     value, low, high = scores["accuracy"]
-    always = f"always answering “{labels[best]}” ({share:.1%})"
-    on = f" on {dataset}" if sets > 1 else ""
-    if value <= share:
-        return f"its accuracy{on}, {value:.1%}, does not beat {always}"
-    shown = f"its accuracy{on}, {value:.1%} [{low:.1%}, {high:.1%}],"
-    if low <= share:
-        return f"{shown} is not beyond noise above {always}"
-    return f"{shown} beats {always}"
+    shown = f"its accuracy{f' on {dataset}' if sets > 1 else ''}, {value:.1%} [{low:.1%}, {high:.1%}],"
+    by = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*_points(against["accuracy"]["difference"]))
+    return f"{shown} {_BESIDE[against['verdict']]} always answering “{label}” ({by})"
 
 
 def _where_it_fails(facts: Facts) -> str:

@@ -87,7 +87,7 @@ class Source:
         finished = (self.folder / SUMMARY_FILE).exists()
         return Facts(
             self.config, self.store.stages(), plain(self.scores), self.changes, self.change, finished,
-            self.resume,
+            self.resume, self.constants(),
         )  # fmt: skip
 
     def overlap(self) -> dict[str, Any] | None:
