@@ -127,7 +127,7 @@ def main() -> None:
         port = s.getsockname()[1]
     server = subprocess.Popen(
         [
-            sys.executable, "-m", "selfemo.cli", "serve", "--model", given.model, "--port", str(port),
+            sys.executable, "-m", "selfemo.cli", "serve", given.model, "--port", str(port),
             "--timeout", "300", "--max-waiting", "64", "--set", "model.threads=1",
         ]
     )  # fmt: skip

@@ -67,7 +67,7 @@ def test_after_softening(finished: Path, tmp_path: Path, data: Path) -> None:
 
 def test_after_personas(expert: Callable[..., str], tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [
-        "personas", "extract", "sample", "--out", str(tmp_path / "p"), "--limit", "2",
+        "personas", "extract", "sample", "--out", str(tmp_path / "p"), "--conversations", "2",
         "--expert", f"a={expert()},model=test", "--rounds", "3",
     ])  # fmt: skip
     if "sentence-transformers" in str(done.exception):

@@ -120,7 +120,7 @@ def test_kill_and_go_on(expert, systems, data, tmp_path) -> None:
     out = tmp_path / "j"
     command = [
         sys.executable, "-m", "selfemo.cli", "judge", *systems, "--data", str(data), "--split", "test",
-        "--conversations", "0", "--limit", "0", "--out", str(out),
+        "--conversations", "0", "--prompts", "0", "--out", str(out),
         "--judge", f"k={url},model=m,{SETTINGS}", "--json",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -479,7 +479,7 @@ def test_sigterm_ends_what_is_under_way_first(tiny_model: Path) -> None:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "selfemo.cli", "serve", "--model", str(tiny_model), "--port", str(port),
+        [sys.executable, "-m", "selfemo.cli", "serve", str(tiny_model), "--port", str(port),
          "--set", "prompt.max_tokens=500"],
         stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

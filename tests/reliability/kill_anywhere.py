@@ -365,7 +365,7 @@ def judge_job(folder: Path, urls: list[str], logs: list[Path], concurrency: int 
 
     def command(run: Path) -> list[str]:
         return ["judge", x, y, "--judge", judge, "--data", str(data), "--split", "test",
-                "--conversations", "0", "--limit", "0", "--out", str(run)]  # fmt: skip
+                "--conversations", "0", "--prompts", "0", "--out", str(run)]  # fmt: skip
 
     def stage(run: Path) -> str:
         if (run / "store.sqlite").exists():

@@ -101,6 +101,19 @@ def test_the_split_is_chosen_from_what_exists() -> None:
     assert existing_split(train, "dev") == "train"
 
 
+def test_evaluation_takes_the_held_out_split_that_there_is_and_says_so(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.jsonl", talk(1, split="train"), talk(2, split="dev"), talk(3, split="dev"))
+    (tmp_path / "answers.jsonl").write_text('"E: joy\\nS: joy\\nR: Well."\n' * 8)
+    line = ["evaluate", f"scripted:{tmp_path / 'answers.jsonl'}", "--data", mine, "--json"]
+    told = CliRunner().invoke(app, line)
+    assert json.loads(told.stdout)["split"] == "dev", told.output
+    assert "no split test: dev is evaluated" in told.stderr
+    one = CliRunner().invoke(app, [*line, "--conversations", "1"])
+    assert json.loads(one.stdout)["eval_conversations"] == 1
+    wrong = CliRunner().invoke(app, [*line, "--split", "test"])
+    assert "no conversation in split 'test' to evaluate on; there are: 1 train, 2 dev" in str(wrong.exception)
+
+
 def test_the_defaults_would_take_days_and_more_memory_and_quickstart_minutes() -> None:
     quick, whole = (expected(c, run_inputs(c)) for c in (load(["quickstart"]), load()))
     assert quick and whole

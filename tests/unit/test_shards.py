@@ -434,6 +434,6 @@ def test_commands(run: Path, tmp_path: Path) -> None:
     runner, shards, out = CliRunner(), str(tmp_path / "s"), tmp_path / "x.parquet"
     done = runner.invoke(app, ["store", "export", str(run), "--out", shards, "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["rollouts"] == 240
-    done = runner.invoke(app, ["store", "select", shards, "--out", str(out), "-n", "5", "--json"])
+    done = runner.invoke(app, ["store", "select", shards, "--out", str(out), "--max-samples", "5", "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["selected"] == 5
     assert len(read_parquet(out)) == 5

@@ -37,6 +37,9 @@ def evaluate(
     model: opt.SystemArgument,
     data: opt.Sources,
     split: opt.HeldOut = None,
+    conversations: Annotated[
+        int | None, typer.Option(min=0, help="Of each data set, drawn; 0: all (default: the settings').")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the results here; go on if stopped.")] = None,
     other: Annotated[Path | None, typer.Option("--compare", help="Another evaluation, or a run.")] = None,
     train_data: Annotated[list[str] | None, typer.Option("--train-data", help=_TRAINED)] = None,
@@ -54,6 +57,8 @@ def evaluate(
     from selfemo.runs.words import value_in_words
 
     sets = _sets(overrides, split)
+    if conversations is not None:
+        sets.append(f"data.eval_conversations={conversations}")
     with interruptible(again(out) if out else "nothing is kept without --out") as (reporter, stop):
         result = evaluate_model(
             model, data, out, config or [], sets, reporter, other=other, train_data=train_data or [],
@@ -112,7 +117,7 @@ def judge(
     judges: Annotated[list[str] | None, typer.Option("--judge", help=_JUDGES)] = None,
     split: opt.HeldOut = None,
     conversations: Annotated[int, typer.Option(min=0, help="Of each data set; 0: all.")] = 20,
-    limit: Annotated[int, typer.Option(min=0, help="Prompts to judge; 0: all.")] = 100,
+    limit: Annotated[int, typer.Option("--prompts", min=0, help="Prompts to judge; 0: all.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Draws the prompts.")] = 0,
     rounds: opt.Rounds = 2,
     retry_failed: opt.RetryFailed = False,

@@ -48,7 +48,7 @@ Splits = Annotated[
 HeldOut = Annotated[
     Literal["dev", "test"] | None, typer.Option("--split", help="dev or test (default: the configuration's).")
 ]
-Limit = Annotated[int, typer.Option(min=0, help="First N conversations; 0 takes all.")]
+Limit = Annotated[int, typer.Option("--conversations", min=0, help="The first N conversations; 0 takes all.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Skip and count broken rows.")]
 
 # models

@@ -29,9 +29,11 @@ def predict(
         str | None,
         typer.Option(help="Emotions by commas, or meld, emorynlp, ...", autocompletion=completion.label_sets),
     ] = None,
-    text: Annotated[str, typer.Option(help="CSV column of the text.")] = "",
-    speaker: Annotated[str, typer.Option(help="CSV column of the speaker.")] = "",
-    conversation: Annotated[str, typer.Option(help="CSV column of the conversation's id.")] = "",
+    text: Annotated[str, typer.Option("--text-column", help="CSV column of the text.")] = "",
+    speaker: Annotated[str, typer.Option("--speaker-column", help="CSV column of the speaker.")] = "",
+    conversation: Annotated[
+        str, typer.Option("--conversation-column", help="CSV column of the conversation's id.")
+    ] = "",
     gap: Annotated[float, typer.Option(min=0, help="Seconds of silence between scenes.")] = 30.0,
     encoding: Annotated[str, typer.Option(help="Encoding of the input file.")] = "utf-8-sig",
     config: opt.Configs = None,
@@ -63,7 +65,7 @@ def predict(
 
 
 def serve(
-    model: opt.ModelName = opt.BUILTIN,
+    model: opt.SystemArgument = opt.BUILTIN,
     host: opt.Host = "127.0.0.1",
     port: opt.Port = 8000,
     insecure: opt.Insecure = False,

@@ -46,7 +46,7 @@ def select(
         typer.Option(min=0, max=1, help="Rank groups anew by (1 - LAM) R1 + LAM R2 (default: as recorded)."),
     ] = None,
     max_share: Annotated[float, typer.Option(min=0, max=1, help="Largest share of one emotion.")] = 0.5,
-    n: Annotated[int, typer.Option("-n", min=0, help="Draw so many by the seed; 0: all.")] = 0,
+    max_samples: Annotated[int, typer.Option(min=0, help="Draw so many by the seed; 0: all.")] = 0,
     seed: opt.Seed = 0,
     iteration: Annotated[list[int] | None, typer.Option(help="Only rollouts of these iterations.")] = None,
     as_json: opt.AsJson = False,
@@ -62,7 +62,7 @@ def select(
 
     with interruptible("nothing was written") as (reporter, stop):
         result = select_samples(
-            folders, out, lam=lam, max_share=max_share, n=n, seed=seed,
+            folders, out, lam=lam, max_share=max_share, n=max_samples, seed=seed,
             iterations=iteration or [], reporter=reporter, stop=stop,
         )  # fmt: skip
     if as_json:

@@ -83,10 +83,9 @@ class DataConfig(_Section):
     personas: tuple[str, ...] = ()
     """Folders of `selfemo personas extract`; their profiles replace other descriptions."""
     exclude_overlap: Literal["no", "train", "eval"] = "no"
-    """What happens to conversations of the training split and of eval_split, of any source, that share
-    utterances of six words or more (data/overlap.py). "no": nothing, as in published scores; scores without
-    the overlap stand beside. "train": those of the training split are not trained on. "eval": those of
-    eval_split are not evaluated on."""
+    """Conversations of the training split and of eval_split that share utterances of six words or more
+    (data/overlap.py): "no" leaves out none, as published scores do, and scores without the overlap stand
+    beside; "train" does not train on them; "eval" does not evaluate on them."""
 
     @property
     def evaluated_on(self) -> str:

@@ -141,7 +141,7 @@ def _csv(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]
     if text is None:
         raise DataError(
             f"has no text column (looked for {', '.join(_TEXT)}); it has {', '.join(header)}: name it by "
-            "--text",
+            "--text-column",
             path,
             1,
         )

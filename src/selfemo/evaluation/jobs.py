@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 from selfemo import __version__
 from selfemo.config import Config, load
-from selfemo.data.splits import held_out
+from selfemo.data.splits import existing_split, held_out
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation import overlap, predictions
 from selfemo.evaluation.constants import against_constants, constant_scores, label_shares
@@ -161,6 +161,18 @@ def settings_of(
     return load(files, [f"data.sources={json.dumps(list(sources))}", *overrides]), model
 
 
+def _on_existing_split(
+    config: Config, conversations: Sequence[Conversation], say: Callable[[str], None]
+) -> Config:
+    """The configuration with the other held-out split where the data lack its own, which is said."""
+    wanted = config.data.eval_split
+    there = existing_split([c for c in conversations if c.split != "train"], wanted)
+    if there == wanted:
+        return config
+    say(f"the data have no split {wanted}: {there} is evaluated (--split names one)")
+    return config.model_copy(update={"data": config.data.model_copy(update={"eval_split": there})})
+
+
 def evaluate_model(
     model: str,
     sources: Sequence[str],
@@ -195,8 +207,10 @@ def evaluate_model(
             f'{spec.name}: evaluation.span = "probabilities" needs the weights of the model, and an '
             'endpoint gives text alone; use span "emotion" or "all"'
         )
+    conversations = load_conversations(config.data, reporter.say)
+    if not any(o.startswith("data.eval_split") for o in overrides):
+        config = _on_existing_split(config, conversations, reporter.say)
     data, resamples = config.data, config.evaluation.resamples
-    conversations = load_conversations(data, reporter.say)
     held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
     trained = overlap.training_data(None if spec else model, train_data, data.lenient, reporter.say)
     labels, prompts = predictions.label_sets(held), predictions.gold_prompts(held)
