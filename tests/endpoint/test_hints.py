@@ -80,7 +80,8 @@ def test_after_personas(expert: Callable[..., str], tmp_path: Path) -> None:
 
 def test_what_to_try_on_a_run_is_quoted() -> None:
     home, data = "my runs/a", "meld:my data"
-    for line in next_commands(Path(home), [data]):
+    for line in next_commands(Path(home), [data], 2, "selfemo"):
         words = shlex.split(line)
         assert words[0] == "selfemo" and home in words
+        assert words[1] != "evolve" or words[-1] == "flywheel.iterations=3"
         assert "--data" not in words or words[words.index("--data") + 1] == data

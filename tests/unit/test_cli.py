@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from selfemo import __version__
 from selfemo.cli import app
 from selfemo.cli.main import EXIT_CODES
-from selfemo.cli.output import interruptible
+from selfemo.cli.output import interruptible, program
 from selfemo.errors import ConfigError, DataError, SelfEmoError
 from selfemo.progress import Stopped
 from tests.support.commands import walk
@@ -274,3 +274,20 @@ def test_the_two_ways_to_give_settings(tmp_path: Path) -> None:
     assert (found.engine, found.seed, found.flywheel.prompts) == ("verl", 4, 216)
     with pytest.raises(ConfigError, match="seed=-1"):
         settings(None, ["seed=-1"], "verl")
+
+
+def test_the_program_is_named_as_a_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "clone" / ".venv" / "bin"
+    home.mkdir(parents=True)
+    for name in ("python", "selfemo"):
+        (home / name).touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(home / "python"))
+    monkeypatch.setenv("PATH", str(home))
+    assert program() == "selfemo"
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.chdir(tmp_path / "clone")
+    assert program() == ".venv/bin/selfemo"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "none" / "python"))
+    assert program() == "selfemo"

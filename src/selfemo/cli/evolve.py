@@ -9,7 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import settings
-from selfemo.cli.output import confirm, interruptible, print_json, print_tables, print_text, reporter
+from selfemo.cli.output import confirm, interruptible, print_json, print_tables, print_text, program, reporter
 from selfemo.cli.train import show_plan
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def evolve(
     if dry_run and chosen is not None:
         show_plan(chosen, chosen.model.id, folder, max(1, chosen.flywheel.iterations), as_json=as_json)
         return
-    go_on = f"go on with: selfemo evolve --resume {folder}"
+    go_on = f"go on with: {program()} evolve --resume {folder}"
     inputs = None
     if chosen is None and not (folder / CONFIG_FILE).exists():
         raise StoreError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
@@ -109,5 +109,7 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     for name, what in (*first, *_FILES):
         console.print(f"  {name:<28} {what}", markup=False)
     console.print("\nTry next:")
-    for command in next_commands(run.path, run.config.data.sources):
+    for command in next_commands(
+        run.path, run.config.data.sources, run.config.flywheel.iterations, program()
+    ):
         console.print(f"  {command}", markup=False)

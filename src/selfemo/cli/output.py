@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +52,6 @@ def confirm(told: Expected | None, said: Console, yes: bool, what: str = "this r
 
     Raises: ConfigError: it cannot ask, and there is no --yes. typer.Abort: the answer was no.
     """
-    import sys
     from dataclasses import replace
 
     from selfemo.errors import ConfigError
@@ -63,6 +66,16 @@ def confirm(told: Expected | None, said: Console, yes: bool, what: str = "this r
     if not sys.stdin.isatty():
         raise ConfigError("that is long, or more than this machine has: add --yes, or try -c quickstart")
     typer.confirm("Start it?", abort=True, err=True)
+
+
+def program() -> str:
+    """How a shell calls this program: "selfemo", or its path where another or none is found by that name."""
+    here = Path(sys.executable).parent / "selfemo"
+    found = shutil.which("selfemo")
+    if not here.exists() or (found and Path(found).resolve() == here.resolve()):
+        return "selfemo"
+    near = os.path.relpath(here)
+    return shlex.quote(str(here) if near.startswith(os.pardir) else near)
 
 
 def again(out: Path) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import settings
-from selfemo.cli.output import confirm, interruptible, print_json, reporter
+from selfemo.cli.output import confirm, interruptible, print_json, program, reporter
 
 if TYPE_CHECKING:
     from selfemo.config import Config
@@ -64,7 +64,7 @@ def train(
     if chosen is not None:
         chosen, _, need = check_run(chosen, out, reporter(), cold_start=False)
         confirm(need, reporter(), yes)
-    go_on = f"go on with: selfemo train {model} --out {out} --resume"
+    go_on = f"go on with: {program()} train {model} --out {out} --resume"
     with interruptible(go_on) as (said, stop):
         checkpoint, counts = train_alone(model, out, chosen, said, stop)
     if as_json:

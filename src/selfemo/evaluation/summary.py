@@ -224,13 +224,17 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
     return None
 
 
-def next_commands(folder: Path, sources: Sequence[str]) -> list[str]:
-    """Commands to try on a finished run, as a shell takes them."""
+def next_commands(folder: Path, sources: Sequence[str], iterations: int, program: str) -> list[str]:
+    """Commands to try on a finished run of so many iterations, as a shell takes them."""
     run, data = shlex.quote(str(folder)), shlex.quote(sources[0])
+    page = shlex.quote(str(folder / "report.html"))
     labelled = shlex.quote(str(folder / "predictions.jsonl"))  # of its own: predict replaces no other run's
-    return [
-        f"selfemo selfplay {run} --data {data} --prompts 4",
-        f"selfemo predict {data} --model {run} --out {labelled}",
-        f"selfemo evaluate {run} --data {data} --split test",
-        f"selfemo evolve --resume {run} --set flywheel.iterations=3",
+    commands = [
+        f"report {run} --out {page}",
+        f"predict {data} --model {run} --out {labelled}",
+        f"chat {run}",
+        f"selfplay {run} --data {data} --prompts 4",
+        f"evaluate {run} --data {data} --split test",
+        f"evolve --resume {run} --set flywheel.iterations={iterations + 1}",
     ]
+    return [f"{program} {command}" for command in commands]
