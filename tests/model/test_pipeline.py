@@ -630,3 +630,6 @@ def test_the_report_refuses_what_is_no_run_or_no_judgement(finished: Path, tmp_p
     assert isinstance(result.exception, StoreError) and "ablation.json" in str(result.exception)
     result = CliRunner().invoke(app, ["report", str(finished), "--personas", str(tmp_path), *out])
     assert isinstance(result.exception, StoreError) and "persona clusters" in str(result.exception)
+    result = CliRunner().invoke(app, ["report", str(finished), "--out", str(tmp_path)])
+    assert isinstance(result.exception, StoreError) and "is a folder" in str(result.exception)
+    assert [p.name for p in tmp_path.iterdir()] == ["judge.json"], "no figures are left"

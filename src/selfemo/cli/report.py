@@ -13,7 +13,10 @@ from selfemo.cli.output import print_json, reporter
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[Path, typer.Option(help="The HTML file; figures go to NAME-figures beside it.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file; figures go to NAME-figures beside it (default: RUN/report.html)."),
+    ] = None,
     judges: Annotated[opt.Paths, typer.Option("--judge", help="Folders of `selfemo judge`.")] = None,
     ablation: Annotated[Path | None, typer.Option(help="Folder of `selfemo ablate`.")] = None,
     evaluations: Annotated[opt.Paths, typer.Option("--evaluation", help="Of `evaluate --out`.")] = None,
@@ -28,7 +31,8 @@ def report(
 
     reporter().say(f"reading {run} and drawing its figures")
     written = build(
-        run, out, judges=judges or [], ablation=ablation, evaluations=evaluations or [], personas=personas
+        run, out or run / "report.html", judges=judges or [], ablation=ablation,
+        evaluations=evaluations or [], personas=personas,
     )  # fmt: skip
     if as_json:
         print_json({"files": [str(path) for path in written]})

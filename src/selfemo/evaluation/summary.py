@@ -227,10 +227,9 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
 def next_commands(folder: Path, sources: Sequence[str], iterations: int, program: str) -> list[str]:
     """Commands to try on a finished run of so many iterations, as a shell takes them."""
     run, data = shlex.quote(str(folder)), shlex.quote(sources[0])
-    page = shlex.quote(str(folder / "report.html"))
     labelled = shlex.quote(str(folder / "predictions.jsonl"))  # of its own: predict replaces no other run's
     commands = [
-        f"report {run} --out {page}",
+        f"report {run}",
         f"predict {data} --model {run} --out {labelled}",
         f"chat {run}",
         f"selfplay {run} --data {data} --prompts 4",

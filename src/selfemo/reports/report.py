@@ -40,6 +40,7 @@ from selfemo.evaluation.summary import (
     rl_rounds,
     table_rows,
 )
+from selfemo.files import replacing_folder, write_text
 from selfemo.method.rewards import exact_match
 from selfemo.method.types import LABEL_SETS, Prompt
 from selfemo.reports import figures, turns
@@ -296,50 +297,64 @@ def build(
     Raises:
         StoreError: a folder does not hold what its command writes, or the report cannot be written.
     """
-    folder = out.parent / f"{out.stem}-figures"
+    if out.is_dir():
+        raise StoreError(f"{out} is a folder; give --out the name of the HTML file")
+    target = out.parent / f"{out.stem}-figures"
     source = Source(run)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The given folders are read first: a wrong one is named before anything else is drawn.
-        judged = parts.judge(judges, folder)
-        described = parts.personas(source.store.reward_by_cluster(), run, personas, folder)
-        ablated = parts.ablation(ablation, folder)
-        own = plain({c: s for c, s in source.scores.items() if c == source.last})
-        sections = [
-            _headline(source),
-            _stages(source),
-            _free(source),
-            _what_ran(source),
-            parts.table1([run, *evaluations] if source.last is not None else evaluations),
-            _curves(source, folder),
-            _analysis(source, folder),
-            ablated,
-            judged,
-            described,
-            parts.confusions(own, run, evaluations, folder),
-            _dialogues(source),
-            _examples(source),
-            _failures(source),
-            Section(
-                "config", "Resolved configuration",
-                code=(run / CONFIG_FILE).read_text(encoding="utf-8"), folded=True,
-            ),
-            Section(
-                "again", "How to reproduce",
-                ["Save the configuration above as config.toml, then:"],
-                code="selfemo evolve --config config.toml --out NEW_RUN\nselfemo analyse NEW_RUN\n"
-                "selfemo report NEW_RUN --out report.html\n",
-            ),
-        ]  # fmt: skip
-        for section in sections:
-            section.drawings = [
-                (title, inline_svg(folder / f"{name}.svg", str(visible(title))))
-                for title, name in section.drawings
-            ]
-        html = render(run.resolve().name, sentences(source.facts()), sections)
-        out.write_text(html, encoding="utf-8", errors="replace")
-    except OSError as e:
-        raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from e
+        # A wrong folder is named before anything is drawn; what cannot be finished leaves no figures.
+        with replacing_folder(target) as folder:
+            html = _page(source, folder, judges, ablation, evaluations, personas)
+        write_text(out, html.encode(errors="replace").decode())
     finally:
         source.store.close()
-    return [out, folder]
+    return [out, target]
+
+
+def _page(
+    source: Source,
+    folder: Path,
+    judges: Sequence[Path],
+    ablation: Path | None,
+    evaluations: Sequence[Path],
+    personas: Path | None,
+) -> str:
+    """The page as HTML; its figures go to `folder`."""
+    run = source.folder
+    table1 = parts.table1([run, *evaluations] if source.last is not None else evaluations)
+    judged = parts.judge(judges, folder)
+    described = parts.personas(source.store.reward_by_cluster(), run, personas, folder)
+    ablated = parts.ablation(ablation, folder)
+    own = plain({c: s for c, s in source.scores.items() if c == source.last})
+    sections = [
+        _headline(source),
+        _stages(source),
+        _free(source),
+        _what_ran(source),
+        table1,
+        _curves(source, folder),
+        _analysis(source, folder),
+        ablated,
+        judged,
+        described,
+        parts.confusions(own, run, evaluations, folder),
+        _dialogues(source),
+        _examples(source),
+        _failures(source),
+        Section(
+            "config", "Resolved configuration",
+            code=(run / CONFIG_FILE).read_text(encoding="utf-8"), folded=True,
+        ),
+        Section(
+            "again", "How to reproduce",
+            ["Save the configuration above as config.toml, then:"],
+            code="selfemo evolve --config config.toml --out NEW_RUN\nselfemo analyse NEW_RUN\n"
+            "selfemo report NEW_RUN --out report.html\n",
+        ),
+    ]  # fmt: skip
+    for section in sections:
+        section.drawings = [
+            (title, inline_svg(folder / f"{name}.svg", str(visible(title))))
+            for title, name in section.drawings
+        ]
+    return render(run.resolve().name, sentences(source.facts()), sections)

@@ -96,8 +96,9 @@ def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None, drawings
             ]
             drawn = figures.draw_map(drawings, points, clusters)
         except (OSError, ValueError) as e:
+            why = e.strerror if isinstance(e, OSError) else e
             raise StoreError(
-                f"{folder}: holds no persona clusters ({e}); `selfemo personas cluster` makes them"
+                f"{folder}: holds no persona clusters ({why}); `selfemo personas cluster` makes them"
             ) from None
         section.tables.append(Table("Clusters (tables 6 and 7)", header_, rows))
         section.drawings.append(("The largest persona clusters, each named by its traits (figure 4)", drawn))

@@ -61,7 +61,8 @@ def written_by(command: str, path: Path) -> Iterator[Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise StoreError(f"{path}: cannot be read ({e}); `{command}` makes it") from None
+        why = e.strerror if isinstance(e, OSError) else e
+        raise StoreError(f"{path}: cannot be read ({why}); `{command}` makes it") from None
     try:
         yield content
     except (KeyError, TypeError, ValueError, AttributeError) as e:
