@@ -12,7 +12,7 @@ import typer
 
 from selfemo.cli import completion
 from selfemo.cli import options as opt
-from selfemo.cli.output import interruptible, print_json
+from selfemo.cli.output import interruptible, print_json, reporter
 
 
 def predict(
@@ -52,12 +52,13 @@ def predict(
     known = label_set_of(labels.split(",") if "," in labels else labels) if labels else None
     read = Source(source, ReadSettings(text, speaker, conversation, encoding, gap))
     check_out(out, read.path)
+    reporter().say(read.read_as())
     check_finished(out, model)
     with (
         closing(SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])) as opened,
-        interruptible(f"run the same command again to go on with {out}") as (reporter, stop),
+        interruptible(f"run the same command again to go on with {out}") as (said, stop),
     ):
-        done = label_file(read, out, opened, reporter, labels=known, stop=stop)
+        done = label_file(read, out, opened, said, labels=known, stop=stop)
     if as_json:
         print_json({"out": str(out), **asdict(done)})
         return

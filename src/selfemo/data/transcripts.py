@@ -5,6 +5,7 @@
 | .csv, .tsv | a header with a text column, and a speaker and a conversation column if there are some |
 | .jsonl, .ndjson | conversations of the project's own form (data/jsonl.py) |
 | .txt | `Name: text` lines; a blank line starts a new conversation; an indented line goes on |
+| .txt | WhatsApp's export of a chat (data/chat_exports.py) |
 | .srt, .vtt | subtitles; `Name:`, `<v Name>` and dashes tell speakers, a long silence parts scenes |
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfemo.data.base import LoadReport, SourceFile, first_row, further_rows, must_exist
+from selfemo.data.chat_exports import MEDIA, is_export, messages
 from selfemo.data.jsonl import Jsonl
 from selfemo.errors import DataError
 from selfemo.method.types import Conversation, LabelSet
@@ -65,8 +68,13 @@ class ReadSettings:
     gap: float = 30.0
 
 
-def read_turns(path: Path, settings: ReadSettings | None = None) -> Iterator[SourceTurn]:
+def read_turns(
+    path: Path, settings: ReadSettings | None = None, left_out: Counter[str] | None = None
+) -> Iterator[SourceTurn]:
     """The turns of a file in order; conversations stand one after the other.
+
+    Args:
+        left_out: counts what is no turn, by kind.
 
     Raises:
         DataError: the file is missing, of an unknown form, or broken; the message names the line.
@@ -77,6 +85,12 @@ def read_turns(path: Path, settings: ReadSettings | None = None) -> Iterator[Sou
     if reader is None:
         raise DataError(f"of no known form; there are {', '.join(SUFFIXES)}", path)
     with _opened(path, settings) as f:
+        if path.suffix.lower() == ".txt":
+            head = next((line for line in f if line.strip()), "")
+            f.seek(0)
+            if is_export(head):
+                yield from _export(f, path, Counter() if left_out is None else left_out)
+                return
         yield from reader(f, path, settings)
 
 
@@ -214,6 +228,16 @@ def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTur
             yield from turn()
             speaker = source.clean(found["name"], line)
             said.append(raw[found.end() :])
+
+
+def _export(f: IO[str], path: Path, left_out: Counter[str]) -> Iterator[SourceTurn]:
+    source = SourceFile(LoadReport(path.name), path)
+    for m in messages(f, left_out):
+        name, text = source.clean(m.name, m.line), source.clean(m.text, m.line)
+        if name and text:
+            yield SourceTurn(path.stem, name, text)
+        else:
+            left_out[MEDIA] += 1
 
 
 _TIMES = re.compile(

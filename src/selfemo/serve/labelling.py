@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from selfemo.serve.selfemo import SelfEmo
 
 CHUNK = 64
 """Turns that are read together; work resumes at a multiple of it, so that batches stay the same."""
+_NAMED = 10
+"""Most speakers that are named."""
 _PAST = 200
 """Earlier turns of a conversation that are kept as context; no prompt has more."""
 _HEAD = 1 << 20
@@ -60,14 +63,25 @@ class Source:
         self.name, self.settings = name, settings or ReadSettings()
         self.path = Path(os.path.expanduser(name))
         self.is_file = self.path.is_file() and self.path.suffix.lower() in SUFFIXES and _of_a_file(self.path)
-        self.count = sum(1 for _ in self.turns())
+        self.left_out = Counter[str]()
+        self.speakers = Counter(turn.speaker for turn in self.turns(self.left_out))
+        self.count = self.speakers.total()
         if not self.count:
             raise DataError("holds no turn", self.path if self.is_file else name)
 
-    def turns(self) -> Iterator[SourceTurn]:
+    def turns(self, left_out: Counter[str] | None = None) -> Iterator[SourceTurn]:
+        """The turns in order; `left_out` counts what of the file is no turn, by kind."""
         if self.is_file:
-            return read_turns(self.path, self.settings)
+            return read_turns(self.path, self.settings, left_out)
         return turns_of(load(self.name).conversations)
+
+    def read_as(self) -> str:
+        """One line on what was read: "talk.txt: 9 turns of 2 speakers (Ann, Bo); left out: ..."."""
+        names = list(self.speakers)
+        more = ", ..." if len(names) > _NAMED else ""
+        who = f"{len(names)} speaker{'' if len(names) == 1 else 's'} ({', '.join(names[:_NAMED])}{more})"
+        gone = ", ".join(f"{n} {kind}" for kind, n in self.left_out.items())
+        return f"{self.name}: {self.count} turns of {who}" + (f"; left out: {gone}" if gone else "")
 
     def columns(self, out: Path) -> list[str]:
         """The columns that are copied where input and output are both CSV."""
