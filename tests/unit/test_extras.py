@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from selfemo.cli import app
 from selfemo.errors import MissingExtraError
 from selfemo.extras import install_command, require, requirements
 
@@ -30,3 +33,23 @@ def test_the_command_is_ready_for_a_shell() -> None:
     dry = f"{install_command('numpy')} --dry-run --quiet --no-index"
     assert subprocess.run(dry, shell=True, capture_output=True).returncode == 0
     assert dry.split()[0] in (sys.executable, ".venv/bin/python") or dry.startswith("'")
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("sentence_transformers", "personas extract sample --out out --expert local"),
+        ("polars", "coldstart generate sample --out out/c.parquet --expert local"),
+        ("gradio", "chat builtin:smollm2-135m --web"),
+        ("fastapi_offline", "serve"),
+    ],
+)
+def test_what_is_missing_is_said_before_any_work(
+    module: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    result = CliRunner().invoke(app, command.split())
+    assert isinstance(result.exception, MissingExtraError), result.output
+    assert module.replace("_", "-") in str(result.exception)
+    assert not list(tmp_path.iterdir())

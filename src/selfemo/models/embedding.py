@@ -26,6 +26,17 @@ _MANY = 500
 """Texts that take seconds to embed."""
 
 
+_WHEEL = ("the wheel with the built-in embedder",
+          " (or name another one: --embedder sentence-transformers/all-MiniLM-L6-v2)")  # fmt: skip
+
+
+def check_embedder(model_id: str = DEFAULT_EMBEDDER) -> None:
+    """Check that an embedder's packages are there, before work that ends with it (MissingExtraError)."""
+    require("embedding personas", "sentence-transformers")
+    if model_id == DEFAULT_EMBEDDER:
+        _BUILTIN.require(*_WHEEL)
+
+
 class Embedder:
     """A sentence embedder: "builtin:all-minilm-l6-v2", a folder, or a hub id.
 
@@ -35,13 +46,12 @@ class Embedder:
     """
 
     def __init__(self, model_id: str = DEFAULT_EMBEDDER):
-        require("embedding personas", "sentence-transformers")
+        check_embedder(model_id)
         from sentence_transformers import SentenceTransformer
 
         source = model_id
         if model_id == DEFAULT_EMBEDDER:
-            other = " (or name another one: --embedder sentence-transformers/all-MiniLM-L6-v2)"
-            source = str(_BUILTIN.find("the wheel with the built-in embedder", other).parent)
+            source = str(_BUILTIN.find(*_WHEEL).parent)
         without_bars()
         NOTES.info("loading the embedder %s", model_id)
         try:

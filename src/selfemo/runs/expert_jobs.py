@@ -15,10 +15,10 @@ from typing import Any
 from selfemo.data import load as load_data
 from selfemo.data import speakers_recur
 from selfemo.errors import DataError, StoreError
-from selfemo.files import lock_folder
+from selfemo.files import lock_folder, need_polars
 from selfemo.method.prompts import Reasoning
 from selfemo.method.types import Conversation
-from selfemo.models.embedding import DEFAULT_EMBEDDER, Embedder
+from selfemo.models.embedding import DEFAULT_EMBEDDER, Embedder, check_embedder
 from selfemo.models.generation.chat import ExpertSpec
 from selfemo.models.generation.endpoint import estimate_tokens
 from selfemo.progress import Reporter
@@ -108,6 +108,7 @@ def extract_personas(
     embedder: str = DEFAULT_EMBEDDER,
 ) -> dict[str, Any]:
     """Records of all segments, then one profile for each speaker (`merge`: experts write it)."""
+    check_embedder(embedder)
     with open_store(folder) as store:
         total = sum(1 for _ in personas.segments(conversations, segment_turns))
         with reporter.bar("segments", total) as advance:
@@ -133,6 +134,7 @@ def merge_profiles(
 ) -> dict[str, int]:
     """Make the profiles of a folder's records again: by experts, or the most central descriptions."""
     _must_hold_store(folder)
+    check_embedder(embedder)
     with open_store(folder) as store:
         if not store.persona_count():
             raise StoreError(f"{folder} holds no persona yet; run `selfemo personas extract` first")
@@ -153,6 +155,7 @@ def cluster_personas(
     """
     for place in (folder, *runs):
         _must_hold_store(place)
+    check_embedder(embedder)
     with open_store(folder) as store:
         result = cluster_store(store, Embedder(embedder), min_size, seed)
         rewards = [{"run": str(folder), **r} for r in store.reward_by_cluster()]
@@ -192,6 +195,7 @@ def generate_cold_start(
     retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Write cold-start samples as Parquet: by experts (answers in OUT.answers), else from gold data."""
+    need_polars()  # before experts are asked for hours
     if not specs:
         gold = coldstart.gold_samples(conversations, max_samples, seed)
         return {"samples": coldstart.write_parquet(out, gold, "none", "gold"), "source": "gold"}
