@@ -48,7 +48,7 @@ def predictions(out: Path) -> dict:
 
 def test_answers_are_read_as_a_local_models_are(expert, data: Path, tmp_path: Path) -> None:
     result = run(expert(), data, tmp_path / "e")
-    config, _ = settings_for("x", [str(data)], [], [])
+    config, _ = settings_for("builtin:smollm2-135m", [str(data)], [], [])
     prompts = gold_prompts(load_conversations(config.data))
     found = predictions(tmp_path / "e")
     assert len(found) == len(prompts) == 80

@@ -314,13 +314,13 @@ def test_folders_that_cannot_be_written_are_one_message(halfway: Path, whole: Pa
     checkpoints = folder / "checkpoints"
     checkpoints.chmod(0o555)
     for arguments, says in (
-        (["--out", str(closed / "run")], "cannot be used as a run folder"),
+        (["--out", str(closed / "run")], f"{closed} cannot be written; name another folder: --out"),
         (["--resume", str(folder)], "the checkpoint could not be written (Permission denied)"),
     ):
         done = without_privilege(["evolve", *arguments])
         told = " ".join(done.stderr.split())
         assert done.returncode == 1 and "Traceback" not in told and says in told, done.stderr
-    assert f"go on with: selfemo evolve --resume {folder}" in told
+    assert f"selfemo evolve --resume {folder}" in told
     checkpoints.chmod(0o755)
     resumed(folder, whole)
 

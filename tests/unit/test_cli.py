@@ -143,11 +143,11 @@ def ended(*arguments: str, wait_for: Path | None = None, number: int = 0) -> tup
     command = [sys.executable, "-m", "selfemo.cli", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if wait_for is not None:
-        with wait_for.open("w"):  # returns when the command has opened its end
+        # Opening returns when the command has opened its end. It is closed before the wait: a signal that
+        # comes between the command's open and its read would not end the read.
+        with wait_for.open("w"):
             process.send_signal(number)
-            said = process.communicate(timeout=60)
-    else:
-        said = process.communicate(timeout=60)
+    said = process.communicate(timeout=200)
     return process.returncode, *said
 
 

@@ -118,4 +118,4 @@ def check_room(folder: Path, need: Expected) -> None:
     """Check that a run's folder can be written and that the disk has room (StoreError)."""
     found = check_disk(folder, need.disk * costs.GIB)
     if found.state != "ok":
-        raise StoreError(f"{folder}: {found.found}; {found.get}")
+        raise StoreError(f"{found.found}; {found.get}")
