@@ -50,6 +50,10 @@ class StoreError(SelfEmoError):
     """A run folder or its store that cannot be used."""
 
 
+class InUseError(StoreError):
+    """A folder that another process works in."""
+
+
 class DamagedStoreError(StoreError):
     """A store whose file is damaged: its pages do not fit each other, or it is no database at all."""
 

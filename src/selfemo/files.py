@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from selfemo.errors import MissingExtraError, SelfEmoError, StoreError
+from selfemo.errors import InUseError, MissingExtraError, SelfEmoError, StoreError
 from selfemo.extras import install_command, require
 
 
@@ -166,7 +166,7 @@ def write_rows(
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Make a folder and lock it until the returned file is closed (StoreError: not to be made, or in use)."""
+    """Make a folder and lock it until the returned file is closed (StoreError, InUseError)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -176,5 +176,5 @@ def lock_folder(folder: Path) -> TextIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise StoreError(f"{folder} is in use by another process") from None
+        raise InUseError(f"{folder} is in use by another process") from None
     return lock

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.cli.options import settings
-from selfemo.config import Config
+from selfemo.config import Config, DataConfig
 from selfemo.evaluation.summary import next_commands
 from selfemo.runs.inputs import cold_start_samples, run_inputs
 
@@ -80,7 +80,8 @@ def test_after_personas(expert: Callable[..., str], tmp_path: Path) -> None:
 
 def test_what_to_try_on_a_run_is_quoted() -> None:
     home, data = "my runs/a", "meld:my data"
-    for line in next_commands(Path(home), [data], 2, "selfemo"):
+    settings = DataConfig(sources=(data,), eval_split="dev")
+    for line in next_commands(Path(home), settings, 2, "selfemo"):
         words = shlex.split(line)
         assert words[0] == "selfemo" and home in words
         assert words[1] != "evolve" or words[-1] == "flywheel.iterations=3"

@@ -105,3 +105,11 @@ def test_predict_says_how_it_read_the_file(tmp_path: Path) -> None:
         f"{path}: 3 turns of 2 speakers (Nora, +49 151 2345678); left out: 2 lines of the system, "
         "1 messages without text"
     )
+
+
+def test_the_first_conversations_alone(tmp_path: Path) -> None:
+    path = tmp_path / "talks.txt"
+    path.write_text("Ann: Hi\nBo: Hello\n\nCy: So?\n\nDi: No.\n")
+    first = Source(str(path), limit=2)
+    assert [t.speaker for t in first.turns()] == ["Ann", "Bo", "Cy"] and first.count == 3
+    assert first.identity() != Source(str(path)).identity()

@@ -310,3 +310,10 @@ def test_the_sample_set_keeps_its_promises() -> None:
     texts = [t.text for t in turns]
     assert len(set(texts)) / len(texts) > 0.97
     assert not result.report.blemishes and not result.report.skipped
+
+
+def test_a_file_without_splits_is_told_what_training_does(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"id": "a", "turns": [{"speaker": "A", "text": "Hi"}]}\n')
+    adapter, at = resolve(str(path))
+    assert any("1 conversations name no split: training holds" in s for s in check_lines(adapter.load(at), adapter))

@@ -15,8 +15,8 @@ from selfemo.config import load, shipped
 from selfemo.data.splits import existing_split
 from selfemo.errors import ConfigError, DataError, SelfEmoError
 from selfemo.progress import Console
-from selfemo.runs.inputs import load_conversations, run_inputs
-from selfemo.runs.preflight import HOLD_OUT, Expected, check_start, expected
+from selfemo.runs.inputs import HOLD_OUT, load_conversations, run_inputs
+from selfemo.runs.preflight import Expected, check_start, expected
 
 
 def talk(n: int, **more: object) -> dict[str, object]:
@@ -78,6 +78,8 @@ def test_conversations_without_a_split_are_parted_once_for_all(tmp_path: Path) -
     checked, inputs = check_start(config, tmp_path / "run")
     held = {c.id for c in inputs.conversations if c.split == "dev"}
     assert (checked.data.hold_out, len(held), len(inputs.training)) == (HOLD_OUT, 6, 24)
+    plain, _ = check_start(load([], [f'data.sources=["{mine}"]']), tmp_path / "run")
+    assert plain.data.eval_split == "dev", "what is held out is no test split"
     assert {c.id for c in load_conversations(checked.data) if c.split == "dev"} == held
     shuffled = write(tmp_path / "again.jsonl", *(talk(n) for n in reversed(range(30))))
     other = checked.data.model_copy(update={"sources": (shuffled,)})
@@ -124,7 +126,7 @@ def test_a_long_run_is_not_started_unasked(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["evolve"])
     assert isinstance(result.exception, ConfigError) and "add --yes" in str(result.exception)
-    assert "this run will take about" in result.stderr
+    assert "the iterations of this run will take about" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

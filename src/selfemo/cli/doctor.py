@@ -41,6 +41,8 @@ def doctor(
     if as_json:
         print_json(told.as_dict())
         raise typer.Exit(0 if told.healthy else 1)
+    if not config:
+        typer.echo("without -c these are the paper's settings; the demo's are -c quickstart\n")
     for f in told.findings:
         how = f"\n{'':9}{f.get}" if f.get else ""
         typer.echo(f"{f.state:<8} {f.what}: {f.found}{how}")

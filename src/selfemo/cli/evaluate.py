@@ -23,6 +23,8 @@ from selfemo.cli.output import (
 
 _JUDGES = "NAME=URL,model=MODEL or local; may be repeated."
 _TRAINED = "A source that the model was trained on, besides those of its run; may be repeated."
+_LEAST_PARSED = 0.1
+"""Share of answers that can be read, under which scores say little of a model."""
 _ARMS = (
     "An arm beside the full one, in place of those of table 2; may be repeated: vanilla-grpo, sft-only, "
     "original-only, gold-cold-start, same-labels, replay-only, placebo, cold-start, backbone, or a TOML file."
@@ -76,6 +78,11 @@ def evaluate(
     for dataset, s in result.scores.items():
         if s.failures:
             typer.echo(f"\n{dataset}, predictions without an emotion: {value_in_words(s.failures)}")
+        if s.parse_rate.value < _LEAST_PARSED:
+            print_text(
+                f"{dataset}: hardly an answer can be read. A model that does not know the format is scored "
+                "by its label probabilities: --set evaluation.span=probabilities"
+            )
     if out is not None:
         print_files(out, (SCORES_FILE, PREDICTIONS_FILE))
 
@@ -110,8 +117,8 @@ def table1(
 
 
 def judge(
-    a: opt.SystemArgument,
-    b: Annotated[str, typer.Argument(help="The other one.")],
+    a: Annotated[str, typer.Argument(metavar="MODEL_A", help="RUN[@CHECKPOINT], folder, id or endpoint.")],
+    b: Annotated[str, typer.Argument(metavar="MODEL_B", help="The other one.")],
     out: Annotated[Path, typer.Option(help="Folder of judge.json, judgements.parquet.")],
     data: opt.Sources,
     judges: Annotated[list[str] | None, typer.Option("--judge", help=_JUDGES)] = None,

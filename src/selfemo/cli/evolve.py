@@ -39,7 +39,7 @@ def evolve(
     Each iteration lets the model talk to itself, trains it with SELF-GRPO, and refits it on the best
     rollouts (the data flywheel).
     """
-    from selfemo.errors import ConfigError, SelfEmoError, StoreError
+    from selfemo.errors import ConfigError, InUseError, SelfEmoError, StoreError
     from selfemo.evaluation.changes import belief_changes
     from selfemo.evaluation.predictions import evaluate_checkpoint
     from selfemo.evaluation.summary import finish
@@ -64,6 +64,8 @@ def evolve(
     if chosen is None and not (folder / CONFIG_FILE).exists():
         raise StoreError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
     if chosen is not None:
+        if (folder / CONFIG_FILE).exists():
+            raise StoreError(f"{folder} already holds a run; resume it (--resume), or give another --out")
         chosen, inputs, need = check_run(chosen, folder, reporter())
         confirm(need, reporter(), yes)
     with interruptible(go_on) as (said, stop):
@@ -71,7 +73,7 @@ def evolve(
         try:
             run = run_evolve(folder, chosen, evaluate_checkpoint, said, stop, changes, belief_changes, inputs)
         except SelfEmoError as e:
-            if not isinstance(e, ConfigError) and (folder / CONFIG_FILE).exists():
+            if not isinstance(e, ConfigError | InUseError) and (folder / CONFIG_FILE).exists():
                 said.say(f"what is done is kept; {go_on}")
             raise
     with run:
@@ -109,7 +111,5 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     for name, what in (*first, *_FILES):
         console.print(f"  {name:<28} {what}", markup=False)
     console.print("\nTry next:")
-    for command in next_commands(
-        run.path, run.config.data.sources, run.config.flywheel.iterations, program()
-    ):
+    for command in next_commands(run.path, run.config.data, run.config.flywheel.iterations, program()):
         console.print(f"  {command}", markup=False)

@@ -38,9 +38,9 @@ Data = Annotated[
     typer.Option("--data", help='"sample", a path, or NAME:PATH; repeatable (default: data.sources).'),
 ]
 Sources = Annotated[list[str], typer.Option("--data", help='"sample", a path, or NAME:PATH; repeatable.')]
-SourceArgument = Annotated[str, typer.Argument(help='"sample", a path, or NAME:PATH.')]
+SourceArgument = Annotated[str, typer.Argument(metavar="DATA", help='"sample", a path, or NAME:PATH.')]
 SourceArguments = Annotated[
-    list[str], typer.Argument(help='"sample", a path, or NAME:PATH; several are compared.')
+    list[str], typer.Argument(metavar="DATA...", help='"sample", a path, or NAME:PATH; several are compared.')
 ]
 Splits = Annotated[
     list[str], typer.Option("--split", help="train, dev, test or all.", autocompletion=completion.splits)

@@ -59,7 +59,10 @@ def confirm(told: Expected | None, said: Console, yes: bool, what: str = "this r
     if told is None:
         return
     told = replace(told, hours=told.hours * runs, disk=told.disk * runs)
-    text = f"{what} will take about {told} (a rough estimate; selfemo doctor shows its parts)"
+    text = (
+        f"the iterations of {what} will take about {told} (a rough estimate, without the cold start; selfemo "
+        "doctor shows its parts)"
+    )
     said.say(text)
     if yes or (told.hours < _LONG and (not told.free or told.memory <= told.free)):
         return

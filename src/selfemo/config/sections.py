@@ -77,8 +77,8 @@ class DataConfig(_Section):
     """Held-out conversations to evaluate on, drawn by the seed of the data; 0 takes all."""
     eval_half: Literal["all", "tuning", "claim"] = "all"
     """Half of eval_split, parted once for all seeds: one half of dev is to tune on, the other for claims."""
-    hold_out: Fraction = 0.0
-    """Share of the conversations without a split of their own that becomes eval_split; 0: all are test."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the conversations without a split of their own that is dev, the rest train (0: all test)."""
     train_conversations: Annotated[int, Field(ge=0)] = 0
     personas: tuple[str, ...] = ()
     """Folders of `selfemo personas extract`; their profiles replace other descriptions."""

@@ -427,6 +427,11 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
         lines.append(line)
         labels = report.labels.get(split, Counter()).most_common()
         lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels))
+    if n := len(report.without_split):
+        lines.append(
+            f"{n} conversations name no split: training holds a fifth of them out (data.hold_out), "
+            "evaluation takes them all"
+        )
     for kind, n in report.blemishes.most_common():
         lines.append(f"noted: {n} x {kind} (for example {', '.join(report.examples[kind])})")
     for path, at, reason in report.skipped[:20]:

@@ -28,17 +28,15 @@ def halves(items: Sequence[T], seed: int, *names: object) -> tuple[list[T], list
     return [t for i, t in enumerate(items) if i in first], [t for i, t in enumerate(items) if i not in first]
 
 
-def hold_out(
-    conversations: Sequence[Conversation], ids: Collection[str], share: float, split: Split
-) -> list[Conversation]:
-    """Give some conversations, by id, a split: a share (at least one) `split`, the others "train".
+def hold_out(conversations: Sequence[Conversation], ids: Collection[str], share: float) -> list[Conversation]:
+    """Give some conversations, by id, a split: a share (at least one) "dev", the others "train".
 
     Which ones depends on their ids alone, so every run holds out the same.
     """
     order = sorted(ids)
     chosen = rng(0, "hold out").permutation(len(order))[: max(1, round(share * len(order)))]
     kept = {order[i] for i in chosen}
-    return [replace(c, split=split if c.id in kept else "train") if c.id in ids else c for c in conversations]
+    return [replace(c, split="dev" if c.id in kept else "train") if c.id in ids else c for c in conversations]
 
 
 def existing_split(conversations: Sequence[Conversation], wanted: Split) -> Split:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfemo.config import DataConfig
 from selfemo.evaluation.baselines import FREE_HEADER, FREE_NOTE, free_changes, free_rows
 from selfemo.evaluation.changes import (
     CHANGE_HEADER,
@@ -224,16 +225,17 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
     return None
 
 
-def next_commands(folder: Path, sources: Sequence[str], iterations: int, program: str) -> list[str]:
+def next_commands(folder: Path, data_config: DataConfig, iterations: int, program: str) -> list[str]:
     """Commands to try on a finished run of so many iterations, as a shell takes them."""
-    run, data = shlex.quote(str(folder)), shlex.quote(sources[0])
+    run, data = shlex.quote(str(folder)), shlex.quote(data_config.sources[0])
     labelled = shlex.quote(str(folder / "predictions.jsonl"))  # of its own: predict replaces no other run's
     commands = [
         f"report {run}",
-        f"predict {data} --model {run} --out {labelled}",
+        f"predict {data} --conversations 5 --model {run} --out {labelled}",
         f"chat {run}",
         f"selfplay {run} --data {data} --prompts 4",
-        f"evaluate {run} --data {data} --split test",
+        f"evaluate {run}@start --data {data} --split {data_config.eval_split} --compare {run}",
+        *([] if data_config.hold_out else [f"evaluate {run} --data {data} --split test"]),
         f"evolve --resume {run} --set flywheel.iterations={iterations + 1}",
     ]
     return [f"{program} {command}" for command in commands]

@@ -5,6 +5,7 @@ Nothing is downloaded, converted or trained.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -33,7 +34,7 @@ from selfemo.method.prompts import (
 from selfemo.method.types import Conversation
 from selfemo.models.devices import Devices, devices
 from selfemo.runs import costs
-from selfemo.runs.inputs import run_inputs
+from selfemo.runs.inputs import run_inputs, with_hold_out
 
 State = Literal["ok", "optional", "warning", "missing"]
 _SAMPLED = 500
@@ -393,6 +394,8 @@ def diagnose(
 
     Raises: ConfigError: the engine or machine is not known.
     """
+    with contextlib.suppress(SelfEmoError):  # check_data says what is wrong
+        config = with_hold_out(config)
     engine = engine or config.engine
     if engine not in ("local", "verl"):
         raise ConfigError(f"--engine {engine}: valid are local, verl")

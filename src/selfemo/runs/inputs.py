@@ -22,6 +22,9 @@ from selfemo.seeds import rng
 from selfemo.stages.coldstart import gold_samples, label_samples, read_parquet
 from selfemo.stages.personas import Who, attach_profiles
 
+HOLD_OUT = 0.2
+"""data.hold_out of a training run on data that name no split."""
+
 
 def profiles_of(folder: Path) -> dict[Who, str]:
     """The profiles that `selfemo personas extract` left in a folder, by speaker (StoreError: none)."""
@@ -74,11 +77,7 @@ def load_sources(config: DataConfig) -> tuple[list[Sequence[Conversation]], Data
     loaded: list[Sequence[Conversation]] = []
     for result in (load(source, lenient=config.lenient) for source in config.sources):
         part, unsplit = result.conversations, result.report.without_split
-        loaded.append(
-            hold_out(part, unsplit, config.hold_out, config.eval_split)
-            if config.hold_out and unsplit
-            else part
-        )
+        loaded.append(hold_out(part, unsplit, config.hold_out) if config.hold_out and unsplit else part)
     every = [c for part in loaded for c in part]
     twice = [i for i, n in Counter(c.id for c in every).items() if n > 1]
     if twice:
@@ -94,6 +93,24 @@ def _with_overlap(config: DataConfig) -> tuple[list[Conversation], DataOverlap]:
         # A plain persona is drawn from the training split, so what is left out goes first.
         conversations.extend(with_known_personas([c for c in part if c.id not in gone], folders))
     return conversations, overlap
+
+
+def with_hold_out(config: Config) -> Config:
+    """The configuration for training on it: where the data name no split, data.hold_out = HOLD_OUT.
+
+    What is held out is split dev, which is evaluated; where data.hold_out is set, nothing changes.
+    """
+    data = config.data
+    if data.hold_out:
+        return config
+    results = [load(source, lenient=data.lenient) for source in data.sources]
+    if any(c.split == "train" for r in results for c in r.conversations):
+        return config
+    if not any(r.report.without_split for r in results):
+        return config
+    return config.model_copy(
+        update={"data": data.model_copy(update={"hold_out": HOLD_OUT, "eval_split": "dev"})}
+    )
 
 
 class RunInputs(NamedTuple):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfemo.config import Config
-from selfemo.data import load
 from selfemo.data.splits import held_out
 from selfemo.errors import EngineError, StoreError
 from selfemo.extras import require
@@ -15,12 +14,16 @@ from selfemo.models.references import ModelReference
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs import costs
 from selfemo.runs.doctor import check_disk, estimate, lengths, pick_machine
-from selfemo.runs.inputs import RunInputs, cold_start_samples, run_inputs, seen_samples
+from selfemo.runs.inputs import (
+    HOLD_OUT,
+    RunInputs,
+    cold_start_samples,
+    run_inputs,
+    seen_samples,
+    with_hold_out,
+)
 from selfemo.runs.settings import find_checkpoint
 from selfemo.training import open_trainer
-
-HOLD_OUT = 0.2
-"""data.hold_out of a training run on data that name no split."""
 
 
 def check_start(config: Config, folder: Path, *, cold_start: bool = True) -> tuple[Config, RunInputs]:
@@ -48,18 +51,6 @@ def check_start(config: Config, folder: Path, *, cold_start: bool = True) -> tup
         not_trained_on, seen = inputs.overlap.not_trained_on, seen_samples(inputs.training, config)
         cold_start_samples(inputs.training, sft, reasoning, config.seed, not_trained_on, seen)
     return config, inputs
-
-
-def with_hold_out(config: Config) -> Config:
-    """The configuration, with data.hold_out = HOLD_OUT where the data name no split and none is set."""
-    if config.data.hold_out or not config.data.sources:
-        return config
-    results = [load(source, lenient=config.data.lenient) for source in config.data.sources]
-    if any(c.split == "train" for r in results for c in r.conversations):
-        return config
-    if not any(r.report.without_split for r in results):
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"hold_out": HOLD_OUT})})
 
 
 @dataclass(frozen=True)

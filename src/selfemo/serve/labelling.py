@@ -57,10 +57,13 @@ class Source:
     """The input: a file (data/transcripts.py), or a data set by its name.
 
     It is read once at the start: a mistake (DataError, with file and line) is reported before any work.
+
+    Args:
+        limit: take the first conversations alone; 0 takes all.
     """
 
-    def __init__(self, name: str, settings: ReadSettings | None = None):
-        self.name, self.settings = name, settings or ReadSettings()
+    def __init__(self, name: str, settings: ReadSettings | None = None, limit: int = 0):
+        self.name, self.settings, self.limit = name, settings or ReadSettings(), limit
         self.path = Path(os.path.expanduser(name))
         self.is_file = self.path.is_file() and self.path.suffix.lower() in SUFFIXES and _of_a_file(self.path)
         self.left_out = Counter[str]()
@@ -72,8 +75,13 @@ class Source:
     def turns(self, left_out: Counter[str] | None = None) -> Iterator[SourceTurn]:
         """The turns in order; `left_out` counts what of the file is no turn, by kind."""
         if self.is_file:
-            return read_turns(self.path, self.settings, left_out)
-        return turns_of(load(self.name).conversations)
+            found = read_turns(self.path, self.settings, left_out)
+        else:
+            found = turns_of(load(self.name).conversations)
+        if not self.limit:
+            return found
+        by_conversation = itertools.groupby(found, key=lambda t: t.conversation)
+        return (turn for _, turns in itertools.islice(by_conversation, self.limit) for turn in turns)
 
     def read_as(self) -> str:
         """One line on what was read: "talk.txt: 9 turns of 2 speakers (Ann, Bo); left out: ..."."""
@@ -90,11 +98,12 @@ class Source:
 
     def identity(self) -> str:
         """A text that differs between inputs, to resume only the same one."""
+        part = f", the first {self.limit} conversations" if self.limit else ""
         if not self.path.is_file():
-            return f"{self.name}, {self.count} turns"
+            return f"{self.name}, {self.count} turns{part}"
         with self.path.open("rb") as f:
             head = hashlib.sha256(f.read(_HEAD)).hexdigest()[:16]
-        return f"{self.path.name}, {self.path.stat().st_size} bytes ({head})"
+        return f"{self.path.name}, {self.path.stat().st_size} bytes ({head}){part}"
 
 
 def check_out(out: Path, source: Path) -> None:
