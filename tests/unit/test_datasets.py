@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.data import ADAPTERS, detect, load
+from selfemo.data import ADAPTERS, detect, load, resolve
 from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, check_lines
 from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.errors import DataError
@@ -316,4 +316,6 @@ def test_a_file_without_splits_is_told_what_training_does(tmp_path: Path) -> Non
     path = tmp_path / "mine.jsonl"
     path.write_text('{"id": "a", "turns": [{"speaker": "A", "text": "Hi"}]}\n')
     adapter, at = resolve(str(path))
-    assert any("1 conversations name no split: training holds" in s for s in check_lines(adapter.load(at), adapter))
+    assert any(
+        "1 conversations name no split: training holds" in s for s in check_lines(adapter.load(at), adapter)
+    )
