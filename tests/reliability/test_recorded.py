@@ -58,7 +58,7 @@ RECORDED: dict[str, dict[str, dict[str, str]]] = {
             "rollouts": "4b374fc949d04371",
             "samples": "e330330f6e7a0f36",
             "predictions": "568f45fa84322740",
-            "metrics": "d2a607bbe7c44911",
+            "metrics": "d054d1ce8781fa11",
             "stages": "1c86458ad7473226",
             "cold-start": "fbfb8f904dce579e",
             "iteration-1": "212be051e5d0d01a",
