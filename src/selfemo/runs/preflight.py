@@ -14,6 +14,7 @@ from selfemo.models.references import ModelReference
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs import costs
 from selfemo.runs.doctor import check_disk, estimate, lengths, pick_machine
+from selfemo.runs.folder import must_be_new
 from selfemo.runs.inputs import (
     HOLD_OUT,
     RunInputs,
@@ -36,9 +37,11 @@ def check_start(config: Config, folder: Path, *, cold_start: bool = True) -> tup
         the configuration, with data.hold_out where the data name no split, and the run's inputs.
 
     Raises:
+        StoreError: the folder holds a run already.
         ConfigError, DataError: data or samples that are missing, broken or empty.
         EngineError, MissingExtraError: an engine, a model or a dependency that cannot be had.
     """
+    must_be_new(folder)
     open_trainer(config, folder, StopRequest())  # it loads no model yet
     find_checkpoint(config.model.id)
     if config.model.lora is not None:
