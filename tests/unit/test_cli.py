@@ -213,6 +213,7 @@ def test_other_errors_pass_a_block_that_can_be_stopped() -> None:
         ("serve --host 0.0.0.0", "SELFEMO_TOKEN"),
         ("chat x --web --host 0.0.0.0", "--insecure"),
         ("chat x --compare y", "--compare needs --web"),
+        ("chat builtin:smollm2-135m --web --port 0 --compare run9", "run9: no such folder"),
         ("evaluate {empty} --data sample", "not a model folder"),
         ("table1 --cross", "--cross needs folders"),
         ("table1 --format word", "word"),

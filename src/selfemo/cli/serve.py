@@ -134,6 +134,7 @@ def chat(
     """
     from selfemo.errors import ConfigError
     from selfemo.extras import require
+    from selfemo.runs.settings import find_checkpoint
     from selfemo.serve.binding import check_binding, check_free
     from selfemo.serve.chat.session import Session, character
     from selfemo.serve.selfemo import SelfEmo
@@ -148,6 +149,8 @@ def chat(
     names = [*(c.name for c in pair), you]
     if len(set(names)) < len(names):
         raise ConfigError(f"the two characters and you need different names: {', '.join(names)}")
+    for name in (model, *([compare] if compare else [])):
+        find_checkpoint(name)  # a wrong one is told before the other is loaded
 
     def opened(name: str) -> SelfEmo:
         return SelfEmo(
