@@ -120,6 +120,9 @@ def test_the_defaults_would_take_days_and_more_memory_and_quickstart_minutes() -
     quick, whole = (expected(c, run_inputs(c)) for c in (load(["quickstart"]), load()))
     assert quick and whole
     assert quick.hours < 1 < 20 < whole.hours and whole.memory > 4 * quick.memory
+    short = load(["quickstart"], ["flywheel.prompts=36", "data.eval_conversations=2"])
+    less = expected(short, run_inputs(short))
+    assert less and less.hours < quick.hours / 2, "fewer prompts and held-out turns are less work"
 
 
 def test_a_long_run_is_not_started_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from selfemo.config import Config
 from selfemo.data.splits import held_out
 from selfemo.errors import EngineError, StoreError
 from selfemo.extras import require
+from selfemo.method.types import Conversation
 from selfemo.models.devices import devices
 from selfemo.models.references import ModelReference
 from selfemo.progress import Reporter, StopRequest
@@ -47,13 +48,18 @@ def check_start(config: Config, folder: Path, *, cold_start: bool = True) -> tup
     if config.model.lora is not None:
         require("model.lora", "peft")
     config = with_hold_out(config)
-    inputs, data = run_inputs(config), config.data
-    held_out(inputs.conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
+    inputs = run_inputs(config)
+    _held_out(config, inputs)
     if cold_start:
         sft, reasoning = config.sft, config.prompt.reasoning
         not_trained_on, seen = inputs.overlap.not_trained_on, seen_samples(inputs.training, config)
         cold_start_samples(inputs.training, sft, reasoning, config.seed, not_trained_on, seen)
     return config, inputs
+
+
+def _held_out(config: Config, inputs: RunInputs) -> list[Conversation]:
+    data = config.data
+    return held_out(inputs.conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def expected(config: Config, inputs: RunInputs) -> Expected | None:
         shape = costs.find_shape(reference.text if reference.text in costs.KNOWN else reference.folder())
     except EngineError:
         return None
-    held = [c for c in inputs.conversations if c.split == config.data.eval_split]
+    held = _held_out(config, inputs)
     sizes = lengths([*inputs.training, *held], config)
     machine = pick_machine("", config.engine, devices(), 0, config)
     told = estimate(config, shape, sizes, machine, "verl" if config.engine == "verl" else "local")
