@@ -14,9 +14,9 @@ from selfemo.cli.output import confirm
 from selfemo.config import load, shipped
 from selfemo.data.splits import existing_split
 from selfemo.errors import ConfigError, DataError, SelfEmoError
-from selfemo.progress import Console
+from selfemo.progress import Console, Quiet
 from selfemo.runs.inputs import HOLD_OUT, load_conversations, run_inputs
-from selfemo.runs.preflight import Expected, check_start, expected
+from selfemo.runs.preflight import Expected, check_room, check_start, expected
 
 
 def talk(n: int, **more: object) -> dict[str, object]:
@@ -160,6 +160,19 @@ def test_when_it_asks(told: Expected | None, asked: bool, monkeypatch: pytest.Mo
     else:
         confirm(told, Console(), yes=False)
     assert len(answers) == asked
+
+
+def test_a_disk_with_little_room_is_a_warning(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Watcher(Quiet):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    check_room(tmp_path / "run", Expected(0.1, 1, 2, 1e-6), Watcher())
+    assert not said
+    check_room(tmp_path / "run", Expected(0.1, 1, 2, 1e9), Watcher())
+    assert said[0].startswith("warning: ") and "the run needs about 1000000000.0 GiB" in said[0]
 
 
 def test_times_are_said_in_minutes_and_hours() -> None:

@@ -110,12 +110,16 @@ def check_run(
             f"(data.hold_out = {HOLD_OUT}), the others are to train on"
         )
     if need := expected(checked, inputs):
-        check_room(folder, need)
+        check_room(folder, need, reporter)
     return checked, inputs, need
 
 
-def check_room(folder: Path, need: Expected) -> None:
-    """Check that a run's folder can be written and that the disk has room (StoreError)."""
-    found = check_disk(folder, need.disk * costs.GIB)
-    if found.state != "ok":
+def check_room(folder: Path, need: Expected, reporter: Reporter) -> None:
+    """Check that a run's folder can be written (StoreError); say where the disk may have too little room.
+
+    That is no error: need is an estimate, and a run that a full disk stops can be resumed.
+    """
+    if (found := check_disk(folder, 0)).state != "ok":
         raise StoreError(f"{found.found}; {found.get}")
+    if (found := check_disk(folder, need.disk * costs.GIB)).state != "ok":
+        reporter.say(f"warning: {found.found}; {found.get}")
