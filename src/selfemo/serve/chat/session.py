@@ -113,21 +113,22 @@ class Session:
     def as_jsonl(self, labels: LabelSet, name: str = "chat") -> str:
         """One line of the project's JSONL (data/jsonl.py); DataError: the session has no lines.
 
-        The emotion of a turn is the declared one, else the one read in it.
+        The emotion of a turn is the declared one, else the one read in it. No split is named, so that
+        training holds a part out by itself.
         """
-        if not self.lines:
-            raise DataError("there is nothing to export yet")
+        self._exportable()
         turns = [
             {"speaker": x.speaker, "text": x.text, "emotion": _weights(x.felt or x.heard)} for x in self.lines
         ]
         personas = {c.name: c.description for c in self.characters if c.description}
-        content: dict[str, Any] = {"id": name, "split": "test", "labels": list(labels), "turns": turns}
+        content: dict[str, Any] = {"id": name, "labels": list(labels), "turns": turns}
         given: dict[str, Any] = {"scene": self.scene, "personas": personas}
         content |= {key: value for key, value in given.items() if value}
         return json.dumps(content, ensure_ascii=False) + "\n"
 
     def as_markdown(self) -> str:
-        """A page to read: who said what, with the emotions beside it."""
+        """A page to read: who said what, with the emotions (DataError: the session has no lines)."""
+        self._exportable()
         head = [f"# {_plain(clean(self.scene)) or 'A conversation'}", ""]
         head += [f"- **{_plain(c.name)}**: {_plain(c.description) or '-'}" for c in self.characters]
         body = [
@@ -135,6 +136,10 @@ class Session:
             for x in self.lines
         ]
         return "\n".join([*head, "", *body])
+
+    def _exportable(self) -> None:
+        if not self.lines:
+            raise DataError("there is nothing to export yet: say something first")
 
 
 def unreadable(failure: FailureKind) -> str:
