@@ -27,6 +27,42 @@
     document.documentElement.style.setProperty("--se-top", `${top}px`);
   };
 
+  // While the character writes, no other line can be sent: the box says so, and what is typed in it stays.
+  const wait = () => {
+    const box = document.querySelector("#line textarea"), panel = box?.closest(".se-panel");
+    if (!panel) return;
+    const who = panel.querySelector(".se-busy")?.dataset.who;
+    box.dataset.hint ??= box.placeholder;
+    const hint = who ? `${who} is writing …` : box.dataset.hint;
+    if (box.placeholder !== hint) box.placeholder = hint;
+    const send = panel.querySelector(".se-say button");
+    if (send && send.disabled !== !!who) send.disabled = !!who;
+  };
+
+  // gradio's client cancels an event by an id that it lacks until the server has queued the event. The
+  // server then refuses (422) and goes on with an answer that nobody sees. So such a cancel waits for the id.
+  const joined = new Map();  // by function: the promise of the last event's id
+  const ask = window.fetch.bind(window);
+  let last = Promise.resolve("");
+  window.fetch = async (where, how) => {
+    const path = String(where?.url ?? where).split("?")[0];
+    if (how?.method !== "POST" || typeof how.body !== "string") return ask(where, how);
+    if (path.endsWith("/queue/join")) {
+      const answer = ask(where, how);
+      const id = answer.then((r) => r.clone().json()).then((r) => r.event_id ?? "").catch(() => "");
+      joined.set(JSON.parse(how.body).fn_index, id);
+      return answer;
+    }
+    if (path.endsWith("/cancel") || path.endsWith("/reset")) {
+      const body = JSON.parse(how.body);
+      if (body.event_id === null || body.event_id === undefined) {
+        if ("fn_index" in body) last = joined.get(body.fn_index) ?? last;
+        how = { ...how, body: JSON.stringify({ ...body, event_id: await last }) };
+      }
+    }
+    return ask(where, how);
+  };
+
   const mouse = matchMedia("(hover: hover)").matches;  // a phone's keyboard covers half the screen
   const seen = new WeakSet();
   const look = () => {
@@ -39,6 +75,7 @@
       if (!seen.has(dialog)) { seen.add(dialog); gallery(dialog); }
     }
     fit();
+    wait();
   };
 
   // One's own new line is always shown, also after one scrolled up.
@@ -73,9 +110,9 @@
     find(".se-close").addEventListener("click", () => dialog.close());
     find(".se-use").addEventListener("click", () => use(name.value, like.value));
     dialog.addEventListener("click", (e) => { if (e.target === dialog) dialog.close(); });
-    window.selfemoChoose = (now, chosen) => {
+    window.selfemoChoose = (chosen) => {
       done = chosen;
-      [search.value, name.value, like.value] = ["", now.name, now.about];
+      [search.value, name.value, like.value] = ["", "", ""];
       filter();
       dialog.showModal();
       find(".se-cards").scrollTop = 0;

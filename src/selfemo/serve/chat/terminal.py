@@ -164,7 +164,7 @@ class _Terminal:
             own = f"/persona {name}: what they are like"
             if not self.listed:
                 raise DataError(
-                    f"nobody is called {name}, or nearly so; make somebody with {own}, or list all with /persona"
+                    f"nobody is called {name}, or nearly so; make somebody with {own}, or see /persona"
                 )
             self._say(f"nobody is called {name}; choose one of these, or make somebody with {own}")
             self._more()
