@@ -7,6 +7,7 @@ import io
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -287,33 +288,28 @@ def test_talk_on_a_phone(browser, page, model: Held) -> None:
 
 
 @pytest.mark.slow
-def test_a_line_that_is_cancelled_before_the_server_has_queued_it(browser, page) -> None:
+def test_a_line_that_is_cancelled_before_the_server_has_queued_it(browser, page, model: Held) -> None:
     tab, wrong = opened(browser, page[0], 1280, 800, "light")
     say(tab, "One.", 2)
     tab.wait_for_function("!document.querySelector('.se-busy')")
     box = tab.get_by_label("Your line", exact=True)
     # The server is slow to queue the second line, and New comes before its answer.
-    tab.evaluate(
-        """() => { const now = window.fetch; let held = false;
-        const slow = (where, how) => {
-          if (held || !String(where).includes("/queue/join")) return now(where, how);
-          held = true;
-          return now(where, how).then((r) => new Promise((done) => setTimeout(() => done(r), 800)));
-        };
-        window.fetch = slow; }"""
-    )
+    tab.route("**/queue/join*", lambda route: (time.sleep(0.8), route.continue_()))
+    model.gate.clear()
     box.fill("Two.")
     box.press("Enter")
     tab.get_by_role("button", name="New").first.click()
     tab.get_by_text("Say something, or choose somebody else above.").first.wait_for()
-    tab.wait_for_timeout(1000)
+    model.gate.set()
+    tab.unroute("**/queue/join*")
+    tab.wait_for_timeout(500)
     assert tab.locator(".se-log .se-line").count() == 0
     say(tab, "Three.", 2)
     assert wrong == []
 
 
 @pytest.mark.slow
-def test_watch_two_and_vote(browser, page) -> None:
+def test_watch_two_and_vote(browser, page, model: Held) -> None:
     tab, wrong = opened(browser, page[0], 390, 844, "light")
     tab.get_by_role("tab", name="Watch two").click()
     shown = tab.locator(".se-log .se-line:visible")
@@ -325,8 +321,11 @@ def test_watch_two_and_vote(browser, page) -> None:
     button(name="Next turn").click()
     shown.nth(1).wait_for()
     assert "Bo" in shown.nth(1).inner_text()
+    assert button(name="Pause").is_disabled()
+    model.gate.clear()
     button(name="Run 6 turns").click()
     tab.wait_for_function("e => !e.disabled", arg=button(name="Pause").element_handle())
+    model.gate.set()
     shown.nth(7).wait_for()
     tab.wait_for_timeout(300)
     tab.wait_for_function("e => e.disabled", arg=button(name="Pause").element_handle())

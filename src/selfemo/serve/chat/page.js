@@ -39,28 +39,26 @@
     if (send && send.disabled !== !!who) send.disabled = !!who;
   };
 
-  // gradio's client cancels an event by an id that it lacks until the server has queued the event. The
-  // server then refuses (422) and goes on with an answer that nobody sees. So such a cancel waits for the id.
-  const joined = new Map();  // by function: the promise of the last event's id
+  // gradio's client cannot cancel an event before the server has queued it: the server refuses (422) and
+  // the answer is lost. So a press of a button waits until all events that were sent are queued.
+  const joining = new Set();
   const ask = window.fetch.bind(window);
-  let last = Promise.resolve("");
-  window.fetch = async (where, how) => {
-    const path = String(where?.url ?? where).split("?")[0];
-    if (how?.method !== "POST" || typeof how.body !== "string") return ask(where, how);
-    if (path.endsWith("/queue/join")) {
-      const answer = ask(where, how);
-      const id = answer.then((r) => r.clone().json()).then((r) => r.event_id ?? "").catch(() => "");
-      joined.set(JSON.parse(how.body).fn_index, id);
-      return answer;
+  window.fetch = (where, how) => {
+    const answer = ask(where, how);
+    if (String(where?.url ?? where).split("?")[0].endsWith("/queue/join")) {
+      joining.add(answer);
+      // A moment later, so that the client has read the answer.
+      answer.catch(() => {}).finally(() => setTimeout(() => joining.delete(answer), 50));
     }
-    if (path.endsWith("/cancel") || path.endsWith("/reset")) {
-      const body = JSON.parse(how.body);
-      if (body.event_id === null || body.event_id === undefined) {
-        if ("fn_index" in body) last = joined.get(body.fn_index) ?? last;
-        how = { ...how, body: JSON.stringify({ ...body, event_id: await last }) };
-      }
-    }
-    return ask(where, how);
+    return answer;
+  };
+  const queued = (then) => { joining.size ? setTimeout(() => queued(then), 20) : then(); };
+  const hold = (event) => {
+    const button = event.target.closest?.(".se-panel button");
+    if (!button || !joining.size) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    queued(() => button.click());
   };
 
   const mouse = matchMedia("(hover: hover)").matches;  // a phone's keyboard covers half the screen
@@ -104,7 +102,7 @@
       }
       find(".se-count").textContent = left ? `${left} of ${cards.length} characters` : "Nobody like that here: write your own.";
     };
-    const use = (who, about) => { dialog.close(); done(who, about); };
+    const use = (who, about) => { dialog.close(); queued(() => done(who, about)); };
     search.addEventListener("input", filter);
     for (const card of cards) card.addEventListener("click", () => use(card.dataset.name, card.dataset.about));
     find(".se-close").addEventListener("click", () => dialog.close());
@@ -120,6 +118,7 @@
     };
   };
 
+  document.addEventListener("click", hold, true);
   document.addEventListener("keydown", sent, true);
   document.addEventListener("click", sent, true);
   addEventListener("resize", fit);

@@ -131,8 +131,8 @@ class _Tabs:
         def start(text: str, state: Session, scene: str) -> Any:
             try:
                 begun = replace(state, scene=scene, lines=()).said(text, state.characters[0].name)
-            except DataError as e:
-                return gr.skip(), *panel.noted(e)
+            except DataError:
+                return gr.skip(), *panel.noted(f"Type in the box what {state.characters[0].name} says first.")
             return "", *panel.draw(begun)
 
         def go_on(state: Session, count: float, scene: str) -> Iterator[Any]:
