@@ -29,6 +29,11 @@
 
   // While the character writes, no other line can be sent: the box says so, and what is typed in it stays.
   const wait = () => {
+    const pause = document.querySelector("#pause");
+    if (pause) {
+      const idle = !pause.closest(".se-panel").querySelector(".se-busy");
+      if (pause.disabled !== idle) pause.disabled = idle;
+    }
     const box = document.querySelector("#line textarea"), panel = box?.closest(".se-panel");
     if (!panel) return;
     const who = panel.querySelector(".se-busy")?.dataset.who;

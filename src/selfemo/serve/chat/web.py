@@ -124,7 +124,9 @@ class _Tabs:
                     step_one, run_on = (
                         gr.Button(t, min_width=0, interactive=False) for t in ("Next turn", _run_for(_TURNS))
                     )
-                    pause = gr.Button("Pause", min_width=0, interactive=False)
+                    pause = gr.Button(
+                        "Pause", min_width=0, elem_id="pause"
+                    )  # page.js: off while nobody writes
         turns, place, changed, edit = extra
         state, scene = panel.state, panel.scene
 
@@ -156,10 +158,6 @@ class _Tabs:
             step_one.click(go_on, [state, gr.State(1), scene], panel.shows, **EVENT),
             run_on.click(go_on, [state, turns, scene], panel.shows, **EVENT),
         ]
-        # Pause is of use only while somebody writes; `then` runs after a cancel too.
-        gr.on([step_one.click, run_on.click], lambda: gr.update(interactive=True), None, pause, **EVENT)
-        for event in running:
-            event.then(lambda: gr.update(interactive=False), None, pause, **EVENT)
         # A change of the conversation ends the turn that is being written.
         ending: Any = {"cancels": running, **EVENT}
         gr.on(
