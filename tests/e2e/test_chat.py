@@ -7,7 +7,6 @@ import io
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -290,18 +289,26 @@ def test_talk_on_a_phone(browser, page, model: Held) -> None:
 @pytest.mark.slow
 def test_a_line_that_is_cancelled_before_the_server_has_queued_it(browser, page, model: Held) -> None:
     tab, wrong = opened(browser, page[0], 1280, 800, "light")
+    tab.add_init_script(
+        """const now = window.fetch.bind(window);
+        window.fetch = async (where, how) => {
+          if (window.slow && String(where).includes("/queue/join")) await new Promise((r) => setTimeout(r, 800));
+          return now(where, how);
+        };"""
+    )
+    tab.reload()
     say(tab, "One.", 2)
     tab.wait_for_function("!document.querySelector('.se-busy')")
     box = tab.get_by_label("Your line", exact=True)
     # The server is slow to queue the second line, and New comes before its answer.
-    tab.route("**/queue/join*", lambda route: (time.sleep(0.8), route.continue_()))
+    tab.evaluate("window.slow = true")
     model.gate.clear()
     box.fill("Two.")
     box.press("Enter")
     tab.get_by_role("button", name="New").first.click()
     tab.get_by_text("Say something, or choose somebody else above.").first.wait_for()
     model.gate.set()
-    tab.unroute("**/queue/join*")
+    tab.evaluate("window.slow = false")
     tab.wait_for_timeout(500)
     assert tab.locator(".se-log .se-line").count() == 0
     say(tab, "Three.", 2)
