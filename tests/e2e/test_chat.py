@@ -292,7 +292,8 @@ def test_a_line_that_is_cancelled_before_the_server_has_queued_it(browser, page,
     tab.add_init_script(
         """const now = window.fetch.bind(window);
         window.fetch = async (where, how) => {
-          if (window.slow && String(where).includes("/queue/join")) await new Promise((r) => setTimeout(r, 800));
+          const hold = window.slow && String(where).includes("/queue/join");
+          if (hold) await new Promise((r) => setTimeout(r, 800));
           return now(where, how);
         };"""
     )
@@ -305,6 +306,7 @@ def test_a_line_that_is_cancelled_before_the_server_has_queued_it(browser, page,
     model.gate.clear()
     box.fill("Two.")
     box.press("Enter")
+    tab.wait_for_timeout(200)
     tab.get_by_role("button", name="New").first.click()
     tab.get_by_text("Say something, or choose somebody else above.").first.wait_for()
     model.gate.set()
