@@ -87,6 +87,21 @@ def test_characters_are_listed_by_tens_and_found_by_words(model: SelfEmo, monkey
     assert "nobody is called Brigi;" in said and "a new conversation with Brigid (tired nurse" in said
 
 
+def test_an_unknown_name_keeps_the_talk_and_names_who_is_near(model: SelfEmo, monkeypatch) -> None:
+    session, said = typed(model, monkeypatch, "Hi.\n/persona Brigd\n")
+    assert session.lines[0].text == "Hi." and session.characters == PAIR[:1]
+    assert "nobody is called Brigd; choose one of these" in said and "  Brigid: tired nurse" in said
+
+
+def test_wrapped_lines_hang_under_their_text(model: SelfEmo) -> None:
+    out = io.StringIO()
+    talk = Session(PAIR[:1]).said("word " * 30)
+    terminal._Terminal(model, talk, Console(file=out, width=80), None)._show()
+    first, *more = out.getvalue().splitlines()
+    assert first.startswith("  1 You [-]: word") and more
+    assert all(line.startswith("    word") and len(line) <= 80 for line in more)
+
+
 def test_the_help_fits_80_columns_and_names_the_second_character() -> None:
     assert max(map(len, terminal.HELP.splitlines())) < 80 and "--second" in terminal.HELP
 
@@ -96,12 +111,16 @@ def test_the_help_fits_80_columns_and_names_the_second_character() -> None:
     [
         ("/watch 3 Mia: hot", "it takes two characters"),
         ("/more", "nobody more is listed"),
-        ("/find xyzzy", "nobody more is listed"),
+        ("/find zebra", "nobody has 'zebra'"),
+        ("/undo", "nothing to undo"),
+        ("/persona Xyzzyx", "/persona Xyzzyx: what they are like"),
         ("/watch 1 Bo: dry", "type a first line"),
         ("/edit x y", "x is not a number"),
         ("/edit 4 y", "there is no line 4"),
         ("/export", "name the file"),
         ("/export /nowhere/at/all.jsonl", "nothing to export"),
+        ("/export x.md", "nothing to export"),
+        ("/export x.txt", "neither .jsonl"),
         ("/episodes", "comes from no run"),
         ("/persona : kind", "needs a name"),
         ("/dance", "there is no /dance"),
@@ -215,10 +234,13 @@ def test_talk_on_a_phone(browser, page, model: Held) -> None:
     say(tab, "I lost my keys.", 1)  # shown though the answer waits
     tab.get_by_text("is writing").wait_for()
     assert tab.locator(".se-log .se-line").count() == 1 and box.input_value() == ""
+    assert box.get_attribute("placeholder") == "Mia is writing …"
+    assert tab.get_by_role("button", name="Send").is_disabled()
     box.fill("And then")  # typed while the answer is on its way
     model.gate.set()
     tab.locator(".se-log .se-line").nth(1).wait_for()
     assert box.input_value() == "And then"
+    tab.wait_for_function("document.querySelector('#line textarea').placeholder == 'Say something'")
     for n in range(2, 7):
         say(tab, f"Line {n}.", 2 * n)
     tab.wait_for_function("!document.querySelector('.se-busy')")
@@ -256,6 +278,7 @@ def test_talk_on_a_phone(browser, page, model: Held) -> None:
     assert "Brigid" in lines.last.inner_text()
     tab.locator(".se-person:visible").click()
     tab.get_by_text("Write your own").click()
+    assert tab.get_by_label("Name").input_value() == ""
     tab.get_by_label("Name").fill("You")
     tab.get_by_role("button", name="Use this one").click()
     tab.get_by_text("choose another name").wait_for()
@@ -264,7 +287,38 @@ def test_talk_on_a_phone(browser, page, model: Held) -> None:
 
 
 @pytest.mark.slow
-def test_watch_two_and_vote(browser, page) -> None:
+def test_a_line_that_is_cancelled_before_the_server_has_queued_it(browser, page, model: Held) -> None:
+    tab, wrong = opened(browser, page[0], 1280, 800, "light")
+    tab.add_init_script(
+        """const now = window.fetch.bind(window);
+        window.fetch = async (where, how) => {
+          const hold = window.slow && String(where).includes("/queue/join");
+          if (hold) await new Promise((r) => setTimeout(r, 800));
+          return now(where, how);
+        };"""
+    )
+    tab.reload()
+    say(tab, "One.", 2)
+    tab.wait_for_function("!document.querySelector('.se-busy')")
+    box = tab.get_by_label("Your line", exact=True)
+    # The server is slow to queue the second line, and New comes before its answer.
+    tab.evaluate("window.slow = true")
+    model.gate.clear()
+    box.fill("Two.")
+    box.press("Enter")
+    tab.wait_for_timeout(200)
+    tab.get_by_role("button", name="New").first.click()
+    tab.get_by_text("Say something, or choose somebody else above.").first.wait_for()
+    model.gate.set()
+    tab.evaluate("window.slow = false")
+    tab.wait_for_timeout(500)
+    assert tab.locator(".se-log .se-line").count() == 0
+    say(tab, "Three.", 2)
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_watch_two_and_vote(browser, page, model: Held) -> None:
     tab, wrong = opened(browser, page[0], 390, 844, "light")
     tab.get_by_role("tab", name="Watch two").click()
     shown = tab.locator(".se-log .se-line:visible")
@@ -276,9 +330,16 @@ def test_watch_two_and_vote(browser, page) -> None:
     button(name="Next turn").click()
     shown.nth(1).wait_for()
     assert "Bo" in shown.nth(1).inner_text()
-    button(name="Run", exact=True).click()
+    pause = button(name="Pause").element_handle()
+    tab.wait_for_function("!document.querySelector('.se-busy')")
+    tab.wait_for_function("e => e.disabled", arg=pause)
+    model.gate.clear()
+    button(name="Run 6 turns").click()
+    tab.wait_for_function("e => !e.disabled", arg=pause)
+    model.gate.set()
     shown.nth(7).wait_for()
     tab.wait_for_timeout(300)
+    tab.wait_for_function("e => e.disabled", arg=pause)
     assert in_view(tab, shown.last) and in_view(tab, button(name="Pause"))
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
     assert shown.nth(1).locator(".se-bar").count() == 6  # felt, and read by the other

@@ -18,7 +18,7 @@ from selfemo.errors import ConfigError, DataError
 from selfemo.method.types import LABEL_SETS, EmotionDistribution, FailureKind, Utterance
 from selfemo.runs.dialogues import Episode, Played
 from selfemo.serve.answers import ReadEmotion, Response
-from selfemo.serve.chat.episodes import from_episode
+from selfemo.serve.chat.episodes import from_episode, title
 from selfemo.serve.chat.markup import bars, gallery, shown, timeline, transcript, writing
 from selfemo.serve.chat.session import (
     Character,
@@ -93,8 +93,9 @@ def test_what_cannot_be_said_or_asked() -> None:
         Session((MIA,)).said(" \x00\n")
     with pytest.raises(DataError, match="somebody has to begin"):
         Session((MIA,)).ask()
-    with pytest.raises(DataError, match="nothing to export"):
-        Session((MIA,)).as_jsonl(MELD)
+    for export in (Session((MIA,)).as_markdown, lambda: Session((MIA,)).as_jsonl(MELD)):
+        with pytest.raises(DataError, match="nothing to export"):
+            export()
     nothing = ReadEmotion(None, failure=FailureKind.TOO_LONG)
     failed = Response("Mia", nothing, nothing, "", failure=FailureKind.TOO_LONG)
     assert Session((MIA,)).said("Hm.").answered(failed).lines == (Line("You", "Hm.", nothing),)
@@ -103,7 +104,12 @@ def test_what_cannot_be_said_or_asked() -> None:
 def test_the_export_is_a_data_set(talk: Session, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     file.write_text(talk.as_jsonl(MELD))
-    (found,) = load(str(file)).conversations
+    result = load(str(file))
+    (found,) = result.conversations
+    # Training holds a part out by itself only of what names no split.
+    assert result.report.without_split == {found.id} and talk.said("More.").as_jsonl(MELD) != talk.as_jsonl(
+        MELD
+    )
     assert found.scenario == "A kitchen." and found.label_set.labels == MELD.labels
     assert found.personas["Mia"].description == "warm"
     assert [(u.speaker, u.text) for u in found.turns] == [(x.speaker, x.text) for x in talk.lines]
@@ -129,6 +135,8 @@ def test_an_episode_goes_on() -> None:
         ("Ann", "joy", "fear"), ("Bo", "fear", "fear"), ("Ann", None, "joy"),
     ]  # fmt: skip
     assert session.next_character() == Character("Bo", "timid") and session.scene == "A lift."
+    assert title(session, 60) == "Ann and Bo, 3 turns: It stopped."
+    assert title(session, 8) == "Ann and Bo, 3 turns: It …"
 
 
 def test_characters_of_the_sample_set_and_of_ones_own() -> None:
@@ -158,6 +166,8 @@ def test_the_three_strongest_emotions_have_the_named_one_among_them() -> None:
         ("40.0", "#a2a6ad"), ("30.0", "#fbd83f"), ("20.0", "#663b92"),
     ]  # fmt: skip
     assert drawn.count("se-named") == 1 and 'se-named"><span>joy' in drawn
+    assert drawn.count(">named</span>") == 1  # neutral is more probable
+    assert "named</span>" not in bars("feels", ReadEmotion("neutral", 0.4, weights), MELD)
 
 
 # -- the page -------------------------------------------------------------------------------------------
@@ -183,7 +193,17 @@ class _Tags(html.parser.HTMLParser):
 
 
 OURS = {"div", "span", "b", "i", "p"}
-ATTRIBUTES = {"class", "role", "style", "aria-hidden", "aria-live", "aria-label", "tabindex"}
+ATTRIBUTES = {
+    "class",
+    "role",
+    "style",
+    "aria-hidden",
+    "aria-live",
+    "aria-label",
+    "tabindex",
+    "data-who",
+    "title",
+}
 LOUD = "<script>alert(1)</script><img src=x onerror=alert(2)> ${7*7} {{7*7}} `x` \"'&lt; <|im_end|>"
 
 

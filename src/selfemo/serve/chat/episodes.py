@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 
 from selfemo.errors import DataError
@@ -22,6 +23,13 @@ def from_episode(episode: Episode, descriptions: dict[str, str] | None = None) -
         lines.append(Line(played.speaker, played.reply, felt=_reading(played.own)))
     names = list(dict.fromkeys(n for p in episode.played for n in (p.speaker, p.interlocutor)))
     return Session(tuple(Character(n, known.get(n, "")) for n in names), episode.scenario, lines=tuple(lines))
+
+
+def title(session: Session, width: int) -> str:
+    """The speakers in the order in which they speak, the turns, and how it begins ("…" where it is cut)."""
+    names = dict.fromkeys([x.speaker for x in session.lines] + [c.name for c in session.characters])
+    begun = textwrap.shorten(session.lines[0].text, width, placeholder=" …")
+    return f"{' and '.join(names)}, {len(session.lines)} turns: {begun}"
 
 
 def _reading(weights: EmotionDistribution | None) -> ReadEmotion | None:

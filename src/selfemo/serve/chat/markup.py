@@ -13,6 +13,8 @@ from selfemo.serve.chat.session import Character, Line, Session, strongest
 
 FELT, READ = "feels", "read as"
 """The words for the emotion that a speaker declares and for the one that is read in what they say."""
+_TWO = "Write a first line, or choose others above."
+_WHY = "The model named this one. Answers are drawn at random, so it need not be the most probable."
 
 
 def shown(text: str) -> str:
@@ -26,18 +28,20 @@ def shown(text: str) -> str:
 def bars(what: str, reading: ReadEmotion | None, labels: LabelSet, said: str = "") -> str:
     """The strongest emotions of a reading (session.py: strongest) as bars; "" if there is no emotion.
 
-    The whole track of a bar is 100%. The emotion that the model named is in bold. `said`: other words for
-    `what`.
+    The whole track of a bar is 100%. The emotion that the model named is in bold, and "named" stands with
+    it if another is more probable. `said`: other words for `what`.
     """
     if reading is None or reading.emotion is None:
         return ""
     colours = emotion_colours(labels)
     rows = []
-    for emotion, weight in strongest(reading):
-        named = " se-named" if emotion == reading.emotion else ""
+    for place, (emotion, weight) in enumerate(strongest(reading)):
+        named, why = (" se-named", "") if emotion == reading.emotion else ("", "")
+        if named and place:
+            why = f'<span class="se-why" title="{_WHY}">named</span>'
         fill = f"width:{100 * weight:.1f}%;background:{colours.get(emotion, UNKNOWN)}"
         rows.append(
-            f'<div class="se-bar{named}"><span>{shown(emotion)}</span>'
+            f'<div class="se-bar{named}"><span>{shown(emotion)}{why}</span>'
             f'<span class="se-track" aria-hidden="true"><i style="{fill}"></i></span>'
             f"<span>{weight:.0%}</span></div>"
         )
@@ -75,14 +79,16 @@ def _right(speaker: str, session: Session) -> bool:
 
 def _invitation(session: Session) -> str:
     who = " and ".join(shown(c.name) for c in session.characters)
-    more = "Their talk begins with a first line." if len(session.characters) > 1 else "Say something."
+    more = _TWO if len(session.characters) > 1 else "Say something, or choose somebody else above."
     return f'<div class="se-empty"><b>{who}</b><p>Nothing was said yet. {more}</p></div>'
 
 
 def writing(session: Session, speaker: str, said: str, felt: ReadEmotion | None, labels: LabelSet) -> str:
     """A turn that is being written: dots before the first word."""
     text = shown(said) or '<span class="se-dots"><i></i><i></i><i></i></span>'
-    head = f'{shown(speaker)} <span class="se-busy" role="status">is writing</span>'
+    head = (
+        f'{shown(speaker)} <span class="se-busy" role="status" data-who="{shown(speaker)}">is writing</span>'
+    )
     return turn(head, text, [bars(FELT, felt, labels)], _right(speaker, session))
 
 

@@ -27,6 +27,45 @@
     document.documentElement.style.setProperty("--se-top", `${top}px`);
   };
 
+  // While the character writes, no other line can be sent: the box says so, and what is typed in it stays.
+  const wait = () => {
+    const pause = document.querySelector("#pause");
+    if (pause) {
+      const idle = !pause.closest(".se-panel").querySelector(".se-busy");
+      if (pause.disabled !== idle) pause.disabled = idle;
+    }
+    const box = document.querySelector("#line textarea"), panel = box?.closest(".se-panel");
+    if (!panel) return;
+    const who = panel.querySelector(".se-busy")?.dataset.who;
+    box.dataset.hint ??= box.placeholder;
+    const hint = who ? `${who} is writing …` : box.dataset.hint;
+    if (box.placeholder !== hint) box.placeholder = hint;
+    const send = panel.querySelector(".se-say button");
+    if (send && send.disabled !== !!who) send.disabled = !!who;
+  };
+
+  // gradio's client cannot cancel an event before the server has queued it: the server refuses (422) and
+  // the answer is lost. So a press of a button waits until all events that were sent are queued.
+  const joining = new Set();
+  const ask = window.fetch.bind(window);
+  window.fetch = (where, how) => {
+    const answer = ask(where, how);
+    if (String(where?.url ?? where).split("?")[0].endsWith("/queue/join")) {
+      joining.add(answer);
+      // A moment later, so that the client has read the answer.
+      answer.catch(() => {}).finally(() => setTimeout(() => joining.delete(answer), 50));
+    }
+    return answer;
+  };
+  const queued = (then) => { joining.size ? setTimeout(() => queued(then), 20) : then(); };
+  const hold = (event) => {
+    const button = event.target.closest?.(".se-panel button");
+    if (!button || !joining.size) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    queued(() => button.click());
+  };
+
   const mouse = matchMedia("(hover: hover)").matches;  // a phone's keyboard covers half the screen
   const seen = new WeakSet();
   const look = () => {
@@ -39,6 +78,7 @@
       if (!seen.has(dialog)) { seen.add(dialog); gallery(dialog); }
     }
     fit();
+    wait();
   };
 
   // One's own new line is always shown, also after one scrolled up.
@@ -67,15 +107,15 @@
       }
       find(".se-count").textContent = left ? `${left} of ${cards.length} characters` : "Nobody like that here: write your own.";
     };
-    const use = (who, about) => { dialog.close(); done(who, about); };
+    const use = (who, about) => { dialog.close(); queued(() => done(who, about)); };
     search.addEventListener("input", filter);
     for (const card of cards) card.addEventListener("click", () => use(card.dataset.name, card.dataset.about));
     find(".se-close").addEventListener("click", () => dialog.close());
     find(".se-use").addEventListener("click", () => use(name.value, like.value));
     dialog.addEventListener("click", (e) => { if (e.target === dialog) dialog.close(); });
-    window.selfemoChoose = (now, chosen) => {
+    window.selfemoChoose = (chosen) => {
       done = chosen;
-      [search.value, name.value, like.value] = ["", now.name, now.about];
+      [search.value, name.value, like.value] = ["", "", ""];
       filter();
       dialog.showModal();
       find(".se-cards").scrollTop = 0;
@@ -83,6 +123,7 @@
     };
   };
 
+  document.addEventListener("click", hold, true);
   document.addEventListener("keydown", sent, true);
   document.addEventListener("click", sent, true);
   addEventListener("resize", fit);

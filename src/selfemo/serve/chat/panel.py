@@ -26,7 +26,7 @@ Drawing = tuple[Any, Any, Any, Any]
 """New values of a panel's state, lines, turn that is being written, and timeline."""
 
 # props.value is also what Python gets as the component's value.
-_CHOOSE = """element.addEventListener("click", () => window.selfemoChoose(props.value, (name, about) => {
+_CHOOSE = """element.addEventListener("click", () => window.selfemoChoose((name, about) => {
   props.value = {...props.value, name, about};
   trigger("submit");
 }));"""
@@ -69,7 +69,10 @@ class Panel:
         with gr.Column(elem_classes="se-side"):
             self.shows = [self.state, *told, emotions()]
             with gr.Accordion("Scene and more", open=False):
-                self.scene = gr.Textbox(session.scene, label="Scene", max_length=500)
+                self.scene = gr.Textbox(
+                    session.scene, label="Scene", max_length=500, placeholder="A kitchen, late.",
+                    info="Where the talk takes place; it counts from the next line on.",
+                )  # fmt: skip
                 more()
                 with gr.Row():
                     self._saves = [
@@ -81,7 +84,8 @@ class Panel:
     def _person(self, character: Character) -> Any:
         return self.gr.HTML(
             _face(character),
-            html_template='<button class="se-person" title="Choose another">${value.card}</button>',
+            html_template='<button class="se-person" title="Choose somebody else">${value.card}'
+            '<span class="se-change"><span>change</span></span></button>',
             js_on_load=_CHOOSE,
             apply_default_css=False,
             elem_classes="se-people",

@@ -5,6 +5,7 @@ A session has no model; `SelfEmo` answers the question that `Session.ask` makes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,24 +111,26 @@ class Session:
             raise DataError("a line must say something")
         return replace(self, lines=(*self.lines[:place], Line(self.lines[place].speaker, text)))
 
-    def as_jsonl(self, labels: LabelSet, name: str = "chat") -> str:
+    def as_jsonl(self, labels: LabelSet) -> str:
         """One line of the project's JSONL (data/jsonl.py); DataError: the session has no lines.
 
-        The emotion of a turn is the declared one, else the one read in it.
+        The emotion of a turn is the declared one, else the one read in it. No split is named, so that
+        training holds a part out by itself. The id is made from the turns: files of several talks can
+        be put together.
         """
-        if not self.lines:
-            raise DataError("there is nothing to export yet")
+        self._exportable()
         turns = [
             {"speaker": x.speaker, "text": x.text, "emotion": _weights(x.felt or x.heard)} for x in self.lines
         ]
         personas = {c.name: c.description for c in self.characters if c.description}
-        content: dict[str, Any] = {"id": name, "split": "test", "labels": list(labels), "turns": turns}
+        content: dict[str, Any] = {"id": f"chat-{_digest(turns)}", "labels": list(labels), "turns": turns}
         given: dict[str, Any] = {"scene": self.scene, "personas": personas}
         content |= {key: value for key, value in given.items() if value}
         return json.dumps(content, ensure_ascii=False) + "\n"
 
     def as_markdown(self) -> str:
-        """A page to read: who said what, with the emotions beside it."""
+        """A page to read: who said what, with the emotions (DataError: the session has no lines)."""
+        self._exportable()
         head = [f"# {_plain(clean(self.scene)) or 'A conversation'}", ""]
         head += [f"- **{_plain(c.name)}**: {_plain(c.description) or '-'}" for c in self.characters]
         body = [
@@ -135,6 +138,10 @@ class Session:
             for x in self.lines
         ]
         return "\n".join([*head, "", *body])
+
+    def _exportable(self) -> None:
+        if not self.lines:
+            raise DataError("there is nothing to export yet: say something first")
 
 
 def unreadable(failure: FailureKind) -> str:
@@ -162,6 +169,10 @@ def strongest(reading: ReadEmotion | None, n: int = 3) -> list[tuple[str, float]
 def _plain(text: str) -> str:
     """Text escaped so that Markdown shows it as it is."""
     return "".join("\\" + c if c in "\\`*_[]<>()!|~&" else c for c in text)
+
+
+def _digest(turns: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()[:10]
 
 
 def _weights(reading: ReadEmotion | None) -> dict[str, float] | None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from selfemo.errors import DataError, SelfEmoError
 from selfemo.files import write_text
 from selfemo.runs.dialogues import visible
 from selfemo.serve.answers import Done, Emotion, ReadEmotion, ReplyDelta, SelfEmotion
-from selfemo.serve.chat.episodes import load_episodes
-from selfemo.serve.chat.session import Character, Session, character, search_characters, strongest, unreadable
+from selfemo.serve.chat.episodes import load_episodes, title
+from selfemo.serve.chat.session import (
+    Character,
+    Session,
+    character,
+    sample_characters,
+    search_characters,
+    strongest,
+    unreadable,
+)
 from selfemo.serve.selfemo import SelfEmo
 
 HELP = """\
@@ -106,6 +116,8 @@ class _Terminal:
                 self._persona(rest)
             case "persona" | "find":
                 self.listed = search_characters(rest)
+                if not self.listed:
+                    raise DataError(f"nobody has {rest!r} in the name or description; /persona lists all")
                 self._more()
             case "more":
                 self._more()
@@ -114,6 +126,8 @@ class _Terminal:
             case "watch":
                 self._watch(rest)
             case "undo":
+                if not self.session.lines:
+                    raise DataError("there is nothing to undo: nothing was said yet")
                 self.session = self.session.undone()
                 self._show()
             case "edit":
@@ -136,12 +150,23 @@ class _Terminal:
         return False
 
     def _persona(self, text: str) -> None:
-        """Begin a new conversation with somebody; a name that nobody has lists those who match it."""
+        """Begin a new conversation with somebody.
+
+        A name that nobody has begins none: it lists those with these words, else those with a name near it.
+        """
         chosen = character(text)
-        alike = [] if ":" in text or chosen.description else search_characters(text)
-        if alike:
-            self._say(f"nobody is called {text}; choose one of these, or write {text}: what they are like")
-            self.listed = alike
+        if ":" not in text and not chosen.description:
+            name = chosen.name
+            known = sample_characters()
+            spelled = {n.lower(): n for n in known}
+            near = difflib.get_close_matches(name.lower(), spelled, n=5)
+            self.listed = search_characters(name) or [known[spelled[n]] for n in near]
+            own = f"/persona {name}: what they are like"
+            if not self.listed:
+                raise DataError(
+                    f"nobody is called {name}, or nearly so; make somebody with {own}, or see /persona"
+                )
+            self._say(f"nobody is called {name}; choose one of these, or make somebody with {own}")
             self._more()
             return
         self.session = Session((chosen,), self.session.scene, self.session.you)
@@ -154,7 +179,7 @@ class _Terminal:
             raise DataError("nobody more is listed: /persona lists all, /find WORDS some")
         page, self.listed = self.listed[:_PAGE], self.listed[_PAGE:]
         for c in page:
-            self._say(f"  {c.name}: {c.description}")
+            self._hang("", f"{c.name}: {c.description}", 2)
         more = f"/more: {len(self.listed)} more. " if self.listed else ""
         self._say(f"{more}/persona NAME talks with one of them, /find WORDS searches", "dim")
 
@@ -173,10 +198,20 @@ class _Terminal:
             if len(self.session.lines) == before:
                 break
 
+    def _hang(self, mark: str, text: str, width: int = 4) -> None:
+        """Print text whose wrapped lines stay to the right of its mark, in a column of `width`."""
+        row = Table.grid()
+        row.add_column(width=width)
+        row.add_column()
+        row.add_row(Text(mark), Text(visible(text)))
+        self.console.print(row, highlight=False)
+
     def _show(self) -> None:
+        if not self.session.lines:
+            self._say("nothing was said yet", "dim")
         for n, line in enumerate(self.session.lines):
             notes = ", ".join(line.notes("read as")) or "-"
-            self._say(f"{n + 1:3} {line.speaker} [{notes}]: {line.text}")
+            self._hang(f"{n + 1:3}", f"{line.speaker} [{notes}]: {line.text}")
 
     def _episodes(self, rest: str) -> None:
         found = load_episodes(self.model.name)
@@ -188,14 +223,15 @@ class _Terminal:
             self._show()
             return
         for n, session in enumerate(found):
-            who = " and ".join(c.name for c in session.characters)
-            self._say(f"{n + 1:3} {who}, {len(session.lines)} turns: {session.lines[0].text[:60]}")
+            self._hang(f"{n + 1:3}", title(session, 60))
 
     def _export(self, rest: str) -> None:
         if not rest:
             raise DataError("name the file: /export talk.jsonl, or talk.md")
         path = Path(rest)
-        markdown = path.suffix.lower() in (".md", ".markdown")
+        markdown = path.suffix.lower() == ".md"
+        if not markdown and path.suffix.lower() != ".jsonl":
+            raise DataError(f"{path} is neither .jsonl (a data set of selfemo) nor .md (a page to read)")
         text = self.session.as_markdown() if markdown else self.session.as_jsonl(self.model.labels)
         write_text(path, text)
         self._say(f"{path}: {len(self.session.lines)} turns", "dim")

@@ -16,7 +16,7 @@ from typing import Any
 
 from selfemo.errors import DataError, SelfEmoError
 from selfemo.extras import require
-from selfemo.serve.chat.episodes import load_episodes
+from selfemo.serve.chat.episodes import load_episodes, title
 from selfemo.serve.chat.markup import answer, gallery, note, writing
 from selfemo.serve.chat.panel import EVENT, Panel, parts
 from selfemo.serve.chat.session import Character, Session, sample_characters, unreadable
@@ -24,6 +24,7 @@ from selfemo.serve.chat.votes import Votes
 from selfemo.serve.selfemo import SelfEmo
 
 _HOUR = 3600
+_TURNS = 6
 
 
 def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) -> Any:
@@ -105,7 +106,7 @@ class _Tabs:
         extra: list[Any] = []
 
         def controls() -> None:
-            extra.append(gr.Slider(1, 20, value=6, step=1, label="Turns of a run"))
+            extra.append(gr.Slider(1, 20, value=_TURNS, step=1, label="Turns of a run"))
             with gr.Row():
                 extra.append(
                     gr.Number(label="Turn to change", precision=0, minimum=1, value=1, min_width=80, scale=1)
@@ -121,17 +122,19 @@ class _Tabs:
                     begin = gr.Button("Begin", variant="primary", min_width=0)
                 with gr.Row(elem_classes="se-even"):
                     step_one, run_on = (
-                        gr.Button(t, min_width=0, interactive=False) for t in ("Next turn", "Run")
+                        gr.Button(t, min_width=0, interactive=False) for t in ("Next turn", _run_for(_TURNS))
                     )
-                    pause = gr.Button("Pause", min_width=0)
+                    pause = gr.Button(
+                        "Pause", min_width=0, elem_id="pause"
+                    )  # page.js: off while nobody writes
         turns, place, changed, edit = extra
         state, scene = panel.state, panel.scene
 
         def start(text: str, state: Session, scene: str) -> Any:
             try:
                 begun = replace(state, scene=scene, lines=()).said(text, state.characters[0].name)
-            except DataError as e:
-                return gr.skip(), *panel.noted(e)
+            except DataError:
+                return gr.skip(), *panel.noted(f"Type in the box what {state.characters[0].name} says first.")
             return "", *panel.draw(begun)
 
         def go_on(state: Session, count: float, scene: str) -> Iterator[Any]:
@@ -162,6 +165,7 @@ class _Tabs:
         )
         pause.click(lambda s: panel.draw(s), state, panel.shows, **ending)
         edit.click(change, [state, place, changed], panel.shows, **ending)
+        turns.change(lambda n: gr.update(value=_run_for(int(n))), turns, run_on, **EVENT)
         panel.connect(running, [step_one, run_on, edit])
         return panel
 
@@ -229,10 +233,7 @@ class _Tabs:
     def episodes(self, played: list[Session], watched: Panel) -> None:
         """Lay the tab out; the tab "Watch two" (`watched`) can continue an episode."""
         gr = self.gr
-        titles = [
-            f"{n + 1}. {' and '.join(c.name for c in e.characters)}: {e.lines[0].text[:50]}"
-            for n, e in enumerate(played)
-        ]
+        titles = [f"{n + 1}. {title(e, 50)}" for n, e in enumerate(played)]
         with gr.Column(elem_classes="se-panel"):
             with gr.Row(elem_classes="se-head"):
                 which = gr.Dropdown(
@@ -245,6 +246,10 @@ class _Tabs:
                 take = gr.Button("Go on in “Watch two”", variant="primary")
         which.input(lambda k: watched.draw(played[k])[1:], which, shows, **EVENT)
         take.click(lambda k: watched.all_of(played[k]), which, watched.whole, **EVENT)
+
+
+def _run_for(turns: int) -> str:
+    return f"Run {turns} turn{'s' * (turns != 1)}"
 
 
 def _answered(model: SelfEmo, asked: Session) -> Session:
