@@ -287,30 +287,24 @@ def test_talk_on_a_phone(browser, page, model: Held) -> None:
 
 
 @pytest.mark.slow
-def test_a_line_that_is_cancelled_before_the_server_has_queued_it(browser, page, model: Held) -> None:
+def test_a_new_conversation_while_a_line_is_on_its_way(browser, page, model: Held) -> None:
     tab, wrong = opened(browser, page[0], 1280, 800, "light")
-    tab.add_init_script(
-        """const now = window.fetch.bind(window);
-        window.fetch = async (where, how) => {
-          const hold = window.slow && String(where).includes("/queue/join");
-          if (hold) await new Promise((r) => setTimeout(r, 800));
-          return now(where, how);
-        };"""
-    )
-    tab.reload()
     say(tab, "One.", 2)
     tab.wait_for_function("!document.querySelector('.se-busy')")
     box = tab.get_by_label("Your line", exact=True)
-    # The server is slow to queue the second line, and New comes before its answer.
-    tab.evaluate("window.slow = true")
+    # The second line is on its way to the server when New is pressed.
+    held: list[Any] = []
+    tab.route("**/queue/join*", lambda route: held.append(route))
     model.gate.clear()
     box.fill("Two.")
     box.press("Enter")
+    while not held:
+        tab.wait_for_timeout(20)
+    tab.get_by_role("button", name="New").first.dispatch_event("click")
     tab.wait_for_timeout(200)
-    tab.get_by_role("button", name="New").first.click()
+    tab.unroute("**/queue/join*")  # what is held goes on
     tab.get_by_text("Say something, or choose somebody else above.").first.wait_for()
     model.gate.set()
-    tab.evaluate("window.slow = false")
     tab.wait_for_timeout(500)
     assert tab.locator(".se-log .se-line").count() == 0
     say(tab, "Three.", 2)
