@@ -44,6 +44,28 @@
     if (send && send.disabled !== !!who) send.disabled = !!who;
   };
 
+  // gradio's client cannot cancel an event before the server has queued it: the server refuses (422) and
+  // the answer is lost. So a press of a button waits until all events that were sent are queued.
+  const joining = new Set();
+  const ask = window.fetch.bind(window);
+  window.fetch = (where, how) => {
+    const answer = ask(where, how);
+    if (String(where?.url ?? where).split("?")[0].endsWith("/queue/join")) {
+      joining.add(answer);
+      // A moment later, so that the client has read the answer.
+      answer.catch(() => {}).finally(() => setTimeout(() => joining.delete(answer), 50));
+    }
+    return answer;
+  };
+  const queued = (then) => { joining.size ? setTimeout(() => queued(then), 20) : then(); };
+  const hold = (event) => {
+    const button = event.target.closest?.(".se-panel button");
+    if (!button || !joining.size) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    queued(() => button.click());
+  };
+
   const mouse = matchMedia("(hover: hover)").matches;  // a phone's keyboard covers half the screen
   const seen = new WeakSet();
   const look = () => {
@@ -85,7 +107,7 @@
       }
       find(".se-count").textContent = left ? `${left} of ${cards.length} characters` : "Nobody like that here: write your own.";
     };
-    const use = (who, about) => { dialog.close(); done(who, about); };
+    const use = (who, about) => { dialog.close(); queued(() => done(who, about)); };
     search.addEventListener("input", filter);
     for (const card of cards) card.addEventListener("click", () => use(card.dataset.name, card.dataset.about));
     find(".se-close").addEventListener("click", () => dialog.close());
@@ -101,6 +123,7 @@
     };
   };
 
+  document.addEventListener("click", hold, true);
   document.addEventListener("keydown", sent, true);
   document.addEventListener("click", sent, true);
   addEventListener("resize", fit);
