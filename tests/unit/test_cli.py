@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,14 @@ def ended(*arguments: str, wait_for: Path | None = None, number: int = 0) -> tup
     command = [sys.executable, "-m", "selfemo.cli", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if wait_for is not None:
-        # Opening returns when the command has opened its end. It is closed before the wait: a signal that
-        # comes between the command's open and its read would not end the read.
+        # Opening returns when the command has opened its end; a second later it waits in its read, which the
+        # signal ends. One that came between its open and its read would not.
         with wait_for.open("w"):
+            time.sleep(1)
             process.send_signal(number)
-    said = process.communicate(timeout=200)
+            said = process.communicate(timeout=200)
+    else:
+        said = process.communicate(timeout=200)
     return process.returncode, *said
 
 

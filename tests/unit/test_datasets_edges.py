@@ -159,7 +159,7 @@ def test_specs_that_lead_nowhere(spec: str, says: str) -> None:
 
 def test_check_names_the_labels_that_the_file_has(tmp_path: Path) -> None:
     turn = {"speaker": "A", "text": "x", "emotion": "Calm"}
-    item = {"id": "a", "labels": ["calm", "upset"], "turns": [turn]}
+    item = {"id": "a", "split": "test", "labels": ["calm", "upset"], "turns": [turn]}
     path = write(tmp_path / "a.jsonl", json.dumps(item))
     adapter, _ = resolve(str(path))
     lines = check_lines(load(str(path)), adapter)
