@@ -52,6 +52,12 @@ def test_an_unknown_name_gets_the_nearest_and_all(
     )
 
 
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "\ufeff", "[grpo]\n"])
+def test_a_file_without_settings_changes_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(text, encoding="utf-8")
+    assert load([tmp_path / "a.toml"]) == load()
+
+
 def test_files_and_overrides_merge_in_order(tmp_path: Path) -> None:
     a, b = tmp_path / "a.toml", tmp_path / "b.toml"
     a.write_text("seed = 1\n[grpo]\nlr = 1e-4\nlam_max = 0.5\n")

@@ -41,7 +41,7 @@ def _flatten(value: Any, prefix: tuple[str, ...] = ()) -> Iterable[tuple[tuple[s
     if isinstance(value, dict) and value:
         for k, v in value.items():
             yield from _flatten(v, (*prefix, k))
-    else:
+    elif prefix:  # an empty file has no setting
         yield prefix, value
 
 
