@@ -102,8 +102,8 @@ def test_predict_says_how_it_read_the_file(tmp_path: Path) -> None:
     path = tmp_path / "chat.txt"
     path.write_text(ANDROID, encoding="utf-8")
     assert Source(str(path)).read_as() == (
-        f"{path}: 3 turns of 2 speakers (Nora, +49 151 2345678); left out: 2 lines of the system, "
-        "1 messages without text"
+        f"{path}: 3 turns of 2 speakers (Nora, +49 151 2345678); left out: lines of the system (2), "
+        "messages without text (1)"
     )
 
 

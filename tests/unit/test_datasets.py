@@ -317,5 +317,6 @@ def test_a_file_without_splits_is_told_what_training_does(tmp_path: Path) -> Non
     path.write_text('{"id": "a", "turns": [{"speaker": "A", "text": "Hi"}]}\n')
     adapter, at = resolve(str(path))
     assert any(
-        "1 conversations name no split: training holds" in s for s in check_lines(adapter.load(at), adapter)
+        "conversations that name no split: 1; training holds" in s
+        for s in check_lines(adapter.load(at), adapter)
     )

@@ -429,7 +429,7 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
         lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels))
     if n := len(report.without_split):
         lines.append(
-            f"{n} conversations name no split: training holds a fifth of them out (data.hold_out), "
+            f"conversations that name no split: {n}; training holds a fifth of them out (data.hold_out), "
             "evaluation takes them all"
         )
     for kind, n in report.blemishes.most_common():

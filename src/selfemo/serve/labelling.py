@@ -88,7 +88,7 @@ class Source:
         names = list(self.speakers)
         more = ", ..." if len(names) > _NAMED else ""
         who = f"{len(names)} speaker{'' if len(names) == 1 else 's'} ({', '.join(names[:_NAMED])}{more})"
-        gone = ", ".join(f"{n} {kind}" for kind, n in self.left_out.items())
+        gone = ", ".join(f"{kind} ({n})" for kind, n in self.left_out.items())
         return f"{self.name}: {self.count} turns of {who}" + (f"; left out: {gone}" if gone else "")
 
     def columns(self, out: Path) -> list[str]:
