@@ -316,7 +316,5 @@ def test_a_file_without_splits_is_told_what_training_does(tmp_path: Path) -> Non
     path = tmp_path / "mine.jsonl"
     path.write_text('{"id": "a", "turns": [{"speaker": "A", "text": "Hi"}]}\n')
     adapter, at = resolve(str(path))
-    assert any(
-        "conversations that name no split: 1; training holds" in s
-        for s in check_lines(adapter.load(at), adapter)
-    )
+    lines = check_lines(adapter.load(at), adapter)
+    assert any("conversations that name no split: 1; training holds" in line for line in lines)

@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.cli.output import confirm
-from selfemo.config import load, shipped
+from selfemo.config import load, shipped, to_toml
 from selfemo.data.splits import existing_split
 from selfemo.errors import ConfigError, DataError, SelfEmoError
 from selfemo.progress import Console, Quiet
 from selfemo.runs.inputs import HOLD_OUT, load_conversations, run_inputs
 from selfemo.runs.preflight import Expected, check_room, check_start, expected
+from selfemo.runs.settings import settings_for
 
 
 def talk(n: int, **more: object) -> dict[str, object]:
@@ -179,3 +180,19 @@ def test_times_are_said_in_minutes_and_hours() -> None:
     assert [Expected(h, 1, 2, 3).time for h in (0.001, 0.3, 1.6, 1234.4)] == [
         "1 min", "18 min", "2 hours", "1,234 hours",
     ]  # fmt: skip
+
+
+def test_what_a_run_held_out_is_of_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = write(tmp_path / "mine.jsonl", *(talk(n) for n in range(10)))
+    other = write(tmp_path / "other.jsonl", *(talk(n) for n in range(10)))
+    checked, _ = check_start(load(["quickstart"], [f'data.sources=["{mine}"]']), tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "cold-start").mkdir(parents=True)
+    (tmp_path / "run" / "config.toml").write_text(to_toml(checked))
+    for name in ("config.json", "x.safetensors"):
+        (tmp_path / "run" / "checkpoints" / "cold-start" / name).write_text("{}")
+    for source in (mine, "mine.jsonl", "jsonl:mine.jsonl"):
+        config, _ = settings_for("run", [source], [], [])
+        assert [c.split for c in load_conversations(config.data)].count("dev") == 2, source
+    config, _ = settings_for("run", [other], [], [])
+    assert [c.split for c in load_conversations(config.data)] == ["test"] * 10

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from selfemo.config import Config, load
+from selfemo.data import ADAPTERS
 from selfemo.models.generation import backend_of
 from selfemo.models.references import CONFIG_FILE, START, ModelReference, run_of
 
@@ -32,10 +34,21 @@ def settings_for(
 ) -> tuple[Config, str]:
     """Configuration and checkpoint for a model and data sources.
 
-    The settings are those of the run that the model comes from, if any, then files, then overrides.
+    The settings are those of the run that the model comes from, if any, then files, then overrides. What the
+    run held out of data without splits (data.hold_out) is a part of its own data alone: it trained on nothing
+    of other data, so all of them can be evaluated.
 
     Raises: EngineError: see `find_checkpoint`. ConfigError: a setting is wrong.
     """
     checkpoint, run = find_checkpoint(model), run_of(model)
     own = [] if run is None else [run / CONFIG_FILE]
-    return load([*own, *files], [f"data.sources={json.dumps(list(sources))}", *overrides]), checkpoint
+    data = [f"data.sources={json.dumps(list(sources))}"]
+    if run is not None and not {*map(_place, sources)} & {*map(_place, load(own).data.sources)}:
+        data.append("data.hold_out=0.0")
+    return load([*own, *files], [*data, *overrides]), checkpoint
+
+
+def _place(source: str) -> str:
+    """The absolute path of a source, without the name of its data set."""
+    name, colon, rest = source.partition(":")
+    return os.path.abspath(os.path.expanduser(rest if colon and name in ADAPTERS else source))
