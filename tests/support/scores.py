@@ -1,6 +1,8 @@
-"""Scores made by hand, for figures and reports."""
+"""Predictions and scores made by hand."""
 
+import json
 from types import SimpleNamespace
+from typing import Any
 
 from selfemo.evaluation.metrics import Interval
 
@@ -17,3 +19,22 @@ def scores(accuracy: float, joy: float) -> SimpleNamespace:
         predicted_share={"joy": joy, "anger": 0.25},
         gold_share={"joy": 0.5, "anger": 0.5},
     )  # fmt: skip
+
+
+def row(
+    i: int,
+    gold: str,
+    said: str | None = "joy",
+    *,
+    believed: float | None,
+    failure: str | None = None,
+    dataset: str = "toy",
+) -> dict[str, Any]:
+    """A stored prediction, in a conversation of its own: the label `said`, joy with probability `believed`."""
+    told = None if believed is None else json.dumps({"joy": believed, "anger": 1 - believed})
+    return {
+        "evaluation": "e", "prompt": f"{dataset}{i}/1", "dataset": dataset, "conversation": f"{dataset}{i}",
+        "gold": json.dumps({gold: 1.0}), "predicted": said and json.dumps({said: 1.0}),
+        "failure": failure if said is None else None, "r1": float(said == gold), "text": "",
+        "believed": told,
+    }  # fmt: skip

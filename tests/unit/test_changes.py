@@ -34,20 +34,10 @@ from selfemo.evaluation.predictions import UNION
 from selfemo.method.types import LabelSet
 from selfemo.runs.folder import NO_REFIT
 from selfemo.runs.store import Store
+from tests.support.scores import row
 
 TWO = LabelSet("two", ("joy", "anger"))
 LABELS = {"toy": TWO}
-
-
-def row(i: int, gold: str, *, believed: float | None, said: str | None = "joy", failure: str | None = None):
-    """A prediction in a conversation of its own. `believed`: the probability of joy; `said`: the label."""
-    told = None if believed is None else json.dumps({"joy": believed, "anger": 1 - believed})
-    return {
-        "evaluation": "e", "prompt": f"c{i}/1", "dataset": "toy", "conversation": f"c{i}",
-        "gold": json.dumps({gold: 1.0}), "predicted": said and json.dumps({said: 1.0}),
-        "failure": failure if said is None else None, "r1": float(said == gold), "text": "",
-        "believed": told,
-    }  # fmt: skip
 
 
 def rows(beliefs: list[float], gold: str = "jjja") -> list:

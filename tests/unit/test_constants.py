@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -22,19 +21,10 @@ from selfemo.evaluation.constants import (
 from selfemo.evaluation.metrics import MEASURES
 from selfemo.evaluation.predictions import UNION
 from selfemo.method.types import Conversation, EmotionDistribution, LabelSet, Utterance
+from tests.support.scores import row
 
 TWO = LabelSet("two", ("joy", "anger"))
 LABELS = {"toy": TWO}
-
-
-def row(i: int, gold: str, said: str, believed: float, dataset: str = "toy"):
-    """A prediction in a conversation of its own; `believed` is the probability of joy."""
-    return {
-        "evaluation": "e", "prompt": f"{dataset}{i}/1", "dataset": dataset, "conversation": f"{dataset}{i}",
-        "gold": json.dumps({gold: 1.0}), "predicted": json.dumps({said: 1.0}), "failure": None,
-        "r1": float(said == gold), "text": "",
-        "believed": json.dumps({"joy": believed, "anger": 1 - believed}),
-    }  # fmt: skip
 
 
 def training(labels: str, split: str = "train", dataset: str = "toy") -> Conversation:
@@ -46,7 +36,8 @@ def training(labels: str, split: str = "train", dataset: str = "toy") -> Convers
 def rows(gold: str, said: str, believed: list[float]) -> list:
     names = {"j": "joy", "a": "anger"}
     return [
-        row(i, names[g], names[s], p) for i, (g, s, p) in enumerate(zip(gold, said, believed, strict=True))
+        row(i, names[g], names[s], believed=p)
+        for i, (g, s, p) in enumerate(zip(gold, said, believed, strict=True))
     ]
 
 
@@ -105,7 +96,9 @@ def test_one_sentence_says_whether_a_model_beats_them(gold, said, believed, word
 def test_a_union_takes_the_constants_of_each_data_set() -> None:
     """Joy is the majority of one, anger of the other: each is right in 3 of 4."""
     first = rows("jjja", "jjjj", [0.9] * 4)
-    second = [row(i, g, g, 0.5, "other") for i, g in enumerate(["anger", "anger", "anger", "joy"])]
+    second = [
+        row(i, g, g, believed=0.5, dataset="other") for i, g in enumerate(["anger", "anger", "anger", "joy"])
+    ]
     labels = {"toy": TWO, "other": TWO}
     shares = label_shares([], [*first, *second], labels)
     found = constant_scores([*first, *second], labels, shares, resamples=50)
