@@ -30,7 +30,7 @@ def row(
     failure: str | None = None,
     dataset: str = "toy",
 ) -> dict[str, Any]:
-    """A stored prediction, in a conversation of its own: the label `said`, joy with probability `believed`."""
+    """A stored prediction, alone in its conversation: the label `said`, joy with probability `believed`."""
     told = None if believed is None else json.dumps({"joy": believed, "anger": 1 - believed})
     return {
         "evaluation": "e", "prompt": f"{dataset}{i}/1", "dataset": dataset, "conversation": f"{dataset}{i}",
