@@ -89,7 +89,8 @@ def test_content_that_stays_bad_is_a_typed_failure_asked_anew_only_on_request(ex
     assert not store.rows("SELECT * FROM failures")
 
 
-def test_kill_9_and_go_on_pays_no_answer_again(expert, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_or_stopped_it_pays_no_answer_again(expert, tmp_path: Path, number: int) -> None:
     log = tmp_path / "log"
     url = expert(latency=0.05, log=log)
     data = tmp_path / "mine.jsonl"
@@ -105,13 +106,16 @@ def test_kill_9_and_go_on_pays_no_answer_again(expert, tmp_path: Path) -> None:
         sys.executable, "-m", "selfemo.cli", "personas", "extract", f"jsonl:{data}", "--out", str(out),
         "--expert", f"e={url},model=planted,concurrency=8",
     ]  # fmt: skip
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not log.exists() or len(log.read_text().split()) < 100:
         assert time.monotonic() < deadline and child.poll() is None
         time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    os.kill(child.pid, number)
+    _, said = child.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert child.returncode == 130 and f"stopped; run the same command again to go on in {out}" in said
+        assert "Traceback" not in said
     store = Store(out / "store.sqlite")
     kept = store.rows("SELECT key FROM answers")
     before = log.read_text().split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -389,6 +390,36 @@ def test_stages_alone(finished: Path, tiny_model: Path, data: Path, tmp_path: Pa
     assert (tmp_path / "model" / "config.json").exists()
     call("train", tmp_path / "model", "--out", tmp_path / "rl", "-c", toml, "--set", "flywheel.prompts=6")
     assert (tmp_path / "rl" / "checkpoints" / "iteration-1-rl" / "config.json").exists()
+
+
+def test_a_stopped_cold_start_goes_on(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    """The command itself is stopped in the middle, says how to go on, and ends with the same weights."""
+    from selfemo.config import to_toml
+
+    toml, steps = tmp_path / "c.toml", 0
+    toml.write_text(to_toml(settings(tiny_model, data, "sft.epochs=4", "save.every_steps=1")))
+
+    def stop(stage: str, note: str) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def call(out: Path, *more: str):
+        return CliRunner().invoke(app, ["sft", "--out", str(out), *more])
+
+    assert call(tmp_path / "whole", "-c", str(toml)).exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfemo.cli.output.reporter", lambda: Watcher(on_advance=stop))
+        stopped = call(tmp_path / "cold", "-c", str(toml))
+    assert stopped.exit_code == 130 and not (tmp_path / "cold").exists()
+    beside = call(tmp_path / "cold", "--resume", "--set", "sft.epochs=2")
+    assert beside.exit_code == 1 and "leave out the others" in str(beside.exception)
+    nothing = call(tmp_path / "other", "--resume")
+    assert nothing.exit_code == 1 and "is not a run folder" in str(nothing.exception)
+    assert (done := call(tmp_path / "cold", "--resume")).exit_code == 0, done.output
+    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cold")]
+    assert same[0] == same[1]
 
 
 def test_a_stopped_evaluation_goes_on(finished: Path, data: Path, tmp_path: Path, monkeypatch) -> None:

@@ -20,7 +20,7 @@ from selfemo.models.references import ModelReference
 from selfemo.reports.ablation import write_tables
 from selfemo.reports.report import build
 from selfemo.runs.evolve import evolve as run_evolve
-from selfemo.runs.folder import CONFIG_FILE, save_config
+from selfemo.runs.folder import CONFIG_FILE, RunFolder, save_config, stage_names
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import Store
 from selfemo.training.local import LocalTrainer
@@ -94,6 +94,10 @@ def test_rl_that_ends_worse_is_rolled_back(bad_rl: Path, tiny_model: Path) -> No
         ["iteration-2-rl", "iteration-1"], ["iteration-2-refit", "iteration-1"],
     ]  # fmt: skip
     assert ModelReference.parse(str(bad_rl)).checkpoint == "iteration-2"
+    with RunFolder(bad_rl) as run:
+        every = stage_names(run.config)
+    done = [name for name in every if name in found]
+    assert list(found) == done and f"stage {len(every)} of {len(every)}: {done[-1]}" in said
 
 
 def test_the_choice_is_of_the_stored_beliefs_on_the_tuning_half(bad_rl: Path, dev: Path) -> None:

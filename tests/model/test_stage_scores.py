@@ -14,10 +14,10 @@ from selfemo.evaluation.summary import finish
 from selfemo.models.generation import open_sampler
 from selfemo.models.generation.scripted import ScriptedSampler
 from selfemo.reports.tables import measured
-from selfemo.runs.folder import RunFolder
+from selfemo.runs.folder import RunFolder, stage_names
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import Store
-from tests.support.runs import Watcher, as_of_an_earlier_version, begun, content, evolve, settings
+from tests.support.runs import STAGES, Watcher, as_of_an_earlier_version, begun, content, evolve, settings
 
 
 def rows_of(run: Path, evaluation: str) -> list[dict]:
@@ -33,6 +33,8 @@ def test_the_policy_after_rl_is_scored_before_its_refit(finished: Path) -> None:
     assert order[at : at + 4] == [
         "iteration-1-rl", "evaluate-iteration-1-rl", "iteration-1-refit", "evaluate-iteration-1",
     ]  # fmt: skip
+    with RunFolder(finished) as run:
+        assert stage_names(run.config) == STAGES == order
     assert len(rows_of(finished, "evaluate-iteration-1-rl")) == 15
     assert rows_of(finished, "evaluate-iteration-1-rl") != rows_of(finished, "evaluate-iteration-1")
 
@@ -64,6 +66,10 @@ def test_where_there_is_no_refit_the_policy_is_scored_once(
     watcher, bars = Watcher(lambda stage: bars.append(stage)), []
     with evolve(folder, None, watcher) as run:
         assert bars == ["iteration-1-rl", "evaluate-iteration-1-rl"], "the copy is not scored anew"
+        assert [s for s in watcher.said if s.startswith("stage ")] == [
+            "stage 4 of 7: iteration-1-rl", "stage 5 of 7: evaluate-iteration-1-rl",
+            "stage 6 of 7: iteration-1-refit", "stage 7 of 7: evaluate-iteration-1",
+        ]  # fmt: skip
         record = json.loads(run.store.stage("evaluate-iteration-1")["info"])
         first = json.loads(run.store.stage("evaluate-iteration-1-rl")["info"])
         summary = finish(run)

@@ -61,6 +61,20 @@ def test_tokens_and_hours_by_hand(engine) -> None:
     assert fast.hours * 3600 == pytest.approx(weights + keys)
 
 
+def test_what_a_run_does_before_its_iterations_by_hand() -> None:
+    """2 epochs of 6 whole samples, E 1 and R 2 tokens behind a prompt of 10 with 4 new ones, and 3 of E."""
+    sizes = DATA._replace(cold=6, cold_labels=3, emotion=1)
+    config = load([], [*PLAIN, "sft.epochs=2"])
+    cold, held_out = costs.parts_before(TOY, config, sizes, SLOW, "local")
+    assert cold.tokens == 12 * (4 + 2) + 12 / 4 * 6 + 6 * (4 + 1) + 6 / 4 * 6
+    pairs = 12 * (6 * 12 - 18) + 6 * (5 * 11 - 12.5)
+    forward = 2 * 432 * cold.tokens + 2 * 40 * (12 * 2 + 6 * 1) + 48 * pairs
+    assert cold.hours * 3600 == pytest.approx(3 * forward)
+    # The untouched model and the cold start are scored, as the two models of an iteration are.
+    assert held_out == costs.parts(TOY, config, sizes, SLOW, "local")[-1]
+    assert len(costs.parts_before(TOY, config, sizes._replace(held_out=0), SLOW, "local")) == 1
+
+
 def test_the_teachers_pass_by_hand() -> None:
     """5 replies: two prompts of 10 that differ by 4, and seven branches of R 2 behind the prompt."""
     names = [p.name for p in costs.parts(TOY, load([], PLAIN), DATA, SLOW, "local")]

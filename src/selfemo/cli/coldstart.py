@@ -9,7 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
-from selfemo.cli.output import print_counts, reporter, use_samples
+from selfemo.cli.output import again, print_counts, reporter, stopped_with, use_samples
 
 group = typer.Typer(no_args_is_help=True, help="Make samples for the cold start.")
 
@@ -54,10 +54,11 @@ def generate(
     if dry_run:
         print_counts(jobs.plan_cold_start(found, specs, out, max_samples, seed, kind), as_json)
         return
-    counts = jobs.generate_cold_start(
-        found, specs, out, reporter(), max_samples=max_samples, seed=seed, reasoning=kind,
-        agreement=agreement, rounds=rounds, retry_failed=retry_failed,
-    )  # fmt: skip
+    with stopped_with(again(jobs.answers_folder(out)) if specs else "nothing was written"):
+        counts = jobs.generate_cold_start(
+            found, specs, out, reporter(), max_samples=max_samples, seed=seed, reasoning=kind,
+            agreement=agreement, rounds=rounds, retry_failed=retry_failed,
+        )  # fmt: skip
     print_counts(counts, as_json, use_samples(out, kind, source))
 
 
@@ -76,5 +77,6 @@ def soften(
     """
     from selfemo.runs.standalone import soften_alone
 
-    counts, config, reasoning = soften_alone(model, samples, out, own_weight, overrides or [], reporter())
+    with stopped_with("nothing was written"):
+        counts, config, reasoning = soften_alone(model, samples, out, own_weight, overrides or [], reporter())
     print_counts(counts, as_json, use_samples(out, reasoning, config=config))

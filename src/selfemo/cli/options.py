@@ -72,6 +72,7 @@ ShowPlan = Annotated[bool, typer.Option("--dry-run", help="Show what verl would 
 EmbedderId = Annotated[str, typer.Option(help="Folder or hub id of a sentence embedder.")]
 
 # long jobs
+ResumeStage = Annotated[bool, typer.Option("--resume", help="Go on with the stage that --out holds.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Start a long run without asking.")]
 
 # experts
@@ -106,6 +107,24 @@ def settings(
     from selfemo.config import load
 
     return load(files or [], with_data(overrides, data) + ([f"engine={engine}"] if engine else []))
+
+
+def new_settings(
+    resume: bool,
+    files: list[Path] | None,
+    overrides: list[str] | None,
+    engine: str | None,
+    data: list[str] | None,
+    dry_run: bool = False,
+) -> Config | None:
+    """`settings` of a new stage; None with --resume (ConfigError: there are settings beside it)."""
+    from selfemo.errors import ConfigError
+
+    if not resume:
+        return settings(files, overrides, engine, data)
+    if files or overrides or engine or data or dry_run:
+        raise ConfigError("--resume takes its settings from the run; leave out the others")
+    return None
 
 
 def with_data(overrides: list[str] | None, data: list[str] | None) -> list[str]:

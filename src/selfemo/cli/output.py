@@ -26,21 +26,28 @@ def reporter() -> Console:
 
 
 @contextmanager
+def stopped_with(go_on: str, said: Console | None = None) -> Iterator[None]:
+    """End a command that is stopped within the block with exit code 130 and "stopped; " + `go_on`."""
+    from selfemo.progress import Stopped
+
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt):
+        (said or reporter()).say(f"stopped; {go_on}")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
 def interruptible(go_on: str) -> Iterator[tuple[Console, StopRequest]]:
     """Take SIGINT and SIGTERM as requests to stop the block; yields the reporter and the stop request.
 
-    A stopped block ends the command with exit code 130 and the line "stopped; " + `go_on`: the command that
-    goes on, or what is lost.
+    A stopped block ends as in `stopped_with`; go_on: the command that goes on, or what is lost.
     """
-    from selfemo.progress import Stopped, StopRequest
+    from selfemo.progress import StopRequest
 
     said, stop = reporter(), StopRequest()
-    try:
-        with stop.on_signals(said.say):
-            yield said, stop
-    except (Stopped, KeyboardInterrupt):
-        said.say(f"stopped; {go_on}")
-        raise typer.Exit(130) from None
+    with stopped_with(go_on, said), stop.on_signals(said.say):
+        yield said, stop
 
 
 _LONG = 2.0
@@ -59,10 +66,7 @@ def confirm(told: Expected | None, said: Console, yes: bool, what: str = "this r
     if told is None:
         return
     told = replace(told, hours=told.hours * runs, disk=told.disk * runs)
-    text = (
-        f"the iterations of {what} will take about {told} (a rough estimate, without the cold start; selfemo "
-        "doctor shows its parts)"
-    )
+    text = f"{what} will take about {told} (a rough estimate; selfemo doctor shows its parts)"
     said.say(text)
     if yes or (told.hours < _LONG and (not told.free or told.memory <= told.free)):
         return

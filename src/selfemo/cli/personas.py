@@ -10,7 +10,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
-from selfemo.cli.output import print_counts, print_json, reporter
+from selfemo.cli.output import again, print_counts, print_json, reporter, stopped_with
 
 group = typer.Typer(no_args_is_help=True, help="Describe speakers by experts, and cluster them.")
 
@@ -48,10 +48,11 @@ def extract(
     if dry_run:
         print_counts(plan_personas(found, specs, out, segment_turns), as_json)
         return
-    counts = extract_personas(
-        found, specs, out, reporter(), segment_turns=segment_turns, rounds=rounds,
-        retry_failed=retry_failed, merge=merge, embedder=embedder,
-    )  # fmt: skip
+    with stopped_with(again(out)):
+        counts = extract_personas(
+            found, specs, out, reporter(), segment_turns=segment_turns, rounds=rounds,
+            retry_failed=retry_failed, merge=merge, embedder=embedder,
+        )  # fmt: skip
     personas = f'data.personas=["{out}"]'
     use = shlex.join(["selfemo", "evolve", "-c", "quickstart", "--data", source, "--set", personas])
     print_counts(counts, as_json, f"use them: {use}")
@@ -70,7 +71,9 @@ def profiles(
     """
     from selfemo.runs.expert_jobs import merge_profiles
 
-    print_counts(merge_profiles(folder, expert_specs(experts), reporter(), embedder), as_json)
+    with stopped_with(again(folder)):
+        counts = merge_profiles(folder, expert_specs(experts), reporter(), embedder)
+    print_counts(counts, as_json)
 
 
 @group.command()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfemo.cli import options as opt
-from selfemo.cli.options import settings
-from selfemo.cli.output import confirm, interruptible, print_json, program, reporter
+from selfemo.cli.options import new_settings
+from selfemo.cli.output import confirm, interruptible, print_json, program, reporter, stopped_with
 
 if TYPE_CHECKING:
     from selfemo.config import Config
@@ -21,13 +21,16 @@ def sft(
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     engine: opt.EngineName = None,
+    resume: opt.ResumeStage = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Train on gold data alone: the cold start."""
     from selfemo.runs.standalone import sft_alone
     from selfemo.runs.words import in_words
 
-    info = sft_alone(out, settings(config, overrides, engine, data), reporter())
+    chosen = new_settings(resume, config, overrides, engine, data)
+    with interruptible(f"go on with: {program()} sft --out {out} --resume") as (said, stop):
+        info = sft_alone(out, chosen, said, stop)
     if as_json:
         print_json({"out": str(out), **info})
         return
@@ -42,7 +45,7 @@ def train(
     overrides: opt.Overrides = None,
     engine: opt.EngineName = None,
     dry_run: opt.ShowPlan = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the stage that --out holds.")] = False,
+    resume: opt.ResumeStage = False,
     yes: opt.Yes = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -50,18 +53,16 @@ def train(
 
     The model must write the format already, as one of `selfemo sft` does.
     """
-    from selfemo.errors import ConfigError
     from selfemo.runs.preflight import check_run
     from selfemo.runs.standalone import train_alone, train_settings
     from selfemo.runs.words import in_words
 
-    if resume and (config or overrides or data or engine or dry_run):
-        raise ConfigError("--resume takes its settings from the run; leave out the others")
-    chosen = None if resume else train_settings(model, settings(config, overrides, engine, data))
-    if dry_run and chosen is not None:
-        show_plan(chosen, chosen.model.id, out, as_json=as_json)
-        return
+    chosen = new_settings(resume, config, overrides, engine, data, dry_run)
     if chosen is not None:
+        chosen = train_settings(model, chosen)
+        if dry_run:
+            show_plan(chosen, chosen.model.id, out, as_json=as_json)
+            return
         chosen, _, need = check_run(chosen, out, reporter(), cold_start=False)
         confirm(need, reporter(), yes)
     go_on = f"go on with: {program()} train {model} --out {out} --resume"
@@ -91,7 +92,10 @@ def selfplay(
     from selfemo.runs.words import in_words
 
     folder = out or new_run_folder()
-    counts, texts = selfplay_alone(model, data, prompts, folder, config or [], overrides or [], reporter())
+    with stopped_with(f"what was played is in {folder}"):
+        counts, texts = selfplay_alone(
+            model, data, prompts, folder, config or [], overrides or [], reporter()
+        )
     if as_json:
         print_json({"out": str(folder), "counts": counts, "dialogues": texts})
         return

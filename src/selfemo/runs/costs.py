@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -114,7 +113,8 @@ language-model head with four rows."""
 
 class Lengths(NamedTuple):
     """P, R, tokens of a prompt that differ from the one before; samples of the refit, held-out prompts; E,
-    the refit's samples of E alone besides, and prompts of a conversation (0: not known)."""
+    the refit's samples of E alone besides, prompts of a conversation (0: not known); samples of the cold
+    start, whole and of E alone."""
 
     prompt: float
     completion: float
@@ -124,6 +124,8 @@ class Lengths(NamedTuple):
     emotion: float = 0.0
     labels: int = 0
     turns: float = 0.0
+    cold: int = 0
+    cold_labels: int = 0
 
 
 class Rl(NamedTuple):
@@ -193,68 +195,114 @@ def reading(shape: ModelShape, config: Config, lengths: Lengths) -> tuple[float,
     return tokens, forward_flops(shape, tokens, n * (2 + r), pairs)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Hours of pieces of work with one model on one machine."""
+
+    shape: ModelShape
+    config: Config
+    lengths: Lengths
+    machine: Machine
+    engine: EngineName
+
+    @property
+    def local(self) -> bool:
+        return self.engine == "local"
+
+    @property
+    def per_round(self) -> int:
+        return min(self.config.grpo.prompts_per_step, self.config.flywheel.prompts)
+
+    @property
+    def times(self) -> int:
+        """Forward passes that one with its gradients counts as."""
+        return 3 if self.local and not self.config.model.gradient_checkpointing else 4
+
+    def hours(self, flops: float, rate: float) -> float:
+        """Of operations, at this share of the peak."""
+        return flops / (self.machine.flops * self.machine.count * 3600 * rate)
+
+    def sampling(self, prompts: int, group: int, own: float, p: float, r: float) -> tuple[Part, Part]:
+        """Prefill `own` of the p tokens of each prompt, then decode r tokens of each completion."""
+        config, shape, machine = self.config, self.shape, self.machine
+        g = config.sampling.group_size
+        room = config.sampling.token_budget // (self.lengths.prompt + g * config.sampling.max_new_tokens)
+        replicas = 1 if self.local else max(1, machine.count // config.cluster.tensor_parallel)
+        rows = g * max(1.0, room) if self.local else VLLM_SEQUENCES * replicas
+        weight, key = (2 if uses_bf16(config, machine, self.engine) else 4), (4 if self.local else 2)
+        band = machine.bandwidth * machine.count * 3600
+        begun = forward_flops(shape, prompts * own, prompts, prompts * own * (p - own / 2))
+        tokens = prompts * group * r
+        computing = self.hours(forward_flops(shape, tokens, tokens, tokens * (p + r / 2)), machine.forward)
+        steps = tokens / min(rows, min(prompts, self.per_round) * group) * replicas
+        seen = prompts * r * (p * (1 if self.local else group) + group * r / 2)
+        read = steps * weight * (shape.body + shape.head) + seen * 2 * shape.layers * shape.kv * key
+        hours = max(computing, read / (band * machine.reading))
+        prefill = Part("prefill", prompts * own, self.hours(begun, machine.forward))
+        return prefill, Part("decode", tokens, hours)
+
+    def supervised(self, name: str, whole: float, labels: float) -> Part:
+        """Training on samples, whole ones and those of E alone; each counts once an epoch."""
+        p, own = self.lengths.prompt, self.lengths.own or self.lengths.prompt
+        tokens = work = 0.0
+        for samples, said in ((whole, self.lengths.completion), (labels, self.lengths.emotion)):
+            first, runs = (own, samples / self.config.sft.run_length) if self.local else (p, samples)
+            pairs = samples * ((first + said) * (p + said) - (first + said) ** 2 / 2)
+            more = samples * (first + said) + runs * (p - first)
+            work += self.times * forward_flops(self.shape, more, samples * said, pairs)
+            tokens += more
+        return Part(name, tokens, self.hours(work, self.machine.training))
+
+    def evaluation(self, times: int) -> Part:
+        """Scoring the held-out prompts, with as many models."""
+        p, r = self.lengths.prompt, self.lengths.completion
+        read = list(self.sampling(self.lengths.held_out, 1, p, p, r))
+        if self.config.evaluation.beliefs and self.config.prompt.reasoning == "none":
+            read.append(read[0])  # the probabilities of the labels: the prompts once more
+        return Part(
+            "evaluation", times * sum(part.tokens for part in read), times * sum(part.hours for part in read)
+        )
+
+
+def parts_before(
+    shape: ModelShape, config: Config, lengths: Lengths, machine: Machine, engine: EngineName
+) -> list[Part]:
+    """What a run does before its iterations: the cold start, and scores of two models."""
+    work, epochs = _Work(shape, config, lengths, machine, engine), config.sft.epochs
+    fit = work.supervised("cold start", lengths.cold * epochs, lengths.cold_labels * epochs)
+    return [fit, *([work.evaluation(2)] if lengths.held_out else [])]
+
+
 def parts(
     shape: ModelShape, config: Config, lengths: Lengths, machine: Machine, engine: EngineName
 ) -> list[Part]:
     """The parts of one iteration in order."""
-    local, p, r = engine == "local", lengths.prompt, lengths.completion
-    n, g, grpo = config.flywheel.prompts, config.sampling.group_size, config.grpo
+    work = _Work(shape, config, lengths, machine, engine)
+    local, p, r = work.local, lengths.prompt, lengths.completion
+    n, g, grpo, fly = config.flywheel.prompts, config.sampling.group_size, config.grpo, config.flywheel
     rl = rl_costs(config, lengths) if local else Rl(p, g, r, 0.0)
-    per_round = min(grpo.prompts_per_step, n)
-    room = config.sampling.token_budget // (p + g * config.sampling.max_new_tokens)
-    replicas = 1 if local else max(1, machine.count // config.cluster.tensor_parallel)
-    rows = g * max(1.0, room) if local else VLLM_SEQUENCES * replicas
-    weight, key = (2 if uses_bf16(config, machine, engine) else 4), (4 if local else 2)
-    peak, band = machine.flops * machine.count * 3600, machine.bandwidth * machine.count * 3600
-
-    forward = partial(forward_flops, shape)
-
-    def sampling(prompts: int, group: int, own: float, p: float, r: float) -> tuple[Part, Part]:
-        """Prefill `own` of the p tokens of each prompt, then decode r tokens of each completion."""
-        first = forward(prompts * own, prompts, prompts * own * (p - own / 2)) / (peak * machine.forward)
-        tokens = prompts * group * r
-        computing = forward(tokens, tokens, tokens * (p + r / 2)) / (peak * machine.forward)
-        steps = tokens / min(rows, min(prompts, per_round) * group) * replicas
-        seen = prompts * r * (p * (1 if local else group) + group * r / 2)
-        read = steps * weight * (shape.body + shape.head) + seen * 2 * shape.layers * shape.kv * key
-        hours = max(computing, read / (band * machine.reading))
-        return Part("prefill", prompts * own, first), Part("decode", tokens, hours)
-
-    prefill, decode = sampling(n, g, rl.prompt, p, rl.tokens)
+    prefill, decode = work.sampling(n, g, rl.prompt, p, rl.tokens)
     if rl.rest:  # the prompt and the best E line are prefilled once more
-        begun, whole = sampling(n, 1, rl.prompt + rl.tokens, p + rl.tokens, rl.rest)
+        begun, whole = work.sampling(n, 1, rl.prompt + rl.tokens, p + rl.tokens, rl.rest)
         prefill = Part("prefill", prefill.tokens + begun.tokens, prefill.hours + begun.hours)
         decode = Part("decode", decode.tokens + whole.tokens, decode.hours + whole.hours)
     f, q = rl.prompt, rl.sequences
     packed = n * (rl.packed if local else g * (p + r))
     pairs = n * (f * (p - f / 2) + q * (rl.tokens * p + rl.tokens**2 / 2) if local else g * (p + r) ** 2 / 2)
-    scoring = forward(packed, n * q * rl.tokens, pairs) / (peak * machine.training)
-    times = 3 if local and not config.model.gradient_checkpointing else 4
+    scoring = work.hours(forward_flops(shape, packed, n * q * rl.tokens, pairs), machine.training)
     # Log-probabilities of the policy before several steps of one round (verl: always), and of the reference.
-    passes = (not local or per_round > grpo.mini_batch) + (grpo.kl_coef > 0)
+    passes = (not local or work.per_round > grpo.mini_batch) + (grpo.kl_coef > 0)
     result = [prefill, decode]
     if local and config.reads_replies:
-        tokens, work = reading(shape, config, lengths)
-        result.append(Part("teacher", tokens, work / (peak * machine.forward)))
+        tokens, operations = reading(shape, config, lengths)
+        result.append(Part("teacher", tokens, work.hours(operations, machine.forward)))
     result += [Part("log-probabilities", passes * packed, passes * scoring)]
-    result.append(Part("update", packed, times * scoring))
-    if config.flywheel.refit != "none" and lengths.refit:
-        tokens = work = 0.0
-        for count, said in ((lengths.refit, r), (lengths.labels, lengths.emotion)):
-            samples = count * config.flywheel.refit_epochs
-            own, runs = (lengths.own or p, samples / config.sft.run_length) if local else (p, samples)
-            pairs = samples * ((own + said) * (p + said) - (own + said) ** 2 / 2)
-            more = samples * (own + said) + runs * (p - own)
-            work += times * forward(more, samples * said, pairs) / (peak * machine.training)
-            tokens += more
-        result.append(Part("refit", tokens, work))
+    result.append(Part("update", packed, work.times * scoring))
+    if fly.refit != "none" and lengths.refit:
+        epochs = fly.refit_epochs
+        result.append(work.supervised("refit", lengths.refit * epochs, lengths.labels * epochs))
     if lengths.held_out:
-        read = list(sampling(lengths.held_out, 1, p, p, r))
-        if config.evaluation.beliefs and config.prompt.reasoning == "none":
-            read.append(read[0])  # the probabilities of the labels: the prompts once more
-        times = 1 + (config.flywheel.refit != "none")  # the policy after RL, and the refit
-        tokens, hours = (times * sum(v) for v in ((b.tokens for b in read), (b.hours for b in read)))
-        result.append(Part("evaluation", tokens, hours))
+        result.append(work.evaluation(1 + (fly.refit != "none")))  # the policy after RL, and the refit
     return result
 
 

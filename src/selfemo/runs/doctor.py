@@ -306,6 +306,8 @@ def lengths(conversations: Sequence[Conversation], config: Config) -> costs.Leng
         min(emotion, config.sampling.max_new_tokens),
         int(config.flywheel.replay * labels),
         labelled / len(train) if train else 0.0,
+        cold,
+        labels,
     )
 
 
@@ -353,8 +355,9 @@ def estimate(
     machine: costs.Machine,
     engine: costs.EngineName,
 ) -> dict[str, Any]:
-    """Tokens, hours, memory and disk of one iteration."""
+    """Tokens, hours, memory and disk of one iteration, and the hours of what a run does before the first."""
     parts = costs.parts(shape, config, sizes, machine, engine)
+    before = costs.parts_before(shape, config, sizes, machine, engine)
     phases = costs.memory(shape, config, sizes, machine, engine)
     peak = max(phases.values(), key=lambda phase: sum(phase.values()))
     return {
@@ -367,6 +370,8 @@ def estimate(
         "rollouts": config.flywheel.prompts * config.sampling.group_size,
         "hours": sum(p.hours for p in parts),
         "stages": [{"name": p.name, "tokens": round(p.tokens), "hours": p.hours} for p in parts],
+        "before": [{"name": p.name, "tokens": round(p.tokens), "hours": p.hours} for p in before],
+        "hours_before": sum(p.hours for p in before),
         "memory_gib": {k: v / costs.GIB for k, v in peak.items() if v},
         "peak_gib": sum(peak.values()) / costs.GIB,
         "disk_gib": {k: v / costs.GIB for k, v in disk(shape, config, sizes).items()},
@@ -433,6 +438,12 @@ def diagnose(
 
 
 def estimate_rows(told: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The estimate's parts as a table."""
-    rows = [[s["name"], f"{s['tokens']:,}", f"{s['hours']:,.2f}"] for s in told["stages"]]
-    return ["one iteration", "tokens", "hours"], [*rows, ["all", "", f"{told['hours']:,.2f}"]]
+    """The estimate's parts as a table: an iteration, and what comes before the first."""
+
+    def rows(parts: list[dict[str, Any]], where: str = "") -> list[list[str]]:
+        return [[f"{where}{s['name']}", f"{s['tokens']:,}", f"{s['hours']:,.2f}"] for s in parts]
+
+    whole = ["all", "", f"{told['hours']:,.2f}"]
+    return ["one iteration", "tokens", "hours"], [
+        *rows(told["stages"]), whole, *rows(told["before"], "once before: "),
+    ]  # fmt: skip

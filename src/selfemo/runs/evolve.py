@@ -41,6 +41,7 @@ from selfemo.runs.folder import (
     policy_name,
     refit_name,
     rolls_back,
+    stage_names,
 )
 from selfemo.runs.inputs import (
     RunInputs,
@@ -106,6 +107,7 @@ def evolve(
     run = RunFolder(path, config, reporter, stop, overrides)
     try:
         run.redo_damaged()
+        run.announced = stage_names(run.config)
         trainer = open_trainer(run.config, path, stop)
         conversations, training, overlap = inputs or run_inputs(run.config)
         note_overlap(path, overlap, run.reporter.say)

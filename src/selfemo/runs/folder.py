@@ -70,6 +70,7 @@ class RunFolder:
     ):
         self.path, self.reporter = path, reporter or Quiet()
         self.stop = stop or StopRequest()
+        self.announced: Sequence[str] = ()  # stages that are numbered when they begin
         saved = path / CONFIG_FILE
         if config is None and not saved.exists():
             raise StoreError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
@@ -141,6 +142,8 @@ class RunFolder:
             shutil.rmtree(states, ignore_errors=True)
             return dict(json.loads(row["info"]))
         self.stop.check()
+        if name in self.announced:
+            self.reporter.say(f"stage {self.announced.index(name) + 1} of {len(self.announced)}: {name}")
         started, info = time.monotonic(), work()
         spent = time.monotonic() - started
         self.store.set_stage(name, "done", checkpoint=checkpoint, info=info, seconds=spent)
@@ -267,6 +270,21 @@ def checkpoints(config: Config) -> list[str]:
         refitted = [refit_name(i)] if rolls_back(config) and config.flywheel.refit != "none" else []
         parts += [policy_name(i), *refitted, i]
     return parts
+
+
+def stage_names(config: Config) -> list[str]:
+    """The stages of a run of `selfemo evolve` in order; some copy what another one did."""
+    names = [evaluation_name(START), COLD, evaluation_name(COLD)]
+    judged = rolls_back(config)
+    for i in range(1, config.flywheel.iterations + 1):
+        name = f"iteration-{i}"
+        policy, refitted = policy_name(name), refit_name(name)
+        names += [policy, evaluation_name(policy)]
+        names += [kept_name(policy)] if judged else []
+        names += [refitted]
+        names += [evaluation_name(refitted), kept_name(name)] if judged else []
+        names.append(evaluation_name(name))
+    return names
 
 
 def is_evaluated(store: Store, checkpoint: str) -> bool:

@@ -80,11 +80,8 @@ class Expected:
         return f"{self.time}, {self.memory:.1f}{there} GiB of memory, {self.disk:.1f} GiB of disk"
 
 
-def expected(config: Config, inputs: RunInputs) -> Expected | None:
-    """What the iterations of a run will take by `selfemo doctor`'s estimate, which leaves out the cold start.
-
-    None for a model whose sizes are not on this machine.
-    """
+def expected(config: Config, inputs: RunInputs, *, cold_start: bool = True) -> Expected | None:
+    """What a run will take by `selfemo doctor`'s estimate; None for a model whose sizes are not here."""
     reference = ModelReference.parse(config.model.id)
     try:
         shape = costs.find_shape(reference.text if reference.text in costs.KNOWN else reference.folder())
@@ -94,7 +91,8 @@ def expected(config: Config, inputs: RunInputs) -> Expected | None:
     sizes = lengths([*inputs.training, *held], config)
     machine = pick_machine("", config.engine, devices(), 0, config)
     told = estimate(config, shape, sizes, machine, "verl" if config.engine == "verl" else "local")
-    hours, disk = told["hours"] * config.flywheel.iterations, sum(told["disk_gib"].values())
+    hours = told["hours"] * config.flywheel.iterations + told["hours_before"] * cold_start
+    disk = sum(told["disk_gib"].values())
     return Expected(hours, told["peak_gib"], machine.memory / costs.GIB, disk)
 
 
@@ -109,7 +107,7 @@ def check_run(
             f"the data name no split: {held} of {len(inputs.conversations)} conversations are held out "
             f"(data.hold_out = {HOLD_OUT}), the others are to train on"
         )
-    if need := expected(checked, inputs):
+    if need := expected(checked, inputs, cold_start=cold_start):
         check_room(folder, need, reporter)
     return checked, inputs, need
 

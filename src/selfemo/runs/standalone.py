@@ -32,15 +32,23 @@ from selfemo.stages.selfplay import fit_all, persona_book, play_episodes
 from selfemo.training import open_trainer
 
 
-def sft_alone(out: Path, config: Config, reporter: Reporter) -> dict[str, Any]:
-    """Cold start into the model folder `out`; its samples and metrics go to OUT.run beside it."""
+def sft_alone(
+    out: Path, config: Config | None, reporter: Reporter, stop: StopRequest | None = None
+) -> dict[str, Any]:
+    """Cold start into the model folder `out`; its samples and metrics go to OUT.run beside it.
+
+    Args:
+        config: None resumes what OUT.run holds.
+    """
     if out.exists():
         raise EngineError(f"{out} exists already; give another --out")
-    folder = out.with_name(out.name + ".run")
-    config, (_, training, overlap), _ = check_run(config, folder, reporter)
-    with RunFolder(folder, config, reporter) as run:
+    folder, inputs = out.with_name(out.name + ".run"), None
+    if config is not None:
+        config, inputs, _ = check_run(config, folder, reporter)
+    with RunFolder(folder, config, reporter, stop) as run:
+        _, training, overlap = inputs or run_inputs(run.config)
         note_overlap(run.path, overlap, reporter.say)
-        trainer = open_trainer(config, run.path, run.stop)
+        trainer = open_trainer(run.config, run.path, run.stop)
         info = cold_start(run, trainer, training, overlap.not_trained_on)
         source = run.checkpoint(COLD)
         shutil.copytree(source, out)
