@@ -26,7 +26,7 @@ from selfemo.reports.report import build
 from selfemo.runs.doctor import check_data
 from selfemo.runs.folder import COLD, START, RunFolder, evaluation_name
 from selfemo.runs.inputs import cold_start_samples, load_conversations, run_inputs
-from selfemo.runs.overlap import OVERLAP_FILE, check_overlap, note_overlap, noted_overlap
+from selfemo.runs.overlap import OVERLAP_FILE, check_overlap, note_overlap, noted_overlap, overlap_line
 from selfemo.stages.coldstart import write_parquet
 from selfemo.stages.flywheel import original_prompts
 from tests.conftest import MELD, dist, make_prompt, write_jsonl
@@ -199,6 +199,17 @@ def series(tmp_path: Path) -> list[str]:
 
 def config(series: list[str], *more: str):
     return load([], [f"data.sources={json.dumps(series)}", "evaluation.resamples=20", *more])
+
+
+def test_an_overlap_of_everything_promises_no_scores_without_it(series: list[str]) -> None:
+    found = run_inputs(config(series)).overlap
+    whole = {"jsonl": {"conversations": 3, "overlapping": 3}, "meld": {"conversations": 2, "overlapping": 2}}
+    assert overlap_line({**found.as_dict(), "data": whole}).endswith(
+        "3 of 3 jsonl, 2 of 2 meld conversations of split test; none is left to score without it, so these "
+        "scores say nothing of new conversations"
+    )
+    part = {**whole, "meld": {"conversations": 2, "overlapping": 0}}
+    assert "scores without them stand beside" in overlap_line({**found.as_dict(), "data": part})
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,19 @@ def test_conversations_without_a_split_are_parted_once_for_all(tmp_path: Path) -
     assert [c.split for c in load_conversations(config.data)] == ["test"] * 30, "as before for evaluation"
 
 
+def test_conversations_without_a_split_beside_others_with_one_are_told(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.jsonl", *(talk(n, split="train") for n in range(3)), talk(3), talk(4))
+    config, said = load(["quickstart"], [f'data.sources=["{mine}"]', "data.eval_split=test"]), []
+    checked, inputs = check_start(config, tmp_path / "run", say=said.append)
+    assert (checked.data.hold_out, len(inputs.training)) == (0, 3)
+    assert said == [
+        "2 of 5 conversations name no split, as others do: they are split test, "
+        "and nothing is trained on them"
+    ]
+    told = CliRunner().invoke(app, ["data", "check", mine]).output
+    assert "conversations that name no split: 2; others do, so these are split test" in told
+
+
 def test_a_split_that_was_named_is_never_trained_on(tmp_path: Path) -> None:
     mine = write(tmp_path / "mine.jsonl", *(talk(n, split="test") for n in range(5)))
     with pytest.raises(

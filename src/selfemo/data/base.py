@@ -428,10 +428,10 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
         labels = report.labels.get(split, Counter()).most_common()
         lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels))
     if n := len(report.without_split):
-        lines.append(
-            f"conversations that name no split: {n}; training holds a fifth of them out (data.hold_out), "
-            "evaluation takes them all"
-        )
+        use = "training holds a fifth of them out (data.hold_out), evaluation takes them all"
+        if report.conversations["train"]:
+            use = "others do, so these are split test, and nothing is trained on them"
+        lines.append(f"conversations that name no split: {n}; {use}")
     for kind, n in report.blemishes.most_common():
         lines.append(f"noted: {n} x {kind} (for example {', '.join(report.examples[kind])})")
     for path, at, reason in report.skipped[:20]:

@@ -83,6 +83,10 @@ def overlap_line(record: Mapping[str, Any]) -> str:
         f"{record['split']}"
     )
     if record["exclude"] == "no":
+        if all(n["overlapping"] == n["conversations"] for n in record["data"].values()):
+            return (
+                f"{told}; none is left to score without it, so these scores say nothing of new conversations"
+            )
         return f"{told}; scores without them stand beside (data.exclude_overlap takes them out)"
     split = "train" if record["exclude"] == "train" else record["split"]
     return (

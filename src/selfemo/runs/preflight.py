@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +29,14 @@ from selfemo.runs.settings import find_checkpoint
 from selfemo.training import open_trainer
 
 
-def check_start(config: Config, folder: Path, *, cold_start: bool = True) -> tuple[Config, RunInputs]:
+def check_start(
+    config: Config, folder: Path, *, cold_start: bool = True, say: Callable[[str], None] | None = None
+) -> tuple[Config, RunInputs]:
     """Check what a new run needs, in about a second: nothing is loaded on a device, and nothing is written.
 
     Args:
         cold_start: the run has one, whose samples are checked too.
+        say: told of what is no error.
 
     Returns:
         the configuration, with data.hold_out where the data name no split, and the run's inputs.
@@ -47,7 +51,7 @@ def check_start(config: Config, folder: Path, *, cold_start: bool = True) -> tup
     find_checkpoint(config.model.id)
     if config.model.lora is not None:
         require("model.lora", "peft")
-    config = with_hold_out(config)
+    config = with_hold_out(config, say)
     inputs = run_inputs(config)
     _held_out(config, inputs)
     if cold_start:
@@ -100,7 +104,7 @@ def check_run(
     config: Config, folder: Path, reporter: Reporter, *, cold_start: bool = True
 ) -> tuple[Config, RunInputs, Expected | None]:
     """`check_start`, the disk, and what the run will take; says what it held out."""
-    checked, inputs = check_start(config, folder, cold_start=cold_start)
+    checked, inputs = check_start(config, folder, cold_start=cold_start, say=reporter.say)
     if checked.data.hold_out != config.data.hold_out:
         held = sum(c.split == config.data.eval_split for c in inputs.conversations)
         reporter.say(
