@@ -301,11 +301,12 @@ def change_line(change: Mapping[str, Any] | None) -> str:
 NLLS = {"nll_at_t": "NLL at T", "nll_shifted": "NLL at T, prior shift"}
 CHANGE_HEADER = ["stage", "data", *SHOWN.values(), *NLLS.values(), "verdict"]
 CHANGE_NOTE = (
-    "Each stage against the checkpoint before it, on the same utterances: change, 95% interval and p by "
-    "conversation. NLL at T, in nats, is what a model knows whatever its sureness, each side at its own best "
-    "temperature: it falls where a stage taught something. After a prior shift (one bias a label, fitted on "
-    "the other half of the conversations) it is what a model knows whatever it says most, too: it falls "
-    "where a stage taught to tell utterances apart."
+    "Each stage against the checkpoint before it, on the same utterances: change, 95% interval "
+    "(bootstrap) and p (sign flips) by conversation; verdicts go by the interval, and near its edge p may "
+    "differ. NLL at T, in nats, is what a model knows whatever its sureness, each side at its own best "
+    "temperature: it falls where a stage taught something. After a prior shift (one bias a label, fitted "
+    "on the other half of the conversations) it is what a model knows whatever it says most, too: it "
+    "falls where a stage taught to tell utterances apart."
 )
 
 
