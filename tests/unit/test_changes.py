@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from selfemo.evaluation.changes import (
     verdict,
     whole_change,
 )
-from selfemo.evaluation.metrics import Interval, PairedDifference
+from selfemo.evaluation.metrics import Interval, PairedDifference, paired_difference
 from selfemo.evaluation.predictions import UNION
 from selfemo.method.types import LabelSet
 from selfemo.runs.folder import NO_REFIT
@@ -180,7 +181,7 @@ def test_beliefs_are_compared_with_beliefs_or_what_was_written_with_what_was_wri
 
 
 def moved(sign: int) -> PairedDifference:
-    return PairedDifference(Interval(0.1 * sign, 0.1 * sign - 0.05, 0.1 * sign + 0.05), 0.04)
+    return PairedDifference(Interval(0.1 * sign, 0.1 * sign - 0.05, 0.1 * sign + 0.05), 0.04, 6)
 
 
 UP, FLAT, DOWN = moved(1), moved(0), moved(-1)
@@ -211,8 +212,17 @@ def test_verdicts(r1, accuracy, nll, says) -> None:
 
 def test_every_pair_of_signs_has_a_verdict_and_the_edge_of_an_interval_is_no_change() -> None:
     assert set(VERDICTS) == {(a, b) for a in (1, 0, -1) for b in (1, 0, -1)}
-    edge = PairedDifference(Interval(0.1, 0.0, 0.2), 0.05)
+    edge = PairedDifference(Interval(0.1, 0.0, 0.2), 0.05, 6)
     assert verdict(edge, FLAT, FLAT) == "no change beyond noise"
+
+
+def test_fewer_than_six_conversations_show_nothing() -> None:
+    few = [replace(d, clusters=5) for d in (UP, UP, DOWN)]
+    assert verdict(*few) == "no change beyond noise" and verdict(UP, UP, DOWN) == "better"
+    for n, says in ((5, 0), (6, 1)):
+        found = paired_difference([0.0] * n, [1.0] * n, [f"c{i}" for i in range(n)])
+        assert (found.clusters, found.sign) == (n, says) and found.difference.low == 1
+        assert (found.p_value < 0.05) == bool(says)
 
 
 def test_a_record_holds_what_the_tables_show() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from selfemo.evaluation.constants import (
@@ -106,6 +106,35 @@ def test_a_union_takes_the_constants_of_each_data_set() -> None:
     against = against_constants([*first, *second], labels, shares)
     assert against[UNION]["accuracy"]["difference"][0] == pytest.approx((0 + 1) / 8)
     assert "the majority of each data set" in constants_lines(found, against)[2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text("ja", min_size=6, max_size=24), st.floats(0.001, 0.999))
+def test_a_model_that_tells_nothing_apart_never_knows_more_than_the_held_out_shares(held, joy) -> None:
+    found = rows(held, "j" * len(held), [joy] * len(held))
+    against = against_constants(found, LABELS, label_shares([], found, LABELS))["toy"]
+    assert against["nll_verdict"] != "above", against["nll_at_t"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text("ja", min_size=6, max_size=24), st.text("ja", min_size=1, max_size=12))
+def test_an_undecided_model_never_knows_more_than_the_training_shares(held, train) -> None:
+    """The temperature that flattens it is open to the shares too, so long as they are not upside down."""
+    assume((held.count("j") - held.count("a")) * (train.count("j") - train.count("a")) >= 0)
+    found = rows(held, "j" * len(held), [0.5] * len(held))
+    against = against_constants(found, LABELS, label_shares([training(train)], found, LABELS))["toy"]
+    assert against["nll_verdict"] != "above", against["nll_at_t"]
+
+
+def test_where_the_shares_are_from_is_said_by_data_set() -> None:
+    other = [row(i, "anger", "joy", believed=0.5, dataset="other") for i in range(4)]
+    labels, found = {"toy": TWO, "other": TWO}, [*rows("jjja", "jjjj", [0.9] * 4), *other]
+    shares = label_shares([training("jja")], found, labels)
+    constants = constant_scores(found, labels, shares, resamples=20)
+    said = constants_lines(constants, against_constants(found, labels, shares))
+    assert said[3].startswith("Majority and label shares (prior) of toy are those of the training split")
+    assert said[4].startswith("Majority and label shares (prior) of other are those of the held-out labels")
+    assert len(said) == 5
 
 
 @settings(max_examples=25)

@@ -42,9 +42,9 @@ Fit = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
 """fit(log-probabilities (n, k), gold (n, k)) gives a function from log-probabilities to changed ones."""
 
 
-def gold_share(gold: np.ndarray) -> np.ndarray:
-    """(k,) share of each label in gold weights (n, k), one added to each count: none is 0."""
-    share: np.ndarray = (gold.sum(0) + 1) / (gold.sum() + gold.shape[1])
+def gold_share(gold: np.ndarray, added: float = 1.0) -> np.ndarray:
+    """(k,) share of each label in gold weights (n, k), with something added to each count: none is 0."""
+    share: np.ndarray = (gold.sum(0) + added) / (gold.sum() + added * gold.shape[1])
     return share
 
 

@@ -2,7 +2,7 @@
 
 "Surer, not better" (SPEC section 9): the scores of what a model writes rise when it is sharpened, and NLL at
 T does not fall. So each stage has a verdict from both. Intervals and p are by conversation; a change counts
-where its 95% interval leaves out 0.
+where its 95% interval leaves out 0 (`PairedDifference.sign`).
 """
 
 from __future__ import annotations
@@ -191,17 +191,12 @@ def belief_changes(before: Rows, after: Rows, labels: Labels) -> dict[str, dict[
     return found
 
 
-def _sign(d: PairedDifference) -> int:
-    """+1 or -1 where the 95% interval leaves out 0, else 0."""
-    return (d.difference.low > 0) - (d.difference.high < 0)
-
-
 def verdict(r1: PairedDifference, accuracy: PairedDifference, nll: PairedDifference | None) -> str:
     """The words of VERDICTS for a change: scores by R1, or by accuracy where R1 did not change."""
-    scores = _sign(r1) or _sign(accuracy)
+    scores = r1.sign or accuracy.sign
     if nll is None:
         return f"{_SCORES[scores]}; NLL at T is not known"
-    return VERDICTS[scores, -_sign(nll)]
+    return VERDICTS[scores, -nll.sign]
 
 
 def steps(config: Config, store: Store) -> list[Step]:

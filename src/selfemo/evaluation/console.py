@@ -14,7 +14,7 @@ from selfemo.evaluation.changes import NLLS
 from selfemo.evaluation.changes import SHOWN as CHANGED
 from selfemo.evaluation.constants import MAJORITY, PRIOR
 from selfemo.evaluation.jobs import Evaluation
-from selfemo.evaluation.metrics import MEASURES
+from selfemo.evaluation.metrics import MEASURES, sign_of
 from selfemo.evaluation.predictions import UNION, Comparison, Scores
 from selfemo.evaluation.rendering import cell
 from selfemo.evaluation.summary import HEADER, table_rows
@@ -131,16 +131,16 @@ def _changes(changes: Sequence[Mapping[str, Any]]) -> list[Table]:
             if c["copied"]:
                 rows.append([stage, f"no refit: {c['from']} kept", *["-"] * len(measures)])
             elif by := c["by"].get(d):
-                rows.append([stage, by["verdict"], *(_starred(by[m]) for m in measures)])
+                rows.append([stage, by["verdict"], *(_starred(by[m], by["conversations"]) for m in measures)])
         tables.append((f"What each stage added: {d}", header, rows))
     return tables
 
 
-def _starred(change: Mapping[str, Any] | None) -> str:
+def _starred(change: Mapping[str, Any] | None, conversations: int) -> str:
     if change is None:
         return "-"
-    value, low, high = change["difference"]
-    return f"{round(value, 3) + 0.0:+.3f}" + ("*" if low > 0 or high < 0 else "")
+    star = "*" if sign_of(change["difference"], conversations) else ""
+    return f"{round(change['difference'][0], 3) + 0.0:+.3f}{star}"
 
 
 _ANALYSED = {

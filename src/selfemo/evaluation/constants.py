@@ -5,7 +5,9 @@
 
 Labels are counted in the training split of the data set that is evaluated. Where there is none, they are
 those of the held-out utterances themselves (`HELD_OUT`): no constant answer can score more, so that the
-comparison is hard on the model. In the union of data sets each utterance gets those of its own data set.
+comparison is hard on the model. NLL is compared with each side at its own best temperature, so that a model
+that tells no utterances apart gains nothing by the fit. In the union of data sets each utterance gets those
+of its own data set.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ MAJORITY, PRIOR = "majority", "prior"
 TRAINING, HELD_OUT = "training split", "held-out data"
 AGAINST = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1", "mean_r1": "mean R1"}
 _FROM = {
-    TRAINING: "Majority and label shares (prior) are those of the training split.",
-    HELD_OUT: "Majority and label shares (prior) are those of the held-out labels themselves, as no training "
-    "split is known: no constant answer can do better.",
+    TRAINING: "are those of the training split.",
+    HELD_OUT: "are those of the held-out labels themselves, as no training split is known: no constant "
+    "answer can do better.",
 }
 
 
@@ -39,7 +41,7 @@ class Shares:
     """How frequent each label is, over one data set.
 
     Attributes:
-        share: one added to each count, so that none is 0; in the label set's order.
+        share: one added to each count (HELD_OUT: a millionth), so that none is 0; in the label set's order.
         source: TRAINING or HELD_OUT.
     """
 
@@ -74,7 +76,8 @@ def label_shares(training: Sequence[Conversation], rows: Rows, labels: Labels) -
 
 def _shares(gold: Sequence[Mapping[str, float]], labels: LabelSet, source: str) -> Shares:
     counts = np.array([[y.get(e, 0.0) for e in labels] for y in gold])
-    return Shares(dict(zip(labels, gold_share(counts).tolist(), strict=True)), source)
+    share = gold_share(counts, 1.0 if source == TRAINING else 1e-6)
+    return Shares(dict(zip(labels, share.tolist(), strict=True)), source)
 
 
 def answered(rows: Rows, shares: Mapping[str, Shares], which: str) -> Rows:
@@ -104,7 +107,9 @@ def constant_scores(
     for d, o in counted[MAJORITY].items():
         mine = [r for r in rows if d in (UNION, r["dataset"])]
         nll = mean_interval(
-            _prior_nll(mine, labels, shares), [r["conversation"] for r in mine], resamples=resamples
+            likelihoods(*_prior(mine, labels, shares)).tolist(),
+            [r["conversation"] for r in mine],
+            resamples=resamples,
         )
         r1 = counted[PRIOR][d].intervals(resamples)["mean_r1"]
         sources = {s.source for name, s in shares.items() if d in (UNION, name)}
@@ -117,21 +122,20 @@ def constant_scores(
     return result
 
 
-def _prior_nll(rows: Rows, labels: Labels, shares: Mapping[str, Shares]) -> list[float]:
-    """-sum_e y_e log share_e of each row, nats."""
+def _prior(rows: Rows, labels: Labels, shares: Mapping[str, Shares]) -> tuple[np.ndarray, np.ndarray]:
+    """log share and gold of each row, as of `log_table`."""
     gold = [json.loads(r["gold"]) for r in rows]
     names = [labels[r["dataset"]].labels for r in rows]
-    logs, golds = log_table([shares[r["dataset"]].share for r in rows], gold, names, 0.0)
-    return [float(v) for v in likelihoods(logs, golds)]
+    return log_table([shares[r["dataset"]].share for r in rows], gold, names, 0.0)
 
 
 def against_constants(rows: Rows, labels: Labels, shares: Mapping[str, Shares]) -> dict[str, dict[str, Any]]:
     """A model minus the constants on the same utterances, by data set and UNION.
 
     Returns: of AGAINST the paired difference from the majority; "nll_at_t" that of NLL at T from the prior's
-        NLL (nats; below 0 the model knows more; None without a distribution). T is the model's best one, as
-        of NLL at T. "verdict" and "nll_verdict": "above", "not told apart" or "below" the constant, where
-        the 95% interval says so; above is better in both.
+        NLL at T (nats; below 0 the model knows more; None without a distribution). "verdict" and
+        "nll_verdict": "above", "not told apart" or "below" the constant, where the 95% interval says so
+        (`PairedDifference.sign`); above is better in both.
     """
     if not rows:
         return {}
@@ -142,8 +146,8 @@ def against_constants(rows: Rows, labels: Labels, shares: Mapping[str, Shares]) 
         result[d] = {
             **{m: _plain(found.measures[m]) for m in AGAINST},
             "nll_at_t": nll and _plain(nll),
-            "verdict": _verdict(found.measures["accuracy"]),
-            "nll_verdict": nll and _verdict(nll, lower_is_better=True),
+            "verdict": _VERDICTS[found.measures["accuracy"].sign],
+            "nll_verdict": nll and _VERDICTS[-nll.sign],
         }
     return result
 
@@ -153,23 +157,16 @@ def _nll_against(rows: Rows, labels: Labels, shares: Mapping[str, Shares]) -> Pa
     there = [r for r in rows if r["believed" if believed else "predicted"] is not None]
     if not there:
         return None
-    logs, gold = distributions(there, labels, believed=believed)
-    temperature, _ = best_temperature(logs, gold)
-    prior = _prior_nll(there, labels, shares)
-    return paired_difference(
-        prior, nll_at(logs, gold, temperature).tolist(), [r["conversation"] for r in there]
-    )
+    sides = (_prior(there, labels, shares), distributions(there, labels, believed=believed))
+    prior, model = (nll_at(logs, gold, best_temperature(logs, gold)[0]).tolist() for logs, gold in sides)
+    return paired_difference(prior, model, [r["conversation"] for r in there])
 
 
 def _plain(found: PairedDifference) -> dict[str, Any]:
     return {"difference": found.difference.as_list(), "p_value": found.p_value}
 
 
-def _verdict(found: PairedDifference, *, lower_is_better: bool = False) -> str:
-    low, high = found.difference.low, found.difference.high
-    if low <= 0 <= high:
-        return "not told apart"
-    return "below" if (low > 0) == lower_is_better else "above"
+_VERDICTS = {1: "above", 0: "not told apart", -1: "below"}
 
 
 def constants_lines(
@@ -190,8 +187,14 @@ def constants_lines(
             how = _words(change["nll_verdict"], "better than", "worse than")
             line += f", NLL at T is {how} that of the label shares ({signed(change['nll_at_t'])})"
         lines.append(line + ".")
-    sources = dict.fromkeys(constants[d]["source"] for d in against)
-    return [*lines, *(_FROM[source] for source in sources)]
+    of: dict[str, list[str]] = {}
+    for d in against:
+        if d != UNION:
+            of.setdefault(constants[d]["source"], []).append(d)
+    for source, names in of.items():
+        which = f" of {', '.join(names)}" if len(of) > 1 else ""
+        lines.append(f"Majority and label shares (prior){which} {_FROM[source]}")
+    return lines
 
 
 def _words(verdict: str, above: str = "above", below: str = "below") -> str:

@@ -75,12 +75,29 @@ def percentile_interval(value: float, draws: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
+LEAST_CLUSTERS = 6
+"""Conversations from which on a difference counts: with five the least p of sign flips is 2 / 2^5 > .05, and
+a bootstrap of so few shows too narrow an interval."""
+
+
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """Mean of b - a with its interval and a two-sided sign-flip p-value."""
+    """Mean of b - a with its interval, a two-sided sign-flip p-value, and the number of conversations."""
 
     difference: Interval
     p_value: float
+    clusters: int
+
+    @property
+    def sign(self) -> int:
+        """+1 or -1 where the 95% interval of LEAST_CLUSTERS conversations or more leaves out 0, else 0."""
+        return sign_of(self.difference.as_list(), self.clusters)
+
+
+def sign_of(difference: Sequence[float], clusters: int) -> int:
+    """`PairedDifference.sign` of [value, low, high]."""
+    _, low, high = difference
+    return (low > 0) - (high < 0) if clusters >= LEAST_CLUSTERS else 0
 
 
 def paired_difference(
@@ -98,7 +115,7 @@ def paired_difference(
     signs = _flips(len(sums), resamples, seed)
     reached = np.sum(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12)
     interval = mean_interval(delta.tolist(), clusters, resamples=resamples, seed=seed)
-    return PairedDifference(interval, float((reached + 1) / (resamples + 1)))
+    return PairedDifference(interval, float((reached + 1) / (resamples + 1)), len(sums))
 
 
 MEASURES = ("accuracy", "weighted_f1", "macro_f1", "mean_r1", "parse_rate")
@@ -233,12 +250,13 @@ def paired_average(
     """
     each = range(len(parts)) if of is None else of
     differences = [_paired_draws(a, b, resamples, seed + k) for (a, b), k in zip(parts, each, strict=True)]
+    clusters = sum({d: len(a.clusters) for d, (a, _) in zip(each, parts, strict=True)}.values())
     result = {}
     for m in MEASURES:
         value, drawn, null = (np.mean([d[k][m] for d in differences], 0) for k in range(3))
         reached = np.sum(np.abs(null) >= abs(value) - 1e-12)
         result[m] = PairedDifference(
-            percentile_interval(float(value), drawn), float((reached + 1) / (resamples + 1))
+            percentile_interval(float(value), drawn), float((reached + 1) / (resamples + 1)), clusters
         )
     return result
 
