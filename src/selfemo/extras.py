@@ -10,8 +10,12 @@ import shlex
 import sys
 from importlib import metadata
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from selfemo.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 _PACKAGE = "selfemo"
 
@@ -24,16 +28,21 @@ def version_of(distribution: str) -> str:
         return ""
 
 
-def requirements(*names: str) -> list[str]:
-    """What this version of selfemo requires of each distribution, as "name>=1.2"; else the name alone."""
+def stated() -> list[Requirement]:
+    """What the package says that it requires; nothing where it runs from its source."""
     from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
 
     try:
-        stated = [Requirement(text) for text in metadata.requires(_PACKAGE) or []]
-    except metadata.PackageNotFoundError:  # it runs from its source
-        stated = []
-    known = {canonicalize_name(r.name): f"{r.name}{r.specifier}" for r in stated}
+        return [Requirement(text) for text in metadata.requires(_PACKAGE) or []]
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def requirements(*names: str) -> list[str]:
+    """What this version of selfemo requires of each distribution, as "name>=1.2"; else the name alone."""
+    from packaging.utils import canonicalize_name
+
+    known = {canonicalize_name(r.name): f"{r.name}{r.specifier}" for r in stated()}
     return [known.get(canonicalize_name(name), name) for name in names]
 
 

@@ -139,15 +139,23 @@ def test_help_loads_nothing_heavy() -> None:
     assert not loaded & heavy
 
 
+def until_asleep(pid: int) -> None:
+    """Wait until a process waits for something; one that only lacks a core is still running."""
+    seen = ""
+    while not seen.endswith("SSSSS"):
+        time.sleep(0.05)
+        seen += Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def ended(*arguments: str, wait_for: Path | None = None, number: int = 0) -> tuple[int, str, str]:
     """Exit code, output and errors of a command; it gets the signal when it opens the pipe `wait_for`."""
     command = [sys.executable, "-m", "selfemo.cli", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if wait_for is not None:
-        # Opening returns when the command has opened its end; a second later it waits in its read, which the
-        # signal ends. One that came between its open and its read would not.
+        # Opening returns when the command has opened its end. Once it sleeps, it waits in its read, which the
+        # signal ends; one that came between its open and its read would not.
         with wait_for.open("w"):
-            time.sleep(1)
+            until_asleep(process.pid)
             process.send_signal(number)
             said = process.communicate(timeout=200)
     else:

@@ -58,6 +58,14 @@ def test_a_file_without_settings_changes_none(text: str, tmp_path: Path) -> None
     assert load([tmp_path / "a.toml"]) == load()
 
 
+def test_an_empty_section_changes_nothing_of_the_file_before(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text('[data]\neval_split = "dev"\n[model.lora]\nrank = 4\n')
+    second.write_text('[data]\n# eval_split = "test"\n[model.lora]\n')
+    assert load([first, second]) == load([first])
+    assert load([second]).model.lora == load([], ["model.lora={}"]).model.lora is not None
+
+
 def test_files_and_overrides_merge_in_order(tmp_path: Path) -> None:
     a, b = tmp_path / "a.toml", tmp_path / "b.toml"
     a.write_text("seed = 1\n[grpo]\nlr = 1e-4\nlam_max = 0.5\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,6 @@ def test_models(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_the_wheel_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib import metadata
-
     monkeypatch.setenv("SELFEMO_CACHE", str(tmp_path))
     finding, _ = doctor.check_model("builtin:smollm2-135m")
     assert finding.state == "ok" and "sha256 is right" in finding.found
@@ -128,6 +127,17 @@ def test_extras_that_a_run_does_not_need_are_told_with_their_command(monkeypatch
     assert found["extra chat"] == Finding(
         "optional", "extra chat", "gradio not installed; for selfemo chat --web", install_command("gradio")
     )
+
+
+def test_from_the_source_alone_requirements_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    for asked in ("metadata", "requires"):
+        monkeypatch.setattr(metadata, asked, unknown)
+    assert list(doctor.check_optional({})) == []
+    (found,) = doctor.check_packages({"lora": "model.lora"})
+    assert found.state == "warning" and "not known here" in found.found
 
 
 CARDS = (Gpu("NVIDIA H100 80GB HBM3", 80e9, True), Gpu("Tesla V100", 32e9, False))

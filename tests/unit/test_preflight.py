@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,14 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.cli.output import confirm
 from selfemo.config import load, shipped, to_toml
-from selfemo.data.splits import existing_split
+from selfemo.data.splits import existing_split, held_out
 from selfemo.errors import ConfigError, DataError, SelfEmoError
+from selfemo.evaluation.overlap import training_data
 from selfemo.progress import Console, Quiet
 from selfemo.runs.inputs import HOLD_OUT, load_conversations, run_inputs
-from selfemo.runs.preflight import Expected, check_room, check_start, expected
-from selfemo.runs.settings import settings_for
+from selfemo.runs.overlap import note_overlap
+from selfemo.runs.preflight import Expected, check_room, check_run, check_start, expected
+from selfemo.runs.settings import settings_for, sources_of
 
 
 def talk(n: int, **more: object) -> dict[str, object]:
@@ -199,9 +204,10 @@ def test_what_a_run_held_out_is_of_its_own_data(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     mine = write(tmp_path / "mine.jsonl", *(talk(n) for n in range(10)))
     other = write(tmp_path / "other.jsonl", *(talk(n) for n in range(10)))
-    checked, _ = check_start(load(["quickstart"], [f'data.sources=["{mine}"]']), tmp_path / "run")
+    checked, inputs = check_start(load(["quickstart"], ['data.sources=["mine.jsonl"]']), tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "cold-start").mkdir(parents=True)
     (tmp_path / "run" / "config.toml").write_text(to_toml(checked))
+    note_overlap(tmp_path / "run", inputs.overlap, Quiet().say)
     for name in ("config.json", "x.safetensors"):
         (tmp_path / "run" / "checkpoints" / "cold-start" / name).write_text("{}")
     for source in (mine, "mine.jsonl", "jsonl:mine.jsonl"):
@@ -209,3 +215,100 @@ def test_what_a_run_held_out_is_of_its_own_data(tmp_path: Path, monkeypatch: pyt
         assert [c.split for c in load_conversations(config.data)].count("dev") == 2, source
     config, _ = settings_for("run", [other], [], [])
     assert [c.split for c in load_conversations(config.data)] == ["test"] * 10
+    monkeypatch.chdir(tmp_path.parent)  # the run says "mine.jsonl", which is nothing here
+    place = os.path.relpath(tmp_path)
+    config, _ = settings_for(f"{place}/run", [f"{place}/mine.jsonl"], [], [])
+    assert [c.split for c in load_conversations(config.data)].count("dev") == 2
+    trained = training_data(f"{place}/run", [], lenient=False, say=pytest.fail)
+    assert {c.id for c in trained} == {c.id for c in inputs.training}
+    os.remove(mine)
+    assert sources_of(tmp_path / "run") == ("mine.jsonl",), "what is there no more is called as before"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evolve -c quickstart --data talks.jsonl", "evolve -c quickstart --data sample --set model.id=run9",
+        "evolve --resume run9", "evolve -c quickstart --set grpo.nix=1", "evolve --engine none",
+        "sft --out new --data talks.jsonl", "train run9 --out new", "selfplay run9 --data sample",
+        "predict talk.jsonl --model run9 --out new", "evaluate run9 --data sample", "chat run9", "serve run9",
+        "report run9", "analyse run9", "ablate --data talks.jsonl --out new",
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_before_torch_is_loaded(line: str, tmp_path: Path) -> None:
+    write(tmp_path / "talk.jsonl", talk(1, split="test"))
+    code = (
+        "import sys; from selfemo.cli.main import run\n"
+        "try: run()\nfinally: print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") or "\nerror: " in done.stderr
+
+
+def test_splits_that_only_test_conversations_name_are_no_hold_out(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.jsonl", *(talk(n) for n in range(4)), talk(4, split="test"))
+    said: list[str] = []
+    with pytest.raises(DataError, match=r"no conversation of split 'train' .*\(there are: 5 test\)"):
+        check_start(load([], [f'data.sources=["{mine}"]']), tmp_path / "run", say=said.append)
+    assert said[0].startswith("4 of 5 conversations name no split, as others do")
+
+
+def test_what_was_held_out_is_counted_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = write(tmp_path / "mine.jsonl", *(talk(n) for n in range(30)))
+    config = load([], [f'data.sources=["{mine}"]'])
+    assert config.data.eval_split == "test"
+    check_run(config, tmp_path / "run", Console())
+    assert "6 of 30 conversations are held out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_one_stage_is_estimated_as_one(tmp_path: Path) -> None:
+    config = load(["quickstart"], ["flywheel.iterations=1000"])
+    inputs = run_inputs(config)
+    whole = expected(config, inputs)
+    one = expected(config, inputs, cold_start=False, iterations=1)
+    sft = expected(config, inputs, iterations=0)
+    assert whole and one and sft
+    assert whole.hours == pytest.approx(1000 * one.hours + sft.hours) and whole.disk > 100 * one.disk
+
+
+def test_an_ablation_of_data_without_splits_asks_and_parts_them(tmp_path: Path, monkeypatch) -> None:
+    """An empty folder is no ablation that goes on; each run has the same held-out conversations."""
+    mine = write(tmp_path / "mine.jsonl", *(talk(n) for n in range(10)))
+    (tmp_path / "a").mkdir()
+    line = ["ablate", "--data", mine, "--out", str(tmp_path / "a"), "--seeds", "1", "--arm", "vanilla-grpo"]
+    refused = CliRunner().invoke(app, [*line, "--jobs", "8"])
+    assert isinstance(refused.exception, ConfigError) and "add --yes" in str(refused.exception)
+    given: list[list[str]] = []
+
+    def ablation(files, overrides, *rest, **more):
+        given.append(overrides)
+        return {"arms": {}}
+
+    monkeypatch.setattr("selfemo.evaluation.experiments.ablate.ablate", ablation)
+    CliRunner().invoke(app, [*line, "--yes"])
+    config = load([], given[0])
+    assert (config.data.hold_out, config.data.eval_split) == (HOLD_OUT, "dev")
+    assert run_inputs(config).training and held_out(run_inputs(config).conversations, "dev", 0, 0)
+
+
+def test_memory_counts_once_for_each_job_and_time_for_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    console = Console()
+    monkeypatch.setattr(console, "say", said.append)
+    confirm(Expected(0.1, 2, 8, 1), console, False, "all 6 runs", 6, 3)
+    assert said[0].startswith("all 6 runs will take about 36 min, 6.0 of 8.0 GiB of memory, 6.0 GiB of disk")
+    with pytest.raises(ConfigError, match="add --yes"):
+        confirm(Expected(0.1, 2, 8, 1), console, False, "all 6 runs", 6, 5)
+
+
+def test_selfplay_leaves_a_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("")
+    (tmp_path / "answers.jsonl").write_text('"E: joy\\nS: joy\\nR: Well."\n')
+    line = ["selfplay", f"scripted:{tmp_path / 'answers.jsonl'}", "--data", "sample", "--out"]
+    done = CliRunner().invoke(app, [*line, str(tmp_path / "run")])
+    assert "already holds a run" in str(done.exception)
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["config.toml"]

@@ -55,16 +55,19 @@ def test_a_wrong_name_is_told_the_nearest_run_or_model(
             ModelReference.parse(wrong).check()
 
 
-def test_a_hub_that_cannot_be_reached_is_said_at_once() -> None:
+def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path) -> None:
+    """Also where a folder of that owner is here: the id may be one of the hub all the same."""
+    model_folder(tmp_path / "owner" / "same-model")
     code = (
         "from selfemo.models.references import ModelReference; import time; start = time.monotonic()\n"
         "try: ModelReference.parse('owner/some-model').check()\n"
         "except Exception as e: print(time.monotonic() - start < 4, e)"
     )
     closed = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nobody listens
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=closed).stdout
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=closed,
+                          cwd=tmp_path).stdout  # fmt: skip
     assert said.startswith("True owner/some-model: no such folder; as a hub id, it is not in the cache")
-    assert "builtin:smollm2-135m needs no network" in said
+    assert "builtin:smollm2-135m needs no network; did you mean owner/same-model?" in said
 
 
 def test_a_folder_and_a_file(tmp_path: Path) -> None:

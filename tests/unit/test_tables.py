@@ -130,6 +130,8 @@ def test_the_command_writes_each_format(tmp_path: Path, form: str) -> None:
     assert done.exit_code == 0, done.output
     text = out.read_text()
     assert "71.92" in text and "published" in text
+    told = CliRunner().invoke(app, ["table1", "--format", form, "--out", str(tmp_path / "too"), "--json"])
+    assert json.loads(told.stdout)["rows"] and (tmp_path / "too").read_text() == text
     if form == "csv":
         rows = list(csv.DictReader(io.StringIO(text)))
         assert rows[-1]["MELD Acc."] == "71.92" and rows[-1]["Method"] == "SELF-EMO"

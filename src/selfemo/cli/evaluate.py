@@ -105,15 +105,14 @@ def table1(
     where: dict[str, tables.Intervals] = {"csv": "columns", "latex": "cells"}
     intervals = where.get(form, "none")
     table = tables.cross(folders or []) if cross else tables.table1(folders or [], intervals=intervals)
+    text = render(*table, form)
+    if out is not None:
+        write_text(out, text)
     if as_json:
         header, rows = table
         print_json({"header": header, "rows": rows})
-        return
-    text = render(*table, form)
-    if out is None:
+    elif out is None:
         typer.echo(text, nl=False)
-    else:
-        write_text(out, text)
 
 
 def judge(
@@ -177,6 +176,7 @@ def ablate(
     from selfemo.evaluation.experiments.runs import KEPT
     from selfemo.reports.ablation import ablation_table, write_tables
     from selfemo.reports.figures import draw
+    from selfemo.runs.folder import CONFIG_FILE
     from selfemo.runs.preflight import check_run
 
     if keep not in KEPT:
@@ -185,10 +185,10 @@ def ablate(
     checked, _, need = check_run(chosen, out, reporter())
     sets = with_data(overrides, data)
     if checked.data.hold_out:
-        sets.append(f"data.hold_out={checked.data.hold_out}")
+        sets += [f"data.hold_out={checked.data.hold_out}", f"data.eval_split={checked.data.eval_split}"]
     runs = seeds * len(arms_for(chosen, arm or []))
-    if not out.exists():
-        confirm(need, reporter(), yes, f"all {runs} runs", runs)
+    if not any(out.rglob(CONFIG_FILE)):  # what goes on was confirmed
+        confirm(need, reporter(), yes, f"all {runs} runs", runs, min(jobs, runs))
     with interruptible(again(out)) as (said, stop):
         result = run_ablation(
             config or [], sets, out, seeds, said, stop=stop, keep=keep,

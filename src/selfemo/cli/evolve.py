@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ def evolve(
     if dry_run and chosen is not None:
         show_plan(chosen, chosen.model.id, folder, max(1, chosen.flywheel.iterations), as_json=as_json)
         return
-    go_on = f"go on with: {program()} evolve --resume {folder}"
+    go_on = f"go on with: {program()} evolve --resume {shlex.quote(str(folder))}"
     inputs = None
     if chosen is None and not (folder / CONFIG_FILE).exists():
         raise StoreError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")

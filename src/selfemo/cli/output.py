@@ -54,8 +54,13 @@ _LONG = 2.0
 """Hours from which on a run is not started unasked."""
 
 
-def confirm(told: Expected | None, said: Console, yes: bool, what: str = "this run", runs: int = 1) -> None:
-    """Say what a run will take; ask before a long one, or one that does not fit into memory.
+def confirm(
+    told: Expected | None, said: Console, yes: bool, what: str = "this run", runs: int = 1, jobs: int = 1
+) -> None:
+    """Say what so many runs will take; ask before long ones, or such as do not fit into memory.
+
+    Args:
+        jobs: how many of them are made side by side, in as much time as one after another.
 
     Raises: ConfigError: it cannot ask, and there is no --yes. typer.Abort: the answer was no.
     """
@@ -65,7 +70,7 @@ def confirm(told: Expected | None, said: Console, yes: bool, what: str = "this r
 
     if told is None:
         return
-    told = replace(told, hours=told.hours * runs, disk=told.disk * runs)
+    told = replace(told, hours=told.hours * runs, disk=told.disk * runs, memory=told.memory * jobs)
     text = f"{what} will take about {told} (a rough estimate; selfemo doctor shows its parts)"
     said.say(text)
     if yes or (told.hours < _LONG and (not told.free or told.memory <= told.free)):
@@ -121,8 +126,6 @@ def use_samples(samples: Path, reasoning: str = "none", source: str = "", config
         source: the data set that they are of.
         config: settings that they were made for, in place of the shipped quickstart.
     """
-    import shlex
-
     sets = [f"sft.samples={samples}"]
     if reasoning != "none":
         sets += [f"prompt.reasoning={reasoning}", *(() if config else _WITH_REASONING)]

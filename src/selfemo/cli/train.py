@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,7 @@ def sft(
     from selfemo.runs.words import in_words
 
     chosen = new_settings(resume, config, overrides, engine, data)
-    with interruptible(f"go on with: {program()} sft --out {out} --resume") as (said, stop):
+    with interruptible(f"go on with: {program()} sft --out {shlex.quote(str(out))} --resume") as (said, stop):
         info = sft_alone(out, chosen, said, stop)
     if as_json:
         print_json({"out": str(out), **info})
@@ -63,9 +64,9 @@ def train(
         if dry_run:
             show_plan(chosen, chosen.model.id, out, as_json=as_json)
             return
-        chosen, _, need = check_run(chosen, out, reporter(), cold_start=False)
+        chosen, _, need = check_run(chosen, out, reporter(), cold_start=False, iterations=1)
         confirm(need, reporter(), yes)
-    go_on = f"go on with: {program()} train {model} --out {out} --resume"
+    go_on = f"go on with: {program()} {shlex.join(['train', model, '--out', str(out), '--resume'])}"
     with interruptible(go_on) as (said, stop):
         checkpoint, counts = train_alone(model, out, chosen, said, stop)
     if as_json:
@@ -106,8 +107,6 @@ def selfplay(
 
 def show_plan(config: Config, model: str, folder: Path, stages: int = 1, *, as_json: bool = False) -> None:
     """Print the launches of the first of a run's RL stages with verl, their commands ready for a shell."""
-    import shlex
-
     from selfemo.errors import ConfigError
     from selfemo.training.verl.waves import plan
 

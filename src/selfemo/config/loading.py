@@ -46,12 +46,14 @@ def _flatten(value: Any, prefix: tuple[str, ...] = ()) -> Iterable[tuple[tuple[s
 
 
 def _insert(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set a value in a tree of sections; an empty section is there then, but takes nothing away."""
     for part in path[:-1]:
         nested = tree.get(part)
         if not isinstance(nested, dict):
             nested = tree[part] = {}
         tree = nested
-    tree[path[-1]] = value
+    if value != {} or not isinstance(tree.get(path[-1]), dict):
+        tree[path[-1]] = value
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:

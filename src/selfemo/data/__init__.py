@@ -32,6 +32,21 @@ def detect(path: Path) -> Adapter:
     raise DataError(f"is of no known data set{plain}. Looked for {looked}", path)
 
 
+def split_source(spec: str) -> tuple[str, str]:
+    """The data set's name and the path of "NAME:PATH"; "" and the whole of another source."""
+    name, separator, rest = spec.partition(":")
+    return (name, rest) if separator and name in ADAPTERS and name != "sample" else ("", spec)
+
+
+def whole_path(spec: str) -> str:
+    """The same source as it is called from any folder."""
+    if spec == "sample":
+        return spec
+    name, rest = split_source(spec)
+    path = os.path.abspath(os.path.expanduser(rest))
+    return f"{name}:{path}" if name else path
+
+
 def resolve(spec: str) -> tuple[Adapter, Path]:
     """Adapter and path of "sample", a path (its data set is detected), or "NAME:PATH".
 
@@ -40,8 +55,8 @@ def resolve(spec: str) -> tuple[Adapter, Path]:
     """
     if spec == "sample":
         return ADAPTERS["sample"], SampleSet.path()
-    name, separator, rest = spec.partition(":")
-    if separator and name in ADAPTERS and name != "sample":
+    name, rest = split_source(spec)
+    if name:
         if not rest:
             raise DataError(f"{spec!r} names no path; write {name}:PATH")
         # os.path.expanduser leaves ~nobody as it is, where pathlib raises RuntimeError.
@@ -54,7 +69,7 @@ def resolve(spec: str) -> tuple[Adapter, Path]:
                 looks = f"; it looks like {other}: use {other}:{rest}" if other else ""
                 raise DataError(f"is not {name} data (looked for {adapter.looks_for}){looks}", path)
         return adapter, path
-    path = Path(os.path.expanduser(spec))
+    path, (name, separator, _) = Path(os.path.expanduser(spec)), spec.partition(":")
     if separator and name.isalpha() and len(name) > 1 and not os.path.exists(path):
         valid = ", ".join(n for n in ADAPTERS if n != "sample")
         raise DataError(f"no such file or folder, and no data set {name!r}; valid are {valid}", path)

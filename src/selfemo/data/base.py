@@ -458,6 +458,7 @@ def check_record(result: LoadResult, adapter: Adapter) -> dict[str, Any]:
         "data_set": report.dataset,
         "labels": list(dict.fromkeys(c.label_set.labels for c in result.conversations)),
         "splits": splits,
+        "without_split": len(report.without_split),
         "noted": dict(report.blemishes.most_common()),
         "skipped": [{"path": path, "line": at, "reason": reason} for path, at, reason in report.skipped],
     }

@@ -24,6 +24,7 @@ from selfemo.models.generation import backend_of
 from selfemo.models.references import CONFIG_FILE, START, ModelReference
 from selfemo.runs.inputs import load_sources
 from selfemo.runs.overlap import RULE, overlap_line, told_counts
+from selfemo.runs.settings import data_of
 
 Scoring = Callable[..., dict[str, Scores]]
 """(rows, labels, *, resamples) to scores by data set: `predictions.score`, or `clean_scores` of some ids."""
@@ -113,7 +114,7 @@ def training_data(
         found += train
     try:
         for run in [] if model is None else runs_of(model):
-            loaded, overlap = load_sources(load([run / CONFIG_FILE]).data)
+            loaded, overlap = load_sources(data_of(run))
             trained = (c for part in loaded for c in part if c.split == "train")
             found += [c for c in trained if c.id not in overlap.not_trained_on]
     except (DataError, EngineError) as e:

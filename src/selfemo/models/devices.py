@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfemo.models.loading import pick_dtype
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -29,6 +27,8 @@ class Devices:
 def devices() -> Devices:
     """The devices of this machine."""
     import torch
+
+    from selfemo.models.loading import pick_dtype  # loads transformers
 
     gpus = []
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

@@ -110,7 +110,9 @@ class ModelReference:
                 f"{text} is no model folder, run, GGUF file or hub id: there is no {path / _MODEL_FILE}, "
                 f"{path / CONFIG_FILE}{at}{_models_here(text)}"
             )
-        is_local = not _HUB_ID.fullmatch(text) or bool(_models_in(path.parent))
+        is_local = not _HUB_ID.fullmatch(text) or any(
+            (Path(f) / CONFIG_FILE).is_file() for f in _models_in(path.parent)
+        )
         if is_local and not _in_hub_cache(text):
             raise EngineError(
                 f"{text}: no such folder, nor a model of the hub, which is OWNER/NAME{_models_here(text)}"

@@ -51,6 +51,7 @@ from selfemo.runs.dialogues import episodes
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.rollback import choice_lines
+from selfemo.runs.settings import data_of
 from selfemo.runs.store import STORE_FILE, Store
 
 
@@ -99,7 +100,7 @@ class Source:
     def constants(self) -> dict[str, Any]:
         """Constant answers beside the scores (`summary.constants_part`)."""
         try:
-            training = load_conversations(self.config.data)
+            training = load_conversations(data_of(self.folder))
         except DataError:
             training = []
         resamples = self.config.evaluation.resamples
@@ -108,7 +109,7 @@ class Source:
     def held_out_prompts(self) -> dict[str, Prompt]:
         """Prompts by id; empty where the data can no longer be read."""
         try:
-            return {p.id: p for p in gold_prompts(load_conversations(self.config.data))}
+            return {p.id: p for p in gold_prompts(load_conversations(data_of(self.folder)))}
         except DataError:
             return {}
 

@@ -23,7 +23,7 @@ from selfemo.config import ClusterConfig, Config
 from selfemo.data import load as load_data
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, SelfEmoError
-from selfemo.extras import install_command, version_of
+from selfemo.extras import install_command, stated, version_of
 from selfemo.method.prompts import (
     conversation_prompts,
     format_completion,
@@ -101,8 +101,7 @@ OPTIONAL = {
 
 def _required(extra: str) -> Iterator[Requirement]:
     """What the package requires for an extra, besides what it requires anyway; "" for the latter."""
-    for text in metadata.requires("selfemo") or []:
-        wanted = Requirement(text)
+    for wanted in stated():
         if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
             continue
         if extra and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
@@ -140,7 +139,7 @@ def check_packages(extras: dict[str, str]) -> Iterator[Finding]:
         why = f", for {extras[extra]}" if extra else ""
         if extra and extra not in have:
             told = f"this version of selfemo does not have it{why}"
-            yield Finding("missing", f"extra {extra}", told, "pip install --upgrade selfemo")
+            yield Finding("missing", f"extra {extra}", told, "pip install -e . (in an up-to-date clone)")
         for wanted in _required(extra):
             found = version_of(wanted.name)
             command = install_command(wanted.name)

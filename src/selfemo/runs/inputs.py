@@ -96,7 +96,7 @@ def _with_overlap(config: DataConfig) -> tuple[list[Conversation], DataOverlap]:
 
 
 def with_hold_out(config: Config, say: Callable[[str], None] | None = None) -> Config:
-    """The configuration for training on it: where the data name no split, data.hold_out = HOLD_OUT.
+    """The configuration for training on it: where no conversation names a split, data.hold_out = HOLD_OUT.
 
     What is held out is split dev, which is evaluated; where data.hold_out is set, nothing changes.
 
@@ -108,15 +108,13 @@ def with_hold_out(config: Config, say: Callable[[str], None] | None = None) -> C
         return config
     results = [load(source, lenient=data.lenient) for source in data.sources]
     unsplit = sum(len(r.report.without_split) for r in results)
-    if any(c.split == "train" for r in results for c in r.conversations):
+    count = sum(len(r.conversations) for r in results)
+    if unsplit < count:
         if unsplit and say:
-            count = sum(len(r.conversations) for r in results)
             say(
                 f"{unsplit} of {count} conversations name no split, as others do: they are split test, and "
                 "nothing is trained on them"
             )
-        return config
-    if not unsplit:
         return config
     return config.model_copy(
         update={"data": data.model_copy(update={"hold_out": HOLD_OUT, "eval_split": "dev"})}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import DataConfig
+from selfemo.data import whole_path
 from selfemo.data.overlap import LEAST_COPIES, LEAST_SHARE, LEAST_WORDS, Overlap, find_overlap
 from selfemo.errors import DataError, StoreError
 from selfemo.files import write_json
@@ -35,6 +36,7 @@ class DataOverlap:
         exclude, split: data.exclude_overlap and data.eval_split.
         found: before anything was left out.
         left_out: ids of the conversations that data.exclude_overlap leaves out, of `of` in their split.
+        sources: data.sources with whole paths, so that they are known from another folder too.
     """
 
     exclude: str
@@ -42,6 +44,7 @@ class DataOverlap:
     found: Overlap
     left_out: tuple[str, ...] = ()
     of: int = 0
+    sources: tuple[str, ...] = ()
 
     @property
     def overlapping(self) -> tuple[str, ...]:
@@ -67,6 +70,7 @@ class DataOverlap:
             "left_out": list(self.left_out),
             "left_out_of": self.of,
             "copies": [c.as_dict() for c in self.found.copies],
+            "sources": list(self.sources),
         }
 
 
@@ -103,9 +107,9 @@ def check_overlap(conversations: Sequence[Conversation], data: DataConfig) -> Da
     """
     training = [c for c in conversations if c.split == "train"]
     held = [c for c in conversations if c.split == data.eval_split]
-    found = find_overlap(held, training)
+    found, sources = find_overlap(held, training), tuple(map(whole_path, data.sources))
     if data.exclude_overlap == "no":
-        return DataOverlap("no", data.eval_split, found)
+        return DataOverlap("no", data.eval_split, found, sources=sources)
     if data.exclude_overlap == "train":
         of, gone = training, found.training_conversations()
     else:
@@ -116,7 +120,7 @@ def check_overlap(conversations: Sequence[Conversation], data: DataConfig) -> Da
             f'data.exclude_overlap = "{data.exclude_overlap}" leaves no conversation of split '
             f'{of[0].split!r}: all {len(of)} overlap; use other data, or data.exclude_overlap = "no"'
         )
-    return DataOverlap(data.exclude_overlap, data.eval_split, found, left_out, len(of))
+    return DataOverlap(data.exclude_overlap, data.eval_split, found, left_out, len(of), sources)
 
 
 def note_overlap(folder: Path, overlap: DataOverlap, say: Callable[[str], None]) -> None:

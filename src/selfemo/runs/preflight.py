@@ -26,13 +26,15 @@ from selfemo.runs.inputs import (
     with_hold_out,
 )
 from selfemo.runs.settings import find_checkpoint
-from selfemo.training import open_trainer
+from selfemo.training import check_engine, open_trainer
 
 
 def check_start(
     config: Config, folder: Path, *, cold_start: bool = True, say: Callable[[str], None] | None = None
 ) -> tuple[Config, RunInputs]:
-    """Check what a new run needs, in about a second: nothing is loaded on a device, and nothing is written.
+    """Check what a new run needs: nothing is loaded on a device, and nothing is written.
+
+    What is checked in a second comes first, the engine's own checks, which load torch, last.
 
     Args:
         cold_start: the run has one, whose samples are checked too.
@@ -47,7 +49,7 @@ def check_start(
         EngineError, MissingExtraError: an engine, a model or a dependency that cannot be had.
     """
     must_be_new(folder)
-    open_trainer(config, folder, StopRequest())  # it loads no model yet
+    check_engine(config.engine)
     find_checkpoint(config.model.id)
     if config.model.lora is not None:
         require("model.lora", "peft")
@@ -58,6 +60,7 @@ def check_start(
         sft, reasoning = config.sft, config.prompt.reasoning
         not_trained_on, seen = inputs.overlap.not_trained_on, seen_samples(inputs.training, config)
         cold_start_samples(inputs.training, sft, reasoning, config.seed, not_trained_on, seen)
+    open_trainer(config, folder, StopRequest())  # it loads no model yet
     return config, inputs
 
 
@@ -84,8 +87,19 @@ class Expected:
         return f"{self.time}, {self.memory:.1f}{there} GiB of memory, {self.disk:.1f} GiB of disk"
 
 
-def expected(config: Config, inputs: RunInputs, *, cold_start: bool = True) -> Expected | None:
-    """What a run will take by `selfemo doctor`'s estimate; None for a model whose sizes are not here."""
+def expected(
+    config: Config, inputs: RunInputs, *, cold_start: bool = True, iterations: int | None = None
+) -> Expected | None:
+    """What a run will take by `selfemo doctor`'s estimate; None for a model whose sizes are not here.
+
+    Args:
+        cold_start: there is one.
+        iterations: how many, where they are not config.flywheel.iterations.
+    """
+    if iterations is not None:
+        config = config.model_copy(
+            update={"flywheel": config.flywheel.model_copy(update={"iterations": iterations})}
+        )
     reference = ModelReference.parse(config.model.id)
     try:
         shape = costs.find_shape(reference.text if reference.text in costs.KNOWN else reference.folder())
@@ -101,17 +115,22 @@ def expected(config: Config, inputs: RunInputs, *, cold_start: bool = True) -> E
 
 
 def check_run(
-    config: Config, folder: Path, reporter: Reporter, *, cold_start: bool = True
+    config: Config,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    cold_start: bool = True,
+    iterations: int | None = None,
 ) -> tuple[Config, RunInputs, Expected | None]:
-    """`check_start`, the disk, and what the run will take; says what it held out."""
+    """`check_start`, the disk, and what the run will take (`expected`); says what it held out."""
     checked, inputs = check_start(config, folder, cold_start=cold_start, say=reporter.say)
     if checked.data.hold_out != config.data.hold_out:
-        held = sum(c.split == config.data.eval_split for c in inputs.conversations)
+        held = sum(c.split == checked.data.eval_split for c in inputs.conversations)
         reporter.say(
             f"the data name no split: {held} of {len(inputs.conversations)} conversations are held out "
             f"(data.hold_out = {HOLD_OUT}), the others are to train on"
         )
-    if need := expected(checked, inputs, cold_start=cold_start):
+    if need := expected(checked, inputs, cold_start=cold_start, iterations=iterations):
         check_room(folder, need, reporter)
     return checked, inputs, need
 

@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfemo.config import Config, load
-from selfemo.data import ADAPTERS
+from selfemo.config import Config, DataConfig, load
+from selfemo.data import split_source, whole_path
 from selfemo.models.generation import backend_of
 from selfemo.models.references import CONFIG_FILE, START, ModelReference, run_of
+from selfemo.runs.overlap import noted_overlap
 
 
 def find_checkpoint(model: str) -> str:
@@ -43,12 +44,23 @@ def settings_for(
     checkpoint, run = find_checkpoint(model), run_of(model)
     own = [] if run is None else [run / CONFIG_FILE]
     data = [f"data.sources={json.dumps(list(sources))}"]
-    if run is not None and not {*map(_place, sources)} & {*map(_place, load(own).data.sources)}:
+    if run is not None and not {*map(_place, sources)} & {*map(_place, sources_of(run))}:
         data.append("data.hold_out=0.0")
     return load([*own, *files], [*data, *overrides]), checkpoint
 
 
+def sources_of(run: Path) -> tuple[str, ...]:
+    """The data of a run as any folder calls them, where the run kept that and they are still there."""
+    kept = (noted_overlap(run) or {}).get("sources") or ()
+    there = all(s == "sample" or os.path.exists(split_source(s)[1]) for s in kept)
+    return tuple(kept) if kept and there else load([run / CONFIG_FILE]).data.sources
+
+
+def data_of(run: Path) -> DataConfig:
+    """The data settings of a run, with `sources_of`."""
+    return load([run / CONFIG_FILE]).data.model_copy(update={"sources": sources_of(run)})
+
+
 def _place(source: str) -> str:
-    """The absolute path of a source, without the name of its data set."""
-    name, colon, rest = source.partition(":")
-    return os.path.abspath(os.path.expanduser(rest if colon and name in ADAPTERS else source))
+    """The real path of a source, without the name of its data set."""
+    return os.path.realpath(split_source(whole_path(source))[1])

@@ -12,6 +12,7 @@ from typing import Any
 from selfemo.config import Config, load
 from selfemo.data.splits import existing_split, held_out
 from selfemo.errors import ConfigError, DataError, EngineError
+from selfemo.files import lock_folder
 from selfemo.method.prompts import conversation_prompts, format_emotions
 from selfemo.method.types import EmotionDistribution, Prompt
 from selfemo.models.generation import open_sampler
@@ -19,7 +20,7 @@ from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.dialogues import dialogues
 from selfemo.runs.evolve import cold_start, rl
-from selfemo.runs.folder import COLD, CONFIG_FILE, START, RunFolder, rolls_back
+from selfemo.runs.folder import COLD, CONFIG_FILE, START, RunFolder, must_be_new, rolls_back
 from selfemo.runs.inputs import check_reasoning, load_conversations, run_inputs
 from selfemo.runs.overlap import note_overlap
 from selfemo.runs.preflight import check_run, check_start
@@ -44,7 +45,7 @@ def sft_alone(
         raise EngineError(f"{out} exists already; give another --out")
     folder, inputs = out.with_name(out.name + ".run"), None
     if config is not None:
-        config, inputs, _ = check_run(config, folder, reporter)
+        config, inputs, _ = check_run(config, folder, reporter, iterations=0)
     with RunFolder(folder, config, reporter, stop) as run:
         _, training, overlap = inputs or run_inputs(run.config)
         note_overlap(run.path, overlap, reporter.say)
@@ -111,8 +112,13 @@ def selfplay_alone(
     prompts = [p for c in held for p in conversation_prompts(c)]
     order = rng(config.seed, "episodes").permutation(len(prompts))[:n]
     chosen, turns = [prompts[i] for i in order], config.selfplay.max_turns
+    must_be_new(folder)
     sampler = open_sampler(checkpoint, config.model)
-    with Store(folder / STORE_FILE) as store, reporter.bar("self-play turns", turns) as advance:
+    with (
+        lock_folder(folder),
+        Store(folder / STORE_FILE) as store,
+        reporter.bar("self-play turns", turns) as advance,
+    ):
         counts = play_episodes(
             sampler, chosen, persona_book(conversations), config, store,
             on_turn=lambda turn, live: advance(1, f"{live} go on"),
