@@ -78,10 +78,22 @@ def test_after_personas(expert: Callable[..., str], tmp_path: Path) -> None:
     assert run_inputs(config).training
 
 
+@pytest.mark.parametrize(
+    ("evaluated", "splits", "tried"),
+    [("dev", "train dev test", True), ("dev", "train dev", False), ("test", "train test", False)],
+)
+def test_the_test_split_is_tried_where_there_is_one_that_was_not_seen(
+    evaluated: str, splits: str, tried: bool
+) -> None:
+    settings = DataConfig(sources=("mine.jsonl",), eval_split=evaluated)
+    lines = next_commands(Path("runs/a"), settings, 1, "selfemo", set(splits.split()))
+    assert ("selfemo evaluate runs/a --data mine.jsonl --split test" in lines) == tried
+
+
 def test_what_to_try_on_a_run_is_quoted() -> None:
     home, data = "my runs/a", "meld:my data"
     settings = DataConfig(sources=(data,), eval_split="dev")
-    for line in next_commands(Path(home), settings, 2, "selfemo"):
+    for line in next_commands(Path(home), settings, 2, "selfemo", {"train", "dev", "test"}):
         words = shlex.split(line)
         assert words[0] == "selfemo" and home in words
         assert words[1] != "evolve" or words[-1] == "flywheel.iterations=3"

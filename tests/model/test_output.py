@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from selfemo.cli import app
+from selfemo.config import load
+from selfemo.evaluation.jobs import _once
+from selfemo.runs.inputs import load_conversations
 from tests.support.runs import SETTINGS
 
 FOREIGN = re.compile(
@@ -94,3 +101,35 @@ def test_of_a_run(command: str, keys: set[str], short: Path, tmp_path: Path) -> 
     assert done.exit_code == 0, done.output
     assert set(json.loads(done.stdout)) >= keys
     assert not FOREIGN.search(done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_report_of_a_data_set_that_no_prompt_is_of(short: Path, tmp_path: Path, there: bool) -> None:
+    """One that is held out alone has predictions only: its labels come from the data, or it is left out."""
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    first = "(SELECT min(conversation) FROM predictions)"
+    lost = f"UPDATE predictions SET dataset = 'lost' WHERE conversation = {first}"
+    with closing(sqlite3.connect(run / "store.sqlite")) as db, db:
+        db.execute("UPDATE prompts SET dataset = 'other'" if there else lost)
+    done = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "r.html")])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "r.html").read_text()
+    assert "always answering" in page and f"{15 if there else 10} held-out turns" in page
+
+
+def test_a_source_that_is_not_scored_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('"E: joy\\nS: joy\\nR: Well."\n' * 40)
+    turn = '{"speaker": "Ann", "text": "Hm.", "emotion": "joy"}'
+    (tmp_path / "dev.jsonl").write_text(f'{{"id": "d", "split": "dev", "turns": [{turn}, {turn}]}}\n')
+    line = ["evaluate", f"scripted:{tmp_path / 'answers.jsonl'}", "--data", str(data), "--json"]
+    done = CliRunner().invoke(app, [*line, "--data", str(tmp_path / "dev.jsonl")])
+    told = f"{tmp_path / 'dev.jsonl'}: not scored, since it has no split test (there are: dev)"
+    assert told in " ".join(done.stderr.split()), done.stderr
+    assert "not scored" not in CliRunner().invoke(app, line).stderr
+
+
+def test_a_conversation_that_comes_twice_counts_once(data: Path) -> None:
+    talks = load_conversations(load([], [f'data.sources=["{data}"]']).data)
+    other = replace(talks[0], turns=talks[1].turns)  # another one of the same name
+    assert _once([*talks, *talks, other]) == [*talks, other]

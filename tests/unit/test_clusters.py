@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from selfemo.cli import app
-from selfemo.errors import DataError
+from selfemo.errors import DataError, StoreError
 from selfemo.reports.figures import persona_map
 from selfemo.reports.sections import personas
 from selfemo.runs import expert_jobs
@@ -52,6 +52,18 @@ def test_names_are_traits_and_what_several_descriptions_say() -> None:
     assert named[0].split(", ") == ["gentle", "patient", "blunt"]
     assert named[1].split(", ")[:2] == ["demanding", "sarcastic"]
     assert "_" not in "".join(named.values())
+
+
+def test_a_trait_that_they_lack_is_no_name() -> None:
+    texts = [
+        "never rude baker, gentle",
+        "never rude nurse, not a shy or timid one, gentle",
+        "rude",
+        "rude, shy",
+    ]
+    named = name_clusters(texts, [0, 0, 1, 1])
+    assert named[0].startswith("gentle") and not {"rude", "shy", "timid"} & set(named[0].split(", "))
+    assert named[1].startswith("rude, shy")
 
 
 def test_what_no_trait_describes_is_named_by_its_words() -> None:
@@ -103,6 +115,17 @@ def test_planted_groups_are_found_named_and_drawn(tmp_path: Path) -> None:
     }  # fmt: skip
     lines = (tmp_path / "persona_clusters.csv").read_text().splitlines()
     assert lines[-1].startswith("(noise),") and len(lines) == 5
+
+
+def test_a_cluster_that_is_nowhere_on_the_map_is_named(tmp_path: Path) -> None:
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    (figures / "persona_clusters.csv").write_text("cluster,count,example\ncalm,2,a\nloud,1,b\n")
+    (figures / "persona_map.csv").write_text("x,y,cluster,description\n0,0,calm,a\n1,0,calm,b\n")
+    with pytest.raises(
+        StoreError, match=r"cannot be read \(persona_map.csv has no point of cluster 'loud'\)"
+    ):
+        personas([], tmp_path, tmp_path, tmp_path)
 
 
 def test_too_few_descriptions_for_clusters(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from selfemo.data import ADAPTERS, detect, load, resolve
 from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, check_lines
 from selfemo.data.personas_plain import describe_speakers, with_personas
+from selfemo.data.splits import hold_out
 from selfemo.errors import DataError
-from selfemo.method.types import LABEL_SETS, Conversation, Persona, Utterance
+from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, LabelSet, Persona, Utterance
 from tests.conftest import dist, toy_conversations
 from tests.support.files import EMORY_HEAD, MELD_HEAD, emory_json, iemocap, meld
 
@@ -310,6 +312,28 @@ def test_the_sample_set_keeps_its_promises() -> None:
     texts = [t.text for t in turns]
     assert len(set(texts)) / len(texts) > 0.97
     assert not result.report.blemishes and not result.report.skipped
+
+
+def test_labels_without_neutral_have_plain_personas_too() -> None:
+    labels = LabelSet("own", ("happy", "upset"))
+    turns = [
+        Utterance(who, "Well.", EmotionDistribution({e: 1.0}))
+        for who in ("Ann", "Bo") for e in ("happy", "upset", "happy", "upset", "happy")
+    ]  # fmt: skip
+    found = describe_speakers([Conversation("c", "jsonl", "train", tuple(turns), labels)], labels)
+    assert {p.description for p in found.values()} == {"Talks in medium lines; no mood stands out."}
+
+
+def test_what_is_skipped_is_not_held_out(tmp_path: Path) -> None:
+    """Whichever line is broken, each fifth of what can be read is held out."""
+    lines = [f'{{"id": "c{n}", "turns": [{{"speaker": "A", "text": "Hi"}}]}}' for n in range(5)]
+    for broken in range(5):
+        text = "\n".join('{"id": "c", "turns": []}' if n == broken else s for n, s in enumerate(lines))
+        (tmp_path / "mine.jsonl").write_text(text)
+        result = load(str(tmp_path / "mine.jsonl"), lenient=True)
+        assert result.report.without_split == {c.id for c in result.conversations}
+        held = hold_out(result.conversations, result.report.without_split, 0.2)
+        assert Counter(c.split for c in held) == {"train": 3, "dev": 1}
 
 
 def test_a_file_without_splits_is_told_what_training_does(tmp_path: Path) -> None:

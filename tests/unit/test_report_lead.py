@@ -110,6 +110,25 @@ def test_a_run_that_helped() -> None:
     )
 
 
+def test_a_refit_that_did_not_take_place_is_not_said_to_have_helped() -> None:
+    kept = {"stage": "refit 1", "copied": True, "rolled_back": False, "by": {}}
+    steps = [step("cold start (labels)", "better"), step("RL 1", "better"), kept]
+    ran, helped, _ = said(facts(by=AFTER, changes=steps, whole=change("better")))
+    assert "1 iteration of self-play with RL (36 prompts)" in ran
+    assert helped.startswith("After the cold start, self-play and RL made the model better")
+    assert "(by stage, cold start (labels) and RL 1: better; refit 1: none took place)" in helped
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("/home/me/talks.jsonl", "talks.jsonl"), ("jsonl:/home/me/talks.jsonl", "talks.jsonl"),
+     ("meld:/data/MELD", "meld"), ("sample", "sample")],
+)  # fmt: skip
+def test_data_are_called_without_the_folders_above_them(source: str, name: str) -> None:
+    ran = said(facts(by=AFTER, whole=change("better"), settings=(f'data.sources=["{source}"]',)))[0]
+    assert f" was trained on {name} by " in ran
+
+
 @pytest.mark.parametrize("verdict", [v for v in VERDICTS.values() if v != "better"])
 def test_a_run_that_did_not_help_is_called_what_its_verdict_says(verdict: str) -> None:
     _, helped, _ = said(facts(by=AFTER, changes=[step("RL 1", verdict)], whole=change(verdict)))

@@ -82,6 +82,7 @@ def evolve(
 def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
+    from selfemo.data import load as load_data
     from selfemo.evaluation.changes import change_line
     from selfemo.evaluation.console import CHANGES_NOTE, run_tables
     from selfemo.evaluation.summary import next_commands, overlap_tables
@@ -110,5 +111,8 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     for name, what in (*first, *_FILES):
         console.print(f"  {name:<28} {what}", markup=False)
     console.print("\nTry next:")
-    for command in next_commands(run.path, run.config.data, run.config.flywheel.iterations, program()):
+    data, iterations = run.config.data, run.config.flywheel.iterations
+    # Those of the first source, which the commands name.
+    splits = {c.split for c in load_data(data.sources[0], lenient=data.lenient).conversations}
+    for command in next_commands(run.path, data, iterations, program(), splits):
         console.print(f"  {command}", markup=False)

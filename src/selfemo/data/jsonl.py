@@ -75,16 +75,19 @@ class Jsonl(Adapter):
             if not raw.strip():
                 continue
             try:
-                conversation = self._read_line(raw, source, line)
+                conversation, named = self._read_line(raw, source, line)
                 if hash(conversation.id) in seen:
                     raise ValueError(f"id {conversation.id!r} occurs twice")
             except ValueError as e:
                 source.fail(line, str(e))
             else:
                 seen.add(hash(conversation.id))
+                if not named:
+                    source.report.without_split.add(conversation.id)
                 yield line, conversation
 
-    def _read_line(self, raw: str, source: SourceFile, line: int) -> Conversation:
+    def _read_line(self, raw: str, source: SourceFile, line: int) -> tuple[Conversation, bool]:
+        """A line's conversation, and whether it names its split."""
         try:
             item = json.loads(raw, object_pairs_hook=_unique)
         except json.JSONDecodeError as e:
@@ -105,8 +108,6 @@ class Jsonl(Adapter):
         if not identity:
             raise ValueError("id must not be empty")
         labels = self._labels(item.get("labels"), clean)
-        if "split" not in item:
-            source.report.without_split.add(identity)
         split = item.get("split", "test")
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
@@ -132,7 +133,8 @@ class Jsonl(Adapter):
         if set(cleaned) - {t.speaker for t in turns}:
             source.blemish("persona of a speaker without a turn", line)
         described = {s: Persona(s, d, scene) for s, d in cleaned.items()}
-        return Conversation(identity, self.name, split, tuple(turns), labels, scene, described)
+        found = Conversation(identity, self.name, split, tuple(turns), labels, scene, described)
+        return found, "split" in item
 
     def _labels(self, given: Any, clean: Callable[[str], str]) -> LabelSet:
         if given is None:

@@ -55,7 +55,7 @@ def _describe(own: Mapping[str, float], mean: Mapping[str, float], labels: Label
     lifts = sorted(labels.labels, key=lambda e: -over(f"emotion {e}"))
     strong = [e for e in lifts if over(f"emotion {e}") > _LIFT and e != "neutral"][:2]
     mood = " and ".join(_WORDS.get(e, f"often {e}") for e in strong) or (
-        "even-tempered" if over("emotion neutral") > _LIFT else "no mood stands out"
+        "even-tempered" if "neutral" in labels and over("emotion neutral") > _LIFT else "no mood stands out"
     )
     return f"{', '.join(parts)}; {mood}."
 

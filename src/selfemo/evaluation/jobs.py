@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo import __version__
-from selfemo.config import Config, load
+from selfemo.config import Config, DataConfig, load
 from selfemo.data.splits import existing_split, held_out
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation import overlap, predictions
@@ -35,7 +35,7 @@ from selfemo.models.generation.chat import ExpertSpec, endpoint_of
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
-from selfemo.runs.inputs import load_conversations
+from selfemo.runs.inputs import load_conversations, load_sources
 from selfemo.runs.settings import settings_for
 from selfemo.runs.store import STORE_FILE, PredictionRow, Store
 
@@ -173,6 +173,22 @@ def _on_existing_split(
     return config.model_copy(update={"data": config.data.model_copy(update={"eval_split": there})})
 
 
+def _say_unscored(data: DataConfig, say: Callable[[str], None]) -> None:
+    """Name the sources, of several, that have no conversation of the evaluated split."""
+    if len(data.sources) < 2:
+        return
+    for source, part in zip(data.sources, load_sources(data)[0], strict=True):
+        if not any(c.split == data.eval_split for c in part):
+            there = ", ".join(dict.fromkeys(c.split for c in part))
+            say(f"{source}: not scored, since it has no split {data.eval_split} (there are: {there})")
+
+
+def _once(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Without those that come again: a run's own data may be what is evaluated."""
+    found = {(c.dataset, c.id, tuple(t.text for t in c.turns)): c for c in conversations}
+    return list(found.values())
+
+
 def evaluate_model(
     model: str,
     sources: Sequence[str],
@@ -212,6 +228,7 @@ def evaluate_model(
         config = _on_existing_split(config, conversations, reporter.say)
     data, resamples = config.data, config.evaluation.resamples
     held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
+    _say_unscored(data, reporter.say)
     trained = overlap.training_data(None if spec else model, train_data, data.lenient, reporter.say)
     labels, prompts = predictions.label_sets(held), predictions.gold_prompts(held)
     compared = None if other is None else predictions_of(other)
@@ -221,7 +238,7 @@ def evaluate_model(
         stop.check()
         _predict(store, spec, checkpoint, held, config, reporter, stop)
         rows = store.predictions(NAME)
-        shares = label_shares([*conversations, *trained], rows, labels)
+        shares = label_shares(_once([*conversations, *trained]), rows, labels)
         against = against_constants(rows, labels, shares)
         constants = constant_scores(rows, labels, shares, resamples=resamples)
         theirs = {r["prompt"] for r in compared or ()}

@@ -173,7 +173,7 @@ def constants_part(
     """
     if not names:
         return {"constants": {}, "against_constants": {}, "constants_said": []}
-    rows = store.predictions(evaluation_name(names[-1]))
+    rows = [r for r in store.predictions(evaluation_name(names[-1])) if r["dataset"] in labels]
     shares = label_shares(training, rows, labels)
     constants = constant_scores(rows, labels, shares, resamples=resamples)
     against = against_constants(rows, labels, shares)
@@ -225,17 +225,24 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
     return None
 
 
-def next_commands(folder: Path, data_config: DataConfig, iterations: int, program: str) -> list[str]:
-    """Commands to try on a finished run of so many iterations, as a shell takes them."""
+def next_commands(
+    folder: Path, data_config: DataConfig, iterations: int, program: str, splits: Collection[str]
+) -> list[str]:
+    """Commands to try on a finished run of so many iterations, as a shell takes them.
+
+    Args:
+        splits: those of its data; a test split that was not evaluated yet is for the end.
+    """
     run, data = shlex.quote(str(folder)), shlex.quote(data_config.sources[0])
     labelled = shlex.quote(str(folder / "predictions.jsonl"))  # of its own: predict replaces no other run's
+    last = data_config.eval_split != "test" and "test" in splits
     commands = [
         f"report {run}",
         f"predict {data} --conversations 5 --model {run} --out {labelled}",
         f"chat {run}",
         f"selfplay {run} --data {data} --prompts 4",
         f"evaluate {run}@start --data {data} --split {data_config.eval_split} --compare {run}",
-        *([] if data_config.hold_out else [f"evaluate {run} --data {data} --split test"]),
+        *([f"evaluate {run} --data {data} --split test"] if last else []),
         f"evolve --resume {run} --set flywheel.iterations={iterations + 1}",
     ]
     return [f"{program} {command}" for command in commands]

@@ -391,8 +391,12 @@ def draw_map(
     """Fig. 4 from its CSV: (x, y, cluster or "", description), and (name, count) of each cluster by size.
 
     The number of a cluster stands above its points, its name beside that number in the legend.
+
+    Raises: ValueError: a cluster that is drawn has no point.
     """
     drawn = {name: n for n, (name, _) in enumerate(clusters[:MAPPED])}
+    if lacking := drawn.keys() - {name for *_, name, _ in points}:
+        raise ValueError(f"{MAP}.csv has no point of cluster {min(lacking)!r}")
     with _axes("t-SNE 1", "t-SNE 2", 3.6) as (figure, axes):
         at = np.array([[float(x), float(y)] for x, y, *_ in points]).reshape(-1, 2)
         of = [drawn.get(name, NOISE) for *_, name, _ in points]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import Config
+from selfemo.data import split_source
 from selfemo.evaluation.predictions import UNION
 from selfemo.method.types import LABEL_SETS
 from selfemo.runs.folder import START, evaluation_name
@@ -71,6 +72,11 @@ class Facts:
         return sum(bool(re.fullmatch(r"iteration-\d+-refit", name)) for name in done)
 
     @property
+    def refitted(self) -> bool:
+        """Whether a refit has trained: where nothing passes the gate, the policy after RL is kept."""
+        return any("refit" in c["stage"] and not c["copied"] for c in self.changes)
+
+    @property
     def complete(self) -> bool:
         return self.finished and self.iterations >= self.config.flywheel.iterations
 
@@ -98,9 +104,9 @@ def _called(model: str) -> str:
 
 
 def _dataset(source: str) -> str:
-    """The data set of a source "KIND:PATH": a known one by its name, others by that of the file."""
-    kind, _, path = source.partition(":")
-    return kind if kind in LABEL_SETS or not path else Path(path).name
+    """The data set of a source: a published one by its name, others by that of the file."""
+    kind, path = split_source(source)
+    return kind if kind in LABEL_SETS else Path(path).name
 
 
 def _what_ran(facts: Facts) -> str:
@@ -115,7 +121,8 @@ def _what_ran(facts: Facts) -> str:
     if names and evaluation_name(START) not in names:  # a command of one stage, not `evolve`
         return f"{model} went through {_listed(names)} alone, on {data}; {scored}."
     planned = config.flywheel.iterations
-    refit = "" if config.flywheel.refit == "none" else " and a refit"
+    refits = facts.refitted if facts.complete else config.flywheel.refit != "none"
+    refit = " and a refit" if refits else ""
     plan = (
         f"a cold start, then {_count(planned, 'iteration')} of self-play with RL{refit} "
         f"({_count(config.flywheel.prompts, 'prompt')}{' each' if planned > 1 else ''})"
@@ -140,14 +147,16 @@ def _did_it_help(facts: Facts) -> str:
         return f"That is not known: no checkpoint has been evaluated ({facts.resume} does it)."
     stages = [(c, c["by"].get(UNION) or next(iter(c["by"].values()))) for c in facts.changes if c["by"]]
     if facts.change is not None:
-        with_refit = "" if facts.config.flywheel.refit == "none" else " and refits"
-        said = _changed(f"after the cold start, self-play, RL{with_refit}", facts.change)
+        parts = _listed(["self-play", "RL", *(["refits"] if facts.refitted else [])])
+        said = _changed(f"after the cold start, {parts}", facts.change)
         groups: dict[str, list[str]] = {}
         for c, by in stages:
             undone = " (rolled back)" if c.get("rolled_back") else ""
             groups.setdefault(by["verdict"].replace(";", ","), []).append(c["stage"] + undone)
+        if absent := [c["stage"] for c in facts.changes if c["copied"]]:
+            groups["none took place"] = absent
         by_stage = "; ".join(f"{_listed(names)}: {verdict}" for verdict, names in groups.items())
-        said += f" (by stage, {by_stage})" if len(stages) > 1 else ""
+        said += f" (by stage, {by_stage})" if len(facts.changes) > 1 else ""
     elif stages:
         said = _changed(f"the {stages[-1][0]['stage']}", stages[-1][1])
     else:

@@ -10,8 +10,10 @@ sections.py the sections on other folders, page.py the parts of a page.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from selfemo.evaluation.changes import (
     stage_changes,
     whole_change,
 )
-from selfemo.evaluation.predictions import gold_prompts
+from selfemo.evaluation.predictions import gold_prompts, label_sets
 from selfemo.evaluation.summary import (
     HEADER,
     SUMMARY_FILE,
@@ -42,7 +44,7 @@ from selfemo.evaluation.summary import (
 )
 from selfemo.files import replacing_folder, write_text
 from selfemo.method.rewards import exact_match
-from selfemo.method.types import LABEL_SETS, Prompt
+from selfemo.method.types import LABEL_SETS, Conversation, Prompt
 from selfemo.reports import figures, turns
 from selfemo.reports import sections as parts
 from selfemo.reports.lead import Facts, sentences
@@ -59,7 +61,8 @@ class Source:
     """A run that is read and not changed.
 
     Attributes:
-        labels: the label set of each data set with predictions, from its stored prompts or its name.
+        labels: the label set of each data set with predictions, from its stored prompts, the run's data, or
+            its name.
         last: the last checkpoint with scores; None where there is none.
         split: what is evaluated on.
         changes: what each stage added (`changes.stage_changes`).
@@ -70,12 +73,14 @@ class Source:
         if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
             raise StoreError(f"{folder} is not a run folder: `selfemo evolve` makes one")
         self.folder = folder
-        self.resume = f"selfemo evolve --resume {folder}"
+        self.called = shlex.quote(str(folder))
+        self.resume = f"selfemo evolve --resume {self.called}"
         self.config: Config = load([folder / CONFIG_FILE])
+        self.finished = (folder / SUMMARY_FILE).exists()
         self.store = Store(folder / STORE_FILE, read_only=True)
         known, wanted = self.store.label_sets(), self.store.predicted_datasets()
-        named = {d: known.get(d, LABEL_SETS.get(d)) for d in wanted}
-        self.labels = {d: s for d, s in named.items() if s is not None}
+        named = {**LABEL_SETS, **label_sets(self.conversations), **known}
+        self.labels = {d: named[d] for d in wanted if d in named}
         self.scores = checkpoint_scores(
             self.store, checkpoints(self.config), self.labels, resamples=self.config.evaluation.resamples
         )
@@ -86,10 +91,9 @@ class Source:
 
     def facts(self) -> Facts:
         """What the first sentences are made of."""
-        finished = (self.folder / SUMMARY_FILE).exists()
         return Facts(
-            self.config, self.store.stages(), plain(self.scores), self.changes, self.change, finished,
-            self.resume, self.constants(),
+            self.config, self.store.stages(), plain(self.scores), self.changes, self.change, self.finished,
+            self.resume, self.constants,
         )  # fmt: skip
 
     def overlap(self) -> dict[str, Any] | None:
@@ -97,21 +101,23 @@ class Source:
         resamples = self.config.evaluation.resamples
         return overlap_part(self.folder, self.store, list(self.scores), self.labels, resamples)
 
+    @cached_property
+    def conversations(self) -> list[Conversation]:
+        """The run's data; empty where they can no longer be read."""
+        try:
+            return load_conversations(data_of(self.folder))
+        except DataError:
+            return []
+
+    @cached_property
     def constants(self) -> dict[str, Any]:
         """Constant answers beside the scores (`summary.constants_part`)."""
-        try:
-            training = load_conversations(data_of(self.folder))
-        except DataError:
-            training = []
         resamples = self.config.evaluation.resamples
-        return constants_part(self.store, list(self.scores), self.labels, training, resamples)
+        return constants_part(self.store, list(self.scores), self.labels, self.conversations, resamples)
 
     def held_out_prompts(self) -> dict[str, Prompt]:
         """Prompts by id; empty where the data can no longer be read."""
-        try:
-            return {p.id: p for p in gold_prompts(load_conversations(data_of(self.folder)))}
-        except DataError:
-            return {}
+        return {p.id: p for p in gold_prompts(self.conversations)}
 
     def rounds(self) -> list[dict[str, Any]]:
         """Means of both rewards over the rollouts of each RL round, self-played and original."""
@@ -169,7 +175,7 @@ def _headline(source: Source) -> Section:
             ". Changes on the same held-out turns, with 95% intervals and p by conversation; RL and refits "
             "together, what each stage added by itself stands below."
         )
-    beside = source.constants()
+    beside = source.constants
     rows = table_rows(plain(source.scores), beside["constants"])
     tables = [headed("Scores with 95% intervals", HEADER, rows, source.split)]
     said = [text, *beside["constants_said"]]
@@ -227,7 +233,7 @@ def _curves(source: Source, folder: Path) -> Section:
 def _analysis(source: Source, folder: Path) -> Section:
     title, found = "Entropy by span, round trip, diversity (figure 6)", read_analysis(source.folder)
     if found is None or not found["checkpoints"]:
-        return Section("analysis", title, missing=f"selfemo analyse {source.folder}")
+        return Section("analysis", title, missing=f"selfemo analyse {source.called}")
     text = (
         f"One sampled completion for each of {len(found['prompts'])} held-out prompts. Round trip: the "
         "emotion that the checkpoint itself recognises in its reply, against the emotion it declared."
@@ -242,7 +248,10 @@ def _analysis(source: Source, folder: Path) -> Section:
 def _dialogues(source: Source, n: int = 10) -> Section:
     found = [turns.episode(e) for e in episodes(source.store, n)]
     if not found:
-        return Section("dialogues", "Self-play dialogues", missing=source.resume)
+        if not source.finished:
+            return Section("dialogues", "Self-play dialogues", missing=source.resume)
+        none = "There is none: no self-played turn passed the gate, or the run had no self-play."
+        return Section("dialogues", "Self-play dialogues", [none])
     text = (
         "The longest episodes. Each self-played turn shows what its speaker read in the turn before, "
         "what should have been read, and the emotion declared with the reply."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,13 @@ def personas(by_cluster: Sequence[Any], run: Path, folder: Path | None, drawings
         except (OSError, ValueError) as e:
             why = e.strerror if isinstance(e, OSError) else e
             raise StoreError(
-                f"{folder}: holds no persona clusters ({why}); `selfemo personas cluster` makes them"
+                f"{folder}: its persona clusters cannot be read ({why}); `selfemo personas cluster` makes "
+                "them"
             ) from None
         section.tables.append(Table("Clusters (tables 6 and 7)", header_, rows))
         section.drawings.append(("The largest persona clusters, each named by its traits (figure 4)", drawn))
     if not section.tables:
-        section.missing = f"selfemo personas cluster {run}"
+        section.missing = f"selfemo personas cluster {shlex.quote(str(run))}"
     return section
 
 
@@ -142,5 +144,5 @@ def confusions(
             drawn = figures.reliability(drawings, f"reliability_{stem}", c)
             section.drawings.append((f"Weight of the top emotion and how often it is right: {title}", drawn))
     if not found:
-        section.missing = f"selfemo evaluate {run} --data SOURCE --out DIR"
+        section.missing = f"selfemo evaluate {shlex.quote(str(run))} --data SOURCE --out DIR"
     return section

@@ -109,7 +109,9 @@ def name_clusters(
         stop_words=sorted(ENGLISH_STOP_WORDS | _EMPTY_WORDS), token_pattern=r"[a-z][a-z-]+[a-z]", binary=True
     )
     try:
-        found = vectorizer.fit_transform([t for t, a in zip(texts, assigned, strict=True) if a != NOISE])
+        found = vectorizer.fit_transform(
+            [_DENIED.sub(" ", t) for t, a in zip(texts, assigned, strict=True) if a != NOISE]
+        )
     except ValueError:  # all descriptions consist of stop words
         return {n: f"cluster {n + 1}" for n in numbers}
     said = found.toarray()
@@ -135,6 +137,12 @@ def name_clusters(
     return named
 
 
+_DENIED = re.compile(
+    r"\b(?:no|not|never|hardly|rarely|seldom|without)\s+(?:(?:an?|the|very|too|so|be|being)\s+)*[\w-]+"
+    r"(?:,?\s+n?or\s+[\w-]+)*",
+    re.IGNORECASE,
+)
+"""A trait that somebody does not have: "never rude", "not a shy or timid"."""
 _EMPTY_WORDS = frozenset(
     """someone person people speaker others shows showing tends feel feels feeling feelings emotion emotions
     emotional emotionally often quite react reacts reaction reactions treats treat temperament personality
