@@ -1,5 +1,6 @@
 """WhatsApp's exports: dates are no speakers, lines that go on belong to the message before."""
 
+# ruff: noqa: RUF001  (names and words of several scripts)
 from __future__ import annotations
 
 from collections import Counter
@@ -60,6 +61,15 @@ def test_an_export_of_an_iphone(tmp_path: Path) -> None:
         "31/12/22, 9:15 p. m. - Ada: Hi", "12/31/22, 9:15\u202fAM - Ada: Hi",
         "[12/31/22, 9:15:04 PM] Ada: Hi", "[2022/12/31 21:15:04] Ada: Hi",
         "\u200e[31.12.22, 21:15:04] Ada: Hi", "\ufeff31.12.22, 21:15 - Ada: Hi",
+        "31/12/2022 à 21:15 - Ada: Hi", "31.12.22 um 21:15 - Ada: Hi", "31/12/2022 às 21:15 - Ada: Hi",
+        "[31/12/2022 21:15:03] Ada: Hi", "31-12-2022, 21:15 - Ada: Hi", "[31-12-22 21:15:03] Ada: Hi",
+        "31.12.2022 klo 21.15 - Ada: Hi", "[31.12.22 21.15.03] Ada: Hi", "31.12.22 21.15.03: Ada: Hi",
+        "31. 12. 2022. 21:15 - Ada: Hi", "31.12.22 г., 21:15 ч. - Ada: Hi", "2022-12-31 21 h 15 - Ada: Hi",
+        "31/12/22, 9:15 p.m. - Ada: Hi", "31/12/22, 9:15 p.\u00a0m. \u2013 Ada: Hi",
+        "31.12.22, 9:15 nachm. - Ada: Hi", "31/12/22, 9:15 अपराह्न - Ada: Hi",
+        "31/12/22, 9:15\u202fμ.μ. - Ada: Hi",
+        "2022/12/31 午後9:15 - Ada: Hi", "2022/12/31, 下午 9:15 - Ada: Hi",
+        "[2022. 12. 31. 오후 9:15:03] Ada: Hi", "٣١\u200f/١٢\u200f/٢٠٢٢، ٩:١٥ م - Ada: Hi",
     ],
 )  # fmt: skip
 def test_dates_and_times_as_phones_write_them(line: str) -> None:
@@ -67,7 +77,13 @@ def test_dates_and_times_as_phones_write_them(line: str) -> None:
     assert list(messages([line], Counter())) == [(1, "Ada", "Hi")]
 
 
-@pytest.mark.parametrize("line", ["Ada: Hi", "21:15 Ada: Hi", "12/31/22: a date", "[21:15:04] Ada: Hi", ""])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Ada: Hi", "21:15 Ada: Hi", "12/31/22: a date", "[21:15:04] Ada: Hi", "", "31.12.22, 21:15: a time",
+        "01.23.45.67.89 - Ada: Hi", "The 31.12.22, 21:15 - Ada: Hi",
+    ],
+)  # fmt: skip
 def test_other_transcripts_are_no_export(line: str) -> None:
     assert not is_export(line)
 

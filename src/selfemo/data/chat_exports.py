@@ -14,13 +14,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from selfemo.data.date_stamps import stamp_of_export
+
 SYSTEM, MEDIA = "lines of the system", "messages without text"
 
-_DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}"
-# AM and PM may follow a narrow space that does not break, and have points ("p. m.").
-_TIME = r"\d{1,2}[:.]\d\d(?:[:.]\d\d)?(?:[\s\u202f\u00a0]?[AaPp]\.?[\s\u202f\u00a0]?[Mm]\.?)?"
-_MARKS = "[\u200e\u200f\u202a-\u202e]*"
-_STAMP = re.compile(rf"{_MARKS}(?:\[{_DATE},? {_TIME}\] |{_DATE},? {_TIME} [-\u2013] ){_MARKS}")
 _MESSAGE = re.compile(r"(?P<name>[^:\n\"\u201c\u201e\u00ab]{1,60}): (?P<text>.*)", re.DOTALL)
 _PLACEHOLDER = re.compile(r"<[^<>]+>|\u200e.*")
 
@@ -35,7 +32,7 @@ class Message(NamedTuple):
 
 def is_export(line: str) -> bool:
     """Whether a first line is that of an export."""
-    return _STAMP.match(line.lstrip("\ufeff")) is not None
+    return stamp_of_export(line) is not None
 
 
 def messages(lines: Iterable[str], left_out: Counter[str]) -> Iterator[Message]:
@@ -55,7 +52,7 @@ def messages(lines: Iterable[str], left_out: Counter[str]) -> Iterator[Message]:
 
     for number, raw in enumerate(lines, 1):
         line = raw.rstrip("\r\n").lstrip("\ufeff")
-        if stamp := _STAMP.match(line):
+        if stamp := stamp_of_export(line):
             yield from whole()
             begun, parts = number, [line[stamp.end() :]]
         elif begun:
