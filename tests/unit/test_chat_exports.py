@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.data.chat_exports import MEDIA, SYSTEM, is_export, messages
+from selfemo.data.chat_exports import FILES, MEDIA, SYSTEM, TAKEN_BACK, is_export, messages
 from selfemo.data.transcripts import read_turns
 from selfemo.serve.labelling import Source
 
@@ -51,7 +52,7 @@ def test_an_export_of_android(tmp_path: Path) -> None:
 def test_an_export_of_an_iphone(tmp_path: Path) -> None:
     gone: Counter[str] = Counter()
     assert turns(tmp_path / "chat.txt", IPHONE, gone) == [("Jürgen 🚲", "Kommst du?"), ("Ama", "Ja: gleich")]
-    assert gone == {MEDIA: 2}
+    assert gone == {SYSTEM: 1, MEDIA: 1}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,168 @@ def test_dates_and_times_as_phones_write_them(line: str) -> None:
 )  # fmt: skip
 def test_other_transcripts_are_no_export(line: str) -> None:
     assert not is_export(line)
+
+
+APP = "\u200e"
+
+
+def android(*said: str) -> list[str]:
+    return "\n".join(f"12/31/22, 9:15\u202fPM - {one}" for one in said).split("\n")
+
+
+def iphone(*said: str) -> list[str]:
+    return "\n".join(f"[31.12.22, 21:15:04] {one}" for one in said).split("\n")
+
+
+def read(lines: list[str]) -> tuple[list[tuple[str, str]], Counter[str]]:
+    gone: Counter[str] = Counter()
+    return [(m.name, m.text) for m in messages(lines, gone)], gone
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'Lou "Ziggy" Stern', "„Opa“ Karl", "«Жук»", 'The 6" Club', "Mum :)", "Nia (left)",
+        "Tom who left the group",
+        "Dr. Ngũgĩ, Paediatrics at the Hospital of Saint Mary, Ward of the Small", "~\u202fDana",
+        "वीणा", "يوسف", "田中さん",
+    ],
+)  # fmt: skip
+def test_names_of_contacts(name: str) -> None:
+    found, gone = read(android(*(f"{name}: {text}" for text in ("One.", 'A 7" one.', "So: three"))))
+    assert found == [(name, "One."), (name, 'A 7" one.'), (name, "So: three")] and not gone
+
+
+def test_a_telephone_number_without_its_marks_of_direction() -> None:
+    assert read(android("\u202a+49 151 2345678\u202c: Hi"))[0] == [("+49 151 2345678", "Hi")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Nora changed the group description to: parcels only", "Nora changed the subject to: Parcels",
+        'Nora named this "Parcels: all"', "Nora hat den Gruppennamen geändert: Pakete",
+        "Nora a modifié la description du groupe : colis", "Nora cambió la descripción del grupo a: paquetes",
+        "Nora изменил(а) описание группы: посылки", "Nora renomme «Colis: tous»", "You added Dr: Who",
+        "Nora added Dr: Who", "Somebody else pinned a message: hello",
+        "Olu's security code changed. Tap: more",
+        "Messages are end-to-end encrypted. No one outside of this chat, not even we, can read: learn more",
+    ],
+)  # fmt: skip
+def test_a_line_of_the_system_with_a_colon_is_no_message(line: str) -> None:
+    assert read(android("Nora: Hi", line, "Nora: Bye")) == ([("Nora", "Hi"), ("Nora", "Bye")], {SYSTEM: 1})
+
+
+NOTICE = f"Cats: {APP}Messages and calls are end-to-end encrypted. Only people in this chat can read them."
+
+
+@pytest.mark.parametrize(
+    ("line", "gone"),
+    [
+        (f"Nora: {APP}Os seus dados têm a criptografia de ponta a ponta.", SYSTEM),
+        (f"Cats: {APP}You created this group", SYSTEM), (f"Cats: {APP}Nora added you", SYSTEM),
+        (f"Cats: {APP}Nora bætti þér við", SYSTEM), (f"Nora: {APP}Nora changed this group's icon", SYSTEM),
+        (f"Nora: {APP}You added Nora.", SYSTEM), (f"Nora: {APP}Missed voice call", MEDIA),
+        (f"Nora: {APP}Video call. {APP}No answer", MEDIA),
+        (f"Nora: {APP}This message was deleted.", TAKEN_BACK),
+    ],
+)  # fmt: skip
+def test_what_an_iphone_says_in_the_name_of_somebody(line: str, gone: str) -> None:
+    found, left_out = read(iphone(NOTICE, "Nora: Hi", line))
+    assert found == [("Nora", "Hi")]
+    assert left_out == Counter([SYSTEM, gone])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{APP}Hello again", f"{APP}Nora left the milk out", f"{APP}You left me alone", "<grin>",
+        "<big grin>",
+        "<3", "so <edited for the children>", "this message was deleted by the cat", "null and void",
+        "see notes.py (mine)", "the image omitted him", "<see: notes.py>", f"so {APP}much {APP}to say",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("phone", [android, iphone])
+def test_what_only_looks_like_a_placeholder_is_kept(phone: Callable[..., list[str]], text: str) -> None:
+    assert read(phone("Nora: Hi", f"Olu: {text}")) == ([("Nora", "Hi"), ("Olu", text.replace(APP, ""))], {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<Media omitted>", "<Medien ausgeschlossen>", "<Médias omis>", "<Multimedia omitido>",
+        "<Mídia oculta>",
+        "<Без медиафайлов>", "<メディアは含まれていません>", "<미디어 파일을 제외한 내용>",
+        "<המדיה לא נכללה>",
+        "<Video message omitted>", "null", f"{APP}IMG-20221231-WA0007.jpg (file attached)",
+        f"{APP}Plan of the garden.pdf (Datei angehängt)", "VID-20221231-WA0001.mp4 (words that nobody knows)",
+        "location: https://maps.google.com/?q=52.5,-13.4",
+        "Waiting for this message. This may take a while.",
+    ],
+)  # fmt: skip
+def test_placeholders_of_android(text: str) -> None:
+    assert read(android(f"Nora: {text}")) == ([], {MEDIA: 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<attached: 00000012-PHOTO.jpg>", f"{APP}<Anhang: Plan.pdf>", "image omitted", f"{APP}imagen omitida",
+        f"{APP}image absente", f"Plan.pdf \u2022 {APP}3 pages {APP}document omitted", f"{APP}画像は省略",
+    ],
+)  # fmt: skip
+def test_placeholders_of_an_iphone(text: str) -> None:
+    assert read(iphone(f"Nora: {text}")) == ([], {MEDIA: 1})
+
+
+def test_a_placeholder_of_any_language_by_the_marks_of_an_iphone() -> None:
+    assert read([APP + line for line in iphone(f"Nora: {APP}ljósmynd sleppt")]) == ([], {MEDIA: 1})
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        android(f"Nora: {APP}IMG-2022.jpg (file attached)\nThe cat: again"),
+        android("Nora: IMG-2022.jpg (file attached)\nThe cat: again"),
+        android("Nora: <Media omitted>\nThe cat: again"),
+        iphone("Nora: <attached: 00000012-PHOTO.jpg>\nThe cat: again"),
+        iphone("Nora: <attached: 00000012-PHOTO.jpg> The cat: again"),
+        iphone(f"Nora: The cat: again {APP}<attached: 00000012-PHOTO.jpg>"),
+        iphone(f"Nora: The cat: again\n{APP}<joint : chat.jpg>"),
+        [APP + iphone("Nora: x")[0].replace("x", f"{APP}The cat: again"), f"{APP}<attached: cat.jpg>"],
+        iphone(f"Nora: The cat: again {APP}image omitted"),
+        iphone(f"Nora: The cat: again\n{APP}GIF omitted"),
+        iphone(f"Nora: The cat: again {APP}<attached: cat.jpg> {APP}<This message was edited>"),
+    ],
+)
+def test_a_file_beside_a_caption(lines: list[str]) -> None:
+    assert read(lines) == ([("Nora", "The cat: again")], {FILES: 1})
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<This message was edited>", f"{APP}<This message was edited.>", "<Diese Nachricht wurde bearbeitet>",
+        "<Mensagem editada>", "<Se editó este mensaje.>", "<Ce message a été modifié>",
+        "<Сообщение изменено>",
+        "<このメッセージは編集されました>",
+    ],
+)  # fmt: skip
+def test_the_mark_of_an_edited_message_is_cut_off(mark: str) -> None:
+    assert read(android(f"Nora: On Monday\nor later {mark}")) == ([("Nora", "On Monday\nor later")], {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "This message was deleted", "You deleted this message", "This message was deleted by admin Olu",
+        "Diese Nachricht wurde gelöscht.", "Eliminaste este mensaje", "Vous avez supprimé ce message",
+        "Esta mensagem foi apagada", "Данное сообщение удалено", "このメッセージは削除されました",
+        "הודעה זו נמחקה",
+    ],
+)  # fmt: skip
+def test_a_deleted_message_is_nothing_said(text: str) -> None:
+    assert read(android(f"Nora: {text}")) == ([], {TAKEN_BACK: 1})
 
 
 WORDS = st.lists(st.text("abcdexyz,!?:-[]09/", min_size=1, max_size=8), min_size=1, max_size=6)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfemo.data.base import LoadReport, SourceFile, first_row, further_rows, must_exist
-from selfemo.data.chat_exports import MEDIA, is_export, messages
+from selfemo.data.chat_exports import MEDIA, is_export, messages, senders
 from selfemo.data.date_stamps import end_of_stamp, is_date
 from selfemo.data.jsonl import Jsonl
 from selfemo.errors import DataError
@@ -236,7 +236,9 @@ def _no_name(line: str, dated: bool) -> str:
 
 def _export(f: IO[str], path: Path, left_out: Counter[str]) -> Iterator[SourceTurn]:
     source = SourceFile(LoadReport(path.name), path)
-    for m in messages(f, left_out):
+    names = senders(f)
+    f.seek(0)
+    for m in messages(f, left_out, names):
         name, text = source.clean(m.name, m.line), source.clean(m.text, m.line)
         if name and text:
             yield SourceTurn(path.stem, name, text)
