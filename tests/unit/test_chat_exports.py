@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001  (names and words of several scripts)
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.data.chat_exports import FILES, MEDIA, SYSTEM, TAKEN_BACK, is_export, messages
+from selfemo.data.date_stamps import MARK
 from selfemo.data.transcripts import read_turns
+from selfemo.errors import DataError
 from selfemo.serve.labelling import Source
 
 ANDROID = """\
@@ -142,6 +145,14 @@ def test_a_line_of_the_system_with_a_colon_is_no_message(line: str) -> None:
 NOTICE = f"Cats: {APP}Messages and calls are end-to-end encrypted. Only people in this chat can read them."
 
 
+def test_of_two_names_the_longer_one_is_who_did_it() -> None:
+    said = ["Ann: Hi", "Ann Lee: Hello", "Ann Lee added Dr: Who", "Ann Hall: Yes: here"]
+    assert read(android(*said)) == (
+        [("Ann", "Hi"), ("Ann Lee", "Hello"), ("Ann Hall", "Yes: here")],
+        {SYSTEM: 1},
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "gone"),
     [
@@ -251,30 +262,61 @@ def test_a_deleted_message_is_nothing_said(text: str) -> None:
     assert read(android(f"Nora: {text}")) == ([], {TAKEN_BACK: 1})
 
 
-WORDS = st.lists(st.text("abcdexyz,!?:-[]09/", min_size=1, max_size=8), min_size=1, max_size=6)
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(["Ann", "Bo Li", ""]), WORDS, st.lists(WORDS, max_size=3)), max_size=8)
+NAMES = [
+    "Ann",
+    "Bo Li",
+    'Lou "Ziggy" Stern',
+    "+49 151 2345678",
+    "يوسف",
+    "वीणा",
+    "田中さん",
+    "Mum :)",
+    "Жук 🚲",
+]
+WORD = st.text(
+    "abcxyzäßñжшשלםمرحधन猫山한글😀👍🏽,.!?:;-–[](){}<>\"'«»“”/•@#0123456789" + APP, min_size=1, max_size=8
 )
-def test_no_word_is_lost(said: list[tuple[str, list[str], list[list[str]]]]) -> None:
-    """Each word stands in a message, or in a line of the system that is counted."""
-    lines, kept = [], 0
-    for name, first, more in said:
-        lines.append(f"1/2/23, 4:05 - {name + ': ' if name else ''}{' '.join(first)}")
-        lines += [" " + " ".join(words) for words in more]
-        kept += bool(name)
+LINE = st.lists(WORD, min_size=1, max_size=6).map(" ".join)
+SAID = st.tuples(st.sampled_from(NAMES), st.lists(LINE, min_size=1, max_size=4).map("\n".join))
+OF_THE_SYSTEM = [
+    "Messages and calls are end-to-end encrypted. Learn more.", "Ann changed the group description to: fun",
+    'Bo Li changed the subject to "Parcels: all"', "Ann left",
+    "You added Bo Li", "Ann's security code changed.",
+]  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    return text.replace(APP, "").split()
+
+
+@pytest.mark.parametrize("phone", [android, iphone])
+@given(st.lists(st.one_of(SAID, st.sampled_from(OF_THE_SYSTEM)), max_size=12))
+def test_each_word_is_in_a_turn_or_counted(
+    phone: Callable[..., list[str]], said: list[tuple[str, str] | str]
+) -> None:
+    """Messages without words and lines of the system are counted; each word stays in its message."""
+    entries = [one if isinstance(one, str) else f"{one[0]}: {one[1]}" for one in said]
+    lines = [line for entry in entries for line in phone(entry)]
+    gone: Counter[str] = Counter()
+    found = [(m.name, words(m.text)) for m in messages(lines, gone)]
+    wanted = [(one[0], words(one[1])) for one in said if not isinstance(one, str)]
+    assert found == [one for one in wanted if one[1]]
+    assert gone[SYSTEM] == sum(isinstance(one, str) for one in said)
+    assert gone.total() == len(said) - len(found)
+
+
+@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=40)), max_size=8), st.booleans())
+def test_whatever_the_text_nothing_goes_uncounted(said: list[tuple[str, str]], of_iphone: bool) -> None:
+    """Names and texts of any characters: what stands behind a name is in its turn, or it is counted."""
+    phone = iphone if of_iphone else android
+    lines = [line for name, text in said for line in phone(re.sub(r"[\r\n]", " ", f"{name}: {text}"))]
     gone: Counter[str] = Counter()
     found = list(messages(lines, gone))
-    assert len(found) + gone.total() == len(said)
-    assert len(found) >= kept
-    texts = [m.text.split() for m in found if m.name in ("Ann", "Bo Li")]
-    wanted = [
-        [*" ".join(first).split(), *(w for words in more for w in " ".join(words).split())]
-        for name, first, more in said
-        if name
-    ]
-    assert texts == wanted
+    assert len(found) + gone.total() - gone[FILES] == len(lines)
+    for m in found:
+        before, text, after = re.sub(MARK, "", lines[m.line - 1]).rstrip().rpartition(m.text)
+        as_it_was = text and not after and before.rstrip().removesuffix(":").rstrip().endswith(m.name)
+        assert as_it_was or gone[FILES]
 
 
 def test_predict_says_how_it_read_the_file(tmp_path: Path) -> None:
@@ -284,6 +326,13 @@ def test_predict_says_how_it_read_the_file(tmp_path: Path) -> None:
         f"{path}: 3 turns of 2 speakers (Nora, +49 151 2345678); left out: lines of the system (2), "
         "messages without text (1)"
     )
+
+
+def test_a_chat_of_nothing_but_media_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "chat.txt"
+    path.write_text("\n".join(android("Nora: <Media omitted>", "Olu left")), encoding="utf-8")
+    with pytest.raises(DataError, match=r"holds no turn; left out: messages without text \(1\), lines of"):
+        Source(str(path))
 
 
 def test_the_first_conversations_alone(tmp_path: Path) -> None:

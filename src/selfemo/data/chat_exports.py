@@ -72,8 +72,9 @@ class Senders:
         """The sender, or the "you", whose name begins a text that goes on behind it; "" if there is none."""
         if (you := text.split(maxsplit=1)) and you[0].lower() in app.YOU and len(you) > 1:
             return you[0]
-        ends = (m.start() for m in re.finditer(r"\s", text[: _LONGEST + 1]))
-        return next((text[:end] for end in ends if self.is_one(text[:end])), "")
+        ends = [m.start() for m in re.finditer(r"\s", text[: _LONGEST + 1])]
+        # The longest name: of Ann and Ann Lee, "Ann Lee added Dr: Who" is about Ann Lee.
+        return next((text[:end] for end in reversed(ends) if self.is_one(text[:end])), "")
 
 
 @dataclass
@@ -159,10 +160,9 @@ def _sender_and_text(entry: _Entry, names: Senders) -> tuple[str, str]:
     if found is None:
         return "", text
     name, said = _plain(found["name"]), text[found.end() :].lstrip(" ")
-    count, subject = names.count[name], names.subject(name)
-    once = count < 2
+    once, subject = names.count[name] < 2, names.subject(name)
     event = (
-        ((count < 3 or subject) and app.EVENT.search(name))
+        app.EVENT.search(name)
         or (once and len(name) > _LONGEST)
         or (once and subject and app.WEAK_EVENT.match(name[len(subject) :]))
         or ((once or subject) and _ends_quote(name, said))

@@ -4,7 +4,7 @@
 | --- | --- |
 | .csv, .tsv | a header with a text column, and a speaker and a conversation column if there are some |
 | .jsonl, .ndjson | conversations of the project's own form (data/jsonl.py) |
-| .txt | `Name: text` lines; a blank line starts a new conversation; an indented line goes on |
+| .txt | `Name: text` lines, a time left out; a blank line parts conversations, an indented line goes on |
 | .txt | WhatsApp's export of a chat (data/chat_exports.py) |
 | .srt, .vtt | subtitles; `Name:`, `<v Name>` and dashes tell speakers, a long silence parts scenes |
 """

@@ -139,8 +139,7 @@ _EVENT = _any(r"""
     changed their phone number | security code (?:with .{1,60} )?changed
     (?:is|are) (?:now|no longer) an? admin | pinned a message
     created (?:this |the )?(?:group|community) | deleted this group | reset (?:the|this) group
-    (?:was|were) (?:added|removed)
-    joined (?:using|via) | (?:joined|left) the group | requested to join
+    joined (?:using|via) | requested to join
     (?:turned (?:on|off)|updated) disappearing
     hat (?:den (?:betreff|namen|gruppen)|die (?:gruppe|beschreibung)|das (?:gruppen|bild)|diese gruppe)
     a (?:modifié|changé|créé) (?:le |la |les |ce |l['’])(?:sujet|objet|nom|groupe|description|icône)
@@ -153,10 +152,10 @@ _EVENT = _any(r"""
     grup(?:un)? (?:açıklamasını|konusunu|adını|simgesini)
     """)
 EVENT = re.compile(f" (?:{_EVENT})", _I)
-"""An event of a group behind the name of who did it; hardly any contact is called that."""
+"""An event of a group behind the name of who did it; no contact is called that."""
 _WEAK_EVENT = _any("""
-    added | removed | left | created | joined | invited | pinned | blocked | unblocked | started
-    changed | turned o(?:n|ff)
+    (?:was |were )?(?:added|removed) | left | created | joined | invited | pinned | blocked | unblocked
+    started | changed | turned o(?:n|ff)
     hat | a (?:ajouté|retiré|quitté|épinglé) | añadió | agregó | eliminó | adicionou | removeu
     ha (?:aggiunto|rimosso)
     heeft
