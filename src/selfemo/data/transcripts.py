@@ -4,7 +4,7 @@
 | --- | --- |
 | .csv, .tsv | a header with a text column, and a speaker and a conversation column if there are some |
 | .jsonl, .ndjson | conversations of the project's own form (data/jsonl.py) |
-| .txt | `Name: text` lines; a blank line starts a new conversation; an indented line goes on |
+| .txt | `Name: text` lines, a time left out; a blank line parts conversations, an indented line goes on |
 | .txt | WhatsApp's export of a chat (data/chat_exports.py) |
 | .srt, .vtt | subtitles; `Name:`, `<v Name>` and dashes tell speakers, a long silence parts scenes |
 """
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfemo.data.base import LoadReport, SourceFile, first_row, further_rows, must_exist
-from selfemo.data.chat_exports import MEDIA, is_export, messages
+from selfemo.data.chat_exports import MEDIA, is_export, messages, senders
+from selfemo.data.date_stamps import end_of_stamp, is_date
 from selfemo.data.jsonl import Jsonl
 from selfemo.errors import DataError
 from selfemo.method.types import Conversation, LabelSet
@@ -189,10 +190,7 @@ def _jsonl(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTur
             yield SourceTurn(c.id, t.speaker, t.text, c.scenario, labels)
 
 
-_NAMED = re.compile(
-    r"(?:[\[(]?\d{1,2}:\d\d(?::\d\d)?(?:[.,]\d+)?[\])]?\s*[-\u2013]?\s*)?(?P<name>[^\s:][^:]{0,59}?)\s*:(?!//)\s*"
-)
-"""A name before a colon, a time before it left out."""
+_NAMED = re.compile(r"(?P<name>[^\s:][^:]{0,59}?)\s*:(?!//)\s*")
 
 
 def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTurn]:
@@ -218,21 +216,29 @@ def _plain(f: IO[str], path: Path, settings: ReadSettings) -> Iterator[SourceTur
         elif raw[0] in " \t" and speaker:
             said.append(raw)
         else:
-            found = _NAMED.match(raw)
-            if found is None:
-                raise DataError(
-                    "is no `Name: text`; a line that goes on with the one before starts with a blank",
-                    path,
-                    line,
-                )
+            start = end_of_stamp(raw)
+            found = _NAMED.match(raw, start)
+            if found is None or is_date(found["name"], raw[found.end("name") :]):
+                raise DataError(_no_name(raw, dated=bool(start or found)), path, line)
             yield from turn()
             speaker = source.clean(found["name"], line)
             said.append(raw[found.end() :])
 
 
+def _no_name(line: str, dated: bool) -> str:
+    if dated:
+        return (
+            f"is no `Name: text`: {line.strip()[:40]!r} has a date or a time where the name should be; write "
+            "it in figures before the name (2022-12-31 21:15 Ann: ...), or remove it"
+        )
+    return "is no `Name: text`; a line that goes on with the one before starts with a blank"
+
+
 def _export(f: IO[str], path: Path, left_out: Counter[str]) -> Iterator[SourceTurn]:
     source = SourceFile(LoadReport(path.name), path)
-    for m in messages(f, left_out):
+    names = senders(f)
+    f.seek(0)
+    for m in messages(f, left_out, names):
         name, text = source.clean(m.name, m.line), source.clean(m.text, m.line)
         if name and text:
             yield SourceTurn(path.stem, name, text)

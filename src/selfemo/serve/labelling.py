@@ -70,7 +70,7 @@ class Source:
         self.speakers = Counter(turn.speaker for turn in self.turns(self.left_out))
         self.count = self.speakers.total()
         if not self.count:
-            raise DataError("holds no turn", self.path if self.is_file else name)
+            raise DataError(f"holds no turn{self._gone()}", self.path if self.is_file else name)
 
     def turns(self, left_out: Counter[str] | None = None) -> Iterator[SourceTurn]:
         """The turns in order; `left_out` counts what of the file is no turn, by kind."""
@@ -88,8 +88,11 @@ class Source:
         names = list(self.speakers)
         more = ", ..." if len(names) > _NAMED else ""
         who = f"{len(names)} speaker{'' if len(names) == 1 else 's'} ({', '.join(names[:_NAMED])}{more})"
+        return f"{self.name}: {self.count} turns of {who}{self._gone()}"
+
+    def _gone(self) -> str:
         gone = ", ".join(f"{kind} ({n})" for kind, n in self.left_out.items())
-        return f"{self.name}: {self.count} turns of {who}" + (f"; left out: {gone}" if gone else "")
+        return f"; left out: {gone}" if gone else ""
 
     def columns(self, out: Path) -> list[str]:
         """The columns that are copied where input and output are both CSV."""
