@@ -93,7 +93,7 @@ def test_a_finished_run_of_an_earlier_version_resumes(finished: Path, tmp_path: 
     assert content(folder)["metrics"] == before, "nothing is trained again"
     late = {f"iteration-{n}-rl" for n in (1, 2)}
     if weights == "kept":
-        assert late < set(summary["scores"]) and watcher.said == []
+        assert late < set(summary["scores"]) and not {s for s in watcher.said if not s.startswith("stage ")}
         for name in late:
             assert rows_of(folder, f"evaluate-{name}") == rows_of(finished, f"evaluate-{name}")
     else:
