@@ -116,10 +116,20 @@ def test_the_help_fits_80_columns_and_names_the_second_character() -> None:
         ("/persona Xyzzyx", "/persona Xyzzyx: what they are like"),
         ("/watch 1 Bo: dry", "type a first line"),
         ("/edit x y", "x is not a number"),
+        ("/edit ² y", "² is not a number"),
+        ("/edit 1_0 y", "1_0 is not a number"),
+        (f"/edit {'9' * 5000} y", "is not a number"),
+        ("/watch ²", "² is not a number"),
+        ("/watch -1 Bo: dry", "-1 is not a number"),
+        (f"/watch {'9' * 5000}", "is not a number"),
+        ("/persona You: a pirate", "two would be called You"),
+        ("/watch 1 You: a pirate", "two would be called You"),
+        ("/watch You", "two would be called You"),
         ("/edit 4 y", "there is no line 4"),
         ("/export", "name the file"),
         ("/export /nowhere/at/all.jsonl", "nothing to export"),
         ("/export x.md", "nothing to export"),
+        ("/export x\0.md", "holds a NUL"),
         ("/export x.txt", "neither .jsonl"),
         ("/episodes", "comes from no run"),
         ("/persona : kind", "needs a name"),
@@ -133,6 +143,22 @@ def test_a_slip_in_the_terminal_is_told_and_ends_nothing(
 ) -> None:
     session, out = typed(model, monkeypatch, f"{text}\nStill there?\n")
     assert said in out and session.lines[0].text == "Still there?"
+    assert session.characters == PAIR[:1]
+
+
+def test_a_slip_in_an_episodes_number_keeps_the_talk(model: SelfEmo, monkeypatch) -> None:
+    asked = []
+
+    def episodes(name: str, you: str) -> list[Session]:
+        asked.append(you)
+        return [Session(PAIR, lines=(Line("Bo", "It snows."),), you=you)]
+
+    monkeypatch.setattr(terminal, "load_episodes", episodes)
+    session, out = typed(model, monkeypatch, "Hi.\n/episodes ²\n/episodes 2\n")
+    assert "² is not a number" in out and "there is no episode 2" in out
+    assert session.lines[0].text == "Hi."
+    session, _ = typed(model, monkeypatch, "Hi.\n/episodes \u0661\n")  # an Arabic 1
+    assert session.lines[0].text == "It snows." and set(asked) == {"You"}
 
 
 # -- the page -------------------------------------------------------------------------------------------
@@ -383,6 +409,8 @@ def test_a_long_timeline_shows_its_newest_turn_and_all_names(browser) -> None:
         (["--compare", "x"], "--compare needs --web"),
         (["--web", "--host", "0.0.0.0"], "--insecure"),
         (["--persona", "Bo: a", "--second", "Bo: b"], "different names"),
+        (["--you", " Mia"], "two would be called Mia"),
+        (["--you", " "], "needs a name"),
     ],
 )
 def test_what_the_command_refuses_before_it_loads_a_model(options: list[str], said: str) -> None:

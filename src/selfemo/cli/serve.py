@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -146,9 +146,7 @@ def chat(
         require("`selfemo chat --web`", "gradio")
         check_free(host, port)
     pair = (character(persona), character(second))
-    names = [*(c.name for c in pair), you]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"the two characters and you need different names: {', '.join(names)}")
+    session = Session(pair, scene, you)
     for name in (model, *([compare] if compare else [])):
         find_checkpoint(name)  # a wrong one is told before the other is loaded
 
@@ -162,10 +160,10 @@ def chat(
 
         from selfemo.serve.chat.terminal import chat as talk
 
-        talk(opened(model), Session(pair[:1], scene, you), Console(), pair[1])
+        talk(opened(model), replace(session, characters=pair[:1]), Console(), pair[1])
         return
     from selfemo.serve.chat.web import build, launch
 
-    page = build(opened(model), opened(compare) if compare else None, Session(pair, scene, you), votes)
+    page = build(opened(model), opened(compare) if compare else None, session, votes)
     typer.echo(f"{launch(page, host, port)} (Ctrl-C ends it)")
     page.block_thread()

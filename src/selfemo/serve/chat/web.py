@@ -51,7 +51,7 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
             with gr.Tab("Compare"):
                 tabs.compare(other, Votes(votes, (model.name, other.name)))
         try:
-            played = load_episodes(model.name)
+            played = load_episodes(model.name, session.you)
         except SelfEmoError:
             played = []
         if played:
