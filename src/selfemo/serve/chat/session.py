@@ -69,8 +69,8 @@ class Session:
 
     def __post_init__(self) -> None:
         names = [clean(name) for name in (*(c.name for c in self.characters), self.you)]
-        if "" in names:
-            raise ConfigError("each character needs a name, and so do you")
+        if not all(names):
+            raise ConfigError("you need a name" if all(names[:-1]) else "a character needs a name")
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"two would be called {twice[0]}: the characters and you need different names")
 
