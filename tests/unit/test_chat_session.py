@@ -159,6 +159,7 @@ def test_an_episode_goes_on() -> None:
     assert from_episode(renamed).you == "You 2" and from_episode(renamed, you="Zed").you == "Zed"
     assert title(session, 60) == "Ann and Bo, 3 turns: It stopped."
     assert title(session, 8) == "Ann and Bo, 3 turns: It …"
+    assert title(Session((MIA,)).said("Hi."), 8) == "You and Mia, 1 turn: Hi."
 
 
 def test_characters_of_the_sample_set_and_of_ones_own() -> None:

@@ -13,6 +13,7 @@ import typer
 from selfemo.cli import completion
 from selfemo.cli import options as opt
 from selfemo.cli.output import interruptible, print_json, reporter
+from selfemo.counting import counted
 
 
 def predict(
@@ -63,7 +64,7 @@ def predict(
     if as_json:
         print_json({"out": str(out), **asdict(done)})
         return
-    typer.echo(f"{out}: {done.turns} turns, {done.failed} without a prediction")
+    typer.echo(f"{out}: {counted(done.turns, 'turns')}, {done.failed} without a prediction")
 
 
 def serve(

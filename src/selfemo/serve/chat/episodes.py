@@ -6,6 +6,7 @@ import itertools
 import textwrap
 from dataclasses import replace
 
+from selfemo.counting import counted
 from selfemo.errors import DataError
 from selfemo.method.types import EmotionDistribution
 from selfemo.models.references import run_of
@@ -37,7 +38,7 @@ def title(session: Session, width: int) -> str:
     """The speakers in the order in which they speak, the turns, and how it begins ("…" where it is cut)."""
     names = dict.fromkeys([x.speaker for x in session.lines] + [c.name for c in session.characters])
     begun = textwrap.shorten(session.lines[0].text, width, placeholder=" …")
-    return f"{' and '.join(names)}, {len(session.lines)} turns: {begun}"
+    return f"{' and '.join(names)}, {counted(len(session.lines), 'turns')}: {begun}"
 
 
 def _reading(weights: EmotionDistribution | None) -> ReadEmotion | None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from selfemo.counting import counted
 from selfemo.errors import DataError, SelfEmoError
 from selfemo.files import write_text
 from selfemo.runs.dialogues import visible
@@ -239,7 +240,7 @@ class _Terminal:
             raise DataError(f"{path} is neither .jsonl (a data set of selfemo) nor .md (a page to read)")
         text = self.session.as_markdown() if markdown else self.session.as_jsonl(self.model.labels)
         write_text(path, text)
-        self._say(f"{path}: {len(self.session.lines)} turns", "dim")
+        self._say(f"{path}: {counted(len(self.session.lines), 'turns')}", "dim")
 
 
 def _three(reading: ReadEmotion) -> str:

@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from selfemo.counting import counted
 from selfemo.errors import DataError, SelfEmoError
 from selfemo.extras import require
 from selfemo.method.prompts import clean
@@ -255,7 +256,7 @@ class _Tabs:
 
 
 def _run_for(turns: int) -> str:
-    return f"Run {turns} turn{'s' * (turns != 1)}"
+    return f"Run {counted(turns, 'turns')}"
 
 
 def _answered(model: SelfEmo, asked: Session) -> Session:
