@@ -338,6 +338,39 @@ def test_a_new_conversation_while_a_line_is_on_its_way(browser, page, model: Hel
 
 
 @pytest.mark.slow
+def test_a_line_whose_answer_is_lost_is_to_be_sent_again(browser, page, model: Held) -> None:
+    tab, _ = opened(browser, page[0], 1280, 800, "light")
+    box = tab.get_by_label("Your line", exact=True)
+    lost = tab.get_by_role("alert").filter(has_text="again")
+    # An answer that takes its time is not lost.
+    model.gate.clear()
+    say(tab, "Take your time.", 1)
+    tab.wait_for_timeout(7500)
+    assert lost.count() == 0
+    model.gate.set()
+    tab.locator(".se-log .se-line").nth(1).wait_for()
+    tab.wait_for_function("!document.querySelector('.se-busy')")
+    # What the server sends does not arrive.
+    tab.route("**/queue/data*", lambda route: None)
+    box.fill("Hello?")
+    box.press("Enter")
+    tab.get_by_text("The server does not answer.").wait_for()
+    assert in_view(tab, tab.locator(".se-lost")) and lost.count() == 1
+    tab.unroute_all(behavior="ignoreErrors")
+    # The page is loaded anew, by its reader or by gradio once the connection is back: the line is kept.
+    tab.reload()
+    tab.get_by_text("Send your line again").wait_for()
+    tab.wait_for_function("document.querySelector('#line textarea')?.value == 'Hello?'")
+    box.press("Enter")
+    tab.locator(".se-log .se-line").nth(1).wait_for()
+    tab.wait_for_function("!document.querySelector('.se-lost')")
+    assert tab.locator(".se-log .se-line").first.inner_text().count("Hello?") == 1
+    tab.reload()
+    tab.wait_for_timeout(2500)
+    assert lost.count() == 0 and box.input_value() == ""
+
+
+@pytest.mark.slow
 def test_watch_two_and_vote(browser, page, model: Held) -> None:
     tab, wrong = opened(browser, page[0], 390, 844, "light")
     tab.get_by_role("tab", name="Watch two").click()
