@@ -116,10 +116,20 @@ def test_the_help_fits_80_columns_and_names_the_second_character() -> None:
         ("/persona Xyzzyx", "/persona Xyzzyx: what they are like"),
         ("/watch 1 Bo: dry", "type a first line"),
         ("/edit x y", "x is not a number"),
+        ("/edit ² y", "² is not a number"),
+        ("/edit 1_0 y", "1_0 is not a number"),
+        (f"/edit {'9' * 5000} y", "is not a number"),
+        ("/watch ²", "² is not a number"),
+        ("/watch -1 Bo: dry", "-1 is not a number"),
+        (f"/watch {'9' * 5000}", "is not a number"),
+        ("/persona You: a pirate", "two would be called You"),
+        ("/watch 1 You: a pirate", "two would be called You"),
+        ("/watch You", "two would be called You"),
         ("/edit 4 y", "there is no line 4"),
         ("/export", "name the file"),
         ("/export /nowhere/at/all.jsonl", "nothing to export"),
         ("/export x.md", "nothing to export"),
+        ("/export x\0.md", "holds a NUL"),
         ("/export x.txt", "neither .jsonl"),
         ("/episodes", "comes from no run"),
         ("/persona : kind", "needs a name"),
@@ -133,6 +143,22 @@ def test_a_slip_in_the_terminal_is_told_and_ends_nothing(
 ) -> None:
     session, out = typed(model, monkeypatch, f"{text}\nStill there?\n")
     assert said in out and session.lines[0].text == "Still there?"
+    assert session.characters == PAIR[:1]
+
+
+def test_a_slip_in_an_episodes_number_keeps_the_talk(model: SelfEmo, monkeypatch) -> None:
+    asked = []
+
+    def episodes(name: str, you: str) -> list[Session]:
+        asked.append(you)
+        return [Session(PAIR, lines=(Line("Bo", "It snows."),), you=you)]
+
+    monkeypatch.setattr(terminal, "load_episodes", episodes)
+    session, out = typed(model, monkeypatch, "Hi.\n/episodes ²\n/episodes 2\n")
+    assert "² is not a number" in out and "there is no episode 2" in out
+    assert session.lines[0].text == "Hi."
+    session, _ = typed(model, monkeypatch, "Hi.\n/episodes \u0661\n")  # an Arabic 1
+    assert session.lines[0].text == "It snows." and set(asked) == {"You"}
 
 
 # -- the page -------------------------------------------------------------------------------------------
@@ -281,7 +307,7 @@ def test_talk_on_a_phone(browser, page, model: Held) -> None:
     assert tab.get_by_label("Name").input_value() == ""
     tab.get_by_label("Name").fill("You")
     tab.get_by_role("button", name="Use this one").click()
-    tab.get_by_text("choose another name").wait_for()
+    tab.get_by_text("Two would be called You").wait_for()
     assert "Brigid" in tab.locator(".se-person:visible").inner_text()
     assert wrong == []
 
@@ -309,6 +335,39 @@ def test_a_new_conversation_while_a_line_is_on_its_way(browser, page, model: Hel
     assert tab.locator(".se-log .se-line").count() == 0
     say(tab, "Three.", 2)
     assert wrong == []
+
+
+@pytest.mark.slow
+def test_a_line_whose_answer_is_lost_is_to_be_sent_again(browser, page, model: Held) -> None:
+    tab, _ = opened(browser, page[0], 1280, 800, "light")
+    box = tab.get_by_label("Your line", exact=True)
+    lost = tab.get_by_role("alert").filter(has_text="again")
+    # An answer that takes its time is not lost.
+    model.gate.clear()
+    say(tab, "Take your time.", 1)
+    tab.wait_for_timeout(7500)
+    assert lost.count() == 0
+    model.gate.set()
+    tab.locator(".se-log .se-line").nth(1).wait_for()
+    tab.wait_for_function("!document.querySelector('.se-busy')")
+    # What the server sends does not arrive.
+    tab.route("**/queue/data*", lambda route: None)
+    box.fill("Hello?")
+    box.press("Enter")
+    tab.get_by_text("The server does not answer.").wait_for()
+    assert in_view(tab, tab.locator(".se-lost")) and lost.count() == 1
+    tab.unroute_all(behavior="ignoreErrors")
+    # The page is loaded anew, by its reader or by gradio once the connection is back: the line is kept.
+    tab.reload()
+    tab.get_by_text("Send your line again").wait_for()
+    tab.wait_for_function("document.querySelector('#line textarea')?.value == 'Hello?'")
+    box.press("Enter")
+    tab.locator(".se-log .se-line").nth(1).wait_for()
+    tab.wait_for_function("!document.querySelector('.se-lost')")
+    assert tab.locator(".se-log .se-line").first.inner_text().count("Hello?") == 1
+    tab.reload()
+    tab.wait_for_timeout(2500)
+    assert lost.count() == 0 and box.input_value() == ""
 
 
 @pytest.mark.slow
@@ -359,6 +418,88 @@ def test_watch_two_and_vote(browser, page, model: Held) -> None:
     assert wrong == []
 
 
+def pick(tab: Any, name: str, place: int = 0) -> None:
+    """Choose a character of one's own by name."""
+    tab.locator(".se-person:visible").nth(place).click()
+    if not tab.get_by_label("Name").is_visible():
+        tab.get_by_text("Write your own").click()
+    tab.get_by_label("Name").fill(name)
+    tab.get_by_role("button", name="Use this one").click()
+
+
+@pytest.mark.slow
+def test_a_refused_character_leaves_the_open_vote(browser, page) -> None:
+    tab, wrong = opened(browser, page[0], 1280, 800, "light")
+    tab.get_by_role("tab", name="Compare").click()
+    button = functools.partial(tab.get_by_role, "button")
+    tab.get_by_label("Your line to both").fill("It snows.")
+    button(name="Ask both").click()
+    tie = button(name="Tie")
+    tab.wait_for_function("e => !e.disabled", arg=tie.element_handle())
+    answers = tab.locator(".se-both:visible").inner_text()
+    for name, said in ((" ", "A character needs a name"), ("You", "Two would be called You")):
+        pick(tab, name)
+        tab.get_by_text(said).wait_for()
+        tab.wait_for_timeout(200)
+        assert tab.locator(".se-both:visible").inner_text() == answers
+        assert tie.is_enabled() and button(name="Ask both").is_disabled()
+        assert "Mia" in tab.locator(".se-person:visible").inner_text()
+    kept = len(page[1].read_text().splitlines()) if page[1].exists() else 0
+    tie.click()
+    tab.get_by_text("Thank you.").wait_for()
+    assert len(page[1].read_text().splitlines()) == kept + 1
+    pick(tab, "Zoe")  # another name is taken
+    tab.locator(".se-person:visible", has_text="Zoe").wait_for()
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_a_refused_change_leaves_the_turn_that_is_being_written(browser, page, model: Held) -> None:
+    tab, wrong = opened(browser, page[0], 1280, 800, "light")
+    tab.get_by_role("tab", name="Watch two").click()
+    button = functools.partial(tab.get_by_role, "button")
+    turns = tab.locator(".se-log:visible .se-line")
+    tab.get_by_label("First line").fill("The train is late.")
+    button(name="Begin").click()
+    turns.first.wait_for()
+    tab.locator(".se-side:visible").get_by_text("Scene and more").click()
+    model.gate.clear()
+    button(name="Next turn").click()
+    tab.get_by_text("is writing").wait_for()
+    pick(tab, "Mia", place=1)
+    tab.get_by_text("Two would be called Mia").wait_for()
+    button(name="Begin").click()  # no first line
+    tab.get_by_text("Type in the box what Mia says first").wait_for()
+    tab.get_by_label("Turn to change").fill("4")
+    tab.get_by_label("New text").fill("The bus is late.")
+    button(name="Change it").click()
+    tab.get_by_text("There is no line 4; there are 1").wait_for()
+    tab.wait_for_timeout(200)
+    assert tab.get_by_text("is writing").is_visible()
+    model.gate.set()
+    turns.nth(1).wait_for()
+    assert "The train is late." in turns.first.inner_text() and "Bo" in turns.nth(1).inner_text()
+    # A change that is accepted does end it.
+    tab.wait_for_function("!document.querySelector('.se-busy')")
+    model.gate.clear()
+    button(name="Next turn").click()
+    tab.get_by_text("is writing").wait_for()
+    pick(tab, "Zoe", place=1)
+    tab.locator(".se-person:visible", has_text="Zoe").wait_for()
+    model.gate.set()
+    tab.wait_for_timeout(500)
+    assert turns.count() == 2 and not tab.get_by_text("is writing").is_visible()
+    # The slider's number is typed: empty on the way to another one.
+    number = tab.get_by_label("number input for Turns of a run")
+    number.fill("")
+    number.blur()
+    button(name="Run 6 turns").wait_for()
+    number.fill("2")
+    number.blur()
+    button(name="Run 2 turns").wait_for()
+    assert not tab.get_by_text("Could not preprocess").is_visible() and wrong == []
+
+
 @pytest.mark.slow
 def test_a_long_timeline_shows_its_newest_turn_and_all_names(browser) -> None:
     look = files("selfemo.serve.chat").joinpath("page.css").read_text()
@@ -383,6 +524,8 @@ def test_a_long_timeline_shows_its_newest_turn_and_all_names(browser) -> None:
         (["--compare", "x"], "--compare needs --web"),
         (["--web", "--host", "0.0.0.0"], "--insecure"),
         (["--persona", "Bo: a", "--second", "Bo: b"], "different names"),
+        (["--you", " Mia"], "two would be called Mia"),
+        (["--you", " "], "you need a name"),
     ],
 )
 def test_what_the_command_refuses_before_it_loads_a_model(options: list[str], said: str) -> None:

@@ -81,7 +81,7 @@ def test_bad_input(tiny_model: Path, data: Path, tmp_path: Path, expert: Callabl
     alone = tmp_path / "alone.jsonl"
     held = toy_conversations(3, "test")
     write_jsonl(alone, [replace(c, turns=tuple(replace(t, speaker="Ann") for t in c.turns)) for c in held])
-    with pytest.raises(DataError, match="0 held-out turns with a gold emotion follow a turn of another"):
+    with pytest.raises(DataError, match="0 held-out turns with a gold emotion after a turn of another"):
         analyse_channel(str(tiny_model), [str(alone)], [], SETS, Quiet())
     endpoint = f"mine={expert()},model=m"
     with pytest.raises(UnsupportedError, match="endpoint mine cannot tell the probability"):

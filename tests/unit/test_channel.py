@@ -205,7 +205,7 @@ def test_data_without_a_turn_to_read_are_refused(second: list[tuple[str, str | N
 
 
 def test_one_conversation_is_not_compared() -> None:
-    with pytest.raises(DataError, match=r"1 held-out turns .* in 1 of 1 conversations; .* two conversations"):
+    with pytest.raises(DataError, match=r"1 held-out turn .* in 1 of 1 conversation; .* two conversations"):
         held_out_turns([talk(("Ann", "joy"), ("Bo", "joy"))])
 
 

@@ -7,14 +7,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from selfemo.data import load
 from selfemo.errors import ConfigError, DataError
+from selfemo.method.prompts import clean
 from selfemo.method.types import LABEL_SETS, EmotionDistribution, FailureKind, Utterance
 from selfemo.runs.dialogues import Episode, Played
 from selfemo.serve.answers import ReadEmotion, Response
@@ -101,6 +103,21 @@ def test_what_cannot_be_said_or_asked() -> None:
     assert Session((MIA,)).said("Hm.").answered(failed).lines == (Line("You", "Hm.", nothing),)
 
 
+def test_a_name_belongs_to_one_alone(talk: Session) -> None:
+    for characters, you in (
+        ((Character("You"),), "You"),
+        ((MIA, Character(" Mia\n")), "You"),
+        ((MIA,), "Mia "),
+    ):
+        with pytest.raises(ConfigError, match="different names"):
+            Session(characters, you=you)
+    for characters, you in (((Character("\x00"),), "You"), ((MIA,), " ")):
+        with pytest.raises(ConfigError, match="need"):
+            Session(characters, you=you)
+    with pytest.raises(ConfigError, match="two would be called You"):
+        replace(talk, characters=(MIA, Character("You", "a pirate")))
+
+
 def test_the_export_is_a_data_set(talk: Session, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     file.write_text(talk.as_jsonl(MELD))
@@ -135,8 +152,14 @@ def test_an_episode_goes_on() -> None:
         ("Ann", "joy", "fear"), ("Bo", "fear", "fear"), ("Ann", None, "joy"),
     ]  # fmt: skip
     assert session.next_character() == Character("Bo", "timid") and session.scene == "A lift."
+    assert session.you == "You"
+    # The user's name, and what a number makes of it, may be those of speakers: talks are exported as data.
+    assert from_episode(episode, you="Ann").you == "Ann 2"
+    renamed = replace(episode, history=(Utterance("You", "It stopped.", fear), Utterance("Bo", "So it did.")))
+    assert from_episode(renamed).you == "You 2" and from_episode(renamed, you="Zed").you == "Zed"
     assert title(session, 60) == "Ann and Bo, 3 turns: It stopped."
     assert title(session, 8) == "Ann and Bo, 3 turns: It …"
+    assert title(Session((MIA,)).said("Hi."), 8) == "You and Mia, 1 turn: Hi."
 
 
 def test_characters_of_the_sample_set_and_of_ones_own() -> None:
@@ -209,7 +232,8 @@ LOUD = "<script>alert(1)</script><img src=x onerror=alert(2)> ${7*7} {{7*7}} `x`
 
 @given(st.text(min_size=1) | st.just(LOUD), st.text(min_size=1) | st.just(LOUD))
 def test_nothing_that_is_said_becomes_part_of_the_page(name: str, text: str) -> None:
-    session = Session((Character(name),), lines=(Line(name, text, reading("joy")),))
+    assume(clean(name))
+    session = Session((Character(name),), you="The user", lines=(Line(name, text, reading("joy")),))
     page = _Tags(transcript(session, MELD))
     assert set(page.tags) <= OURS and page.attributes <= ATTRIBUTES
     page = _Tags(writing(session, name, text, None, MELD))

@@ -110,7 +110,7 @@ def test_missing_column_file_and_wrong_adapter(tmp_path: Path) -> None:
 def test_official_counts_are_compared(tmp_path: Path) -> None:
     result = load(str(meld(tmp_path, "1,Hi,Ann,joy,x,0,0,1,1")))
     lines = check_lines(result, ADAPTERS["meld"])
-    assert "train: 1 conversations, 1 utterances (official 9989: differs by -9988)" in lines
+    assert "train: 1 conversation, 1 utterance (official 9989: differs by -9988)" in lines
     assert "dev: absent" in lines
 
 

@@ -164,7 +164,7 @@ def test_check_names_the_labels_that_the_file_has(tmp_path: Path) -> None:
     adapter, _ = resolve(str(path))
     lines = check_lines(load(str(path)), adapter)
     assert lines == [
-        "data set: jsonl (labels: calm, upset)", "test: 1 conversations, 1 utterances", "  calm 1"
+        "data set: jsonl (labels: calm, upset)", "test: 1 conversation, 1 utterance", "  calm 1"
     ]  # fmt: skip
 
 
@@ -218,10 +218,10 @@ def test_emorynlp_json_of_another_shape(tmp_path: Path) -> None:
 def test_each_form_of_emorynlp_has_its_own_official_counts(tmp_path: Path) -> None:
     adapter = ADAPTERS["emorynlp"]
     as_json = check_lines(adapter.load(emory(tmp_path)), adapter)
-    assert "dev: 1 conversations, 1 utterances (official 1344: differs by -1343)" in as_json
+    assert "dev: 1 conversation, 1 utterance (official 1344: differs by -1343)" in as_json
     path = write(tmp_path / "dev.csv", EMORY_HEAD + "Hi.,['Ann'],Mad,1,1,1,1\n")
     as_csv = check_lines(adapter.load(path), adapter)
-    assert "dev: 1 conversations, 1 utterances (official 954: differs by -953)" in as_csv
+    assert "dev: 1 conversation, 1 utterance (official 954: differs by -953)" in as_csv
     with pytest.raises(DataError, match=r"holds the dev split, as dev\.csv does"):
         load(str(tmp_path))
 

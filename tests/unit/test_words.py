@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from selfemo.counting import counted
 from selfemo.runs.words import in_words, value_in_words
 
 
@@ -29,3 +30,16 @@ def test_values_without_python() -> None:
     assert value_in_words(value) == "a b -, c x, yes, ends 0.25 to 2, d none, e none"
     value = {"kept": True, "ends": [1, 2], "names": ["a", "b", "c"], "none": None}
     assert value_in_words(value) == "kept yes, ends 1 to 2, names a, b, c, none -"
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    found = [counted(n, things) for n in (0, 1, 2) for things in ("held-out turns", "replies")]
+    assert found == [
+        "0 held-out turns",
+        "0 replies",
+        "1 held-out turn",
+        "1 reply",
+        "2 held-out turns",
+        "2 replies",
+    ]
+    assert counted(1441, "turns", ",") == "1,441 turns" and counted(1, "turns", ",") == "1 turn"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfemo.cli import options as opt
+from selfemo.counting import counted
 
 if TYPE_CHECKING:
     from selfemo.data.overlap import Comparison, Counts
@@ -64,7 +65,7 @@ def check(
             for copy in c.overlap.copies
         ]
         write_text(copies, "".join(f"{line}\n" for line in lines))
-        typer.echo(f"{copies}: {len(lines)} utterances", err=as_json)
+        typer.echo(f"{copies}: {counted(len(lines), 'utterances')}", err=as_json)
 
 
 def _only(compared: Comparison) -> Counts:

@@ -11,6 +11,7 @@ import typer
 from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
 from selfemo.cli.output import again, print_counts, print_json, reporter, stopped_with
+from selfemo.counting import counted
 
 group = typer.Typer(no_args_is_help=True, help="Describe speakers by experts, and cluster them.")
 
@@ -99,9 +100,13 @@ def cluster(
         print_json({"clusters": clusters, "noise": result.noise, "reward_by_cluster": rewards})
         return
     total = len(result.descriptions)
-    typer.echo(f"{total} descriptions, {len(result.clusters)} clusters, {result.noise} noise")
+    typer.echo(
+        f"{counted(total, 'descriptions')}, {counted(len(result.clusters), 'clusters')}, {result.noise} noise"
+    )
     for c in result.clusters:
         typer.echo(f"{c.size:6}  {c.name}\n        e.g. {c.example}")
     for r in rewards:
-        typer.echo(f"{r['run']} {r['stage']}: {r['name']} R1 {r['r1']:.3f} ({r['rollouts']} rollouts)")
+        typer.echo(
+            f"{r['run']} {r['stage']}: {r['name']} R1 {r['r1']:.3f} ({counted(r['rollouts'], 'rollouts')})"
+        )
     typer.echo(f"map and tables: {folder / 'figures'}")

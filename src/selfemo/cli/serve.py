@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ import typer
 from selfemo.cli import completion
 from selfemo.cli import options as opt
 from selfemo.cli.output import interruptible, print_json, reporter
+from selfemo.counting import counted
 
 
 def predict(
@@ -63,7 +64,7 @@ def predict(
     if as_json:
         print_json({"out": str(out), **asdict(done)})
         return
-    typer.echo(f"{out}: {done.turns} turns, {done.failed} without a prediction")
+    typer.echo(f"{out}: {counted(done.turns, 'turns')}, {done.failed} without a prediction")
 
 
 def serve(
@@ -146,9 +147,7 @@ def chat(
         require("`selfemo chat --web`", "gradio")
         check_free(host, port)
     pair = (character(persona), character(second))
-    names = [*(c.name for c in pair), you]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"the two characters and you need different names: {', '.join(names)}")
+    session = Session(pair, scene, you)
     for name in (model, *([compare] if compare else [])):
         find_checkpoint(name)  # a wrong one is told before the other is loaded
 
@@ -162,10 +161,10 @@ def chat(
 
         from selfemo.serve.chat.terminal import chat as talk
 
-        talk(opened(model), Session(pair[:1], scene, you), Console(), pair[1])
+        talk(opened(model), replace(session, characters=pair[:1]), Console(), pair[1])
         return
     from selfemo.serve.chat.web import build, launch
 
-    page = build(opened(model), opened(compare) if compare else None, Session(pair, scene, you), votes)
+    page = build(opened(model), opened(compare) if compare else None, session, votes)
     typer.echo(f"{launch(page, host, port)} (Ctrl-C ends it)")
     page.block_thread()

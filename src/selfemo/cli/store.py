@@ -9,6 +9,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.output import again, interruptible, print_json, use_samples
+from selfemo.counting import counted
 
 group = typer.Typer(no_args_is_help=True, help="Export a run's store; select samples from exports.")
 
@@ -34,7 +35,7 @@ def export(
         print_json({"out": str(out), "files": len(manifest.files), **counts})
         return
     said = ", ".join(f"{n:,} {t}" for t, n in counts.items())
-    typer.echo(f"{out / MANIFEST}: {len(manifest.files)} files, {said}")
+    typer.echo(f"{out / MANIFEST}: {counted(len(manifest.files), 'files')}, {said}")
 
 
 @group.command()

@@ -11,6 +11,7 @@ import typer
 from selfemo.cli import options as opt
 from selfemo.cli.options import new_settings
 from selfemo.cli.output import confirm, interruptible, print_json, program, reporter, stopped_with
+from selfemo.counting import counted
 
 if TYPE_CHECKING:
     from selfemo.config import Config
@@ -119,11 +120,12 @@ def show_plan(config: Config, model: str, folder: Path, stages: int = 1, *, as_j
     for i, wave in enumerate(found["waves"]):
         first, last = wave["steps"]
         typer.echo(
-            f"# wave {i}: steps {first} to {last}, {wave['prompts']} prompts, of them at most "
+            f"# wave {i}: steps {first} to {last}, {counted(wave['prompts'], 'prompts')}, of them at most "
             f"{wave['synthetic_at_most']} of self-play"
         )
         typer.echo(" \\\n  ".join(map(shlex.quote, wave["command"])) + "\n")
     typer.echo(
-        f"# {found['gpus']} GPUs, {found['prompts']} prompts, {found['completions']} completions, "
-        f"{found['rounds']} rounds, {found['optimiser_steps']} optimiser steps"
+        f"# {counted(found['gpus'], 'GPUs')}, {counted(found['prompts'], 'prompts')}, "
+        f"{counted(found['completions'], 'completions')}, {counted(found['rounds'], 'rounds')}, "
+        f"{counted(found['optimiser_steps'], 'optimiser steps')}"
     )

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selfemo.counting import counted
 from selfemo.errors import DataError
 from selfemo.method.types import SPLITS, Conversation, EmotionDistribution, LabelSet, Split, Utterance
 
@@ -419,7 +420,8 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
                 lines.append(f"{split}: absent")
             continue
         counts = report.utterances[split]
-        line = f"{split}: {report.conversations[split]} conversations, {counts} utterances"
+        whole = counted(report.conversations[split], "conversations")
+        line = f"{split}: {whole}, {counted(counts, 'utterances')}"
         official = report.official.get(split, (adapter.official or {}).get(split))
         if official is not None:
             off = counts - official
@@ -437,7 +439,7 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
     for path, at, reason in report.skipped[:20]:
         lines.append(f"skipped: {path}{'' if at is None else f':{at}'}: {reason}")
     if len(report.skipped) > 20:
-        lines.append(f"skipped: {len(report.skipped) - 20} more rows")
+        lines.append(f"skipped: {counted(len(report.skipped) - 20, 'more rows')}")
     return lines
 
 

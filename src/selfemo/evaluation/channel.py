@@ -20,6 +20,7 @@ import numpy as np
 
 from selfemo import __version__
 from selfemo.config import load
+from selfemo.counting import counted
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, DataError
 from selfemo.evaluation.jobs import settings_of, trained_on
@@ -217,9 +218,9 @@ def held_out_turns(conversations: Sequence[Conversation]) -> dict[str, tuple[lis
         turns, left_out = readable_turns(members, gold=True)
         if (n := len({c.id for c, _ in turns})) < 2:
             raise DataError(
-                f"{name}: {len(turns)} held-out turns with a gold emotion follow a turn of another speaker, "
-                f"in {n} of {len(members)} conversations; the channel is compared over two conversations or "
-                "more (data.eval_conversations, data.eval_split)"
+                f"{name}: {counted(len(turns), 'held-out turns')} with a gold emotion after a turn of "
+                f"another speaker, in {n} of {counted(len(members), 'conversations')}; the channel is "
+                "compared over two conversations or more (data.eval_conversations, data.eval_split)"
             )
         found[name] = turns, left_out
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selfemo.counting import counted
 from selfemo.evaluation import overlap
 from selfemo.evaluation.analysis import analysis_table
 from selfemo.evaluation.changes import NLLS
@@ -63,7 +64,8 @@ def _comparison(dataset: str, found: Comparison, evaluation: Evaluation) -> Tabl
                 cell(majority[m][0]),
             ]
         )
-    title = f"{dataset}: difference from {evaluation.about['compared_with']} on {found.prompts} prompts"
+    other_name, n = evaluation.about["compared_with"], counted(found.prompts, "prompts")
+    title = f"{dataset}: difference from {other_name} on {n}"
     if found.prompts < found.of:
         title += f" of {found.of} (the others were answered by one of the two alone)"
     header = ["measure", "difference", "95% interval", "p", "this", "other", "majority"]
@@ -79,7 +81,7 @@ def _scores(dataset: str, s: Scores, evaluation: Evaluation) -> Table:
     for k, name in _CALIBRATION.items():
         prior = constant[PRIOR]["nll"] if k == "nll_tempered" else None
         rows.append([name, cell(s.calibration[k]), "-", cell(prior)])
-    count = f"{s.utterances} utterances of {s.conversations} conversations"
+    count = f"{counted(s.utterances, 'utterances')} of {counted(s.conversations, 'conversations')}"
     title = f"{dataset}, {evaluation.about['split']}: {count}, 95% intervals by conversation"
     return title, ["measure", "model", MAJORITY, PRIOR], rows
 
@@ -115,7 +117,7 @@ def run_tables(summary: Mapping[str, Any], split: str) -> list[Table]:
         # Without data and n, which the title has, and without the intervals of the last three.
         rows = [[r[0], *r[3:-3], *(c.partition(" ")[0] for c in r[-3:])] for r in found]
         n = next(by[d]["utterances"] for by in summary["scores"].values() if d in by)
-        title = f"Held-out scores: {d}, {split}, {n} utterances, 95% intervals by conversation"
+        title = f"Held-out scores: {d}, {split}, {counted(n, 'utterances')}, 95% intervals by conversation"
         tables.append((title, [HEADER[0], *HEADER[3:]], rows))
     return tables + _changes(summary["changes"])
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfemo.counting import counted
 from selfemo.evaluation.constants import MAJORITY, PRIOR
 from selfemo.evaluation.experiments.compare import FIT, SIGNAL, same_labels_line
 from selfemo.evaluation.rendering import cell, render
@@ -120,7 +121,8 @@ def _markdown(result: Mapping[str, Any]) -> str:
     kept = "".join(f"- {n}, seed {r['seed']}: {line}\n" for n, r in made for line in r.get("choices", ()))
     paper_header = ["model", "synthetic", "original", "EmoryNLP", "IEMOCAP", "MELD", "AVG"]
     return (
-        f"# Ablation (table 2): {result['seeds']} seeds, {result['prompts']} prompts each\n\n"
+        f"# Ablation (table 2): {counted(result['seeds'], 'seeds')}, "
+        f"{counted(result['prompts'], 'prompts')} each\n\n"
         f"Split {result['split']}, checkpoint {result['checkpoint']}. Mean (standard deviation) over seeds; "
         "differences are arm minus full with 95% t intervals over seeds. p over seeds: paired t-test; p "
         "within seeds: each seed's paired test by conversation, accuracy.\n\n"

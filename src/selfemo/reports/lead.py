@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import Config
+from selfemo.counting import counted
 from selfemo.data import split_source
 from selfemo.evaluation.predictions import UNION
 from selfemo.method.types import LABEL_SETS
@@ -90,10 +91,6 @@ def sentences(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
 def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
@@ -115,8 +112,8 @@ def _what_ran(facts: Facts) -> str:
     if (whole := facts.whole) is None:
         scored = "no checkpoint has been evaluated"
     else:
-        turns = _count(whole["utterances"], "held-out turn")
-        of = _count(whole["conversations"], "conversation")
+        turns = counted(whole["utterances"], "held-out turns", ",")
+        of = counted(whole["conversations"], "conversations", ",")
         scored = f"it was evaluated on {turns} of {of} ({config.data.evaluated_on} split)"
     if names and evaluation_name(START) not in names:  # a command of one stage, not `evolve`
         return f"{model} went through {_listed(names)} alone, on {data}; {scored}."
@@ -124,8 +121,8 @@ def _what_ran(facts: Facts) -> str:
     refits = facts.refitted if facts.complete else config.flywheel.refit != "none"
     refit = " and a refit" if refits else ""
     plan = (
-        f"a cold start, then {_count(planned, 'iteration')} of self-play with RL{refit} "
-        f"({_count(config.flywheel.prompts, 'prompt')}{' each' if planned > 1 else ''})"
+        f"a cold start, then {counted(planned, 'iterations')} of self-play with RL{refit} "
+        f"({counted(config.flywheel.prompts, 'prompts', ',')}{' each' if planned > 1 else ''})"
         if planned
         else "a cold start, without self-play and RL"
     )
@@ -137,7 +134,7 @@ def _what_ran(facts: Facts) -> str:
     where = f"{at['name']} is {'the last stage that is done' if at['status'] == 'done' else 'not done'}"
     return (
         f"The run has not finished: {model} is being trained on {data} by {plan}; {facts.iterations} of "
-        f"{_count(planned, 'iteration')} done, {where} ({facts.resume} goes on); {scored}."
+        f"{counted(planned, 'iterations')} done, {where} ({facts.resume} goes on); {scored}."
     )
 
 
@@ -209,7 +206,7 @@ def _where_it_fails(facts: Facts) -> str:
     n, failed = scores["utterances"], sum(row[-1] for row in rows)
     hits = {e: (rows[k][k], sum(rows[k])) for k, e in enumerate(labels) if sum(rows[k])}
     if all(hit == of for hit, of in hits.values()):
-        return f"It made no error on {_count(n, 'held-out turn')}."
+        return f"It made no error on {counted(n, 'held-out turns', ',')}."
     said = [*_one_answer(labels, rows, n), _least(hits)]
     wrong = [
         (rows[i][j], rows[i][j] / sum(rows[i]), -i, -j)
@@ -239,7 +236,7 @@ def _least(hits: Mapping[str, tuple[int, int]]) -> str:
     never = sorted((e for e, (hit, _) in hits.items() if hit == 0), key=lambda e: -hits[e][1])
     if never:
         shown = [f"{e} (0 of {hits[e][1]})" for e in never[:3]]
-        more = [_count(len(never) - 3, "more emotion")] if len(never) > 3 else []
+        more = [counted(len(never) - 3, "more emotions")] if len(never) > 3 else []
         return f"it never recognises {_listed([*shown, *more])}"
     known = {e: c for e, c in hits.items() if c[1] >= 5} or hits
     worst = sorted(known, key=lambda e: (known[e][0] / known[e][1], -known[e][1]))[:2]

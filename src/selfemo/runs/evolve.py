@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import Config, SftConfig
+from selfemo.counting import counted
 from selfemo.data.splits import held_out
 from selfemo.errors import DataError
 from selfemo.method.prompts import conversation_prompts
@@ -373,7 +374,9 @@ def rl(
         trainer.save(run.checkpoint(name))
         if old := counts.get("too_old"):
             limit_of_age = f"selfplay.max_age = {config.selfplay.max_age}"
-            run.reporter.say(f"{name}: {old} prompts of self-play passed {limit_of_age} unanswered")
+            run.reporter.say(
+                f"{name}: {counted(old, 'prompts')} of self-play passed {limit_of_age} unanswered"
+            )
         if own := counts.get("targets_own"):
             of = f"of {own + counts['targets_shuffled']} prompts of self-play {own} kept their own target"
             run.reporter.say(f"{name}: {of}, since no other of their label set passed in their round")
@@ -381,7 +384,7 @@ def rl(
             of = f"in {refused} of {refused + counts.get(PASS, 0)} replies that were read"
             run.reporter.say(f"{name}: {of} the teacher did not hear the declared emotion (gate.channel)")
         if long := counts.get(CHANNEL_TOO_LONG, 0) + counts.get("targets_unheard", 0):
-            run.reporter.say(f"{name}: {long} replies were too long for the teacher to read")
+            run.reporter.say(f"{name}: {counted(long, 'replies')} too long for the teacher to read")
         if read := counts.get("targets_heard"):
             other = f"{counts['targets_other_top']} of {read} next prompts"
             run.reporter.say(f"{name}: the target of {other} has another top emotion than the declared S")

@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from selfemo.config import Config, DataConfig
+from selfemo.counting import counted
 from selfemo.data.splits import held_out
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.prompts import conversation_prompts
@@ -247,10 +248,10 @@ def judged_note(data: DataConfig, conversations: int, names: Sequence[str] = ())
         conversations: how many.
         names: of the data sets.
     """
-    of = f" of {', '.join(names)}" if names else ""
+    judged = counted(conversations, "conversations") + (f" of {', '.join(names)}" if names else "")
     shown = "Scores on that half" if data.eval_half == "tuning" else "Scores on the whole split"
     return (
-        f"Stages are judged on {conversations} conversations{of} in the tuning half of {data.eval_split}, "
+        f"Stages are judged on {judged} in the tuning half of {data.eval_split}, "
         f"and one that ends worse is rolled back. {shown} are therefore chosen on; claim on the other "
         f"half (selfemo evaluate RUN --data DATA --split {data.eval_split} --set data.eval_half=claim) or on "
         "test."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from selfemo.counting import singular
+
 _COUNTS = {
     "samples": "{} samples",
     "steps": "{} steps",
@@ -44,7 +46,6 @@ _COUNTS = {
     "labelled_prompts": "{} different labelled prompts",
 }
 _PLURALS = {"samples", "steps", "duplicates", "replies", "completions", "prompts", "labels"}
-_ONE = {"replies": "reply"}
 _SILENT = {"labels_digest"}
 """For programs alone."""
 
@@ -81,7 +82,7 @@ def _counted(n: int, text: str) -> str:
     words = text.split(" ")
     for i, word in enumerate(words):
         if word in _PLURALS:
-            words[i] = _ONE.get(word, word.removesuffix("s"))
+            words[i] = singular(word)
             break
     return " ".join(words).format(n)
 

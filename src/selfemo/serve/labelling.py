@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo import __version__
+from selfemo.counting import counted
 from selfemo.data import ADAPTERS, load
 from selfemo.data.transcripts import SUFFIXES, ReadSettings, SourceTurn, csv_columns, read_turns, turns_of
 from selfemo.errors import ConfigError, DataError, StoreError
@@ -87,8 +88,8 @@ class Source:
         """One line on what was read: "talk.txt: 9 turns of 2 speakers (Ann, Bo); left out: ..."."""
         names = list(self.speakers)
         more = ", ..." if len(names) > _NAMED else ""
-        who = f"{len(names)} speaker{'' if len(names) == 1 else 's'} ({', '.join(names[:_NAMED])}{more})"
-        return f"{self.name}: {self.count} turns of {who}{self._gone()}"
+        who = f"{counted(len(names), 'speakers')} ({', '.join(names[:_NAMED])}{more})"
+        return f"{self.name}: {counted(self.count, 'turns')} of {who}{self._gone()}"
 
     def _gone(self) -> str:
         gone = ", ".join(f"{kind} ({n})" for kind, n in self.left_out.items())

@@ -101,7 +101,12 @@ def answer(n: int, session: Session, labels: LabelSet) -> str:
 
 def note(text: str) -> str:
     """A quiet message in the conversation; "" without text."""
-    return f'<p class="se-note" role="status">{shown(text[:1].upper() + text[1:])}</p>' if text else ""
+    return f'<p class="se-note" role="status">{shown(sentence(text))}</p>' if text else ""
+
+
+def sentence(text: str) -> str:
+    """A message of an error with a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def portrait(character: Character) -> str:

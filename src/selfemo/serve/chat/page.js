@@ -47,15 +47,87 @@
   // gradio's client cannot cancel an event before the server has queued it: the server refuses (422) and
   // the answer is lost. So a press of a button waits until all events that were sent are queued.
   const joining = new Set();
+  // When an event was last sent, when the server was last heard and last did something for an event, whether
+  // it was not reached, how many streams of answers are open, and what is told of it all.
+  const line = { asked: 0, heard: 0, answered: 0, failed: false, open: 0, told: "" };
   const ask = window.fetch.bind(window);
   window.fetch = (where, how) => {
     const answer = ask(where, how);
-    if (String(where?.url ?? where).split("?")[0].endsWith("/queue/join")) {
+    const path = String(where?.url ?? where).split("?")[0];
+    if (path.endsWith("/queue/join")) {
       joining.add(answer);
+      line.asked = Date.now();
+      line.failed = false;
+      if (!kept) line.told = "";
+      answer.then((a) => { line.failed = !a.ok; }, () => { line.failed = true; });
       // A moment later, so that the client has read the answer.
       answer.catch(() => {}).finally(() => setTimeout(() => joining.delete(answer), 50));
+    } else if (path.endsWith("/queue/data")) {
+      answer.then((a) => listen(a.clone())).catch(() => {});
     }
     return answer;
+  };
+  const listen = async (answer) => {
+    const reader = answer.body.getReader(), decoder = new TextDecoder();
+    let text = "";
+    line.open += 1;
+    try {
+      for (let part; !(part = await reader.read()).done;) {
+        line.heard = Date.now();
+        text += decoder.decode(part.value, { stream: true });
+        if (/process_generating|process_completed|close_stream/.test(text)) { line.answered = Date.now(); text = ""; }
+        text = text.slice(-40);  // a word may come in two parts
+      }
+    } finally {
+      line.open -= 1;
+    }
+  };
+
+  // An answer that is lost looks like one that takes long, so the page says which it is: while an event waits
+  // or is answered, the server is heard every 15 seconds.
+  const LATE = 6000, SILENT = 20000;
+  const due = () => line.failed || line.asked > line.answered || !!document.querySelector(".se-busy");
+  const told = () => {
+    if (line.failed) return "That did not reach the server. Send it again.";
+    if (due() && Date.now() - Math.max(line.asked, line.heard) > (line.open ? SILENT : LATE)) {
+      return "The server does not answer. When it runs again, reload this page and send your line again.";
+    }
+    return line.told;
+  };
+  const watch = () => {
+    restore();
+    const panel = [...document.querySelectorAll(".se-panel")].find((p) => p.offsetParent);
+    const said = panel ? told() : "";
+    let note = document.querySelector(".se-lost");
+    if (!said) { note?.remove(); return; }
+    if (!note) {
+      note = document.createElement("p");
+      note.className = "se-note se-lost";
+      note.setAttribute("role", "alert");
+    }
+    if (note.parentNode !== panel) panel.append(note);
+    if (note.textContent !== said) note.textContent = said;
+  };
+
+  // gradio loads the page anew once a lost connection is back: the line that was sent returns to its box.
+  const KEPT = "selfemo-line";
+  let sending = null, kept = null;
+  try {
+    kept = JSON.parse(sessionStorage.getItem(KEPT));
+    sessionStorage.removeItem(KEPT);
+  } catch { /* no storage here */ }
+  if (kept) line.told = "This page was loaded anew before the answer came. Send your line again.";
+  addEventListener("pagehide", () => {
+    try { if (sending && due()) sessionStorage.setItem(KEPT, JSON.stringify(sending)); } catch { /* as above */ }
+  });
+  const restore = () => {
+    const box = kept && document.querySelector(`#${kept.id} textarea`);
+    if (!box) return;
+    if (!box.value) {
+      box.value = kept.text;
+      box.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+    kept = null;
   };
   const queued = (then) => { joining.size ? setTimeout(() => queued(then), 20) : then(); };
   const hold = (event) => {
@@ -87,6 +159,8 @@
     const box = panel?.querySelector(".se-scroll");
     const enter = event.type === "keydown" && event.key === "Enter" && event.target.closest(".se-say");
     if (box && (enter || (event.type === "click" && event.target.closest(".se-say button")))) {
+      const typed = event.target.closest(".se-say").querySelector("textarea");
+      if (typed?.value.trim()) sending = { id: typed.closest("[id]:not(textarea)").id, text: typed.value };
       box.atEnd = true;
       end(box);
     }
@@ -134,6 +208,7 @@
       childList: true, subtree: true, attributeFilter: ["style", "class"],
     });
     look();
+    setInterval(watch, 1000);
   };
   if (document.body) start();
   else document.addEventListener("DOMContentLoaded", start);

@@ -16,7 +16,7 @@ from selfemo.errors import SelfEmoError
 from selfemo.method.prompts import clean
 from selfemo.method.types import LabelSet
 from selfemo.serve.answers import Done, Emotion, ReplyDelta, SelfEmotion
-from selfemo.serve.chat.markup import note, portrait, timeline, transcript, writing
+from selfemo.serve.chat.markup import note, portrait, sentence, shown, timeline, transcript, writing
 from selfemo.serve.chat.session import Character, Session, unreadable
 from selfemo.serve.selfemo import SelfEmo
 
@@ -53,11 +53,13 @@ class Panel:
         shows: the components of a `Drawing`; the first is the state.
         scene: the text box of the scene.
         whole: the components that `all_of` has the values of.
+        running: the events that write turns; `connect` sets them.
     """
 
     def __init__(self, gr: Any, session: Session, labels: LabelSet, more: Callable[[], None] = lambda: None):
         """`more` lays out what else belongs under "Scene and more"."""
         self.gr, self.labels = gr, labels
+        self.running: list[Any] = []
         self.state = gr.State(session)
         with gr.Row(elem_classes="se-head"):
             self._people = [self._person(c) for c in session.characters]
@@ -101,11 +103,12 @@ class Panel:
         """Connect the panel's own buttons.
 
         Args:
-            running: the events that write turns; a change of the conversation ends them.
+            running: the events that write turns.
             needs_lines: buttons that are of use once something was said.
             also: components that a change of the conversation sets to the values of `reset`.
         """
-        ending: Any = {"cancels": list(running), **EVENT}
+        self.running = list(running)
+        ending: Any = {"cancels": self.running, **EVENT}
         state = self.state
         shows = [*self.shows, *also]
         self._undo.click(lambda s: (*self.draw(s.undone()), *reset()), state, shows, **ending)
@@ -115,7 +118,7 @@ class Panel:
             def choose(wanted: dict[str, str], now: Session, place: int = place) -> Any:
                 return *self._choose(place, wanted, now), *reset()
 
-            person.submit(choose, [person, state], [person, *shows], **ending)
+            self.change([person.submit], choose, [person, state], [person, *shows])
         gr = self.gr
         buttons = [self._undo, self._new, *needs_lines]
 
@@ -133,18 +136,35 @@ class Panel:
 
         state.change(ready, state, [*buttons, *self._saves], **EVENT)
 
+    def change(
+        self,
+        triggers: Sequence[Any],
+        changed: Callable[..., Any],
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+    ) -> None:
+        """Connect a change of the conversation that may be refused (SelfEmoError); call it after `connect`.
+
+        It ends the turn that is being written. gradio does that before it calls the function, so a first
+        event only tries the change: a refusal is told, and everything stays as it is. A change that is
+        accepted counts a state up, whose event makes it (`success` of the first event would end no other).
+        """
+        gr = self.gr
+        accepted = gr.State(0)
+
+        def tried(count: int, *given: Any) -> int:
+            try:
+                changed(*given)
+            except SelfEmoError as e:
+                raise gr.Error(shown(sentence(str(e))), print_exception=False) from None
+            return count + 1
+
+        gr.on(triggers, tried, [accepted, *inputs], accepted, **EVENT)
+        accepted.change(changed, inputs, outputs, cancels=self.running, **EVENT)
+
     def _choose(self, place: int, wanted: dict[str, str], state: Session) -> Any:
-        name, about = clean(wanted["name"])[:200], clean(wanted["about"])[:2000]
-        others = [c.name for k, c in enumerate(state.characters) if k != place]
-        if not name or name in (*others, state.you):
-            said = (
-                "A character needs a name."
-                if not name
-                else f"Two would be called {name}: choose another name."
-            )
-            return _face(state.characters[place]), *self.draw(state, note(said))
         people = list(state.characters)
-        people[place] = Character(name, about)
+        people[place] = Character(clean(wanted["name"])[:200], clean(wanted["about"])[:2000])
         return _face(people[place]), *self.draw(replace(state, characters=tuple(people)))
 
     def draw(self, session: Session, begun: str = "") -> Drawing:

@@ -52,15 +52,27 @@ class Line:
 class Session:
     """A conversation between the user and characters, or between two characters.
 
+    Each has a name of their own, since a line belongs to the name of its speaker.
+
     Attributes:
         characters: one to talk with, or two that talk with each other.
         you: the name of the person who types.
+
+    Raises:
+        ConfigError: somebody has no name, or two have the same.
     """
 
     characters: tuple[Character, ...]
     scene: str = ""
     you: str = YOU
     lines: tuple[Line, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [clean(name) for name in (*(c.name for c in self.characters), self.you)]
+        if not all(names):
+            raise ConfigError("you need a name" if all(names[:-1]) else "a character needs a name")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"two would be called {twice[0]}: the characters and you need different names")
 
     def said(self, text: str, speaker: str = "") -> Session:
         """The session with one more line, by default of the user (DataError: the text is empty)."""

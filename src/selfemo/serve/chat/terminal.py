@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from selfemo.counting import counted
 from selfemo.errors import DataError, SelfEmoError
 from selfemo.files import write_text
 from selfemo.runs.dialogues import visible
@@ -185,14 +186,17 @@ class _Terminal:
 
     def _watch(self, rest: str) -> None:
         count, _, other = rest.partition(" ")
-        if count and not count.isdigit():
-            count, other = "1", rest
+        if any(c.isalpha() for c in count):
+            count, other = "", rest
+        turns = min(_number(count), _MANY) if count else 1
         first, *more = self.session.characters
         second = character(other) if other else more[0] if more else self.second
         if second is None or second.name == first.name:
             raise DataError("it takes two characters: /watch 4 NAME: what the second one is like")
-        self.session = replace(self.session, characters=(first, second))
-        for _turn in range(min(_number(count or "1"), _MANY)):
+        watched = replace(self.session, characters=(first, second))
+        watched.ask()  # where nothing was said yet, nothing changes
+        self.session = watched
+        for _turn in range(turns):
             before = len(self.session.lines)
             self._answer()
             if len(self.session.lines) == before:
@@ -214,7 +218,7 @@ class _Terminal:
             self._hang(f"{n + 1:3}", f"{line.speaker} [{notes}]: {line.text}")
 
     def _episodes(self, rest: str) -> None:
-        found = load_episodes(self.model.name)
+        found = load_episodes(self.model.name, self.session.you)
         if rest:
             place = _number(rest) - 1
             if not 0 <= place < len(found):
@@ -228,13 +232,15 @@ class _Terminal:
     def _export(self, rest: str) -> None:
         if not rest:
             raise DataError("name the file: /export talk.jsonl, or talk.md")
+        if "\0" in rest:
+            raise DataError("the file's name holds a NUL, which no name can have")
         path = Path(rest)
         markdown = path.suffix.lower() == ".md"
         if not markdown and path.suffix.lower() != ".jsonl":
             raise DataError(f"{path} is neither .jsonl (a data set of selfemo) nor .md (a page to read)")
         text = self.session.as_markdown() if markdown else self.session.as_jsonl(self.model.labels)
         write_text(path, text)
-        self._say(f"{path}: {len(self.session.lines)} turns", "dim")
+        self._say(f"{path}: {counted(len(self.session.lines), 'turns')}", "dim")
 
 
 def _three(reading: ReadEmotion) -> str:
@@ -242,6 +248,9 @@ def _three(reading: ReadEmotion) -> str:
 
 
 def _number(text: str) -> int:
-    if not text.isdigit():
-        raise DataError(f"{text or 'nothing'} is not a number of a line or of turns")
-    return int(text)
+    try:
+        if text.isdecimal():  # int() also reads "+1" and "1_000"
+            return int(text)
+    except ValueError:  # it has thousands of digits
+        pass
+    raise DataError(f"{text[:20] or 'nothing'} is not a number of a line or of turns")

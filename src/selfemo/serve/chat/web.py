@@ -14,8 +14,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from selfemo.counting import counted
 from selfemo.errors import DataError, SelfEmoError
 from selfemo.extras import require
+from selfemo.method.prompts import clean
 from selfemo.serve.chat.episodes import load_episodes, title
 from selfemo.serve.chat.markup import answer, gallery, note, writing
 from selfemo.serve.chat.panel import EVENT, Panel, parts
@@ -25,6 +27,9 @@ from selfemo.serve.selfemo import SelfEmo
 
 _HOUR = 3600
 _TURNS = 6
+_MOST_TURNS = 20
+_SOME_TURNS = f"Math.min({_MOST_TURNS}, Math.max(1, n || {_TURNS}))"
+"""Of the slider's value, in the browser: its box of a number may be empty, and gradio fails at that."""
 
 
 def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) -> Any:
@@ -51,7 +56,7 @@ def build(model: SelfEmo, other: SelfEmo | None, session: Session, votes: Path) 
             with gr.Tab("Compare"):
                 tabs.compare(other, Votes(votes, (model.name, other.name)))
         try:
-            played = load_episodes(model.name)
+            played = load_episodes(model.name, session.you)
         except SelfEmoError:
             played = []
         if played:
@@ -106,7 +111,7 @@ class _Tabs:
         extra: list[Any] = []
 
         def controls() -> None:
-            extra.append(gr.Slider(1, 20, value=_TURNS, step=1, label="Turns of a run"))
+            extra.append(gr.Slider(1, _MOST_TURNS, value=_TURNS, step=1, label="Turns of a run"))
             with gr.Row():
                 extra.append(
                     gr.Number(label="Turn to change", precision=0, minimum=1, value=1, min_width=80, scale=1)
@@ -131,11 +136,10 @@ class _Tabs:
         state, scene = panel.state, panel.scene
 
         def start(text: str, state: Session, scene: str) -> Any:
-            try:
-                begun = replace(state, scene=scene, lines=()).said(text, state.characters[0].name)
-            except DataError:
-                return gr.skip(), *panel.noted(f"Type in the box what {state.characters[0].name} says first.")
-            return "", *panel.draw(begun)
+            first = state.characters[0].name
+            if not clean(text):
+                raise DataError(f"type in the box what {first} says first")
+            return "", *panel.draw(replace(state, scene=scene, lines=()).said(text, first))
 
         def go_on(state: Session, count: float, scene: str) -> Iterator[Any]:
             now: Session | None = replace(state, scene=scene)
@@ -149,24 +153,25 @@ class _Tabs:
                     return
 
         def change(state: Session, at: float | None, text: str) -> Any:
-            try:
-                return panel.draw(state.edited(int(at or 0) - 1, text))
-            except DataError as e:
-                return panel.noted(e)
+            return panel.draw(state.edited(int(at or 0) - 1, text))
 
         running = [
             step_one.click(go_on, [state, gr.State(1), scene], panel.shows, **EVENT),
-            run_on.click(go_on, [state, turns, scene], panel.shows, **EVENT),
+            run_on.click(
+                go_on,
+                [state, turns, scene],
+                panel.shows,
+                **EVENT,
+                js=f"(state, n, scene) => [state, {_SOME_TURNS}, scene]",
+            ),
         ]
-        # A change of the conversation ends the turn that is being written.
-        ending: Any = {"cancels": running, **EVENT}
-        gr.on(
-            [begin.click, opening.submit], start, [opening, state, scene], [opening, *panel.shows], **ending
+        pause.click(lambda s: panel.draw(s), state, panel.shows, cancels=running, **EVENT)
+        turns.change(
+            lambda n: gr.update(value=_run_for(int(n))), turns, run_on, js=f"(n) => {_SOME_TURNS}", **EVENT
         )
-        pause.click(lambda s: panel.draw(s), state, panel.shows, **ending)
-        edit.click(change, [state, place, changed], panel.shows, **ending)
-        turns.change(lambda n: gr.update(value=_run_for(int(n))), turns, run_on, **EVENT)
         panel.connect(running, [step_one, run_on, edit])
+        panel.change([begin.click, opening.submit], start, [opening, state, scene], [opening, *panel.shows])
+        panel.change([edit.click], change, [state, place, changed], panel.shows)
         return panel
 
     def compare(self, other: SelfEmo, votes: Votes) -> None:
@@ -245,11 +250,13 @@ class _Tabs:
             with gr.Row(elem_classes="se-say"):
                 take = gr.Button("Go on in “Watch two”", variant="primary")
         which.input(lambda k: watched.draw(played[k])[1:], which, shows, **EVENT)
-        take.click(lambda k: watched.all_of(played[k]), which, watched.whole, **EVENT)
+        take.click(
+            lambda k: watched.all_of(played[k]), which, watched.whole, cancels=watched.running, **EVENT
+        )
 
 
 def _run_for(turns: int) -> str:
-    return f"Run {turns} turn{'s' * (turns != 1)}"
+    return f"Run {counted(turns, 'turns')}"
 
 
 def _answered(model: SelfEmo, asked: Session) -> Session:
