@@ -12,14 +12,18 @@ from selfemo.cli import app
 from selfemo.config import to_toml
 from selfemo.evaluation.changes import VERDICTS
 from selfemo.runs.store import Store
+from tests.conftest import toy_conversations, write_jsonl
 from tests.support.runs import SHORT, settings
 
 
 @pytest.fixture(scope="module")
-def told(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run folder, and what the command printed."""
+def told(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run folder, and what the command printed; enough conversations are held out for a verdict."""
     home = tmp_path_factory.mktemp("stages")
-    config = settings(tiny_model, data, *SHORT, "save.every_steps=0", "flywheel.prompts=6", "sft.epochs=30")
+    talks = [*toy_conversations(10), *toy_conversations(8, "dev"), *toy_conversations(1, "test")]
+    write_jsonl(data := home / "toy.jsonl", talks)
+    more = ("save.every_steps=0", "flywheel.prompts=6", "sft.epochs=30", "data.eval_split=dev")
+    config = settings(tiny_model, data, *SHORT, *more)
     (home / "c.toml").write_text(to_toml(config))
     done = CliRunner().invoke(app, ["evolve", "-c", str(home / "c.toml"), "--out", str(home / "run")])
     assert done.exit_code == 0, done.output
@@ -42,8 +46,8 @@ def test_the_summary_says_what_each_stage_added(told: tuple[Path, str]) -> None:
         if c["copied"]:
             continue
         by = c["by"]["jsonl"]
-        assert by["verdict"] in VERDICTS.values() and by["utterances"] == 15
-        assert by["nll_at_t"]["believed"] and by["nll_at_t"]["utterances"] == 15
+        assert by["verdict"] in VERDICTS.values() and by["utterances"] == 40
+        assert by["nll_at_t"]["believed"] and by["nll_at_t"]["utterances"] == 40
         moved = mean_r1(run, c["to"]) - mean_r1(run, c["from"])
         assert by["mean_r1"]["difference"][0] == pytest.approx(moved)
         sides = [summary["scores"][c[k]]["jsonl"]["calibration"] for k in ("from", "to")]
