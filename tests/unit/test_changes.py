@@ -240,9 +240,9 @@ def test_a_record_holds_what_the_tables_show() -> None:
     table = change_rows([{"stage": "RL 1", "copied": False, "by": record},
                          {"stage": "refit 1", "copied": True, "by": {}}])  # fmt: skip
     assert [len(r) for r in table] == [len(CHANGE_HEADER)] * 2
-    assert table[0][:2] == ["RL 1", "toy"] and table[0][-1] == "better"
-    assert table[0][2].startswith("+0.500 [") and " p=0." in table[0][2]
-    assert table[1] == ["refit 1", "", *["-"] * 6, COPIED]
+    assert table[0][:3] == ["RL 1", "toy", "better"]
+    assert table[0][3].startswith("+0.500 [") and " p=0." in table[0][3]
+    assert table[1] == ["refit 1", "", COPIED, *["-"] * 6]
 
 
 def scored(store: Store, *names: str, beliefs: float = 0.75) -> None:

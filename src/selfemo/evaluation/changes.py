@@ -294,7 +294,7 @@ def change_line(change: Mapping[str, Any] | None) -> str:
 
 
 NLLS = {"nll_at_t": "NLL at T", "nll_shifted": "NLL at T, prior shift"}
-CHANGE_HEADER = ["stage", "data", *SHOWN.values(), *NLLS.values(), "verdict"]
+CHANGE_HEADER = ["stage", "data", "verdict", *SHOWN.values(), *NLLS.values()]
 CHANGE_NOTE = (
     "Each stage against the checkpoint before it, on the same utterances: change, 95% interval "
     "(bootstrap) and p (sign flips) by conversation; verdicts go by the interval, and near its edge p may "
@@ -311,11 +311,11 @@ def change_rows(changes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for c in changes:
         if c["copied"]:
             why = COPIED if c.get("from", "-rl").endswith("-rl") else f"no refit: {c['from']} is kept"
-            rows.append([c["stage"], "", *["-"] * (len(SHOWN) + len(NLLS)), why])
+            rows.append([c["stage"], "", why, *["-"] * (len(SHOWN) + len(NLLS))])
         for d, by in c["by"].items():
             cells = [_cell(by[m]) for m in (*SHOWN, *NLLS)]
             undone = "; rolled back" if c.get("rolled_back") else ""
-            rows.append([c["stage"], d, *cells, by["verdict"] + undone])
+            rows.append([c["stage"], d, by["verdict"] + undone, *cells])
     return rows
 
 
