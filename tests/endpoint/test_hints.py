@@ -23,7 +23,7 @@ def hinted(output: str) -> tuple[Config, list[str]]:
     """The settings of the command behind "use them:", and its words."""
     (line,) = [x for x in output.splitlines() if x.startswith("use them: ")]
     words = shlex.split(line.removeprefix("use them: "))
-    assert words[:2] == ["selfemo", "evolve"] and "..." not in words
+    assert Path(words[0]).name == "selfemo" and words[1] == "evolve" and "..." not in words
     values = {
         flag: [w for f, w in itertools.pairwise(words) if f == flag] for flag in ("-c", "--set", "--data")
     }

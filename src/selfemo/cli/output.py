@@ -129,9 +129,9 @@ def use_samples(samples: Path, reasoning: str = "none", source: str = "", config
     sets = [f"sft.samples={samples}"]
     if reasoning != "none":
         sets += [f"prompt.reasoning={reasoning}", *(() if config else _WITH_REASONING)]
-    words = ["selfemo", "evolve", "-c", str(config or "quickstart"), *(["--data", source] if source else [])]
+    words = ["evolve", "-c", str(config or "quickstart"), *(["--data", source] if source else [])]
     words += [w for text in sets for w in ("--set", text)]
-    return f"use them: {shlex.join(words)}"
+    return f"use them: {program()} {shlex.join(words)}"
 
 
 def print_tables(tables: Iterable[tuple[str, list[str], list[list[str]]]]) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from selfemo.cli import options as opt
 from selfemo.cli.options import expert_specs
-from selfemo.cli.output import again, print_counts, print_json, reporter, stopped_with
+from selfemo.cli.output import again, print_counts, print_json, program, reporter, stopped_with
 from selfemo.counting import counted
 
 group = typer.Typer(no_args_is_help=True, help="Describe speakers by experts, and cluster them.")
@@ -55,8 +55,8 @@ def extract(
             retry_failed=retry_failed, merge=merge, embedder=embedder,
         )  # fmt: skip
     personas = f'data.personas=["{out}"]'
-    use = shlex.join(["selfemo", "evolve", "-c", "quickstart", "--data", source, "--set", personas])
-    print_counts(counts, as_json, f"use them: {use}")
+    use = shlex.join(["evolve", "-c", "quickstart", "--data", source, "--set", personas])
+    print_counts(counts, as_json, f"use them: {program()} {use}")
 
 
 @group.command()
