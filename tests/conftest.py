@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 # each time, so that its verdict is on the change; everybody else's runs go on searching.
 settings.register_profile("selfemo", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("selfemo")
+
+# A shell starts what runs in its background with SIGINT ignored, and all that this starts inherits it: the
+# commands that are tested would not hear Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MELD = LABEL_SETS["meld"]
 SERVER = Path(__file__).parent / "support" / "expert_server.py"

@@ -17,7 +17,9 @@ from typer.testing import CliRunner, Result
 from selfemo.cli import app
 from selfemo.config import load
 from selfemo.evaluation.jobs import _once
+from selfemo.runs.dialogues import NO_DIALOGUE
 from selfemo.runs.inputs import load_conversations
+from tests.conftest import toy_conversations, write_jsonl
 from tests.support.runs import SETTINGS
 
 FOREIGN = re.compile(
@@ -133,3 +135,25 @@ def test_a_conversation_that_comes_twice_counts_once(data: Path) -> None:
     talks = load_conversations(load([], [f'data.sources=["{data}"]']).data)
     other = replace(talks[0], turns=talks[1].turns)  # another one of the same name
     assert _once([*talks, *talks, other]) == [*talks, other]
+
+
+def test_a_run_on_data_without_splits_tries_no_split_that_is_not_there(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Its end also says why there is nothing of self-play to read; evaluated, it scores what it held out."""
+    path, run = tmp_path / "mine.jsonl", tmp_path / "run"
+    write_jsonl(path, toy_conversations(10))
+    path.write_text(path.read_text().replace('"split": "train", ', ""))
+    words = [w for s in (*SMALL, f"model.id={tiny_model}", "selfplay.max_turns=1") for w in ("--set", s)]
+    done = CliRunner().invoke(app, ["evolve", "--data", str(path), "--out", str(run), *words])
+    assert done.exit_code == 0, done.output
+    assert "2 of 10 conversations are held out" in " ".join(done.stderr.split())
+    assert (
+        f"evaluate {run}@start --data {path} --split dev" in done.stdout and "--split test" not in done.stdout
+    )
+    said = " ".join(done.stdout.split())
+    assert NO_DIALOGUE in said and "Three self-play dialogues" not in said
+    scored = CliRunner().invoke(app, ["evaluate", str(run), "--data", str(path), "--json"])
+    assert json.loads(scored.stdout)["split"] == "dev"
+    told = "of 10 conversations those that the run held out are scored: 2 conversations"
+    assert told in " ".join(scored.stderr.split())

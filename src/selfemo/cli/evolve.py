@@ -82,10 +82,11 @@ def evolve(
 def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
-    from selfemo.data import load as load_data
     from selfemo.evaluation.changes import change_line
     from selfemo.evaluation.console import CHANGES_NOTE, run_tables
     from selfemo.evaluation.summary import next_commands, overlap_tables
+    from selfemo.runs.dialogues import NO_DIALOGUE
+    from selfemo.runs.inputs import load_sources
     from selfemo.runs.words import in_words
 
     if as_json:
@@ -101,8 +102,11 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     for stage in summary["stages"]:
         done = in_words({k: v for k, v in stage.items() if k not in ("name", "seconds")})
         print_text(f"  {stage['name']:<20} {stage['seconds']:5.0f} s  {done}", 33)
-    console.print("\nThree self-play dialogues:\n")
-    console.print((run.path / "dialogues.txt").read_text(), markup=False)
+    if dialogues := (run.path / "dialogues.txt").read_text().strip():
+        console.print("\nThree self-play dialogues:\n")
+        console.print(dialogues + "\n", markup=False)
+    else:
+        print_text(f"\n{NO_DIALOGUE}\n")
     console.print(f"Run folder: {run.path}")
     first = (
         ("summary.md, summary.json", "the tables above, and free changes beside them"),
@@ -112,7 +116,6 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
         console.print(f"  {name:<28} {what}", markup=False)
     console.print("\nTry next:")
     data, iterations = run.config.data, run.config.flywheel.iterations
-    # Those of the first source, which the commands name.
-    splits = {c.split for c in load_data(data.sources[0], lenient=data.lenient).conversations}
+    splits = {c.split for c in load_sources(data)[0][0]}  # of the first source, which the commands name
     for command in next_commands(run.path, data, iterations, program(), splits):
         console.print(f"  {command}", markup=False)

@@ -413,6 +413,7 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
     """The lines of `selfemo data check`: counts, comparison with the official ones, blemishes."""
     report = result.report
     sets = dict.fromkeys(", ".join(c.label_set.labels) for c in result.conversations)
+    unsplit, count = len(report.without_split), sum(report.conversations.values())
     lines = [f"data set: {report.dataset} (labels: {'; or '.join(sets)})"]
     for split in SPLITS:
         if not report.conversations[split]:
@@ -421,7 +422,8 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
             continue
         counts = report.utterances[split]
         whole = counted(report.conversations[split], "conversations")
-        line = f"{split}: {whole}, {counted(counts, 'utterances')}"
+        name = "no split" if unsplit == count else split
+        line = f"{name}: {whole}, {counted(counts, 'utterances')}"
         official = report.official.get(split, (adapter.official or {}).get(split))
         if official is not None:
             off = counts - official
@@ -429,11 +431,14 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
         lines.append(line)
         labels = report.labels.get(split, Counter()).most_common()
         lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels))
-    if n := len(report.without_split):
-        use = "training holds a fifth of them out (data.hold_out), evaluation takes them all"
-        if report.conversations["train"]:
+    if unsplit:
+        use = (
+            "training holds a fifth of them out (data.hold_out), which evaluating its run takes; any other "
+            "model is evaluated on them all"
+        )
+        if unsplit < count:
             use = "others do, so these are split test, and nothing is trained on them"
-        lines.append(f"conversations that name no split: {n}; {use}")
+        lines.append(f"conversations that name no split: {unsplit}; {use}")
     for kind, n in report.blemishes.most_common():
         lines.append(f"noted: {n} x {kind} (for example {', '.join(report.examples[kind])})")
     for path, at, reason in report.skipped[:20]:

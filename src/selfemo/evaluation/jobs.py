@@ -21,6 +21,7 @@ from typing import Any
 
 from selfemo import __version__
 from selfemo.config import Config, DataConfig, load
+from selfemo.counting import counted
 from selfemo.data.splits import existing_split, held_out
 from selfemo.errors import ConfigError, StoreError
 from selfemo.evaluation import overlap, predictions
@@ -229,6 +230,9 @@ def evaluate_model(
     data, resamples = config.data, config.evaluation.resamples
     held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
     _say_unscored(data, reporter.say)
+    if data.hold_out:
+        mine = counted(sum(c.split == data.eval_split for c in conversations), "conversations")
+        reporter.say(f"of {len(conversations)} conversations those that the run held out are scored: {mine}")
     trained = overlap.training_data(None if spec else model, train_data, data.lenient, reporter.say)
     labels, prompts = predictions.label_sets(held), predictions.gold_prompts(held)
     compared = None if other is None else predictions_of(other)

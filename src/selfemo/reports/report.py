@@ -49,7 +49,7 @@ from selfemo.reports import figures, turns
 from selfemo.reports import sections as parts
 from selfemo.reports.lead import Facts, sentences
 from selfemo.reports.page import Section, Table, headed, inline_svg, render, visible
-from selfemo.runs.dialogues import episodes
+from selfemo.runs.dialogues import NO_DIALOGUE, episodes
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
 from selfemo.runs.inputs import load_conversations
 from selfemo.runs.rollback import choice_lines
@@ -250,8 +250,7 @@ def _dialogues(source: Source, n: int = 10) -> Section:
     if not found:
         if not source.finished:
             return Section("dialogues", "Self-play dialogues", missing=source.resume)
-        none = "There is none: no self-played turn passed the gate, or the run had no self-play."
-        return Section("dialogues", "Self-play dialogues", [none])
+        return Section("dialogues", "Self-play dialogues", [NO_DIALOGUE])
     text = (
         "The longest episodes. Each self-played turn shows what its speaker read in the turn before, "
         "what should have been read, and the emotion declared with the reply."

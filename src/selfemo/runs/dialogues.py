@@ -9,6 +9,11 @@ from selfemo.method.prompts import format_emotions
 from selfemo.method.types import EmotionDistribution, LabelSet, Prompt, Utterance
 from selfemo.runs.store import Store
 
+NO_DIALOGUE = (
+    "There is no self-play dialogue to read: no self-played turn passed the gate, which asks that the "
+    "emotion of the turn before was read right (gate.tau), or the run had no self-play. More prompts or "
+    "rounds give it more chances."
+)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
