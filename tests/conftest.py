@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ import pytest
 from hypothesis import settings
 
 from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, Persona, Prompt, Utterance
+from tests.support.signals import hear_ctrl_c
 
 if TYPE_CHECKING:
     from selfemo.models.policy import Attention
@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 # each time, so that its verdict is on the change; everybody else's runs go on searching.
 settings.register_profile("selfemo", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("selfemo")
-
-# A shell starts what runs in its background with SIGINT ignored, and all that this starts inherits it: the
-# commands that are tested would not hear Ctrl-C.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+hear_ctrl_c()
 
 MELD = LABEL_SETS["meld"]
 SERVER = Path(__file__).parent / "support" / "expert_server.py"

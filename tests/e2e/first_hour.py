@@ -21,6 +21,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from tests.support.signals import hear_ctrl_c
+
 ROOT = Path(__file__).parents[2]
 SECTION = "## After the demo"
 SHORT = "--set flywheel.prompts=36 --set data.eval_conversations=3 --set sft.max_samples=48"
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="cut the demo down")
     parser.add_argument("--keep", action="store_true", help="keep the clone")
     args = parser.parse_args()
+    hear_ctrl_c()
     home = Path(tempfile.mkdtemp(prefix="first-hour-"))
     try:
         clone = home / "clone"
