@@ -58,7 +58,6 @@
       joining.add(answer);
       line.asked = Date.now();
       line.failed = false;
-      if (!kept) line.told = "";
       answer.then((a) => { line.failed = !a.ok; }, () => { line.failed = true; });
       // A moment later, so that the client has read the answer.
       answer.catch(() => {}).finally(() => setTimeout(() => joining.delete(answer), 50));
@@ -96,6 +95,8 @@
   };
   const watch = () => {
     restore();
+    // A moment after it was sent, nothing is due any more: its answer has come.
+    if (sending && Date.now() - sending.at > 3000 && !due()) sending = null;
     const panel = [...document.querySelectorAll(".se-panel")].find((p) => p.offsetParent);
     const said = panel ? told() : "";
     let note = document.querySelector(".se-lost");
@@ -123,11 +124,10 @@
   const restore = () => {
     const box = kept && document.querySelector(`#${kept.id} textarea`);
     if (!box) return;
-    if (!box.value) {
-      box.value = kept.text;
-      box.dispatchEvent(new Event("input", { bubbles: true }));
-    }
-    kept = null;
+    // gradio may still empty the box while it builds the page: a second look must find the line there.
+    if (box.value) { kept = null; return; }
+    box.value = kept.text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
   };
   const queued = (then) => { joining.size ? setTimeout(() => queued(then), 20) : then(); };
   const hold = (event) => {
@@ -160,7 +160,11 @@
     const enter = event.type === "keydown" && event.key === "Enter" && event.target.closest(".se-say");
     if (box && (enter || (event.type === "click" && event.target.closest(".se-say button")))) {
       const typed = event.target.closest(".se-say").querySelector("textarea");
-      if (typed?.value.trim()) sending = { id: typed.closest("[id]:not(textarea)").id, text: typed.value };
+      if (typed?.value.trim()) {
+        sending = { id: typed.closest("[id]:not(textarea)").id, text: typed.value, at: Date.now() };
+        kept = null;
+        line.told = "";
+      }
       box.atEnd = true;
       end(box);
     }
