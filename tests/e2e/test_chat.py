@@ -430,7 +430,7 @@ def pick(tab: Any, name: str, place: int = 0) -> None:
     tab.get_by_role("button", name="Use this one").click()
 
 
-@pytest.mark.slow
+@pytest.mark.extended  # it failed once of nine beside other tests, before it waited for what is drawn last
 def test_a_refused_character_leaves_the_open_vote(browser, page) -> None:
     tab, wrong = opened(browser, page[0], 1280, 800, "light")
     tab.get_by_role("tab", name="Compare").click()
@@ -439,11 +439,13 @@ def test_a_refused_character_leaves_the_open_vote(browser, page) -> None:
     button(name="Ask both").click()
     tie = button(name="Tie")
     tab.wait_for_function("e => !e.disabled", arg=tie.element_handle())
+    tab.wait_for_function("!document.querySelector('.se-busy')")
+    tab.wait_for_timeout(1000)  # the last of both answers is drawn
     answers = tab.locator(".se-both:visible").inner_text()
     for name, said in ((" ", "A character needs a name"), ("You", "Two would be called You")):
         pick(tab, name)
         tab.get_by_text(said).wait_for()
-        tab.wait_for_timeout(200)
+        tab.wait_for_timeout(1000)
         assert tab.locator(".se-both:visible").inner_text() == answers
         assert tie.is_enabled() and button(name="Ask both").is_disabled()
         assert "Mia" in tab.locator(".se-person:visible").inner_text()
