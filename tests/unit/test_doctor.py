@@ -218,3 +218,14 @@ def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["estimate"]["machine"] == "8 x h100" and told["estimate"]["rollouts"] == 184_000
     assert isinstance(runner.invoke(app, [*common, "--engine", "x"]).exception, Exception)
+
+
+def test_an_estimate_under_an_hour_is_in_minutes() -> None:
+    part = [{"name": "update", "tokens": 1200, "hours": 0.05}]
+    told = {"hours": 0.05, "stages": part, "before": part}
+    assert doctor.estimate_rows(told) == (
+        ["one iteration", "tokens", "minutes"],
+        [["update", "1,200", "3.0"], ["all", "", "3.0"], ["once before: update", "1,200", "3.0"]],
+    )
+    header, rows = doctor.estimate_rows({**told, "hours": 2.5})
+    assert header[-1] == "hours" and rows[1] == ["all", "", "2.50"]

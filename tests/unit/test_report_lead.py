@@ -121,7 +121,7 @@ def test_a_refit_that_did_not_take_place_is_not_said_to_have_helped() -> None:
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    [("/home/me/talks.jsonl", "talks.jsonl"), ("jsonl:/home/me/talks.jsonl", "talks.jsonl"),
+    [("far/away/talks.jsonl", "talks.jsonl"), ("jsonl:far/away/talks.jsonl", "talks.jsonl"),
      ("meld:/data/MELD", "meld"), ("sample", "sample")],
 )  # fmt: skip
 def test_data_are_called_without_the_folders_above_them(source: str, name: str) -> None:

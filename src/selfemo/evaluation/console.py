@@ -27,9 +27,10 @@ _NAMES = {
 }  # fmt: skip
 _CALIBRATION = {"ece": "ECE", "brier": "Brier", "nll": "NLL", "temperature": "T", "nll_tempered": "NLL at T"}
 CHANGES_NOTE = (
-    "Each stage against the checkpoint before it, on the same turns. * its 95% interval leaves out 0. NLL at "
-    "T, in nats, is what a model knows whatever its sureness: it falls where a stage taught something. The "
-    "verdict goes by mean R1 (else accuracy) and NLL at T. summary.md has the intervals and p."
+    "Each stage against the checkpoint before it, on the same turns. * its 95% interval, over six "
+    "conversations or more, leaves out 0. NLL at T, in nats, is what a model knows whatever its sureness: it "
+    "falls where a stage taught something. The verdict goes by the stars of mean R1 (else accuracy) and NLL "
+    "at T. summary.md has the intervals and p."
 )
 
 

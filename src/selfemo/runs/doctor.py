@@ -437,12 +437,13 @@ def diagnose(
 
 
 def estimate_rows(told: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The estimate's parts as a table: an iteration, and what comes before the first."""
+    """The parts as a table: of an iteration, and what comes before the first; short ones in minutes."""
+    unit, times, form = ("hours", 1, ",.2f") if told["hours"] >= 1 else ("minutes", 60, ".1f")
 
     def rows(parts: list[dict[str, Any]], where: str = "") -> list[list[str]]:
-        return [[f"{where}{s['name']}", f"{s['tokens']:,}", f"{s['hours']:,.2f}"] for s in parts]
+        return [[f"{where}{s['name']}", f"{s['tokens']:,}", f"{times * s['hours']:{form}}"] for s in parts]
 
-    whole = ["all", "", f"{told['hours']:,.2f}"]
-    return ["one iteration", "tokens", "hours"], [
+    whole = ["all", "", f"{times * told['hours']:{form}}"]
+    return ["one iteration", "tokens", unit], [
         *rows(told["stages"]), whole, *rows(told["before"], "once before: "),
     ]  # fmt: skip
