@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.data.chat_exports import FILES, MEDIA, SYSTEM, TAKEN_BACK, is_export, messages
-from selfemo.data.date_stamps import MARK
-from selfemo.data.transcripts import read_turns
+from selfemo.data.transcripts import Reading, read_turns
+from selfemo.data.transcripts.date_stamps import MARK
+from selfemo.data.transcripts.whatsapp import FILES, MEDIA, SYSTEM, TAKEN_BACK, is_export, messages
 from selfemo.errors import DataError
 from selfemo.serve.labelling import Source
 
@@ -39,7 +39,10 @@ IPHONE = """\
 
 def turns(path: Path, text: str, left_out: Counter[str]) -> list[tuple[str, str]]:
     path.write_text(text, encoding="utf-8")
-    return [(t.speaker, t.text) for t in read_turns(path, left_out=left_out)]
+    reading = Reading()
+    found = [(t.speaker, t.text) for t in read_turns(path, reading=reading)]
+    left_out.update(reading.left_out)
+    return found
 
 
 def test_an_export_of_android(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def predict(
     ] = "",
     limit: opt.Limit = 0,
     gap: Annotated[float, typer.Option(min=0, help="Seconds of silence between scenes.")] = 30.0,
-    encoding: Annotated[str, typer.Option(help="Encoding of the input file.")] = "utf-8-sig",
+    encoding: Annotated[str, typer.Option(help="Encoding of the input file.")] = "",
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
@@ -52,7 +52,7 @@ def predict(
     from selfemo.serve.selfemo import SelfEmo
 
     known = label_set_of(labels.split(",") if "," in labels else labels) if labels else None
-    read = Source(source, ReadSettings(text, speaker, conversation, encoding, gap), limit)
+    read = Source(source, ReadSettings("", text, speaker, conversation, encoding, gap), limit)
     check_out(out, read.path)
     reporter().say(read.read_as())
     check_finished(out, model)

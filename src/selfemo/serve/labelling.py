@@ -23,7 +23,7 @@ from typing import Any
 from selfemo import __version__
 from selfemo.counting import counted
 from selfemo.data import ADAPTERS, load
-from selfemo.data.transcripts import SUFFIXES, ReadSettings, SourceTurn, csv_columns, read_turns, turns_of
+from selfemo.data.transcripts import SUFFIXES, Reading, ReadSettings, SourceTurn, read_turns, turns_of
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.evaluation.jobs import model_digest
 from selfemo.files import lock_folder, replacing
@@ -67,16 +67,22 @@ class Source:
         self.name, self.settings, self.limit = name, settings or ReadSettings(), limit
         self.path = Path(os.path.expanduser(name))
         self.is_file = self.path.is_file() and self.path.suffix.lower() in SUFFIXES and _of_a_file(self.path)
-        self.left_out = Counter[str]()
-        self.speakers = Counter(turn.speaker for turn in self.turns(self.left_out))
+        self.reading, self.speakers, self.conversations = Reading(), Counter[str](), 0
+        self.fields: dict[str, None] = {}
+        last = None
+        for turn in self.turns(self.reading):
+            self.speakers[turn.speaker] += 1
+            self.fields |= dict.fromkeys(turn.fields)
+            self.conversations += turn.conversation != last
+            last = turn.conversation
         self.count = self.speakers.total()
         if not self.count:
             raise DataError(f"holds no turn{self._gone()}", self.path if self.is_file else name)
 
-    def turns(self, left_out: Counter[str] | None = None) -> Iterator[SourceTurn]:
-        """The turns in order; `left_out` counts what of the file is no turn, by kind."""
+    def turns(self, reading: Reading | None = None) -> Iterator[SourceTurn]:
+        """The turns in order; `reading` is filled with how the file was read."""
         if self.is_file:
-            found = read_turns(self.path, self.settings, left_out)
+            found = read_turns(self.path, self.settings, reading)
         else:
             found = turns_of(load(self.name).conversations)
         if not self.limit:
@@ -92,13 +98,13 @@ class Source:
         return f"{self.name}: {counted(self.count, 'turns')} of {who}{self._gone()}"
 
     def _gone(self) -> str:
-        gone = ", ".join(f"{kind} ({n})" for kind, n in self.left_out.items())
+        gone = ", ".join(f"{kind} ({n})" for kind, n in self.reading.left_out.items())
         return f"; left out: {gone}" if gone else ""
 
     def columns(self, out: Path) -> list[str]:
         """The columns that are copied where input and output are both CSV."""
         of_csv = self.is_file and self.path.suffix.lower() in (".csv", ".tsv")
-        return csv_columns(self.path, self.settings) if of_csv and _is_csv(out) else []
+        return list(self.fields) if of_csv and _is_csv(out) else []
 
     def identity(self) -> str:
         """A text that differs between inputs, to resume only the same one."""
@@ -154,7 +160,7 @@ def label_file(
     check_out(out, source.path)
     read, stop = source.settings, stop or StopRequest()
     limits = [model.constrained, model.max_tokens, model.config.prompt.max_tokens]
-    reading = [read.text, read.speaker, read.conversation, read.gap, read.encoding]
+    reading = [read.form, read.text, read.speaker, read.conversation, read.gap, read.encoding]
     named = list(labels or model.labels)
     settings = [FORMAT_VERSION, named, labels is None, limits, reading, out.suffix.lower()]
     what = {

@@ -18,10 +18,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import IO, NamedTuple
 
-from selfemo.data import whatsapp_words as app
-from selfemo.data.date_stamps import MARK, stamp_of_export
+from selfemo.data.transcripts import whatsapp_words as app
+from selfemo.data.transcripts.date_stamps import MARK, stamp_of_export
+from selfemo.data.transcripts.reading import Form, Reading, ReadSettings, SourceTurn
 
 SYSTEM, MEDIA = "lines of the system", "messages without text"
 FILES, TAKEN_BACK = "files beside a text", "deleted messages"
@@ -263,3 +265,22 @@ def _without_omitted(line: str, marked: bool) -> str:
     if not (mark and notice.strip() and short and (marked or app.OMITTED.search(notice))):
         return line
     return "" if _DOCUMENT.fullmatch(before) else before
+
+
+def _knows(head: list[str]) -> bool:
+    return is_export(next((line for line in head if line.strip()), ""))
+
+
+def _read(f: IO[str], path: Path, settings: ReadSettings, reading: Reading) -> Iterator[SourceTurn]:
+    source, left_out = reading.source(path), reading.left_out
+    names = senders(f)
+    f.seek(0)
+    for m in messages(f, left_out, names):
+        name, text = source.clean(m.name, m.line), source.clean(m.text, m.line)
+        if name and text:
+            yield SourceTurn(path.stem, name, text)
+        else:
+            left_out[MEDIA] += 1
+
+
+FORMS = (Form("whatsapp", "WhatsApp's export of a chat", (".txt",), _knows, _read),)

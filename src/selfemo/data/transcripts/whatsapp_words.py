@@ -2,8 +2,8 @@
 """The words that WhatsApp itself writes into an export, as patterns.
 
 WhatsApp writes in the language of the phone. A pattern names the words, or their stems, in the languages of
-most phones; where the form of a line tells what it is, data/chat_exports.py needs none. A line in another
-language stays as what was said: a word too many is better than a message lost.
+most phones; where the form of a line tells what it is, whatsapp.py needs none. A line in another language
+stays as what was said: a word too many is better than a message lost.
 """
 
 from __future__ import annotations
