@@ -16,10 +16,12 @@ import pytest
 from typer.testing import CliRunner
 
 from selfemo.cli import app
+from selfemo.data.transcripts import ReadSettings
+from selfemo.data.transcripts.source import Source
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.types import LABEL_SETS, LabelSet
 from selfemo.progress import Lines, Quiet
-from selfemo.serve.labelling import CHUNK, Source, check_finished, label_file
+from selfemo.serve.labelling import CHUNK, check_unmixed, label_file, model_identity
 from selfemo.serve.selfemo import SelfEmo
 
 
@@ -141,12 +143,13 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(
     model: SelfEmo, tiny_model: Path, tmp_path: Path
 ) -> None:
     source, out = many(tmp_path, 4), tmp_path / "out.jsonl"
-    progress = {
-        "turns": 0, "failed": 0, "bytes": 0, "what": {"selfemo": "0.0.0"},
-    }  # fmt: skip
+    what = {"model": model_identity(model.name), "selfemo": "0.0.0"}
+    progress = {"turns": 0, "failed": 0, "bytes": 0, "what": what}
     (tmp_path / "out.jsonl.progress.json").write_text(json.dumps(progress))
-    with pytest.raises(StoreError, match="begun with another selfemo"):
+    with pytest.raises(StoreError, match=r"was begun with selfemo 0\.0\.0; now 0\.1\.0"):
         label_file(Source(str(source)), out, model, Quiet())
+    with pytest.raises(StoreError, match="was begun with selfemo"):
+        check_unmixed(out, Source(str(source)), model.name, None)
     (tmp_path / "out.jsonl.progress.json").write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
         label_file(Source(str(source)), out, model, Quiet())
@@ -157,6 +160,7 @@ def test_a_finished_file_is_never_replaced(
     name: str, model: SelfEmo, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = many(tmp_path, 4), tmp_path / name
+    read = Source(str(source))
     first = label_file(Source(str(source)), out, model, Quiet())
     held = out.read_bytes()
     again = label_file(Source(str(source)), out, model, Lines("again"))
@@ -165,22 +169,27 @@ def test_a_finished_file_is_never_replaced(
 
     other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
     with pytest.raises(StoreError) as refused:
-        check_finished(out, str(other))
+        check_unmixed(out, read, str(other), None)
     assert str(refused.value).startswith(f"{out} was made by the model {tiny_model}, ")
     assert "not by other (" in str(refused.value) and "Give another --out" in str(refused.value)
     second = SelfEmo(other, max_tokens=96, overrides=["prompt.max_tokens=300"])
     with pytest.raises(StoreError, match="not by other"):
         label_file(Source(str(source)), out, second, Quiet())
-    with pytest.raises(StoreError, match="by other settings"):
+    with pytest.raises(StoreError, match=r"was made with labels of the file, .*; now neutral, joyful, "):
         label_file(Source(str(source)), out, model, Quiet(), labels=LABEL_SETS["emorynlp"])
+    with pytest.raises(StoreError, match=r"with labels of the file, .*; now neutral, .* to label anew"):
+        check_unmixed(out, read, str(tiny_model), LABEL_SETS["emorynlp"])
+    text = Source(str(source), ReadSettings(text="note"))
+    with pytest.raises(StoreError, match=r"was made with --text-column \(none\); now note"):
+        check_unmixed(out, text, str(tiny_model), None)
     assert out.read_bytes() == held
 
     out.write_bytes(held + b"\n")
     with pytest.raises(StoreError, match=f"was changed after {tiny_model} made it"):
-        check_finished(out, str(tiny_model))
+        check_unmixed(out, read, str(tiny_model), None)
     (tmp_path / f"{name}.about.json").unlink()
     with pytest.raises(StoreError, match="says which model made it"):
-        check_finished(out, str(tiny_model))
+        check_unmixed(out, read, str(tiny_model), None)
     assert out.read_bytes() == held + b"\n"
 
 
@@ -204,3 +213,40 @@ def test_a_data_set_by_its_name() -> None:
     first = next(source.turns())
     assert not source.is_file and source.count == 1441
     assert (first.speaker, first.labels, first.fields) == ("Keira", LABEL_SETS["meld"], {})
+
+
+def test_rows_without_text_stay_and_are_not_asked_about(model: SelfEmo, tmp_path: Path) -> None:
+    """A message that is an attachment alone keeps its row; the others are read without it."""
+    path, plain = tmp_path / "chat.csv", tmp_path / "plain.csv"
+    rows = ["a,Ann,Look at this.,1", "a,Bo,,2", "a,Ann,So what?,3", "b,Bo,,4", "b,Ann,No.,5"]
+    path.write_text("\n".join(["thread,author,message,n", *rows]) + "\n")
+    plain.write_text("\n".join(["thread,author,message,n", *(r for r in rows if ",," not in r)]) + "\n")
+    source = Source(str(path))
+    assert (source.count, source.silent) == (5, 2)
+    done = label_file(source, tmp_path / "out.csv", model, Quiet())
+    assert (done.turns, done.failed) == (5, 2)
+    label_file(Source(str(plain)), tmp_path / "plain_out.csv", model, Quiet())
+    found = list(csv.DictReader((tmp_path / "out.csv").open(newline="")))
+    assert [r["n"] for r in found] == ["1", "2", "3", "4", "5"]
+    assert [r["failure"] for r in found] == ["", "no_text", "", "no_text", ""]
+    kept = [r for r in found if r["message"]]
+    assert kept == list(csv.DictReader((tmp_path / "plain_out.csv").open(newline="")))
+
+
+def test_what_a_file_has_beside_its_text_is_in_any_output(model: SelfEmo, tmp_path: Path) -> None:
+    path = tmp_path / "chat.csv"
+    path.write_text("Ticket,From,Body,turn,mood\n7,Ann,Hi.,first,joy\n7,Bo,Yo.,second,\n")
+    label_file(Source(str(path)), tmp_path / "out.jsonl", model, Quiet())
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert list(first)[:6] == ["conversation", "turn", "speaker", "text", "input_turn", "mood"]
+    assert (second["conversation"], second["turn"], second["input_turn"]) == ("7", 1, "second")
+
+    lines = tmp_path / "talks.jsonl"
+    talk = {"id": "a", "source": "crm", "turns": [{"speaker": "Ann", "text": "Hi", "emotion": "joy"}]}
+    other = {"id": "b", "turns": [{"speaker": "Bo", "text": "Yo", "tags": ["x", 1]}]}
+    lines.write_text(json.dumps(talk) + "\n" + json.dumps(other) + "\n")
+    label_file(Source(str(lines)), tmp_path / "talks.csv", model, Quiet())
+    one, two = csv.DictReader((tmp_path / "talks.csv").open(newline=""))
+    assert (one["source"], one["emotion"], one["tags"]) == ("crm", "joy", "")
+    assert (two["source"], two["emotion"], json.loads(two["tags"])) == ("", "", ["x", 1])
+    assert one["predicted_emotion"] in LABEL_SETS["meld"]

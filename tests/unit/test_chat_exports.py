@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from selfemo.data.transcripts import Reading, read_turns
 from selfemo.data.transcripts.date_stamps import MARK
+from selfemo.data.transcripts.source import Source
 from selfemo.data.transcripts.whatsapp import FILES, MEDIA, SYSTEM, TAKEN_BACK, is_export, messages
 from selfemo.errors import DataError
-from selfemo.serve.labelling import Source
 
 ANDROID = """\
 3/9/25, 8:02 AM - Messages and calls are end-to-end encrypted. Only people in this chat can read them.
@@ -325,16 +325,16 @@ def test_whatever_the_text_nothing_goes_uncounted(said: list[tuple[str, str]], o
 def test_predict_says_how_it_read_the_file(tmp_path: Path) -> None:
     path = tmp_path / "chat.txt"
     path.write_text(ANDROID, encoding="utf-8")
-    assert Source(str(path)).read_as() == (
-        f"{path}: 3 turns of 2 speakers (Nora, +49 151 2345678); left out: lines of the system (2), "
-        "messages without text (1)"
-    )
+    assert Source(str(path)).read_as()[:2] == [
+        f"{path}: WhatsApp's export of a chat, utf-8; 3 turns in 1 conversation",
+        "2 speakers: Nora (2), +49 151 2345678 (1)",
+    ]
 
 
 def test_a_chat_of_nothing_but_media_says_so(tmp_path: Path) -> None:
     path = tmp_path / "chat.txt"
     path.write_text("\n".join(android("Nora: <Media omitted>", "Olu left")), encoding="utf-8")
-    with pytest.raises(DataError, match=r"holds no turn; left out: messages without text \(1\), lines of"):
+    with pytest.raises(DataError, match=r"holds no turn with text; left out: messages without text \(1"):
         Source(str(path))
 
 

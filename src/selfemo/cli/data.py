@@ -68,6 +68,38 @@ def check(
         typer.echo(f"{copies}: {counted(len(lines), 'utterances')}", err=as_json)
 
 
+@group.command()
+def preview(
+    source: opt.Transcript,
+    turns: Annotated[int, typer.Option(min=0, help="How many of the first turns to show.")] = 10,
+    form: opt.Form = "",
+    text: opt.TextColumn = "",
+    speaker: opt.SpeakerColumn = "",
+    conversation: opt.ConversationColumn = "",
+    limit: opt.Limit = 0,
+    gap: opt.Gap = 30.0,
+    encoding: opt.Encoding = "",
+    as_json: opt.AsJson = False,
+) -> None:
+    """Show how `selfemo predict` reads a file: form, columns, speakers, what is left out, the first turns."""
+    from itertools import islice
+
+    from selfemo.cli.output import print_json, print_tables, print_text
+    from selfemo.data.transcripts import ReadSettings
+    from selfemo.data.transcripts.source import Source
+
+    read = Source(source, ReadSettings(form, text, speaker, conversation, encoding, gap), limit)
+    if as_json:
+        print_json(read.as_record(turns))
+        return
+    for line in read.read_as():
+        print_text(line)
+    rows = [[t.conversation, t.speaker, t.text] for t in islice(read.turns(), turns)]
+    if rows:
+        title = "The first turns" if len(rows) < read.count else "The turns"
+        print_tables([(title, ["conversation", "speaker", "text"], rows)])
+
+
 def _only(compared: Comparison) -> Counts:
     """The counts of a comparison, which is of one held-out data set."""
     (counts,) = compared.overlap.counts.values()

@@ -48,6 +48,27 @@ Splits = Annotated[
 HeldOut = Annotated[
     Literal["dev", "test"] | None, typer.Option("--split", help="dev or test (default: the configuration's).")
 ]
+Transcript = Annotated[
+    str,
+    typer.Argument(
+        metavar="IN",
+        help="CSV, TSV, JSON, JSONL, text or subtitle file; or a data set: sample, a folder, NAME:PATH.",
+    ),
+]
+Form = Annotated[
+    str, typer.Option("--form", help="How to read it, if not as its suffix and first lines say.")
+]
+TextColumn = Annotated[str, typer.Option("--text-column", help="Column or key of the text.")]
+SpeakerColumn = Annotated[str, typer.Option("--speaker-column", help="Column or key of the speaker.")]
+ConversationColumn = Annotated[
+    str,
+    typer.Option(
+        "--conversation-column",
+        help='Column or key of the conversation\'s id; several by commas; "none": there is one conversation.',
+    ),
+]
+Gap = Annotated[float, typer.Option(min=0, help="Seconds of silence between scenes of subtitles; 0: none.")]
+Encoding = Annotated[str, typer.Option(help="Encoding of the input file (default: UTF-8, or as marked).")]
 Limit = Annotated[int, typer.Option("--conversations", min=0, help="The first N conversations; 0 takes all.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Skip and count broken rows.")]
 

@@ -17,45 +17,41 @@ from selfemo.counting import counted
 
 
 def predict(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="IN",
-            help="CSV, TSV, JSONL, TXT, SRT or VTT file; or a data set: sample, a path, NAME:PATH.",
-        ),
-    ],
+    source: opt.Transcript,
     out: Annotated[Path, typer.Option(help="A .jsonl or .csv file; go on if stopped.")],
     model: opt.ModelName = opt.BUILTIN,
     labels: Annotated[
         str | None,
         typer.Option(help="Emotions by commas, or meld, emorynlp, ...", autocompletion=completion.label_sets),
     ] = None,
-    text: Annotated[str, typer.Option("--text-column", help="CSV column of the text.")] = "",
-    speaker: Annotated[str, typer.Option("--speaker-column", help="CSV column of the speaker.")] = "",
-    conversation: Annotated[
-        str, typer.Option("--conversation-column", help="CSV column of the conversation's id.")
-    ] = "",
+    form: opt.Form = "",
+    text: opt.TextColumn = "",
+    speaker: opt.SpeakerColumn = "",
+    conversation: opt.ConversationColumn = "",
     limit: opt.Limit = 0,
-    gap: Annotated[float, typer.Option(min=0, help="Seconds of silence between scenes.")] = 30.0,
-    encoding: Annotated[str, typer.Option(help="Encoding of the input file.")] = "",
+    gap: opt.Gap = 30.0,
+    encoding: opt.Encoding = "",
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Label each turn of a transcript with its emotion.
 
-    Each line of the result has the emotion, how sure the model is, and all probabilities.
+    Each line of the result has the emotion, how sure the model is, and all probabilities. How the file was
+    read is told first; `selfemo data preview` shows it without a model.
     """
     from selfemo.data.transcripts import ReadSettings
+    from selfemo.data.transcripts.source import Source
     from selfemo.serve.asking import label_set_of
-    from selfemo.serve.labelling import Source, check_finished, check_out, label_file
+    from selfemo.serve.labelling import check_out, check_unmixed, label_file
     from selfemo.serve.selfemo import SelfEmo
 
     known = label_set_of(labels.split(",") if "," in labels else labels) if labels else None
-    read = Source(source, ReadSettings("", text, speaker, conversation, encoding, gap), limit)
-    check_out(out, read.path)
-    reporter().say(read.read_as())
-    check_finished(out, model)
+    check_out(out, Path(os.path.expanduser(source)))
+    read = Source(source, ReadSettings(form, text, speaker, conversation, encoding, gap), limit)
+    for line in read.read_as():
+        reporter().say(line)
+    check_unmixed(out, read, model, known)
     with (
         closing(SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])) as opened,
         interruptible(f"run the same command again to go on with {out}") as (said, stop),

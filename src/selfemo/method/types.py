@@ -216,6 +216,8 @@ class FailureKind(StrEnum):
     TOO_MANY_EMOTIONS = "too_many_emotions"
     TRUNCATED = "truncated"
 
+    NO_TEXT = "no_text"
+    """The utterance has no words."""
     TOO_LONG = "too_long"
     """The last utterance and the persona alone pass the length limit."""
     REFUSED = "refused"

@@ -8,27 +8,24 @@ finished file OUT.about.json stays, with the input, model and settings that made
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import itertools
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfemo import __version__
-from selfemo.counting import counted
-from selfemo.data import ADAPTERS, load
-from selfemo.data.transcripts import SUFFIXES, Reading, ReadSettings, SourceTurn, read_turns, turns_of
+from selfemo.data.transcripts import SourceTurn
+from selfemo.data.transcripts.source import Source
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.evaluation.jobs import model_digest
 from selfemo.files import lock_folder, replacing
 from selfemo.method.prompts import FORMAT_VERSION
-from selfemo.method.types import Conversation, LabelSet, Utterance
+from selfemo.method.types import Conversation, FailureKind, LabelSet, Utterance
 from selfemo.models.generation.chat import endpoint_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.settings import find_checkpoint
@@ -37,12 +34,11 @@ from selfemo.serve.selfemo import SelfEmo
 
 CHUNK = 64
 """Turns that are read together; work resumes at a multiple of it, so that batches stay the same."""
-_NAMED = 10
-"""Most speakers that are named."""
 _PAST = 200
 """Earlier turns of a conversation that are kept as context; no prompt has more."""
-_HEAD = 1 << 20
 ADDED = ("emotion", "confidence", "distribution", "failure")
+_OWN = ("conversation", "turn", "speaker", "text")
+_NO_TEXT = Recognition(None, failure=FailureKind.NO_TEXT)
 
 
 @dataclass
@@ -52,68 +48,6 @@ class Labelled:
     turns: int
     failed: int
     resumed: int
-
-
-class Source:
-    """The input: a file (data/transcripts.py), or a data set by its name.
-
-    It is read once at the start: a mistake (DataError, with file and line) is reported before any work.
-
-    Args:
-        limit: take the first conversations alone; 0 takes all.
-    """
-
-    def __init__(self, name: str, settings: ReadSettings | None = None, limit: int = 0):
-        self.name, self.settings, self.limit = name, settings or ReadSettings(), limit
-        self.path = Path(os.path.expanduser(name))
-        self.is_file = self.path.is_file() and self.path.suffix.lower() in SUFFIXES and _of_a_file(self.path)
-        self.reading, self.speakers, self.conversations = Reading(), Counter[str](), 0
-        self.fields: dict[str, None] = {}
-        last = None
-        for turn in self.turns(self.reading):
-            self.speakers[turn.speaker] += 1
-            self.fields |= dict.fromkeys(turn.fields)
-            self.conversations += turn.conversation != last
-            last = turn.conversation
-        self.count = self.speakers.total()
-        if not self.count:
-            raise DataError(f"holds no turn{self._gone()}", self.path if self.is_file else name)
-
-    def turns(self, reading: Reading | None = None) -> Iterator[SourceTurn]:
-        """The turns in order; `reading` is filled with how the file was read."""
-        if self.is_file:
-            found = read_turns(self.path, self.settings, reading)
-        else:
-            found = turns_of(load(self.name).conversations)
-        if not self.limit:
-            return found
-        by_conversation = itertools.groupby(found, key=lambda t: t.conversation)
-        return (turn for _, turns in itertools.islice(by_conversation, self.limit) for turn in turns)
-
-    def read_as(self) -> str:
-        """One line on what was read: "talk.txt: 9 turns of 2 speakers (Ann, Bo); left out: ..."."""
-        names = list(self.speakers)
-        more = ", ..." if len(names) > _NAMED else ""
-        who = f"{counted(len(names), 'speakers')} ({', '.join(names[:_NAMED])}{more})"
-        return f"{self.name}: {counted(self.count, 'turns')} of {who}{self._gone()}"
-
-    def _gone(self) -> str:
-        gone = ", ".join(f"{kind} ({n})" for kind, n in self.reading.left_out.items())
-        return f"; left out: {gone}" if gone else ""
-
-    def columns(self, out: Path) -> list[str]:
-        """The columns that are copied where input and output are both CSV."""
-        of_csv = self.is_file and self.path.suffix.lower() in (".csv", ".tsv")
-        return list(self.fields) if of_csv and _is_csv(out) else []
-
-    def identity(self) -> str:
-        """A text that differs between inputs, to resume only the same one."""
-        part = f", the first {self.limit} conversations" if self.limit else ""
-        if not self.path.is_file():
-            return f"{self.name}, {self.count} turns{part}"
-        with self.path.open("rb") as f:
-            head = hashlib.sha256(f.read(_HEAD)).hexdigest()[:16]
-        return f"{self.path.name}, {self.path.stat().st_size} bytes ({head}){part}"
 
 
 def check_out(out: Path, source: Path) -> None:
@@ -126,15 +60,16 @@ def check_out(out: Path, source: Path) -> None:
         raise ConfigError(f"--out {out} is the input; give another name")
 
 
-def check_finished(out: Path, model: str) -> None:
-    """Refuse to replace a file that another model made, or nobody knows which (StoreError); loads nothing.
+def check_unmixed(out: Path, source: Source, model: str, labels: LabelSet | None) -> None:
+    """Refuse an output, finished or begun, that something else made (StoreError); loads nothing.
 
-    `label_file` compares the input and the settings too, once the model is there.
+    `label_file` compares the settings of the loaded model too.
     """
+    now = _made_of(source, model, labels)
     if out.exists():
-        made = _about(out)
-        if (now := model_identity(model)) != made["what"].get("model"):
-            raise StoreError(_made_by(out, made, "model", now))
+        _refuse_other(out, _about(out), now)
+    elif _progress_file(out).exists():
+        _refuse_other(out, _progress(out), now)
 
 
 def label_file(
@@ -158,14 +93,13 @@ def label_file(
         Stopped: `stop` was asked for; finished turns are kept.
     """
     check_out(out, source.path)
-    read, stop = source.settings, stop or StopRequest()
-    limits = [model.constrained, model.max_tokens, model.config.prompt.max_tokens]
-    reading = [read.form, read.text, read.speaker, read.conversation, read.gap, read.encoding]
-    named = list(labels or model.labels)
-    settings = [FORMAT_VERSION, named, labels is None, limits, reading, out.suffix.lower()]
-    what = {
-        "selfemo": __version__, "input": source.identity(), "model": model_identity(model.name),
-        "settings": json.dumps(settings),
+    stop = stop or StopRequest()
+    what = _made_of(source, model.name, labels)
+    if labels is None:
+        what["labels"] = f"of the file, or the model's: {', '.join(model.labels)}"
+    what |= {
+        "model.constrained": str(model.constrained), "most tokens of an answer": str(model.max_tokens),
+        "prompt.max_tokens": str(model.config.prompt.max_tokens),
     }  # fmt: skip
     guard = out.parent / f".{out.name}.lock"
     try:
@@ -173,7 +107,7 @@ def label_file(
             try:
                 if out.exists():
                     return _finished(out, what, reporter)
-                with _Output(out, what, source.columns(out)) as output:
+                with _Output(out, what, _columns(source, out)) as output:
                     done = _label(source, output, model, reporter, labels, stop)
                 output.finish(model.spec.name if model.spec else model.name)
                 return done
@@ -187,10 +121,25 @@ def _is_csv(out: Path) -> bool:
     return out.suffix.lower() == ".csv"
 
 
-def _of_a_file(path: Path) -> bool:
-    """Whether a file is a transcript, not a file of a known data set."""
-    known = (a for n, a in ADAPTERS.items() if n not in ("jsonl", "sample"))
-    return path.suffix.lower() not in (".csv", ".tsv") or not any(a.matches(path) for a in known)
+def _columns(source: Source, out: Path) -> Columns:
+    """The columns of the input in an output."""
+    if _is_csv(out) and source.is_file and source.path.suffix.lower() in (".csv", ".tsv"):
+        return Columns({name: name for name in source.fields}, whole=True)
+    kept = source.carried()
+    return Columns({name: f"input_{name}" if name in _OWN else name for name in kept}, whole=False)
+
+
+def _made_of(source: Source, model: str, labels: LabelSet | None) -> dict[str, str]:
+    """What makes an output, as far as it is known before the model is loaded."""
+    read = source.settings
+    options = {
+        "--form": read.form, "--text-column": read.text, "--speaker-column": read.speaker,
+        "--conversation-column": read.conversation, "--gap": f"{read.gap:g}", "--encoding": read.encoding,
+    }  # fmt: skip
+    return {
+        "model": model_identity(model), "selfemo": f"{__version__}, format {FORMAT_VERSION}",
+        "input": source.identity(), **({"labels": ", ".join(labels)} if labels else {}), **options,
+    }  # fmt: skip
 
 
 def model_identity(model: str) -> str:
@@ -203,6 +152,10 @@ def model_identity(model: str) -> str:
 
 def _about_file(out: Path) -> Path:
     return out.with_name(out.name + ".about.json")
+
+
+def _progress_file(out: Path) -> Path:
+    return out.with_name(out.name + ".progress.json")
 
 
 def _about(out: Path) -> dict[str, Any]:
@@ -220,28 +173,42 @@ def _about(out: Path) -> dict[str, Any]:
     return made
 
 
-_OTHER = {
-    "selfemo": "by another version of selfemo",
-    "input": "of another input",
-    "settings": "by other settings",
-}
+def _progress(out: Path) -> dict[str, Any]:
+    """How far an output is (StoreError: its record cannot be read)."""
+    file = _progress_file(out)
+    try:
+        known = dict(json.loads(file.read_text()))
+        if isinstance(known["what"], dict) and all(
+            type(known[k]) is int for k in ("bytes", "turns", "failed")
+        ):
+            return known
+        reason = "not what `predict` writes"
+    except (ValueError, KeyError, TypeError) as e:
+        reason = str(e)
+    raise StoreError(
+        f"{file} cannot be read ({reason}); remove it and {out}.part to start again, or give another --out"
+    )
 
 
-def _made_by(out: Path, made: dict[str, Any], key: str, now: str) -> str:
-    """The message that refuses to replace a finished file."""
-    known = made["what"]
-    said = f"{out} was made by the model {made.get('model')}, {known.get('model')}"
-    said += f", not by {now}" if key == "model" else f", {_OTHER[key]}: {known.get(key)}; now {now}"
-    return f"{said}. Give another --out, or remove it to label anew"
+def _refuse_other(out: Path, made: dict[str, Any], now: dict[str, str]) -> None:
+    """Refuse an output that something else than `now` made (StoreError)."""
+    verb, file = ("was made", out) if out.exists() else ("was begun", _progress_file(out))
+    for key, value in now.items():
+        known = made["what"].get(key)
+        if known == value:
+            continue
+        if key == "model" and "model" in made:
+            said = f"by the model {made['model']}, {known}, not by {value}"
+        else:
+            said = f"with {key} {known or '(none)'}; now {value or '(none)'}"
+        raise StoreError(f"{out} {verb} {said}. Give another --out, or remove {file} to label anew")
 
 
 def _finished(out: Path, what: dict[str, str], reporter: Reporter) -> Labelled:
     """The counts of a file that is finished already (StoreError: something else made it)."""
     made = _about(out)
-    for key in ("model", *what):
-        if made["what"].get(key) != what[key]:
-            raise StoreError(_made_by(out, made, key, what[key]))
-    _Output(out, what, ()).progress.unlink(missing_ok=True)  # left where a kill came just before
+    _refuse_other(out, made, what)
+    _progress_file(out).unlink(missing_ok=True)  # left where a kill came just before
     reporter.say(f"{out} is finished already, by this model; nothing is left to do")
     return Labelled(made["turns"], made["failed"], made["turns"])
 
@@ -254,29 +221,32 @@ def _label(
     labels: LabelSet | None,
     stop: StopRequest,
 ) -> Labelled:
-    turns, past, number, place = source.turns(), list[SourceTurn](), 0, -1
+    turns, past, number, place, last = source.turns(), list[SourceTurn](), 0, -1, None
     resumed = output.turns
     if resumed:
         reporter.say(f"resuming after {resumed} finished turns")
     with reporter.bar("predict", source.count) as advance:
         while chunk := list(itertools.islice(turns, CHUNK)):
-            segments = _segments(chunk, past)
+            said = [t for t in chunk if t.text]
+            segments = _segments(said, past)
             places = []
             for t in chunk:
-                place = place + 1 if past and past[-1].conversation == t.conversation else 0
+                place = place + 1 if t.conversation == last else 0
+                last = t.conversation
                 places.append(place)
-                past.append(t)
+            past.extend(said)
             del past[:-_PAST]
             if number >= resumed:
                 stop.check()
                 asked = []
                 for before, mine in segments:
                     known = labels or mine[0].labels or model.labels
-                    said = tuple(Utterance(t.speaker, t.text) for t in (*before, *mine))
-                    c = Conversation(mine[0].conversation, "given", "test", said, known, mine[0].scene)
-                    asked.append((c, range(len(before), len(said))))
+                    talk = tuple(Utterance(t.speaker, t.text) for t in (*before, *mine))
+                    c = Conversation(mine[0].conversation, "given", "test", talk, known, mine[0].scene)
+                    asked.append((c, range(len(before), len(talk))))
                 found = itertools.chain.from_iterable(model.recognise_turns(asked))
-                output.write(list(zip(chunk, places, found, strict=True)))
+                read = [next(found) if t.text else _NO_TEXT for t in chunk]
+                output.write(list(zip(chunk, places, read, strict=True)))
             number += len(chunk)
             advance(len(chunk))
     return Labelled(number, output.failed, resumed)
@@ -293,32 +263,54 @@ def _segments(
     return segments
 
 
+@dataclass
+class Columns:
+    """What an output keeps of the input.
+
+    Attributes:
+        names: each field's name in the output.
+        whole: the rows are those of the input, so they need no columns of this project for what was said.
+    """
+
+    names: dict[str, str]
+    whole: bool
+
+    def record(self, turn: SourceTurn, place: int, r: Recognition, every: bool) -> dict[str, Any]:
+        """One line of the output; an added name that the input has too gets `predicted_` before it.
+
+        Args:
+            every: give a turn that lacks a field an empty one.
+        """
+        kept = {
+            name: turn.fields.get(field, "")
+            for field, name in self.names.items()
+            if every or field in turn.fields
+        }
+        if not self.whole:
+            kept = dict(zip(_OWN, (turn.conversation, place, turn.speaker, turn.text), strict=True)) | kept
+        weights = r.distribution and {e: shown_weight(w) for e, w in r.distribution.items()}
+        values = (r.emotion, shown_weight(r.confidence), weights, r.failure)
+        taken = {*self.names.values(), *([] if self.whole else _OWN)}
+        names = [f"predicted_{name}" if name in taken else name for name in ADDED]
+        return kept | dict(zip(names, values, strict=True))
+
+
 class _Output:
     """OUT.part and OUT.progress.json, as a context manager."""
 
-    def __init__(self, out: Path, what: dict[str, str], columns: Sequence[str]):
+    def __init__(self, out: Path, what: dict[str, str], columns: Columns):
         self.out, self.what, self.columns = out, what, columns
         self.part = out.with_name(out.name + ".part")
-        self.progress = out.with_name(out.name + ".progress.json")
+        self.progress = _progress_file(out)
         self.csv = _is_csv(out)
         self.turns = self.failed = 0
 
     def __enter__(self) -> _Output:
         size = 0
         if self.progress.exists():
-            try:
-                known = json.loads(self.progress.read_text())
-                keys = ("bytes", "turns", "failed", "what")
-                size, self.turns, self.failed, begun = (known[key] for key in keys)
-            except (ValueError, KeyError) as e:
-                told = f"cannot be read ({e}); remove it and {self.part} to start again"
-                raise StoreError(f"{self.progress} {told}") from None
-            for key, value in self.what.items():
-                if begun.get(key) != value:
-                    raise StoreError(
-                        f"{self.out} was begun with another {key}: {begun.get(key)}; now {value}. Give "
-                        f"another --out, or remove {self.progress} to start again"
-                    )
+            known = _progress(self.out)
+            _refuse_other(self.out, known, self.what)
+            size, self.turns, self.failed = known["bytes"], known["turns"], known["failed"]
             if not self.part.exists() or self.part.stat().st_size < size:
                 raise StoreError(f"{self.part} is cut off; remove {self.progress} to start again")
         self.file = self.part.open("ab")
@@ -330,14 +322,14 @@ class _Output:
 
     def write(self, rows: Sequence[tuple[SourceTurn, int, Recognition]]) -> None:
         """Add a chunk; it is on disk before the progress file counts it."""
-        records = [_record(*row, self.columns) for row in rows]
+        records = [self.columns.record(*row, every=self.csv) for row in rows]
         text = io.StringIO(newline="")
         if self.csv:
             writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
             if self.turns == 0:
                 writer.writeheader()
             for record in records:
-                writer.writerow({k: json.dumps(v) if isinstance(v, dict) else v for k, v in record.items()})
+                writer.writerow({k: _cell(v) for k, v in record.items()})
         else:
             text.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         self.file.write(text.getvalue().encode())
@@ -359,14 +351,6 @@ class _Output:
         self.progress.unlink(missing_ok=True)
 
 
-def _record(turn: SourceTurn, place: int, r: Recognition, columns: Sequence[str]) -> dict[str, Any]:
-    """One line of the output; an added name that the input has too gets `predicted_` before it."""
-    if columns:
-        record: dict[str, Any] = {c: turn.fields[c] for c in columns}
-    else:
-        record = {"conversation": turn.conversation, "turn": place, "speaker": turn.speaker}
-        record |= {"text": turn.text, **turn.fields}
-    weights = r.distribution and {e: shown_weight(w) for e, w in r.distribution.items()}
-    values = (r.emotion, shown_weight(r.confidence), weights, r.failure)
-    names = [f"predicted_{name}" if name in record else name for name in ADDED]
-    return record | dict(zip(names, values, strict=True))
+def _cell(value: Any) -> Any:
+    """A value as a CSV cell has it."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) else value
