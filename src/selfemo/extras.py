@@ -42,7 +42,8 @@ def requirements(*names: str) -> list[str]:
     """What this version of selfemo requires of each distribution, as "name>=1.2"; else the name alone."""
     from packaging.utils import canonicalize_name
 
-    known = {canonicalize_name(r.name): f"{r.name}{r.specifier}" for r in stated()}
+    # Of two extras that state it, the first: verl's, the last, is for an environment of its own.
+    known = {canonicalize_name(r.name): f"{r.name}{r.specifier}" for r in reversed(stated())}
     return [known.get(canonicalize_name(name), name) for name in names]
 
 

@@ -248,6 +248,46 @@ def test_a_mistake_is_told_before_torch_is_loaded(line: str, tmp_path: Path) -> 
     assert done.stderr.startswith("error: ") or "\nerror: " in done.stderr
 
 
+_ASK = "x=http://localhost:1/v1,model=y"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "line"),
+    [
+        ("gguf", "predict talk.jsonl --out new.csv"), ("openai", f"predict talk.jsonl --out n.csv -m {_ASK}"),
+        ("gguf", "evaluate builtin:smollm2-135m --data sample"), ("openai", f"evaluate {_ASK} --data sample"),
+        ("openai", f"judge builtin:smollm2-135m run9 --data sample --judge {_ASK} --out new"),
+        ("gguf", f"judge {_ASK} {_ASK} --data sample --judge local --out new"),
+        ("openai", f"chat {_ASK}"), ("gradio", "chat builtin:smollm2-135m --web"), ("fastapi", "serve"),
+        ("openai", f"serve {_ASK}"), ("openai", f"analyse {_ASK} --channel --data sample"),
+        ("openai", f"personas extract sample --expert {_ASK} --out new"),
+        ("openai", f"coldstart generate sample --expert {_ASK} --out new.parquet"),
+        ("polars", "coldstart generate sample --expert local --out new.parquet"),
+        ("polars", "coldstart soften builtin:smollm2-135m talk.jsonl --out new.parquet"),
+        ("peft", "evolve -c quickstart --data sample --set model.lora.rank=4 --out new"),
+    ],
+)  # fmt: skip
+def test_a_missing_extra_is_told_before_torch_is_loaded(hidden: str, line: str, tmp_path: Path) -> None:
+    write(tmp_path / "talk.jsonl", talk(1, split="test"))
+    code = (
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "def without(name, path=None, target=None):\n"
+        f"    return None if name.partition('.')[0] == {hidden!r} else find(name, path, target)\n"
+        "PathFinder.find_spec = without\n"
+        "from selfemo.cli.main import run\n"
+        "try: run()\nfinally: print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
+    assert f"{hidden} (for " in done.stderr and "is not installed; run: " in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["talk.jsonl"], "nothing was begun"
+
+
 def test_splits_that_only_test_conversations_name_are_no_hold_out(tmp_path: Path) -> None:
     mine = write(tmp_path / "mine.jsonl", *(talk(n) for n in range(4)), talk(4, split="test"))
     said: list[str] = []

@@ -154,6 +154,10 @@ def with_data(overrides: list[str] | None, data: list[str] | None) -> list[str]:
 
 
 def expert_specs(texts: list[str] | None) -> list[ExpertSpec]:
+    """The experts of some options, each of which can be asked (see `ExpertSpec.check`)."""
     from selfemo.models.generation.chat import parse_experts
 
-    return parse_experts(texts or [])
+    specs = parse_experts(texts or [])
+    for spec in specs:
+        spec.check()
+    return specs

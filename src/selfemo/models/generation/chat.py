@@ -17,9 +17,13 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfemo.errors import ConfigError
+from selfemo.extras import require
 from selfemo.method.types import BUILTIN_MODEL
+from selfemo.models.references import ModelReference
 
 Messages = Sequence[Mapping[str, str]]
+CLIENT = ("openai", "tenacity", "aiolimiter")
+"""Distributions of the client that asks an endpoint."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,20 @@ class ExpertSpec(BaseModel):
             )
         return value or "none"
 
+    def check(self) -> None:
+        """Whether it can be asked, in a second: no weights are loaded and nothing is sent.
+
+        Raises:
+            MissingExtraError: the client libraries, or what reads the local weights, are not installed.
+            ConfigError: the environment variable of its key is named and not set.
+            EngineError: there is no such local model.
+        """
+        if self.local:
+            ModelReference.parse(self.model).check()
+        else:
+            require("asking an endpoint", *CLIENT)
+            self.read_key()
+
 
 _ENDPOINT = re.compile(r"[^=/\\]+=https?://")
 
@@ -135,7 +153,10 @@ def names_endpoint(text: str) -> bool:
 
 
 def endpoint_of(model: str) -> ExpertSpec | None:
-    """The endpoint that `NAME=URL,model=...` names (ConfigError: with a mistake in it); greedy by default."""
+    """The endpoint that `NAME=URL,model=...` names, greedy by default; None for another model.
+
+    Raises: ConfigError: a mistake in it. For the rest see `ExpertSpec.check`.
+    """
     if not names_endpoint(model):
         return None
     spec = parse_expert(model)
@@ -146,6 +167,7 @@ def endpoint_of(model: str) -> ExpertSpec | None:
         )
     if "temperature" not in spec.model_fields_set:
         spec = spec.model_copy(update={"temperature": 0.0})
+    spec.check()
     return spec
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EndpointError, UnsupportedError
-from selfemo.extras import require
 from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError, parse_expert
@@ -73,7 +72,7 @@ class Endpoint:
     """
 
     def __init__(self, spec: ExpertSpec):
-        require("asking an endpoint", "openai", "tenacity", "aiolimiter")
+        spec.check()
         import aiolimiter
         import openai
         import tenacity
