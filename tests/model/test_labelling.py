@@ -34,7 +34,7 @@ def many(folder: Path, conversations: int = 90, turns: int = 5) -> Path:
     path = folder / "many.csv"
     with path.open("w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerow(["conversation", "speaker", "text", "emotion", "note"])
+        writer.writerow(["conversation", "speaker", "text", "Emotion", "note"])
         for c in range(conversations):
             for t in range(turns):
                 writer.writerow([f"c{c}", "AB"[t % 2], f"Line {t} of {c}, it is.", "joy", f"n{c}.{t}"])

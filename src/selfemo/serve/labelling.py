@@ -290,7 +290,7 @@ class Columns:
             kept = dict(zip(_OWN, (turn.conversation, place, turn.speaker, turn.text), strict=True)) | kept
         weights = r.distribution and {e: shown_weight(w) for e, w in r.distribution.items()}
         values = (r.emotion, shown_weight(r.confidence), weights, r.failure)
-        taken = {*self.names.values(), *([] if self.whole else _OWN)}
+        taken = {name.casefold() for name in self.names.values()}
         names = [f"predicted_{name}" if name in taken else name for name in ADDED]
         return kept | dict(zip(names, values, strict=True))
 
