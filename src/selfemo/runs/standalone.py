@@ -116,7 +116,7 @@ def selfplay_alone(
     sampler = open_sampler(checkpoint, config.model)
     with (
         lock_folder(folder),
-        Store(folder / STORE_FILE) as store,
+        Store(folder / STORE_FILE, journal=config.store.journal_mode) as store,
         reporter.bar("self-play turns", turns) as advance,
     ):
         counts = play_episodes(
