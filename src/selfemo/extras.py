@@ -10,6 +10,7 @@ import shlex
 import sys
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfemo.errors import MissingExtraError
@@ -48,10 +49,22 @@ def requirements(*names: str) -> list[str]:
 
 
 def install_command(*names: str) -> str:
-    """The command that installs these distributions into the environment that runs."""
-    near = os.path.relpath(sys.executable)
-    python = sys.executable if near.startswith(os.pardir) else near
-    return " ".join([shlex.quote(python), "-m pip install", *map(shlex.quote, requirements(*names))])
+    """The command that installs these distributions into the environment that runs.
+
+    In a clone it takes the versions that its tests ran with, as README does: those of the cluster environment
+    where verl is installed.
+    """
+    tested = Path(__file__).parents[2] / f"constraints{'-verl' * bool(version_of('verl'))}.txt"
+    of_clone = tested.exists() and tested.with_name("pyproject.toml").exists()
+    limits = ["-c", shlex.quote(_near(tested))] if of_clone else []
+    packages = map(shlex.quote, requirements(*names))
+    return " ".join([shlex.quote(_near(sys.executable)), "-m pip install", *limits, *packages])
+
+
+def _near(path: Path | str) -> str:
+    """A path from the present folder where it lies in it."""
+    near = os.path.relpath(path)
+    return str(path) if near.startswith(os.pardir) else near
 
 
 def require(purpose: str, *names: str) -> None:

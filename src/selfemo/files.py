@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from selfemo.errors import InUseError, MissingExtraError, SelfEmoError, StoreError
+from selfemo.errors import ConfigError, InUseError, MissingExtraError, SelfEmoError, StoreError
 from selfemo.extras import install_command, require
 
 
@@ -23,6 +23,10 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as e:
+        # Some network file systems flush no folder: they write its names on their own.
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -165,16 +169,64 @@ def write_rows(
         (frame.sort(sort) if rows else frame).write_parquet(staging)
 
 
-def lock_folder(folder: Path) -> TextIO:
-    """Make a folder and lock it until the returned file is closed (StoreError, InUseError)."""
+def locks_by_files() -> bool:
+    """Whether $SELFEMO_LOCKS is "file": lock files take the place of the system's locks.
+
+    Raises: ConfigError: it is neither "file" nor "system", the default.
+    """
+    asked = os.environ.get("SELFEMO_LOCKS") or "system"
+    if asked not in ("system", "file"):
+        raise ConfigError(f"the environment variable SELFEMO_LOCKS is {asked!r}; valid are system and file")
+    return asked == "file"
+
+
+def lock_folder(folder: Path) -> contextlib.ExitStack:
+    """Make a folder and lock it until what is returned is closed, as a context manager closes it.
+
+    Raises:
+        InUseError: another process has locked it.
+        StoreError: it cannot be made or written, or its file system has no locks.
+        ConfigError: see `locks_by_files`.
+    """
+    held = contextlib.ExitStack()
+    by_file = locks_by_files()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        (_lock_by_file if by_file else _lock_by_system)(folder, held)
     except OSError as e:
         raise StoreError(f"{folder}: cannot be used as a run folder: {e}") from e
+    return held
+
+
+def _lock_by_system(folder: Path, held: contextlib.ExitStack) -> None:
+    """Lock a folder by its file .lock; the system frees it when the process ends, however it does."""
+    import fcntl  # not on Windows, where the command line says so
+
+    lock = (folder / ".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as e:
         lock.close()
-        raise InUseError(f"{folder} is in use by another process") from None
-    return lock
+        if e.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+            raise InUseError(f"{folder} is in use by another process") from None
+        raise StoreError(
+            f"{folder}: its file system gives no locks ({e.strerror}), as NFS and Lustre may be mounted; use "
+            "a folder on a local disk, or set the environment variable SELFEMO_LOCKS=file, which locks by "
+            "files (docs/reliability.md)"
+        ) from None
+    held.enter_context(lock)
+
+
+def _lock_by_file(folder: Path, held: contextlib.ExitStack) -> None:
+    """Lock a folder by a file that must not exist yet, or is of a process of this host that has ended."""
+    from filelock import SoftFileLock, Timeout
+
+    path = folder / ".lock.pid"
+    try:
+        held.enter_context(SoftFileLock(path, timeout=1, thread_local=False))
+    except Timeout:
+        found: list[str] = []
+        with contextlib.suppress(OSError):  # it may be free by now
+            found = path.read_text(encoding="utf-8", errors="replace").split()
+        by = f"process {found[0]} on {found[1]}" if len(found) > 1 else "another process"
+        raise InUseError(f"{folder} is in use by {by}; if that has ended, delete {path}") from None

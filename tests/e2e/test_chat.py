@@ -76,6 +76,14 @@ def test_a_talk_in_the_terminal(model: SelfEmo, monkeypatch, tmp_path: Path) -> 
     assert edited.lines == () and edited.characters[0].name == "Ann" and edited.scene == "Outside."
 
 
+def test_an_export_replaces_no_file_but_its_own(model: SelfEmo, monkeypatch, tmp_path: Path) -> None:
+    there, own = tmp_path / "theirs.md", tmp_path / "mine.md"
+    there.write_text("kept")
+    _, said = typed(model, monkeypatch, f"Hi.\n/export {there}\n/export {own}\nStill here?\n/export {own}\n")
+    assert f"{there} exists already; name another file" in said and there.read_text() == "kept"
+    assert f"{own}: 2 turns" in said and f"{own}: 4 turns" in said, "one talk may be saved as it goes on"
+
+
 def test_characters_are_listed_by_tens_and_found_by_words(model: SelfEmo, monkeypatch) -> None:
     _, said = typed(
         model, monkeypatch, "/persona\n/more\n/find nurse tired\n/persona Brigi\n/persona Brigid\n"

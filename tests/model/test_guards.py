@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from selfemo.config import Config
 from selfemo.errors import GuardError
 from selfemo.method.prompts import conversation_prompts
-from selfemo.progress import Quiet
+from selfemo.progress import Quiet, Stopped, StopRequest
 from selfemo.runs.evolve import cold_start
 from selfemo.runs.evolve import rl as rl_stage
 from selfemo.runs.folder import RunFolder
@@ -195,3 +195,58 @@ def test_guard_settings_are_checked() -> None:
     for bad in ({"guard": {"kl": "explode"}}, {"guard": {"window": 1}}, {"guard": {"max_kl": 0}}):
         with pytest.raises(ValidationError):
             Config.model_validate(bad)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        # One token is no E line, so nothing can be read and R1 is 0 throughout.
+        (["sampling.max_new_tokens=1"], "0% can be read, 100% are cut by sampling.max_new_tokens = 1)"),
+        # As good as greedy: the completions of a prompt are copies.
+        (["sampling.temperature=0.001", "sampling.max_new_tokens=40"], "a higher sampling.temperature"),
+    ],
+)
+def test_rounds_whose_rewards_teach_nothing_are_told_once_and_summed_up(
+    tiny_model: Path, data: Path, tmp_path: Path, how: list[str], says: str
+) -> None:
+    config = settings(tiny_model, data, *SHORT, "sft.epochs=40", "grpo.kl_coef=0", "grpo.lam_max=0", *how)
+    said = Said()
+    run = RunFolder(tmp_path / "run", config, said)
+    start = "start"
+    if says.startswith("a higher"):
+        cold(run)
+        start = "cold-start"
+    before = len(said.lines)
+    rl(run, start)
+    rounds = metrics(run, "iteration-1-rl")
+    assert [m["silent"] for m in rounds] == [1.0] * 3
+    first, last = said.lines[before:]
+    assert first.startswith(
+        "iteration-1-rl, round 1 of 3: the rewards teach nothing: in all groups (6) the 4"
+    )
+    assert says in first and "The policy stays as it is" in first
+    assert last.startswith("iteration-1-rl: in 3 of 3 rounds the rewards taught nothing")
+    weights = [load_file(f / "model.safetensors") for f in (run.path / "checkpoints/iteration-1-rl",
+               tiny_model if start == "start" else run.path / "checkpoints" / start)]  # fmt: skip
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0]), "as it said"
+    run.close()
+
+
+def test_a_resumed_stage_tells_its_silent_rounds_once(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    config = settings(tiny_model, data, *SHORT, "sampling.max_new_tokens=1")
+    stop = StopRequest()
+
+    class Stopping(Said):
+        def say(self, text: str) -> None:
+            stop.asked |= "teach nothing" in text
+
+    run = RunFolder(tmp_path / "run", config, Stopping(), stop)
+    with pytest.raises(Stopped):
+        rl(run)
+    run.close()
+    resumed = Said()
+    run = RunFolder(tmp_path / "run", reporter=resumed)
+    rl(run)
+    run.close()
+    assert not [line for line in resumed.lines if "teach nothing" in line]
+    assert any("in 3 of 3 rounds the rewards taught nothing" in line for line in resumed.lines)

@@ -1,6 +1,7 @@
 """SIGKILL a job at random moments, resume it, and compare what it leaves with an uninterrupted one's.
 
     python -m tests.reliability.kill_anywhere --job evolve --kills 60 --out docs/data/kill_evolve.json
+    python -m tests.reliability.kill_anywhere --job evolve --journal delete
 
 Jobs: `evolve` (a tiny model that really trains), `personas` (extraction from a server with faults),
 `evaluate` (an endpoint with faults) and `judge` (two systems and a judge, endpoints with faults). Each is the
@@ -239,7 +240,7 @@ def kill_anywhere(job: Job, folder: Path, kills: int, seed: int, say=print) -> O
 # -- the jobs ---------------------------------------------------------------------------------------------
 
 
-def evolve_job(folder: Path) -> Job:
+def evolve_job(folder: Path, journal: str) -> Job:
     """Two iterations of the whole loop on a tiny model, a state after each step."""
     import torch
 
@@ -255,7 +256,7 @@ def evolve_job(folder: Path) -> Job:
     data, toml = folder / "toy.jsonl", folder / "c.toml"
     write_jsonl(data, [*toy_conversations(10), *toy_conversations(3, "test")])
     model = build_tiny_model(folder / "tiny")
-    own = [f'model.id="{model}"', f'data.sources=["{data}"]']
+    own = [f'model.id="{model}"', f'data.sources=["{data}"]', f"store.journal_mode={journal}"]
     toml.write_text(to_toml(load([], [*SETTINGS.split(), *own])))
 
     def command(run: Path) -> list[str]:
@@ -269,8 +270,9 @@ def evolve_job(folder: Path) -> Job:
         db = sqlite3.connect(f"{(run / 'store.sqlite').as_uri()}?mode=ro", uri=True)
         try:
             done = {n for (n,) in db.execute("SELECT name FROM stages WHERE status = 'done'")}
-        except sqlite3.Error:
-            return "before the first stage"
+        except sqlite3.Error as e:
+            undone = e.sqlite_errorname == "SQLITE_READONLY_ROLLBACK"
+            return "inside a commit" if undone else "before the first stage"
         finally:
             db.close()
         order = ["evaluate-start", "cold-start", "evaluate-cold-start"]
@@ -380,10 +382,10 @@ def judge_job(folder: Path, urls: list[str], logs: list[Path], concurrency: int 
     return Job(command, ["answers", "failures"], stage, finish)
 
 
-def run_job(name: str, folder: Path, kills: int, seed: int, say=print) -> Outcome:
+def run_job(name: str, folder: Path, kills: int, seed: int, journal: str, say=print) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     if name == "evolve":
-        return kill_anywhere(evolve_job(folder), folder / "runs", kills, seed, say)
+        return kill_anywhere(evolve_job(folder, journal), folder / "runs", kills, seed, say)
     from selfemo.models.generation import endpoint
 
     endpoint.FIRST_WAIT = 0.02  # waiting for the faulty server would be most of the time
@@ -407,16 +409,18 @@ def run_job(name: str, folder: Path, kills: int, seed: int, say=print) -> Outcom
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--job", choices=("evolve", "personas", "evaluate", "judge"), default="evolve")
+    parser.add_argument("--journal", choices=("wal", "delete", "truncate", "persist"), default="wal",
+                        help="of the store of evolve")  # fmt: skip
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where the result goes as JSON")
     args = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="selfemo-kill-") as folder:
-        outcome = run_job(args.job, Path(folder), args.kills, args.seed)
+        outcome = run_job(args.job, Path(folder), args.kills, args.seed, args.journal)
     result = {
         "command": f"python -m tests.reliability.kill_anywhere --job {args.job} --kills {args.kills} "
-        f"--seed {args.seed}",
+        f"--seed {args.seed}" + ("" if args.journal == "wal" else f" --journal {args.journal}"),
         "job": args.job, "kills": outcome.kills, "kills_inside_a_write": outcome.at_writes,
         "runs_compared": outcome.runs, "killed_in": dict(outcome.where.most_common()),
         "differences": outcome.differences, "seconds": round(time.monotonic() - started),

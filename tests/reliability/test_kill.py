@@ -12,9 +12,13 @@ import pytest
 
 @pytest.mark.extended
 @pytest.mark.slow
-def test_killed_anywhere_a_run_ends_as_if_never_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("journal", "locks"), [("wal", "system"), ("delete", "system"), ("wal", "file")])
+def test_killed_anywhere_a_run_ends_as_if_never_interrupted(
+    journal: str, locks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SELFEMO_LOCKS", locks)
     # A process of its own: it forks, which this one's threads forbid.
-    command = [sys.executable, "-m", "tests.reliability.kill_anywhere", "--kills", "4"]
+    command = [sys.executable, "-m", "tests.reliability.kill_anywhere", "--kills", "4", "--journal", journal]
     done = subprocess.run(
         [*command, "--seed", "3", "--out", str(tmp_path / "r.json")],
         capture_output=True, text=True, check=False,

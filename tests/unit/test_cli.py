@@ -178,6 +178,24 @@ def test_exit_codes(tmp_path: Path) -> None:
 # -- stopping -----------------------------------------------------------------------------------------
 
 
+WINDOWS = """
+import sys
+for name in ("fcntl", "termios", "resource", "pwd", "grp"):
+    sys.modules[name] = None
+import selfemo.files, selfemo.progress, selfemo.runs.folder
+from selfemo.cli import run
+sys.platform = "win32"
+run()
+"""
+
+
+def test_on_windows_one_line_says_what_to_do() -> None:
+    command = [sys.executable, "-c", WINDOWS, "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == "error: selfemo does not run on Windows itself; use it in WSL2\n"
+    assert done.returncode == 1 and not done.stdout
+
+
 @pytest.mark.parametrize("how", [Stopped, KeyboardInterrupt])
 def test_a_stopped_command_says_how_to_go_on(
     how: type[BaseException], capsys: pytest.CaptureFixture[str]

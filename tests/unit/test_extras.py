@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from selfemo import extras
 from selfemo.cli import app
 from selfemo.errors import MissingExtraError
 from selfemo.extras import install_command, require, requirements
@@ -36,6 +37,22 @@ def test_the_command_is_ready_for_a_shell() -> None:
     assert subprocess.run(dry, shell=True, capture_output=True).returncode == 0
     python = shlex.split(dry)[0]
     assert python in (sys.executable, os.path.relpath(sys.executable))
+
+
+def test_in_a_clone_the_command_takes_the_versions_of_its_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = Path(extras.__file__).parents[2]
+    monkeypatch.chdir(clone)
+    name = "constraints-verl.txt" if extras.version_of("verl") else "constraints.txt"
+    assert f" -m pip install -c {name} 'gradio>=6.0'" in install_command("gradio")
+    monkeypatch.setattr(extras, "version_of", lambda distribution: "0.9.1")
+    assert " -c constraints-verl.txt " in install_command("gradio")
+    monkeypatch.chdir(tmp_path)
+    assert f" -c {clone}/constraints-verl.txt " in install_command("gradio")
+    # Installed from a wheel there is no such file.
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "site-packages/selfemo/extras.py"))
+    assert " -c " not in install_command("gradio")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from selfemo import files
-from selfemo.errors import DataError, EngineError, StoreError
+from selfemo.errors import ConfigError, DataError, EngineError, InUseError, StoreError
 from selfemo.extras import install_command
 from selfemo.files import (
     fits_checksum,
@@ -148,11 +151,128 @@ def test_rows_are_written_in_order_and_as_a_whole(tmp_path: Path, monkeypatch: p
     assert said == [f"no s.parquet: it needs polars ({install_command('polars')})"]
 
 
-def test_a_locked_folder_keeps_other_processes_out(tmp_path: Path) -> None:
+@pytest.fixture(params=["system", "file"])
+def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each kind of lock in turn."""
+    monkeypatch.setenv("SELFEMO_LOCKS", request.param)
+    return str(request.param)
+
+
+ENTER = """
+import sys
+from pathlib import Path
+from selfemo.files import lock_folder
+
+held = lock_folder(Path(sys.argv[1]))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def entering(folder: Path) -> subprocess.Popen[str]:
+    """Another process that locks a folder, says so by an empty line, and waits."""
+    return subprocess.Popen(
+        [sys.executable, "-c", ENTER, str(folder)], stdin=-1, stdout=-1, stderr=-1, text=True
+    )
+
+
+def test_one_process_at_a_time_enters_a_folder(locks: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    enter = [sys.executable, "-c", "import sys, pathlib\nfrom selfemo.files import lock_folder\n"
-             "lock_folder(pathlib.Path(sys.argv[1]))", str(folder)]  # fmt: skip
     with lock_folder(folder):
-        held = subprocess.run(enter, capture_output=True, text=True, check=False)
-    assert "is in use by another process" in held.stderr
-    assert subprocess.run(enter, check=False).returncode == 0
+        assert "is in use by" in entering(folder).communicate()[1]
+        with pytest.raises(InUseError, match="is in use by"):
+            lock_folder(folder)
+    lock_folder(folder).close()
+    assert entering(folder).communicate()[1] == "", "free again"
+
+
+def test_a_killed_process_locks_no_more(locks: str, tmp_path: Path) -> None:
+    holder = entering(tmp_path)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(InUseError) as told:
+        lock_folder(tmp_path)
+    if locks == "file":
+        assert str(told.value) == (
+            f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()}; if that has ended, "
+            f"delete {tmp_path / '.lock.pid'}"
+        )
+    holder.kill()
+    holder.communicate()
+    lock_folder(tmp_path).close()
+
+
+def test_the_file_of_another_host_is_left_to_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SELFEMO_LOCKS", "file")
+    left = tmp_path / ".lock.pid"
+    left.write_text("999999\nanother-node\n")
+    with pytest.raises(
+        InUseError, match=rf"by process 999999 on another-node; if that has ended, delete {left}"
+    ):
+        lock_folder(tmp_path)
+    left.write_text("")  # of a process that was killed before it wrote its name
+    with pytest.raises(InUseError, match=rf"in use by another process; if that has ended, delete {left}"):
+        lock_folder(tmp_path)
+    left.unlink()
+    lock_folder(tmp_path).close()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("number", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EACCES", "EPERM"])
+def test_a_file_system_without_locks_is_not_called_in_use(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = getattr(errno, number)
+
+    def refused(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(StoreError) as told:
+        lock_folder(tmp_path)
+    assert not isinstance(told.value, InUseError)
+    assert str(told.value).startswith(f"{tmp_path}: its file system gives no locks ({os.strerror(code)}), ")
+    assert "use a folder on a local disk, or set the environment variable SELFEMO_LOCKS=file" in str(
+        told.value
+    )
+    monkeypatch.setenv("SELFEMO_LOCKS", "file")
+    lock_folder(tmp_path).close()
+
+
+def test_a_lock_held_by_another_process_is_called_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(*_: object) -> None:
+        raise OSError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+
+    monkeypatch.setattr(fcntl, "flock", held)
+    with pytest.raises(InUseError, match="is in use by another process"):
+        lock_folder(tmp_path)
+
+
+def test_a_kind_of_lock_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFEMO_LOCKS", "none")
+    with pytest.raises(ConfigError, match="SELFEMO_LOCKS is 'none'; valid are system and file"):
+        lock_folder(tmp_path)
+    monkeypatch.setenv("SELFEMO_LOCKS", "")
+    lock_folder(tmp_path).close()
+
+
+def test_a_folder_that_cannot_be_flushed_is_left_to_its_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failing = os.fsync, {"code": errno.EINVAL}
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(failing["code"], os.strerror(failing["code"]))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a", "one")
+    assert (tmp_path / "a").read_text() == "one"
+    failing["code"] = errno.EIO
+    with pytest.raises(StoreError, match="Input/output error"):
+        write_text(tmp_path / "b", "two")

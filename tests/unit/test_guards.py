@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from selfemo.config import GuardConfig
-from selfemo.training.guards import Alarm, alarms, decide, rate_scale
+from selfemo.config import GuardConfig, load
+from selfemo.training.guards import Alarm, about_silence, alarms, decide, rate_scale, silent
 from selfemo.training.protocol import finite_means
 
 CALM = {"r1": 0.5, "r2": 0.5, "kl": 0.1, "sampling_entropy": 1.0, "emotions": {"joy": 0.6, "fear": 0.4}}
@@ -114,3 +114,50 @@ def test_means_leave_out_what_is_not_finite_and_count_it() -> None:
     ]
     assert finite_means(steps) == {"loss": 2.0, "kl": None, "not_finite": 2.0}
     assert finite_means([{"loss": 1.0}]) == {"loss": 1.0}
+
+
+def test_a_silent_round_is_one_without_any_advantage() -> None:
+    config = load([], [])
+    assert silent({"silent": 1.0}, config)
+    assert not silent({"silent": 0.99}, config) and not silent({"loss": 1.0}, config)
+    gold_alone = ["grpo.reward_weight=0", "grpo.gold_weight=1", "grpo.credit=causal"]
+    assert not silent({"silent": 1.0}, load([], gold_alone)), "its rewards are for no one"
+
+
+UNREADABLE = {"prompts": 18, "r1": 0.0, "parse_rate": 0.25, "truncated": 0.5, "grad_norm": 0.0}
+ALIKE = {"prompts": 1, "r1": 0.75, "parse_rate": 1.0, "truncated": 0.0, "grad_norm": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "parts"),
+    [
+        (
+            UNREADABLE,
+            ["grpo.kl_coef=0", "sampling.max_new_tokens=40"],
+            ["in all groups (18) the 8 completions earn the same (mean R1 0.000, 25% can be read, ",
+             "50% are cut by sampling.max_new_tokens = 40). The policy stays as it is. ",
+             "What may help: a longer cold start"],
+        ),
+        (
+            ALIKE,
+            ["sampling.group_size=4", "sampling.temperature=0.5"],
+            ["in all groups (1) the 4 completions earn the same (mean R1 0.750, 100% can be read). ",
+             "Only the KL term can change the policy. What may help: a higher sampling.temperature, ",
+             "(now 0.5 and 4)"],
+        ),
+        (ALIKE, ["grpo.entropy_coef=0.1"], ["Only the KL and entropy terms can"]),
+        (
+            ALIKE,
+            ["grpo.gold_weight=1", "grpo.credit=causal", "grpo.kl_coef=0"],
+            ["Only the gold E lines can change"],
+        ),
+        (
+            {**ALIKE, "grad_norm": 0.5},
+            ["grpo.kl_coef=0"],
+            ["Only completions that break behind their E line can change"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_silent_round(record: dict, settings: list[str], parts: list[str]) -> None:
+    said = about_silence(record, load([], settings))
+    assert all(part in said for part in parts), said

@@ -295,11 +295,18 @@ def test_samples_of_a_file_follow_the_conversations(tmp_path: Path) -> None:
         cold_start_samples([], sft, "none", 0, {"t1", "t2"})
 
 
-def test_doctor_tells_of_the_overlap(series: list[str]) -> None:
-    findings, kept = check_data(config(series, "data.exclude_overlap=train"))
-    (found,) = (f.found for f in findings if f.what == "conversations")
-    assert found.startswith("3 to train on, 3 to evaluate on. Overlap with the training data: 1 of 3")
-    assert "t1" not in {c.id for c in kept}
+@pytest.mark.parametrize(("exclude", "state"), [("no", "warning"), ("train", "ok"), ("eval", "ok")])
+def test_doctor_tells_of_the_overlap(series: list[str], exclude: str, state: str) -> None:
+    """What is evaluated though it overlaps is a warning; what is left out is told."""
+    findings, kept = check_data(config(series, f"data.exclude_overlap={exclude}"))
+    told = {f.what: f for f in findings}
+    evaluated = 2 if exclude == "eval" else 3
+    trained = 3 if exclude == "train" else told["conversations"].found.split()[0]
+    assert told["conversations"].found == f"{trained} to train on, {evaluated} to evaluate on"
+    assert told["conversations"].state == "ok" and told["overlap"].state == state
+    assert told["overlap"].found.startswith("Overlap with the training data: 1 of 3")
+    assert ("data.exclude_overlap=train, or =eval" in told["overlap"].get) == (state == "warning")
+    assert ("t1" in {c.id for c in kept}) == (exclude != "train")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"data": {}}'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -352,3 +353,12 @@ def test_selfplay_leaves_a_run_alone(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*line, str(tmp_path / "run")])
     assert "already holds a run" in str(done.exception)
     assert [f.name for f in (tmp_path / "run").iterdir()] == ["config.toml"]
+
+
+@pytest.mark.parametrize("answer", ["no emotion at all", "E: joy\nS: joy\nR: Well."])
+def test_selfplay_ends_its_progress_where_no_episode_goes_on(answer: str, tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text(json.dumps(answer) + "\n")
+    line = ["selfplay", f"scripted:{tmp_path / 'answers.jsonl'}", "--data", "sample", "--out"]
+    done = CliRunner().invoke(app, [*line, str(tmp_path / "played")])
+    assert done.exit_code == 0, done.exception
+    assert re.search(r"self-play turns: 4 of 4 in \d+ s\n\Z", done.stderr)

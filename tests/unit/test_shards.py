@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.config import GateConfig, GrpoConfig, RewardConfig
 from selfemo.errors import StoreError
+from selfemo.extras import install_command
 from selfemo.method.scoring import with_rest
 from selfemo.method.types import LABEL_SETS, Completion, Place, RawCompletion, RolloutGroup, Utterance
 from selfemo.progress import Stopped, StopRequest
@@ -229,7 +230,7 @@ def test_without_polars_the_command_says_what_to_install(run: Path, tmp_path: Pa
         [sys.executable, "-c", code, "store", "export", str(run), "--out", str(out)],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 1 and "-m pip install 'polars>=" in done.stderr
+    assert done.returncode == 1 and install_command("polars") in done.stderr
     assert not out.exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -71,6 +72,9 @@ def _terminate(*_: object) -> None:
 
 def run() -> None:
     """Run the command; a user error is one message on standard error and exit code 1."""
+    if sys.platform == "win32":  # its locks, signals and renames are others, and no test has run there
+        typer.echo("error: selfemo does not run on Windows itself; use it in WSL2", err=True)
+        raise SystemExit(1)
     signal.signal(signal.SIGTERM, _terminate)
     # Before torch loads OpenMP: threads that spin while they wait slow each other down where anything else
     # runs on the cores (two threads on two cores beside two busy processes take more than twice as long).

@@ -1,5 +1,6 @@
 """Settings of a run: `load()` reads them from TOML files; `Config` holds them, a model a section."""
 
+from selfemo.config.kept import JournalMode, SaveConfig, StoreConfig
 from selfemo.config.loading import load, shipped, to_toml
 from selfemo.config.sections import (
     ClusterConfig,
@@ -17,7 +18,6 @@ from selfemo.config.sections import (
     PromptConfig,
     RewardConfig,
     SamplingConfig,
-    SaveConfig,
     SelfPlayConfig,
     SftConfig,
 )
@@ -32,6 +32,7 @@ __all__ = [
     "GrpoConfig",
     "GuardAction",
     "GuardConfig",
+    "JournalMode",
     "LoraConfig",
     "ModelConfig",
     "OptimConfig",
@@ -41,6 +42,7 @@ __all__ = [
     "SaveConfig",
     "SelfPlayConfig",
     "SftConfig",
+    "StoreConfig",
     "load",
     "shipped",
     "to_toml",

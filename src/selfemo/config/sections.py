@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from selfemo.config.base import Positive
+from selfemo.config.base import Section as _Section
+from selfemo.config.kept import SaveConfig, StoreConfig
 from selfemo.method.prompts import Reasoning
 from selfemo.method.rewards import PRIMARY, SECONDARY
 from selfemo.method.self_grpo import Normalise
 from selfemo.method.types import BUILTIN_MODEL
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _one_of(registry: Mapping[str, object]) -> AfterValidator:
@@ -361,17 +359,6 @@ class GuardConfig(_Section):
     """Rollbacks of one stage; the next alarm stops it."""
 
 
-class SaveConfig(_Section):
-    every_steps: Annotated[int, Field(ge=0)] = 0
-    """RL rounds or SFT steps between two resumable states inside a stage; 0 saves them at stage ends
-    and where a run is asked to stop."""
-    keep_states: Positive = 2
-    """States of the running stage that are kept: if the last one is damaged, the stage resumes from the one
-    before. Each holds weights and optimiser, three times the trained parameters."""
-    keep_stage_checkpoints: bool = True
-    """Keep the policy after RL (iteration-i-rl) when the iteration's own model is evaluated."""
-
-
 class ClusterConfig(_Section):
     """Settings for verl alone (engine = "verl"); defaults are table 12's."""
 
@@ -419,6 +406,7 @@ class Config(_Section):
     evaluation: EvalConfig = EvalConfig()
     guard: GuardConfig = GuardConfig()
     save: SaveConfig = SaveConfig()
+    store: StoreConfig = StoreConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @property

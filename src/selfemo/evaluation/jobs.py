@@ -237,7 +237,8 @@ def evaluate_model(
     labels, prompts = predictions.label_sets(held), predictions.gold_prompts(held)
     compared = None if other is None else predictions_of(other)
     inputs = identity(checkpoint, spec, prompts, config)
-    with _folder(out) as folder, Store(folder / STORE_FILE) as store:
+    mode = config.store.journal_mode
+    with _folder(out) as folder, Store(folder / STORE_FILE, journal=mode) as store:
         _claim(store, folder, inputs)
         stop.check()
         _predict(store, spec, checkpoint, held, config, reporter, stop)

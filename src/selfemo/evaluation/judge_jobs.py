@@ -121,7 +121,8 @@ def judge_models(
     if not judges:
         raise ConfigError("no judge: give --judge NAME=URL,model=MODEL, or --judge local")
     stop = stop or StopRequest()
-    own = settings_of(a, sources, files, overrides)[0].data
+    config = settings_of(a, sources, files, overrides)[0]
+    own = config.data
     # Of A's run, so that both answer the same prompts.
     keys = ("eval_split", "eval_conversations", "eval_half", "personas", "exclude_overlap")
     data = [f"data.{k}={json.dumps(getattr(own, k))}" for k in keys]
@@ -143,7 +144,7 @@ def judge_models(
             f"({a}) and {sum(p.b is None for p in pairs)} of B ({b}) do not parse; look at {out}/answers-*"
         )
     asked = {}
-    with open_store(out) as store:
+    with open_store(out, config.store.journal_mode) as store:
         for spec in judges:
             asked[spec.name] = _ask(spec, pairs, store, reporter, stop, rounds, retry_failed)
             stop.check()

@@ -231,6 +231,7 @@ def _try(what: str, how: str, work: Callable[[], str]) -> Finding:
 def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
     """Check each source, then the conversations to train and evaluate on, which are returned."""
     kept: list[Conversation] = []
+    shared: list[Finding] = []
 
     def source(spec: str) -> str:
         counts = load_data(spec, lenient=config.data.lenient).report.conversations
@@ -244,11 +245,13 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
         data = config.data
         held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
         kept.extend([*train, *(c for c in held if c not in train)])
-        told = f"{len(train)} to train on, {len(held)} to evaluate on"
-        return f"{told}. {overlap.line()}" if overlap.line() else told
+        if line := overlap.line():
+            leave_out = "to leave them out: --set data.exclude_overlap=train, or =eval"
+            shared.append(_if(not overlap.overlapping, "overlap", line, leave_out, "warning"))
+        return f"{len(train)} to train on, {len(held)} to evaluate on"
 
     if all(f.state == "ok" for f in findings):
-        findings.append(_try("conversations", "see data.* in the configuration", together))
+        findings += [_try("conversations", "see data.* in the configuration", together), *shared]
     if config.sft.samples:
         how = "make them: selfemo coldstart generate, selfemo store select"
         findings.append(_if(Path(config.sft.samples).exists(), "sft.samples", config.sft.samples, how))

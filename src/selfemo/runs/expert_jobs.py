@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from selfemo.config import JournalMode
 from selfemo.data import load as load_data
 from selfemo.data import speakers_recur
 from selfemo.errors import DataError, StoreError
@@ -43,9 +44,9 @@ def conversations_of(
 
 
 @contextmanager
-def open_store(folder: Path) -> Iterator[Store]:
-    """The store of a folder, locked against other processes."""
-    with lock_folder(folder), Store(folder / STORE_FILE) as store:
+def open_store(folder: Path, journal: JournalMode | None = None) -> Iterator[Store]:
+    """The store of a folder, locked against other processes; `journal` as for `Store`."""
+    with lock_folder(folder), Store(folder / STORE_FILE, journal=journal) as store:
         yield store
 
 

@@ -37,7 +37,7 @@ COPY_OF = "copy_of"
 """In the record of a stage that wrote no weights of its own: the checkpoint that its own is a copy of."""
 KEEP = "keep-"
 """Begins the name of a stage that chooses between two checkpoints (runs/rollback.py)."""
-_RESUMED = ("flywheel.iterations", "save.", "guard.", "model.device", "model.threads")
+_RESUMED = ("flywheel.iterations", "save.", "store.", "guard.", "model.device", "model.threads")
 """Settings that a resumed run may change, or the beginnings of their names."""
 
 
@@ -166,10 +166,11 @@ class RunFolder:
     def _open_store(self, *, resuming: bool) -> Store:
         """The run's store; if it is damaged or missing, its copy after the last finished stage."""
         path, copy = self.path / STORE_FILE, self.path / BACKUP_FILE
+        mode = self.config.store.journal_mode
         try:
             if resuming and not path.exists():
                 raise DamagedStoreError(f"{path}: is missing")
-            return Store(path)
+            return Store(path, journal=mode)
         except DamagedStoreError as e:
             if not copy.exists():
                 raise DamagedStoreError(
@@ -177,7 +178,7 @@ class RunFolder:
                 ) from e
             Store(copy, read_only=True).close()
             aside = time.strftime("damaged-%Y%m%d-%H%M%S")
-            for part in ("", "-wal", "-shm"):
+            for part in ("", "-wal", "-shm", "-journal"):
                 if (file := path.with_name(path.name + part)).exists():
                     file.rename(file.with_name(f"{aside}-{file.name}"))
             staging = path.with_name(path.name + ".tmp")
@@ -187,7 +188,7 @@ class RunFolder:
                 f"{e}; it is put aside as {aside}-{STORE_FILE}, and the run goes on from {copy.name}, the "
                 "copy after the last finished stage"
             )
-            return Store(path)
+            return Store(path, journal=mode)
 
     def redo_damaged(self) -> None:
         """Mark the last finished training stage to be done again if its checkpoint is damaged."""

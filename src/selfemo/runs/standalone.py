@@ -116,13 +116,15 @@ def selfplay_alone(
     sampler = open_sampler(checkpoint, config.model)
     with (
         lock_folder(folder),
-        Store(folder / STORE_FILE) as store,
+        Store(folder / STORE_FILE, journal=config.store.journal_mode) as store,
         reporter.bar("self-play turns", turns) as advance,
     ):
-        counts = play_episodes(
-            sampler, chosen, persona_book(conversations), config, store,
-            on_turn=lambda turn, live: advance(1, f"{live} go on"),
-        )  # fmt: skip
+
+        def on_turn(turn: int, live: int) -> None:
+            # Where no episode goes on, the turns that are left are done with.
+            advance(1 if live else turns - turn + 1, f"{live} go on" if live and turn < turns else "")
+
+        counts = play_episodes(sampler, chosen, persona_book(conversations), config, store, on_turn=on_turn)
         return counts, dialogues(store, n)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from selfemo.errors import GuardError, NotFiniteError
 from selfemo.runs.folder import RunFolder
-from selfemo.training.guards import Alarm, alarms, decide, rate_scale
+from selfemo.training.guards import Alarm, about_silence, alarms, decide, rate_scale, silent
 from selfemo.training.protocol import Trainer
 
 
@@ -61,6 +61,9 @@ class TrainingState:
         action = decide(self._found, self.run.config.guard)
         for alarm in self._found:
             self.run.reporter.say(f"{self.stage}, step {done}: {alarm.reason} ({action})")
+        if self._silent_rounds() == 1 and silent(self.records[-1], self.run.config):
+            about = about_silence(self.records[-1], self.run.config)
+            self.run.reporter.say(f"{self.stage}, round {done} of {total}: {about}")
         if action == "rollback":
             self.roll_back(self._found, done)
         if action == "stop":
@@ -98,6 +101,18 @@ class TrainingState:
             "back to the state saved last and halves the learning rate)"
         )
 
+    def _silent_rounds(self) -> int:
+        return sum(silent(r, self.run.config) for r in self.records)
+
+    def say_silence(self) -> None:
+        """Say in how many rounds the rewards taught nothing, if it was not the one that was told at once."""
+        if (n := self._silent_rounds()) > 1:
+            of = sum("r1" in r for r in self.records)
+            self.run.reporter.say(
+                f"{self.stage}: in {n} of {of} rounds the rewards taught nothing: no completion was better "
+                "than another of its prompt (`silent` = 1 in metrics.jsonl)"
+            )
+
     def report(self) -> dict[str, Any]:
         """Alarms by kind and rollbacks of the whole stage, if there were any."""
         counts = Counter(kind for r in self.records for kind in r.get("alarms", ()))
@@ -112,7 +127,9 @@ def train(
     while True:
         state = TrainingState(run, trainer, stage)
         try:
-            return attempt(state) | state.report()
+            info = attempt(state)
+            state.say_silence()
+            return info | state.report()
         except _RolledBack:
             continue
         except NotFiniteError as e:

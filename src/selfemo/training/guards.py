@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfemo.config import GuardAction, GuardConfig
+from selfemo.config import Config, GuardAction, GuardConfig
 
 NOT_FINITE = "not_finite"
 """Measure of a step: how many optimiser steps were left out because their numbers were not finite."""
@@ -117,3 +117,36 @@ def decide(found: Sequence[Alarm], config: GuardConfig) -> GuardAction | None:
 def rate_scale(rollbacks: Sequence[Mapping[str, Any]], step: int) -> float:
     """The factor of a step's learning rate: one half for each rollback to the step or before it."""
     return float(0.5 ** sum(r["to"] <= step for r in rollbacks))
+
+
+def silent(record: Mapping[str, Any], config: Config) -> bool:
+    """Whether the rewards of an RL round teach nothing: all completions of each prompt have one advantage.
+
+    No alarm: the policy may be as good as its rewards can tell, or not able to answer yet.
+    """
+    return bool(config.grpo.reward_weight) and record.get("silent") == 1
+
+
+def about_silence(record: Mapping[str, Any], config: Config) -> str:
+    """What the completions of a silent round were like, what it learns all the same, and what may help."""
+    grpo, sampling = config.grpo, config.sampling
+    terms = ["KL"] * bool(grpo.kl_coef) + ["entropy"] * bool(grpo.entropy_coef)
+    left = ["the gold E lines"] if grpo.gold_weight else []
+    left += [f"the {' and '.join(terms)} term{'s' * (len(terms) > 1)}"] if terms else []
+    if record.get("grad_norm") and not left:
+        left = ["completions that break behind their E line"]
+    learned = f"Only {' and '.join(left)} can change the policy" if left else "The policy stays as it is"
+    shares = f"mean R1 {record['r1']:.3f}, {record['parse_rate']:.0%} can be read"
+    if record["parse_rate"] < 0.5:
+        cut = f", {record['truncated']:.0%} are cut by sampling.max_new_tokens = {sampling.max_new_tokens}"
+        help_ = "a longer cold start (sft.epochs, sft.max_samples) teaches the format"
+        shares += cut if record["truncated"] else ""
+    else:
+        help_ = (
+            "a higher sampling.temperature, a larger sampling.group_size or a shorter cold start makes the "
+            f"completions of a prompt differ (now {sampling.temperature:g} and {sampling.group_size})"
+        )
+    return (
+        f"the rewards teach nothing: in all groups ({record['prompts']}) the {sampling.group_size} "
+        f"completions earn the same ({shares}). {learned}. What may help: {help_}"
+    )

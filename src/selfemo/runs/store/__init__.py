@@ -1,7 +1,8 @@
 """The run's SQLite store: prompts, rollouts, rewards, lineage, SFT samples, predictions, metrics.
 
-One file in WAL mode. Each training step is one transaction, so a killed run loses at most the step that it
-was in. A commit survives a kill at once, and a power failure after the next `set_stage`.
+One file, in WAL mode unless `store.journal_mode` says otherwise. Each training step is one transaction, so a
+killed run loses at most the step that it was in. A commit survives a kill at once, and a power failure after
+the next `set_stage`.
 
 All SQL stands in this package: `base` opens and checks the file, each other module has one subject's queries.
 """

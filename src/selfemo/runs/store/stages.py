@@ -56,7 +56,7 @@ class Stages(Database):
     ) -> None:
         """Record the state of a stage; `seconds` are added to those before."""
         # A saved training state may replace an older one only when this row is on the disk.
-        self.db.execute("PRAGMA synchronous = FULL")
+        self.db.execute("PRAGMA synchronous = EXTRA")
         with self.transaction():
             self.db.execute(
                 "INSERT INTO stages VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
@@ -65,7 +65,7 @@ class Stages(Database):
                 "seconds = stages.seconds + excluded.seconds",
                 (name, status, step, checkpoint, json.dumps(info or {}), seconds),
             )
-        self.db.execute("PRAGMA synchronous = NORMAL")
+        self.db.execute(f"PRAGMA synchronous = {self.synchronous}")
 
     def rewind(self, stage: str, step: int = 0) -> None:
         """Delete what `stage` wrote at or after `step`, so that it can be done again."""

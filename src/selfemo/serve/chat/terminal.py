@@ -42,7 +42,8 @@ read in a line, or that its speaker feels.
   /edit N TEXT             change line N; the lines after it are removed
   /show                    the whole conversation with its emotions
   /episodes [N]            list the run's self-play episodes; N: go on from N
-  /export FILE             save as .jsonl (a data set of selfemo) or .md
+  /export FILE             save as .jsonl (a data set of selfemo) or .md, under
+                           a name that no file has yet
   /quit                    end; so does Ctrl-D"""
 _PAGE = 10
 _MANY = 50
@@ -58,6 +59,7 @@ class _Terminal:
         self.model, self.session, self.console, self.second = model, session, console, second
         self.tty = sys.stdin.isatty()
         self.listed: list[Character] = []  # what /more goes on with
+        self.exported: set[Path] = set()
 
     def run(self) -> Session:
         who = ", ".join(c.name for c in self.session.characters)
@@ -239,7 +241,10 @@ class _Terminal:
         if not markdown and path.suffix.lower() != ".jsonl":
             raise DataError(f"{path} is neither .jsonl (a data set of selfemo) nor .md (a page to read)")
         text = self.session.as_markdown() if markdown else self.session.as_jsonl(self.model.labels)
+        if path.exists() and path.resolve() not in self.exported:
+            raise DataError(f"{path} exists already; name another file")
         write_text(path, text)
+        self.exported.add(path.resolve())
         self._say(f"{path}: {counted(len(self.session.lines), 'turns')}", "dim")
 
 
