@@ -128,6 +128,12 @@ def mend(tokenizer: Any) -> Mended:
             f'its chat template writes today\'s date into prompts: it is always "{_DAY}" here, so that a '
             "run can be repeated"
         )
+    if getattr(tokenizer, "eos_token", None) is None and (end := turn_end(tokenizer)) is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        notes.append(
+            f"its tokenizer names no end token: {tokenizer.eos_token} is taken, which its chat template "
+            "writes behind an answer"
+        )
     system_first = False
     if wrong := _fault(tokenizer, asked):
         before = _template(tokenizer) or ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def check_files(folder: Path) -> None:
         EngineError: it is no such folder; the message says what to do.
     """
     for path in _small_files(folder):
-        if _starts_with_pointer(path):
+        if _starts_with(path, _POINTER):
             raise EngineError(
                 f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull` in {folder}, or "
                 "fetch the model by `hf download OWNER/NAME --local-dir FOLDER`"
@@ -57,6 +57,35 @@ def check_files(folder: Path) -> None:
             f"{folder}: it has no tokenizer (tokenizer.json and tokenizer_config.json); copy these two files "
             "from the model that it was made from"
         )
+
+
+def check_names(names: Sequence[str], hub_id: str) -> None:
+    """Check by the names of its files that a model of the hub can be loaded (EngineError: it cannot)."""
+    fetch = f"`hf download {hub_id} --local-dir FOLDER`"
+    if _ADAPTER in names:
+        raise EngineError(
+            f"{hub_id} is an adapter (LoRA), not a whole model; {fetch} and give FOLDER: the message then "
+            "says how it is merged"
+        )
+    if names and CONFIG not in names:
+        other = any(n.endswith(".gguf") for n in names)
+        hint = ", but GGUF files: fetch one and give its path" if other else ""
+        raise EngineError(f"{hub_id} is no model that transformers opens: it has no {CONFIG}{hint}")
+    if names and not any(n.endswith(".safetensors") for n in names):
+        raise EngineError(
+            f"{hub_id} holds no *.safetensors weights; pickled weights are not loaded. {fetch} and give "
+            "FOLDER: the message then says how they are converted"
+        )
+
+
+def check_gguf(path: Path) -> None:
+    """Check that a file begins as a GGUF file does (EngineError: it does not)."""
+    if _starts_with(path, _POINTER):
+        raise EngineError(
+            f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull`, or fetch it"
+        )
+    if not _starts_with(path, b"GGUF"):
+        raise EngineError(f"{path}: no GGUF file, though it is named so; fetch it again")
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
@@ -96,10 +125,10 @@ def _small_files(folder: Path) -> Iterator[Path]:
         yield from sorted(folder.glob(pattern))
 
 
-def _starts_with_pointer(path: Path) -> bool:
+def _starts_with(path: Path, begin: bytes) -> bool:
     try:
         with path.open("rb") as f:
-            return f.read(len(_POINTER)) == _POINTER
+            return f.read(len(begin)) == begin
     except OSError as e:
         raise EngineError(f"{path}: cannot be read: {e}") from e
 

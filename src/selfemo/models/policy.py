@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfemo.errors import EngineError
+from selfemo.method.prompts import FIRST_FIELDS
 from selfemo.models.chat_template import Mended, render, special, turn_end
 from selfemo.models.packing import Pack, PackedRows, to_rows
 
@@ -116,6 +117,21 @@ class _Encoder(ABC):
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text as it stands."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def line_ids(self, text: str) -> list[int]:
+        """Token ids of a part of a completion that begins a line.
+
+        Some tokenizers put a blank before every text. It is left out before a later line, as it is where a
+        completion is encoded as a whole.
+        """
+        if text.startswith(FIRST_FIELDS) or not self._puts_blanks:
+            return self.plain_ids(text)
+        return self.plain_ids(f"\n{text}")[len(self.plain_ids("\n")) :]
+
+    @cached_property
+    def _puts_blanks(self) -> bool:
+        first, second = "E: joy\n", "S: joy"
+        return self.decode([*self.plain_ids(first), *self.plain_ids(second)]) != first + second
 
     def decode(self, ids: Sequence[int]) -> str:
         ends = self.end_ids
@@ -256,5 +272,5 @@ class Policy(_Encoder):
 
     def take_tokenizer(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        for derived in ("_special", "_chats", "end_id", "line_ends"):
+        for derived in ("_special", "_chats", "_puts_blanks", "end_id", "line_ends"):
             self.__dict__.pop(derived, None)

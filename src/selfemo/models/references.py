@@ -18,7 +18,7 @@ from selfemo.errors import EngineError
 from selfemo.extras import require
 from selfemo.files import replacing_folder, sha256
 from selfemo.method.types import BUILTIN_MODEL
-from selfemo.models.folders import check_adapter, check_files
+from selfemo.models.folders import check_adapter, check_files, check_gguf, check_names
 from selfemo.models.wheels import WheelFile
 from selfemo.progress import NOTES
 
@@ -137,6 +137,8 @@ class ModelReference:
         """
         if self.kind == "builtin" and not (self._converted() / _MODEL_FILE).exists():
             BUILTIN[self.path].require(_BUILTIN_WHEEL.format(self.path))
+        if self.kind == "gguf":
+            check_gguf(Path(self.path))
         if needs_conversion(self.path):
             require("reading a GGUF file", *_GGUF_READER)
         if self.kind == "hub" and not _in_hub_cache(self.path):
@@ -297,7 +299,7 @@ def _ask_hub(hub_id: str) -> None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        model_info(hub_id, timeout=_HUB_SECONDS)
+        found = model_info(hub_id, timeout=_HUB_SECONDS)
     except GatedRepoError:
         raise EngineError(
             f"{hub_id}: its owner gives it to known users alone; ask for it on its page, then `hf auth login`"
@@ -312,6 +314,7 @@ def _ask_hub(hub_id: str) -> None:
             f"cannot be reached ({' '.join(str(e).split())[:200]}); {BUILTIN_MODEL} needs no network"
             f"{_models_here(hub_id)}"
         ) from None
+    check_names([f.rfilename for f in found.siblings or ()], hub_id)
 
 
 def _models_in(place: Path) -> list[str]:
@@ -367,8 +370,8 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    except ValueError as e:
-        raise EngineError(f"{gguf}: cannot be read as a GGUF model: {e}") from e
+    except Exception as e:  # a file of another version, or cut, raises what its reader came upon
+        raise EngineError(f"{gguf}: cannot be read as a GGUF model: {type(e).__name__}: {e}") from e
     _name_special_tokens(tokenizer, gguf)
     # transformers takes a dequantised model for a quantised one and refuses to save it.
     model.hf_quantizer = None

@@ -192,7 +192,7 @@ class LocalSampler:
         return self.policy.encode(messages)
 
     def encode_text(self, text: str) -> list[int]:
-        return self.policy.plain_ids(text)
+        return self.policy.line_ids(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.policy.decode(ids)

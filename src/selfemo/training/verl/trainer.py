@@ -105,7 +105,7 @@ class VerlTrainer:
         return self.reader.encode(messages)
 
     def encode_text(self, text: str) -> Sequence[int]:
-        return self.reader.plain_ids(text)
+        return self.reader.line_ids(text)
 
     def sampler(self, weights: str) -> Sampler:
         return self._local.sampler(weights)
