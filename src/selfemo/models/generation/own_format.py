@@ -75,10 +75,11 @@ class OwnFormat(Compiled):
         longest = max(len(self.encode(f", {e} 3")) for e in labels)
         self.slack = 2 * longest + 2 * _CHARACTER
         self._least = len(self.encode(self.closing(""))) + self.slack + 2 * _CHARACTER
-        # The first token of each label after "E:"; None where two begin alike.
-        begin = len(self.encode("E:"))
-        firsts = [self.encode(f"E: {e}")[begin] for e in labels]
-        self.firsts = firsts if len(set(firsts)) == len(firsts) else None
+        # The first token of each label after "E:"; None where two begin alike, or one holds the "E:" as well.
+        begin = self.encode("E:")
+        heads = [self.encode(f"E: {e}") for e in labels]
+        firsts = [h[len(begin)] for h in heads if h[: len(begin)] == begin and len(h) > len(begin)]
+        self.firsts = firsts if len(set(firsts)) == len(labels) else None
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.tokenize_str(text))
