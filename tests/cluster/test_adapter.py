@@ -15,8 +15,8 @@ from selfemo.config import Config, load, shipped
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import messages
 from selfemo.method.types import LABEL_SETS
-from selfemo.models.policy import ChatTokenizer
 from selfemo.models.references import verify_checkpoint
+from selfemo.models.tokenizers import load_tokenizer
 from selfemo.runs.evolve import rl
 from selfemo.runs.folder import RunFolder
 from selfemo.stages.selfplay import fit_all
@@ -159,7 +159,7 @@ def test_a_task_survives_json() -> None:
 
 def test_rows_hold_the_local_engines_prompt(tiny_model: Path) -> None:
     """verl's template over the written messages gives the ids that the local engine would sample from."""
-    reader = ChatTokenizer.load(str(tiny_model))
+    reader = load_tokenizer(str(tiny_model))
     config = load([PAPER[0]])
     prompt = make_prompt()
     hostile = replace(

@@ -18,7 +18,7 @@ from selfemo.method.prompts import fit
 from selfemo.method.rewards import consensus, weighted_iou
 from selfemo.method.self_grpo import advantages
 from selfemo.method.types import LABEL_SETS, Completion
-from selfemo.models.policy import ChatTokenizer
+from selfemo.models.tokenizers import load_tokenizer
 from selfemo.training.protocol import RlSpan
 from selfemo.training.verl.exchange import Task, prompt_rows, sft_rows, write_parquet
 from selfemo.training.verl.settings import PLUGIN, rl_overrides, sft_overrides
@@ -86,7 +86,7 @@ def test_verls_data_sets_read_what_is_written(tiny_model: Path, tmp_path: Path) 
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
     config = load([PAPER[0]], [f'model.id="{tiny_model}"'])
-    reader = ChatTokenizer.load(str(tiny_model))
+    reader = load_tokenizer(str(tiny_model))
     tokenizer, fitted = reader.tokenizer, fit(make_prompt(), reader.encode, 4096)
     assert fitted is not None
     prompts, samples = tmp_path / "p.parquet", tmp_path / "s.parquet"
@@ -280,7 +280,7 @@ def test_verls_reward_workers_give_what_one_process_gives(ray_processes: Any, ti
     from verl import DataProto
     from verl.experimental.reward_loop import RewardLoopManager
 
-    reader = ChatTokenizer.load(str(tiny_model))
+    reader = load_tokenizer(str(tiny_model))
     config = load([PAPER[0]], ["cluster.reward_workers=4"])
     made = rl_config(config, str(tiny_model))
     targets = [dist(joy=1), dist(anger=0.5, joy=0.5)]

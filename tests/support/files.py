@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from pathlib import Path
 
 ROOT = Path(os.environ.get("SELFEMO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -49,3 +50,12 @@ def iemocap(root: Path, session: int = 1, evaluation: str | None = None) -> Path
         f"[7.0000 - 8.0000]\t{name}_F001\tfru\t[2.5, 2.5, 2.5]\nC-E2:\tOther;\t(annoyed)\n"
     )
     return root
+
+
+def model_folder(folder: Path) -> Path:
+    """A model folder with all its files and no tensor in them: enough for what loads no weights."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder

@@ -24,6 +24,7 @@ from selfemo.runs.inputs import HOLD_OUT, load_conversations, run_inputs
 from selfemo.runs.overlap import note_overlap
 from selfemo.runs.preflight import Expected, check_room, check_run, check_start, expected
 from selfemo.runs.settings import settings_for, sources_of
+from tests.support.files import model_folder
 
 
 def talk(n: int, **more: object) -> dict[str, object]:
@@ -206,11 +207,9 @@ def test_what_a_run_held_out_is_of_its_own_data(tmp_path: Path, monkeypatch: pyt
     mine = write(tmp_path / "mine.jsonl", *(talk(n) for n in range(10)))
     other = write(tmp_path / "other.jsonl", *(talk(n) for n in range(10)))
     checked, inputs = check_start(load(["quickstart"], ['data.sources=["mine.jsonl"]']), tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "cold-start").mkdir(parents=True)
+    model_folder(tmp_path / "run" / "checkpoints" / "cold-start")
     (tmp_path / "run" / "config.toml").write_text(to_toml(checked))
     note_overlap(tmp_path / "run", inputs.overlap, Quiet().say)
-    for name in ("config.json", "x.safetensors"):
-        (tmp_path / "run" / "checkpoints" / "cold-start" / name).write_text("{}")
     for source in (mine, "mine.jsonl", "jsonl:mine.jsonl"):
         config, _ = settings_for("run", [source], [], [])
         assert [c.split for c in load_conversations(config.data)].count("dev") == 2, source

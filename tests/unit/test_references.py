@@ -13,13 +13,7 @@ from selfemo.errors import EngineError
 from selfemo.models import references
 from selfemo.models.references import ModelReference, needs_conversion, resolve, run_of
 from selfemo.runs.settings import find_checkpoint, settings_for
-
-
-def model_folder(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"")
-    return folder
+from tests.support.files import model_folder
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from selfemo.method.types import (
 
 FORMAT_VERSION = 1
 Reasoning = Literal["none", "brief", "full"]
+FIRST_FIELDS = ("T:", "E:")
+"""A completion begins with one of these."""
 LISTENER = "Listener"
 _WEIGHT_STEPS = 10
 

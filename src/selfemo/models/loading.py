@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import types
 from pathlib import Path
@@ -16,6 +17,7 @@ from selfemo.models.compiling import compile_layers
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention, Decoder, Policy, head_size
 from selfemo.models.references import ModelReference, without_bars
+from selfemo.models.tokenizers import cannot_load, load_tokenizer, spare_rows
 from selfemo.progress import NOTES
 
 _SHAPE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
@@ -73,28 +75,21 @@ def load_policy(
         EngineError: the reference names no model that can be loaded, or packed rows do not fit its
             architecture.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from selfemo.models.attention import IMPLEMENTATION
-
     without_bars()
     for variable, most in _SHAPE_CACHES.items():
         os.environ.setdefault(variable, most)
     reference = ModelReference.parse(model_id)
     where = pick_device(device)
     source = reference.weights()
+    reader = load_tokenizer(model_id)
     NOTES.info("loading the weights of %s", model_id)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation=IMPLEMENTATION, use_safetensors=True
-        )
-    except Exception as e:
-        # A broken file of a model raises as many types as there are readers of its files.
-        hub = " (taken as a hub id: there is no such folder)" if reference.kind == "hub" else ""
-        raise EngineError(f"cannot load model {model_id!r}{hub}: {type(e).__name__}: {e}") from e
-    if tokenizer.eos_token_id is None:
-        raise EngineError(f"{model_id}: its tokenizer names no end token (eos_token)")
+    model = _weights(reference, source)
+    _take_ends(model, reader.end_ids)
+    if (window := _window(model.config)) is not None:
+        NOTES.info(
+            "%s: some of its layers look back %d tokens; here they see all, so keep prompt.max_tokens and "
+            "sampling.max_new_tokens together below that", model_id, window,
+        )  # fmt: skip
     head = head_size(model.config)
     if attention == "flex" and where.type == "cuda" and head < _FLEX_HEAD:
         raise EngineError(
@@ -104,9 +99,11 @@ def load_policy(
     model.to(where).eval()
     path = attention or ("tree" if where.type == "cpu" else "dense")
     precision = pick_dtype(dtype, where)
+    spare = spare_rows(reader.tokenizer, model.get_output_embeddings().weight.shape[0])
     policy = Policy(
-        model, model, tokenizer, where, precision, source, path,
+        model, model, reader.tokenizer, where, precision, source, path,
         decoder=decoder or "branches", fp32_head=fp32_head,
+        spare=torch.tensor(spare, device=where) if spare else None,
     )  # fmt: skip
     if policy.dtype == "bf16":
         _lean_bf16(model)
@@ -118,6 +115,71 @@ def load_policy(
     if compiled:
         _compile(policy)
     return policy
+
+
+def _weights(reference: ModelReference, source: str) -> Any:
+    """The model of a folder or hub id in float32 (EngineError: not all of its weights are there, or fit)."""
+    from transformers import AutoModelForCausalLM
+
+    from selfemo.models.attention import IMPLEMENTATION
+
+    report = logging.getLogger("transformers.modeling_utils")
+    report.addFilter(_no_report)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            attn_implementation=IMPLEMENTATION,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that they can be named
+            output_loading_info=True,
+        )
+    except Exception as e:
+        # A broken file of a model raises as many types as there are readers of its files.
+        raise EngineError(cannot_load(reference, e)) from e
+    finally:
+        report.removeFilter(_no_report)
+    if other := sorted(found["mismatched_keys"]):
+        name, there, wanted = other[0]
+        raise EngineError(
+            f"{reference.text}: {len(other)} of its weights do not have the shapes of its config.json, such "
+            f"as {name}: {tuple(there)} in the file, {tuple(wanted)} by config.json; the two are of "
+            "different models: fetch both again"
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise EngineError(
+            f"{reference.text}: {len(missing)} of the weights that its config.json asks for are in no file, "
+            f"such as {missing[0]}; they would be random. Fetch the model again, whole"
+        )
+    if unused := sorted(found["unexpected_keys"]):
+        NOTES.info(
+            "%s: %d of its weights are not used, such as %s: its config.json has no place for them",
+            reference.text, len(unused), unused[0],
+        )  # fmt: skip
+    return model
+
+
+def _window(config: Any) -> int | None:
+    """How far layers of sliding attention look back, in tokens; None without any below the context."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    longest = getattr(config, "max_position_embeddings", None)
+    return int(window) if window and slides and (longest is None or window < longest) else None
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    """Keep transformers' table of missing weights off the terminal; its content is in our message."""
+    return "LOAD REPORT" not in str(record.msg)
+
+
+def _take_ends(model: Any, ends: frozenset[int]) -> None:
+    """Write end tokens that the model's own settings lack into them, so that its checkpoints name them."""
+    settings = model.generation_config
+    named = settings.eos_token_id
+    known = set(named if isinstance(named, (list, tuple)) else [] if named is None else [named])
+    if not ends <= known:
+        settings.eos_token_id = sorted(known | ends)
 
 
 def load_configured(config: ModelConfig, checkpoint: str | None = None) -> Policy:
@@ -186,13 +248,23 @@ def _check_packing(policy: Policy) -> None:
     v = policy.core.get_input_embeddings().weight.shape[0]
     sequences = [[t % v for t in tokens] for tokens in ((7, 11, 13, 17, 19), (7, 11, 13, 23))]
     tree = pack(sequences)
-    with torch.no_grad():
-        packed = policy.logits(policy.hidden(policy.rows([tree])))[0]
-        for sequence, path in zip(sequences, tree.paths, strict=True):
-            plain = policy.core(torch.tensor([sequence], device=policy.device)).logits[0].float()
-            if not torch.allclose(packed[path], plain, atol=1e-2, rtol=1e-3):
-                raise EngineError(
-                    f"{policy.source}: packed rows and plain rows disagree for this architecture "
-                    f"({policy.core.config.model_type}); the local engine supports decoder models "
-                    "with full causal attention (Llama, Qwen2, Qwen3, SmolLM and the like)"
-                )
+    try:
+        with torch.no_grad():
+            packed = policy.logits(policy.hidden(policy.rows([tree])))[0]
+            plain = [
+                policy.core(torch.tensor([s], device=policy.device)).logits[0].float() for s in sequences
+            ]
+    except Exception as e:  # each architecture that takes no masks or positions has an exception of its own
+        raise _other_architecture(policy, f"packed rows cannot be computed ({type(e).__name__}: {e})") from e
+    for logits, path in zip(plain, tree.paths, strict=True):
+        if policy.spare is not None:
+            logits[:, policy.spare] = packed[path][:, policy.spare]
+        if not torch.allclose(packed[path], logits, atol=1e-2, rtol=1e-3):
+            raise _other_architecture(policy, "packed rows and plain rows disagree")
+
+
+def _other_architecture(policy: Policy, why: str) -> EngineError:
+    return EngineError(
+        f"{policy.source}: {why} for this architecture ({policy.core.config.model_type}); the local engine "
+        "supports decoder models with full causal attention (Llama, Qwen2, Qwen3, SmolLM and the like)"
+    )

@@ -7,15 +7,16 @@ import re
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from selfemo.errors import EngineError
+from selfemo.method.prompts import FIRST_FIELDS
+from selfemo.models.chat_template import Mended, render, special, turn_end
 from selfemo.models.packing import Pack, PackedRows, to_rows
-from selfemo.models.references import ModelReference
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,8 @@ Decoder = Literal["branches", "slots"]
 
 LOGITS = 1 << 28
 """Most logits at a time: 1 GiB in fp32, of which a loss or a draw takes a few times as much."""
+_NEVER = -1e9
+"""The logit of what is never drawn."""
 _CHATS = 16_384
 """Most chats whose token ids are kept: four bytes a token, besides the text."""
 
@@ -52,18 +55,37 @@ class _Encoder(ABC):
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The tokens that end a completion: the tokenizer's and those of the generation settings."""
-        ids: set[int] = set()
-        for value in (getattr(self._generation_config, "eos_token_id", None), self.tokenizer.eos_token_id):
-            ids.update(value if isinstance(value, Sequence) else [] if value is None else [value])
-        return frozenset(ids)
+        """The tokens that end a completion: `end_id`, the tokenizer's, those of the generation settings."""
+        ids = {*self._named_ends, self.end_id}
+        return frozenset(ids if (own := self.tokenizer.eos_token_id) is None else {*ids, own})
+
+    @property
+    def _named_ends(self) -> list[int]:
+        """The end tokens of the generation settings."""
+        value = getattr(self._generation_config, "eos_token_id", None)
+        return list(value) if isinstance(value, Sequence) else [] if value is None else [value]
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that closes a completion: what the chat template writes behind an assistant's text.
+
+        Where it writes none, the tokenizer's end token, else the first of the generation settings.
+
+        Raises: EngineError: nothing names one.
+        """
+        own = self.tokenizer.eos_token_id
+        found = [turn_end(self.tokenizer), own, *self._named_ends]
+        for token in found:
+            if token is not None:
+                return int(token)
+        raise EngineError(
+            "its tokenizer names no end token (eos_token), nor do its template and generation_config.json; "
+            "write eos_token into tokenizer_config.json"
+        )
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        names = {t.content for t in self.tokenizer.added_tokens_decoder.values()}
-        # One of a single character, or of white space, is no mark that a role could start with.
-        marks = sorted((n for n in names if len(n) > 1 and not n.isspace()), key=len)
-        return re.compile("|".join(map(re.escape, reversed(marks))) or r"(?!)")
+        return special(self.tokenizer)
 
     def defused(self, text: str) -> str:
         """`text` with a blank inside whatever the tokenizer would read as one of its special tokens."""
@@ -90,48 +112,60 @@ class _Encoder(ABC):
 
     def _encode(self, messages: list[dict[str, str]]) -> list[int]:
         messages = [{**m, "content": self.defused(m["content"])} for m in messages]
-        if getattr(self.tokenizer, "chat_template", None):
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        else:
-            text = "\n\n".join(m["content"] for m in messages) + "\n\n"
-        return self.plain_ids(text)
+        return self.plain_ids(render(self.tokenizer, messages))
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text as it stands."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
+    def line_ids(self, text: str) -> list[int]:
+        """Token ids of a part of a completion that begins a line.
+
+        Some tokenizers put a blank before every text. It is left out before a later line, as it is where a
+        completion is encoded as a whole.
+        """
+        if text.startswith(FIRST_FIELDS) or not self._puts_blanks:
+            return self.plain_ids(text)
+        return self.plain_ids(f"\n{text}")[len(self.plain_ids("\n")) :]
+
+    @cached_property
+    def _puts_blanks(self) -> bool:
+        first, second = "E: joy\n", "S: joy"
+        return self.decode([*self.plain_ids(first), *self.plain_ids(second)]) != first + second
+
     def decode(self, ids: Sequence[int]) -> str:
-        kept = [i for i in ids if i not in self.end_ids]
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+        ends = self.end_ids
+        kept = [i for i in ids if i not in ends]
+        # Some tokenizers take out the blank before a comma unless they are told not to.
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def encode_completion(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a completion, closed by the end token, with each token's characters.
+
+        A first part of one, which ends with a line end, is not closed.
+        """
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded.input_ids), [tuple(o) for o in encoded.offset_mapping]
+        if text.endswith("\n"):
+            return ids, offsets
+        return [*ids, self.end_id], [*offsets, (len(text), len(text))]
 
 
 @dataclass
 class ChatTokenizer(_Encoder):
-    """The tokenizer of a model without its weights."""
+    """The tokenizer of a model without its weights.
+
+    Attributes:
+        mended: what its chat template lacked.
+    """
 
     tokenizer: Any
     generation_config: Any = None
+    mended: Mended = field(default_factory=Mended)
 
     @property
     def _generation_config(self) -> Any:
         return self.generation_config
-
-    @staticmethod
-    def load(model_id: str) -> ChatTokenizer:
-        """The tokenizer of a model reference (EngineError: no such model, or no tokenizer with it)."""
-        from transformers import AutoTokenizer, GenerationConfig
-
-        path = ModelReference.parse(model_id).load_path()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as e:
-            raise EngineError(f"{model_id}: its tokenizer cannot be loaded: {e}") from e
-        try:
-            return ChatTokenizer(tokenizer, GenerationConfig.from_pretrained(path))
-        except OSError:
-            return ChatTokenizer(tokenizer)
 
 
 @dataclass
@@ -147,6 +181,7 @@ class Policy(_Encoder):
         decoder: the decoding path of completions without constraints.
         compiled: its decoder layers are compiled, where no cache grows.
         fp32_head: compute logits in fp32 where the rest is bf16.
+        spare: (n,) rows of the vocabulary that no token has, None without any: they are never drawn.
     """
 
     model: Any
@@ -159,6 +194,7 @@ class Policy(_Encoder):
     decoder: Decoder = "branches"
     compiled: bool = False
     fp32_head: bool = False
+    spare: torch.Tensor | None = None
 
     def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
         """Packed trees as rows on this device, with the mask or the plan of the attention path."""
@@ -221,9 +257,12 @@ class Policy(_Encoder):
 
         head = self.core.get_output_embeddings()
         if not (fp32 or self.fp32_head):
-            return head(hidden).float()
-        with torch.autocast(self.device.type, enabled=False):
-            return head(hidden.float())
+            found = head(hidden).float()
+        else:
+            with torch.autocast(self.device.type, enabled=False):
+                found = head(hidden.float())
+        # Not infinite: an entropy multiplies it by a probability of 0.
+        return found if self.spare is None else found.index_fill(-1, self.spare, _NEVER)
 
     @cached_property
     def line_ends(self) -> np.ndarray:
@@ -233,16 +272,5 @@ class Policy(_Encoder):
 
     def take_tokenizer(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        for derived in ("_special", "_chats", "line_ends"):
+        for derived in ("_special", "_chats", "_puts_blanks", "end_id", "line_ends"):
             self.__dict__.pop(derived, None)
-
-    def encode_completion(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of a completion, closed by the end token, with each token's characters.
-
-        A first part of one, which ends with a line end, is not closed.
-        """
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(encoded.input_ids), [tuple(o) for o in encoded.offset_mapping]
-        if text.endswith("\n"):
-            return ids, offsets
-        return [*ids, self.tokenizer.eos_token_id], [*offsets, (len(text), len(text))]

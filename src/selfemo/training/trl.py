@@ -21,6 +21,7 @@ Decisions, all [ours]:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -35,6 +36,7 @@ from selfemo.extras import install_command
 from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Conversation, Prompt, RawCompletion, Rollout
+from selfemo.models.chat_template import mend
 from selfemo.models.policy import Policy
 from selfemo.models.references import resolve
 from selfemo.training.trl_rows import Row, head_of, parse_rate, sample_of, score_row, score_rows
@@ -43,7 +45,7 @@ try:
     import torch
     from accelerate.utils import gather_object
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 except ImportError as e:
     raise MissingExtraError(f"trl ({e})", install_command("trl", "peft")) from e
@@ -69,8 +71,9 @@ def prompt_dataset(
 ) -> Dataset:
     """A `datasets.Dataset` with `COLUMNS`, one row for each prompt that has a target.
 
-    Texts that the tokenizer would read as special tokens are defused, so content cannot speak as a role. TRL
-    does not shorten prompts, so the oldest turns are dropped here until a prompt fits.
+    Texts that the tokenizer would read as special tokens are defused, so content cannot speak as a role.
+    Where its chat template takes no system message, that text stands in front of the user's, and a warning
+    says so. TRL does not shorten prompts, so the oldest turns are dropped here until a prompt fits.
 
     Args:
         items: conversations (one prompt per turn with a gold emotion) or prompts.
@@ -79,8 +82,12 @@ def prompt_dataset(
 
     Raises:
         DataError: two prompts have one id, or no prompt is left.
+        EngineError: the chat template cannot write the prompts of this package.
     """
-    policy = _text_policy(tokenizer)
+    own = copy.copy(tokenizer)  # whose template may be mended; the caller's stays as it is
+    mended, policy = mend(own), _text_policy(own)
+    for note in mended.notes:
+        log.warning("%s", note)
     prompts: list[Prompt] = []
     for item in items:
         prompts += [item] if isinstance(item, Prompt) else conversation_prompts(item)
@@ -97,7 +104,9 @@ def prompt_dataset(
         if prompt.id in rows:
             raise DataError(f"two prompts have the id {prompt.id!r}; groups are told apart by it")
         rows[prompt.id] = {
-            "prompt": [{**m, "content": policy.defused(m["content"])} for m in messages(shown, reasoning)],
+            "prompt": mended.chat(
+                [{**m, "content": policy.defused(m["content"])} for m in messages(shown, reasoning)]
+            ),
             "prompt_id": prompt.id,
             "label_set": prompt.label_set.name,
             "labels": list(prompt.label_set.labels),
@@ -299,6 +308,7 @@ class SelfGRPOTrainer(GRPOTrainer):
         kwargs: further arguments of `GRPOTrainer`, `peft_config` among them.
 
     Raises:
+        EngineError: the tokenizer's chat template cannot write the prompts.
         ConfigError: a plain `GRPOConfig`, other reward functions, a data set without `COLUMNS`, or several
             processes of which each would train alone.
     """
@@ -335,6 +345,9 @@ class SelfGRPOTrainer(GRPOTrainer):
         self._reward, self._grpo = args.settings()
         self._advantages: torch.Tensor | None = None
         self._rollouts: Sequence[Rollout] = ()
+        tokenizer = _mended_tokenizer(model, kwargs.get("processing_class"))
+        if tokenizer is not None:
+            kwargs.setdefault("processing_class", tokenizer)
         super().__init__(
             model=resolve(model) if isinstance(model, str) else model,
             reward_funcs=[reward_function(self._reward.primary), consensus_reward],
@@ -344,12 +357,25 @@ class SelfGRPOTrainer(GRPOTrainer):
             callbacks=[*(callbacks or ()), *([] if own else [self.lambda_callback])],
             **kwargs,
         )
+        self._take_ends()
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world != self.accelerator.num_processes:
             raise ConfigError(
                 f"{world} processes were launched, but each would train alone; without a GPU set "
                 "use_cpu=True in SelfGRPOConfig"
             )
+
+    def _take_ends(self) -> None:
+        """Let completions end where the chat template ends a turn, also where TRL knows no such token."""
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        ends = _text_policy(tokenizer, self.accelerator.unwrap_model(self.model)).end_ids
+        known = getattr(self, "eos_token_ids", None)
+        if known is None or ends <= set(known):  # an earlier TRL knows the tokenizer's alone
+            return
+        self.eos_token_ids = [*known, *sorted(ends - set(known))]
+        if not self.use_vllm:
+            self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+            self.generation_config.eos_token_id = self.eos_token_ids
 
     def _calculate_rewards(
         self,
@@ -417,6 +443,23 @@ class SelfGRPOTrainer(GRPOTrainer):
         batch["tool_mask"] = batch.get("tool_mask", 1) * credit
         counted = (mask * batch["tool_mask"]).sum()
         batch["num_items_in_batch"] = self.accelerator.gather(counted).sum()
+
+
+def _mended_tokenizer(model: Any, given: Any) -> Any:
+    """The tokenizer that a trainer takes, its chat template mended (`chat_template.mend`) with warnings.
+
+    None where only TRL can find it: for a model object without a name.
+    """
+    if given is not None:
+        own = getattr(given, "tokenizer", given)
+    else:
+        name = resolve(model) if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+        if not name:
+            return None
+        own = AutoTokenizer.from_pretrained(name, padding_side="left", truncation_side="left")
+    for note in mend(own).notes:
+        log.warning("%s", note)
+    return given if given is not None else own
 
 
 def _check_columns(name: str, dataset: Any) -> None:

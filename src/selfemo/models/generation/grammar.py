@@ -27,8 +27,10 @@ class Compiled:
         self.size = policy.core.get_output_embeddings().weight.shape[0]
         tokenizer = _tokenizers.get(policy.tokenizer)
         if tokenizer is None:
+            # The tokenizer may have tokens that the model has no rows for; they are never allowed.
+            whole = max(self.size, 1 + max(policy.tokenizer.get_vocab().values()))
             tokenizer = _tokenizers[policy.tokenizer] = llguidance.hf.from_tokenizer(
-                policy.tokenizer, n_vocab=self.size, eos_token=policy.tokenizer.eos_token_id
+                policy.tokenizer, n_vocab=whole, eos_token=policy.end_id
             )
         self.tokenizer = tokenizer
         self._llguidance = llguidance
@@ -37,7 +39,8 @@ class Compiled:
             raise EngineError(f"a model cannot be held to {what}: {problem}")
 
     def start(self) -> Matcher:
-        return Matcher(self._llguidance.LLMatcher(self.tokenizer, self._text), self.size)
+        matcher = self._llguidance.LLMatcher(self.tokenizer, self._text)
+        return Matcher(matcher, self.tokenizer.vocab_size, self.size)
 
 
 class Grammar(Compiled):
@@ -50,16 +53,20 @@ class Grammar(Compiled):
 
 
 class Matcher:
-    """The state of one completion in the grammar."""
+    """The state of one completion in the grammar.
 
-    def __init__(self, matcher: Any, size: int):
-        self._matcher, self._size = matcher, size
+    Args:
+        tokens, rows: how many there are of the tokenizer, and of the model.
+    """
+
+    def __init__(self, matcher: Any, tokens: int, rows: int):
+        self._matcher, self._tokens, self._rows = matcher, tokens, rows
 
     def allowed(self) -> torch.Tensor:
-        words = torch.empty((self._size + 31) // 32, dtype=torch.int32)
+        words = torch.empty((self._tokens + 31) // 32, dtype=torch.int32)
         self._matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.numel() * 4)
         bits = (words.unsqueeze(1) >> torch.arange(32, dtype=torch.int32)) & 1
-        return bits.flatten()[: self._size].bool()
+        return bits.flatten()[: self._rows].bool()
 
     def take(self, token: int) -> None:
         if not self._matcher.consume_token(token):

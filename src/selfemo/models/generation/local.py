@@ -192,7 +192,7 @@ class LocalSampler:
         return self.policy.encode(messages)
 
     def encode_text(self, text: str) -> list[int]:
-        return self.policy.plain_ids(text)
+        return self.policy.line_ids(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.policy.decode(ids)
@@ -250,6 +250,7 @@ class LocalSampler:
         policy.core.load_state_dict(new.core.state_dict())
         policy.core.generation_config = new.core.generation_config
         policy.take_tokenizer(new.tokenizer)
+        policy.spare = new.spare
         policy.source = new.source
 
 

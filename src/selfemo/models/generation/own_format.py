@@ -69,16 +69,17 @@ class OwnFormat(Compiled):
         regex = rf"{thought}E: {emotions}\nS: {emotions}\nR: {_FIRST}{_FREE}*"
         super().__init__(policy, lambda m: m.grammar_from_regex(regex), "the format")
         self.reasoning, self.policy = reasoning, policy
-        self.end = int(policy.tokenizer.eos_token_id)
+        self.end = policy.end_id
         self.no_repeat = no_repeat_ngram
         # One more token may open an emotion with its weight that then has to be closed as well.
         longest = max(len(self.encode(f", {e} 3")) for e in labels)
         self.slack = 2 * longest + 2 * _CHARACTER
         self._least = len(self.encode(self.closing(""))) + self.slack + 2 * _CHARACTER
-        # The first token of each label after "E:"; None where two begin alike.
-        begin = len(self.encode("E:"))
-        firsts = [self.encode(f"E: {e}")[begin] for e in labels]
-        self.firsts = firsts if len(set(firsts)) == len(firsts) else None
+        # The first token of each label after "E:"; None where two begin alike, or one holds the "E:" as well.
+        begin = self.encode("E:")
+        heads = [self.encode(f"E: {e}") for e in labels]
+        firsts = [h[len(begin)] for h in heads if h[: len(begin)] == begin and len(h) > len(begin)]
+        self.firsts = firsts if len(set(firsts)) == len(labels) else None
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.tokenize_str(text))

@@ -31,6 +31,7 @@ from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.models.policy import ChatTokenizer
 from selfemo.models.sampler import Message, Sampler
+from selfemo.models.tokenizers import load_tokenizer
 from selfemo.progress import StopRequest
 from selfemo.training.checkpoints import write_checkpoint, writing_checkpoint
 from selfemo.training.local import LocalTrainer
@@ -86,7 +87,14 @@ class VerlTrainer:
 
     @cached_property
     def reader(self) -> ChatTokenizer:
-        return ChatTokenizer.load(self.config.model.id)
+        reader = load_tokenizer(self.config.model.id)
+        if reader.mended.notes:
+            raise EngineError(
+                f"{self.config.model.id}: verl writes prompts by the model's own chat template, which lacks "
+                f"something: {'; '.join(reader.mended.notes)}. Give a copy of the model with the tokenizer "
+                "that selfemo.models.tokenizers.load_tokenizer(MODEL).tokenizer.save_pretrained(COPY) writes"
+            )
+        return reader
 
     @property
     def folder(self) -> Path:
@@ -97,7 +105,7 @@ class VerlTrainer:
         return self.reader.encode(messages)
 
     def encode_text(self, text: str) -> Sequence[int]:
-        return self.reader.plain_ids(text)
+        return self.reader.line_ids(text)
 
     def sampler(self, weights: str) -> Sampler:
         return self._local.sampler(weights)
