@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.data import ADAPTERS, detect, load, resolve
-from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, check_lines
+from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile
+from selfemo.data.checks import check_lines
 from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.data.splits import hold_out
 from selfemo.errors import DataError

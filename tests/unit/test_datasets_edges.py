@@ -12,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.data import ADAPTERS, detect, load, resolve
-from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, check_lines, split_of
+from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, split_of
+from selfemo.data.checks import check_lines
 from selfemo.errors import DataError
-from selfemo.method.types import LABEL_SETS, Utterance
+from selfemo.method.parsing import parse_emotions
+from selfemo.method.prompts import format_emotions
+from selfemo.method.types import LABEL_SETS, EmotionDistribution, Utterance
+from selfemo.runs.store.prompts import read_distribution, write_distribution
 from tests.conftest import dist
 
 MELD_HEAD = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
@@ -265,11 +269,33 @@ def test_iemocap_self_reports_do_not_vote_and_several_votes_of_one_do(tmp_path: 
     assert c.turns[0].emotion == dist(neutral=2 / 3, frustrated=1 / 3)
 
 
-def test_iemocap_votes_against_the_consensus_are_noted(tmp_path: Path) -> None:
-    _, evaluation = iemocap(tmp_path, evaluation="\n" + GIVEN.replace("Neutral;", "Sadness;"))
-    report = load(str(tmp_path)).report
-    assert report.labels["train"] == {"sad": 1}
-    assert report.examples == {"votes put another class above the consensus": [f"{evaluation.name}:2"]}
+@pytest.mark.parametrize(
+    ("code", "votes", "label", "weights", "noted"),
+    [
+        ("sad", "Sadness; Neutral;", "sad", {"sad": 0.5, "neutral": 0.5}, False),
+        ("neu", "Sadness; Neutral;", "neutral", {"sad": 0.5, "neutral": 0.5}, False),
+        ("fru", "Anger; Frustration;", "frustrated", {"angry": 0.5, "frustrated": 0.5}, False),
+        ("neu", "Sadness;", "neutral", {"sad": 0.5, "neutral": 0.5}, True),
+        ("fru", "Anger; Anger; Frustration;", "frustrated", {"angry": 0.5, "frustrated": 0.5}, True),
+        ("exc", "Excited; Excited; Happiness;", "excited", {"excited": 2 / 3, "happy": 1 / 3}, False),
+    ],
+)
+def test_the_class_of_iemocap_is_its_consensus(
+    tmp_path: Path, code: str, votes: str, label: str, weights: dict[str, float], noted: bool
+) -> None:
+    given = GIVEN.replace("\tneu\t", f"\t{code}\t").replace("Neutral;", votes)
+    _, evaluation = iemocap(tmp_path, evaluation="\n" + given)
+    result = load(str(tmp_path))
+    assert result.report.labels["train"] == {label: 1}
+    emotion = result.conversations[0].turns[0].emotion
+    assert emotion is not None and emotion.top(LABEL_SETS["iemocap"]) == label
+    assert dict(emotion) == pytest.approx(weights, abs=1e-6)
+    kind = "votes put another class above the consensus, which is taken"
+    assert result.report.examples == ({kind: [f"{evaluation.name}:2"]} if noted else {})
+    read = parse_emotions(format_emotions(emotion), LABEL_SETS["iemocap"])
+    assert isinstance(read, EmotionDistribution) and read.top(LABEL_SETS["iemocap"]) == label
+    stored = read_distribution(write_distribution(emotion))
+    assert stored is not None and stored.top(LABEL_SETS["iemocap"]) == label
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def check(
     """
     from selfemo.cli.output import print_json
     from selfemo.data import resolve
-    from selfemo.data.base import check_lines, check_record
+    from selfemo.data.checks import check_lines, check_record
     from selfemo.data.overlap import compare_splits
     from selfemo.files import write_text
 

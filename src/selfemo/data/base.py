@@ -10,13 +10,12 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfemo.counting import counted
 from selfemo.errors import DataError
 from selfemo.method.types import SPLITS, Conversation, EmotionDistribution, LabelSet, Split, Utterance
 
@@ -252,6 +251,19 @@ def one_hot(label: str, labels: LabelSet) -> EmotionDistribution:
     return EmotionDistribution({name: 1.0})
 
 
+def voted(votes: Mapping[str, float], winner: str) -> EmotionDistribution:
+    """The distribution of votes for emotions, with the emotion that the release gives the turn on top.
+
+    The class of a turn is the top of its distribution everywhere. Where another emotion has as many votes as
+    the release's own or more, its own counts as the largest number of them and a millionth more.
+    """
+    most = max(votes.values(), default=0.0)
+    others = max((w for e, w in votes.items() if e != winner), default=0.0)
+    if others and votes.get(winner, 0.0) <= others:
+        votes = {**votes, winner: most * (1 + 1e-6)}
+    return EmotionDistribution(votes or {winner: 1.0})
+
+
 def labelled_turn(speaker: str, text: str, label: str, labels: LabelSet) -> Utterance:
     """A turn of clean texts with its gold label (ValueError: empty, or the label is not in the set)."""
     if not text or not speaker:
@@ -407,65 +419,3 @@ def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     found = [f for f in inside if f.suffix.lower() in suffixes and not f.name.startswith(".")]
     must_stay_inside(path, found)
     return found
-
-
-def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
-    """The lines of `selfemo data check`: counts, comparison with the official ones, blemishes."""
-    report = result.report
-    sets = dict.fromkeys(", ".join(c.label_set.labels) for c in result.conversations)
-    unsplit, count = len(report.without_split), sum(report.conversations.values())
-    lines = [f"data set: {report.dataset} (labels: {'; or '.join(sets)})"]
-    for split in SPLITS:
-        if not report.conversations[split]:
-            if adapter.official:
-                lines.append(f"{split}: absent")
-            continue
-        counts = report.utterances[split]
-        whole = counted(report.conversations[split], "conversations")
-        name = "no split" if unsplit == count else split
-        line = f"{name}: {whole}, {counted(counts, 'utterances')}"
-        official = report.official.get(split, (adapter.official or {}).get(split))
-        if official is not None:
-            off = counts - official
-            line += f" (official {official}: {'ok' if off == 0 else f'differs by {off:+d}'})"
-        lines.append(line)
-        labels = report.labels.get(split, Counter()).most_common()
-        lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels))
-    if unsplit:
-        use = (
-            "training holds a fifth of them out (data.hold_out), which evaluating its run takes; any other "
-            "model is evaluated on them all"
-        )
-        if unsplit < count:
-            use = "others do, so these are split test, and nothing is trained on them"
-        lines.append(f"conversations that name no split: {unsplit}; {use}")
-    for kind, n in report.blemishes.most_common():
-        lines.append(f"noted: {n} x {kind} (for example {', '.join(report.examples[kind])})")
-    for path, at, reason in report.skipped[:20]:
-        lines.append(f"skipped: {path}{'' if at is None else f':{at}'}: {reason}")
-    if len(report.skipped) > 20:
-        lines.append(f"skipped: {counted(len(report.skipped) - 20, 'more rows')}")
-    return lines
-
-
-def check_record(result: LoadResult, adapter: Adapter) -> dict[str, Any]:
-    """The facts of `check_lines` for programs."""
-    report = result.report
-    splits = {
-        split: {
-            "conversations": report.conversations[split],
-            "utterances": report.utterances[split],
-            "official_utterances": report.official.get(split, (adapter.official or {}).get(split)),
-            "emotions": dict(report.labels.get(split, Counter()).most_common()),
-        }
-        for split in SPLITS
-        if report.conversations[split]
-    }
-    return {
-        "data_set": report.dataset,
-        "labels": list(dict.fromkeys(c.label_set.labels for c in result.conversations)),
-        "splits": splits,
-        "without_split": len(report.without_split),
-        "noted": dict(report.blemishes.most_common()),
-        "skipped": [{"path": path, "line": at, "reason": reason} for path, at, reason in report.skipped],
-    }
