@@ -160,6 +160,7 @@ class Adapter:
         suffixes: of the files that are read from a folder.
         official: published utterance counts by split, where it has any.
         recurring_speakers: a speaker's name means the same person in all conversations.
+        same_utterances: name of a data set that holds the same utterances, or "".
     """
 
     name: str
@@ -168,6 +169,7 @@ class Adapter:
     suffixes: tuple[str, ...] = ()
     official: dict[Split, int] | None = None
     recurring_speakers = False
+    same_utterances = ""
 
     def knows(self, file: Path) -> bool:
         """Whether a file looks like this data set; reads the first characters only."""

@@ -96,8 +96,8 @@ def format_emotions(distribution: EmotionDistribution) -> str:
 
 
 def _parted(whole: dict[str, int], exact: dict[str, float]) -> dict[str, int]:
-    """Whole weights whose first two are equal, with one step moved such that the first is ahead: the move that
-    stays nearest to the exact weights."""
+    """Whole weights whose first two are equal, with one step moved such that the first is ahead: of all such
+    moves the one that stays nearest to the exact weights."""
     first, second, *rest = whole
     moves = [(second, first), *((e, first) for e in rest if whole[e]), *((second, e) for e in rest)]
     moved = [{**whole, giver: whole[giver] - 1, taker: whole[taker] + 1} for giver, taker in moves]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selfemo.config import Config, DataConfig, SftConfig
-from selfemo.data import load
+from selfemo.data import ADAPTERS, load
 from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.data.splits import hold_out
 from selfemo.errors import ConfigError, DataError, StoreError
@@ -79,6 +79,13 @@ def load_sources(config: DataConfig) -> tuple[list[Sequence[Conversation]], Data
         part, unsplit = result.conversations, result.report.without_split
         loaded.append(hold_out(part, unsplit, config.hold_out) if config.hold_out and unsplit else part)
     every = [c for part in loaded for c in part]
+    names = {c.dataset for c in every}
+    for adapter in ADAPTERS.values():
+        if {adapter.name, adapter.same_utterances} <= names:
+            raise DataError(
+                f"{adapter.name} holds the utterances of {adapter.same_utterances} again; name one of both "
+                "in data.sources"
+            )
     twice = [i for i, n in Counter(c.id for c in every).items() if n > 1]
     if twice:
         raise DataError(f"conversation id {twice[0]!r} occurs twice in data.sources")
