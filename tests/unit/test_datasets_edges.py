@@ -287,7 +287,7 @@ def test_the_dyadic_variant_is_no_meld(tmp_path: Path) -> None:
     write(both / "dev_sent_emo.csv", MELD_HEAD + GOOD)
     write(both / "dev_sent_emo_dya.csv", (folder / "dev_sent_emo_dya.csv").read_bytes())
     assert [s[2] for s in load(str(both)).report.skipped] == ["file left out: it is not in meld's form"]
-    sources = (f"meld:{tmp_path / 'data'}/MELD", f"meld-dyadic:{tmp_path}")
+    sources = (f"meld:{tmp_path / 'data'}/MELD", f"meld-dyadic:{folder}")
     with pytest.raises(DataError, match="meld-dyadic holds the utterances of meld again"):
         load_sources(DataConfig(sources=sources))
 
