@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from selfemo.data.base import Adapter, LoadResult, must_be_text, must_exist
+from selfemo.data.dailydialog import DailyDialog
 from selfemo.data.emorynlp import EmoryNlp
 from selfemo.data.iemocap import Iemocap
 from selfemo.data.jsonl import Jsonl
@@ -17,7 +18,7 @@ from selfemo.errors import DataError
 from selfemo.method.types import Conversation
 
 ADAPTERS: dict[str, Adapter] = {
-    a.name: a for a in (SampleSet(), Meld(), MeldDyadic(), EmoryNlp(), Iemocap(), Jsonl())
+    a.name: a for a in (SampleSet(), Meld(), MeldDyadic(), EmoryNlp(), Iemocap(), DailyDialog(), Jsonl())
 }
 _DEPTH = 2
 """Levels below a folder that data sets are looked for in: a clone of MELD has them in the second."""
@@ -126,6 +127,12 @@ def speakers_recur(conversation: Conversation) -> bool:
     """Whether the speakers of a conversation are the same people in all of its data set."""
     adapter = ADAPTERS.get(conversation.dataset)
     return adapter is not None and adapter.recurring_speakers
+
+
+def speakers_named(conversation: Conversation) -> bool:
+    """Whether the speakers of a conversation have names, and not merely those of their places in it."""
+    adapter = ADAPTERS.get(conversation.dataset)
+    return adapter is None or adapter.named_speakers
 
 
 def load(spec: str, lenient: bool = False) -> LoadResult:

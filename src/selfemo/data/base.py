@@ -160,6 +160,7 @@ class Adapter:
         suffixes: of the files that are read from a folder.
         official: published utterance counts by split, where it has any.
         recurring_speakers: a speaker's name means the same person in all conversations.
+        named_speakers: speakers have names, which are not merely those of their places in a conversation.
         same_utterances: name of a data set that holds the same utterances, or "".
     """
 
@@ -169,6 +170,7 @@ class Adapter:
     suffixes: tuple[str, ...] = ()
     official: dict[Split, int] | None = None
     recurring_speakers = False
+    named_speakers = True
     same_utterances = ""
 
     def knows(self, file: Path) -> bool:

@@ -20,10 +20,15 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """A closed, ordered set of emotion names. The order breaks ties (core emotions, top emotion)."""
+    """A closed, ordered set of emotion names. The order breaks ties (core emotions, top emotion).
+
+    Attributes:
+        unscored: the label that the data set's papers leave out of their micro F1, or "".
+    """
 
     name: str
     labels: tuple[str, ...]
+    unscored: str = ""
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
@@ -48,6 +53,11 @@ LABEL_SETS: dict[str, LabelSet] = {
         LabelSet("meld", ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")),
         LabelSet("emorynlp", ("neutral", "joyful", "peaceful", "powerful", "scared", "mad", "sad")),
         LabelSet("iemocap", ("happy", "sad", "neutral", "angry", "excited", "frustrated")),
+        LabelSet(
+            "dailydialog",
+            ("no emotion", "anger", "disgust", "fear", "happiness", "sadness", "surprise"),
+            unscored="no emotion",
+        ),
     )
 }
 
