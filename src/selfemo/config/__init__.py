@@ -21,6 +21,7 @@ from selfemo.config.sections import (
     SelfPlayConfig,
     SftConfig,
 )
+from selfemo.config.tables import TableConfig, load_table
 
 __all__ = [
     "ClusterConfig",
@@ -41,7 +42,9 @@ __all__ = [
     "SaveConfig",
     "SelfPlayConfig",
     "SftConfig",
+    "TableConfig",
     "load",
+    "load_table",
     "shipped",
     "to_toml",
 ]

@@ -14,12 +14,12 @@ from selfemo.data.iemocap import Iemocap
 from selfemo.data.jsonl import Jsonl
 from selfemo.data.meld import Meld, MeldDyadic
 from selfemo.data.sample import SampleSet
+from selfemo.data.tables import Tables
 from selfemo.errors import DataError
 from selfemo.method.types import Conversation
 
-ADAPTERS: dict[str, Adapter] = {
-    a.name: a for a in (SampleSet(), Meld(), MeldDyadic(), EmoryNlp(), Iemocap(), DailyDialog(), Jsonl())
-}
+_OWN = (SampleSet(), Meld(), MeldDyadic(), EmoryNlp(), Iemocap(), DailyDialog(), Jsonl())
+ADAPTERS: dict[str, Adapter] = {a.name: a for a in (*_OWN, Tables([a.name for a in _OWN]))}
 _DEPTH = 2
 """Levels below a folder that data sets are looked for in: a clone of MELD has them in the second."""
 

@@ -356,10 +356,11 @@ def csv_turns(
             source.fail(line, str(e))
         else:
             groups.setdefault(key, []).append((number, line, turn))
-    return {key: _ordered(members, source) for key, members in groups.items()}
+    return {key: ordered_turns(members, source) for key, members in groups.items()}
 
 
-def _ordered(members: list[tuple[int, int, Utterance]], source: SourceFile) -> tuple[Utterance, ...]:
+def ordered_turns(members: list[tuple[int, int, Utterance]], source: SourceFile) -> tuple[Utterance, ...]:
+    """The turns of (number, line, turn) by their number; disorder, repeats and gaps are blemishes."""
     by_number = sorted(members, key=lambda m: m[:2])
     if [n for n, _, _ in by_number] != [n for n, _, _ in members]:
         source.blemish("utterances out of order", members[0][1])

@@ -62,6 +62,17 @@ LABEL_SETS: dict[str, LabelSet] = {
 }
 
 
+def label_set_of(labels: Sequence[str]) -> LabelSet:
+    """The known label set of these emotions in this order, or one of their own.
+
+    Raises:
+        ValueError: there are fewer than two, or one occurs twice.
+    """
+    names = tuple(e.strip().lower() for e in labels)
+    known = next((s for s in LABEL_SETS.values() if s.labels == names), None)
+    return known or LabelSet("own:" + ",".join(names), names)
+
+
 class EmotionDistribution(Mapping[str, float]):
     """Non-negative weights over emotions that sum to 1; an emotion that is absent has weight 0.
 

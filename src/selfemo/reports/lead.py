@@ -102,7 +102,7 @@ def _called(model: str) -> str:
 def _dataset(source: str) -> str:
     """The data set of a source: a published one by its name, others by that of the file."""
     kind, path = split_source(source)
-    return kind if kind not in ("", "jsonl") else Path(path).name
+    return kind if kind not in ("", "jsonl", "table") else Path(path).name
 
 
 def _what_ran(facts: Facts) -> str:
