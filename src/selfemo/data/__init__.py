@@ -8,17 +8,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from selfemo.data.base import Adapter, LoadResult, must_be_text, must_exist
+from selfemo.data.cped import Cped
 from selfemo.data.dailydialog import DailyDialog
 from selfemo.data.emorynlp import EmoryNlp
+from selfemo.data.emowoz import EmoWoz
 from selfemo.data.iemocap import Iemocap
 from selfemo.data.jsonl import Jsonl
+from selfemo.data.meisd import Meisd
 from selfemo.data.meld import Meld, MeldDyadic
 from selfemo.data.sample import SampleSet
 from selfemo.data.tables import Tables
 from selfemo.errors import DataError
 from selfemo.method.types import Conversation
 
-_OWN = (SampleSet(), Meld(), MeldDyadic(), EmoryNlp(), Iemocap(), DailyDialog(), Jsonl())
+_OWN = (
+    SampleSet(), Meld(), MeldDyadic(), EmoryNlp(), Iemocap(), DailyDialog(), Meisd(), Cped(), EmoWoz(),
+    Jsonl(),
+)  # fmt: skip
 ADAPTERS: dict[str, Adapter] = {a.name: a for a in (*_OWN, Tables([a.name for a in _OWN]))}
 _DEPTH = 2
 """Levels below a folder that data sets are looked for in: a clone of MELD has them in the second."""

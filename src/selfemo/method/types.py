@@ -58,8 +58,25 @@ LABEL_SETS: dict[str, LabelSet] = {
             ("no emotion", "anger", "disgust", "fear", "happiness", "sadness", "surprise"),
             unscored="no emotion",
         ),
+        LabelSet(
+            "meisd",
+            (
+                "neutral", "joy", "anger", "sadness", "surprise", "acceptance", "disgust", "fear", "like",
+            ),
+        ),
+        LabelSet(
+            "cped",
+            (
+                "neutral", "happy", "grateful", "relaxed", "positive-other", "anger", "sadness", "fear",
+                "depress", "disgust", "astonished", "worried", "negative-other",
+            ),
+        ),
+        LabelSet(
+            "emowoz",
+            ("neutral", "fearful", "dissatisfied", "apologetic", "abusive", "excited", "satisfied"),
+        ),
     )
-}
+}  # fmt: skip
 
 
 def label_set_of(labels: Sequence[str]) -> LabelSet:
