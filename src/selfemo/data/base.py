@@ -31,6 +31,12 @@ _HEAD_CHARS = 4000
 # A lone surrogate (JSON can spell one) cannot be written as UTF-8 later, U+FFFD is a lost character.
 _UNREADABLE = re.compile(r"[\ud800-\udfff\ufffd]")
 _CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|{_UNREADABLE.pattern}")
+# The bytes 80 to BF of UTF-8 as cp1252 shows them, and those that it does not have as controls.
+_TAIL = "".join(bytes([b]).decode("cp1252", errors="ignore") or chr(b) for b in range(0x80, 0xC0))
+_TAIL = re.escape(_TAIL + "".join(map(chr, range(0x80, 0xA0))))
+# UTF-8 that was read as cp1252 and written again: sequences that no language writes. A word in capitals may end
+# so before a mark («AMANHÃ»), so that the short ones count only behind another character.
+_TWICE = re.compile(rf"(?<![A-ZÀ-Þ])[ÂÃ][\u00a0-\u00bf]|â[{_TAIL}]{{2}}|ð[\u0178\x9f][{_TAIL}]{{2}}")
 _SPACES = re.compile(r"[\u00a0\u2007\u202f]")
 _SPLIT_WORDS = (
     re.compile("tr(ai)?n(ing)?(set|data)?"),
@@ -105,9 +111,10 @@ class SourceFile:
     def clean(self, text: str, line: int | None = None) -> str:
         """One line of plain text.
 
-        Windows punctuation that was decoded as C1 control codes (a right quote as U+0092) becomes what it
-        was; other control characters and unreadable ones are dropped; white space is folded. Each is
-        counted as a blemish.
+        UTF-8 that was read as cp1252 and encoded again (an apostrophe as three characters), and Windows
+        punctuation that was decoded as C1 control codes (a right quote as U+0092), become what they were;
+        other control characters and unreadable ones are dropped; white space is folded. Each is counted as a
+        blemish.
         """
 
         def mend(match: re.Match[str]) -> str:
@@ -119,10 +126,24 @@ class SourceFile:
             # Form feeds and the like part words.
             return " " if ch.isspace() else ""
 
-        text = _CONTROL.sub(mend, text)
+        text = self._decoded_once(_CONTROL.sub(mend, self._decoded_once(text, line)), line)
         if _SPACES.search(text):
             self.blemish("non-breaking space", line)
         return " ".join(text.split())
+
+    def _decoded_once(self, text: str, line: int | None) -> str:
+        def decode(match: re.Match[str]) -> str:
+            raw = b"".join(ch.encode("latin-1") if ord(ch) < 256 else ch.encode("cp1252") for ch in match[0])
+            try:
+                once = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                return match[0]
+            self.blemish("doubly encoded text", line)
+            return once
+
+        while (once := _TWICE.sub(decode, text)) != text:
+            text = once  # what is mended may complete another sequence
+        return text
 
     def text(self) -> str:
         """The file's text: UTF-8 (with or without BOM), else cp1252, noted as a blemish.

@@ -1,9 +1,8 @@
 """One colour an emotion, in the chat, the report and the figures, on light and on dark pages.
 
-The colours of a known label set of up to seven labels differ by 8 or more in CIELAB lightness from each other,
-so that they can be told apart in grey and by colour-blind eyes; larger sets have to do with hues, and the largest
-repeat some. None is readable as text: names stand beside them, and light ones
-need an outline.
+The colours of a known label set of up to seven labels differ by 8 or more in CIELAB lightness from each
+other, so that they can be told apart in grey and by colour-blind eyes; larger sets differ in hue alone, and
+the largest repeat some. None is readable as text: names stand beside them, and light ones need an outline.
 """
 
 from __future__ import annotations
