@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -499,6 +499,8 @@ def test_clean_text_is_storable_and_counts_what_it_changes(raw: str) -> None:
 
 @given(st.text(st.characters(codec="cp1252", exclude_categories=["C", "Z"]), min_size=1))
 def test_characters_read_as_control_codes_come_back(original: str) -> None:
+    # Some texts of that encoding look like others that were encoded twice.
+    assume(SourceFile(LoadReport("x"), Path("f")).clean(original) == original)
     as_codes = original.encode("cp1252").decode("latin-1")
     assert SourceFile(LoadReport("x"), Path("f")).clean(as_codes) == original
 

@@ -34,8 +34,8 @@ _CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|{_UNREADABLE.patt
 # The bytes 80 to BF of UTF-8 as cp1252 shows them, and those that it does not have as controls.
 _TAIL = "".join(bytes([b]).decode("cp1252", errors="ignore") or chr(b) for b in range(0x80, 0xC0))
 _TAIL = re.escape(_TAIL + "".join(map(chr, range(0x80, 0xA0))))
-# UTF-8 that was read as cp1252 and written again: sequences that no language writes. A word in capitals may end
-# so before a mark («AMANHÃ»), so that the short ones count only behind another character.
+# UTF-8 that was read as cp1252 and written again: sequences that no language writes. A word in capitals may
+# end so before a mark («AMANHÃ»), so that the short ones count only behind another character.
 _TWICE = re.compile(rf"(?<![A-ZÀ-Þ])[ÂÃ][\u00a0-\u00bf]|â[{_TAIL}]{{2}}|ð[\u0178\x9f][{_TAIL}]{{2}}")
 _SPACES = re.compile(r"[\u00a0\u2007\u202f]")
 _SPLIT_WORDS = (
