@@ -7,7 +7,7 @@ import re
 import pytest
 
 from selfemo.data import load, resolve
-from selfemo.data.base import check_lines
+from selfemo.data.checks import check_lines
 from selfemo.data.personas_plain import describe_speakers
 from tests.support.files import ROOT
 

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.config import load
+from selfemo.data import table_files
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.parsing import parse, parse_emotions
 from selfemo.method.prompts import format_emotions
 from selfemo.method.types import LABEL_SETS, Completion, EmotionDistribution
 from selfemo.runs.inputs import cold_start_samples
-from selfemo.stages import coldstart
 from selfemo.stages.coldstart import (
     blend,
     expert_prompts,
@@ -173,7 +173,7 @@ def test_a_damaged_file_is_seen_before_it_is_read(tmp_path: Path, monkeypatch: p
             assert read_parquet(file)
     file.write_bytes(whole)
     assert read_parquet(file)
-    monkeypatch.setattr(coldstart, "_READ", "import os; os.abort()")
+    monkeypatch.setattr(table_files, "_READ", "import os; os.abort()")
     with pytest.raises(DataError, match="cannot be read as Parquet: it is damaged"):
         read_parquet(file)
 

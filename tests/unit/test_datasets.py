@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.data import ADAPTERS, detect, load, resolve
-from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile, check_lines
+from selfemo.data.base import MAX_FIELD_CHARS, LoadReport, SourceFile
+from selfemo.data.checks import check_lines
 from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.data.splits import hold_out
 from selfemo.errors import DataError
@@ -78,6 +79,57 @@ def test_blemishes_of_encoding_are_mended_and_counted(tmp_path: Path) -> None:
     again = load(str(tmp_path))
     assert again.conversations[0].turns[0].text == "It\u2019s"
     assert again.report.blemishes["cp1252 file"] == 1
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        "It\u2019s",
+        "caf\u00e9",
+        "na\u00efve \u2014 or not",
+        "5\u00b0, \u00a35",
+        "\u201cwell\u201d",
+        "\u20ac9",
+        "ok \U0001f600",
+        "\u00e0 la",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_text_that_was_encoded_twice_is_read_as_it_was(right: str, encoding: str) -> None:
+    # cp1252 lacks five of the bytes, which programs keep as control codes.
+    shown = [bytes([b]).decode(encoding, errors="ignore") or chr(b) for b in right.encode()]
+    wrong = "".join(shown)
+    report = LoadReport("x")
+    assert SourceFile(report, Path("f")).clean(wrong, 7) == right
+    assert report.blemishes["doubly encoded text"] >= 1 and report.examples["doubly encoded text"][0] == "f:7"
+    assert set(report.blemishes) == {"doubly encoded text"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CAF\u00c9\u2026",
+        "\u00abAMANH\u00c3\u00bb",
+        "\u00c3\u2026",
+        "\u00c2GE 5",
+        "p\u00e2te",
+        "\u00e2\u20ac",
+        "S\u00c3O \u00c0S 9\u00ba",
+        "\u00f0\u0178",
+    ],
+)
+def test_text_that_only_looks_encoded_twice_stays(text: str) -> None:
+    report = LoadReport("x")
+    assert SourceFile(report, Path("f")).clean(text) == text
+    assert not report.blemishes
+
+
+@given(st.text(st.characters(min_codepoint=0xA0, max_codepoint=0x2122), max_size=12))
+def test_text_in_other_letters_is_not_mended(text: str) -> None:
+    report = LoadReport("x")
+    if not {"\u00c2", "\u00c3", "\u00e2", "\u00f0"} & set(text):
+        SourceFile(report, Path("f")).clean(text)
+        assert "doubly encoded text" not in report.blemishes
 
 
 def test_a_huge_field_is_an_error_with_its_line(tmp_path: Path) -> None:

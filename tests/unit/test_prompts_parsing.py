@@ -116,6 +116,16 @@ def test_parse_inverts_format(
     assert back.reasoning == c.reasoning
 
 
+@given(st.dictionaries(st.sampled_from(MELD.labels), st.floats(0.001, 1), min_size=1))
+def test_what_is_written_has_the_same_top_emotion(weights: dict[str, float]) -> None:
+    emotion = EmotionDistribution(weights)
+    first, second, *_ = [*sorted(emotion.values(), reverse=True), 0.0]
+    read = parse_emotions(format_emotions(emotion), MELD)
+    assert isinstance(read, EmotionDistribution)
+    if first > second:
+        assert read.top(MELD) == emotion.top(MELD)
+
+
 @given(st.text(max_size=200), st.booleans())
 def test_every_string_gives_a_result(text: str, finished: bool) -> None:
     result = parse(text, MELD, finished=finished)
@@ -161,6 +171,11 @@ def test_rounding_keeps_three_at_most_and_sums_to_ten() -> None:
     assert format_emotions(dist(joy=0.95, fear=0.05)) in ("joy 9, fear 1", "joy 10, fear 0", "joy")
     assert format_emotions(dist(joy=1, fear=1, anger=1)) == "joy 4, fear 3, anger 3"
     assert format_emotions(dist(joy=4, fear=3, anger=2, sadness=1)) == "joy 5, fear 3, anger 2"
+    assert format_emotions(dist(joy=1, fear=1)) == "joy 5, fear 5"
+    assert format_emotions(dist(fear=0.5001, joy=0.4999)) == "fear 6, joy 4"
+    assert format_emotions(dist(fear=0.42, joy=0.41, anger=0.17)) == "fear 5, joy 4, anger 1"
+    assert format_emotions(dist(fear=0.39, joy=0.385, anger=0.225)) == "fear 4, joy 3, anger 3"
+    assert format_emotions(dist(fear=0.43, joy=0.36, anger=0.21)) == "fear 5, joy 3, anger 2"
 
 
 def conversation(*speakers: str) -> Conversation:

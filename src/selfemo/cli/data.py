@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,8 @@ def check(
     repeats itself, it shows what training and held-out splits share.
     """
     from selfemo.cli.output import print_json
-    from selfemo.data import resolve
-    from selfemo.data.base import check_lines, check_record
+    from selfemo.data import resolve, split_source
+    from selfemo.data.checks import check_lines, check_record
     from selfemo.data.overlap import compare_splits
     from selfemo.files import write_text
 
@@ -46,9 +47,12 @@ def check(
     records: list[dict[str, Any]] = []
     for source, (adapter, path) in zip(sources, found, strict=True):
         result = adapter.load(path, lenient)
-        records.append({"source": source, **check_record(result, adapter)})
+        records.append({"source": source, "path": str(path), **check_record(result, adapter)})
         if not as_json:
-            typer.echo(("\n" if loaded else "") + "\n".join(check_lines(result, adapter)))
+            named = Path(os.path.expanduser(split_source(source)[1]))
+            first, *lines = check_lines(result, adapter)
+            below = [f"found in: {path}"] if named.is_dir() and named != path else []
+            typer.echo(("\n" if loaded else "") + "\n".join([first, *below, *lines]))
         loaded.append((source if several[adapter.name] > 1 else adapter.name, result.conversations))
     compared = compare_splits(loaded)
     shared = [c for c in compared if c.overlap.copies]

@@ -21,6 +21,7 @@ from selfemo.config.sections import (
     SelfPlayConfig,
     SftConfig,
 )
+from selfemo.config.tables import TableConfig, load_table
 
 __all__ = [
     "ClusterConfig",
@@ -43,7 +44,9 @@ __all__ = [
     "SelfPlayConfig",
     "SftConfig",
     "StoreConfig",
+    "TableConfig",
     "load",
+    "load_table",
     "shipped",
     "to_toml",
 ]

@@ -10,13 +10,12 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfemo.counting import counted
 from selfemo.errors import DataError
 from selfemo.method.types import SPLITS, Conversation, EmotionDistribution, LabelSet, Split, Utterance
 
@@ -32,6 +31,12 @@ _HEAD_CHARS = 4000
 # A lone surrogate (JSON can spell one) cannot be written as UTF-8 later, U+FFFD is a lost character.
 _UNREADABLE = re.compile(r"[\ud800-\udfff\ufffd]")
 _CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|{_UNREADABLE.pattern}")
+# The bytes 80 to BF of UTF-8 as cp1252 shows them, and those that it does not have as controls.
+_TAIL = "".join(bytes([b]).decode("cp1252", errors="ignore") or chr(b) for b in range(0x80, 0xC0))
+_TAIL = re.escape(_TAIL + "".join(map(chr, range(0x80, 0xA0))))
+# UTF-8 that was read as cp1252 and written again: sequences that no language writes. A word in capitals may
+# end so before a mark («AMANHÃ»), so that the short ones count only behind another character.
+_TWICE = re.compile(rf"(?<![A-ZÀ-Þ])[ÂÃ][\u00a0-\u00bf]|â[{_TAIL}]{{2}}|ð[\u0178\x9f][{_TAIL}]{{2}}")
 _SPACES = re.compile(r"[\u00a0\u2007\u202f]")
 _SPLIT_WORDS = (
     re.compile("tr(ai)?n(ing)?(set|data)?"),
@@ -106,9 +111,10 @@ class SourceFile:
     def clean(self, text: str, line: int | None = None) -> str:
         """One line of plain text.
 
-        Windows punctuation that was decoded as C1 control codes (a right quote as U+0092) becomes what it
-        was; other control characters and unreadable ones are dropped; white space is folded. Each is
-        counted as a blemish.
+        UTF-8 that was read as cp1252 and encoded again (an apostrophe as three characters), and Windows
+        punctuation that was decoded as C1 control codes (a right quote as U+0092), become what they were;
+        other control characters and unreadable ones are dropped; white space is folded. Each is counted as a
+        blemish.
         """
 
         def mend(match: re.Match[str]) -> str:
@@ -120,10 +126,24 @@ class SourceFile:
             # Form feeds and the like part words.
             return " " if ch.isspace() else ""
 
-        text = _CONTROL.sub(mend, text)
+        text = self._decoded_once(_CONTROL.sub(mend, self._decoded_once(text, line)), line)
         if _SPACES.search(text):
             self.blemish("non-breaking space", line)
         return " ".join(text.split())
+
+    def _decoded_once(self, text: str, line: int | None) -> str:
+        def decode(match: re.Match[str]) -> str:
+            raw = b"".join(ch.encode("latin-1") if ord(ch) < 256 else ch.encode("cp1252") for ch in match[0])
+            try:
+                once = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                return match[0]
+            self.blemish("doubly encoded text", line)
+            return once
+
+        while (once := _TWICE.sub(decode, text)) != text:
+            text = once  # what is mended may complete another sequence
+        return text
 
     def text(self) -> str:
         """The file's text: UTF-8 (with or without BOM), else cp1252, noted as a blemish.
@@ -161,6 +181,8 @@ class Adapter:
         suffixes: of the files that are read from a folder.
         official: published utterance counts by split, where it has any.
         recurring_speakers: a speaker's name means the same person in all conversations.
+        named_speakers: speakers have names, which are not merely those of their places in a conversation.
+        same_utterances: name of a data set that holds the same utterances, or "".
     """
 
     name: str
@@ -169,6 +191,8 @@ class Adapter:
     suffixes: tuple[str, ...] = ()
     official: dict[Split, int] | None = None
     recurring_speakers = False
+    named_speakers = True
+    same_utterances = ""
 
     def knows(self, file: Path) -> bool:
         """Whether a file looks like this data set; reads the first characters only."""
@@ -250,6 +274,19 @@ def one_hot(label: str, labels: LabelSet) -> EmotionDistribution:
     if name not in labels:
         raise ValueError(f"unknown label {label[:60]!r}; valid are {', '.join(labels.labels)}")
     return EmotionDistribution({name: 1.0})
+
+
+def voted(votes: Mapping[str, float], winner: str) -> EmotionDistribution:
+    """The distribution of votes for emotions, with the emotion that the release gives the turn on top.
+
+    The class of a turn is the top of its distribution everywhere. Where another emotion has as many votes as
+    the release's own or more, its own counts as the largest number of them and a millionth more.
+    """
+    most = max(votes.values(), default=0.0)
+    others = max((w for e, w in votes.items() if e != winner), default=0.0)
+    if others and votes.get(winner, 0.0) <= others:
+        votes = {**votes, winner: most * (1 + 1e-6)}
+    return EmotionDistribution(votes or {winner: 1.0})
 
 
 def labelled_turn(speaker: str, text: str, label: str, labels: LabelSet) -> Utterance:
@@ -340,10 +377,11 @@ def csv_turns(
             source.fail(line, str(e))
         else:
             groups.setdefault(key, []).append((number, line, turn))
-    return {key: _ordered(members, source) for key, members in groups.items()}
+    return {key: ordered_turns(members, source) for key, members in groups.items()}
 
 
-def _ordered(members: list[tuple[int, int, Utterance]], source: SourceFile) -> tuple[Utterance, ...]:
+def ordered_turns(members: list[tuple[int, int, Utterance]], source: SourceFile) -> tuple[Utterance, ...]:
+    """The turns of (number, line, turn) by their number; disorder, repeats and gaps are blemishes."""
     by_number = sorted(members, key=lambda m: m[:2])
     if [n for n, _, _ in by_number] != [n for n, _, _ in members]:
         source.blemish("utterances out of order", members[0][1])
@@ -407,65 +445,3 @@ def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     found = [f for f in inside if f.suffix.lower() in suffixes and not f.name.startswith(".")]
     must_stay_inside(path, found)
     return found
-
-
-def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
-    """The lines of `selfemo data check`: counts, comparison with the official ones, blemishes."""
-    report = result.report
-    sets = dict.fromkeys(", ".join(c.label_set.labels) for c in result.conversations)
-    unsplit, count = len(report.without_split), sum(report.conversations.values())
-    lines = [f"data set: {report.dataset} (labels: {'; or '.join(sets)})"]
-    for split in SPLITS:
-        if not report.conversations[split]:
-            if adapter.official:
-                lines.append(f"{split}: absent")
-            continue
-        counts = report.utterances[split]
-        whole = counted(report.conversations[split], "conversations")
-        name = "no split" if unsplit == count else split
-        line = f"{name}: {whole}, {counted(counts, 'utterances')}"
-        official = report.official.get(split, (adapter.official or {}).get(split))
-        if official is not None:
-            off = counts - official
-            line += f" (official {official}: {'ok' if off == 0 else f'differs by {off:+d}'})"
-        lines.append(line)
-        labels = report.labels.get(split, Counter()).most_common()
-        lines.append("  " + ", ".join(f"{e} {n}" for e, n in labels))
-    if unsplit:
-        use = (
-            "training holds a fifth of them out (data.hold_out), which evaluating its run takes; any other "
-            "model is evaluated on them all"
-        )
-        if unsplit < count:
-            use = "others do, so these are split test, and nothing is trained on them"
-        lines.append(f"conversations that name no split: {unsplit}; {use}")
-    for kind, n in report.blemishes.most_common():
-        lines.append(f"noted: {n} x {kind} (for example {', '.join(report.examples[kind])})")
-    for path, at, reason in report.skipped[:20]:
-        lines.append(f"skipped: {path}{'' if at is None else f':{at}'}: {reason}")
-    if len(report.skipped) > 20:
-        lines.append(f"skipped: {counted(len(report.skipped) - 20, 'more rows')}")
-    return lines
-
-
-def check_record(result: LoadResult, adapter: Adapter) -> dict[str, Any]:
-    """The facts of `check_lines` for programs."""
-    report = result.report
-    splits = {
-        split: {
-            "conversations": report.conversations[split],
-            "utterances": report.utterances[split],
-            "official_utterances": report.official.get(split, (adapter.official or {}).get(split)),
-            "emotions": dict(report.labels.get(split, Counter()).most_common()),
-        }
-        for split in SPLITS
-        if report.conversations[split]
-    }
-    return {
-        "data_set": report.dataset,
-        "labels": list(dict.fromkeys(c.label_set.labels for c in result.conversations)),
-        "splits": splits,
-        "without_split": len(report.without_split),
-        "noted": dict(report.blemishes.most_common()),
-        "skipped": [{"path": path, "line": at, "reason": reason} for path, at, reason in report.skipped],
-    }

@@ -26,6 +26,7 @@ from selfemo.method.types import (
     LabelSet,
     Persona,
     Utterance,
+    label_set_of,
 )
 
 _KEYS = ("id", "split", "scene", "labels", "personas", "turns")
@@ -141,9 +142,7 @@ class Jsonl(Adapter):
             return self.label_set
         if not isinstance(given, list) or not all(isinstance(e, str) and e.strip() for e in given):
             raise ValueError("labels must be a list of emotion names")
-        names = tuple(clean(e).lower() for e in given)
-        known = next((s for s in LABEL_SETS.values() if s.labels == names), None)
-        return known or LabelSet("own:" + ",".join(names), names)
+        return label_set_of([clean(e) for e in given])
 
 
 def _turn(turn: Any, labels: LabelSet, clean: Callable[[str], str]) -> Utterance:

@@ -79,6 +79,8 @@ def _scores(dataset: str, s: Scores, evaluation: Evaluation) -> Table:
         [_NAMES[m], str(vars(s)[m]), cell(constant[MAJORITY][m]), cell(constant[PRIOR].get(m))]
         for m in MEASURES
     ]
+    if s.micro_f1 is not None:
+        rows.append([f"micro F1 without {s.unscored!r}", str(s.micro_f1), "-", "-"])
     for k, name in _CALIBRATION.items():
         prior = constant[PRIOR]["nll"] if k == "nll_tempered" else None
         rows.append([name, cell(s.calibration[k]), "-", cell(prior)])

@@ -150,6 +150,19 @@ def measures_of(confusion: np.ndarray, r1: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def micro_f1(confusion: np.ndarray, left_out: int) -> np.ndarray:
+    """F1 over all classes but one, pooled, (...,), from confusion (..., k, k + 1); 0/0 is 0.
+
+    A gold turn of the class that is left out still counts where it was read as another, as a false alarm.
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    both = confusion.sum(-1) + confusion[..., :-1].sum(-2)
+    rest = np.arange(hits.shape[-1]) != left_out
+    over = both[..., rest].sum(-1)
+    f1: np.ndarray = np.divide(2 * hits[..., rest].sum(-1), over, out=np.zeros_like(over), where=over > 0)
+    return f1
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """A system's predictions on one data set as counts by conversation: all that MEASURES depend on.
@@ -197,10 +210,20 @@ class Outcomes:
 
     def resampled(self, resamples: int, seed: int = 0) -> dict[str, np.ndarray]:
         """(b,) MEASURES of bootstrap resamples of the clusters."""
+        return self.measures(self._weights(resamples, seed))
+
+    def _weights(self, resamples: int, seed: int) -> np.ndarray:
+        """(b, c) how often each bootstrap resample takes each cluster."""
         c = len(self.clusters)
         drawn = _draws(c, resamples, seed) + c * np.arange(resamples)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=resamples * c).reshape(resamples, c)
-        return self.measures(weights.astype(float))
+        return np.bincount(drawn.ravel(), minlength=resamples * c).reshape(resamples, c).astype(float)
+
+    def micro_f1(self, left_out: str, resamples: int = 1000, seed: int = 0) -> Interval:
+        """`micro_f1` without one class, with its 95% interval by conversation."""
+        index, k = self.classes.index(left_out), len(self.classes)
+        drawn = self._weights(resamples, seed) @ self.confusion.reshape(len(self.clusters), -1)
+        draws = micro_f1(drawn.reshape(-1, k, k + 1), index)
+        return percentile_interval(float(micro_f1(self.confusion.sum(0), index)), draws)
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
         """MEASURES with 95% intervals by conversation."""

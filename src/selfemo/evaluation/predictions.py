@@ -73,6 +73,7 @@ class Scores:
         classes: precision, recall, f1, support and predicted of each class (`metrics.class_report`).
         confusion: "labels" (k) and "rows" (k, k + 1): gold by predicted, the last column failed.
         calibration: `calibration_of` the predictions.
+        micro_f1: over all labels but `unscored`, for a data set whose papers report that; else None.
     """
 
     utterances: int
@@ -88,9 +89,14 @@ class Scores:
     classes: dict[str, dict[str, float]]
     confusion: dict[str, Any]
     calibration: dict[str, Any]
+    unscored: str = ""
+    micro_f1: metrics.Interval | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {k: v.as_list() if isinstance(v, metrics.Interval) else v for k, v in vars(self).items()}
+        held = dict(vars(self))
+        if self.micro_f1 is None:
+            del held["unscored"], held["micro_f1"]
+        return {k: v.as_list() if isinstance(v, metrics.Interval) else v for k, v in held.items()}
 
 
 def predict(
@@ -345,11 +351,20 @@ def score(rows: Rows, labels: Labels, *, resamples: int) -> dict[str, Scores]:
     """Scores of the stored predictions of one evaluation, by data set, and UNION of several."""
     found = outcomes(rows, labels).items()
     return {
-        d: _score(o, [r for r in rows if d in (UNION, r["dataset"])], labels, resamples) for d, o in found
+        d: _score(
+            o,
+            [r for r in rows if d in (UNION, r["dataset"])],
+            labels,
+            resamples,
+            labels[d].unscored if d in labels else "",
+        )
+        for d, o in found
     }
 
 
-def _score(counted: metrics.Outcomes, rows: Rows, labels: Labels, resamples: int) -> Scores:
+def _score(
+    counted: metrics.Outcomes, rows: Rows, labels: Labels, resamples: int, unscored: str = ""
+) -> Scores:
     confusion, classes = counted.confusion.sum(0), counted.classes
     n = len(rows)
     return Scores(
@@ -362,6 +377,8 @@ def _score(counted: metrics.Outcomes, rows: Rows, labels: Labels, resamples: int
         classes=metrics.class_report(confusion, classes),
         confusion={"labels": list(classes), "rows": confusion.astype(int).tolist()},
         calibration=calibration_of(rows, labels),
+        unscored=unscored,
+        micro_f1=counted.micro_f1(unscored, resamples) if unscored else None,
     )
 
 

@@ -82,7 +82,7 @@ def format_emotions(distribution: EmotionDistribution) -> str:
     """At most three emotions by falling weight, with whole weights where there are several.
 
     Weights are rounded to tenths by largest remainder, so they stay positive and their ratio is kept to
-    within a tenth.
+    within a tenth. A top emotion stays the top: rounding makes no tie with the second.
     """
     kept = sorted(distribution.items(), key=lambda ew: -ew[1])[:MAX_EMOTIONS]
     total = sum(w for _, w in kept)
@@ -91,8 +91,19 @@ def format_emotions(distribution: EmotionDistribution) -> str:
     for e, _ in sorted(exact, key=lambda ex: -(ex[1] - int(ex[1]))):
         if sum(whole.values()) < _WEIGHT_STEPS:
             whole[e] += 1
+    if len(kept) > 1 and kept[0][1] > kept[1][1] and whole[kept[0][0]] == whole[kept[1][0]]:
+        whole = _parted(whole, dict(exact))
     named = [(e, w) for e, w in whole.items() if w > 0]
     return named[0][0] if len(named) == 1 else ", ".join(f"{e} {w}" for e, w in named)
+
+
+def _parted(whole: dict[str, int], exact: dict[str, float]) -> dict[str, int]:
+    """Whole weights whose first two are equal, with one step moved such that the first is ahead: of all such
+    moves the one that stays nearest to the exact weights."""
+    first, second, *rest = whole
+    moves = [(second, first), *((e, first) for e in rest if whole[e]), *((second, e) for e in rest)]
+    moved = [{**whole, giver: whole[giver] - 1, taker: whole[taker] + 1} for giver, taker in moves]
+    return min(moved, key=lambda m: sum((w - exact[e]) ** 2 for e, w in m.items()))
 
 
 def format_completion(completion: Completion) -> str:

@@ -20,10 +20,15 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """A closed, ordered set of emotion names. The order breaks ties (core emotions, top emotion)."""
+    """A closed, ordered set of emotion names. The order breaks ties (core emotions, top emotion).
+
+    Attributes:
+        unscored: the label that the data set's papers leave out of their micro F1, or "".
+    """
 
     name: str
     labels: tuple[str, ...]
+    unscored: str = ""
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
@@ -48,8 +53,41 @@ LABEL_SETS: dict[str, LabelSet] = {
         LabelSet("meld", ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")),
         LabelSet("emorynlp", ("neutral", "joyful", "peaceful", "powerful", "scared", "mad", "sad")),
         LabelSet("iemocap", ("happy", "sad", "neutral", "angry", "excited", "frustrated")),
+        LabelSet(
+            "dailydialog",
+            ("no emotion", "anger", "disgust", "fear", "happiness", "sadness", "surprise"),
+            unscored="no emotion",
+        ),
+        LabelSet(
+            "meisd",
+            (
+                "neutral", "joy", "anger", "sadness", "surprise", "acceptance", "disgust", "fear", "like",
+            ),
+        ),
+        LabelSet(
+            "cped",
+            (
+                "neutral", "happy", "grateful", "relaxed", "positive-other", "anger", "sadness", "fear",
+                "depress", "disgust", "astonished", "worried", "negative-other",
+            ),
+        ),
+        LabelSet(
+            "emowoz",
+            ("neutral", "fearful", "dissatisfied", "apologetic", "abusive", "excited", "satisfied"),
+        ),
     )
-}
+}  # fmt: skip
+
+
+def label_set_of(labels: Sequence[str]) -> LabelSet:
+    """The known label set of these emotions in this order, or one of their own.
+
+    Raises:
+        ValueError: there are fewer than two, or one occurs twice.
+    """
+    names = tuple(e.strip().lower() for e in labels)
+    known = next((s for s in LABEL_SETS.values() if s.labels == names), None)
+    return known or LabelSet("own:" + ",".join(names), names)
 
 
 class EmotionDistribution(Mapping[str, float]):

@@ -16,7 +16,6 @@ from selfemo.config import Config
 from selfemo.counting import counted
 from selfemo.data import split_source
 from selfemo.evaluation.predictions import UNION
-from selfemo.method.types import LABEL_SETS
 from selfemo.runs.folder import START, evaluation_name
 
 _SAID = {
@@ -103,7 +102,7 @@ def _called(model: str) -> str:
 def _dataset(source: str) -> str:
     """The data set of a source: a published one by its name, others by that of the file."""
     kind, path = split_source(source)
-    return kind if kind in LABEL_SETS else Path(path).name
+    return kind if kind not in ("", "jsonl", "table") else Path(path).name
 
 
 def _what_ran(facts: Facts) -> str:

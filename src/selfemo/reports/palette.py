@@ -1,8 +1,8 @@
 """One colour an emotion, in the chat, the report and the figures, on light and on dark pages.
 
-The colours of a known label set differ by 8 or more in CIELAB lightness from each other, so that they can be
-told apart in grey and by colour-blind eyes. None is readable as text: names stand beside them, and light ones
-need an outline.
+The colours of a known label set of up to seven labels differ by 8 or more in CIELAB lightness from each
+other, so that they can be told apart in grey and by colour-blind eyes; larger sets differ in hue alone, and
+the largest repeat some. None is readable as text: names stand beside them, and light ones need an outline.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Iterable
 UNKNOWN = "#a2a6ad"
 
 _FAMILIES = {
-    "fear": ("#663b92", ("fear", "scared", "afraid", "anxious")),
-    "sadness": ("#0569ab", ("sadness", "sad")),
-    "anger": ("#e1393a", ("anger", "angry", "mad")),
-    "disgust": ("#4da25c", ("disgust", "disgusted")),
+    "fear": ("#663b92", ("fear", "scared", "afraid", "anxious", "fearful")),
+    "sadness": ("#0569ab", ("sadness", "sad", "apologetic")),
+    "anger": ("#e1393a", ("anger", "angry", "mad", "abusive")),
+    "disgust": ("#4da25c", ("disgust", "disgusted", "dissatisfied")),
     "neutral": (UNKNOWN, ("neutral", "no emotion", "none", "other")),
-    "surprise": ("#2ecff1", ("surprise", "surprised")),
-    "joy": ("#fbd83f", ("joy", "joyful", "happy", "happiness")),
+    "surprise": ("#2ecff1", ("surprise", "surprised", "astonished")),
+    "joy": ("#fbd83f", ("joy", "joyful", "happy", "happiness", "satisfied")),
     # In label sets that lack one of the lightness above.
-    "peaceful": ("#08a295", ("peaceful", "calm")),
+    "peaceful": ("#08a295", ("peaceful", "calm", "acceptance", "relaxed")),
     "powerful": ("#ffac62", ("powerful", "excited", "excitement")),
     "frustrated": ("#e166a3", ("frustrated", "frustration")),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selfemo.config import Config, DataConfig, SftConfig
-from selfemo.data import load
+from selfemo.data import ADAPTERS, load, speakers_named
 from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.data.splits import hold_out
 from selfemo.errors import ConfigError, DataError, StoreError
@@ -41,11 +41,13 @@ def with_known_personas(
     conversations: Sequence[Conversation], folders: Sequence[Path] = ()
 ) -> list[Conversation]:
     """Give each speaker a persona: the last folder's profile of it, else the conversation's own, else the
-    plain description drawn from the training split (StoreError: a folder holds no profile)."""
+    plain description drawn from the training split, where speakers have names (StoreError: a folder holds no
+    profile)."""
     result: list[Conversation] = []
     for labels in {c.label_set.name: c.label_set for c in conversations}.values():
         mine = [c for c in conversations if c.label_set.name == labels.name]
-        result.extend(with_personas(mine, describe_speakers(mine, labels)))
+        described = describe_speakers([c for c in mine if speakers_named(c)], labels)
+        result.extend(with_personas([c], described)[0] if speakers_named(c) else c for c in mine)
     for folder in folders:
         result = attach_profiles(result, profiles_of(folder))
     return result
@@ -79,6 +81,13 @@ def load_sources(config: DataConfig) -> tuple[list[Sequence[Conversation]], Data
         part, unsplit = result.conversations, result.report.without_split
         loaded.append(hold_out(part, unsplit, config.hold_out) if config.hold_out and unsplit else part)
     every = [c for part in loaded for c in part]
+    names = {c.dataset for c in every}
+    for adapter in ADAPTERS.values():
+        if {adapter.name, adapter.same_utterances} <= names:
+            raise DataError(
+                f"{adapter.name} holds the utterances of {adapter.same_utterances} again; name one of both "
+                "in data.sources"
+            )
     twice = [i for i, n in Counter(c.id for c in every).items() if n > 1]
     if twice:
         raise DataError(f"conversation id {twice[0]!r} occurs twice in data.sources")

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import GateConfig
+from selfemo.data.table_files import check_parquet
 from selfemo.errors import DataError
 from selfemo.files import fits_checksum, need_polars, replacing
 from selfemo.method.parsing import parse, parse_emotions
@@ -34,7 +33,6 @@ from selfemo.method.prompts import (
 )
 from selfemo.method.rewards import weighted_iou
 from selfemo.method.types import (
-    LABEL_SETS,
     MAX_EMOTIONS,
     Completion,
     Conversation,
@@ -45,6 +43,7 @@ from selfemo.method.types import (
     Persona,
     Prompt,
     Utterance,
+    label_set_of,
 )
 from selfemo.models.generation.chat import ExpertSpec
 from selfemo.seeds import rng, shuffled_runs
@@ -355,13 +354,8 @@ def _checksum_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-_READ = "import sys, polars; polars.read_parquet(sys.argv[1])"
-
-
 def _check_whole(path: Path) -> None:
-    """Check a Parquet file by its checksum; without one, let another process read it first.
-
-    A damaged file can end the process that reads it (polars aborts on some) without an error to catch.
+    """Check a Parquet file by its checksum; without one, as `check_parquet` does.
 
     Raises: DataError: it is damaged, or altered since it was written.
     """
@@ -374,9 +368,7 @@ def _check_whole(path: Path) -> None:
                 path,
             )
         return
-    probe = subprocess.run([sys.executable, "-c", _READ, path], capture_output=True, check=False)
-    if probe.returncode < 0 or b"PanicException" in probe.stderr:
-        raise DataError("cannot be read as Parquet: it is damaged", path)
+    check_parquet(path)
 
 
 def read_parquet(path: Path) -> list[tuple[Prompt, Completion]]:
@@ -406,9 +398,7 @@ def read_parquet(path: Path) -> list[tuple[Prompt, Completion]]:
 
 
 def _sample_of_row(row: dict[str, Any]) -> tuple[Prompt, Completion]:
-    names = tuple(row["labels"])
-    known = {s.labels: s for s in LABEL_SETS.values()}
-    labels = known.get(names) or LabelSet("own:" + ",".join(names), names)
+    labels = label_set_of(row["labels"])
     gold = {g["emotion"]: g["weight"] for g in row["gold"] or ()}
     completion = parse(row["completion"][0]["content"], labels)
     if isinstance(completion, ParseFailure):
