@@ -26,6 +26,7 @@ class Ask:
         speaker: the character's name; "" takes the persona's, or the latest other speaker.
         max_tokens: of the whole answer; 0 takes the model's setting.
         temperature, top_p, seed: None takes the model's.
+        stop: texts of which the first ends the reply before it; none of them is "".
     """
 
     conversation: Turns
@@ -37,6 +38,7 @@ class Ask:
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,10 +147,11 @@ class LocalAnswers:
             share, ids = prompt.history[0], self.policy.encode(said)
             requests.append(Request(ids, 1, derive(seed, str(said)), share, limited))
             formats.append(limited)
-            writers.append(EventWriter(n, prompt.label_set, on_event, limited))
+            writers.append(EventWriter(n, prompt.label_set, on_event, limited, ask.stop))
 
         def on_token(request: int, copy: int, ids: Sequence[int]) -> bool:
-            if on_event is not None and not writers[request].go_on(self.policy.decode(ids)):
+            writer = writers[request]
+            if (on_event is not None or writer.stops) and not writer.go_on(self.policy.decode(ids)):
                 return False
             return len(ids) < limits[request]
 
@@ -158,7 +159,7 @@ class LocalAnswers:
             sampled = self._sampler.generate(requests, settings, on_token=on_token)
         responses = []
         for prompt, request, writer, (sample,) in zip(prompts, requests, writers, sampled, strict=True):
-            response = response_of(prompt, sample.text, sample.finished, writer.stopped)
+            response = response_of(prompt, sample.text, sample.finished, writer)
             tokens = (len(request.prompt_ids), len(sample.token_ids))
             responses.append(replace(response, tokens=tokens))
         return self._with_probabilities(prompts, requests, formats, responses)

@@ -1,58 +1,28 @@
-"""`/v1/chat/completions` and `/v1/models` as OpenAI's clients know them; emotions in the field `selfemo`."""
+"""`/v1/chat/completions` and `/v1/models` as OpenAI's clients know them; emotions in the field `selfemo`.
+
+The request is in openai_request.py.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel
 
 from selfemo.serve.answers import Emotion, Event, ReplyDelta, Response, SelfEmotion
 from selfemo.serve.asking import Ask
-from selfemo.serve.routes import EmotionResult, Name, Seed, Temperature, TokenLimit, TopP, Usage
+from selfemo.serve.openai_request import ChatCompletionBody, check_fields, talk_of
+from selfemo.serve.routes import EmotionResult, Usage
 from selfemo.serve.service import Service
-from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_text
+from selfemo.serve.transport import EVENT_STREAM, ErrorResult, Problem, event_stream, event_text
 
+CHAT = "/v1/chat/completions"
 _END_TOKENS = 8
 """The format ends a reply, where it can, when at most so many tokens are left."""
-_MESSAGES: list[JsonValue] = [
-    {"role": "system", "content": "You are Bo, who laughs about what frightens him."},
-    {"role": "user", "content": "Who is at the door?"},
-]
-
-
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: Name | None = None
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class ChatCompletionBody(BaseModel):
-    """OpenAI's request; other fields are ignored. System messages are the persona."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _MESSAGES}]})
-    model: str = ""
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: TokenLimit | None = None
-    max_completion_tokens: TokenLimit | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    seed: Seed | None = None
-    n: Literal[1] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
 
 class ChatCompletionChoice(BaseModel):
@@ -78,7 +48,7 @@ def routes(service: Service) -> APIRouter:
     """The routes for OpenAI's clients."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletionResult, responses=EVENT_STREAM)
+    @router.post(CHAT, response_model=ChatCompletionResult, responses=EVENT_STREAM)
     async def chat_completions(body: ChatCompletionBody) -> Any:
         """OpenAI's chat completions; the emotions are in the extra field `selfemo`."""
         ask = await ask_of(service, body)
@@ -89,37 +59,43 @@ def routes(service: Service) -> APIRouter:
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model that answers."""
-        one = {"id": service.name, "object": "model", "created": 0, "owned_by": "selfemo"}
-        return {"object": "list", "data": [one]}
+        return {"object": "list", "data": [_model(service.name)]}
+
+    @router.get("/v1/models/{model:path}", responses={404: {"model": ErrorResult}})
+    async def one_model(model: str) -> dict[str, Any]:
+        """The model of this name, if it is the one that answers."""
+        if not model:
+            return await models()
+        if model != service.name:
+            told = f"no model {model[:200]!r} here; this server answers with {service.name!r}"
+            raise Problem(404, "model_not_found", told, param="model")
+        return _model(model)
 
     return router
 
 
 async def ask_of(service: Service, body: ChatCompletionBody) -> Ask:
-    """The question of a chat: system messages are the persona, the others are turns (Problem: a mistake)."""
-    persona, turns, speaker = [], [], "Assistant"
-    for message in body.messages:
-        parts = message.content
-        text = parts if isinstance(parts, str) else "\n".join(p.text for p in parts)
-        if message.role in ("system", "developer"):
-            persona.append(text)
-        elif message.role == "user":
-            turns.append((message.name or "User", text))
-        else:
-            speaker = message.name or "Assistant"
-            turns.append((speaker, text))
-    if not turns or body.messages[-1].role == "assistant":
-        raise Problem(400, "bad_question", "the last message must be from the user")
-    service.check_turns(len(turns))
+    """The question of a request (Problem: a field or message that cannot be obeyed)."""
+    check_fields(body)
+    talk = talk_of(body.messages)
+    service.check_turns(len(talk.turns))
     # A client's limit is on the reply; the two emotions before it get more room.
     asked = body.max_completion_tokens or body.max_tokens
     most = service.token_limit(asked)
     if asked:
         most += await service.check(service.model.least_tokens)
-    sampling = body.model_dump(include={"temperature", "top_p", "seed"})
-    ask = Ask(turns, "\n".join(persona), speaker, max_tokens=most, **sampling)
+    # The smallest nucleus is the likeliest token.
+    likeliest = body.top_p == 0
+    ask = Ask(
+        talk.turns, talk.persona, talk.speaker, max_tokens=most, seed=body.seed, stop=tuple(body.stop or ()),
+        temperature=0.0 if likeliest else body.temperature, top_p=None if likeliest else body.top_p,
+    )  # fmt: skip
     await service.check(service.model.prepare, ask)
     return ask
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "selfemo"}
 
 
 def _emotions(r: Response) -> dict[str, Any]:
@@ -130,7 +106,8 @@ def _emotions(r: Response) -> dict[str, Any]:
 
 
 def _finish_reason(ask: Ask, r: Response) -> str:
-    return "length" if r.tokens[1] > ask.max_tokens - _END_TOKENS else "stop"
+    at_limit = not r.stop and r.tokens[1] > ask.max_tokens - _END_TOKENS
+    return "length" if at_limit else "stop"
 
 
 def _head(service: Service, kind: str) -> dict[str, Any]:
@@ -156,10 +133,13 @@ async def _chunks(
 ) -> AsyncIterator[str]:
     """OpenAI's chunks as server-sent events; an error ends them without [DONE]."""
     head = _head(service, "chat.completion.chunk")
+    usage_last = bool(body.stream_options and body.stream_options.include_usage)
+    # With the usage at the end, OpenAI's other chunks have the field too.
+    no_usage: dict[str, Any] = {"usage": None} if usage_last else {}
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return event_text("", {**head, "choices": [choice], **more})
+        return event_text("", {**head, "choices": [choice], **no_usage, **more})
 
     yield chunk({"role": "assistant", "content": ""})
     async for event in events:
@@ -174,6 +154,6 @@ async def _chunks(
         else:
             r = event.response
             yield chunk({}, _finish_reason(ask, r), selfemo=_emotions(r))
-            if body.stream_options and body.stream_options.include_usage:
+            if usage_last:
                 yield event_text("", {**head, "choices": [], "usage": Usage.of(r).model_dump()})
     yield event_text("", "[DONE]")
