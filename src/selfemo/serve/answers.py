@@ -81,7 +81,8 @@ class Response:
         text: the answer as the model wrote it.
         failure: why there is no reply.
         tokens: (prompt, written), if known.
-        stop: the text of `Ask.stop` before which the reply ends; "" if it ends by itself.
+        stop: the text of `Ask.stop` before which the reply ends; "" if none is in it.
+        cut: a token limit ended the reply.
     """
 
     speaker: str
@@ -93,6 +94,7 @@ class Response:
     failure: FailureKind | None = None
     tokens: tuple[int, int] = (0, 0)
     stop: str = ""
+    cut: bool = False
 
     @classmethod
     def failed(cls, prompt: Prompt, failure: FailureKind, text: str = "") -> Self:

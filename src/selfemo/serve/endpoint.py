@@ -65,11 +65,12 @@ class EndpointAnswers:
         streamed = on_event is not None or any(ask.stop for ask in asks)
         answers = self._sampler.answers(questions, on_text if streamed else None)
         responses = []
-        for prompt, writer, answer in zip(prompts, writers, answers, strict=True):
+        for prompt, question, writer, answer in zip(prompts, questions, writers, answers, strict=True):
             if isinstance(answer, UnansweredError):
                 responses.append(Response.failed(prompt, FailureKind.UNANSWERED, answer.detail))
                 continue
             response = response_of(prompt, without_thoughts(answer.text), True, writer)
             tokens = (answer.prompt_tokens, answer.completion_tokens)
-            responses.append(replace(response, tokens=tokens))
+            cut = tokens[1] >= question.max_tokens and not response.stop
+            responses.append(replace(response, tokens=tokens, cut=cut))
         return responses

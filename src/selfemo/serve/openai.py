@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -21,8 +22,6 @@ from selfemo.serve.service import Service
 from selfemo.serve.transport import EVENT_STREAM, ErrorResult, Problem, event_stream, event_text
 
 CHAT = "/v1/chat/completions"
-_END_TOKENS = 8
-"""The format ends a reply, where it can, when at most so many tokens are left."""
 
 
 class ChatCompletionChoice(BaseModel):
@@ -53,8 +52,8 @@ def routes(service: Service) -> APIRouter:
         """OpenAI's chat completions; the emotions are in the extra field `selfemo`."""
         ask = await ask_of(service, body)
         if body.stream:
-            return event_stream(_chunks(service, body, ask, await service.stream(ask)))
-        return _completion(service, ask, await service.respond(ask))
+            return event_stream(_chunks(service, body, await service.stream(ask)))
+        return _completion(service, await service.respond(ask))
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -79,17 +78,21 @@ async def ask_of(service: Service, body: ChatCompletionBody) -> Ask:
     check_fields(body)
     talk = talk_of(body.messages)
     service.check_turns(len(talk.turns))
-    # A client's limit is on the reply; the two emotions before it get more room.
     asked = body.max_completion_tokens or body.max_tokens
     most = service.token_limit(asked)
-    if asked:
-        most += await service.check(service.model.least_tokens)
     # The smallest nucleus is the likeliest token.
-    likeliest = body.top_p == 0
+    temperature, top_p = (0.0, None) if body.top_p == 0 else (body.temperature, body.top_p)
+    if service.model.spec is not None and top_p not in (None, 1):
+        told = "top_p is not supported: the endpoint behind this server is given the temperature alone"
+        raise Problem(400, "unsupported", told, param="top_p")
     ask = Ask(
-        talk.turns, talk.persona, talk.speaker, max_tokens=most, seed=body.seed, stop=tuple(body.stop or ()),
-        temperature=0.0 if likeliest else body.temperature, top_p=None if likeliest else body.top_p,
+        talk.turns, talk.persona, talk.speaker, max_tokens=most, temperature=temperature, top_p=top_p,
+        seed=body.seed, stop=tuple(body.stop or ()),
     )  # fmt: skip
+    if asked:
+        # A client's limit is on the reply; the two emotions before it get more room.
+        room = await service.check(service.model.least_tokens)
+        ask = replace(ask, max_tokens=most + room, reply_tokens=most)
     await service.check(service.model.prepare, ask)
     return ask
 
@@ -105,9 +108,8 @@ def _emotions(r: Response) -> dict[str, Any]:
     }
 
 
-def _finish_reason(ask: Ask, r: Response) -> str:
-    at_limit = not r.stop and r.tokens[1] > ask.max_tokens - _END_TOKENS
-    return "length" if at_limit else "stop"
+def _finish_reason(r: Response) -> str:
+    return "length" if r.cut else "stop"
 
 
 def _head(service: Service, kind: str) -> dict[str, Any]:
@@ -119,17 +121,17 @@ def _unreadable(r: Response) -> Problem:
     return Problem(502, "unreadable", f"the model's answer could not be read ({r.failure})")
 
 
-def _completion(service: Service, ask: Ask, r: Response) -> dict[str, Any]:
+def _completion(service: Service, r: Response) -> dict[str, Any]:
     if r.failure is not None:
         raise _unreadable(r)
     message = {"role": "assistant", "content": r.reply, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(ask, r)}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(r)}
     head, usage = _head(service, "chat.completion"), Usage.of(r).model_dump()
     return {**head, "choices": [choice], "usage": usage, "selfemo": _emotions(r)}
 
 
 async def _chunks(
-    service: Service, body: ChatCompletionBody, ask: Ask, events: AsyncIterator[Event | Problem]
+    service: Service, body: ChatCompletionBody, events: AsyncIterator[Event | Problem]
 ) -> AsyncIterator[str]:
     """OpenAI's chunks as server-sent events; an error ends them without [DONE]."""
     head = _head(service, "chat.completion.chunk")
@@ -153,7 +155,7 @@ async def _chunks(
             return
         else:
             r = event.response
-            yield chunk({}, _finish_reason(ask, r), selfemo=_emotions(r))
+            yield chunk({}, _finish_reason(r), selfemo=_emotions(r))
             if usage_last:
                 yield event_text("", {**head, "choices": [], "usage": Usage.of(r).model_dump()})
     yield event_text("", "[DONE]")

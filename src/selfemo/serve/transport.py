@@ -132,7 +132,7 @@ class LocalHosts:
         if scope["type"] == "http" and not _names_this_machine(given := Headers(scope=scope).get("host", "")):
             told = (
                 f"this server answers requests to localhost or 127.0.0.1 alone, not to {given[:100]!r}; "
-                "set a token (SELFEMO_TOKEN) to open it to others, or to a proxy that passes on its own name; "
+                "set a token (SELFEMO_TOKEN) to open it to others or to a proxy that passes on its own name, "
                 "or let the proxy send the header Host: 127.0.0.1"
             )
             await Problem(400, "wrong_host", told).response()(scope, receive, send)
