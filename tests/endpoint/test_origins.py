@@ -39,6 +39,7 @@ def preflight(url: str, origin: str, path: str = "/v1/chat/completions", method:
         "Origin": origin,
         "Access-Control-Request-Method": method,
         "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+        "Access-Control-Request-Private-Network": "true",  # a browser may, for a page from the internet
     }
     return httpx.options(url + path, headers=asked)
 
@@ -51,6 +52,7 @@ def test_a_page_of_an_allowed_origin_may_ask_with_the_token(guarded: str) -> Non
         allowed = cors(before)["access-control-allow-headers"].replace(" ", "").split(",")
         assert {"authorization", "content-type", "x-stainless-lang"} <= set(allowed)
         assert "POST" in cors(before)["access-control-allow-methods"]
+        assert cors(before)["access-control-allow-private-network"] == "true"
         headers = {"Origin": origin, "Authorization": "Bearer s3cret"}
         for stream in (False, True):
             body = {**CHAT, "stream": stream}

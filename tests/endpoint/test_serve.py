@@ -324,12 +324,19 @@ def test_models_are_called_by_names_not_by_paths(
     for name in ("cold-start", "iteration-2"):
         shutil.copytree(tiny_model, run / "checkpoints" / name)
     (run / "config.toml").write_text("")
+    (run / "weights").mkdir()
+    (run / "weights" / "one.gguf").touch()
     monkeypatch.chdir(run)
     for text, told in (
         (str(run), "first@iteration-2"),
         (".", "first@iteration-2"),
         (f"{run}@cold-start", "first@cold-start"),
         (str(run / "checkpoints" / "cold-start"), "first@cold-start"),
+        ("../first@cold-start", "first@cold-start"),
+        ("checkpoints/cold-start", "first@cold-start"),
+        (f"../../../{tmp_path.name}/runs/first/", "first@iteration-2"),
+        ("weights/one.gguf", "one.gguf"),
+        (str(run / "weights" / "one.gguf"), "one.gguf"),
         ("builtin:smollm2-135m", "builtin:smollm2-135m"),
         ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B"),
     ):

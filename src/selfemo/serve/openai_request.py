@@ -88,11 +88,11 @@ Stop = Annotated[
 
 
 class CalledTool(BaseModel):
-    name: Name = ""
+    name: Name | None = None
 
 
 class ToolCall(BaseModel):
-    id: str = ""
+    id: str | None = None
     function: CalledTool | None = None
     custom: CalledTool | None = None
 
@@ -220,5 +220,5 @@ def _called(calls: Iterable[ToolCall]) -> Iterator[tuple[str, str]]:
     """The (id, name) of called tools."""
     for call in calls:
         tool = call.function or call.custom
-        if tool is not None and (name := clean(tool.name)):
+        if tool is not None and call.id and (name := clean(tool.name or "")):
             yield call.id, name

@@ -110,7 +110,7 @@ class AllowedOrigins:
         self.app, self.origins = app, origins
         self.open = CORSMiddleware(
             app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-            expose_headers=["Retry-After"],
+            expose_headers=["Retry-After"], allow_private_network=True,
         )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
