@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from importlib.resources import files
@@ -258,6 +259,36 @@ def test_talk_and_export(browser, page, tmp_path: Path) -> None:
     tab.get_by_role("button", name="New").first.click()
     tab.get_by_text("Nothing was said yet.").first.wait_for()
     assert wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
+def test_talk_below_the_path_of_a_proxy(browser, model: Held, tmp_path: Path, whole: bool) -> None:
+    """With the path alone, where the proxy passes on its host; with the whole address, where it does not."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from selfemo.serve.chat.web import build, launch
+    from tests.support.proxy import proxied
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        behind = s.getsockname()[1]
+    blocks = build(model, None, Session(PAIR, "A kitchen."), tmp_path / "votes.jsonl")
+    with proxied(f"http://127.0.0.1:{behind}", "/emo", own_host=not whole) as address:
+        launch(blocks, "127.0.0.1", behind, address if whole else "/emo")
+        # Whatever the page asks for outside of the path is told as wrong.
+        tab, wrong = opened(browser, address + "/", 1280, 800, "light")
+        say(tab, "I lost my keys.", 2)
+        tab.get_by_text("Scene and more").first.click()
+        save = tab.get_by_role("button", name="Save as JSONL").first
+        tab.wait_for_function("e => !e.disabled", arg=save.element_handle())
+        tab.wait_for_timeout(300)
+        with tab.expect_download() as download:
+            save.click()
+        download.value.save_as(tmp_path / "chat.jsonl")
+        assert len(load(str(tmp_path / "chat.jsonl")).conversations[0].turns) == 2
+        assert wrong == []
+        tab.context.close()
+    blocks.close()
 
 
 @pytest.mark.slow
@@ -535,6 +566,8 @@ def test_a_long_timeline_shows_its_newest_turn_and_all_names(browser) -> None:
     ("options", "said"),
     [
         (["--compare", "x"], "--compare needs --web"),
+        (["--root-path", "/emo"], "--root-path needs --web"),
+        (["--web", "--root-path", "emo"], "--root-path 'emo' is no path"),
         (["--web", "--host", "0.0.0.0"], "--insecure"),
         (["--persona", "Bo: a", "--second", "Bo: b"], "different names"),
         (["--you", " Mia"], "two would be called Mia"),
@@ -548,8 +581,6 @@ def test_what_the_command_refuses_before_it_loads_a_model(options: list[str], sa
 
 def test_a_port_that_is_taken(model: SelfEmo, tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed")
-    import socket
-
     from selfemo.serve.chat.web import build, launch
 
     with socket.socket() as s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,14 +10,22 @@ from urllib.parse import urlsplit
 import pytest
 
 from selfemo.serve.selfemo import SelfEmo
+from tests.support.proxy import proxied
 
 support = pytest.importorskip("tests.support.server", reason="pip install 'selfemo[serve]'")
 pytestmark = pytest.mark.slow
 
 
-def test_the_page_shows_and_asks_all_operations_without_the_internet(browser: Any, tiny_model: Path) -> None:
+@pytest.mark.parametrize("root_path", ["", "/emo"])
+def test_the_page_shows_and_asks_all_operations_without_the_internet(
+    browser: Any, tiny_model: Path, root_path: str
+) -> None:
+    """Also below the path of a proxy."""
     model = SelfEmo(tiny_model, max_tokens=96, overrides=["prompt.max_tokens=500"])
-    with support.running(model, token="s3cret", local_only=True) as url:
+    with (
+        support.running(model, token="s3cret", local_only=True, root_path=root_path) as behind,
+        proxied(behind, root_path) if root_path else nullcontext(behind) as url,
+    ):
         elsewhere: list[str] = []
         errors: list[str] = []
 
@@ -32,9 +41,11 @@ def test_the_page_shows_and_asks_all_operations_without_the_internet(browser: An
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(url + "/")  # leads to /docs
         page.wait_for_selector(".opblock")
+        assert page.url.startswith(f"{url}/docs")
         shown = page.locator(".opblock-summary-path").evaluate_all("all => all.map(e => e.dataset.path)")
         assert sorted(shown) == [
-            "/healthz", "/metrics", "/v1/chat/completions", "/v1/emotions", "/v1/models", "/v1/respond",
+            "/healthz", "/metrics", "/v1/chat/completions", "/v1/emotions", "/v1/models",
+            "/v1/models/{model}", "/v1/respond",
         ]  # fmt: skip
 
         def answer_to_the_example() -> str:

@@ -132,7 +132,7 @@ def test_the_official_client(url: str) -> None:
 
     short = client.chat.completions.create(model="tiny", messages=messages, max_tokens=5)
     assert short.choices[0].message.content and short.choices[0].finish_reason == "length"
-    with pytest.raises(openai.BadRequestError, match="last message must be"):
+    with pytest.raises(openai.BadRequestError, match="nothing to answer"):
         client.chat.completions.create(model="tiny", messages=messages[:1])
 
 
@@ -270,7 +270,9 @@ def test_every_error_has_one_form_and_says_what_to_do(url: str) -> None:
     no_path = httpx.get(url + "/v1/emotion")
     assert no_path.status_code == 404
     assert error_of(no_path) == {
-        "message": "GET /v1/emotion: there is no such path; /docs lists all",
+        "message": "GET /v1/emotion: there is no such path; there are POST /v1/emotions, "
+        "POST /v1/respond, POST /v1/chat/completions, GET /v1/models, GET /v1/models/{model}, GET /healthz, "
+        "GET /metrics",
         "type": "invalid_request_error", "param": None, "code": "not_found",
     }  # fmt: skip
     assert error_of(httpx.get(url + "/docs-files/nothing.js"))["code"] == "not_found"
@@ -322,12 +324,19 @@ def test_models_are_called_by_names_not_by_paths(
     for name in ("cold-start", "iteration-2"):
         shutil.copytree(tiny_model, run / "checkpoints" / name)
     (run / "config.toml").write_text("")
+    (run / "weights").mkdir()
+    (run / "weights" / "one.gguf").touch()
     monkeypatch.chdir(run)
     for text, told in (
         (str(run), "first@iteration-2"),
         (".", "first@iteration-2"),
         (f"{run}@cold-start", "first@cold-start"),
         (str(run / "checkpoints" / "cold-start"), "first@cold-start"),
+        ("../first@cold-start", "first@cold-start"),
+        ("checkpoints/cold-start", "first@cold-start"),
+        (f"../../../{tmp_path.name}/runs/first/", "first@iteration-2"),
+        ("weights/one.gguf", "one.gguf"),
+        (str(run / "weights" / "one.gguf"), "one.gguf"),
         ("builtin:smollm2-135m", "builtin:smollm2-135m"),
         ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B"),
     ):

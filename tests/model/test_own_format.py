@@ -61,6 +61,31 @@ def test_each_completion_of_a_random_model_parses(
         assert bool(parsed.reasoning) == (reasoning != "none")
 
 
+@pytest.mark.parametrize("labels", SETS[-2:], ids=lambda labels: labels.name)
+def test_a_limit_of_the_reply_is_of_its_tokens_alone(policy: Policy, labels: LabelSet) -> None:
+    format_ = OwnFormat(policy, labels)
+    ids = policy.encode([{"role": "user", "content": "Ann: hello"}])
+    generator = LocalGenerator(policy, SamplingSettings(200, temperature=1.0))
+    for seed in range(6):
+        free, *short = (format_.limited(200, limit) for limit in (0, 1, 2, 5, 30))
+        ((whole,),) = generator.generate([Request(ids, 1, seed, constraints=free)])
+        for limited in short:
+            ((drawn,),) = generator.generate([Request(ids, 1, seed, constraints=limited)])
+            assert isinstance(parse(drawn.text, labels, finished=drawn.finished), Completion)
+            head = drawn.text.index("\nR: ") + len("\nR: ")
+            # The reply begins with the first token that goes beyond its marker.
+            begun = next(n for n in range(200) if len(policy.decode(drawn.token_ids[:n])) > head)
+            written = len(drawn.token_ids) - begun  # the end token stands for the first of the reply
+            if limited.cut:
+                assert limited.reply_tokens <= written < limited.reply_tokens + 4, drawn.text
+                assert (
+                    whole.token_ids[: begun + limited.reply_tokens - 1]
+                    == (drawn.token_ids[: begun + limited.reply_tokens - 1])
+                )
+            else:
+                assert drawn == whole and written <= limited.reply_tokens
+
+
 def test_without_the_grammar_the_same_model_writes_nothing_that_parses(policy: Policy) -> None:
     ids = policy.encode([{"role": "user", "content": "Ann: hello"}])
     drawn = LocalGenerator(policy, SamplingSettings(60)).generate([Request(ids, 8)])[0]

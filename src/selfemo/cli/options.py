@@ -115,6 +115,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many calls and 
 # servers
 Host = Annotated[str, typer.Option(help="Address to listen at.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")]
+RootPath = Annotated[str, typer.Option(help="Path of the server behind a proxy, as in /emo.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Let other machines ask without a password.")]
 
 

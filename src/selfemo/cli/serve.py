@@ -69,6 +69,13 @@ def serve(
     port: opt.Port = 8000,
     insecure: opt.Insecure = False,
     name: Annotated[str, typer.Option(help="How answers call the model.")] = "",
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SCHEME://HOST[:PORT] of web pages that may ask from a browser; repeatable; * is all."
+        ),
+    ] = None,
+    root_path: opt.RootPath = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer.")] = 60.0,
     max_batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
     max_waiting: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 64,
@@ -82,10 +89,14 @@ def serve(
     Clients must send the token in the environment variable SELFEMO_TOKEN, where it is set.
     """
     from selfemo.extras import require
-    from selfemo.serve.binding import check_binding, check_free
+    from selfemo.serve.binding import check_binding, check_free, check_origins, check_root_path
 
     token = os.environ.get("SELFEMO_TOKEN", "")
     check_binding(host, token, insecure)
+    origins, root_path = check_origins(allow_origin or []), check_root_path(root_path)
+    if "*" in origins:
+        without = "" if token else " without a token; set one (SELFEMO_TOKEN), or name the origins"
+        reporter().say(f"--allow-origin '*': every web page in a browser here may ask this server{without}")
     check_free(host, port)
     require("`selfemo serve`", "fastapi", "fastapi-offline", "uvicorn", "prometheus_client")
     from selfemo.serve import server
@@ -98,8 +109,9 @@ def serve(
     with closing(SelfEmo(model, files=config or [], overrides=overrides or [])) as opened:
         try:
             server.serve(
-                opened, host=host, port=port, limits=limits, token=token, insecure=insecure, name=name
-            )
+                opened, host=host, port=port, limits=limits, token=token, insecure=insecure, name=name,
+                origins=origins, root_path=root_path,
+            )  # fmt: skip
         except KeyboardInterrupt:
             typer.echo("stopped", err=True)
 
@@ -120,6 +132,7 @@ def chat(
     host: opt.Host = "127.0.0.1",
     port: opt.Port = 7860,
     insecure: opt.Insecure = False,
+    root_path: opt.RootPath = "",
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 0.3,
     seed: opt.Seed = 0,
     config: opt.Configs = None,
@@ -132,13 +145,16 @@ def chat(
     from selfemo.errors import ConfigError
     from selfemo.extras import require
     from selfemo.runs.settings import find_checkpoint
-    from selfemo.serve.binding import check_binding, check_free
+    from selfemo.serve.binding import check_binding, check_free, check_root_path
     from selfemo.serve.chat.session import Session, character
     from selfemo.serve.selfemo import SelfEmo
 
     if compare and not web:
         raise ConfigError("--compare needs --web")
     check_binding(host, None, insecure)
+    root_path = check_root_path(root_path, or_address=True)
+    if root_path and not web:
+        raise ConfigError("--root-path needs --web")
     if web:
         require("`selfemo chat --web`", "gradio")
         check_free(host, port)
@@ -162,5 +178,5 @@ def chat(
     from selfemo.serve.chat.web import build, launch
 
     page = build(opened(model), opened(compare) if compare else None, session, votes)
-    typer.echo(f"{launch(page, host, port)} (Ctrl-C ends it)")
+    typer.echo(f"{launch(page, host, port, root_path)} (Ctrl-C ends it)")
     page.block_thread()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -81,6 +81,8 @@ class Response:
         text: the answer as the model wrote it.
         failure: why there is no reply.
         tokens: (prompt, written), if known.
+        stop: the text of `Ask.stop` before which the reply ends; "" if none is in it.
+        cut: a token limit ended the reply.
     """
 
     speaker: str
@@ -91,6 +93,8 @@ class Response:
     text: str = ""
     failure: FailureKind | None = None
     tokens: tuple[int, int] = (0, 0)
+    stop: str = ""
+    cut: bool = False
 
     @classmethod
     def failed(cls, prompt: Prompt, failure: FailureKind, text: str = "") -> Self:
@@ -161,15 +165,34 @@ def up_to(text: str, field: str) -> str:
     return text[:start].rstrip(" \t")
 
 
-def response_of(prompt: Prompt, text: str, finished: bool, stopped: bool) -> Response:
-    """The response in a completion; `stopped`: its reader ended it early."""
+def cut_at(reply: str, stops: Sequence[str]) -> tuple[str, str]:
+    """The reply before the first of the stop sequences in it, and that one; (reply, "") without any."""
+    found = [(at, stop) for stop in stops if (at := reply.find(stop)) >= 0]
+    if not found:
+        return reply, ""
+    at, stop = min(found)
+    return reply[:at], stop
+
+
+def _without_open_stop(reply: str, stops: Sequence[str]) -> str:
+    """A growing reply without the end that may turn out to begin a stop sequence."""
+    begun = (
+        n for stop in stops for n in range(min(len(stop) - 1, len(reply)), 0, -1) if reply.endswith(stop[:n])
+    )
+    return reply[: len(reply) - max(begun, default=0)]
+
+
+def response_of(prompt: Prompt, text: str, finished: bool, writer: EventWriter) -> Response:
+    """The response in a completion; its writer gets the rest of the reply."""
     labels = prompt.label_set
-    if stopped:
+    if writer.stopped:
         return Response.failed(prompt, FailureKind.STOPPED, text)
-    parsed = parse(text, labels, finished=finished)
+    parsed = parse(text, labels, finished=finished or writer.ended)
     if isinstance(parsed, Completion):
         heard, felt = written(parsed.emotion, labels), written(parsed.self_emotion, labels)
-        return Response(prompt.answerer, heard, felt, parsed.reply, parsed.reasoning, text)
+        reply, stop = cut_at(parsed.reply, writer.stops)
+        writer.finish(reply)
+        return Response(prompt.answerer, heard, felt, reply, parsed.reasoning, text, stop=stop)
     # The emotion may be readable though the rest is not.
     heard = written(parse_recognition(text, labels), labels)
     return replace(Response.failed(prompt, parsed.kind, text), heard=heard)
@@ -178,19 +201,29 @@ def response_of(prompt: Prompt, text: str, finished: bool, stopped: bool) -> Res
 class EventWriter:
     """Turns the growing text of the answer to question `number` into events.
 
-    The format that constrains the answer (`limited`) may know the probabilities of labels.
+    The format that constrains the answer (`limited`) may know the probabilities of labels. What may begin one
+    of the stop sequences `stops` is held back.
+
+    Attributes:
+        stopped: the reader of the events wants no more.
+        ended: the reply has come to a stop sequence.
     """
 
     def __init__(
-        self, number: int, labels: LabelSet, on_event: OnEvent | None, limited: LimitedFormat | None = None
+        self,
+        number: int,
+        labels: LabelSet,
+        on_event: OnEvent | None,
+        limited: LimitedFormat | None = None,
+        stops: Sequence[str] = (),
     ):
         self._number, self._labels, self._on_event, self._limited = number, labels, on_event, limited
         self._told: set[str] = set()
         self._reply = ""
-        self.stopped = False
+        self.stops, self.stopped, self.ended = stops, False, False
 
     def go_on(self, text: str) -> bool:
-        """Send the events of the new part of `text`; False if their reader wants no more."""
+        """Send the events of the new part of `text`; False if the answer is to end here."""
         fields = [(f, text[a:b]) for f, a, b in field_spans(text)]
         events: list[Event] = []
         for (field, content), _ in itertools.pairwise(fields):
@@ -203,10 +236,25 @@ class EventWriter:
         if fields and fields[-1][0] == "R":
             # An incomplete character decodes to a replacement character.
             reply = " ".join(fields[-1][1].rstrip("\ufffd").split())
-            if len(reply) > len(self._reply) and reply.startswith(self._reply):
-                events.append(ReplyDelta(reply[len(self._reply) :]))
-                self._reply = reply
+            cut, stop = cut_at(reply, self.stops)
+            self.ended = bool(stop)
+            events += self._deltas(cut if stop else _without_open_stop(reply, self.stops))
+        self._send(events)
+        return not (self.stopped or self.ended)
+
+    def finish(self, reply: str) -> None:
+        """Send what was held back of the whole reply."""
+        self._send(self._deltas(reply))
+
+    def _deltas(self, reply: str) -> list[Event]:
+        """The event of what is new in the reply, if anything is."""
+        known = self._reply
+        if len(reply) <= len(known) or not reply.startswith(known):
+            return []
+        self._reply = reply
+        return [ReplyDelta(reply[len(known) :])]
+
+    def _send(self, events: Sequence[Event]) -> None:
         for event in events:
             if self._on_event is not None and not self._on_event(self._number, event):
                 self.stopped = True
-        return not self.stopped

@@ -25,7 +25,9 @@ class Ask:
         persona: description of the character, or a `Persona` (whose speaker is the character's name).
         speaker: the character's name; "" takes the persona's, or the latest other speaker.
         max_tokens: of the whole answer; 0 takes the model's setting.
+        reply_tokens: of the reply alone, where answers are constrained; 0 is no limit beside `max_tokens`.
         temperature, top_p, seed: None takes the model's.
+        stop: texts of which the first ends the reply before it; none of them is "".
     """
 
     conversation: Turns
@@ -34,9 +36,11 @@ class Ask:
     scene: str = ""
     labels: Labels | None = None
     max_tokens: int = 0
+    reply_tokens: int = 0
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

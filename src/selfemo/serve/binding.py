@@ -5,9 +5,19 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import re
 import socket
+from collections.abc import Iterable
 
 from selfemo.errors import ConfigError
+
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?",
+    re.ASCII,
+)
+_USUAL_PORTS = {"http": 80, "https": 443}
+"""Ports that browsers leave out of an origin."""
+_ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?|/")
 
 
 def is_loopback(host: str) -> bool:
@@ -31,6 +41,44 @@ def check_binding(host: str, token: str | None, insecure: bool) -> None:
     if token is None:
         advice = "the page asks for no password: put a proxy with one before it"
     raise ConfigError(f"--host {host} lets other machines ask; {advice}, or give --insecure")
+
+
+def check_origins(given: Iterable[str]) -> list[str]:
+    """Origins of web pages, as browsers send them; "*" stands for all (ConfigError: one is none)."""
+    return [origin if origin == "*" else _origin(origin) for origin in given]
+
+
+def _origin(given: str) -> str:
+    match = _ORIGIN.fullmatch(given.strip().lower())
+    if match is None or int(match["port"] or 1) not in range(1, 65536):
+        raise ConfigError(
+            f"--allow-origin {given!r} is no origin: write SCHEME://HOST or SCHEME://HOST:PORT, without a "
+            "path, as in https://app.example.org or http://localhost:3000, or * for all"
+        )
+    scheme, host, port = match["scheme"], match["host"], match["port"]
+    plain = not port or int(port) == _USUAL_PORTS.get(scheme)
+    return f"{scheme}://{host}" if plain else f"{scheme}://{host}:{int(port)}"
+
+
+def check_root_path(given: str, *, or_address: bool = False) -> str:
+    """A path below which a proxy serves, without a slash at its end (ConfigError: it is none).
+
+    Args:
+        or_address: take the whole address too, such as https://example.org/emo.
+    """
+    path, told = given, ""
+    if or_address:
+        told = ", or an address such as https://example.org/emo"
+        if given.lower().startswith(("http://", "https://")):
+            origin, slash, below = given.partition("://")[2].partition("/")
+            scheme = given.partition("://")[0].lower()
+            path = slash + below if _ORIGIN.fullmatch(f"{scheme}://{origin.lower()}") else "no path"
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ConfigError(
+            f"--root-path {given!r} is no path: it begins with / and has no blank, query or .., as in "
+            f"/emo{told}"
+        )
+    return given.rstrip("/")
 
 
 def check_free(host: str, port: int) -> None:

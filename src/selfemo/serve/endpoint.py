@@ -54,18 +54,23 @@ class EndpointAnswers:
         for ask, prompt in zip(asks, prompts, strict=True):
             said, most = messages(prompt, self._reasoning), ask.max_tokens or self._max_tokens
             questions.append(ChatRequest(said, {}, most, temperature=ask.temperature))
-        writers = [EventWriter(n, p.label_set, on_event) for n, p in enumerate(prompts)]
+        writers = [
+            EventWriter(n, p.label_set, on_event, stops=ask.stop)
+            for n, (ask, p) in enumerate(zip(asks, prompts, strict=True))
+        ]
 
         def on_text(n: int, text: str) -> bool:
             return writers[n].go_on(without_thoughts(text))
 
-        answers = self._sampler.answers(questions, on_text if on_event else None)
+        streamed = on_event is not None or any(ask.stop for ask in asks)
+        answers = self._sampler.answers(questions, on_text if streamed else None)
         responses = []
-        for prompt, writer, answer in zip(prompts, writers, answers, strict=True):
+        for prompt, question, writer, answer in zip(prompts, questions, writers, answers, strict=True):
             if isinstance(answer, UnansweredError):
                 responses.append(Response.failed(prompt, FailureKind.UNANSWERED, answer.detail))
                 continue
-            response = response_of(prompt, without_thoughts(answer.text), True, writer.stopped)
+            response = response_of(prompt, without_thoughts(answer.text), True, writer)
             tokens = (answer.prompt_tokens, answer.completion_tokens)
-            responses.append(replace(response, tokens=tokens))
+            cut = tokens[1] >= question.max_tokens and not response.stop
+            responses.append(replace(response, tokens=tokens, cut=cut))
         return responses

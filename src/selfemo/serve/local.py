@@ -54,8 +54,8 @@ class LocalAnswers:
             self._formats[labels] = OwnFormat(self.policy, labels, self._prompt.reasoning, repeat)
         return self._formats[labels]
 
-    def _limited(self, labels: LabelSet, max_tokens: int) -> LimitedFormat | None:
-        return self._format(labels).limited(max_tokens) if self._constrained else None
+    def _limited(self, labels: LabelSet, max_tokens: int, reply_tokens: int = 0) -> LimitedFormat | None:
+        return self._format(labels).limited(max_tokens, reply_tokens) if self._constrained else None
 
     def fit(self, prompt: Prompt, max_tokens: int) -> Prompt | None:
         room = self.policy.core.config.max_position_embeddings - max_tokens
@@ -141,26 +141,30 @@ class LocalAnswers:
         for n, ask, prompt, limit in zip(numbers, asks, prompts, limits, strict=True):
             said = messages(prompt, self._prompt.reasoning)
             seed = self._sampling.seed if ask.seed is None else ask.seed
-            limited = self._limited(prompt.label_set, limit)
+            limited = self._limited(prompt.label_set, limit, ask.reply_tokens)
             # Prompts that begin with the same turn share their cache. Sharing the instructions among all
             # prompts makes trees too wide: measured, a quarter slower.
             share, ids = prompt.history[0], self.policy.encode(said)
             requests.append(Request(ids, 1, derive(seed, str(said)), share, limited))
             formats.append(limited)
-            writers.append(EventWriter(n, prompt.label_set, on_event, limited))
+            writers.append(EventWriter(n, prompt.label_set, on_event, limited, ask.stop))
 
         def on_token(request: int, copy: int, ids: Sequence[int]) -> bool:
-            if on_event is not None and not writers[request].go_on(self.policy.decode(ids)):
+            writer = writers[request]
+            if (on_event is not None or writer.stops) and not writer.go_on(self.policy.decode(ids)):
                 return False
             return len(ids) < limits[request]
 
         with self._lock:
             sampled = self._sampler.generate(requests, settings, on_token=on_token)
         responses = []
-        for prompt, request, writer, (sample,) in zip(prompts, requests, writers, sampled, strict=True):
-            response = response_of(prompt, sample.text, sample.finished, writer.stopped)
+        for prompt, request, limited, writer, (sample,) in zip(
+            prompts, requests, formats, writers, sampled, strict=True
+        ):
+            response = response_of(prompt, sample.text, sample.finished, writer)
             tokens = (len(request.prompt_ids), len(sample.token_ids))
-            responses.append(replace(response, tokens=tokens))
+            cut = limited is not None and limited.cut and not response.stop
+            responses.append(replace(response, tokens=tokens, cut=cut))
         return self._with_probabilities(prompts, requests, formats, responses)
 
     def _with_probabilities(

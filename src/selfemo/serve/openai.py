@@ -1,58 +1,27 @@
-"""`/v1/chat/completions` and `/v1/models` as OpenAI's clients know them; emotions in the field `selfemo`."""
+"""`/v1/chat/completions` and `/v1/models` as OpenAI's clients know them; emotions in the field `selfemo`.
+
+The request is in openai_request.py.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel
 
 from selfemo.serve.answers import Emotion, Event, ReplyDelta, Response, SelfEmotion
 from selfemo.serve.asking import Ask
-from selfemo.serve.routes import EmotionResult, Name, Seed, Temperature, TokenLimit, TopP, Usage
+from selfemo.serve.openai_request import ChatCompletionBody, check_fields, talk_of
+from selfemo.serve.routes import EmotionResult, Usage
 from selfemo.serve.service import Service
-from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_text
+from selfemo.serve.transport import EVENT_STREAM, ErrorResult, Problem, event_stream, event_text
 
-_END_TOKENS = 8
-"""The format ends a reply, where it can, when at most so many tokens are left."""
-_MESSAGES: list[JsonValue] = [
-    {"role": "system", "content": "You are Bo, who laughs about what frightens him."},
-    {"role": "user", "content": "Who is at the door?"},
-]
-
-
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: Name | None = None
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class ChatCompletionBody(BaseModel):
-    """OpenAI's request; other fields are ignored. System messages are the persona."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _MESSAGES}]})
-    model: str = ""
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: TokenLimit | None = None
-    max_completion_tokens: TokenLimit | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    seed: Seed | None = None
-    n: Literal[1] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+CHAT = "/v1/chat/completions"
 
 
 class ChatCompletionChoice(BaseModel):
@@ -78,48 +47,58 @@ def routes(service: Service) -> APIRouter:
     """The routes for OpenAI's clients."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletionResult, responses=EVENT_STREAM)
+    @router.post(CHAT, response_model=ChatCompletionResult, responses=EVENT_STREAM)
     async def chat_completions(body: ChatCompletionBody) -> Any:
         """OpenAI's chat completions; the emotions are in the extra field `selfemo`."""
         ask = await ask_of(service, body)
         if body.stream:
-            return event_stream(_chunks(service, body, ask, await service.stream(ask)))
-        return _completion(service, ask, await service.respond(ask))
+            return event_stream(_chunks(service, body, await service.stream(ask)))
+        return _completion(service, await service.respond(ask))
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model that answers."""
-        one = {"id": service.name, "object": "model", "created": 0, "owned_by": "selfemo"}
-        return {"object": "list", "data": [one]}
+        return {"object": "list", "data": [_model(service.name)]}
+
+    @router.get("/v1/models/{model:path}", responses={404: {"model": ErrorResult}})
+    async def one_model(model: str) -> dict[str, Any]:
+        """The model of this name, if it is the one that answers."""
+        if not model:
+            return await models()
+        if model != service.name:
+            told = f"no model {model[:200]!r} here; this server answers with {service.name!r}"
+            raise Problem(404, "model_not_found", told, param="model")
+        return _model(model)
 
     return router
 
 
 async def ask_of(service: Service, body: ChatCompletionBody) -> Ask:
-    """The question of a chat: system messages are the persona, the others are turns (Problem: a mistake)."""
-    persona, turns, speaker = [], [], "Assistant"
-    for message in body.messages:
-        parts = message.content
-        text = parts if isinstance(parts, str) else "\n".join(p.text for p in parts)
-        if message.role in ("system", "developer"):
-            persona.append(text)
-        elif message.role == "user":
-            turns.append((message.name or "User", text))
-        else:
-            speaker = message.name or "Assistant"
-            turns.append((speaker, text))
-    if not turns or body.messages[-1].role == "assistant":
-        raise Problem(400, "bad_question", "the last message must be from the user")
-    service.check_turns(len(turns))
-    # A client's limit is on the reply; the two emotions before it get more room.
+    """The question of a request (Problem: a field or message that cannot be obeyed)."""
+    check_fields(body)
+    talk = talk_of(body.messages)
+    service.check_turns(len(talk.turns))
     asked = body.max_completion_tokens or body.max_tokens
     most = service.token_limit(asked)
+    # The smallest nucleus is the likeliest token.
+    temperature, top_p = (0.0, None) if body.top_p == 0 else (body.temperature, body.top_p)
+    if service.model.spec is not None and top_p not in (None, 1):
+        told = "top_p is not supported: the endpoint behind this server is given the temperature alone"
+        raise Problem(400, "unsupported", told, param="top_p")
+    ask = Ask(
+        talk.turns, talk.persona, talk.speaker, max_tokens=most, temperature=temperature, top_p=top_p,
+        seed=body.seed, stop=tuple(body.stop or ()),
+    )  # fmt: skip
     if asked:
-        most += await service.check(service.model.least_tokens)
-    sampling = body.model_dump(include={"temperature", "top_p", "seed"})
-    ask = Ask(turns, "\n".join(persona), speaker, max_tokens=most, **sampling)
+        # A client's limit is on the reply; the two emotions before it get more room.
+        room = await service.check(service.model.least_tokens)
+        ask = replace(ask, max_tokens=most + room, reply_tokens=most)
     await service.check(service.model.prepare, ask)
     return ask
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "selfemo"}
 
 
 def _emotions(r: Response) -> dict[str, Any]:
@@ -129,8 +108,8 @@ def _emotions(r: Response) -> dict[str, Any]:
     }
 
 
-def _finish_reason(ask: Ask, r: Response) -> str:
-    return "length" if r.tokens[1] > ask.max_tokens - _END_TOKENS else "stop"
+def _finish_reason(r: Response) -> str:
+    return "length" if r.cut else "stop"
 
 
 def _head(service: Service, kind: str) -> dict[str, Any]:
@@ -142,24 +121,27 @@ def _unreadable(r: Response) -> Problem:
     return Problem(502, "unreadable", f"the model's answer could not be read ({r.failure})")
 
 
-def _completion(service: Service, ask: Ask, r: Response) -> dict[str, Any]:
+def _completion(service: Service, r: Response) -> dict[str, Any]:
     if r.failure is not None:
         raise _unreadable(r)
     message = {"role": "assistant", "content": r.reply, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(ask, r)}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(r)}
     head, usage = _head(service, "chat.completion"), Usage.of(r).model_dump()
     return {**head, "choices": [choice], "usage": usage, "selfemo": _emotions(r)}
 
 
 async def _chunks(
-    service: Service, body: ChatCompletionBody, ask: Ask, events: AsyncIterator[Event | Problem]
+    service: Service, body: ChatCompletionBody, events: AsyncIterator[Event | Problem]
 ) -> AsyncIterator[str]:
     """OpenAI's chunks as server-sent events; an error ends them without [DONE]."""
     head = _head(service, "chat.completion.chunk")
+    usage_last = bool(body.stream_options and body.stream_options.include_usage)
+    # With the usage at the end, OpenAI's other chunks have the field too.
+    no_usage: dict[str, Any] = {"usage": None} if usage_last else {}
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return event_text("", {**head, "choices": [choice], **more})
+        return event_text("", {**head, "choices": [choice], **no_usage, **more})
 
     yield chunk({"role": "assistant", "content": ""})
     async for event in events:
@@ -173,7 +155,7 @@ async def _chunks(
             return
         else:
             r = event.response
-            yield chunk({}, _finish_reason(ask, r), selfemo=_emotions(r))
-            if body.stream_options and body.stream_options.include_usage:
+            yield chunk({}, _finish_reason(r), selfemo=_emotions(r))
+            if usage_last:
                 yield event_text("", {**head, "choices": [], "usage": Usage.of(r).model_dump()})
     yield event_text("", "[DONE]")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -28,7 +28,15 @@ from selfemo.serve.binding import check_binding, is_loopback
 from selfemo.serve.selfemo import SelfEmo
 from selfemo.serve.service import Limits as Limits
 from selfemo.serve.service import Service
-from selfemo.serve.transport import BodyLimit, ErrorResult, LocalHosts, Problem
+from selfemo.serve.transport import (
+    AllowedOrigins,
+    BodyLimit,
+    ErrorResult,
+    LocalHosts,
+    Problem,
+    UnderPath,
+    path_of,
+)
 
 _BEARER = HTTPBearer(auto_error=False)
 _PAGE_FILES = "/docs-files"
@@ -37,7 +45,14 @@ logger = logging.getLogger("selfemo.serve.server")
 
 
 def create_app(
-    model: SelfEmo, *, limits: Limits | None = None, token: str = "", name: str = "", local_only: bool = False
+    model: SelfEmo,
+    *,
+    limits: Limits | None = None,
+    token: str = "",
+    name: str = "",
+    local_only: bool = False,
+    origins: Collection[str] = (),
+    root_path: str = "",
 ) -> FastAPI:
     """The application.
 
@@ -45,6 +60,8 @@ def create_app(
         token: the bearer token that clients must send; "" asks for none.
         name: what answers call the model (default: `SelfEmo.title`).
         local_only: refuse requests to another host name than this machine's (`LocalHosts`).
+        origins: pages of these origins may read the answers (`AllowedOrigins`).
+        root_path: path of the server behind a proxy (`UnderPath`).
     """
     limits = limits or Limits()
     service = Service(model, limits, name or model.title)
@@ -68,7 +85,7 @@ def create_app(
 
     @app.get("/", include_in_schema=False)
     async def home() -> RedirectResponse:
-        return RedirectResponse("docs")
+        return RedirectResponse(f"{root_path}/docs")
 
     @app.get("/healthz", tags=["the server"])
     async def healthz() -> dict[str, str]:
@@ -86,6 +103,10 @@ def create_app(
     app.add_middleware(BodyLimit, max_body=limits.max_body, timeout=limits.timeout)
     if local_only:
         app.add_middleware(LocalHosts)
+    if root_path:
+        app.add_middleware(UnderPath, root_path=root_path)
+    if origins:
+        app.add_middleware(AllowedOrigins, origins=origins)
     return app
 
 
@@ -103,7 +124,7 @@ def _guard(token: str) -> Callable[..., Awaitable[None]]:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Give every error OpenAI's form."""
+    """Give every error OpenAI's form; `_add_measuring` does so for faults of the server."""
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, e: HTTPException) -> JSONResponse:
@@ -112,24 +133,24 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, e: RequestValidationError) -> JSONResponse:
-        return _invalid(request, e.errors()).response()
+        # OpenAI's own server answers so, and its clients know it.
+        status = 400 if path_of(request) == openai.CHAT else 422
+        return _invalid(request, e.errors(), status).response()
 
     @app.exception_handler(SelfEmoError)
     async def on_ours(request: Request, e: SelfEmoError) -> JSONResponse:
         logger.error("%s: %s", request.url.path, e)
         return Problem(500, "model", str(e)).response()
 
-    @app.exception_handler(Exception)
-    async def on_bug(request: Request, e: Exception) -> JSONResponse:
-        logger.error("%s", request.url.path, exc_info=e)
-        return Problem(500, "internal", "the server failed; its log says how").response()
-
 
 def _http_problem(request: Request, e: HTTPException) -> Problem:
     """An error of the framework's: no such path or method, or a body that it cannot read."""
-    asked = f"{request.method} {request.url.path[:200]}"
+    asked = f"{request.method} {path_of(request)[:200]}"
     if e.status_code == 404:
-        return Problem(404, "not_found", f"{asked}: there is no such path; /docs lists all", e.headers)
+        paths = request.app.openapi()["paths"]
+        there = ", ".join(f"{method.upper()} {path}" for path in paths for method in paths[path])
+        told = f"{asked}: there is no such path; there are {there}"
+        return Problem(404, "not_found", told, e.headers)
     if e.status_code == 405:
         allowed = (e.headers or {}).get("Allow", "another method")
         return Problem(405, "method_not_allowed", f"{asked}: this path takes {allowed}", e.headers)
@@ -138,7 +159,7 @@ def _http_problem(request: Request, e: HTTPException) -> Problem:
     return Problem(e.status_code, "http", e.detail, e.headers)
 
 
-def _invalid(request: Request, mistakes: Sequence[Any]) -> Problem:
+def _invalid(request: Request, mistakes: Sequence[Any], status: int) -> Problem:
     """What is wrong in a request; its input is not quoted: it may be of any size, and not JSON."""
     first = mistakes[0]
     if first["type"] == "json_invalid":
@@ -146,16 +167,19 @@ def _invalid(request: Request, mistakes: Sequence[Any]) -> Problem:
         return Problem(400, "bad_json", told)
     if first["loc"] == ("body",):
         if first["type"] == "missing":
-            return Problem(422, "invalid", "the body is empty: send a JSON object")
+            return Problem(status, "invalid", "the body is empty: send a JSON object")
         if "json" not in request.headers.get("content-type", ""):
             return Problem(415, "not_json", "send JSON with the header Content-Type: application/json")
     fields = [".".join(map(str, i["loc"][1:]))[:100] for i in mistakes]
     told = "; ".join(f"{f or 'the body'}: {i['msg']}" for f, i in zip(fields[:5], mistakes, strict=False))
-    return Problem(422, "invalid", told, param=fields[0] or None)
+    return Problem(status, "invalid", told, param=fields[0] or None)
 
 
 def _add_measuring(app: FastAPI, service: Service) -> None:
-    """Count and time the answers of each known path."""
+    """Count and time the answers of each known path, a fault of the server among them.
+
+    Starlette answers a fault outside all middleware, where a page of another origin could not read it.
+    """
     known = {*app.openapi()["paths"], *(getattr(r, "path", "") for r in app.routes)}
 
     @app.middleware("http")
@@ -164,8 +188,11 @@ def _add_measuring(app: FastAPI, service: Service) -> None:
         try:
             response = await call_next(request)
             status = response.status_code
+        except Exception as e:
+            logger.error("%s", request.url.path, exc_info=e)
+            response = Problem(500, "internal", "the server failed; its log says how").response()
         finally:
-            path = request.url.path if request.url.path in known else "other"
+            path = asked if (asked := path_of(request)) in known else "other"
             service.metrics.requests.labels(path, str(status)).inc()
             service.metrics.seconds.labels(path).observe(time.perf_counter() - start)
         return response
@@ -180,6 +207,8 @@ def serve(
     token: str = "",
     insecure: bool = False,
     name: str = "",
+    origins: Collection[str] = (),
+    root_path: str = "",
     grace: float = 30.0,
 ) -> None:
     """Serve until SIGINT or SIGTERM; running answers get `grace` seconds (ConfigError: `check_binding`)."""
@@ -187,7 +216,10 @@ def serve(
 
     check_binding(host, token, insecure)
     local_only = is_loopback(host) and not token and not insecure
-    app = create_app(model, limits=limits, token=token, name=name, local_only=local_only)
+    app = create_app(
+        model, limits=limits, token=token, name=name, local_only=local_only, origins=origins,
+        root_path=root_path,
+    )  # fmt: skip
     config = uvicorn.Config(
         app, host, port, log_level="info", access_log=False, timeout_graceful_shutdown=int(grace)
     )

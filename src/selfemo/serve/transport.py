@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from selfemo.serve.binding import is_loopback
@@ -79,6 +81,44 @@ class ErrorResult(BaseModel):
     error: ErrorDetail
 
 
+def path_of(request: Request) -> str:
+    """The path of a request below the server's root path."""
+    return str(request.scope["path"]).removeprefix(request.scope.get("root_path", ""))
+
+
+class UnderPath:
+    """Middleware for a server below `root_path` of a proxy, which may take the path off or leave it on."""
+
+    def __init__(self, app: ASGIApp, root_path: str):
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            root, path = self.root_path, scope["path"]
+            whole = path if path == root or path.startswith(f"{root}/") else root + path
+            scope = {**scope, "root_path": root, "path": whole}
+        await self.app(scope, receive, send)
+
+
+class AllowedOrigins:
+    """Middleware by which pages of other origins may read the answers; "*" stands for all.
+
+    To any other origin the server answers as without it: nothing that a browser would let its page read.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]):
+        self.app, self.origins = app, origins
+        self.open = CORSMiddleware(
+            app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["Retry-After"], allow_private_network=True,
+        )  # fmt: skip
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = Headers(scope=scope).get("origin") if scope["type"] == "http" else None
+        allowed = origin is not None and ("*" in self.origins or origin in self.origins)
+        await (self.open if allowed else self.app)(scope, receive, send)
+
+
 class LocalHosts:
     """Middleware that refuses requests to another host name than this machine's (400).
 
@@ -92,7 +132,8 @@ class LocalHosts:
         if scope["type"] == "http" and not _names_this_machine(given := Headers(scope=scope).get("host", "")):
             told = (
                 f"this server answers requests to localhost or 127.0.0.1 alone, not to {given[:100]!r}; "
-                "to open it to others, set a token (SELFEMO_TOKEN)"
+                "set a token (SELFEMO_TOKEN) to open it to others or to a proxy that passes on its own name, "
+                "or let the proxy send the header Host: 127.0.0.1"
             )
             await Problem(400, "wrong_host", told).response()(scope, receive, send)
             return

@@ -133,22 +133,31 @@ class OwnFormat(Compiled):
                 tails[token] = bool(raw) and all(0x80 <= b < 0xC0 for b in raw)
         return tails
 
-    def limited(self, max_tokens: int) -> LimitedFormat:
-        """The format in at most `max_tokens` tokens, the end token included (ConfigError: too few)."""
+    def limited(self, max_tokens: int, reply_tokens: int = 0) -> LimitedFormat:
+        """The format in at most `max_tokens` tokens, the end token included (ConfigError: too few).
+
+        Args:
+            reply_tokens: of the reply alone, and what ends its last character; 0 is no limit of its own.
+        """
         if max_tokens < self.least_tokens():
             raise ConfigError(
                 f"a limit of {max_tokens} tokens is too small for a whole answer over these labels; it "
                 f"takes at least {self.least_tokens()}"
             )
-        return LimitedFormat(self, max_tokens)
+        return LimitedFormat(self, max_tokens, reply_tokens)
 
 
 class LimitedFormat:
     """`Constraints` of requests.py."""
 
-    def __init__(self, format_: OwnFormat, max_tokens: int):
-        self.format, self.max_tokens = format_, max_tokens
+    def __init__(self, format_: OwnFormat, max_tokens: int, reply_tokens: int = 0):
+        self.format, self.max_tokens, self.reply_tokens = format_, max_tokens, reply_tokens
         self.opened: _Open | None = None
+
+    @property
+    def cut(self) -> bool:
+        """Whether a limit ended the reply of the completion begun last."""
+        return self.opened is not None and self.opened.cut
 
     def probabilities(self, field: str) -> EmotionDistribution | None:
         """The probability of each label at "E" or "S" in the completion begun last, normalised over the set.
@@ -159,15 +168,16 @@ class LimitedFormat:
         return self.opened.seen.get(field) if self.opened else None
 
     def start(self) -> _Open:
-        self.opened = _Open(self.format, self.max_tokens)
+        self.opened = _Open(self.format, self.max_tokens, self.reply_tokens)
         return self.opened
 
 
 class _Open:
     """One completion under way; a `Constraint` and an `Observer` of requests.py."""
 
-    def __init__(self, format_: OwnFormat, max_tokens: int):
-        self._format, self._left = format_, max_tokens
+    def __init__(self, format_: OwnFormat, max_tokens: int, reply_tokens: int):
+        self._format, self._left, self._reply_left = format_, max_tokens, reply_tokens or max_tokens
+        self.cut = False
         self._matcher: Matcher = format_.start()
         n = format_.no_repeat
         self._no_repeat = NoRepeat(n, format_.policy.line_ends) if n else None
@@ -190,6 +200,7 @@ class _Open:
         self._matcher.take(token)
         self._raw += self._format.tokenizer.decode_bytes([token])
         self._left -= 1
+        self._reply_left -= self._in_reply()
         if self._no_repeat is not None:
             self._no_repeat.take(token)
 
@@ -201,13 +212,16 @@ class _Open:
         weights = zip(self._format.labels, chosen, strict=True)
         self.seen[line[:1].decode()] = EmotionDistribution(dict(weights))
 
-    def _forced(self, mask: torch.Tensor) -> torch.Tensor | None:
-        """The one way on where the limit is near; None where there is room."""
-        in_reply = self._raw.count(b"\n") == self._replies_from and (
+    def _in_reply(self) -> bool:
+        """Whether the reply has begun."""
+        return self._raw.count(b"\n") == self._replies_from and (
             len(self._raw) - self._raw.rfind(b"\n") > len("\nR: ")
         )
-        if in_reply:
-            if self._left > 2 * _CHARACTER:
+
+    def _forced(self, mask: torch.Tensor) -> torch.Tensor | None:
+        """The one way on where a limit is near; None where there is room."""
+        if in_reply := self._in_reply():
+            if self._left > 2 * _CHARACTER and self._reply_left > 0:
                 return None
             closing: Sequence[int] = [self._format.end]
         elif self._left > 2 * self._format.least_tokens():
@@ -219,6 +233,7 @@ class _Open:
             if self._left > len(closing) + self._format.slack + 2 * _CHARACTER - 1:
                 return None
         if mask[closing[0]]:
+            self.cut = in_reply
             only = torch.zeros_like(mask)
             only[closing[0]] = True
             return only

@@ -267,8 +267,12 @@ def _answered(model: SelfEmo, asked: Session) -> Session:
     return asked.answered(response)
 
 
-def launch(page: Any, host: str, port: int) -> str:
-    """Serve the page in the background; returns its address (DataError: the port is taken)."""
+def launch(page: Any, host: str, port: int, root_path: str = "") -> str:
+    """Serve the page in the background; returns its address (DataError: the port is taken).
+
+    Args:
+        root_path: its path, or its whole address, behind a proxy.
+    """
     import gradio as gr
 
     here = files("selfemo.serve.chat")
@@ -282,7 +286,7 @@ def launch(page: Any, host: str, port: int) -> str:
         _, address, _ = page.launch(
             server_name=host, server_port=port or None, prevent_thread_lock=True, quiet=True,
             theme=theme, css=look, head=f"<script>{behaviour}</script>", share=False, ssr_mode=False,
-            footer_links=[], show_error=True,
+            footer_links=[], show_error=True, root_path=root_path or None,
         )  # fmt: skip
     except OSError as e:
         raise DataError(f"{host}:{port} cannot be listened at ({e}); choose another --port") from None
