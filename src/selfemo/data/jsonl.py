@@ -32,13 +32,20 @@ _KEYS = ("id", "split", "scene", "labels", "personas", "turns")
 _TURN_KEYS = ("speaker", "text", "emotion")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys differ; json.loads alone would keep the last of two and say nothing."""
     item = dict(pairs)
     if len(item) < len(pairs):
         keys = [k for k, _ in pairs]
         raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
     return item
+
+
+def label_set_of(labels: Iterable[str]) -> LabelSet:
+    """The label set of these emotions: a known one, else one of its own (ValueError: fewer than two)."""
+    names = tuple(label.lower() for label in labels)
+    known = next((s for s in LABEL_SETS.values() if s.labels == names), None)
+    return known or LabelSet("own:" + ",".join(names), names)
 
 
 def _check_keys(item: dict[str, Any], valid: tuple[str, ...], required: tuple[str, ...]) -> None:
@@ -89,7 +96,7 @@ class Jsonl(Adapter):
     def _read_line(self, raw: str, source: SourceFile, line: int) -> tuple[Conversation, bool]:
         """A line's conversation, and whether it names its split."""
         try:
-            item = json.loads(raw, object_pairs_hook=_unique)
+            item = json.loads(raw, object_pairs_hook=unique_keys)
         except json.JSONDecodeError as e:
             raise ValueError(f"broken JSON: {e.msg} (column {e.colno})") from None
         except RecursionError:
@@ -141,9 +148,7 @@ class Jsonl(Adapter):
             return self.label_set
         if not isinstance(given, list) or not all(isinstance(e, str) and e.strip() for e in given):
             raise ValueError("labels must be a list of emotion names")
-        names = tuple(clean(e).lower() for e in given)
-        known = next((s for s in LABEL_SETS.values() if s.labels == names), None)
-        return known or LabelSet("own:" + ",".join(names), names)
+        return label_set_of(map(clean, given))
 
 
 def _turn(turn: Any, labels: LabelSet, clean: Callable[[str], str]) -> Utterance:
