@@ -333,8 +333,14 @@ def test_a_byte_order_mark_goes_before_what_is_asked(tmp_path: Path, encoding: s
 
 
 def test_encodings_that_are_wrong(tmp_path: Path) -> None:
-    assert "no such encoding: latin-99" in refusal(tmp_path, "a.csv", "text\na\n", encoding="latin-99")
-    assert "no such encoding: base64" in refusal(tmp_path, "a.csv", "text\na\n", encoding="base64")
+    assert "no such encoding of text: latin-99" in refusal(
+        tmp_path, "a.csv", "text\na\n", encoding="latin-99"
+    )
+    assert "no such encoding of text: base64" in refusal(tmp_path, "a.csv", "text\na\n", encoding="base64")
+    assert "no such encoding of text: idna" in refusal(tmp_path, "a.csv", "text\na\n", encoding="idna")
+    told = refusal(tmp_path, "a.csv", "text\na\n".encode("utf-16-be"), encoding="utf-16")
+    assert "has no byte order mark; give --encoding utf-16-le or utf-16-be" in told
+    assert "is not cp424 text; name its" in refusal(tmp_path, "a.csv", b"text\nr\n", encoding="cp424")
     told = refusal(tmp_path, "a.csv", "text\nschön\n", encoding="ascii")
     assert "a.csv:2: is not ascii text" in told
     assert "a.csv:1: is not utf-16-le text" in refusal(

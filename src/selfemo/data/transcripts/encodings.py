@@ -35,6 +35,8 @@ _LIKELY = (
     "cp1252", "cp1250", "cp1251", "cp1254", "cp1253", "cp1255", "cp1256", "cp932", "gb18030", "cp949",
     "big5", "euc_jp", "koi8_r", "mac_roman",
 )  # fmt: skip
+# Codecs of Python for other ends than files.
+_NO_TEXT = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7")
 _HEAD = 4096
 _SAMPLE = 20_000
 _NAMED = 3
@@ -64,9 +66,13 @@ def encoding_of(path: Path, asked: str = "") -> str:
         raise DataError(f"looks like {wide} without a byte order mark: give --encoding {wide}", path)
     try:
         name = codecs.lookup(asked or "utf-8").name
-        "".encode(name)  # refuses codecs that are no encodings of text, such as base64
-    except LookupError:
-        raise DataError(f"no such encoding: {asked}", path) from None
+        "".encode(name)  # refuses base64 and the like
+    except (LookupError, UnicodeError):
+        name = ""
+    if not name or name in _NO_TEXT:
+        raise DataError(f"no such encoding of text: {asked}", path)
+    if name in ("utf-16", "utf-32"):
+        raise DataError(f"has no byte order mark; give --encoding {name}-le or {name}-be", path)
     return name
 
 
@@ -112,8 +118,12 @@ def opened(path: Path, encoding: str) -> Iterator[IO[str]]:
     try:
         with path.open(encoding=encoding, newline="") as f:
             yield f
-    except UnicodeDecodeError:
-        raise _undecoded(path, encoding) from None
+    except UnicodeError:
+        try:
+            error = _undecoded(path, encoding)
+        except UnicodeError:  # an encoding that cannot go on behind a wrong byte
+            error = DataError(f"is not {encoding} text; name its encoding by --encoding", path)
+        raise error from None
     except OSError as e:
         raise DataError(f"cannot be read: {e.strerror or e}", path) from e
 

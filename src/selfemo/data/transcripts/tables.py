@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -57,7 +56,11 @@ class _Table:
         width, text = len(self.names), self.names.index(self.columns.text or "")
         speaker = self.names.index(self.columns.speaker) if self.columns.speaker else None
         known = set[str]()
-        for row in islice(rows(f, self.style, source, width), 1, None):
+        for n, row in enumerate(rows(f, self.style, source, width)):
+            if row.further:
+                source.blemish("texts over several lines", row.line)
+            if n == 0:
+                continue
             cells = row.fields
             if not any(map(str.strip, cells)):
                 yield row.line, []
@@ -71,9 +74,7 @@ class _Table:
                 cells += [""] * (width - len(cells))
             if speaker is not None and len(known) < _KNOWN:
                 known.add(cells[speaker])
-            if row.further:
-                source.blemish("texts over several lines", row.line)
-                self._no_row_inside(row, known, speaker, source)
+            self._no_row_inside(row, known, speaker, source)
             yield row.line, cells
 
     def _short(self, cells: Sequence[str], text: int) -> bool:
