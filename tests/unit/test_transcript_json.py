@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,37 @@ def test_values_that_utf8_or_json_cannot_write(tmp_path: Path) -> None:
 )
 def test_mistakes_in_json(tmp_path: Path, name: str, content: str, says: str) -> None:
     assert says in refusal(tmp_path, name, content)
+
+
+def test_a_transcript_with_its_words_beside(tmp_path: Path) -> None:
+    """As services of speech recognition write it: the whole text and each word once more."""
+    spoken = [{"speaker_label": f"spk_{n % 2}", "transcript": f"Part {n}."} for n in range(60)]
+    words = [{"alternatives": [{"content": f"Part{n}"}]} for n in range(60)]
+    results = {"transcripts": [{"transcript": "Part 0. Part 1."}], "items": words, "audio_segments": spoken}
+    turns, reading = read(tmp_path, "job.json", json.dumps({"jobName": "j", "results": results}))
+    assert [(t.speaker, t.text) for t in turns[:2]] == [("spk_0", "Part 0."), ("spk_1", "Part 1.")]
+    assert len(turns) == 60 and reading.left_out == {
+        "values outside of conversations": 1,
+        "long values beside the turns": 1,
+    }
+    # A turn that is none is an error with its place also there.
+    assert "segments[1] must be" in refusal(
+        tmp_path, "j.json", json.dumps({"text": "x" * 600, "segments": [{"text": "a"}, 5]})
+    )
+
+
+def test_a_line_is_held_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "big.jsonl"
+    with path.open("w") as f:
+        for n in range(1_500):
+            f.write(json.dumps({"speaker": "Ann", "text": f"Line {n} goes on{' and on' * 200}."}) + "\n")
+    turns = read_turns(path)
+    next(turns)
+    tracemalloc.start()
+    count = 1 + sum(1 for _ in turns)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 2_000_000 and count == 1_500 and peak < 500_000
 
 
 def test_a_conversation_without_turns_is_told(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from selfemo.method.types import LabelSet
 
 _TURNS = (
     "turns", "messages", "utterances", "dialogue", "dialog", "conversation", "conversations", "segments",
-    "lines", "transcript", "chat",
+    "audiosegments", "lines", "transcript", "chat",
 )  # fmt: skip
 # Of a speaker that is an object.
 _PERSON = ("name", "displayname", "realname", "username", "nickname", "login", "role", "label", "id")
@@ -98,11 +98,7 @@ class _Around:
 
 
 class JsonTurns:
-    """The turns of the JSON values of one file.
-
-    Args:
-        whole: the name of a conversation without an id, if the file is one.
-    """
+    """The turns of the JSON values of one file, whatever their shape."""
 
     def __init__(self, path: Path, settings: ReadSettings, reading: Reading):
         self._path, self._settings, self._reading = path, settings, reading
@@ -270,7 +266,11 @@ class JsonTurns:
 
     def _joined(self, turns: Sequence[Any]) -> str:
         """The turns' texts without blanks: Whisper writes them once more as a whole."""
-        said = (t if isinstance(t, str) else _text(t.get(self._columns(t).text)) for t in turns if t)
+        said = [
+            t if isinstance(t, str) else _text(t.get(self._columns(t).text))
+            for t in turns
+            if isinstance(t, str | dict)
+        ]
         return "".join("".join((s or "").split()) for s in said)
 
     def _listed(self, turns: list[Any], line: int, name: str, place: str) -> Iterator[SourceTurn]:

@@ -72,7 +72,7 @@ class _Table:
             if len(cells) < width:
                 source.blemish("rows with fewer fields than the header", row.line)
                 cells += [""] * (width - len(cells))
-            if speaker is not None and len(known) < _KNOWN:
+            if speaker is not None and cells[speaker] and len(known) < _KNOWN:
                 known.add(cells[speaker])
             self._no_row_inside(row, known, speaker, source)
             yield row.line, cells
