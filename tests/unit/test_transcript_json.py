@@ -158,6 +158,29 @@ def test_lists_and_objects_around_conversations(tmp_path: Path) -> None:
     assert reading.examples == {"values outside of conversations": [(1, "season: s1")]}
 
 
+def test_a_list_for_each_key(tmp_path: Path) -> None:
+    lists = {"speaker": [0, 1], "utterance": ["Hi", "Yo"]}
+    assert said(tmp_path, "j.jsonl", {"dialogue_id": "d", "turns": lists}) == [
+        ("d", "0", "Hi"),
+        ("d", "1", "Yo"),
+    ]
+    assert said(tmp_path, "j.json", lists) == [("j", "0", "Hi"), ("j", "1", "Yo")]
+    # Texts alone are turns below a name of turns only: other lists say something else.
+    turns, reading = read(
+        tmp_path, "j.json", json.dumps({"people": ["Al", "Bo"], "data": [{"dialog": ["Hi"]}]})
+    )
+    assert [t.text for t in turns] == ["Hi"]
+    assert reading.examples["values outside of conversations"] == [(1, 'people: ["Al", "Bo"]')]
+    assert said(tmp_path, "j.json", [["Hi", "Yo"], ["Ho"]])[2] == ("2", SPEAKER, "Ho")
+    assert "text is no text" in refusal(tmp_path, "j.json", '{"id": 1, "text": ["two", "turns"]}')
+
+
+def test_messages_that_name_their_conversations(tmp_path: Path) -> None:
+    messages = [{"chat_id": 4, "text": "Hi"}, {"chat_id": 5, "text": "Yo"}]
+    assert [c for c, _, _ in said(tmp_path, "j.json", {"messages": messages})] == ["4", "5"]
+    assert [c for c, _, _ in said(tmp_path, "j.json", {"id": "x", "messages": messages})] == ["x", "x"]
+
+
 def test_json_over_several_lines_in_a_file_of_lines(tmp_path: Path) -> None:
     one, two = ({"id": i, "turns": [{"speaker": "Ann", "text": "Hi"}]} for i in "ab")
     turns, reading = read(tmp_path, "j.jsonl", json.dumps(one, indent=2))

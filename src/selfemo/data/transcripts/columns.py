@@ -20,17 +20,18 @@ ONE = "none"
 # Names as `squashed` makes them, the best first.
 _TEXTS = (
     "text", "utterance", "utterancetext", "message", "messagetext", "messagebody", "messagecontent", "msg",
-    "chatmessage", "content", "body", "transcript", "transcription", "transcripttext", "sentence", "line",
-    "linetext", "comment", "commenttext", "dialoguetext", "dialogtext", "said", "says", "speech", "turntext",
-    "post", "posttext", "tweet", "caption", "subtitle", "quote", "value", "dialogue", "dialog",
+    "chatmessage", "content", "body", "partbody", "transcript", "transcription", "transcripttext",
+    "sentence", "line", "linetext", "comment", "commenttext", "dialoguetext", "dialogtext", "said", "says",
+    "speech", "turntext", "post", "posttext", "tweet", "caption", "subtitle", "quote", "value", "dialogue",
+    "dialog",
 )  # fmt: skip
 _SPEAKERS = (
     "speaker", "speakername", "speakerlabel", "speakers", "name", "character", "charactername", "role",
     "author", "authorname", "sender", "sendername", "from", "fromname", "fromuser", "user", "username",
     "displayname", "fromdisplayname", "authordisplayname", "screenname", "handle", "participant",
     "participantname", "nick", "nickname", "who", "person", "actor", "speakerrole", "participantrole",
-    "party", "agent", "commenter", "requester", "speakerid", "authorid", "senderid", "fromid", "userid",
-    "participantid",
+    "party", "agent", "commenter", "requester", "speakerid", "speakeridx", "speakerindex", "speakerno",
+    "authorid", "senderid", "fromid", "userid", "participantid",
 )  # fmt: skip
 _PARTED = (
     "conversation", "conv", "convo", "dialogue", "dialog", "thread", "ticket", "session", "chat", "case",

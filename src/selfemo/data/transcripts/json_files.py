@@ -32,7 +32,7 @@ from selfemo.method.types import LabelSet
 
 _TURNS = (
     "turns", "messages", "utterances", "dialogue", "dialog", "conversation", "conversations", "segments",
-    "audiosegments", "lines", "transcript", "chat",
+    "audiosegments", "chatmessages", "lines", "transcript", "chat",
 )  # fmt: skip
 # Of a speaker that is an object.
 _PERSON = ("name", "displayname", "realname", "username", "nickname", "login", "role", "label", "id")
@@ -136,8 +136,11 @@ class JsonTurns:
     def _inside(self, value: Any, line: int, name: str, place: str, depth: int) -> Iterator[SourceTurn]:
         if depth > _DEPTH:
             raise DataError("JSON is nested too deep", self._path, line)
+        if isinstance(value, dict) and self._turns_key(value) is None:
+            value = _as_list(value)
         if isinstance(value, list):
-            if self._is_turns(value):
+            # Texts alone are turns where no key says that they are something else.
+            if self._is_turns(value, texts="." not in place and place[:1] in ("", "[")):
                 yield from self._listed(value, line, name, place)
             else:
                 for n, item in enumerate(value):
@@ -180,6 +183,7 @@ class JsonTurns:
         """Whether a value has a conversation or a turn somewhere inside."""
         if depth > _DEPTH:
             return False
+        value = _as_list(value)
         if isinstance(value, list):
             return self._is_turns(value) or any(self._holds(v, depth + 1) for v in value)
         if not isinstance(value, dict):
@@ -190,16 +194,17 @@ class JsonTurns:
 
     def _turns_key(self, item: dict[str, Any]) -> str | None:
         """The key of an object's list of turns; an empty list only where no other is there."""
-        lists = {squashed(k): k for k, v in reversed(item.items()) if isinstance(v, list)}
+        lists = {squashed(k): k for k, v in reversed(item.items()) if isinstance(_as_list(v), list)}
         usual = [lists[t] for t in _TURNS if t in lists]
-        filled = next((k for k in usual if self._is_turns(item[k])), None)
+        filled = next((k for k in usual if self._is_turns(_as_list(item[k]), texts=True)), None)
         return filled or next((k for k in usual if not item[k]), None)
 
-    def _is_turns(self, value: Any) -> bool:
+    def _is_turns(self, value: Any, texts: bool = False) -> bool:
+        """Whether a list is one of turns; `texts`: texts alone are turns too."""
         if not isinstance(value, list) or not value:
             return False
         if all(isinstance(v, str) for v in value):
-            return True
+            return texts
         return any(isinstance(v, dict) and self._is_turn(v) for v in value)
 
     def _is_turn(self, item: dict[str, Any]) -> bool:
@@ -224,7 +229,7 @@ class JsonTurns:
         self, item: dict[str, Any], key: str, line: int, name: str, place: str
     ) -> Iterator[SourceTurn]:
         """The turns of a conversation, with what stands beside them."""
-        turns, beside = item[key], {k: v for k, v in item.items() if k != key}
+        turns, beside = _as_list(item[key]), {k: v for k, v in item.items() if k != key}
         where = f"{place}.{key}".lstrip(".")
         self._keys |= dict.fromkeys(beside)
         if not turns:
@@ -236,7 +241,8 @@ class JsonTurns:
             by_name = {squashed(k): k for k in reversed(beside)}
             ids = [next((by_name[i] for i in OBJECT_IDS if i in by_name and _name(beside[by_name[i]])), None)]
         taken = [k for k in ids if k]
-        if asked and len(taken) < len(ids):
+        rows = any(isinstance(t, dict) and self._columns(t).conversation for t in turns)
+        if (asked or rows) and len(taken) < len(ids):
             around = _Around("")  # the turns name their conversations
         elif self._settings.conversation and not asked:
             around = _Around(self._path.stem)
@@ -332,6 +338,15 @@ class JsonTurns:
                 known[role] += f", {key}"
 
 
+def _as_list(value: Any) -> Any:
+    """The turns of an object that has a list for each key, as data sets have it; else the value."""
+    columns = list(value.values()) if isinstance(value, dict) else []
+    lists = all(isinstance(c, list) and c and len(c) == len(columns[0]) for c in columns)
+    if not lists or not any(all(isinstance(v, str) for v in c) for c in columns):
+        return value
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
 def _labels(given: Any) -> LabelSet | None:
     """The label set that `labels` names in the project's form, a list of two or more names."""
     if not isinstance(given, list) or not all(isinstance(e, str) and e.strip() for e in given):
@@ -357,6 +372,8 @@ def _text(value: Any) -> str | None:
         if not isinstance(part, str) and not (isinstance(part, dict) and ("type" in part or "text" in part)):
             return None
         parts.append(part if isinstance(part, str) else _text(part.get("text")) or "")
+    if len(parts) > 1 and all(isinstance(part, str) for part in value):
+        return None  # several texts are several turns
     # Strings between objects are what stands between marked words: their blanks are there.
     between = len({type(part) for part in value}) > 1
     return ("" if between else " ").join(parts)

@@ -26,7 +26,9 @@ def _read(f: IO[str], path: Path, settings: ReadSettings, reading: Reading) -> I
                 yield from read_whole(f, path, settings, reading)
                 return
             raise DataError(
-                f"broken JSON: {e.msg} (column {e.colno}); each line must be a whole object", path, line
+                f"broken JSON: {e.msg} (column {e.colno}); each line must be one whole object, alone",
+                path,
+                line,
             ) from None
         except ValueError as e:
             raise DataError(str(e), path, line) from None

@@ -88,7 +88,7 @@ class _Table:
         told = f"has {len(cells)} fields, the header {width} (separated by {marks})"
         if row.further:
             return f"{told}; a quotation mark opens here and closes on line {row.line + len(row.further)}"
-        if not self.style.quotes and any('"' in c for c in cells):
+        if len(cells) < width and not self.style.quotes and any('"' in c for c in cells):
             return f"{told} and a quotation mark; texts over several lines are read from a CSV (UTF-8) file"
         if len(cells) < width:
             missing = "" if len(cells) > text and cells[text].strip() else "; its text is missing"
