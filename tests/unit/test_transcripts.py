@@ -20,23 +20,6 @@ def said(turns: list[SourceTurn]) -> list[tuple[str, str, str]]:
     return [(t.conversation, t.speaker, t.text) for t in turns]
 
 
-def test_csv_with_its_columns(tmp_path: Path) -> None:
-    turns = read(
-        tmp_path, "a.csv",
-        'Dialogue_ID,Speaker,Utterance,note\r\n1,Ann,"Hi, Bo",x\r\n1,Bo,"two\nlines",\r\n2,Cy,Yes.,y\r\n',
-    )  # fmt: skip
-    assert said(turns) == [("1", "Ann", "Hi, Bo"), ("1", "Bo", "two lines"), ("2", "Cy", "Yes.")]
-    assert turns[0].fields == {"Dialogue_ID": "1", "Speaker": "Ann", "Utterance": "Hi, Bo", "note": "x"}
-
-
-def test_csv_of_other_separators_and_columns(tmp_path: Path) -> None:
-    assert said(read(tmp_path, "a.csv", "speaker;text\nAnn;a, b\n")) == [("a", "Ann", "a, b")]
-    assert said(read(tmp_path, "a.tsv", "text\tx\nhello, you\t1\n")) == [("a", SPEAKER, "hello, you")]
-    columns = ReadSettings(text="was", speaker="wer", conversation="nr", encoding="cp1252")
-    turns = read(tmp_path, "a.csv", "nr,wer,was\n7,J\xfcrgen,sch\xf6n\n".encode("cp1252"), columns)
-    assert said(turns) == [("7", "Jürgen", "schön")]
-
-
 def test_text_with_times_and_lines_that_go_on(tmp_path: Path) -> None:
     text = "\n[00:12] Ann: Hi Bo:\n   are you there?\nBo: Yes\n\n\nDr. Cy Smith:\n  See https://x.y: now\n\n"
     assert said(read(tmp_path, "t.txt", text)) == [
@@ -120,36 +103,14 @@ def test_vtt_voices_notes_and_settings(tmp_path: Path) -> None:
     assert said(read(tmp_path, "v.vtt", direct)) == [("v-1", SPEAKER, "Hi")]
 
 
-def test_jsonl_keeps_scene_and_labels(tmp_path: Path) -> None:
-    lines = (
-        '{"id": "a", "scene": "A bar.", "labels": ["calm", "upset"], '
-        '"turns": [{"speaker": "Ann", "text": "Hi"}]}\n\n'
-        '{"id": "b", "turns": [{"speaker": "Bo", "text": "Yo", "emotion": "joy"}]}\n'
-    )
-    turns = read(tmp_path, "j.jsonl", lines)
-    assert said(turns) == [("a", "Ann", "Hi"), ("b", "Bo", "Yo")]
-    assert turns[0].scene == "A bar." and turns[0].labels and list(turns[0].labels) == ["calm", "upset"]
-    assert turns[1].labels is None
-
-
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.csv", "speaker,text\nAnn,Hi\nBo\n", "a.csv:3: has 1 fields, the header 2"),
-        ("a.csv", 'speaker,text\nAnn,"Hi\nBo,Yo\n', "a.csv:2: broken CSV"),
-        ("a.csv", "who,what\nAnn,Hi\n", "a.csv:1: has no text column"),
-        ("a.csv", "text,text\nAnn,Hi\n", "a.csv:1: has two columns 'text'"),
-        ("a.csv", "", "a.csv: is empty"),
-        ("a.csv", "text\nHi\n \n", "a.csv:3: column text is empty"),
-        ("a.csv", "thread,text\n1,a\n2,b\n1,c\n", "a.csv:4: conversation '1' goes on here"),
-        ("a.csv", b"text\nsch\xf6n\n", "name its encoding by --encoding"),
         ("a.txt", "Ann: hi\nno name here\n", "a.txt:2: is no `Name: text`"),
         ("a.txt", "Ann:\nBo: hi\n", "a.txt:1: Ann says nothing"),
         ("a.srt", "1\nhello\n", "a.srt:1: a subtitle needs its times"),
         ("a.srt", "1\n00:00:01 --> later\nhello\n", "a.srt:2: these are no times"),
         ("a.vtt", "00:01.000 --> 00:02.000\nHi\n", "a.vtt:1: is no WebVTT"),
-        ("a.jsonl", '{"id": "a", "turns": []}\n', "a.jsonl:1: the conversation is empty"),
-        ("a.jsonl", "\n{\n", "a.jsonl:2: broken JSON"),
         ("a.pdf", "x", "a.pdf: of no known form"),
     ],
 )
@@ -159,13 +120,6 @@ def test_mistakes_are_named_with_their_place(
     with pytest.raises(DataError) as e:
         read(tmp_path, name, content)
     assert says in str(e.value)
-
-
-def test_a_column_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no column 'what'; it has text"):
-        read(tmp_path, "a.csv", "text\nHi\n", ReadSettings(text="what"))
-    with pytest.raises(DataError, match="no such encoding"):
-        read(tmp_path, "a.csv", "text\nHi\n", ReadSettings(encoding="latin-99"))
 
 
 def test_a_file_larger_than_what_is_held(tmp_path: Path) -> None:

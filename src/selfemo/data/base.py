@@ -254,8 +254,13 @@ def must_be_text(path: Path) -> None:
         )
     with path.open("rb") as f:
         head = f.read(max(map(len, _ARCHIVES)))
-    if kind := next((k for magic, k in _ARCHIVES.items() if head.startswith(magic)), None):
+    if kind := archive_kind(head):
         raise DataError(f"is a {kind} archive; unpack it and name what was inside", path)
+
+
+def archive_kind(head: bytes) -> str:
+    """The kind of archive that the first bytes of a file tell ("zip"); "" for others."""
+    return next((kind for magic, kind in _ARCHIVES.items() if head.startswith(magic)), "")
 
 
 def must_stay_inside(folder: Path, files: Iterable[Path]) -> None:

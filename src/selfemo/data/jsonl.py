@@ -33,7 +33,7 @@ _KEYS = ("id", "split", "scene", "labels", "personas", "turns")
 _TURN_KEYS = ("speaker", "text", "emotion")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys differ; json.loads alone would keep the last of two and say nothing."""
     item = dict(pairs)
     if len(item) < len(pairs):
@@ -90,7 +90,7 @@ class Jsonl(Adapter):
     def _read_line(self, raw: str, source: SourceFile, line: int) -> tuple[Conversation, bool]:
         """A line's conversation, and whether it names its split."""
         try:
-            item = json.loads(raw, object_pairs_hook=_unique)
+            item = json.loads(raw, object_pairs_hook=unique_keys)
         except json.JSONDecodeError as e:
             raise ValueError(f"broken JSON: {e.msg} (column {e.colno})") from None
         except RecursionError:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from selfemo.data.base import must_exist
-from selfemo.data.transcripts import json_lines, subtitles, tables, text, whatsapp
+from selfemo.data.transcripts import json_files, json_lines, subtitles, tables, text, whatsapp
 from selfemo.data.transcripts.encodings import encoding_of, opened
 from selfemo.data.transcripts.reading import (
     HEAD,
@@ -30,10 +30,26 @@ __all__ = [
 ]  # fmt: skip
 
 FORMS: dict[str, Form] = {
-    form.name: form for module in (tables, json_lines, whatsapp, text, subtitles) for form in module.FORMS
+    form.name: form
+    for module in (tables, json_lines, json_files, whatsapp, text, subtitles)
+    for form in module.FORMS
 }
 """By their names; of a suffix, the first that knows a file is taken."""
 SUFFIXES = tuple(dict.fromkeys(s for form in FORMS.values() for s in form.suffixes))
+
+_AS_CSV = "save it as CSV UTF-8 in the program that made it"
+_AS_TEXT = "save it as text (UTF-8) in the program that made it"
+_OTHERS = {
+    ".xlsx": _AS_CSV, ".xls": _AS_CSV, ".ods": _AS_CSV, ".numbers": _AS_CSV,
+    ".docx": _AS_TEXT, ".doc": _AS_TEXT, ".odt": _AS_TEXT, ".rtf": _AS_TEXT, ".pdf": _AS_TEXT,
+    ".ass": "convert the subtitles to SRT", ".ssa": "convert the subtitles to SRT",
+    ".sub": "convert the subtitles to SRT", ".ttml": "convert the subtitles to SRT",
+    ".zip": "unpack it and name the file inside (WhatsApp exports a chat so)",
+    ".gz": "unpack it and name the file inside",
+    ".html": "export the chat as JSON or text", ".htm": "export the chat as JSON or text",
+    ".parquet": "write it as CSV or JSON lines",
+}  # fmt: skip
+"""What to do with a file of a suffix that is not read."""
 
 
 def read_turns(
@@ -54,7 +70,8 @@ def read_turns(
     must_exist(path)
     forms = [f for f in FORMS.values() if path.suffix.lower() in f.suffixes]
     if not forms and not settings.form:
-        raise DataError(f"of no known form; there are {', '.join(SUFFIXES)}", path)
+        advice = _OTHERS.get(path.suffix.lower(), f"name the form by --form ({', '.join(FORMS)})")
+        raise DataError(f"of no known form; there are {', '.join(SUFFIXES)}; {advice}", path)
     encoding = encoding_of(path, settings.encoding)
     reading.encoding = encoding.removesuffix("-sig")
     with opened(path, encoding) as f:
