@@ -81,6 +81,19 @@ def lead_end(line: str) -> int:
     return found.end() if found else 0
 
 
+def parted(name: str) -> tuple[str, str]:
+    """A name, and what is said about it: in brackets, behind a bar, or as a manner behind a comma."""
+    name = name.strip("\u200e\u200f\u202a\u202b\u202c \t\xa0\u202f*_")
+    if whole := _BRACKET.fullmatch(name):
+        return " ".join(whole["inside"].split()), ""
+    parts = [m["inside"].strip() for m in _BRACKET.finditer(name)]
+    name, *company = re.split(r"\s*[|\uff5c]\s*", _BRACKET.sub(" ", name))
+    first, _, manner = name.partition(",")
+    if manner and is_sound(manner):
+        name, parts = first, [manner.strip(), *parts]
+    return " ".join(name.split()), " ".join(filter(None, [*parts, *company]))
+
+
 def ends_sentence(line: str) -> bool:
     """Whether a name may stand at the start of the next line: this one ends a sentence, or breaks off."""
     return not line.strip() or _ENDS.search(line) is not None
@@ -120,7 +133,7 @@ class Names:
                 self._spoken += form < _Form.WEAK
                 self._strong += form == _Form.STRONG
                 named |= form > _Form.ORDINARY
-            elif (head := _in_brackets(line)) and not is_sound(head.name):
+            elif (head := _in_brackets(line)) and line[head.end :].strip() and not is_sound(head.name):
                 self._inside[_key(head.name)] += 1
                 bracketed = True
         self._named += named
@@ -141,7 +154,10 @@ class Names:
         if head := _before_colon(line):
             return head if self._is_name(head, line, opens) else None
         head = _in_brackets(line)
-        return head if head and opens and self._is_bracketed_name(head) else None
+        if head is None or not opens or not self._is_bracketed_name(head):
+            return None
+        alone = not line[head.end :].strip(" :\uff1a")
+        return None if alone and not self._is_known(head.name) else head
 
     def doubtful(self, line: str) -> bool:
         """Whether a line that `at` gives no name to may have one."""
@@ -151,6 +167,13 @@ class Names:
     def knows(self, name: str) -> bool:
         """Whether the file has lines of this speaker."""
         return self._opening[_key(name)] > 0 and self._is_name(Head(name, "", 0), "", True)
+
+    def _is_known(self, name: str) -> bool:
+        """Whether a name in brackets on a line of its own is one elsewhere, or by its form."""
+        role = _words(name) <= ROLES
+        return (
+            role or _NUMBERED.fullmatch(name) is not None or self.knows(name) or self._inside[_key(name)] > 0
+        )
 
     def _is_name(self, head: Head, line: str, opens: bool) -> bool:
         """By the form of the words and the file's use of them."""
@@ -228,18 +251,7 @@ def _before_colon(line: str) -> Head | None:
     colon = _COLON.search(line, 0, MAX_NAME_CHARS + 40)
     if colon is None or line.startswith("//", colon.end()):
         return None
-    name, aside = line[: colon.start()].strip("\u200e\u200f\u202a\u202b\u202c \t\xa0\u202f*_"), ""
-    if whole := _BRACKET.fullmatch(name):
-        name = whole["inside"].strip()
-    else:
-        parts = [m["inside"].strip() for m in _BRACKET.finditer(name)]
-        name = _BRACKET.sub(" ", name)
-        name, *company = re.split(r"\s*[|\uff5c]\s*", name)
-        aside = " ".join(filter(None, [*parts, *company]))
-        first, _, manner = name.partition(",")
-        if manner and is_sound(manner):
-            name, aside = first, f"{manner.strip()} {aside}".strip()
-    name = " ".join(name.split())
+    name, aside = parted(line[: colon.start()])
     if not name or len(name) > MAX_NAME_CHARS or re.search(rf"[{_OPEN}{_CLOSE}]", name):
         return None
     return Head(name, aside, colon.end())
