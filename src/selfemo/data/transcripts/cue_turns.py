@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from selfemo.data.transcripts.names import Names, ends_sentence, parted
 
-_BREAK = re.compile(r"<br\s*/?>|\\[Nn]|\[br\]", re.I)
+_BREAK = re.compile(r"<br\s*/?>|(?<!:)\\[Nn]|\[br\]", re.I)
 # The tags of SubRip and WebVTT alone: "<laughs>" and "2 < 3" are text.
 _TAG = re.compile(
     r"<\s?/?\s?(?:[ibus]|em|strong|ruby|rt|c|lang|font|span|p|div)(?:\.[^\s<>]*)?"
@@ -115,8 +115,12 @@ def cue_turns(
     """
     turns: list[_Turn] = []
     before = ""
-    for piece in _parted(_joined(_pieces(raw)), names):
-        _add(piece, before, turns, names, doubt)
+    pieces = list(_parted(_joined(_pieces(raw)), names))
+    # Where the first line has a dash, each dash tells of a speaker ("-yes" / "-no").
+    after = [p.text[d.end() :] for p in pieces if (d := _DASH.match(p.text))]
+    dashed = len(after) > 1 and not all(a[0].isdigit() for a in after) and bool(_DASH.match(pieces[0].text))
+    for piece in pieces:
+        _add(piece, before, turns, names, doubt, dashed)
         before = piece.text
     return list(_without_sounds(turns, leave_out))
 
@@ -180,9 +184,12 @@ def _parted(pieces: Sequence[_Piece], names: Names) -> Iterator[_Piece]:
             yield piece
             continue
         text, start, changes = piece.text, 0, False
-        at = 0
         if mark := _CHANGE.match(text):
-            start, changes, at = mark.end(), True, mark.end()
+            start, changes = mark.end(), True
+        dash = _DASH.match(text, start)
+        spoken = dash.end() if dash else start
+        head = names.at(text[spoken:])
+        at = spoken + head.end if head else start
         while cuts := [cut for cut in (_CHANGE.search(text, at), _inner(text, at, names)) if cut]:
             cut = min(cuts, key=lambda c: c.start())
             yield _Piece(text[start : cut.start()].strip(), closed=piece.closed, changes=changes)
@@ -204,15 +211,19 @@ def _inner(text: str, at: int, names: Names) -> re.Match[str] | None:
 
 def _begins_speech(text: str) -> bool:
     """Whether a sentence begins here rather than goes on: no small letter and no figure."""
-    first = text.lstrip("\"'\u201c\u2018\u00ab\u00bf\u00a1([\u2026.")[:1]
+    first = text.lstrip("\"'\u201c\u2018\u00ab\u00bf\u00a1\u2026.")[:1]
     return not first.islower() and not first.isdigit() and bool(first)
 
 
-def _add(piece: _Piece, before: str, turns: list[_Turn], names: Names, doubt: Callable[[], None]) -> None:
+def _add(
+    piece: _Piece, before: str, turns: list[_Turn], names: Names, doubt: Callable[[], None], dashed: bool
+) -> None:
     """Put a piece to the turns: begin one, or go on with the last."""
     if piece.voice is not None:
         if piece.opens or not turns or not turns[-1].voiced:
             name, aside = parted(piece.voice)
+            if not any(map(str.isalnum, name)):
+                name = ""
             turns.append(_Turn(name, aside, voiced=True))
         text = piece.text
         if (dash := _DASH.match(text)) and _begins_speech(text[dash.end() :]) and not turns[-1].parts:
@@ -221,7 +232,7 @@ def _add(piece: _Piece, before: str, turns: list[_Turn], names: Names, doubt: Ca
         return
     text, last = piece.text, turns[-1] if turns else None
     dash = _DASH.match(text)
-    speaks = bool(dash) and _speaks(text, dash.end() if dash else 0, before, turns)
+    speaks = dash is not None and (dashed or _speaks(text, dash.end(), before, not turns))
     if dash and speaks:
         text = text[dash.end() :]
     changes = piece.changes or speaks
@@ -242,20 +253,15 @@ def _add(piece: _Piece, before: str, turns: list[_Turn], names: Names, doubt: Ca
         doubt()
 
 
-def _speaks(text: str, end: int, before: str, turns: Sequence[_Turn]) -> bool:
+def _speaks(text: str, end: int, before: str, first: bool) -> bool:
     """Whether a dash at the start of a line tells of a speaker, rather than of a number, a word that goes on,
     or speech that was broken off."""
-    rest = text[end:]
+    rest, blank = text[end:], text[end - 1] == " "
     if _begins_speech(rest):
         return True
-    dashed = bool(turns) and turns[-1].change
-    if rest[:1].isdigit() and text[end - 1] != " ":
-        return dashed
-    if not turns:
-        return text[end - 1] == " "
-    return dashed or (
-        ends_sentence(before) and before[-1:] not in "-\u2010\u2011\u2012\u2013\u2014\u2015\u2026,"
-    )
+    if first or rest[:1].isdigit():
+        return blank
+    return ends_sentence(before) and before[-1:] not in "-\u2010\u2011\u2012\u2013\u2014\u2015\u2026,"
 
 
 def _without_sounds(turns: Sequence[_Turn], leave_out: LeaveOut) -> Iterator[CueTurn]:

@@ -190,7 +190,8 @@ class Names:
                 return False
             if form < _Form.STRONG and often < 2 and not labelled:
                 return False
-        if form == _Form.STRONG and in_capitals and not numbered and head.name.isupper():
+        by_form = numbered or _words(head.name) <= ROLES
+        if form == _Form.STRONG and in_capitals and not by_form and head.name.isupper():
             form = _Form.PLAUSIBLE
         if not opens and not (form == _Form.STRONG and (numbered or _capital(head.name))) and not often:
             return False

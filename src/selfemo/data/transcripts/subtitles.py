@@ -219,7 +219,7 @@ def _take_number(
     follows = last is not None and number == last + 1
     alone = layout.is_blank(body[end - 2][1]) if end > 1 else first
     usual = (alone and layout.spaced) if blanks else (alone or (not layout.blanks and end > 1))
-    if not (follows or usual):
+    if not ((follows and (alone or not blanks)) or usual):
         return "", last
     text = body[end - 1][1].strip()
     del body[end - 1 :]
@@ -310,7 +310,7 @@ def _unrolled(cues: Iterable[_Cue], rolls: bool, leave_out: LeaveOut) -> Iterato
             above = above[len(above) - again :]
             for line, owner in above:
                 owner.end = cue.end
-                leave_out("repeated lines of rolling captions", line.raw, cue.line)
+                leave_out("repeated lines of rolling captions", line.key, cue.line)
             above += [(line, cue) for line in lines[again:]]
             last = _Cue(cue.line, cue.start, cue.end)
             if again < len(lines):
@@ -328,9 +328,9 @@ def _read(
     source = reading.source(path)
     f.seek(0)
     layout = _layout(f, web)
+    names, rolls = _look(_cues(f, path, layout, _no_one))
     if not layout.cues and layout.first and not (web and _is_header_alone(f)):
         raise DataError("a subtitle needs its times (00:00:01,000 --> 00:00:02,500)", path, layout.first)
-    names, rolls = _look(_cues(f, path, layout, _no_one))
     number, any_yet, last_start, last_end = 1, False, 0.0, 0.0
     for cue in _unrolled(_cues(f, path, layout, reading.leave_out), rolls, reading.leave_out):
         start, end = _seconds(cue.start), _seconds(cue.end)
