@@ -104,7 +104,7 @@ _BETWEEN = r"(?:\s*(?:[-=~\u2010-\u2015\u2212\s]*(?:>|&gt;)|\u2192)\s*|[\s,;|/\u
 _TIMES = re.compile(rf"^\s*(?:\d+\s+)?[\[(]?\s*{_STAMP}{_BETWEEN}{_STAMP}(?![.,:;]?\d)")
 _TAG = re.compile(
     r"<\s?/?\s?(?:[ibus]|c|em|strong|font|span|lang|ruby|rt)(?:\.[\w.]+)?(?:\s[^<>]*=[^<>]*)?\s*/?>|</v\s*>"
-    r"|<\d[\d:.,]*>|\{\\[^{}\s]*\}",
+    r"|<lang\s+[\w-]+>|<\d[\d:.,]*>|\{\\[^{}\s]*\}",
     re.I,
 )
 _ENTITY = re.compile(r"&#?\w{2,32};")

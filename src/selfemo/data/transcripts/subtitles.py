@@ -192,8 +192,9 @@ def _cues(f: IO[str], path: Path, layout: _Layout, leave_out: LeaveOut) -> Itera
         else:
             body.append((line, text))
     _hand_over(comment, line if layout.first else 0, leave_out)
-    if broken[0]:
-        leave_out("subtitles that are cut off", broken[1], broken[0])
+    cut = _cut_off(body, layout, last, broken[0] > 0) + [broken] * (broken[0] > 0)
+    if cut:
+        leave_out("subtitles that are cut off", "\n".join(said for _, said in cut), cut[0][0])
     if cue:
         cue.body = body
         yield cue
@@ -224,6 +225,18 @@ def _take_number(
     text = body[end - 1][1].strip()
     del body[end - 1 :]
     return text, number
+
+
+def _cut_off(
+    body: list[tuple[int, str]], layout: _Layout, last: int | None, times: bool
+) -> list[tuple[int, str]]:
+    """Take the number of a subtitle that the end of the file cuts off, after it or in its times."""
+    kept = list(body)
+    _, number = _take_number(body, layout, last, False)
+    if times or (last is not None and number == last + 1):
+        return [(line, text) for line, text in kept[len(body) :] if text.strip()]
+    body[:] = kept
+    return []
 
 
 def _take_identifier(body: list[tuple[int, str]], leave_out: LeaveOut) -> None:
