@@ -101,9 +101,9 @@ def lost_subtitle_words(text: str, heard: Heard, path: Path) -> Counter[str]:
 
 _STAMP = r"-?(?:(?:\d+:){2}\d{1,2}[:;]\d{1,3}|(?:\d+\s?:\s?){1,2}\d{1,2}(?:\s?[.,]\s?\d{1,9})?)"
 _BETWEEN = r"(?:\s*(?:[-=~\u2010-\u2015\u2212\s]*(?:>|&gt;)|\u2192)\s*|[\s,;|/\u2013\u2014-]+)"
-_TIMES = re.compile(rf"^\s*(?:\d+\s+)?[\[(]?\s*{_STAMP}{_BETWEEN}{_STAMP}(?![.,:;]?\d)")
+_TIMES = re.compile(rf"^\s*(?:\d+\s+)?[\[(]?\s*{_STAMP}{_BETWEEN}{_STAMP}(?![\w.,:;])")
 _TAG = re.compile(
-    r"<\s?/?\s?(?:[ibus]|c|em|strong|font|span|lang|ruby|rt)(?:\.[\w.]+)?(?:\s[^<>]*=[^<>]*)?\s*/?>|</v\s*>"
+    r"<\s?/?\s?(?:[ibus]|c|em|strong|font|span|lang|ruby|rt)(?:\.[\w.]+)?(?:\s[^<>]*=[^<>]*)?\s*/?>"
     r"|<lang\s+[\w-]+>|<\d[\d:.,]*>|\{\\[^{}\s]*\}",
     re.I,
 )
@@ -120,12 +120,12 @@ def subtitle_words(text: str) -> str:
     for line in reversed(lines):
         stamps = _TIMES.match(line)
         if stamps:
-            line, times_follow = line[stamps.end() :].replace("<", " <"), True
-        elif times_follow and re.fullmatch(r"\s*#?\s*\d{1,9}\s*[.:)]?\s*", line):
+            line = line[stamps.end() :].replace("<", " <")
+        if times_follow and re.fullmatch(r"\s*#?\s*\d{1,9}\s*[.:)]?\s*", line):
             line = ""
-        elif line.strip():
-            times_follow = False
-        line = re.sub(r"^\s*WEBVTT\b", " ", re.sub(r"\\[Nn]|<br\s*/?>|\[br\]", " ", line, flags=re.I))
+        times_follow = bool(stamps) or (times_follow and not line.strip())
+        line = re.sub(r"^\s*WEBVTT\b", " ", re.sub(r"\\[Nn]|<br ?/?>|\[br\]", " ", line, flags=re.I))
+        line = re.sub(r"</v\s*>", " ", line, flags=re.I)
         line = re.sub(r"<v(?:\.[^\s<>]*)?(\s[^<>]*)?>", r" \1 ", line, flags=re.I)
         line = _TAG.sub("", _ENTITY.sub(lambda e: html.unescape(e[0]), _TAG.sub("", line)))
         kept.append(line)

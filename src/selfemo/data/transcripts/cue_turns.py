@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from selfemo.data.transcripts.names import Names, ends_sentence, parted
 
-_BREAK = re.compile(r"<br\s*/?>|(?<!:)\\[Nn]|\[br\]", re.I)
+_BREAK = re.compile(r"<br ?/?>|(?<!:)\\[Nn]|\[br\]", re.I)
 # The tags of SubRip and WebVTT alone: "<laughs>" and "2 < 3" are text.
 _TAG = re.compile(
     r"<\s?/?\s?(?:[ibus]|em|strong|ruby|rt|c|lang|font|span|p|div)(?:\.[^\s<>]*)?"
@@ -36,13 +36,14 @@ _SAID = re.compile(
     re.I,
 )
 _CREDIT = re.compile(
-    r"(?:https?://|www\.|\b)(?:opensubtitles|addic7ed|podnapisi|subscene|tvsubtitles|yify-?subtitles|amara)\."
-    r"(?:org|com|net|tv)|\bosdb\.link\b|"
+    r"(?:https?://|www\.|\b)(?:opensubtitles|addic7ed|podnapisi|subscene|tvsubtitles|yts|yify-?subtitles|amara)\."
+    r"(?:org|com|net|tv|mx|am|lt|ag)|\bosdb\.link\b|"
     r"^\W*(?:(?:english |sdh )?(?:subtitles?|captions?|closed captions?|captioned|subtitled|subs|synced|sync)"
-    r"(?: (?:and|&|,) ?(?:corrected|synced|corrections))*|resync(?:ed)?|ripped|untertitel|sous-titres|"
+    r"(?: (?:and|&|,) ?(?:corrected|synced|corrections))*|resync(?:ed)?|ripped|transcripts?|transcribed|"
+    r"captioning made possible|untertitel(?:ung)?|sous-titres|"
     r"subt\u00edtulos|sottotitoli|legendas|ondertiteling|\u0441\u0443\u0431\u0442\u0438\u0442\u0440\u044b)"
     r"(?: (?:edited|created|made|provided|translated|synchronized|realizados))?"
-    r"(?: (?:by|von|par|por|di|a cura di|door|im auftrag)\b|\s*:)",
+    r"(?: (?:by|von|des|par|por|di|a cura di|door|im auftrag)\b|\s*:)",
     re.I,
 )
 
@@ -135,7 +136,7 @@ def _pieces(raw: Sequence[str]) -> list[_Piece]:
         for tag in _VOICE.finditer(line):
             found.append(_Piece(_plain(line[at : tag.start()]), voice, opens, closed))
             closed = tag["name"] is None and tag[0].startswith("</")
-            voice = None if closed else _unescaped(tag["name"] or "").strip()
+            voice = None if closed else _plain(tag["name"] or "")
             at, opens = tag.end(), not closed
         found.append(_Piece(_plain(line[at:]), voice, opens, closed))
     return [p for p in found if p.text or p.opens]
@@ -269,6 +270,8 @@ def _without_sounds(turns: Sequence[_Turn], leave_out: LeaveOut) -> Iterator[Cue
     for turn in turns:
         label = " ".join(filter(None, (turn.speaker, turn.aside)))
         whole = " ".join(turn.parts)
+        if not _EDGES.sub("", whole) and not re.search(r"[.?!\u2026]", whole):
+            whole = ""
         if not whole:
             leave_out("names without speech", label)
             continue

@@ -15,6 +15,7 @@ from enum import IntEnum
 
 from selfemo.data.transcripts.names_words import (
     FUNCTION,
+    MANNERS,
     OPENING,
     ORDINARY,
     PARTICLES,
@@ -46,6 +47,8 @@ _ENDS = re.compile(
 )
 _JOINS = re.compile(r"[\s,&/+]+")
 _ADVERB = re.compile(r"[^\W\d_]{2}(?:ing|(?<!\b(?:emi|kel|sal|mol|bil|hol|pol|lil|car))ly)$")
+# "Thunderclap", "doorbells": no list is whole.
+_LONG_SOUNDS = tuple(s for s in SOUNDS if len(s) > 4)
 _BEGINS = {"i", "i'm", "it's", "that's", "here's", "what's"}
 _VIA = re.compile(r"\s+(?:on|over|through|via|from|off|in)\s+\S.*$", re.I)
 
@@ -104,7 +107,9 @@ def is_sound(inside: str) -> bool:
     words = _words(inside)
     if not any(map(_cased, inside)):
         return any(s in inside for s in SOUND_SIGNS) or any(w in SOUNDS for w in words)
-    return any(_stems(w) & SOUNDS or _ADVERB.search(w) for w in words)
+    if inside.split()[:1] and inside.split()[0].lower() in MANNERS:
+        return True
+    return any(_stems(w) & SOUNDS or _ADVERB.search(w) or w.startswith(_LONG_SOUNDS) for w in words)
 
 
 class Names:
@@ -180,7 +185,7 @@ class Names:
         labelled, some, in_capitals, q_and_a, _ = self._settle()
         form, key = _form(head.name), _key(head.name)
         numbered = _NUMBERED.fullmatch(head.name) is not None
-        often = self._opening[key]
+        often = self._opening[key] + self._inside[key]
         # "TOM:Hello" is a name, "re:invent" none.
         if line and re.match(r"[^\s:\uff1a]", line[head.end :]) and line[head.end - 1] == ":":
             if (
@@ -261,8 +266,10 @@ def _before_colon(line: str) -> Head | None:
 def _in_brackets(line: str) -> Head | None:
     """What stands in brackets at the start of a line: a name, or a sound."""
     found = _BRACKET.match(line)
-    if found is None or not (inside := " ".join(found["inside"].split())):
+    if found is None or not (inside := " ".join(found["inside"].split()).strip(" :\uff1a")):
         return None
+    if inside.endswith("\u306e\u58f0"):  # the voice of somebody, in Japanese
+        return Head(inside[:-2], inside[-2:], found.end())
     first, _, manner = inside.partition(",")
     if manner and (is_sound(manner) or _VIA.match(manner)):
         return Head(first.strip(), manner.strip(), found.end())

@@ -167,7 +167,7 @@ SOUNDS = _words(
     smiling nodding shrug spit swallow kiss smack slurp crunch munch chomp pop snap crack crackle drip
     gurgle whir whoosh thump pound tap stomp clink jingle chime toll tick drum guitar piano orchestra
     band instrumental dramatic suspenseful upbeat gentle soft tense ominous melancholy cheerful bird dog
-    cat crowd audience baby everyone people machine car train plane in on at to through with and no
+    cat crowd audience baby everyone people machine car train plane
     lacht lachen seufzt seufzer musik applaus gelächter schreit flüstert weint hustet rire rires soupir
     soupire musique applaudissements crie chuchote pleure risa risas suspira suspiro música aplausos
     grita susurra llora ríe risata risate sospira musica applausi grida sussurra piange risos palmas
@@ -177,6 +177,9 @@ SOUNDS = _words(
     """
 )
 """Sounds, manners and languages in brackets, in their shortest form (names.py takes endings off)."""
+
+MANNERS = _words("in on to at with through over from under into")
+"""Words that begin a manner in brackets ("in Spanish", "to himself")."""
 
 SOUND_SIGNS = _words("音 声 聲 笑 泣 叫 歌 曲 拍手 チャイム ため息 소리")
 """Signs that a bracket in a script without capitals is a sound."""

@@ -26,7 +26,7 @@ _FULL = r"\d+:\d{1,2}:\d{1,2}[.,]\d{1,9}"
 _HEADS = r"[\u2192\u21d2\u27f6\u2794\u2799\u279c\u27a1]\ufe0f?"
 _ARROW = rf"(?:-(?:\s?-){{0,2}}\s?(?:>|&gt;)|[=~]>|[\u2010-\u2015\u2212]+\s?>|{_HEADS})"
 _TIMES = re.compile(
-    rf"\s*(?:(?P<number>\d{{1,9}})\s+)?[\[(]?\s*(?P<start>{_STAMP})\s*{_ARROW}\s*(?P<end>{_STAMP})(?![.,:;]?\d)"
+    rf"\s*(?:(?P<number>\d{{1,9}})\s+)?[\[(]?\s*(?P<start>{_STAMP})\s*{_ARROW}\s*(?P<end>{_STAMP})(?![\w.,:;])"
     r"[\])]?(?P<rest>.*)"
 )
 _PAIR = re.compile(rf"\s*(?P<start>{_FULL})[\s,;|/\u2013\u2014-]{{1,5}}(?P<end>{_FULL})\s*")
