@@ -1,4 +1,4 @@
-"""Transcripts and subtitles as turns: what each form says, and where each mistake is."""
+"""Transcripts as turns: what each form says, and where each mistake is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.data.transcripts import OTHER_SPEAKER, SPEAKER, ReadSettings, SourceTurn, read_turns
+from selfemo.data.transcripts import SPEAKER, ReadSettings, SourceTurn, read_turns
 from selfemo.errors import DataError
 
 
@@ -59,48 +59,6 @@ def test_a_date_or_a_time_is_no_name(tmp_path: Path, line: str, before: str) -> 
         read(tmp_path, "t.txt", f"{before}{line}\n")
 
 
-SRT = """\ufeff1
-00:00:01,000 --> 00:00:02,500
-<i>ANN: Who is there?</i>
-
-2
-00:00:03,000 --> 00:00:04,000
-- Me.
-- {\\an8}Who is me?
-
-3
-00:01:00,000 --> 00:01:02,000
-It rains
-in Spain.
-"""
-
-
-def test_srt_speakers_dashes_and_scenes(tmp_path: Path) -> None:
-    turns = read(tmp_path, "s.srt", SRT.replace("\n", "\r\n"))
-    assert said(turns) == [
-        ("s-1", "ANN", "Who is there?"),
-        ("s-1", SPEAKER, "Me."),
-        ("s-1", OTHER_SPEAKER, "Who is me?"),
-        ("s-2", SPEAKER, "It rains in Spain."),
-    ]
-    assert turns[0].fields == {"start": "00:00:01,000", "end": "00:00:02,500"}
-    one_scene = read(tmp_path, "s.srt", SRT, ReadSettings(gap=0))
-    assert {t.conversation for t in one_scene} == {"s-1"}
-
-
-def test_vtt_voices_notes_and_settings(tmp_path: Path) -> None:
-    vtt = (
-        "WEBVTT - Title\nKind: captions\n\nNOTE\na --> comment\n\nSTYLE\n::cue {}\n\n"
-        "intro\n00:01.000 --> 00:02.000 align:start\n<v Ann>Hi &amp; <b>welcome</b></v>\n<v Bo>Hello\n\n"
-        "00:03.000 --> 01:00:04.000\n<00:03.500>Bye\n"
-    )
-    assert said(read(tmp_path, "v.vtt", vtt)) == [
-        ("v-1", "Ann", "Hi & welcome"),
-        ("v-1", "Bo", "Hello"),
-        ("v-1", SPEAKER, "Bye"),
-    ]
-    direct = "WEBVTT\n00:01.000 --> 00:02.000\nHi\n"
-    assert said(read(tmp_path, "v.vtt", direct)) == [("v-1", SPEAKER, "Hi")]
 
 
 @pytest.mark.parametrize(
@@ -108,9 +66,6 @@ def test_vtt_voices_notes_and_settings(tmp_path: Path) -> None:
     [
         ("a.txt", "Ann: hi\nno name here\n", "a.txt:2: is no `Name: text`"),
         ("a.txt", "Ann:\nBo: hi\n", "a.txt:1: Ann says nothing"),
-        ("a.srt", "1\nhello\n", "a.srt:1: a subtitle needs its times"),
-        ("a.srt", "1\n00:00:01 --> later\nhello\n", "a.srt:2: these are no times"),
-        ("a.vtt", "00:01.000 --> 00:02.000\nHi\n", "a.vtt:1: is no WebVTT"),
         ("a.pdf", "x", "a.pdf: of no known form"),
     ],
 )
