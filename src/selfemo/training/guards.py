@@ -139,14 +139,14 @@ def about_silence(record: Mapping[str, Any], config: Config) -> str:
     shares = f"mean R1 {record['r1']:.3f}, {record['parse_rate']:.0%} can be read"
     if record["parse_rate"] < 0.5:
         cut = f", {record['truncated']:.0%} are cut by sampling.max_new_tokens = {sampling.max_new_tokens}"
-        help_ = "a longer cold start (sft.epochs, sft.max_samples) teaches the format"
+        advice = "a longer cold start (sft.epochs, sft.max_samples) teaches the format"
         shares += cut if record["truncated"] else ""
     else:
-        help_ = (
+        advice = (
             "a higher sampling.temperature, a larger sampling.group_size or a shorter cold start makes the "
             f"completions of a prompt differ (now {sampling.temperature:g} and {sampling.group_size})"
         )
     return (
         f"the rewards teach nothing: in all groups ({record['prompts']}) the {sampling.group_size} "
-        f"completions earn the same ({shares}). {learned}. What may help: {help_}"
+        f"completions earn the same ({shares}). {learned}. What may help: {advice}"
     )
