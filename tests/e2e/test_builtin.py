@@ -7,7 +7,9 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.data import load
 from selfemo.method.parsing import parse
-from selfemo.method.prompts import conversation_prompts, format_completion, gold_completion
+from selfemo.method.prompts import conversation_prompts, format_completion, gold_completion, messages
 from selfemo.method.types import Completion
 
 BUILTIN = "builtin:smollm2-135m"
@@ -58,6 +60,27 @@ def policy() -> Any:
     from selfemo.models.loading import load_policy
 
     return load_policy(BUILTIN, "cpu")
+
+
+@pytest.mark.slow
+def test_prompts_are_those_of_every_earlier_version(policy: Any) -> None:
+    """To the byte: runs and checkpoints of earlier versions read them. Nothing of the template is mended."""
+    from selfemo.models.chat_template import mend, probe
+    from selfemo.models.tokenizers import check_text, load_tokenizer
+
+    system, user = (m["content"] for m in messages(probe()))
+    ids = policy.encode(messages(probe()))
+    assert policy.tokenizer.decode(ids) == (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    digest = "0e41ff4d4cf1ce296dc49ef7d19405e85c8e5d5e38ceba16be6ec2df5667a00c"  # of the version before
+    assert sha256(repr(ids).encode()).hexdigest() == digest
+    assert policy.end_ids == {policy.end_id} == {policy.tokenizer.eos_token_id} and policy.spare is None
+    reader = load_tokenizer(BUILTIN)
+    assert mend(reader.tokenizer).notes == () == reader.mended.notes
+    start = time.perf_counter()
+    assert check_text(reader, policy.core.config.vocab_size) == []
+    assert time.perf_counter() - start < 1  # 0.06 s on a quiet machine
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_models(tiny_model: Path, tmp_path: Path) -> None:
     assert finding.state == "missing" and "no config.json" in finding.found and not place
     whole = tmp_path / "whole"
     whole.mkdir()
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (whole / name).write_bytes((tiny_model / name).read_bytes())
     assert "without checksums" in doctor.check_model(str(whole))[0].found
     sums = {n: sha256(whole / n) for n in ("config.json", "model.safetensors")}

@@ -143,7 +143,11 @@ class ModelReference:
             require("reading a GGUF file", *_GGUF_READER)
         if self.kind == "hub" and not _in_hub_cache(self.path):
             _ask_hub(self.path)
-        if self.kind in ("folder", "checkpoint"):
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """`check_files` of a folder without checksums, which say more where there are any."""
+        if self.kind in ("folder", "checkpoint") and not (Path(self.path) / CHECKSUMS).exists():
             check_files(Path(self.path))
 
     def folder(self) -> str:
@@ -163,8 +167,7 @@ class ModelReference:
                 f"{self.text}: a run keeps no copy of the model that it began with; give model.id of "
                 f"{self.run}/{CONFIG_FILE} instead"
             )
-        if self.kind in ("folder", "checkpoint"):
-            check_files(Path(self.path))
+        self._check_files()
         if self.kind not in ("builtin", "gguf"):
             return self.path
         target = self._converted()
