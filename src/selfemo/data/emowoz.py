@@ -80,7 +80,7 @@ class EmoWoz(Adapter):
                 source.fail(raw.count("\n", 0, at) + 1 if at >= 0 else None, f"dialogue {identity[:60]}: {e}")
                 continue
             split = splits[identity]
-            name = f"{self.name}-{split}-{identity.removesuffix('.json')}"
+            name = f"{self.name}-{split}-{source.clean(identity.removesuffix('.json'))}"
             found.append(Conversation(name, self.name, split, turns, self.label_set))
         return found
 

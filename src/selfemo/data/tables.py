@@ -157,7 +157,8 @@ class _Reading:
         who = value_of(row, config.speaker) if config.speaker else None
         felt = value_of(row, config.emotion) if config.emotion else None
         if config.conversation:
-            key = "" if (value := value_of(row, config.conversation)) is None else str(value).strip()
+            value = value_of(row, config.conversation)
+            key = "" if value is None else source.clean(str(value), line)
             if not key:
                 raise ValueError(f"names no conversation ({config.conversation!r} is empty)")
             row_number = self.rows[split, key]
