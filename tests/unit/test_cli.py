@@ -79,7 +79,7 @@ def test_the_version() -> None:
         ("selfemo evolve -c mine/", []),
         ("selfemo evaluate x --split ", ["dev", "test"]),
         ("selfemo coldstart generate x --split t", ["train", "test"]),
-        ("selfemo predict x --labels e", ["emorynlp"]),
+        ("selfemo predict x --labels e", ["emorynlp", "emowoz"]),
         ("selfemo evolve --engine ", ["local", "verl"]),
     ],
 )

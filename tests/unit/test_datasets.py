@@ -298,7 +298,9 @@ def test_jsonl_ids_are_unique(tmp_path: Path) -> None:
         load(str(path))
 
 
-plain = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20)
+# Without the letters that begin text which looks encoded twice.
+letters = st.characters(exclude_categories=["C", "Z"], exclude_characters="ÂÃâð")
+plain = st.text(letters, min_size=1, max_size=20)
 
 
 @given(st.lists(st.tuples(plain, plain, st.sampled_from(LABEL_SETS["meld"].labels)), min_size=1, max_size=5))

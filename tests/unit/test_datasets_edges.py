@@ -448,7 +448,9 @@ def test_jsonl_knows_the_label_sets_and_lone_personas(tmp_path: Path) -> None:
 
 # -- Properties ------------------------------------------------------------------------------------
 
-word = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8)
+# Without the letters that begin text which looks encoded twice.
+letters = st.characters(exclude_categories=["C", "Z"], exclude_characters="ÂÃâð")
+word = st.text(letters, min_size=1, max_size=8)
 text = st.lists(word, min_size=1, max_size=4).map(" ".join)
 weights = st.dictionaries(
     st.sampled_from(LABEL_SETS["meld"].labels), st.floats(0.01, 1e6), min_size=1, max_size=3

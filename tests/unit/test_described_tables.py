@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from selfemo.cli import app
-from selfemo.config import load_table
+from selfemo.config.tables import load_table
 from selfemo.data import detect, load
 from selfemo.data.base import LoadReport, SourceFile
 from selfemo.data.table_files import read_table, value_of
@@ -166,6 +166,9 @@ def test_all_mistakes_of_a_description_are_told_at_once(tmp_path: Path) -> None:
         "two or more, each once",
     ):
         assert part in str(e.value)
+    path = describe(tmp_path, path="x", text="t", speakers=["A"], emotion="e", labels=["calm", " "])
+    with pytest.raises(ConfigError, match="labels must be two or more, each once and none empty"):
+        load_table(path)
     path.write_text("text = ")
     with pytest.raises(ConfigError, match="cannot be read as TOML"):
         load_table(path)
@@ -210,6 +213,18 @@ def test_broken_rows(
         assert [s[1] for s in lenient.report.skipped] == [4] and len(lenient.conversations) == 1
 
 
+def test_speakers_take_turns_by_number(tmp_path: Path) -> None:
+    rows = [{"dlg": "a", "n": n, "said": text} for n, text in ((3, "Two."), (2, "One."), (5, "Four."))]
+    csv_file(tmp_path / "talk.csv", tuple(rows))
+    settings = {**SETTINGS, "speaker": None, "speakers": ["Ann", "Ben"], "emotion": None, "labels": None}
+    (c,) = load(str(describe(tmp_path, **settings))).conversations
+    assert [(t.speaker, t.text) for t in c.turns] == [("Ann", "One."), ("Ben", "Two."), ("Ben", "Four.")]
+    csv_file(tmp_path / "talk.csv", tuple({**r, "said": "" if r["n"] == 2 else r["said"]} for r in rows))
+    by_row = describe(tmp_path, **{**settings, "turn": None})
+    (c,) = load(str(by_row), lenient=True).conversations
+    assert [t.speaker for t in c.turns] == ["Ann", "Ann"], "the row that is left out had its turn"
+
+
 def test_lists_of_other_lengths(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"t": ["x", "y"], "w": ["A"], "e": 0}\n{"t": [], "w": []}\n{"t": ["x"], "w": ["A"], "e": [0]}\n'
@@ -231,6 +246,8 @@ def test_lists_of_other_lengths(tmp_path: Path) -> None:
         ("a.json", b'{"a": 1}', "must be a JSON list of objects"),
         ("a.json", b"[1]", "a.json:1: a row must be a JSON object"),
         ("a.json", b"[", "broken JSON"),
+        ("a.json", b"[" * 100_000, "nested too deep"),
+        ("a.json", b'[{"t": ' + b"9" * 5000 + b"}]", "broken JSON"),
         ("a.csv", b"t,w\nx\n", "a.csv:2: has too few fields (1 for 2 columns)"),
         ("a.csv", b"", "is empty"),
         ("a.xlsx", b"x", "is of no known kind of table"),
@@ -287,6 +304,19 @@ def test_a_described_table_is_evaluated(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert json.loads((out / "scores.json").read_text())["scores"]["chats"]["accuracy"][0] == 0.5
+
+
+def test_class_names_that_are_no_label_set(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"t": datasets.Value("string"), "e": datasets.ClassLabel(names=["Joy", "joy"])}
+    )
+    data = datasets.Dataset.from_dict({"t": ["Hm."], "e": [0]}, features=features)
+    data.to_parquet(str(tmp_path / "test.parquet"))
+    path = describe(tmp_path, path="test.parquet", text="t", emotion="e", speakers=["A"], conversation="t")
+    with pytest.raises(
+        DataError, match=r"names its classes Joy, joy, which are no labels.*labels = \[\.\.\.\]"
+    ):
+        load(str(path))
 
 
 def test_numbers_of_classes_inside_records(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ class TableConfig(BaseModel):
             wrong.append("turn orders the rows of a conversation; name its column too (conversation)")
         if not self.emotion and (self.labels or self.none):
             wrong.append("labels and none are of the emotion column, which is not named (emotion)")
-        if self.labels and len({e.strip().lower() for e in self.labels}) < max(2, len(self.labels)):
-            wrong.append("labels must be two or more, each once")
+        if self.labels and len({e.strip().lower() for e in self.labels} - {""}) < max(2, len(self.labels)):
+            wrong.append("labels must be two or more, each once and none empty")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -43,7 +43,10 @@ class Cped(Adapter):
         described: dict[str, dict[str, Persona]] = {}
 
         def turn(line: int, row: dict[str, str]) -> tuple[str, int, Utterance]:
-            dialogue, number = row["Dialogue_ID"].strip(), row["Utterance_ID"].strip().rpartition("_")[2]
+            dialogue, number = (
+                source.clean(row["Dialogue_ID"], line),
+                row["Utterance_ID"].strip().rpartition("_")[2],
+            )
             if not dialogue or not (number.isascii() and number.isdigit()):
                 raise ValueError(
                     "Dialogue_ID must be there, and Utterance_ID end with a number, as 01_002_003"

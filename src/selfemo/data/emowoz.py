@@ -80,7 +80,7 @@ class EmoWoz(Adapter):
                 source.fail(raw.count("\n", 0, at) + 1 if at >= 0 else None, f"dialogue {identity[:60]}: {e}")
                 continue
             split = splits[identity]
-            name = f"{self.name}-{split}-{identity.removesuffix('.json')}"
+            name = f"{self.name}-{split}-{source.clean(identity.removesuffix('.json'))}"
             found.append(Conversation(name, self.name, split, turns, self.label_set))
         return found
 
@@ -126,6 +126,8 @@ def _object(source: SourceFile, raw: str) -> dict[str, Any]:
         raise DataError(f"broken JSON: {e.msg}", source.path, e.lineno) from None
     except RecursionError:
         raise DataError("JSON is nested too deep", source.path) from None
+    except ValueError as e:  # a number of thousands of digits
+        raise DataError(f"broken JSON: {e}", source.path) from None
     if not isinstance(item, dict):
         raise DataError("must be a JSON object", source.path)
     return item

@@ -135,6 +135,8 @@ def _json_list(source: SourceFile) -> list[tuple[int, dict[str, Any]]]:
         raise DataError(f"broken JSON: {e.msg}", source.path, e.lineno) from None
     except RecursionError:
         raise DataError("JSON is nested too deep", source.path) from None
+    except ValueError as e:  # a number of thousands of digits
+        raise DataError(f"broken JSON: {e}", source.path) from None
     if not isinstance(items, list):
         raise DataError("must be a JSON list of objects, one a row", source.path)
     rows = []

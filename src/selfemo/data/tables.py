@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class _Reading:
         self.config, self.described, self.name = config, described, name
         self.labels: LabelSet | None = label_set_of(config.labels) if config.labels else None
         self.groups: dict[tuple[Split | None, str], list[Numbered]] = {}
-        self.rows = Counter[Split | None]()
+        self.rows = Counter[tuple[Split | None, str]]()
         self.source: SourceFile | None = None
 
     def add(self, source: SourceFile) -> None:
@@ -122,7 +123,14 @@ class _Reading:
 
     def _labels_of(self, table: Table) -> LabelSet:
         if names := table.class_names.get(self.config.emotion):
-            return label_set_of(names)
+            try:
+                return label_set_of(names)
+            except ValueError:
+                raise DataError(
+                    f"{self.config.emotion!r} names its classes {', '.join(names)}, which are no labels of "
+                    "their own; name them as labels = [...]",
+                    self.described,
+                ) from None
         values: Counter[str] = Counter()
         for _, row in table.rows:
             values.update(str(v) for v in _flat(value_of(row, self.config.emotion)) if v is not None)
@@ -149,16 +157,18 @@ class _Reading:
         who = value_of(row, config.speaker) if config.speaker else None
         felt = value_of(row, config.emotion) if config.emotion else None
         if config.conversation:
-            key = "" if (value := value_of(row, config.conversation)) is None else str(value).strip()
+            value = value_of(row, config.conversation)
+            key = "" if value is None else source.clean(str(value), line)
             if not key:
                 raise ValueError(f"names no conversation ({config.conversation!r} is empty)")
-            members = self.groups.setdefault((split, key), [])
-            number = _whole(value_of(row, config.turn)) if config.turn else len(members)
-            speaker = who if config.speaker else config.speakers[number % len(config.speakers)]
-            members.append((number, line, self._turn(source, line, speaker, said, felt)))
+            row_number = self.rows[split, key]
+            self.rows[split, key] += 1  # a row that is left out counts: others keep their speakers
+            number = _whole(value_of(row, config.turn)) if config.turn else row_number
+            turn = self._turn(source, line, who, said, felt)
+            self.groups.setdefault((split, key), []).append((number, line, turn))
             return
-        key = str(self.rows[split])
-        self.rows[split] += 1
+        key = str(self.rows[split, ""])
+        self.rows[split, ""] += 1
         turns = self._turns(source, line, said, who, felt)
         self.groups[split, key] = [(n, line, turn) for n, turn in enumerate(turns)]
 
@@ -169,22 +179,17 @@ class _Reading:
             if value is not None and (not isinstance(value, list) or len(value) != len(said)):
                 found = f"{len(value)} values" if isinstance(value, list) else "one value"
                 raise ValueError(f"text has {len(said)} turns, and {key} {found}")
-        names = self.config.speakers
         return [
-            self._turn(
-                source,
-                line,
-                who[n] if who is not None else names[n % len(names)] if names else None,
-                text,
-                felt[n] if felt is not None else None,
-            )
+            self._turn(source, line, None if who is None else who[n], text, None if felt is None else felt[n])
             for n, text in enumerate(said)
         ]
 
     def _turn(self, source: SourceFile, line: int, speaker: Any, text: Any, felt: Any) -> Utterance:
         if not isinstance(text, str):
             raise ValueError(f"the text is no text but {str(text)[:60]!r}")
-        name, words = source.clean("" if speaker is None else str(speaker), line), source.clean(text, line)
+        # Speakers who take turns are known once all turns of the conversation are.
+        named = self.config.speakers[0] if self.config.speakers else "" if speaker is None else str(speaker)
+        name, words = source.clean(named, line), source.clean(text, line)
         if not name or not words:
             raise ValueError("the utterance or its speaker is empty")
         return Utterance(name, words, self._emotion(felt))
@@ -214,9 +219,12 @@ class _Reading:
         found = []
         for (split, key), members in self.groups.items():
             assert self.source is not None
+            if names := self.config.speakers:
+                first = min(m[0] for m in members)
+                members = [
+                    (n, at, replace(t, speaker=names[(n - first) % len(names)])) for n, at, t in members
+                ]
             turns = ordered_turns(members, self.source) if self.config.turn else tuple(m[2] for m in members)
-            if not turns:
-                continue
             identity = f"{self.name}-{split}-{key}" if split else f"{self.name}-{key}"
             if split is None:
                 self.source.report.without_split.add(identity)
