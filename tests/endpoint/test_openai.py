@@ -223,6 +223,15 @@ def test_unknown_options_of_a_stream_are_refused_by_name(url: str) -> None:
     assert refusal(wrong) == ("unsupported", "stream_options.continuous_usage_stats")
 
 
+def test_odd_names_of_fields_are_refused_like_any(url: str) -> None:
+    headers = {"content-type": "application/json"}
+    for name in (r"\ud800", "é" * 500, "messages.0", " ", r"\u0000"):
+        body = f'{{"messages": [{{"role": "user", "content": "Hi."}}], "{name}": 1}}'.encode()
+        answer = httpx.post(url + route.CHAT, content=body, headers=headers, timeout=60)
+        assert answer.status_code == 400, answer.text
+        assert len(answer.json()["error"]["message"]) < 300
+
+
 def test_a_body_that_is_none_is_a_400_as_openais_clients_know_it(url: str) -> None:
     headers = {"content-type": "application/json"}
     for body in (b"", b"[]", b"7", b"{"):

@@ -66,17 +66,15 @@ def check_root_path(given: str, *, or_address: bool = False) -> str:
     Args:
         or_address: take the whole address too, such as https://example.org/emo.
     """
-    path, told = given, ""
-    if or_address:
-        told = ", or an address such as https://example.org/emo"
-        if given.lower().startswith(("http://", "https://")):
-            origin, slash, below = given.partition("://")[2].partition("/")
-            scheme = given.partition("://")[0].lower()
-            path = slash + below if _ORIGIN.fullmatch(f"{scheme}://{origin.lower()}") else "no path"
+    path = given
+    address = re.fullmatch(r"(https?://[^/]*)(.*)", given, re.IGNORECASE) if or_address else None
+    if address and _ORIGIN.fullmatch(address[1].lower()):
+        path = address[2]
     if path and not _ROOT_PATH.fullmatch(path):
+        other = ", or an address such as https://example.org/emo" if or_address else ""
         raise ConfigError(
             f"--root-path {given!r} is no path: it begins with / and has no blank, query or .., as in "
-            f"/emo{told}"
+            f"/emo{other}"
         )
     return given.rstrip("/")
 

@@ -115,8 +115,9 @@ class StreamOptions(BaseModel):
 
 
 class ChatCompletionBody(BaseModel):
-    """OpenAI's request. System messages are the persona. Fields that it does not name are refused, unless
-    they ask for nothing in the answer.
+    """OpenAI's request. System messages are the persona.
+
+    Fields that are not named here are refused, unless they ask for nothing in the answer.
     """
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"messages": _MESSAGES}]})
