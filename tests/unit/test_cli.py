@@ -31,7 +31,7 @@ def test_the_list_of_commands() -> None:
     named = {" ".join(c) for c in COMMANDS}
     assert named == {
         "", "evolve", "sft", "train", "selfplay", "predict", "serve", "chat", "evaluate", "table1",
-        "ablate", "judge", "analyse", "report", "doctor", "data", "data check", "personas",
+        "ablate", "judge", "analyse", "report", "doctor", "data", "data check", "data preview", "personas",
         "personas extract", "personas profiles", "personas cluster", "coldstart", "coldstart generate",
         "coldstart soften", "store", "store export", "store select",
     }  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.data.transcripts import SPEAKER, ReadSettings, SourceTurn, read_turns
+from selfemo.data.transcripts import ReadSettings, SourceTurn, read_turns
 from selfemo.errors import DataError
 
 
@@ -57,8 +57,6 @@ def test_a_date_or_a_time_is_no_name(tmp_path: Path, line: str, before: str) -> 
         DataError, match=r"t\.txt:\d: is no `Name: text`: .* has a date or a time where the name"
     ):
         read(tmp_path, "t.txt", f"{before}{line}\n")
-
-
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,10 @@ def preview(
     encoding: opt.Encoding = "",
     as_json: opt.AsJson = False,
 ) -> None:
-    """Show how `selfemo predict` reads a file: form, columns, speakers, what is left out, the first turns."""
+    """Show how `selfemo predict` reads a file.
+
+    Form, encoding, columns, speakers, what is left out and why, and the first turns.
+    """
     from itertools import islice
 
     from selfemo.cli.output import print_json, print_tables, print_text

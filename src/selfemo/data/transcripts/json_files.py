@@ -28,7 +28,7 @@ from selfemo.data.transcripts.columns import (
 )
 from selfemo.data.transcripts.reading import SPEAKER, Form, Reading, ReadSettings, SourceTurn
 from selfemo.errors import DataError
-from selfemo.method.types import LabelSet
+from selfemo.method.types import LabelSet, label_set_of
 
 _TURNS = (
     "turns", "messages", "utterances", "dialogue", "dialog", "conversation", "conversations", "segments",
