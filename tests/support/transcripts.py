@@ -107,7 +107,7 @@ _TAG = re.compile(
     r"|<lang\s+[\w-]+>|<\d[\d:.,]*>|\{\\[^{}\s]*\}",
     re.I,
 )
-_ENTITY = re.compile(r"&#?\w{2,32};")
+_ENTITY = re.compile(r"&#?[a-zA-Z0-9]{2,32};")
 
 
 def subtitle_words(text: str) -> str:

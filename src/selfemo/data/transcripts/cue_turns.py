@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from selfemo.data.transcripts.names import Names, ends_sentence, parted
+from selfemo.data.transcripts.names import MAX_NAME_CHARS, Names, ends_sentence, parted
 
 _BREAK = re.compile(r"<br ?/?>|(?<!:)\\[Nn]|\[br\]", re.I)
 # The tags of SubRip and WebVTT alone: "<laughs>" and "2 < 3" are text.
@@ -191,17 +191,22 @@ def _parted(pieces: Sequence[_Piece], names: Names) -> Iterator[_Piece]:
         spoken = dash.end() if dash else start
         head = names.at(text[spoken:])
         at = spoken + head.end if head else start
-        while cuts := [cut for cut in (_CHANGE.search(text, at), _inner(text, at, names)) if cut]:
-            cut = min(cuts, key=lambda c: c.start())
+        mark = _CHANGE.search(text, at)
+        while True:
+            if mark and mark.start() < at:
+                mark = _CHANGE.search(text, at)
+            cut = _inner(text, at, mark.start() if mark else len(text), names) or mark
+            if cut is None:
+                break
             yield _Piece(text[start : cut.start()].strip(), closed=piece.closed, changes=changes)
             changes, start, at = cut[0].strip().startswith(">>"), cut.end(), cut.end()
         yield _Piece(text[start:].strip(), closed=piece.closed, changes=changes)
 
 
-def _inner(text: str, at: int, names: Names) -> re.Match[str] | None:
+def _inner(text: str, at: int, end: int, names: Names) -> re.Match[str] | None:
     """The blank behind the end of a sentence where a dash or a name begins another speaker's."""
-    for blank in _INNER.finditer(text, at):
-        rest = text[blank.end() :]
+    for blank in _INNER.finditer(text, at, end):
+        rest = text[blank.end() : blank.end() + 2 * MAX_NAME_CHARS]
         dash = _DASH.match(rest)
         if dash and _begins_speech(rest[dash.end() :]):
             return blank

@@ -31,11 +31,14 @@ _TIMES = re.compile(
 )
 _PAIR = re.compile(rf"\s*(?P<start>{_FULL})[\s,;|/\u2013\u2014-]{{1,5}}(?P<end>{_FULL})\s*")
 _BROKEN = re.compile(
-    rf"^\W*\d+\s?:\s?\d[\d\s:.,;]*{_ARROW}|\d\W{{0,9}}-->|-->\W{{0,9}}\d|^\s*(?:\d+:)?\d{{1,2}}:\d\d[.,]\d{{3}}"
+    rf"^\W*\d+\s?:\s?\d[\d\s:.,;]*{_ARROW}|\d\W{{0,9}}-->|-->\W{{0,9}}\d"
+    r"|^\s*(?:\d+:\d{1,2}:\d{1,2}[.,]\d|\d{1,2}:\d\d[.,]\d{3}\s*(?:-|$))"
 )
 _NUMBER = re.compile(r"\s*#?\s*(?P<n>\d{1,9})\s*[.:)]?\s*")
 _COMMENT = re.compile(r"(?:NOTE|STYLE|REGION|WEBVTT)(?:\s.*|$)")
 _SETTING = re.compile(r"(?<!\S)(?:align|position|line|size|vertical|region|[XY][12]):[^\s<>]*", re.I)
+# Characters of a line whose white space is folded, so that no pattern has to look through it again and again.
+_LONG = 1000
 _TOUCHING = 0.1
 _INSTANT = 0.05
 
@@ -96,7 +99,8 @@ def _no_one(kind: str, text: str, line: int) -> None:
 
 def _numbered(f: Iterable[str]) -> Iterator[tuple[int, str]]:
     for line, raw in enumerate(f, 1):
-        yield line, raw.rstrip("\r\n").strip("\ufeff")
+        text = raw.rstrip("\r\n").strip("\ufeff")
+        yield line, text if len(text) < _LONG else " ".join(text.split())
 
 
 def _times(text: str) -> re.Match[str] | None:
@@ -269,7 +273,8 @@ def _without_settings(rest: str, line: int, leave_out: LeaveOut) -> str:
     """What stands behind the times, without where to show it."""
     if settings := " ".join(_SETTING.findall(rest)):
         leave_out("display settings", settings, line)
-    return _SETTING.sub("", rest).strip()
+    # A tag parts what it follows from the settings.
+    return _SETTING.sub("", rest.replace("<", " <")).strip()
 
 
 def _repeated(before: Sequence[Shown], now: Sequence[Shown]) -> int:
