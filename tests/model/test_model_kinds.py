@@ -20,6 +20,7 @@ from selfemo.models.generation.local import LocalGenerator, LocalSampler
 from selfemo.models.generation.own_format import OwnFormat
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
+from selfemo.models.packing import pack
 from selfemo.models.policy import Decoder, Policy
 from selfemo.models.tokenizers import load_tokenizer
 from selfemo.progress import NOTES
@@ -568,6 +569,25 @@ def test_a_window_shorter_than_the_context_is_told(
         shutil.copy(tiny_model / file, tmp_path / "m")
     load_(tmp_path / "m")
     assert len(notes) == 1 and "some of its layers look back 64 tokens" in notes[0]
+
+
+def test_a_prompt_beyond_a_table_of_positions_is_one_error(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 400, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 200}
+    GPT2LMHeadModel(GPT2Config(**sizes, eos_token_id=1, bos_token_id=None)).save_pretrained(tmp_path / "m")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_model / file, tmp_path / "m")
+    policy = load_(tmp_path / "m")
+    for prompt, new in ((192, 8), (193, 8), (201, 0)):
+        generator = LocalGenerator(policy, SamplingSettings(new))
+        if prompt + new <= 200:
+            generator.generate([Request([5] * prompt, 1, 0)])
+            continue
+        with pytest.raises(EngineError, match=f"may have {prompt + new} tokens, .* positions for 200; lower"):
+            generator.generate([Request([5] * prompt, 1, 0)])
+    with pytest.raises(EngineError, match="positions for 200"):
+        policy.rows([pack([[5] * 201])])
 
 
 def test_other_weights_bring_their_tokenizer_and_its_spare_rows(tiny_model: Path, tmp_path: Path) -> None:

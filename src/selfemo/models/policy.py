@@ -197,9 +197,13 @@ class Policy(_Encoder):
     spare: torch.Tensor | None = None
 
     def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
-        """Packed trees as rows on this device, with the mask or the plan of the attention path."""
+        """Packed trees as rows on this device, with the mask or the plan of the attention path.
+
+        Raises: EngineError: see `must_hold`.
+        """
         from selfemo.models import attention, flex
 
+        self.must_hold(max(len(path) for p in packs for path in p.paths))
         if self.attention == "flex" and max(map(len, packs)) >= flex.LEAST_TOKENS:
             multiple = math.lcm(multiple, flex.BLOCK)
             rows = to_rows(packs, self.device, multiple, masked=False)
@@ -208,6 +212,21 @@ class Policy(_Encoder):
             return to_rows(packs, self.device, multiple)
         rows = to_rows(packs, self.device, multiple, masked=False)
         return replace(rows, tree=attention.plan(packs, rows.input_ids.shape[1], self.device))
+
+    def must_hold(self, tokens: int) -> None:
+        """Check that a model whose positions are a table, as GPT-2's are, has so many of them.
+
+        Rotary positions have no last one, and what a model makes of those beyond its context is its own.
+
+        Raises: EngineError: it has not.
+        """
+        config = self.core.config
+        room = getattr(config, "max_position_embeddings", None)
+        if room is not None and tokens > room and not hasattr(config, "rope_parameters"):
+            raise EngineError(
+                f"{self.source or 'the model'}: a prompt with its completion may have {tokens} tokens, and "
+                f"the model has positions for {room}; lower prompt.max_tokens or the max_new_tokens in use"
+            )
 
     @property
     def joins_trees(self) -> bool:

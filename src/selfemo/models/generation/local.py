@@ -274,6 +274,8 @@ class LocalGenerator:
         self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
     ) -> list[list[RawCompletion]]:
         """See `Sampler.generate`."""
+        longest = max((len(r.prompt_ids) for r in requests), default=0)
+        self.policy.must_hold(longest + self.settings.max_new_tokens)
         results: list[list[RawCompletion | None]] = [[None] * r.n for r in requests]
         # What a constraint allows, and whether a caller goes on, is decided on the host.
         held = self.on_token or self.settings.no_repeat_ngram or any(r.constraints for r in requests)
