@@ -37,45 +37,6 @@ def test_csv_of_other_separators_and_columns(tmp_path: Path) -> None:
     assert said(turns) == [("7", "Jürgen", "schön")]
 
 
-def test_text_with_times_and_lines_that_go_on(tmp_path: Path) -> None:
-    text = "\n[00:12] Ann: Hi Bo:\n   are you there?\nBo: Yes\n\n\nDr. Cy Smith:\n  See https://x.y: now\n\n"
-    assert said(read(tmp_path, "t.txt", text)) == [
-        ("t-1", "Ann", "Hi Bo: are you there?"),
-        ("t-1", "Bo", "Yes"),
-        ("t-2", "Dr. Cy Smith", "See https://x.y: now"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("line", "speaker"),
-    [
-        ("2022-12-31 21:15 Ann: Hi", "Ann"), ("[2022-12-31T21:15:03Z] Ann: Hi", "Ann"),
-        ("31.12.2022, 21:15 - Ann: Hi", "Ann"), ("12/31/22 Ann: Hi", "Ann"), ("9:15 PM Ann: Hi", "Ann"),
-        ("21:15 Amy: Hi", "Amy"), ("21.15 - Ann: Hi", "Ann"), ("00:00:01.500 Ann: Hi", "Ann"),
-        ("50 Cent: Hi", "50 Cent"), ("24/7 Support: Hi", "24/7 Support"), ("007: Hi", "007"),
-        ("01.23.45.67.89: Hi", "01.23.45.67.89"), ("+49 151-23-45: Hi", "+49 151-23-45"),
-    ],
-)  # fmt: skip
-def test_a_date_or_a_time_before_the_name_is_left_out(tmp_path: Path, line: str, speaker: str) -> None:
-    assert said(read(tmp_path, "t.txt", f"Bo: Yes\n{line}\n"))[1:] == [("t-1", speaker, "Hi")]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "2022-12-31: Hi", "31/12/2022: Hi", "9:15: Hi", "At 9:15 he came", "Dec 31, 2022 9:15 PM - Ann: Hi",
-        "31 December 2022: Hi", "31 déc. 2022 à 21:15 - Ann: Hi", "Sat 31/12/2022 21:15 Ann: Hi",
-        "Ann (21:15): Hi", "12/31/22, 9:15 PM: Hi",
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("before", ["", "Bo: Yes\n"])
-def test_a_date_or_a_time_is_no_name(tmp_path: Path, line: str, before: str) -> None:
-    with pytest.raises(
-        DataError, match=r"t\.txt:\d: is no `Name: text`: .* has a date or a time where the name"
-    ):
-        read(tmp_path, "t.txt", f"{before}{line}\n")
-
-
 def test_jsonl_keeps_scene_and_labels(tmp_path: Path) -> None:
     lines = (
         '{"id": "a", "scene": "A bar.", "labels": ["calm", "upset"], '
@@ -99,8 +60,6 @@ def test_jsonl_keeps_scene_and_labels(tmp_path: Path) -> None:
         ("a.csv", "text\nHi\n \n", "a.csv:3: column text is empty"),
         ("a.csv", "thread,text\n1,a\n2,b\n1,c\n", "a.csv:4: conversation '1' goes on here"),
         ("a.csv", b"text\nsch\xf6n\n", "name its encoding by --encoding"),
-        ("a.txt", "Ann: hi\nno name here\n", "a.txt:2: is no `Name: text`"),
-        ("a.txt", "Ann:\nBo: hi\n", "a.txt:1: Ann says nothing"),
         ("a.jsonl", '{"id": "a", "turns": []}\n', "a.jsonl:1: the conversation is empty"),
         ("a.jsonl", "\n{\n", "a.jsonl:2: broken JSON"),
         ("a.pdf", "x", "a.pdf: of no known form"),

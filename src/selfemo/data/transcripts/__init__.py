@@ -10,7 +10,17 @@ from itertools import islice
 from pathlib import Path
 
 from selfemo.data.base import must_exist
-from selfemo.data.transcripts import json_lines, subtitles, tables, text, whatsapp
+from selfemo.data.transcripts import (
+    blocks,
+    irc,
+    json_lines,
+    plain,
+    subtitles,
+    tables,
+    text,
+    utterances,
+    whatsapp,
+)
 from selfemo.data.transcripts.encodings import encoding_of, opened
 from selfemo.data.transcripts.reading import (
     HEAD,
@@ -30,7 +40,9 @@ __all__ = [
 ]  # fmt: skip
 
 FORMS: dict[str, Form] = {
-    form.name: form for module in (tables, json_lines, whatsapp, text, subtitles) for form in module.FORMS
+    form.name: form
+    for module in (tables, json_lines, irc, blocks, whatsapp, utterances, plain, text, subtitles)
+    for form in module.FORMS
 }
 """By their names; of a suffix, the first that knows a file is taken."""
 SUFFIXES = tuple(dict.fromkeys(s for form in FORMS.values() for s in form.suffixes))
