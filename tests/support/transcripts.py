@@ -71,7 +71,10 @@ def lost_words(text: str, heard: Heard, path: Path, plain: Callable[[str], str] 
                 parts.append(turn.conversation)
         counted = [words(p) for p in parts]
         # A table's fields hold the text and the speaker once more.
-        counted += [w for w in map(words, _strings(turn.fields)) if w not in counted]
+        others = {k: v for k, v in turn.fields.items() if k not in ("time", "head")}
+        counted += [w for w in map(words, _strings(others)) if w not in counted]
+        # What text transcripts have beside a name may be said again in the text.
+        counted += [words(turn.fields[k]) for k in ("time", "head") if turn.fields.get(k)]
         for c in counted:
             found += c
     for _, left, _ in heard.left:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from selfemo.data.transcripts import Reading, read_turns
 from selfemo.data.transcripts.date_stamps import MARK
 from selfemo.data.transcripts.source import Source
-from selfemo.data.transcripts.whatsapp import FILES, MEDIA, SYSTEM, TAKEN_BACK, is_export, messages
+from selfemo.data.transcripts.whatsapp import EDITS, FILES, MEDIA, SYSTEM, TAKEN_BACK, is_export, messages
 from selfemo.errors import DataError
+from tests.support.transcripts import hear, lost_words
 
 ANDROID = """\
 3/9/25, 8:02 AM - Messages and calls are end-to-end encrypted. Only people in this chat can read them.
@@ -35,6 +36,10 @@ IPHONE = """\
 \u200e[09.03.25, 20:03:01] Ama: \u200eBild weggelassen
 [09.03.25, 20:03:09] Ama: Ja: gleich
 """
+
+
+def counting(gone: Counter[str]) -> Callable[[str, str, int], None]:
+    return lambda kind, text, line: gone.update([kind])
 
 
 def turns(path: Path, text: str, left_out: Counter[str]) -> list[tuple[str, str]]:
@@ -81,7 +86,7 @@ def test_an_export_of_an_iphone(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_dates_and_times_as_phones_write_them(line: str) -> None:
     assert is_export(line)
-    assert list(messages([line], Counter())) == [(1, "Ada", "Hi")]
+    assert [m[:3] for m in messages([line], counting(Counter()))] == [(1, "Ada", "Hi")]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,7 @@ def iphone(*said: str) -> list[str]:
 
 def read(lines: list[str]) -> tuple[list[tuple[str, str]], Counter[str]]:
     gone: Counter[str] = Counter()
-    return [(m.name, m.text) for m in messages(lines, gone)], gone
+    return [(m.name, m.text) for m in messages(lines, counting(gone))], gone
 
 
 @pytest.mark.parametrize(
@@ -165,6 +170,10 @@ def test_of_two_names_the_longer_one_is_who_did_it() -> None:
         (f"Nora: {APP}You added Nora.", SYSTEM), (f"Nora: {APP}Missed voice call", MEDIA),
         (f"Nora: {APP}Video call. {APP}No answer", MEDIA),
         (f"Nora: {APP}This message was deleted.", TAKEN_BACK),
+        (f"Nora: {APP}Deine Sicherheitsnummer für Nora hat sich geändert.", SYSTEM),
+        (f"Nora: {APP}Live-Standort wird geteilt", MEDIA), (f"Nora: {APP}Videonotiz weggelassen", MEDIA),
+        (f"Nora: {APP}Diese Nachricht wurde von einem Admin gelöscht.", TAKEN_BACK),
+        (f"Nora: {APP}Wartet auf diese Nachricht. Dies kann dauern.", MEDIA),
     ],
 )  # fmt: skip
 def test_what_an_iphone_says_in_the_name_of_somebody(line: str, gone: str) -> None:
@@ -232,7 +241,6 @@ def test_a_placeholder_of_any_language_by_the_marks_of_an_iphone() -> None:
         [APP + iphone("Nora: x")[0].replace("x", f"{APP}The cat: again"), f"{APP}<attached: cat.jpg>"],
         iphone(f"Nora: The cat: again {APP}image omitted"),
         iphone(f"Nora: The cat: again\n{APP}GIF omitted"),
-        iphone(f"Nora: The cat: again {APP}<attached: cat.jpg> {APP}<This message was edited>"),
     ],
 )
 def test_a_file_beside_a_caption(lines: list[str]) -> None:
@@ -249,7 +257,22 @@ def test_a_file_beside_a_caption(lines: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_the_mark_of_an_edited_message_is_cut_off(mark: str) -> None:
-    assert read(android(f"Nora: On Monday\nor later {mark}")) == ([("Nora", "On Monday\nor later")], {})
+    said = [("Nora", "On Monday\nor later")]
+    assert read(android(f"Nora: On Monday\nor later {mark}")) == (said, {EDITS: 1})
+
+
+def test_an_edited_caption() -> None:
+    line = f"Nora: The cat: again {APP}<attached: cat.jpg> {APP}<This message was edited>"
+    assert read(iphone(line)) == ([("Nora", "The cat: again")], {FILES: 1, EDITS: 1})
+
+
+def test_what_is_left_out_is_handed_over(tmp_path: Path) -> None:
+    text = ANDROID + "3/9/25, 8:07 PM - Nora: Late <This message was edited>\n"
+    heard = hear(tmp_path / "chat.txt", text)
+    assert not lost_words(text, heard, tmp_path / "chat.txt")
+    assert [t.fields["time"] for t in heard.turns][:2] == ["3/9/25, 8:02 AM", "3/9/25, 8:03 AM"]
+    assert heard.kinds()[MEDIA] == ["3/9/25, 8:04 AM - Nora: <Media omitted>"]
+    assert heard.kinds()[EDITS] == [" <This message was edited>"]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +324,7 @@ def test_each_word_is_in_a_turn_or_counted(
     entries = [one if isinstance(one, str) else f"{one[0]}: {one[1]}" for one in said]
     lines = [line for entry in entries for line in phone(entry)]
     gone: Counter[str] = Counter()
-    found = [(m.name, words(m.text)) for m in messages(lines, gone)]
+    found = [(m.name, words(m.text)) for m in messages(lines, counting(gone))]
     wanted = [(one[0], words(one[1])) for one in said if not isinstance(one, str)]
     assert found == [one for one in wanted if one[1]]
     assert gone[SYSTEM] == sum(isinstance(one, str) for one in said)
@@ -314,7 +337,7 @@ def test_whatever_the_text_nothing_goes_uncounted(said: list[tuple[str, str]], o
     phone = iphone if of_iphone else android
     lines = [line for name, text in said for line in phone(re.sub(r"[\r\n]", " ", f"{name}: {text}"))]
     gone: Counter[str] = Counter()
-    found = list(messages(lines, gone))
+    found = list(messages(lines, counting(gone)))
     assert len(found) + gone.total() - gone[FILES] == len(lines)
     for m in found:
         before, text, after = re.sub(MARK, "", lines[m.line - 1]).rstrip().rpartition(m.text)

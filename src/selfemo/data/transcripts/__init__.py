@@ -10,7 +10,18 @@ from itertools import islice
 from pathlib import Path
 
 from selfemo.data.base import must_exist
-from selfemo.data.transcripts import json_files, json_lines, subtitles, tables, text, whatsapp
+from selfemo.data.transcripts import (
+    blocks,
+    irc,
+    json_files,
+    json_lines,
+    plain,
+    subtitles,
+    tables,
+    text,
+    utterances,
+    whatsapp,
+)
 from selfemo.data.transcripts.encodings import encoding_of, opened
 from selfemo.data.transcripts.reading import (
     HEAD,
@@ -31,7 +42,7 @@ __all__ = [
 
 FORMS: dict[str, Form] = {
     form.name: form
-    for module in (tables, json_lines, json_files, whatsapp, text, subtitles)
+    for module in (tables, json_lines, json_files, irc, blocks, whatsapp, utterances, plain, text, subtitles)
     for form in module.FORMS
 }
 """By their names; of a suffix, the first that knows a file is taken."""

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from selfemo.data.transcripts.names_words import (
     FUNCTION,
@@ -82,6 +83,12 @@ def lead_end(line: str) -> int:
     """Where a line begins behind a dash or the ">>" of captions."""
     found = _LEAD.match(line)
     return found.end() if found else 0
+
+
+def could_be_name(words: str) -> bool:
+    """Whether words may be a name by themselves, or a name and a role ("Max, chair"): no sentence, and no
+    ordinary word before a colon."""
+    return all(_form(part.strip()) > _Form.ORDINARY for part in words.split(",", 1))
 
 
 def parted(name: str) -> tuple[str, str]:
@@ -278,6 +285,7 @@ def _in_brackets(line: str) -> Head | None:
     return Head(inside, "", found.end())
 
 
+@lru_cache(4096)
 def _form(name: str) -> _Form:
     """How much some words look like a name, by themselves."""
     numbered = _NUMBERED.fullmatch(name)

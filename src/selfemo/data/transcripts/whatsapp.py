@@ -16,22 +16,30 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from selfemo.data.transcripts import whatsapp_words as app
 from selfemo.data.transcripts.date_stamps import MARK, stamp_of_export
+from selfemo.data.transcripts.names import could_be_name
 from selfemo.data.transcripts.reading import Form, Reading, ReadSettings, SourceTurn
 
 SYSTEM, MEDIA = "lines of the system", "messages without text"
 FILES, TAKEN_BACK = "files beside a text", "deleted messages"
+EDITS = "marks of an edit"
+
+LeaveOut = Callable[[str, str, int], None]
+"""Takes (kind, text, line) of what is left out, as `Reading.leave_out`."""
 
 _APP = "\u200e"
-_MARKS = re.compile(MARK)
+# Between two letters a mark stays: without it they would be one word.
+_MARKS = re.compile(rf"(?<![^\W_])(?:{MARK})+|(?:{MARK})+(?![^\W_])")
 # A name ends at the first colon before a space: "Mum :): hi" is of "Mum :)".
 _SENDER = re.compile(r"(?P<name>[^\n]{1,100}?):(?=\s|$)")
+_AROUND = "[] :-\u2010\u2011\u2012\u2013\u2014\u2015\u202f\xa0"
+"""What stands around a date and its time."""
 _LONGEST = 60
 """A name of more characters must occur twice."""
 _QUOTES = (("\u201c", "\u201d"), ("\u201e", "\u201c"), ("\u201e", "\u201d"), ("\u00ab", "\u00bb"))
@@ -45,11 +53,12 @@ _SUFFIX = re.compile(rf"\s*{MARK}*<(?P<words>[^<>\n]{{2,80}})>{MARK}*\s*$")
 
 
 class Message(NamedTuple):
-    """A message: the line that it begins in, from 1; its sender; its text, in one line or several."""
+    """A message: the line that it begins in, from 1; its sender; its text, in one line or several; when."""
 
     line: int
     name: str
     text: str
+    time: str = ""
 
 
 @dataclass
@@ -84,9 +93,14 @@ class _Entry:
     """All that stands behind one date: `marked` with the app's mark before the date, `iphone` in brackets."""
 
     line: int
+    stamp: str
     marked: bool
     iphone: bool
     parts: list[str]
+
+    @property
+    def whole(self) -> str:
+        return self.stamp + "\n".join(self.parts)
 
 
 def is_export(line: str) -> bool:
@@ -109,31 +123,34 @@ def senders(lines: Iterable[str]) -> Senders:
     return found
 
 
-def messages(lines: Iterable[str], left_out: Counter[str], names: Senders | None = None) -> Iterator[Message]:
+def messages(lines: Iterable[str], leave_out: LeaveOut, names: Senders | None = None) -> Iterator[Message]:
     """The messages of an export in order.
 
     Args:
-        left_out: counts what is left out by SYSTEM, MEDIA, FILES and TAKEN_BACK.
+        leave_out: takes what is left out: SYSTEM, MEDIA, FILES, TAKEN_BACK and EDITS.
         names: `senders` of the same lines; None holds all lines to find them.
     """
     if names is None:
         lines = list(lines)
         names = senders(lines)
-    for entry in _entries(lines, left_out):
+    for entry in _entries(lines, leave_out):
         name, text = _sender_and_text(entry, names)
         reason = _no_message(name, text, entry, names)
         if reason is None:
-            said, files = _without_files(_without_edited(text), entry)
+            unedited, edit = _without_edited(text)
+            said, files = _without_files(unedited, entry)
             if said:
+                if edit:
+                    leave_out(EDITS, edit, entry.line)
                 if files:
-                    left_out[FILES] += 1
-                yield Message(entry.line, name, said)
+                    leave_out(FILES, "\n".join(files), entry.line)
+                yield Message(entry.line, name, said, _plain(entry.stamp).strip(_AROUND))
                 continue
             reason = MEDIA
-        left_out[reason] += 1
+        leave_out(reason, entry.whole, entry.line)
 
 
-def _entries(lines: Iterable[str], left_out: Counter[str]) -> Iterator[_Entry]:
+def _entries(lines: Iterable[str], leave_out: LeaveOut) -> Iterator[_Entry]:
     entry: _Entry | None = None
     for number, raw in enumerate(lines, 1):
         line = raw.rstrip("\r\n")
@@ -141,11 +158,12 @@ def _entries(lines: Iterable[str], left_out: Counter[str]) -> Iterator[_Entry]:
             if entry:
                 yield entry
             marks, bracket, _ = stamp[0].partition("[")
-            entry = _Entry(number, bool(bracket) and _APP in marks, bool(bracket), [line[stamp.end() :]])
+            marked = bool(bracket) and _APP in marks
+            entry = _Entry(number, stamp[0], marked, bool(bracket), [line[stamp.end() :]])
         elif entry:
             entry.parts.append(line)
         elif _plain(line):
-            left_out[SYSTEM] += 1
+            leave_out(SYSTEM, line, number)
     if entry:
         yield entry
 
@@ -196,7 +214,7 @@ def _no_message(name: str, text: str, entry: _Entry, names: Senders) -> str | No
 def _is_event(name: str, words: str, names: Senders) -> bool:
     """Whether words that an iPhone marks are of the system, although they stand behind a name."""
     silent = name not in names.talking
-    if app.ENCRYPTED.search(words) or (silent and name in names.chats):
+    if app.ENCRYPTED.search(words) or app.NOTICE.match(words) or (silent and name in names.chats):
         return True
     subject = names.subject(words)
     event = words[len(subject) :]
@@ -207,9 +225,11 @@ def _is_event(name: str, words: str, names: Senders) -> bool:
     )
 
 
-def _without_edited(text: str) -> str:
+def _without_edited(text: str) -> tuple[str, str]:
+    """A text without the mark of an edit, and that mark."""
     found = _SUFFIX.search(text)
-    return text[: found.start()] if found and app.EDITED.search(found["words"]) else text
+    edited = found is not None and app.EDITED.search(found["words"])
+    return (text[: found.start()], found[0]) if found and edited else (text, "")
 
 
 def _is_notice(words: str) -> bool:
@@ -217,18 +237,22 @@ def _is_notice(words: str) -> bool:
     return " " in words.strip() or not words.isascii()
 
 
-def _without_files(text: str, entry: _Entry) -> tuple[str, int]:
-    """A text without the names of files and what stands for them, and how many those were."""
+def _without_files(text: str, entry: _Entry) -> tuple[str, list[str]]:
+    """A text without the names of files and what stands for them, and what was cut off."""
     if app.NOTHING.fullmatch(_plain(text).rstrip(".")) or (entry.iphone and _is_call(text)):
-        return "", 1
-    lines = text.split("\n")
-    first = [""] if _is_file(lines[0]) else [_FILE_IPHONE.sub(_cut, lines[0])]
-    kept = [*first, *(_FILE_IPHONE.sub(_cut, line) for line in lines[1:])]
+        return "", [text]
+    lines, cut = text.split("\n"), list[str]()
+    if _is_file(lines[0]):
+        cut.append(lines[0])
+        kept = [""]
+    else:
+        kept = [_without_named(lines[0], cut)]
+    kept += [_without_named(line, cut) for line in lines[1:]]
     if entry.iphone:
         # Beside a file that is named, marked words are its caption.
         marked = entry.marked and kept == lines
-        kept = [_without_omitted(line, marked) for line in kept]
-    return _plain("\n".join(kept)), sum(k != line for k, line in zip(kept, lines, strict=True))
+        kept = [_without_omitted(line, marked, cut) for line in kept]
+    return _plain("\n".join(kept)), cut
 
 
 def _is_call(text: str) -> bool:
@@ -237,9 +261,17 @@ def _is_call(text: str) -> bool:
     return not before and app.CALL.fullmatch(re.split(rf"[.,]? *{_APP}", words)[0].rstrip(".")) is not None
 
 
-def _cut(file: re.Match[str]) -> str:
-    known = file["mark"] or app.ATTACHED.search(file["words"]) or re.fullmatch(_FILE_NAME, file["file"])
-    return "" if known else file[0]
+def _without_named(line: str, cut: list[str]) -> str:
+    """A line of an iPhone without the files that it names in `<...>`, which are added to `cut`."""
+
+    def without(file: re.Match[str]) -> str:
+        known = file["mark"] or app.ATTACHED.search(file["words"]) or re.fullmatch(_FILE_NAME, file["file"])
+        if known:
+            cut.append(file[0])
+        # Words on both sides stay two.
+        return " " if known else file[0]
+
+    return _FILE_IPHONE.sub(without, line)
 
 
 def _is_file(line: str) -> bool:
@@ -255,32 +287,40 @@ def _is_file(line: str) -> bool:
     )
 
 
-def _without_omitted(line: str, marked: bool) -> str:
+def _without_omitted(line: str, marked: bool, cut: list[str]) -> str:
     """A line of an iPhone without the words at its end that stand for a file ("image omitted")."""
     words = _plain(line)
     if app.KIND_OMITTED.fullmatch(words):
+        cut.append(line)
         return ""
     before, mark, notice = line.rpartition(_APP)
     short = len(notice.split()) <= 5 and len(notice) <= 40
     if not (mark and notice.strip() and short and (marked or app.OMITTED.search(notice))):
         return line
-    return "" if _DOCUMENT.fullmatch(before) else before
+    document = _DOCUMENT.fullmatch(before)
+    cut.append(line if document else notice)
+    return "" if document else before
 
 
 def _knows(head: list[str]) -> bool:
-    return is_export(next((line for line in head if line.strip()), ""))
+    first = next((line for line in head if line.strip()), "")
+    if not is_export(first):
+        return False
+    # Lines of other recorders begin with a time in brackets too; those of a chat have names.
+    named = (could_be_name(name) and not name[:1].islower() for name in senders(head).count)
+    return "[" not in first[:3] or any(named)
 
 
 def _read(f: IO[str], path: Path, settings: ReadSettings, reading: Reading) -> Iterator[SourceTurn]:
-    source, left_out = reading.source(path), reading.left_out
+    source = reading.source(path)
     names = senders(f)
     f.seek(0)
-    for m in messages(f, left_out, names):
+    for m in messages(f, reading.leave_out, names):
         name, text = source.clean(m.name, m.line), source.clean(m.text, m.line)
         if name and text:
-            yield SourceTurn(path.stem, name, text)
+            yield SourceTurn(path.stem, name, text, fields={"time": source.clean(m.time, m.line)})
         else:
-            left_out[MEDIA] += 1
+            reading.leave_out(MEDIA, f"{m.time} {m.name} {m.text}", m.line)
 
 
-FORMS = (Form("whatsapp", "WhatsApp's export of a chat", (".txt",), _knows, _read),)
+FORMS = (Form("whatsapp", "a chat as WhatsApp and Skype export it", (".txt",), _knows, _read),)

@@ -39,7 +39,7 @@ _OMITTED = _any(r"""
 _KIND = _any("""
     image | photo | video | video note | video message | voice message | audio | gif | sticker | document
     contact card
-    bild | foto | videonachricht | sprachnachricht | dokument | kontaktkarte
+    bild | foto | videonachricht | videonotiz | sprachnachricht | dokument | kontaktkarte
     imagen | vídeo | documento | tarjeta de contacto | imagem | áudio | figurinha | cartão do contato
     immagine | adesivo | scheda contatto | vidéo | autocollant | fiche de contact | afbeelding
     contactkaart
@@ -81,7 +81,8 @@ DELETED = re.compile(
     _any("""
     (?:this )?message (?:was )?deleted(?: by admin .{1,60})?
     you deleted this message(?: as admin| for everyone)?
-    (?:diese )?nachricht (?:wurde )?gelöscht | (?:du hast|sie haben) diese nachricht gelöscht
+    (?:diese )?nachricht (?:wurde )?(?:von einem admin )?gelöscht
+    (?:du hast|sie haben) diese nachricht gelöscht
     este mensaje (?:fue eliminado|se eliminó) | (?:se eliminó|has eliminado|eliminaste) este mensaje
     ce message a été supprimé | (?:vous avez|tu as) supprimé ce message
     mensagem apagada | (?:essa|esta) mensagem foi (?:apagada|eliminada)
@@ -115,7 +116,8 @@ CALL = re.compile(
 )
 """A call, behind the mark of an iPhone."""
 _NOTHING = _any(r"""
-    waiting for this message[.,]? this may take a while | missed (?:group )?(?:voice|video) call
+    waiting for this message[.,]? this may take a while | warte(?:t|n|) auf diese nachricht\b.{0,60}
+    live location shared | live-standort (?:wird )?geteilt | missed (?:group )?(?:voice|video) call
     verpasster (?:sprach|video)anruf | [^\n:]{1,20}: https://maps\.google\.com/\?q=[-\d.,]+
     """)
 NOTHING = re.compile(f"null|(?i:{_NOTHING})")
@@ -132,6 +134,13 @@ ENCRYPTED = re.compile(
     _I,
 )
 """Stems of "end-to-end encrypted", the notice that begins a chat."""
+
+NOTICE = re.compile(
+    r"(?:your )?security code (?:with .{1,60} )?changed\b|"
+    r"(?:deine )?sicherheitsnummer .{1,60} hat sich geändert\b",
+    _I,
+)
+"""A changed key, behind the mark of an iPhone."""
 
 _EVENT = _any(r"""
     (?:changed|edited|updated) (?:the|this) (?:group|chat|community|name|subject|description|icon|settings)
