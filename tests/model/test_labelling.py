@@ -200,7 +200,7 @@ def test_bad_names_and_files_are_told_before_anything_is_labelled(model: SelfEmo
     with pytest.raises(ConfigError, match="is the input"):
         label_file(source, tmp_path / "many.csv", model, Quiet())
     broken = tmp_path / "broken.txt"
-    broken.write_text("Ann: hi\n" * 200 + "nobody\n")
+    broken.write_text("Ann: hi\n" * 200 + "2022-12-31: hi\n")
     with pytest.raises(DataError, match=r"broken\.txt:201"):
         Source(str(broken))
     (tmp_path / "none.srt").write_text("")

@@ -76,6 +76,8 @@ class Source:
         ]
         if read.columns:
             lines.append(f"columns: {self._columns()}")
+        if kept := self.carried():
+            lines.append(f"kept beside the text: {', '.join(kept)}")
         if self.silent:
             lines.append(f"without text, kept in the output: {counted(self.silent, 'turns')}")
         return lines + self._lost()
@@ -92,8 +94,6 @@ class Source:
         ]
         missing = [role for role in ("speaker", "conversation") if role not in taken]
         said += [f"no {role} (--{role}-column names one)" for role in missing]
-        if kept := self.carried():
-            said.append(f"kept beside them: {', '.join(kept)}")
         return "; ".join(said)
 
     def carried(self) -> list[str]:
