@@ -533,7 +533,7 @@ def test_a_tokenizer_of_ones_own_code_is_one_error(tiny_model: Path, tmp_path: P
         load_(folder)
 
 
-@pytest.mark.parametrize("name", ["Bloom", "Mamba", "Gemma2", "Mpt", "Bert"])
+@pytest.mark.parametrize("name", ["Bloom", "Mamba", "Gemma2", "GptOss", "Mpt", "Bert"])
 def test_an_architecture_that_packing_does_not_fit_is_one_error(
     tiny_model: Path, tmp_path: Path, name: str
 ) -> None:
@@ -543,6 +543,7 @@ def test_an_architecture_that_packing_does_not_fit_is_one_error(
         "vocab_size": 400, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "n_layer": 2,
         "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "n_layers": 2, "d_model": 64, "head_dim": 16,
         "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": None,
+        "num_local_experts": 2, "num_experts_per_tok": 2,
     }  # fmt: skip
     kind = f"{name}LMHeadModel" if name == "Bert" else f"{name}ForCausalLM"
     model = getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**sizes))

@@ -30,6 +30,8 @@ from selfemo.models.flex import FlexPlan, attend
 from selfemo.models.packing import Pack
 
 IMPLEMENTATION = "selfemo_tree"
+_OTHER_TERMS = ("position_bias", "s_aux", "sinks", "softcap")
+"""Arguments by which some architectures change the scores; no path here, nor PyTorch's own, takes them."""
 _FEW_QUERIES = 64
 """Up to here keys are not repeated for the query heads that share them."""
 _SHORT = 64
@@ -174,7 +176,12 @@ def tree_attention(
     tree: TreePlan | SlotKeys | FlexPlan | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """(b, s, h, d) outputs for queries (b, h, s, d), keys and values (b, g, s, d); zero at padding."""
+    """(b, s, h, d) outputs for queries (b, h, s, d), keys and values (b, g, s, d); zero at padding.
+
+    Raises: ValueError: the architecture's scores have a further term, such as sinks.
+    """
+    if other := [name for name in _OTHER_TERMS if kwargs.get(name) is not None]:
+        raise ValueError(f"its attention scores have a further term: {', '.join(other)}")
     if isinstance(tree, SlotKeys):
         return _slots(query, key, value, tree, module.layer_idx, scaling), None
     if isinstance(tree, FlexPlan):
