@@ -166,6 +166,13 @@ def test_all_mistakes_of_a_description_are_told_at_once(tmp_path: Path) -> None:
         "two or more, each once",
     ):
         assert part in str(e.value)
+
+
+@pytest.mark.parametrize("pattern", [".", "**.csv", "part**/*.csv", "/data/*.csv", "a/../../b.csv"])
+def test_a_pattern_that_no_folder_can_be_searched_by_is_told(tmp_path: Path, pattern: str) -> None:
+    path = describe(tmp_path, path="data", text="said", speaker="who", files=pattern)
+    with pytest.raises(ConfigError, match="files is a pattern inside the folder"):
+        load_table(path)
     path = describe(tmp_path, path="x", text="t", speakers=["A"], emotion="e", labels=["calm", " "])
     with pytest.raises(ConfigError, match="labels must be two or more, each once and none empty"):
         load_table(path)

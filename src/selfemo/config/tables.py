@@ -57,8 +57,10 @@ class TableConfig(BaseModel):
             wrong.append('name either speaker, a column, or speakers, the names that take turns (["A", "B"])')
         if self.revision and not self.hub:
             wrong.append("revision is of hub, which is not there")
-        if self.files and (Path(self.files).is_absolute() or ".." in Path(self.files).parts):
-            wrong.append("files is a pattern inside the folder")
+        parts = Path(self.files).parts
+        inside = bool(parts) and not Path(self.files).is_absolute() and ".." not in parts
+        if self.files and (not inside or any("**" in part and part != "**" for part in parts)):
+            wrong.append('files is a pattern inside the folder, as "*.csv", "part/*.csv" or "**/*.csv"')
         if self.turn and not self.conversation:
             wrong.append("turn orders the rows of a conversation; name its column too (conversation)")
         if not self.emotion and (self.labels or self.none):
