@@ -250,3 +250,18 @@ def test_what_a_file_has_beside_its_text_is_in_any_output(model: SelfEmo, tmp_pa
     assert (one["source"], one["emotion"], one["tags"]) == ("crm", "joy", "")
     assert (two["source"], two["emotion"], json.loads(two["tags"])) == ("", "", ["x", 1])
     assert one["predicted_emotion"] in LABEL_SETS["meld"]
+
+
+def test_a_name_that_is_taken_twice_hides_no_column(model: SelfEmo, tmp_path: Path) -> None:
+    again = tmp_path / "again.csv"
+    again.write_text("speaker,text,emotion,Predicted_emotion\nAnn,Hi.,gold,earlier\n")
+    label_file(Source(str(again)), tmp_path / "again_out.csv", model, Quiet())
+    (row,) = csv.DictReader((tmp_path / "again_out.csv").open(newline=""))
+    assert (row["emotion"], row["Predicted_emotion"]) == ("gold", "earlier")
+    assert row["predicted_predicted_emotion"] in LABEL_SETS["meld"]
+
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text('{"said": "Hi.", "text": "one", "input_text": "two", "speaker": "Ann"}\n')
+    label_file(Source(str(notes), ReadSettings(text="said")), tmp_path / "notes_out.jsonl", model, Quiet())
+    (line,) = map(json.loads, (tmp_path / "notes_out.jsonl").read_text().splitlines())
+    assert (line["text"], line["input_input_text"], line["input_text"]) == ("Hi.", "one", "two")

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,16 @@ def _columns(source: Source, out: Path) -> Columns:
     if _is_csv(out) and source.is_file and source.path.suffix.lower() in (".csv", ".tsv"):
         return Columns({name: name for name in source.fields}, whole=True)
     kept = source.carried()
-    return Columns({name: f"input_{name}" if name in _OWN else name for name in kept}, whole=False)
+    taken = {name.casefold() for name in kept}
+    names = {name: _free(name, "input_", taken) if name in _OWN else name for name in kept}
+    return Columns(names, whole=False)
+
+
+def _free(name: str, prefix: str, taken: Collection[str]) -> str:
+    """A name with a prefix before it, or as many as it takes to be none of those in `taken` (casefolded)."""
+    while name in taken:
+        name = prefix + name
+    return name
 
 
 def _made_of(source: Source, model: str, labels: LabelSet | None) -> dict[str, str]:
@@ -276,7 +285,7 @@ class Columns:
     whole: bool
 
     def record(self, turn: SourceTurn, place: int, r: Recognition, every: bool) -> dict[str, Any]:
-        """One line of the output; an added name that the input has too gets `predicted_` before it.
+        """One line of the output; `predicted_` parts an added name from the input's.
 
         Args:
             every: give a turn that lacks a field an empty one.
@@ -291,7 +300,7 @@ class Columns:
         weights = r.distribution and {e: shown_weight(w) for e, w in r.distribution.items()}
         values = (r.emotion, shown_weight(r.confidence), weights, r.failure)
         taken = {name.casefold() for name in self.names.values()}
-        names = [f"predicted_{name}" if name in taken else name for name in ADDED]
+        names = [_free(name, "predicted_", taken) for name in ADDED]
         return kept | dict(zip(names, values, strict=True))
 
 
