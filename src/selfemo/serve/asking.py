@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from selfemo.errors import ConfigError, DataError
+from selfemo.method import types
 from selfemo.method.prompts import clean, prompt_at
 from selfemo.method.types import LABEL_SETS, Conversation, LabelSet, Persona, Prompt, Utterance
 
@@ -65,10 +66,8 @@ def label_set_of(given: Labels) -> LabelSet:
     names = tuple(given)
     if not all(isinstance(n, str) for n in names):
         raise ConfigError("labels must be a list of emotion names")
-    names = tuple(n.strip().lower() for n in names)
-    known = next((s for s in LABEL_SETS.values() if s.labels == names), None)
     try:
-        return known or LabelSet("own:" + ",".join(names), names)
+        return types.label_set_of(names)
     except ValueError as e:
         raise ConfigError(str(e)) from None
 
