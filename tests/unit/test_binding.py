@@ -91,6 +91,14 @@ def test_what_is_no_origin_is_refused(given: str) -> None:
     assert repr(given) in str(e.value) and "SCHEME://HOST:PORT" in str(e.value)
 
 
+def test_a_root_path_is_no_path_of_the_server() -> None:
+    for given, own in (("/v1", "/v1"), ("/v1/emo/", "/v1"), ("/docs", "/docs"), ("/metrics/x", "/metrics")):
+        with pytest.raises(ConfigError, match=f"{own} is a path of the server itself"):
+            check_root_path(given)
+        assert check_root_path(given, or_address=True) == given.rstrip("/"), "a page has no such paths"
+    assert check_root_path("/v1x") == "/v1x" and check_root_path("/emo/v1") == "/emo/v1"
+
+
 def test_a_root_path_is_a_path_or_for_a_page_an_address() -> None:
     for given, kept in (("", ""), ("/", ""), ("/emo", "/emo"), ("/a/b-c/", "/a/b-c"), ("/~x/%20", "/~x/%20")):
         assert check_root_path(given) == check_root_path(given, or_address=True) == kept

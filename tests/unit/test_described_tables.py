@@ -253,6 +253,8 @@ def test_lists_of_other_lengths(tmp_path: Path) -> None:
         ("a.json", b'{"a": 1}', "must be a JSON list of objects"),
         ("a.json", b"[1]", "a.json:1: a row must be a JSON object"),
         ("a.json", b"[", "broken JSON"),
+        ("a.json", b'[{"t": "x", "t": "y"}]', "broken JSON: key 't' occurs twice"),
+        ("a.jsonl", b'{"t": "x", "t": "y"}', "a.jsonl:1: broken JSON: key 't' occurs twice"),
         ("a.json", b"[" * 100_000, "nested too deep"),
         ("a.json", b'[{"t": ' + b"9" * 5000 + b"}]", "broken JSON"),
         ("a.csv", b"t,w\nx\n", "a.csv:2: has too few fields (1 for 2 columns)"),

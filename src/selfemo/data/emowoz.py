@@ -21,6 +21,7 @@ from selfemo.data.base import (
     must_stay_inside,
     one_hot,
 )
+from selfemo.data.jsonl import whole_json
 from selfemo.errors import DataError
 from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, Split, Utterance
 
@@ -120,14 +121,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _object(source: SourceFile, raw: str) -> dict[str, Any]:
-    try:
-        item = json.loads(raw)
-    except json.JSONDecodeError as e:
-        raise DataError(f"broken JSON: {e.msg}", source.path, e.lineno) from None
-    except RecursionError:
-        raise DataError("JSON is nested too deep", source.path) from None
-    except ValueError as e:  # a number of thousands of digits
-        raise DataError(f"broken JSON: {e}", source.path) from None
+    item = whole_json(raw, source.path)
     if not isinstance(item, dict):
         raise DataError("must be a JSON object", source.path)
     return item

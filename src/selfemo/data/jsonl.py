@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.data.base import Adapter, SourceFile, head_of, one_hot
+from selfemo.errors import DataError
 from selfemo.method.types import (
     LABEL_SETS,
     SPLITS,
@@ -40,6 +41,18 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [k for k, _ in pairs]
         raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
     return item
+
+
+def whole_json(raw: str, path: Path) -> Any:
+    """The value of a whole JSON file (DataError: broken, nested too deep, or a key occurs twice)."""
+    try:
+        return json.loads(raw, object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as e:
+        raise DataError(f"broken JSON: {e.msg}", path, e.lineno) from None
+    except RecursionError:
+        raise DataError("JSON is nested too deep", path) from None
+    except ValueError as e:  # a number of thousands of digits, or a key that occurs twice
+        raise DataError(f"broken JSON: {e}", path) from None
 
 
 def _check_keys(item: dict[str, Any], valid: tuple[str, ...], required: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.data.base import SourceFile, first_row, further_rows
+from selfemo.data.jsonl import unique_keys, whole_json
 from selfemo.errors import DataError
 from selfemo.files import need_polars
 
@@ -117,7 +118,7 @@ def _json_lines(source: SourceFile) -> list[tuple[int, dict[str, Any]]]:
         if not raw.strip():
             continue
         try:
-            item = json.loads(raw)
+            item = json.loads(raw, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as e:
             source.fail(line, f"broken JSON: {e}")
             continue
@@ -129,14 +130,7 @@ def _json_lines(source: SourceFile) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _json_list(source: SourceFile) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        items = json.loads(source.text())
-    except json.JSONDecodeError as e:
-        raise DataError(f"broken JSON: {e.msg}", source.path, e.lineno) from None
-    except RecursionError:
-        raise DataError("JSON is nested too deep", source.path) from None
-    except ValueError as e:  # a number of thousands of digits
-        raise DataError(f"broken JSON: {e}", source.path) from None
+    items = whole_json(source.text(), source.path)
     if not isinstance(items, list):
         raise DataError("must be a JSON list of objects, one a row", source.path)
     rows = []

@@ -281,7 +281,7 @@ class Policy(_Encoder):
             with torch.autocast(self.device.type, enabled=False):
                 found = head(hidden.float())
         # Not infinite: an entropy multiplies it by a probability of 0.
-        return found if self.spare is None else found.index_fill(-1, self.spare, _NEVER)
+        return found if self.spare is None else found.index_fill_(-1, self.spare, _NEVER)
 
     @cached_property
     def line_ends(self) -> np.ndarray:

@@ -17,6 +17,8 @@ _ORIGIN = re.compile(
 )
 _USUAL_PORTS = {"http": 80, "https": 443}
 """Ports that browsers leave out of an origin."""
+_OWN_PATHS = ("/v1", "/docs", "/docs-files", "/healthz", "/metrics", "/openapi.json")
+"""Of `selfemo serve`: below one, a proxy that takes its path off cannot be told from one that leaves it."""
 _ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?|/")
 
 
@@ -76,6 +78,8 @@ def check_root_path(given: str, *, or_address: bool = False) -> str:
             f"--root-path {given!r} is no path: it begins with / and has no blank, query or .., as in "
             f"/emo{other}"
         )
+    if (own := next((p for p in _OWN_PATHS if f"{path}/".startswith(f"{p}/")), "")) and not or_address:
+        raise ConfigError(f"--root-path {given}: {own} is a path of the server itself; take another")
     return given.rstrip("/")
 
 
