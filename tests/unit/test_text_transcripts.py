@@ -362,6 +362,18 @@ def test_dialogues_of_one_line(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_dialogues_of_one_line_whose_turns_have_several_utterances(tmp_path: Path) -> None:
+    heard = whole(tmp_path, "Ah . __EOU__ You ? __EOU__ __EOT__ Yes . __EOU__ __EOT__ Good . __EOU__\n")
+    assert heard.said() == [("A", "Ah ."), ("A", "You ?"), ("B", "Yes ."), ("A", "Good .")]
+    assert not heard.reading.report.blemishes
+
+
+def test_the_last_line_of_otter_is_no_speech(tmp_path: Path) -> None:
+    heard = whole(tmp_path, "Uma  0:03\nIs it late?\n\nOla  0:05\nNo.\n\nTranscribed by https://otter.ai\n")
+    assert heard.said() == [("Uma", "Is it late?"), ("Ola", "No.")]
+    assert heard.kinds() == {"lines of the system": ["Transcribed by https://otter.ai"]}
+
+
 # -- what is no transcript --------------------------------------------------------------------------
 
 

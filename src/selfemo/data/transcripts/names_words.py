@@ -49,10 +49,22 @@ OPENING = _words(
     """
     in on at by for from with of after before during until since and also oh well yes no okay ok please
     im am bei von vom nach vor seit bis en à de du depuis avant après dans dès el la desde hasta antes в
-    на из от до после
+    на из от до после zur dear lieber liebe querido querida chère дорогой дорогая
     """
 )
 """Words that begin a sentence rather than a name, if a blank and another word or number follow."""
+
+PARTICLES_OF_NAMES = _words("de du el")
+"""Those that begin a name too, if all that follows has capital letters ("De Gaulle")."""
+
+OWN = _words(
+    """
+    mein meine meinen dein deine unser unsere euer eure kein keine ein eine einen gute guter gutes
+    schlechte kleine kleiner kleines große großer großes letzte letzter letztes erste erster erstes
+    nächste wichtiger wichtige
+    """
+)
+"""Words that make German nouns, with their capital letters, none of a name ("Meine Meinung")."""
 
 PARTICLES = _words(
     """
@@ -88,26 +100,29 @@ ORDINARY = _words(
     basically honestly seriously obviously clearly simply instead otherwise however therefore thus
     meanwhile anyway besides plus minus beware stop go come run call write read say tell ask try do
     don't let know consider suppose believe trust take give get keep hold check objective mission goal
-    level phase stage room gate line channel station score weather temperature status error rating
+    level phase stage room flight route verse figure table version gate line channel station score weather temperature status error rating
     verdict diagnosis symptoms cause effect motto slogan wanted found lost free sold open closed theory
     hypothesis thesis proof evidence motive weapon suspect victim cut fade int ext interior exterior
-    theme topic agenda spoiler disclaimer ps p.s fyi everything nothing something anything only just my
+    theme topic agenda spoiler disclaimer ps p.s pps p.p.s nb n.b fyi btw omg eta rsvp asap aka tl;dr tldr reminder
+    correction clarification edit context background announcement confession alternatively specifically
+    namely re fwd fw cc bcc frankly breakfast lunch dinner speaking everything nothing something anything only just my
     your his her our their frage antwort achtung warnung regel regeln fakt tatsache wahrheit lösung
     ergebnis grund beispiel idee hinweis merke wichtig schritt kapitel teil tag uhr punkt erstens
     zweitens drittens denk denkt hör hört schau schaut warte ja nein gut und aber oder heute morgen
-    gestern übrigens kurz fazit ziel stopp règle réponse rappel rappelle-toi souviens-toi écoute écoutez
+    gestern übrigens kurz kurzum fazit ziel stopp nun folgendes klartext tja nochmal rat meinung nachricht
+    nachrichten tipp vorschlag bitte wichtigste erinnerung ehrlich règle réponse rappel rappelle-toi souviens-toi écoute écoutez
     regarde regardez attends fait vérité problème résultat raison exemple idée conseil étape chapitre
     partie jour bref donc mais oui non bon alors aujourd'hui demain hier premièrement deuxièmement
-    moralité regla pregunta respuesta atención recuerda recuerden escucha escuchen mira miren espera
+    moralité remarque sache franchement honnêtement d'accord regla resumiendo ojo fíjate imagina oye pregunta respuesta atención recuerda recuerden escucha escuchen mira miren espera
     verdad hecho problema solución resultado razón ejemplo consejo paso capítulo parte día nota aviso sí
     bueno pero entonces hoy mañana ayer primero segundo conclusión moraleja regola domanda risposta
     attenzione ricorda ricordate ascolta ascoltate guarda guardate aspetta verità fatto soluzione
-    risultato ragione esempio consiglio passo capitolo giorno sì allora oggi domani regra pergunta
-    resposta atenção lembre lembra escuta escute olha olhe verdade fato solução razão exemplo vraag
+    risultato ragione esempio consiglio passo capitolo giorno insomma cioè ecco sì allora oggi domani regra pergunta
+    resposta atenção lembre lembra escuta escute olha olhe verdade fato solução razão exemplo resumindo kortom vraag
     antwoord luister kijk wacht onthoud waarheid feit probleem oplossing reden voorbeeld stap правило
     вопрос ответ внимание помни помните слушай слушайте смотри смотрите подожди запомни запомните правда
     факт проблема решение результат причина пример идея совет шаг глава часть день итак да нет но
-    сегодня завтра кстати вывод первое второе например главное fråga svar minns lyssna titta vänta
+    сегодня завтра кстати вывод короче итог новость первое второе например главное fråga svar minns lyssna titta vänta
     sanning pytanie odpowiedź uwaga pamiętaj słuchaj patrz czekaj prawda soru cevap dikkat unutma dinle
     bak bekle gerçek ερώτηση απάντηση προσοχή θυμήσου άκου κοίτα αλήθεια سؤال جواب تذكر تذكري اسمع انظر
     انتبه الحقيقة ملاحظة مثال لكن نعم شرط قاعدة שאלה תשובה זכור זכרי תזכרי תזכור תקשיב תקשיבי תראה תראי
