@@ -378,8 +378,10 @@ def test_names_by_the_whole_file(said) -> None:  # type: ignore[no-untyped-def]
     "speech",
     [
         "Ganz offen: ich gehe.", "Meine Bedingung: kein Wort.", "Gute Idee: wir warten.",
-        "Hand aufs Herz: ja.", "Mejor dicho: nunca.", "Dicho en corto: adiós.", "Quelle blague : encore toi.",
-        "Heads up: rain.", "Dear Lord: help.", "NB: bring shoes.", "P.P.S.: no shoes.", "Reminder: bring shoes.",
+        "Hand aufs Herz: ja.", "Mejor dicho: nunca.", "Dicho en corto: adiós.",
+        "Quelle blague : encore toi.",
+        "Heads up: rain.", "Dear Lord: help.", "NB: bring shoes.", "P.P.S.: no shoes.",
+        "Reminder: bring shoes.",
         "Flight 12: now boarding.",
     ],
 )  # fmt: skip
@@ -408,7 +410,10 @@ def test_names_that_occur_once_beside_speech_with_a_colon(said, cues: list[str])
     assert [who for who, _ in said(srt(*cues))] == [*(c.split(":")[0] for c in cues[:2]), SPEAKER]
 
 
-@pytest.mark.parametrize("name", ["FIRST OFFICER", "Second Nurse", "De Gaulle", "El Chico", "First Lady"])
+@pytest.mark.parametrize(
+    "name",
+    ["FIRST OFFICER", "Second Nurse", "De Gaulle", "El Chico", "First Lady", "AI", "ELLE", "SON", "MEN"],
+)
 def test_names_that_begin_like_a_sentence(said, name: str) -> None:  # type: ignore[no-untyped-def]
     assert said(srt("Nora: You came.", f"{name}: Here.", "Nora: Good."))[1] == (name, "Here.")
 

@@ -37,7 +37,8 @@ _SPEAKERS = (
 _PARTED = (
     "conversation", "conv", "convo", "dialogue", "dialog", "thread", "ticket", "session", "chat", "case",
     "call", "interview", "scene", "episode", "meeting", "interaction", "transcript", "room", "channel",
-    "gespräch", "gesprächs", "unterhaltung", "sitzung", "conversación", "conversazione", "conversa", "gesprek",
+    "gespräch", "gesprächs", "unterhaltung", "sitzung", "conversación", "conversazione", "conversa",
+    "gesprek",
 )  # fmt: skip
 _NUMBERED = ("id", "uuid", "key", "number", "no", "nr", "num", "index", "idx", "", "name")
 OBJECT_IDS = ("id", "uuid", *(w + n for w, n in product(_PARTED, _NUMBERED[:8])))

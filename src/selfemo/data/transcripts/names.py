@@ -331,7 +331,7 @@ def _form(name: str) -> _Form:
         return _Form.NONE
     ranked = several and titled and plain[0] in _RANKS and plain[-1] in ROLES  # "First Officer"
     ordinary = any(p in ORDINARY and p not in PARTICLES for p in plain)
-    if (ordinary and not ranked) or (not several and sentence):
+    if (ordinary and not ranked) or (not several and sentence and plain[0] not in ROLES):
         surname = several and titled and plain[0] not in ORDINARY and not numbered and not _capital(name)
         return _Form.PHRASE if surname else _Form.ORDINARY
     if numbered:

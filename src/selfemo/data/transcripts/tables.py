@@ -30,8 +30,8 @@ _KNOWN = 1000
 _NAME_CHARS = 40
 _NUMBER = re.compile(r"[\d\s.,:+-]*")
 _DIALOGUE = (
-    "column {!r} holds a whole dialogue here: write one turn a row, or each dialogue as a line of a .txt file "
-    "with `__eou__` behind each utterance; another column is named by --text-column"
+    "column {!r} holds a whole dialogue here: write one turn a row, or each dialogue as a line of a .txt "
+    "file with `__eou__` behind each utterance; another column is named by --text-column"
 )
 
 

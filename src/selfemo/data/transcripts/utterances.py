@@ -2,7 +2,8 @@
 
     Hey , are you in ? __eou__ Sure , come up . __eou__
 
-The speakers are not named there: two take turns, after each utterance or, where there is one, after `__eot__`.
+The speakers are not named there: two take turns, after each utterance or, where a line has one, after
+`__eot__`.
 """
 
 from __future__ import annotations
