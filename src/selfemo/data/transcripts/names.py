@@ -333,7 +333,7 @@ def _form(name: str) -> _Form:
     ordinary = any(p in ORDINARY and p not in PARTICLES for p in plain)
     if (ordinary and not ranked) or (not several and sentence and plain[0] not in ROLES):
         surname = several and titled and plain[0] not in ORDINARY and not numbered and not _capital(name)
-        return _Form.PHRASE if surname else _Form.ORDINARY
+        return _Form.WEAK if surname else _Form.ORDINARY
     if numbered:
         known = titled or any(p in ROLES for p in _words(numbered["words"]))
         return _Form.STRONG if known else _Form.WEAK
