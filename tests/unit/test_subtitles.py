@@ -292,6 +292,24 @@ def test_captions_of_television_roll_too(said) -> None:  # type: ignore[no-untyp
     assert texts(said("\n".join(cues))) == ["the harbour was closed", "for a day", "said the mayor"]
 
 
+def test_captions_that_grow_are_read_when_they_are_whole(tmp_path: Path) -> None:
+    shown = ["the", "the train", "the train\nwas", "the train\nwas late", "was late\nagain"]
+    heard = whole(
+        tmp_path / "live.vtt",
+        "WEBVTT\n\n"
+        + "\n".join(f"00:0{n}.000 --> 00:0{n + 1}.000\n{text}\n" for n, text in enumerate(shown)),
+    )
+    assert texts(heard.said()) == ["the train", "was late", "again"]
+    assert [t.fields["end"] for t in heard.turns] == ["00:04.000", "00:05.000", "00:05.000"]
+    assert heard.reading.left_out == {"repeated lines of rolling captions": 5}
+
+
+def test_people_who_say_more_each_time_are_heard(said) -> None:  # type: ignore[no-untyped-def]
+    cues = ["Go", "Go away!", "Why?", "I said it.", "When?", "Now", "Now then.", "Fine.", "Bye."]
+    content = "\n".join(f"{n}\n00:00:0{n},000 --> 00:00:0{n + 1},000\n{c}\n" for n, c in enumerate(cues))
+    assert texts(said(content)) == cues
+
+
 def test_what_people_repeat_stays(said) -> None:  # type: ignore[no-untyped-def]
     for pause in (0, 1):
         words = ["Never.", "Never.", "Never, never!", "All right.\nGo.", "Go."]
@@ -354,6 +372,50 @@ def test_names_by_the_whole_file(said) -> None:  # type: ignore[no-untyped-def]
     ]  # fmt: skip
     plain = srt("One thing is sure: rain.", "He said it: rain.", "Give it to me: now.", "Careful: rocks.")
     assert {speaker for speaker, _ in said(plain)} == {SPEAKER}
+
+
+@pytest.mark.parametrize(
+    "speech",
+    [
+        "Ganz offen: ich gehe.", "Meine Bedingung: kein Wort.", "Gute Idee: wir warten.",
+        "Hand aufs Herz: ja.", "Mejor dicho: nunca.", "Dicho en corto: adiós.",
+        "Quelle blague : encore toi.",
+        "Heads up: rain.", "Dear Lord: help.", "NB: bring shoes.", "P.P.S.: no shoes.",
+        "Reminder: bring shoes.",
+        "Flight 12: now boarding.",
+    ],
+)  # fmt: skip
+def test_a_turn_of_phrase_among_names_is_speech(said, speech: str) -> None:  # type: ignore[no-untyped-def]
+    turns = said(srt("Nora: You came.", "Emil: I did.", speech, "Nora: Good.", "Emil: Is it?"))
+    assert turns[2] == (SPEAKER, speech)
+    assert [who for who, _ in turns[:2]] == ["Nora", "Emil"]
+
+
+def test_a_turn_of_phrase_that_may_be_a_name_is_told(tmp_path: Path) -> None:
+    heard = whole(tmp_path / "s.srt", srt("Nora: You came.", "Nora: Hm.", "Sales rep: Hello.", "Listen: no."))
+    assert heard.said()[2] == (SPEAKER, "Sales rep: Hello.")
+    assert heard.reading.report.blemishes == {"colon that may end a name, kept in the text": 1}
+
+
+@pytest.mark.parametrize(
+    "cues",
+    [
+        ["سامي: متى؟", "هدى: غدا.", "القاعدة هي: لا تسأل."],
+        ["דוד: מתי?", "רות: מחר.", "האמת היא: אני עייפה."],
+        ["小红: 走吧。", "爷爷: 等等!", "他想说的是：谢谢。"],
+        ["Nora: When?", "Emil: Tomorrow.", "The rule is: ask nobody."],
+    ],
+)
+def test_names_that_occur_once_beside_speech_with_a_colon(said, cues: list[str]) -> None:  # type: ignore[no-untyped-def]
+    assert [who for who, _ in said(srt(*cues))] == [*(c.split(":")[0] for c in cues[:2]), SPEAKER]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["FIRST OFFICER", "Second Nurse", "De Gaulle", "El Chico", "First Lady", "AI", "ELLE", "SON", "MEN"],
+)
+def test_names_that_begin_like_a_sentence(said, name: str) -> None:  # type: ignore[no-untyped-def]
+    assert said(srt("Nora: You came.", f"{name}: Here.", "Nora: Good."))[1] == (name, "Here.")
 
 
 def test_what_is_said_beside_a_name_is_a_field(tmp_path: Path) -> None:

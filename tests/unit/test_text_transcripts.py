@@ -362,6 +362,35 @@ def test_dialogues_of_one_line(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_role_that_speaks_once_is_a_speaker_where_most_lines_have_one(tmp_path: Path) -> None:
+    lines = [
+        "Uma: I paid.",
+        "Shop owner: You did not.",
+        "Uma: I did: twice.",
+        "Joe Best: She did.",
+        "Uma: Ha!",
+    ]
+    heard = whole(tmp_path, "\n".join(lines) + "\n")
+    assert [who for who, _ in heard.said()] == [line.split(":")[0] for line in lines]
+
+
+def test_a_turn_of_phrase_on_a_line_of_its_own_goes_on(tmp_path: Path) -> None:
+    heard = whole(tmp_path, "Uma: Is it late?\nI am\ntired.\nHeads up: rain.\nOla: Not yet.\nUma: Good.\n")
+    assert heard.said()[0] == ("Uma", "Is it late? I am tired. Heads up: rain.")
+
+
+def test_dialogues_of_one_line_whose_turns_have_several_utterances(tmp_path: Path) -> None:
+    heard = whole(tmp_path, "Ah . __EOU__ You ? __EOU__ __EOT__ Yes . __EOU__ __EOT__ Good . __EOU__\n")
+    assert heard.said() == [("A", "Ah ."), ("A", "You ?"), ("B", "Yes ."), ("A", "Good .")]
+    assert not heard.reading.report.blemishes
+
+
+def test_the_last_line_of_otter_is_no_speech(tmp_path: Path) -> None:
+    heard = whole(tmp_path, "Uma  0:03\nIs it late?\n\nOla  0:05\nNo.\n\nTranscribed by https://otter.ai\n")
+    assert heard.said() == [("Uma", "Is it late?"), ("Ola", "No.")]
+    assert heard.kinds() == {"lines of the system": ["Transcribed by https://otter.ai"]}
+
+
 # -- what is no transcript --------------------------------------------------------------------------
 
 

@@ -34,6 +34,22 @@ def refusal(folder: Path, name: str, content: str | bytes, **wanted: str) -> str
     return str(e.value)
 
 
+# -- one turn a row ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["Any tea ? __eou__ No . __eou__", "\"['Any tea?', 'No.']\"", "['Tea?' 'No.']"]
+)
+def test_a_row_with_a_whole_dialogue_is_refused(tmp_path: Path, text: str) -> None:
+    told = refusal(tmp_path, "d.csv", f"n,dialog\n1,Hello .\n2,{text}\n")
+    assert "d.csv:3: column 'dialog' holds a whole dialogue here: write one turn a row" in told
+
+
+@pytest.mark.parametrize("text", ["No . __eou__", "['No.']", "[it's a boy's]"])
+def test_a_row_with_one_utterance_is_a_turn(tmp_path: Path, text: str) -> None:
+    assert said(tmp_path, "d.csv", f"n,dialog\n1,{text}\n") == [("d", SPEAKER, text)]
+
+
 # -- columns ----------------------------------------------------------------------------------------
 
 
@@ -47,6 +63,9 @@ def refusal(folder: Path, name: str, content: str | bytes, **wanted: str) -> str
         ("session-no.,participant,said", ("said", "participant", "session-no.")),
         ("AuthorID,Author,Content", ("Content", "Author", None)),
         ("chat_name,chat_id,user,msg", ("msg", "user", "chat_id")),
+        ("Sprecher,Text,Gespräch", ("Text", "Sprecher", "Gespräch")),
+        ("Locuteur,Texte,Conversation", ("Texte", "Locuteur", "Conversation")),
+        ("Autor,Mensaje,Conversación", ("Mensaje", "Autor", "Conversación")),
         ("Season,Episode,Scene_ID,Speaker,Utterance", ("Utterance", "Speaker", "Season, Episode, Scene_ID")),
         ("Episode,Season,Dialogue_ID,Utterance", ("Utterance", None, "Dialogue_ID")),
         ("Season,Episode,Line", ("Line", None, "Season, Episode")),

@@ -40,7 +40,7 @@ _ALONE = re.compile(rf"(?:\s|{MARK})*(?P<name>[^\s:][^:\n]{{0,79}}?)\s*:?\s*")
 _COLON_TIME = re.compile(r"\s*(?P<name>[^\s:][^:\n]{0,59}?)\s*:\s+(?P<time>\S.*)")
 
 _WITH_ASIDE = re.compile(r"(?P<name>[^()\n:]{0,60}?[^()\s.!?,;:\u2026])(?:\s*\([^()]*\))*")
-_FOOT = re.compile(r"Exported [\d,]+ message\(s\)")
+_FOOT = re.compile(r"Exported [\d,]+ message\(s\)|Transcribed by https?://\S+")
 
 Split = Callable[[str], Head | None]
 Paired = Callable[[str, str], bool] | None

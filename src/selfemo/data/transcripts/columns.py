@@ -23,7 +23,7 @@ _TEXTS = (
     "chatmessage", "content", "body", "partbody", "transcript", "transcription", "transcripttext",
     "sentence", "line", "linetext", "comment", "commenttext", "dialoguetext", "dialogtext", "said", "says",
     "speech", "turntext", "post", "posttext", "tweet", "caption", "subtitle", "quote", "value", "dialogue",
-    "dialog",
+    "dialog", "texte", "texto", "testo", "tekst", "nachricht", "mensaje", "messaggio", "mensagem",
 )  # fmt: skip
 _SPEAKERS = (
     "speaker", "speakername", "speakerlabel", "speakers", "name", "character", "charactername", "role",
@@ -31,11 +31,14 @@ _SPEAKERS = (
     "displayname", "fromdisplayname", "authordisplayname", "screenname", "handle", "participant",
     "participantname", "nick", "nickname", "who", "person", "actor", "speakerrole", "participantrole",
     "party", "agent", "commenter", "requester", "speakerid", "speakeridx", "speakerindex", "speakerno",
-    "authorid", "senderid", "fromid", "userid", "participantid",
+    "authorid", "senderid", "fromid", "userid", "participantid", "sprecher", "sprecherin", "absender",
+    "autor", "auteur", "autore", "locuteur", "hablante", "falante", "parlante", "spreker",
 )  # fmt: skip
 _PARTED = (
     "conversation", "conv", "convo", "dialogue", "dialog", "thread", "ticket", "session", "chat", "case",
     "call", "interview", "scene", "episode", "meeting", "interaction", "transcript", "room", "channel",
+    "gespräch", "gesprächs", "unterhaltung", "sitzung", "conversación", "conversazione", "conversa",
+    "gesprek",
 )  # fmt: skip
 _NUMBERED = ("id", "uuid", "key", "number", "no", "nr", "num", "index", "idx", "", "name")
 OBJECT_IDS = ("id", "uuid", *(w + n for w, n in product(_PARTED, _NUMBERED[:8])))

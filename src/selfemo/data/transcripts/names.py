@@ -19,7 +19,9 @@ from selfemo.data.transcripts.names_words import (
     MANNERS,
     OPENING,
     ORDINARY,
+    OWN,
     PARTICLES,
+    PARTICLES_OF_NAMES,
     ROLES,
     SELVES,
     SOUND_SIGNS,
@@ -50,6 +52,7 @@ _JOINS = re.compile(r"[\s,&/+]+")
 _ADVERB = re.compile(r"[^\W\d_]{2}(?:ing|(?<!\b(?:emi|kel|sal|mol|bil|hol|pol|lil|car))ly)$")
 # "Thunderclap", "doorbells": no list is whole.
 _LONG_SOUNDS = tuple(s for s in SOUNDS if len(s) > 4)
+_RANKS = {"first", "second", "third", "fourth"}
 _BEGINS = {"i", "i'm", "it's", "that's", "here's", "what's"}
 _VIA = re.compile(r"\s+(?:on|over|through|via|from|off|in)\s+\S.*$", re.I)
 
@@ -59,9 +62,10 @@ class _Form(IntEnum):
 
     NONE = 0  # a sentence
     ORDINARY = 1  # "Remember", "One rule"
-    WEAK = 2  # "ben"
-    PLAUSIBLE = 3  # "Ben"
-    STRONG = 4  # "BEN", "Ben Gray", "Speaker 1"
+    PHRASE = 2  # "ben gray", "Heads up"
+    WEAK = 3  # "ben"
+    PLAUSIBLE = 4  # "Ben"
+    STRONG = 5  # "BEN", "Ben Gray", "Speaker 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ class Names:
             if head := _before_colon(line):
                 form = _form(head.name)
                 self._opening[_key(head.name)] += form > _Form.NONE
-                self._spoken += form < _Form.WEAK
+                self._spoken += form < _Form.PHRASE
                 self._strong += form == _Form.STRONG
                 named |= form > _Form.ORDINARY
             elif (head := _in_brackets(line)) and line[head.end :].strip() and not is_sound(head.name):
@@ -174,7 +178,12 @@ class Names:
     def doubtful(self, line: str) -> bool:
         """Whether a line that `at` gives no name to may have one."""
         head = _before_colon(line)
-        return head is not None and _form(head.name) >= _Form.PLAUSIBLE and self.at(line) is None
+        return head is not None and self._may_be_name(head.name) and self.at(line) is None
+
+    def _may_be_name(self, name: str) -> bool:
+        """Whether words that are taken for speech may be a name all the same: that is told."""
+        form = _form(name)
+        return form >= _Form.PLAUSIBLE or (form == _Form.PHRASE and self._settle()[0])
 
     def knows(self, name: str) -> bool:
         """Whether the file has lines of this speaker."""
@@ -214,6 +223,9 @@ class Names:
                 return labelled or some or (often > 1 and self._lower[key] <= often)
             case _Form.WEAK:
                 return labelled or (often > 2 and some)
+            case _Form.PHRASE:
+                # Once, in a file with other colons in speech, "Heads up" is none.
+                return labelled and (often > 1 or (not self._spoken and head.name.islower()))
             case _Form.ORDINARY:
                 return (q_and_a and often > 2) or (labelled and often > 4)
             case _:
@@ -247,7 +259,9 @@ class Names:
             sure = self._strong + sum(
                 n for k, n in again.items() if _form(k.title()) == _Form.PLAUSIBLE and self._lower[k] <= n
             )
-            labelled = self._named * 2 >= units and bool(again or self._strong or not self._spoken)
+            # A file of names that occur once may have a few other colons in speech.
+            single = self._spoken * 2 <= self._named
+            labelled = self._named * 2 >= units and bool(again or self._strong or single)
             often = sum(n for n in again.values() if n > 2)
             self._settled = (
                 labelled,
@@ -300,20 +314,24 @@ def _form(name: str) -> _Form:
     several = len(words) > 1
     if not any(map(_cased, name)):
         return _uncased_form(name, plain, numbered is not None)
-    if several and plain[0] in OPENING:
-        return _Form.NONE
     if len(name) == 1:
         return _Form.PLAUSIBLE if name.isupper() else _Form.WEAK
     if plain[0] in SELVES and not several:
         return _Form.WEAK
     content = [w for w, p in zip(words, plain, strict=True) if p not in PARTICLES and not w.isdigit()]
     titled = all(next((c for c in w if c.isalpha()), "A").isupper() for w in content)
+    if several and plain[0] in OPENING and not (titled and plain[0] in PARTICLES_OF_NAMES):
+        return _Form.NONE
+    if several and plain[0] in OWN:
+        return _Form.ORDINARY
     if several and titled and plain[0] in TITLES:
         return _Form.STRONG
     sentence = any(p in FUNCTION and p not in PARTICLES for p in plain)
     if several and (plain[0] in _BEGINS or (sentence and (not titled or _capital(name)))):
         return _Form.NONE
-    if any(p in ORDINARY and p not in PARTICLES for p in plain) or (not several and sentence):
+    ranked = several and titled and plain[0] in _RANKS and plain[-1] in ROLES  # "First Officer"
+    ordinary = any(p in ORDINARY and p not in PARTICLES for p in plain)
+    if (ordinary and not ranked) or (not several and sentence and plain[0] not in ROLES):
         surname = several and titled and plain[0] not in ORDINARY and not numbered and not _capital(name)
         return _Form.WEAK if surname else _Form.ORDINARY
     if numbered:
@@ -327,7 +345,7 @@ def _form(name: str) -> _Form:
         return _Form.STRONG if len(content) > 1 else _Form.PLAUSIBLE
     if (plain[0] in ROLES or plain[-1] in ROLES) and several:
         return _Form.PLAUSIBLE
-    return _Form.WEAK
+    return _Form.PHRASE if several else _Form.WEAK
 
 
 def _uncased_form(name: str, plain: Sequence[str], numbered: bool) -> _Form:

@@ -283,14 +283,25 @@ def _repeated(before: Sequence[Shown], now: Sequence[Shown]) -> int:
     return next((k for k in range(min(len(was), len(is_now)), 0, -1) if was[-k:] == is_now[:k]), 0)
 
 
-def _look(cues: Iterable[_Cue]) -> tuple[Names, bool]:
-    """The names of a file, and whether its captions roll: each line is shown again above the next one.
+def _grown(before: Sequence[Shown], now: Sequence[Shown]) -> int:
+    """How many of the last lines begin the new ones, where words were put to the last of them."""
+    was, is_now = [line.key for line in before], [line.key for line in now]
+    for k in range(min(len(was), len(is_now)), 0, -1):
+        if was[-k:-1] == is_now[: k - 1] and is_now[k - 1].startswith(f"{was[-1]} "):
+            return k
+    return 0
+
+
+def _look(cues: Iterable[_Cue]) -> tuple[Names, bool, bool]:
+    """The names of a file, and whether its captions roll: each line is shown again above the next one, and
+    whether they grow: a line is shown again with more words.
 
     People repeat words too. Captions that roll show lines again without a pause, most of the time, and with
-    new lines below them, for an instant only, or with a time for each word.
+    new lines below them, for an instant only, or with a time for each word. Captions that grow do so twice,
+    and as a rule.
     """
     names, last, above, timed = Names(), None, list[Shown](), False
-    touching = signs = sure = 0
+    touching = signs = sure = grown = 0
     for cue in cues:
         lines = shown(cue.lines)
         words = has_word_times(cue.lines)
@@ -301,34 +312,43 @@ def _look(cues: Iterable[_Cue]) -> tuple[Names, bool]:
                 instant = any(_seconds(c.end) - _seconds(c.start) <= _INSTANT for c in (last, cue))
                 signs += len(lines) > again or instant or words or timed
                 sure += instant or words or timed
+            else:
+                grown += _grown(above, lines) > 0
         if lines[again:]:
             names.see([line.text for line in lines[again:]])
         if lines:
             last, above, timed = cue, lines, words
-    return names, (signs > 1 or sure > 0) and signs * 2 >= touching
+    grows = grown > 1 and (grown + signs) * 2 >= touching
+    return names, (signs > 1 or sure > 0) and signs * 2 >= touching, grows
 
 
 def _touches(last: _Cue, cue: _Cue) -> bool:
     return _seconds(last.start) <= _seconds(cue.start) <= _seconds(last.end) + _TOUCHING
 
 
-def _unrolled(cues: Iterable[_Cue], rolls: bool, leave_out: LeaveOut) -> Iterator[_Cue]:
-    """The subtitles with their fresh lines; of rolling captions each line once, with the times from its first
-    to its last appearance."""
+def _unrolled(cues: Iterable[_Cue], rolls: bool, grows: bool, leave_out: LeaveOut) -> Iterator[_Cue]:
+    """The subtitles with their fresh lines; of captions that roll or grow each line once and whole, with the
+    times from its first to its last appearance."""
     waiting: deque[_Cue] = deque()
     above: list[tuple[Shown, _Cue]] = []
     last: _Cue | None = None
     for cue in cues:
         lines = shown(cue.lines)
-        if not rolls or not lines:
+        if not (rolls or grows) or not lines:
             cue.fresh = cue.lines
             waiting.append(cue)
         else:
-            again = _repeated([line for line, _ in above], lines) if last and _touches(last, cue) else 0
+            shown_now = [line for line, _ in above] if last and _touches(last, cue) else []
+            again = _repeated(shown_now, lines)
+            longer = _grown(shown_now, lines) if grows and not again else 0
+            again = again or longer
             above = above[len(above) - again :]
             for line, owner in above:
                 owner.end = cue.end
                 leave_out("repeated lines of rolling captions", line.key, cue.line)
+            if longer:
+                whole, owner = lines[again - 1], above[-1][1]
+                owner.fresh[-1], above[-1] = whole.raw, (whole, owner)
             above += [(line, cue) for line in lines[again:]]
             last = _Cue(cue.line, cue.start, cue.end)
             if again < len(lines):
@@ -346,11 +366,12 @@ def _read(
     source = reading.source(path)
     f.seek(0)
     layout = _layout(f, web)
-    names, rolls = _look(_cues(f, path, layout, _no_one))
+    names, rolls, grows = _look(_cues(f, path, layout, _no_one))
     if not layout.cues and layout.first and not (web and _is_header_alone(f)):
         raise DataError("a subtitle needs its times (00:00:01,000 --> 00:00:02,500)", path, layout.first)
     number, any_yet, last_start, last_end = 1, False, 0.0, 0.0
-    for cue in _unrolled(_cues(f, path, layout, reading.leave_out), rolls, reading.leave_out):
+    shown_once = _unrolled(_cues(f, path, layout, reading.leave_out), rolls, grows, reading.leave_out)
+    for cue in shown_once:
         start, end = _seconds(cue.start), _seconds(cue.end)
         if (
             settings.gap

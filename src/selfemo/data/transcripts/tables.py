@@ -29,6 +29,10 @@ _KNOWN = 1000
 """Speakers that are remembered, to know a row inside of a text."""
 _NAME_CHARS = 40
 _NUMBER = re.compile(r"[\d\s.,:+-]*")
+_DIALOGUE = (
+    "column {!r} holds a whole dialogue here: write one turn a row, or each dialogue as a line of a .txt "
+    "file with `__eou__` behind each utterance; another column is named by --text-column"
+)
 
 
 @dataclass(frozen=True)
@@ -178,8 +182,10 @@ def _survey_rows(f: IO[str], source: SourceFile, table: _Table, asked: bool) -> 
     text = table.names.index(table.columns.text or "")
     kept, count, texts, words = set(table.kept), 0, 0, 0
     unnamed = set(range(len(table.names))) - kept
-    for _, cells in table.rows(f, source):
+    for line, cells in table.rows(f, source):
         if cells:
+            if _is_dialogue(cells[text]):
+                raise DataError(_DIALOGUE.format(table.columns.text), source.path, line)
             count += 1
             texts += bool(cells[text].strip())
             words += not _NUMBER.fullmatch(cells[text])
@@ -193,6 +199,14 @@ def _survey_rows(f: IO[str], source: SourceFile, table: _Table, asked: bool) -> 
             table.line,
         )
     return replace(table, kept=tuple(sorted(kept)))
+
+
+def _is_dialogue(text: str) -> bool:
+    """Whether a text is a whole dialogue: utterances with `__eou__` between them, or a list of them."""
+    if text.rstrip().removesuffix("__eou__").find("__eou__") >= 0:
+        return True
+    listed = text[:2] in ("['", '["') and text[-2:] in ("']", '"]')
+    return listed and re.search(r"['\"],?\s+['\"]", text) is not None
 
 
 def _read(f: IO[str], path: Path, settings: ReadSettings, reading: Reading) -> Iterator[SourceTurn]:

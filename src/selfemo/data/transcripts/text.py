@@ -149,6 +149,7 @@ class _Settled:
         indented: turns begin with blanks.
         wrapped: lines are broken to a width.
         trusting: nothing looks like a name, though most lines have a colon.
+        dense: three of four lines begin with words that may be a name.
         unnamed: lines have times, and no names.
     """
 
@@ -159,6 +160,7 @@ class _Settled:
     indented: bool
     wrapped: bool
     trusting: bool
+    dense: bool
     unnamed: bool
 
 
@@ -209,6 +211,7 @@ class _Colons:
                 capitals=upper * 3 >= 2 * (len(plain) - 1) > 0,
                 trusting=sum(plain.values()) * 2 >= self.lines
                 and not any(self._names.at(f"{name}: hi") for name in plain),
+                dense=sum(plain.values()) * 4 >= 3 * self.lines,
                 indented=self._indented > self._flush,
                 wrapped=self._bare * 5 >= self.lines and _NARROWEST <= self._width <= _WIDEST,
                 unnamed=self._stamps * 5 > self.lines * 4 and stamped * 10 < self._stamps,
@@ -267,7 +270,7 @@ class _Colons:
             # Behind a time, and where nothing looks like a name, the words need be no sentence alone.
             name, end = other["name"], other.end()
             if not (self._has_role(name) or self._is_often(name)):
-                if not ((time and self._file.timed) or self._file.trusting):
+                if not ((time and self._file.timed) or self._file.trusting or self._file.dense):
                     return None
                 if not could_be_name(name) and self._stamped[name] < 3:
                     return None
