@@ -341,6 +341,7 @@ def test_models_are_called_by_names_not_by_paths(
         ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B"),
     ):
         assert ModelReference.parse(text).title == told
+    monkeypatch.setenv("K", "x")
     assert SelfEmo("mine=http://127.0.0.1:9/v1,model=x,key=K").title == "mine"
 
 

@@ -377,7 +377,8 @@ def test_stages_alone(finished: Path, tiny_model: Path, data: Path, tmp_path: Pa
     text = call("predict", data, "--model", finished, "--out", tmp_path / "p.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert len(lines) == 13 * 5 and "65 turns" in text
-    assert lines[0]["text"] and lines[0]["emotion"] in lines[0]["distribution"]
+    assert lines[0]["text"] and lines[0]["predicted_emotion"] in lines[0]["distribution"]
+    assert "emotion" in lines[0], "its gold is kept beside the prediction"
 
     played = call("selfplay", finished, "--data", data, "--prompts", "3", "--out", tmp_path / "sp")
     assert "store.sqlite" in played
