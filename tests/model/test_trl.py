@@ -149,6 +149,8 @@ def test_a_trainer_ends_completions_where_the_template_ends_a_turn(tiny_model: P
     folder = with_tokenizer(tiny_model, tmp_path / "m", add, rows=401)
     (folder / "chat_template.jinja").write_text(TEMPLATES["ends turns by a token of its own"])
     trainer = trainer_for(folder, tmp_path / "out")
+    if not hasattr(trainer, "eos_token_ids"):
+        pytest.skip("this TRL takes the tokenizer's end token alone")
     assert trainer.eos_token_ids == trainer.generation_config.eos_token_id == [1, 400]
 
 
