@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
 
+from tests.support.server import serving
+
 httpx = pytest.importorskip("httpx2")
-uvicorn = pytest.importorskip("uvicorn", reason="pip install 'selfemo[serve]'")
 _OF_ONE_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length"}
 
 
@@ -66,19 +64,5 @@ def proxied(to: str, path: str, *, own_host: bool = True, strip: bool = True) ->
 
     methods = ["GET", "HEAD", "POST", "OPTIONS", "DELETE"]
     app = Starlette(routes=[Route("/{path:path}", pass_on, methods=methods)], lifespan=lifespan)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    server = uvicorn.Server(
-        uvicorn.Config(app, "127.0.0.1", port, log_level="critical", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}{path}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
+    with serving(app, log_level="critical", timeout_graceful_shutdown=1) as url:
+        yield url + path

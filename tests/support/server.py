@@ -18,13 +18,12 @@ server = pytest.importorskip("selfemo.serve.server")
 
 
 @contextmanager
-def running(model: SelfEmo, name: str = "tiny", **settings: Any) -> Iterator[str]:
-    app = server.create_app(model, name=name, **settings)
+def serving(app: Any, **config: Any) -> Iterator[str]:
+    """The address of an application that runs in a thread; `config` is uvicorn's."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    config = uvicorn.Config(app, "127.0.0.1", port, log_level="warning")
-    running_server = uvicorn.Server(config)
+    running_server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, **config))
     thread = threading.Thread(target=running_server.run, daemon=True)
     thread.start()
     while not running_server.started:
@@ -36,3 +35,9 @@ def running(model: SelfEmo, name: str = "tiny", **settings: Any) -> Iterator[str
         running_server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+@contextmanager
+def running(model: SelfEmo, name: str = "tiny", **settings: Any) -> Iterator[str]:
+    with serving(server.create_app(model, name=name, **settings), log_level="warning") as url:
+        yield url

@@ -226,17 +226,23 @@ class Adapter:
                 report.skipped.append((str(file), None, f"file left out: it is not in {self.name}'s form"))
         if not files:
             raise DataError(f"holds no {self.name} file; looked for {self.looks_for}", path)
-        conversations: list[Conversation] = []
-        for file in files:
-            source = SourceFile(report, file, lenient)
-            found = self.read(source)
-            if not found:
-                source.fail(None, "holds no conversation")
-            conversations += found
-        if not conversations:
-            raise DataError("holds no conversation", path)
-        report.count(conversations)
-        return LoadResult(tuple(conversations), report)
+        return load_result(path, (SourceFile(report, file, lenient) for file in files), self.read)
+
+
+def load_result(
+    path: Path, sources: Iterable[SourceFile], read: Callable[[SourceFile], list[Conversation]]
+) -> LoadResult:
+    """What the files below a path hold (DataError: one, or all of them, hold no conversation)."""
+    conversations: list[Conversation] = []
+    for source in sources:
+        found, report = read(source), source.report
+        if not found:
+            source.fail(None, "holds no conversation")
+        conversations += found
+    if not conversations:
+        raise DataError("holds no conversation", path)
+    report.count(conversations)
+    return LoadResult(tuple(conversations), report)
 
 
 def must_be_text(path: Path) -> None:

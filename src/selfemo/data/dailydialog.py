@@ -17,6 +17,7 @@ from selfemo.data.base import (
     LoadResult,
     SourceFile,
     head_of,
+    load_result,
     must_exist,
     must_stay_inside,
     one_hot,
@@ -59,19 +60,10 @@ class DailyDialog(Adapter):
             whole = path / "dialogues_text.txt"
             if whole not in files and whole.exists():
                 report.skipped.append((str(whole), None, "file left out: the splits hold its dialogues"))
-        conversations: list[Conversation] = []
-        for file, beside in zip(files, labels, strict=True):
-            source = SourceFile(report, file, lenient)
-            found = self._read(source, SourceFile(report, beside, lenient))
-            if not found:
-                source.fail(None, "holds no conversation")
-            conversations += found
-        if not conversations:
-            raise DataError("holds no conversation", path)
-        report.count(conversations)
-        return LoadResult(tuple(conversations), report)
+        return load_result(path, (SourceFile(report, file, lenient) for file in files), self.read)
 
-    def _read(self, source: SourceFile, beside: SourceFile) -> list[Conversation]:
+    def read(self, source: SourceFile) -> list[Conversation]:
+        beside = SourceFile(source.report, _labels_of(source.path), source.lenient)
         part = _part_of(source.path)
         if not beside.path.exists():
             raise DataError(

@@ -133,9 +133,7 @@ class _Blocks:
         for raw, head in zip(whole, found, strict=True):
             if head and _sign(raw, head) == self._usual:
                 self._count[head.name] += 1
-        said, before, self.followed = [raw for raw in whole if raw.strip()], "", 0
-        self.heads = 0
-        heads = []
+        said, before, heads = [raw for raw in whole if raw.strip()], "", list[bool]()
         for raw in whole:
             if raw.strip():
                 heads.append(self.head(raw, before) is not None)

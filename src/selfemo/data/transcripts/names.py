@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from selfemo.data.transcripts.names_words import (
     FUNCTION,
@@ -123,6 +124,24 @@ def is_sound(inside: str) -> bool:
     return any(_stems(w) & SOUNDS or _ADVERB.search(w) or w.startswith(_LONG_SOUNDS) for w in words)
 
 
+class _Use(NamedTuple):
+    """How a file uses names.
+
+    Attributes:
+        labelled: most of its units (subtitles, paragraphs) have one.
+        some: one in seven has one that is sure.
+        in_capitals: all of it is in capitals.
+        q_and_a: it is in questions and answers.
+        bracketed: most units have one in brackets.
+    """
+
+    labelled: bool
+    some: bool
+    in_capitals: bool
+    q_and_a: bool
+    bracketed: bool
+
+
 class Names:
     """The names of one file, decided by how all of it uses them."""
 
@@ -132,7 +151,7 @@ class Names:
         self._lower: Counter[str] = Counter()
         self._units = self._named = self._bracketed = self._spoken = self._strong = 0
         self._capitals = self._letters = 0
-        self._settled: tuple[bool, bool, bool, bool, bool] | None = None
+        self._settled: _Use | None = None
 
     def see(self, lines: Sequence[str]) -> None:
         """Take note of a subtitle or a paragraph: a unit that one speaker or several say."""
@@ -183,7 +202,7 @@ class Names:
     def _may_be_name(self, name: str) -> bool:
         """Whether words that are taken for speech may be a name all the same: that is told."""
         form = _form(name)
-        return form >= _Form.PLAUSIBLE or (form == _Form.PHRASE and self._settle()[0])
+        return form >= _Form.PLAUSIBLE or (form == _Form.PHRASE and self._use.labelled)
 
     def knows(self, name: str) -> bool:
         """Whether the file has lines of this speaker."""
@@ -198,7 +217,7 @@ class Names:
 
     def _is_name(self, head: Head, line: str, opens: bool) -> bool:
         """By the form of the words and the file's use of them."""
-        labelled, some, in_capitals, q_and_a, _ = self._settle()
+        labelled, some, in_capitals, q_and_a, _ = self._use
         form, key = _form(head.name), _key(head.name)
         numbered = _NUMBERED.fullmatch(head.name) is not None
         often = self._opening[key] + self._inside[key]
@@ -247,12 +266,11 @@ class Names:
             return len(name) <= _MAX_WORDS and _form(name) == _Form.PLAUSIBLE
         form = _form(name)
         if form == _Form.WEAK:
-            return self._settle()[4]
+            return self._use.bracketed
         return form >= _Form.PLAUSIBLE and len(words) <= 3
 
-    def _settle(self) -> tuple[bool, bool, bool, bool, bool]:
-        """What the file is like: most units have names; some have; it is in capitals; it is in questions and
-        answers; most units have names in brackets."""
+    @property
+    def _use(self) -> _Use:
         if self._settled is None:
             units = max(1, self._units)
             again = Counter({k: n for k, n in self._opening.items() if n > 1})
@@ -263,7 +281,7 @@ class Names:
             single = self._spoken * 2 <= self._named
             labelled = self._named * 2 >= units and bool(again or self._strong or single)
             often = sum(n for n in again.values() if n > 2)
-            self._settled = (
+            self._settled = _Use(
                 labelled,
                 sure * 7 >= units and sure > 1,
                 self._capitals > 0.9 * self._letters,

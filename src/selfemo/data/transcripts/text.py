@@ -72,6 +72,7 @@ _NO_NAMES = (
     "take each line as a turn without a name by --form plain"
 )
 _TABLE = "has the header of a table; give it a name that ends in .csv or .tsv"
+_SUBTITLES = "has the times of subtitles; give it a name that ends in .srt or .vtt"
 _DATED = (
     "has a date or a time where the name should be: write the name behind it (2022-12-31 21:15 Ann: ...), or "
     "take each line as a turn without a name by --form plain"
@@ -307,14 +308,10 @@ def _read(f: IO[str], path: Path, settings: ReadSettings, reading: Reading) -> I
             first = first or line
             colons.see(raw)
             if line == first and _COLUMNS.issuperset(_cells(raw)):
-                raise DataError(
-                    "has the header of a table; give it a name that ends in .csv or .tsv", path, line
-                )
+                raise DataError(_TABLE, path, line)
             spans += "-->" in raw and is_stamp(raw)
             if spans > 1:
-                raise DataError(
-                    "has the times of subtitles; give it a name that ends in .srt or .vtt", path, line
-                )
+                raise DataError(_SUBTITLES, path, line)
             if not wrong and colons.wrong(raw):
                 wrong = line
     f.seek(0)
