@@ -175,12 +175,14 @@ def test_a_finished_file_is_never_replaced(
     second = SelfEmo(other, max_tokens=96, overrides=["prompt.max_tokens=300"])
     with pytest.raises(StoreError, match="not by other"):
         label_file(Source(str(source)), out, second, Quiet())
-    with pytest.raises(StoreError, match=r"was made with labels of the file, .*; now neutral, joyful, "):
+    with pytest.raises(
+        StoreError, match=r"was made with --labels of the file, else neutral, .*; now neutral, joyful, "
+    ):
         label_file(Source(str(source)), out, model, Quiet(), labels=LABEL_SETS["emorynlp"])
-    with pytest.raises(StoreError, match=r"with labels of the file, .*; now neutral, .* to label anew"):
+    with pytest.raises(StoreError, match=r"with --labels of the file, .*; now neutral, .* to label anew"):
         check_unmixed(out, read, str(tiny_model), LABEL_SETS["emorynlp"])
     text = Source(str(source), ReadSettings(text="note"))
-    with pytest.raises(StoreError, match=r"was made with --text-column \(none\); now note"):
+    with pytest.raises(StoreError, match=r"was made with --text-column not given; now note"):
         check_unmixed(out, text, str(tiny_model), None)
     assert out.read_bytes() == held
 

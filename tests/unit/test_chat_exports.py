@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from selfemo.data.transcripts import Reading, read_turns
 from selfemo.data.transcripts.date_stamps import MARK
 from selfemo.data.transcripts.source import Source
-from selfemo.data.transcripts.whatsapp import EDITS, FILES, MEDIA, SYSTEM, TAKEN_BACK, is_export, messages
+from selfemo.data.transcripts.whatsapp import (
+    EDITS,
+    FILES,
+    MEDIA,
+    POLLS,
+    SYSTEM,
+    TAKEN_BACK,
+    is_export,
+    messages,
+)
 from selfemo.errors import DataError
 from tests.support.transcripts import hear, lost_words
 
@@ -114,6 +123,20 @@ def iphone(*said: str) -> list[str]:
 def read(lines: list[str]) -> tuple[list[tuple[str, str]], Counter[str]]:
     gone: Counter[str] = Counter()
     return [(m.name, m.text) for m in messages(lines, counting(gone))], gone
+
+
+def test_a_poll_is_a_question_with_words_of_the_app(tmp_path: Path) -> None:
+    poll = [
+        "Olu: \u200eUMFRAGE:",
+        "Tee oder Saft?",
+        "\u200eOPTION: Tee (2 Stimmen)",
+        "\u200eOPTION: Saft (1 Stimme)",
+    ]
+    first, *rest = poll
+    lines = [*iphone("Nora: Hi", first), *rest]
+    found, gone = read(lines)
+    assert found == [("Nora", "Hi"), ("Olu", "Tee oder Saft?")]
+    assert gone == {POLLS: 1}
 
 
 @pytest.mark.parametrize(

@@ -391,6 +391,14 @@ def test_the_last_line_of_otter_is_no_speech(tmp_path: Path) -> None:
     assert heard.kinds() == {"lines of the system": ["Transcribed by https://otter.ai"]}
 
 
+def test_what_teams_says_of_its_recording_is_no_speech(tmp_path: Path) -> None:
+    text = "Lund, Uma   0:03\nIs it late?\n\nOla   0:05\nI stopped recording\n\n"
+    text += "Lund, Uma stopped transcription\n"
+    heard = whole(tmp_path, text)
+    assert heard.said() == [("Lund, Uma", "Is it late?"), ("Ola", "I stopped recording")]
+    assert heard.kinds() == {"lines of the system": ["Lund, Uma stopped transcription"]}
+
+
 # -- what is no transcript --------------------------------------------------------------------------
 
 

@@ -140,7 +140,14 @@ def test_exports_of_chats(tmp_path: Path) -> None:
     assert reading.left_out == {"service messages": 1}
     author = {"id": "8", "name": "ann", "nickname": "A"}
     discord = {"channel": {"id": "4"}, "messages": [{"id": "1", "content": "Hi", "author": author}]}
-    assert said(tmp_path, "den.json", discord) == [("den", "ann", "Hi")]
+    assert said(tmp_path, "den.json", discord) == [("den", "A", "Hi")]
+    kinds = [("Default", "Hi"), ("GuildMemberJoin", "Joined the server."), ("Reply", "Yo")]
+    several = [
+        {"type": kind, "timestamp": "2024-05-01", "isPinned": False, "content": text, "author": author}
+        for kind, text in kinds
+    ]
+    turns, reading = read(tmp_path, "hall.json", json.dumps({"messages": several}))
+    assert [t.text for t in turns] == ["Hi", "Yo"] and reading.left_out == {"service messages": 1}
     joined = {"subtype": "channel_join", "user": "U2", "text": "joined"}
     assert said(tmp_path, "day.json", [{"user": "U1", "text": "Hi"}, joined]) == [("day", "U1", "Hi")]
 

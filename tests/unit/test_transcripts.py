@@ -35,6 +35,13 @@ def test_the_form_may_be_named(tmp_path: Path) -> None:
         list(read_turns(path, ReadSettings(form="chat")))
 
 
+def test_a_column_of_a_file_without_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Ann: Hi\nBo: Yo\n")
+    with pytest.raises(ConfigError, match=r"--speaker-column who: a\.txt is read as lines of .* no columns"):
+        list(read_turns(path, ReadSettings(speaker="who")))
+
+
 def test_a_file_larger_than_what_is_held(tmp_path: Path) -> None:
     """Reading holds one turn at a time, not the file."""
     import tracemalloc

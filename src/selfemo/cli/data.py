@@ -89,9 +89,9 @@ def preview(
 
     Form, encoding, columns, speakers, what is left out and why, and the first turns.
     """
-    from itertools import islice
+    from itertools import groupby, islice
 
-    from selfemo.cli.output import print_json, print_tables, print_text
+    from selfemo.cli.output import print_json, print_text
     from selfemo.data.transcripts import ReadSettings
     from selfemo.data.transcripts.source import Source
 
@@ -101,10 +101,14 @@ def preview(
         return
     for line in read.read_as():
         print_text(line)
-    rows = [[t.conversation, t.speaker, t.text] for t in islice(read.turns(), turns)]
-    if rows:
-        title = "The first turns" if len(rows) < read.count else "The turns"
-        print_tables([(title, ["conversation", "speaker", "text"], rows)])
+    for conversation, said in groupby(islice(read.turns(), turns), key=lambda t: t.conversation):
+        typer.echo("")
+        print_text(f"conversation {conversation}")
+        for turn in said:
+            print_text(f"  {turn.speaker}: {turn.text}")
+    if turns and read.count > turns:
+        typer.echo("")
+        print_text(f"and {counted(read.count - turns, 'more turns')} (--turns shows more)")
 
 
 def _only(compared: Comparison) -> Counts:

@@ -80,8 +80,8 @@ def evaluate(
             typer.echo(f"\n{dataset}, predictions without an emotion: {value_in_words(s.failures)}")
         if s.parse_rate.value < _LEAST_PARSED:
             print_text(
-                f"{dataset}: hardly an answer can be read. A model that does not know the format is scored "
-                "by its label probabilities: --set evaluation.span=probabilities"
+                f"{dataset}: few answers are in the format, so these scores say little. A model that was not "
+                "trained for it is scored by its label probabilities: --set evaluation.span=probabilities"
             )
     if out is not None:
         print_files(out, (SCORES_FILE, PREDICTIONS_FILE))

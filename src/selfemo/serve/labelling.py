@@ -96,7 +96,7 @@ def label_file(
     stop = stop or StopRequest()
     what = _made_of(source, model.name, labels)
     if labels is None:
-        what["labels"] = f"of the file, or the model's: {', '.join(model.labels)}"
+        what["--labels"] = f"of the file, else {', '.join(model.labels)}"
     what |= {
         "model.constrained": str(model.constrained), "most tokens of an answer": str(model.max_tokens),
         "prompt.max_tokens": str(model.config.prompt.max_tokens),
@@ -143,11 +143,12 @@ def _made_of(source: Source, model: str, labels: LabelSet | None) -> dict[str, s
     read = source.settings
     options = {
         "--form": read.form, "--text-column": read.text, "--speaker-column": read.speaker,
-        "--conversation-column": read.conversation, "--gap": f"{read.gap:g}", "--encoding": read.encoding,
+        "--conversation-column": read.conversation, "--encoding": read.encoding,
+        **({"--gap": f"{read.gap:g}"} if source.has_gaps else {}),
     }  # fmt: skip
     return {
         "model": model_identity(model), "selfemo": f"{__version__}, format {FORMAT_VERSION}",
-        "input": source.identity(), **({"labels": ", ".join(labels)} if labels else {}), **options,
+        "input": source.identity(), **({"--labels": ", ".join(labels)} if labels else {}), **options,
     }  # fmt: skip
 
 
@@ -209,7 +210,7 @@ def _refuse_other(out: Path, made: dict[str, Any], now: dict[str, str]) -> None:
         if key == "model" and "model" in made:
             said = f"by the model {made['model']}, {known}, not by {value}"
         else:
-            said = f"with {key} {known or '(none)'}; now {value or '(none)'}"
+            said = f"with {key} {known or 'not given'}; now {value or 'not given'}"
         raise StoreError(f"{out} {verb} {said}. Give another --out, or remove {file} to label anew")
 
 

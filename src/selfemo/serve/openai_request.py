@@ -148,7 +148,9 @@ def check_fields(body: ChatCompletionBody) -> None:
 
 def _unknown(name: str) -> Problem:
     name = name[:100]
-    return Problem(400, "unsupported", f"{name} is no field that this server knows; leave it out", param=name)
+    return Problem(
+        400, "unsupported", f"{name} is not supported: this server does not know it; leave it out", param=name
+    )
 
 
 def _asks_nothing(name: str, value: Any) -> bool:

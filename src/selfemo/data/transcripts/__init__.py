@@ -92,6 +92,10 @@ def read_turns(
             head = list(islice(f, HEAD))
             f.seek(0)
             form = next((form for form in forms if form.knows(head)), forms[-1])
+        if not form.columns and (named := settings.columns):
+            raise ConfigError(
+                f"{named}: {path.name} is read as {form.says}, which has no columns; leave it out"
+            )
         reading.form = form.says
         yield from form.read(f, path, settings, reading)
 

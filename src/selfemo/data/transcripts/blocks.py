@@ -40,7 +40,10 @@ _ALONE = re.compile(rf"(?:\s|{MARK})*(?P<name>[^\s:][^:\n]{{0,79}}?)\s*:?\s*")
 _COLON_TIME = re.compile(r"\s*(?P<name>[^\s:][^:\n]{0,59}?)\s*:\s+(?P<time>\S.*)")
 
 _WITH_ASIDE = re.compile(r"(?P<name>[^()\n:]{0,60}?[^()\s.!?,;:\u2026])(?:\s*\([^()]*\))*")
-_FOOT = re.compile(r"Exported [\d,]+ message\(s\)|Transcribed by https?://\S+")
+_OF_THE_PROGRAM = re.compile(
+    r"Exported [\d,]+ message\(s\)|Transcribed by https?://\S+"
+    r"|(?!(?:I|You|He|She|We|They|It)\b)[^.!?:]{1,80} (?:started|stopped) (?:transcription|recording)"
+)
 
 Split = Callable[[str], Head | None]
 Paired = Callable[[str, str], bool] | None
@@ -205,7 +208,7 @@ class _Script:
 def _aside(raw: str) -> str:
     if is_stamp(raw):
         return TIMES
-    if _FOOT.fullmatch(raw.strip()):
+    if _OF_THE_PROGRAM.fullmatch(raw.strip()):
         return SYSTEM
     return DIRECTIONS if _NOTE.fullmatch(raw) else ""
 

@@ -24,6 +24,7 @@ _TEXTS = (
     "sentence", "line", "linetext", "comment", "commenttext", "dialoguetext", "dialogtext", "said", "says",
     "speech", "turntext", "post", "posttext", "tweet", "caption", "subtitle", "quote", "value", "dialogue",
     "dialog", "texte", "texto", "testo", "tekst", "nachricht", "mensaje", "messaggio", "mensagem",
+    "kommentar", "commentaire", "comentario", "commento",
 )  # fmt: skip
 _SPEAKERS = (
     "speaker", "speakername", "speakerlabel", "speakers", "name", "character", "charactername", "role",

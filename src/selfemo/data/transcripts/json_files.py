@@ -35,7 +35,9 @@ _TURNS = (
     "audiosegments", "chatmessages", "lines", "transcript", "chat",
 )  # fmt: skip
 # Of a speaker that is an object.
-_PERSON = ("name", "displayname", "realname", "username", "nickname", "login", "role", "label", "id")
+_PERSON = ("displayname", "nickname", "realname", "name", "username", "login", "role", "label", "id")
+_SPOKEN_TYPES = ("Default", "Reply", "ChatInputCommand", "ContextMenuCommand", "ThreadStarterMessage")
+"""Types of Discord's messages that somebody wrote; the others say who came, what was pinned, and the like."""
 _LONG = 500
 """Characters of a value beside the turns, at most, to be repeated on each of them."""
 _DEPTH = 20
@@ -95,6 +97,16 @@ class _Around:
     scene: str = ""
     labels: LabelSet | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+
+
+def _is_service(item: dict[str, Any]) -> bool:
+    """Whether a message is of the program: Telegram's and Slack's by their kind, Discord's by its type."""
+    kind, discord = item.get("type"), "isPinned" in item and "timestamp" in item
+    return (
+        kind == "service"
+        or str(item.get("subtype")).startswith(("channel_", "group_"))
+        or (discord and isinstance(kind, str) and kind not in _SPOKEN_TYPES)
+    )
 
 
 class JsonTurns:
@@ -298,7 +310,7 @@ class JsonTurns:
         item = {"text": turn} if isinstance(turn, str) else turn
         if not isinstance(item, dict):
             raise DataError(f"{place} must be an object or a text", self._path, line)
-        if item.get("type") == "service" or str(item.get("subtype")).startswith(("channel_", "group_")):
+        if _is_service(item):
             self._reading.leave_out("service messages", _dump(item), line)
             return
         columns = self._columns(item)
@@ -422,4 +434,4 @@ def read_whole(f: IO[str], path: Path, settings: ReadSettings, reading: Reading)
     turns.finish()
 
 
-FORMS = (Form("json", "JSON", (".json",), lambda head: True, read_whole),)
+FORMS = (Form("json", "JSON", (".json",), lambda head: True, read_whole, columns=True),)

@@ -39,4 +39,4 @@ def _read(f: IO[str], path: Path, settings: ReadSettings, reading: Reading) -> I
     turns.finish()
 
 
-FORMS = (Form("jsonl", "JSON lines", (".jsonl", ".ndjson"), lambda head: True, _read),)
+FORMS = (Form("jsonl", "JSON lines", (".jsonl", ".ndjson"), lambda head: True, _read, columns=True),)

@@ -56,6 +56,12 @@ class ReadSettings:
     encoding: str = ""
     gap: float = 30.0
 
+    @property
+    def columns(self) -> str:
+        """The first option that names a column, as on the command line; "" without any."""
+        given = {"text": self.text, "speaker": self.speaker, "conversation": self.conversation}
+        return next((f"--{role}-column {name}" for role, name in given.items() if name), "")
+
 
 class Reading:
     """How a file was read, filled while it is read: nothing of a file is guessed or left out untold.
@@ -103,6 +109,7 @@ class Form:
         suffixes: of its files; the first form of a suffix whose `knows` accepts the file is taken.
         knows: whether the first lines of a file (at most `HEAD` of them) are of this form.
         read: the turns in order, from an open file that can be read again by `seek(0)`.
+        columns: it has columns or keys that settings may name.
     """
 
     name: str
@@ -110,6 +117,7 @@ class Form:
     suffixes: tuple[str, ...]
     knows: Callable[[list[str]], bool]
     read: Callable[[IO[str], Path, ReadSettings, Reading], Iterator[SourceTurn]]
+    columns: bool = False
 
 
 HEAD = 200

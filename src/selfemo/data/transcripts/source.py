@@ -54,6 +54,11 @@ class Source:
             told = "".join(f"; {line}" for line in self._lost())
             raise DataError(f"holds no turn with text{told}", self.path if self.is_file else name)
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether silences part conversations: the input is subtitles."""
+        return self.is_file and "start" in self.fields
+
     def turns(self, reading: Reading | None = None) -> Iterator[SourceTurn]:
         """The turns in order; `reading` is filled with how the file was read."""
         if self.is_file:

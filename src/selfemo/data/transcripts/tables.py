@@ -237,6 +237,6 @@ def _says(style: Style) -> str:
 
 
 FORMS = (
-    Form("csv", "a table (CSV)", (".csv",), lambda head: True, _read),
-    Form("tsv", "a table (TSV)", (".tsv",), lambda head: True, _read),
+    Form("csv", "a table (CSV)", (".csv",), lambda head: True, _read, columns=True),
+    Form("tsv", "a table (TSV)", (".tsv",), lambda head: True, _read, columns=True),
 )

@@ -28,13 +28,14 @@ from selfemo.data.transcripts.reading import Form, Reading, ReadSettings, Source
 
 SYSTEM, MEDIA = "lines of the system", "messages without text"
 FILES, TAKEN_BACK = "files beside a text", "deleted messages"
-EDITS = "marks of an edit"
+EDITS, POLLS = "marks of an edit", "words around a poll"
 
 LeaveOut = Callable[[str, str, int], None]
 """Takes (kind, text, line) of what is left out, as `Reading.leave_out`."""
 
 _APP = "\u200e"
 # Between two letters a mark stays: without it they would be one word.
+_OF_POLL = re.compile(r"[^\W\d_]{3,15}\s?:")
 _MARKS = re.compile(rf"(?<![^\W_])(?:{MARK})+|(?:{MARK})+(?![^\W_])")
 # A name ends at the first colon before a space: "Mum :): hi" is of "Mum :)".
 _SENDER = re.compile(r"(?P<name>[^\n]{1,100}?):(?=\s|$)")
@@ -127,7 +128,7 @@ def messages(lines: Iterable[str], leave_out: LeaveOut, names: Senders | None = 
     """The messages of an export in order.
 
     Args:
-        leave_out: takes what is left out: SYSTEM, MEDIA, FILES, TAKEN_BACK and EDITS.
+        leave_out: takes what is left out: SYSTEM, MEDIA, FILES, TAKEN_BACK, EDITS and POLLS.
         names: `senders` of the same lines; None holds all lines to find them.
     """
     if names is None:
@@ -142,12 +143,25 @@ def messages(lines: Iterable[str], leave_out: LeaveOut, names: Senders | None = 
             if said:
                 if edit:
                     leave_out(EDITS, edit, entry.line)
-                if files:
-                    leave_out(FILES, "\n".join(files), entry.line)
+                for kind, cut in _by_kind(files):
+                    leave_out(kind, "\n".join(cut), entry.line)
                 yield Message(entry.line, name, said, _plain(entry.stamp).strip(_AROUND))
                 continue
             reason = MEDIA
         leave_out(reason, entry.whole, entry.line)
+
+
+def _by_kind(cut: list[str]) -> list[tuple[str, list[str]]]:
+    """What was cut from a message: the app's words around a poll ("OPTION: Tea (2 votes)"), and files."""
+    polls = [part for part in cut if _is_of_poll(part)]
+    files = [part for part in cut if part not in polls]
+    return [(kind, parts) for kind, parts in ((POLLS, polls), (FILES, files)) if parts]
+
+
+def _is_of_poll(words: str) -> bool:
+    """Whether words of the app belong to a poll: a word in capitals and a colon begin them."""
+    found = _OF_POLL.match(_plain(words))
+    return found is not None and found[0].isupper()
 
 
 def _entries(lines: Iterable[str], leave_out: LeaveOut) -> Iterator[_Entry]:
@@ -295,7 +309,8 @@ def _without_omitted(line: str, marked: bool, cut: list[str]) -> str:
         return ""
     before, mark, notice = line.rpartition(_APP)
     short = len(notice.split()) <= 5 and len(notice) <= 40
-    if not (mark and notice.strip() and short and (marked or app.OMITTED.search(notice))):
+    known = marked or app.OMITTED.search(notice) or _is_of_poll(notice)
+    if not (mark and notice.strip() and short and known):
         return line
     document = _DOCUMENT.fullmatch(before)
     cut.append(line if document else notice)
