@@ -37,7 +37,7 @@ from experiments.gpu.scoring import gold_places, outcomes_of, said, scores_of
 from experiments.gpu.study import HALVES, Study, command_line, run_step
 
 from selfemo.evaluation.analysis import analyse_checkpoint
-from selfemo.evaluation.baselines import gold_share
+from selfemo.evaluation.free_changes import gold_share
 from selfemo.evaluation.metrics import paired_difference
 from selfemo.evaluation.predictions import read_prediction
 from selfemo.method.types import Prompt

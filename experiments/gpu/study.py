@@ -25,8 +25,8 @@ from experiments.gpu.settings import differing, told
 from selfemo.config import Config, load
 from selfemo.data.splits import held_out
 from selfemo.errors import DataError
-from selfemo.evaluation.baselines import nll_after_shift
 from selfemo.evaluation.channel import compare_readers, held_out_turns
+from selfemo.evaluation.free_changes import nll_after_shift
 from selfemo.evaluation.predictions import Prediction, gold_prompts, predict
 from selfemo.files import write_json
 from selfemo.method.prompts import format_answer

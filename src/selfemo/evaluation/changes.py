@@ -15,7 +15,7 @@ import numpy as np
 
 from selfemo.config import Config
 from selfemo.errors import DataError
-from selfemo.evaluation.baselines import shifted_nll
+from selfemo.evaluation.free_changes import shifted_nll
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
 from selfemo.evaluation.predictions import (
     UNION,

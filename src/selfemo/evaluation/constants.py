@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from selfemo.evaluation.baselines import gold_share
+from selfemo.evaluation.free_changes import gold_share
 from selfemo.evaluation.metrics import PairedDifference, mean_interval, paired_difference
 from selfemo.evaluation.predictions import UNION, Labels, Rows, compare, distributions, has_beliefs, outcomes
 from selfemo.evaluation.tempered import best_temperature, likelihoods, log_table, nll_at

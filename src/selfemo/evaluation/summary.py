@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import DataConfig
-from selfemo.evaluation.baselines import FREE_HEADER, FREE_NOTE, free_changes, free_rows
 from selfemo.evaluation.changes import (
     CHANGE_HEADER,
     CHANGE_NOTE,
@@ -30,6 +29,7 @@ from selfemo.evaluation.constants import (
     constants_lines,
     label_shares,
 )
+from selfemo.evaluation.free_changes import FREE_HEADER, FREE_NOTE, free_changes, free_rows
 from selfemo.evaluation.overlap import Scoring, clean_title, run_part
 from selfemo.evaluation.predictions import Labels, Scores, label_sets, score
 from selfemo.evaluation.rendering import cell, render
@@ -184,7 +184,7 @@ def constants_part(
 def free_by_checkpoint(
     store: Store, names: Collection[str], labels: Labels, resamples: int
 ) -> dict[str, dict[str, Any]]:
-    """`baselines.free_changes` of a run's evaluated checkpoints; a copy of another one is left out."""
+    """`free_changes.free_changes` of a run's evaluated checkpoints; a copy of another one is left out."""
     copied = copied_checkpoints(store)
     return {
         c: free_changes(store.predictions(evaluation_name(c)), labels, resamples=resamples)

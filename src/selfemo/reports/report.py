@@ -20,7 +20,6 @@ from typing import Any
 from selfemo.config import Config, load
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation.analysis import analysis_table, read_analysis
-from selfemo.evaluation.baselines import FREE_HEADER, FREE_NOTE, free_rows
 from selfemo.evaluation.changes import (
     CHANGE_HEADER,
     CHANGE_NOTE,
@@ -29,6 +28,7 @@ from selfemo.evaluation.changes import (
     stage_changes,
     whole_change,
 )
+from selfemo.evaluation.free_changes import FREE_HEADER, FREE_NOTE, free_rows
 from selfemo.evaluation.predictions import gold_prompts, label_sets
 from selfemo.evaluation.summary import (
     HEADER,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfemo.evaluation.baselines import (
+from selfemo.evaluation.free_changes import (
     AS_IT_IS,
     FREE,
     FREE_HEADER,
