@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 from selfemo import __version__
-from selfemo.cli import coldstart, data, doctor, evaluate, evolve, personas, report, serve, store, train
+from selfemo.cli import (
+    baseline,
+    coldstart,
+    data,
+    doctor,
+    evaluate,
+    evolve,
+    personas,
+    report,
+    serve,
+    store,
+    train,
+)
 from selfemo.errors import SelfEmoError
 
 EXIT_CODES = {
@@ -36,7 +48,13 @@ for command in (
     doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
-GROUPS = {"data": data.group, "personas": personas.group, "coldstart": coldstart.group, "store": store.group}
+GROUPS = {
+    "baseline": baseline.group,
+    "data": data.group,
+    "personas": personas.group,
+    "coldstart": coldstart.group,
+    "store": store.group,
+}
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 for listed in (app, *GROUPS.values()):

@@ -3,10 +3,12 @@
 from selfemo.config.kept import JournalMode, SaveConfig, StoreConfig
 from selfemo.config.loading import load, shipped, to_toml
 from selfemo.config.sections import (
+    AdamConfig,
     ClusterConfig,
     Config,
     DataConfig,
     EvalConfig,
+    FitConfig,
     FlywheelConfig,
     GateConfig,
     GrpoConfig,
@@ -24,10 +26,12 @@ from selfemo.config.sections import (
 from selfemo.config.tables import TableConfig, load_table
 
 __all__ = [
+    "AdamConfig",
     "ClusterConfig",
     "Config",
     "DataConfig",
     "EvalConfig",
+    "FitConfig",
     "FlywheelConfig",
     "GateConfig",
     "GrpoConfig",

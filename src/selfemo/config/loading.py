@@ -10,12 +10,14 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args, overload
 
 from pydantic import BaseModel, ValidationError
 
 from selfemo.config.sections import Config
 from selfemo.errors import ConfigError
+
+T = TypeVar("T", bound=BaseModel)
 
 
 def _keys(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -27,9 +29,9 @@ def _keys(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tu
                 yield from _keys(kind, (*prefix, name))
 
 
-def _nearest(path: tuple[str, ...]) -> str:
-    """The valid key most like a wrong one: in its own section, or else anywhere."""
-    keys = list(_keys(Config))
+def _nearest(path: tuple[str, ...], kind: type[BaseModel]) -> str:
+    """The valid key of some settings most like a wrong one: in its own section, or else anywhere."""
+    keys = list(_keys(kind))
     beside = [k[-1] for k in keys if k[:-1] == path[:-1]]
     if near := difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
         return ".".join([*path[:-1], near[0]])
@@ -87,12 +89,23 @@ def _find(name: Path | str) -> Path:
     )
 
 
-def load(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Config:
+@overload
+def load(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Config: ...
+
+
+@overload
+def load(files: Sequence[Path | str], overrides: Sequence[str], kind: type[T]) -> T: ...
+
+
+def load(
+    files: Sequence[Path | str] = (), overrides: Sequence[str] = (), kind: type[BaseModel] = Config
+) -> BaseModel:
     """Merge TOML files left to right, then overrides, over the defaults.
 
     Args:
         files: paths, or names of shipped configurations; a file goes before a name.
         overrides: `section.key=value`.
+        kind: the settings: those of a run, or others.
 
     Raises:
         ConfigError: a missing or broken file, or all unknown keys and bad values, each with its origin.
@@ -112,12 +125,12 @@ def load(files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Con
         _insert(tree, key, value)
         origin[tuple(key)] = f"--set {text}"
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as e:
-        raise ConfigError(_explain(e, origin)) from None
+        raise ConfigError(_explain(e, origin, kind)) from None
 
 
-def _explain(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
+def _explain(error: ValidationError, origin: dict[tuple[str, ...], str], kind: type[BaseModel]) -> str:
     lines = []
     for item in error.errors():
         path = tuple(str(p) for p in item["loc"])
@@ -125,7 +138,7 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
         where = next((o for p, o in named if p[: len(path)] == path or path[: len(p)] == p), "")
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            near = _nearest(path)
+            near = _nearest(path, kind)
             text = "unknown key" + (f"; did you mean {near}?" if near else "")
         elif path and "input" in item and not isinstance(item["input"], dict):
             text = f"{text} (got {item['input']!r})"
@@ -134,7 +147,7 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str]) -> str:
     return "\n".join(lines)
 
 
-def to_toml(config: Config) -> str:
+def to_toml(config: BaseModel) -> str:
     """The resolved configuration as TOML that `load` reads back to an equal one."""
     return "\n\n".join(_tables("", config.model_dump(mode="json", exclude_none=True))) + "\n"
 

@@ -115,7 +115,7 @@ class RewardConfig(_Section):
     secondary: Annotated[str, _one_of(SECONDARY)] = "count"
 
 
-class OptimConfig(_Section):
+class AdamConfig(_Section):
     """AdamW; the schedule runs over the steps of one stage."""
 
     lr: PositiveFloat = 1e-6
@@ -125,8 +125,25 @@ class OptimConfig(_Section):
     weight_decay: NonNegative = 0.01
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
+
+
+class OptimConfig(AdamConfig):
+    """AdamW on packed rows."""
+
     micro_tokens: Positive = 16384
     """Packed tokens of one micro-batch; the rest of a batch accumulates gradient."""
+
+
+class FitConfig(AdamConfig):
+    """Training of a classifier, of which the epoch with the best score on held-out turns is kept."""
+
+    lr: PositiveFloat = 1e-5
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    epochs: Positive = 5
+    batch_size: Positive = 32
+    """Turns of one optimiser step (give or take, where whole conversations are taken)."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Epochs without a better score after which training ends; 0 trains all epochs."""
 
 
 class SftConfig(OptimConfig):

@@ -125,7 +125,7 @@ def identity(
     return {"model": named, "data": data, "settings": settings + more}
 
 
-def _claim(store: Store, folder: Path, inputs: Mapping[str, str]) -> None:
+def claim(store: Store, folder: Path, inputs: Mapping[str, str]) -> None:
     """Note the inputs of an evaluation in its store; raises StoreError where it holds another evaluation."""
     if (found := store.identity(_IDENTITY)) is not None:
         known = json.loads(found)
@@ -162,19 +162,19 @@ def settings_of(
     return load(files, [f"data.sources={json.dumps(list(sources))}", *overrides]), model
 
 
-def _on_existing_split(
-    config: Config, conversations: Sequence[Conversation], say: Callable[[str], None]
-) -> Config:
-    """The configuration with the other held-out split where the data lack its own, which is said."""
-    wanted = config.data.eval_split
+def on_existing_split(
+    data: DataConfig, conversations: Sequence[Conversation], say: Callable[[str], None]
+) -> DataConfig:
+    """The settings with the other held-out split where the data lack their own, which is said."""
+    wanted = data.eval_split
     there = existing_split([c for c in conversations if c.split != "train"], wanted)
     if there == wanted:
-        return config
+        return data
     say(f"the data have no split {wanted}: {there} is evaluated (--split names one)")
-    return config.model_copy(update={"data": config.data.model_copy(update={"eval_split": there})})
+    return data.model_copy(update={"eval_split": there})
 
 
-def _say_unscored(data: DataConfig, say: Callable[[str], None]) -> None:
+def say_unscored(data: DataConfig, say: Callable[[str], None]) -> None:
     """Name the sources, of several, that have no conversation of the evaluated split."""
     if len(data.sources) < 2:
         return
@@ -226,28 +226,24 @@ def evaluate_model(
         )
     conversations = load_conversations(config.data, reporter.say)
     if not any(o.startswith("data.eval_split") for o in overrides):
-        config = _on_existing_split(config, conversations, reporter.say)
+        config = config.model_copy(
+            update={"data": on_existing_split(config.data, conversations, reporter.say)}
+        )
     data, resamples = config.data, config.evaluation.resamples
     held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
-    _say_unscored(data, reporter.say)
+    say_unscored(data, reporter.say)
     if data.hold_out:
         mine = counted(sum(c.split == data.eval_split for c in conversations), "conversations")
         reporter.say(f"of {len(conversations)} conversations those that the run held out are scored: {mine}")
     trained = overlap.training_data(None if spec else model, train_data, data.lenient, reporter.say)
-    labels, prompts = predictions.label_sets(held), predictions.gold_prompts(held)
+    prompts = predictions.gold_prompts(held)
     compared = None if other is None else predictions_of(other)
     inputs = identity(checkpoint, spec, prompts, config)
     mode = config.store.journal_mode
     with _folder(out) as folder, Store(folder / STORE_FILE, journal=mode) as store:
-        _claim(store, folder, inputs)
+        claim(store, folder, inputs)
         stop.check()
         _predict(store, spec, checkpoint, held, config, reporter, stop)
-        rows = store.predictions(NAME)
-        shares = label_shares(_once([*conversations, *trained]), rows, labels)
-        against = against_constants(rows, labels, shares)
-        constants = constant_scores(rows, labels, shares, resamples=resamples)
-        theirs = {r["prompt"] for r in compared or ()}
-        common = [r for r in rows if r["prompt"] in theirs]
         about = {
             "selfemo": __version__,
             "model": model if spec is None else f"{spec.name} ({spec.model})",
@@ -258,19 +254,53 @@ def evaluate_model(
             "compared_with": None if other is None else str(other),
             **{f"evaluated_{k}": v for k, v in inputs.items()},
         }
-        result = Evaluation(
-            about,
-            predictions.score(rows, labels, resamples=resamples),
-            predictions.average(rows, labels, resamples=resamples),
-            None if compared is None else predictions.compare(compared, rows, labels),
-            {d: {**c, "against": against[d]} for d, c in constants.items()},
-            constant_scores(common, labels, shares, resamples=resamples),
-            overlap.evaluation_part(held, trained, rows, labels, resamples=resamples),
-        )
-        if out is not None:
-            write_json(out / SCORES_FILE, result.as_dict())
-            _write_parquet(rows, labels, out / PREDICTIONS_FILE, reporter)
-        return result
+        known = _once([*conversations, *trained])
+        return scored(
+            store.predictions(NAME), about, held, known, trained, out, reporter, compared=compared,
+            resamples=resamples,
+        )  # fmt: skip
+
+
+def scored(
+    rows: predictions.Rows,
+    about: dict[str, Any],
+    held: Sequence[Conversation],
+    known: Sequence[Conversation],
+    trained: Sequence[Conversation],
+    out: Path | None,
+    reporter: Reporter,
+    *,
+    compared: predictions.Rows | None = None,
+    resamples: int,
+) -> Evaluation:
+    """The scores of stored predictions with all that stands beside them; written into `out`, where one is given.
+
+    Args:
+        about: of `Evaluation`.
+        held: the conversations that were predicted.
+        known: conversations whose training split gives the constant answers.
+        trained: those that the model was trained on, for the overlap; empty where they are not known.
+        compared: the predictions of another system.
+    """
+    labels = predictions.label_sets(held)
+    shares = label_shares(known, rows, labels)
+    against = against_constants(rows, labels, shares)
+    constants = constant_scores(rows, labels, shares, resamples=resamples)
+    theirs = {r["prompt"] for r in compared or ()}
+    common = [r for r in rows if r["prompt"] in theirs]
+    result = Evaluation(
+        about,
+        predictions.score(rows, labels, resamples=resamples),
+        predictions.average(rows, labels, resamples=resamples),
+        None if compared is None else predictions.compare(compared, rows, labels),
+        {d: {**c, "against": against[d]} for d, c in constants.items()},
+        constant_scores(common, labels, shares, resamples=resamples),
+        overlap.evaluation_part(held, trained, rows, labels, resamples=resamples),
+    )
+    if out is not None:
+        write_json(out / SCORES_FILE, result.as_dict())
+        _write_parquet(rows, labels, out / PREDICTIONS_FILE, reporter)
+    return result
 
 
 def _predict(

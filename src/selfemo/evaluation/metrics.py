@@ -231,10 +231,18 @@ class Outcomes:
         return {m: percentile_interval(float(v), draws[m]) for m, v in self.measures().items()}
 
 
-def average_intervals(parts: Sequence[Outcomes], resamples: int = 1000) -> dict[str, Interval]:
-    """The plain average of MEASURES over data sets (table 1's AVG); each is resampled on its own."""
+def average_intervals(
+    parts: Sequence[Outcomes], resamples: int = 1000, *, of: Sequence[int] | None = None
+) -> dict[str, Interval]:
+    """The plain average of MEASURES over data sets (table 1's AVG), or over data sets and trainings.
+
+    Args:
+        of: the data set of each part, where some are of one: these are resampled together, by the same
+            conversations. Without it each is a data set of its own, resampled on its own.
+    """
     points = [p.measures() for p in parts]
-    draws = [p.resampled(resamples, seed) for seed, p in enumerate(parts)]
+    each = range(len(parts)) if of is None else of
+    draws = [p.resampled(resamples, seed) for seed, p in zip(each, parts, strict=True)]
     return {
         m: percentile_interval(float(np.mean([p[m] for p in points])), np.mean([d[m] for d in draws], 0))
         for m in MEASURES

@@ -183,7 +183,8 @@ def _missing(prompts: Sequence[Prompt], store: Store, name: str, on_done: OnDone
     return [p for p in prompts if p.id not in done]
 
 
-def _keep(store: Store, name: str, predictions: Iterable[Prediction]) -> None:
+def keep(store: Store, name: str, predictions: Iterable[Prediction]) -> None:
+    """Add predictions to the store of an evaluation, all or none of them."""
     with store.transaction():
         store.add_predictions(
             (
@@ -227,7 +228,7 @@ def evaluate(
                 raise
             refused = f"label probabilities are left out: {e}"
             chunk = predict(sampler, part, evaluation, prompt)
-        _keep(store, name, chunk)
+        keep(store, name, chunk)
         if on_done:
             on_done(len(chunk))
     return refused
@@ -272,8 +273,8 @@ def evaluate_endpoint(
     missing = _missing(gold_prompts(conversations), store, name, on_done)
     by_id, unanswered = {p.id: p for p in missing}, 0
 
-    def keep(prediction: Prediction) -> None:
-        _keep(store, name, [prediction])
+    def answered(prediction: Prediction) -> None:
+        keep(store, name, [prediction])
         if on_done:
             on_done(1)
 
@@ -285,7 +286,7 @@ def evaluate_endpoint(
             if stop.asked:
                 return
             if (fitted := fit(p, encode, prompt.max_tokens, prompt.reasoning)) is None:
-                keep(Prediction(p, None, FailureKind.TOO_LONG))
+                answered(Prediction(p, None, FailureKind.TOO_LONG))
                 continue
             yield Question(
                 p.id,
@@ -298,9 +299,9 @@ def evaluate_endpoint(
     def on_reply(question: Question[Prediction], reply: Reply[Prediction]) -> None:
         nonlocal unanswered
         if reply.value is not None:
-            keep(reply.value)
+            answered(reply.value)
         elif reply.kind == FailureKind.REFUSED:
-            keep(Prediction(by_id[reply.item], None, FailureKind.REFUSED, reply.detail))
+            answered(Prediction(by_id[reply.item], None, FailureKind.REFUSED, reply.detail))
         else:
             unanswered += 1
 

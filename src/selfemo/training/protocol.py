@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from selfemo.config import GrpoConfig, OptimConfig, SftConfig
+from selfemo.config import AdamConfig, GrpoConfig, SftConfig
 from selfemo.method.prompts import Fitted, recognises_alone
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Prompt, RawCompletion
@@ -194,7 +194,7 @@ class Trainer(Protocol):
         """Make one optimiser step per mini-batch on the round's completions; returns their mean measures."""
 
 
-def learning_rate(config: OptimConfig, step: int, total: int) -> float:
+def learning_rate(config: AdamConfig, step: int, total: int) -> float:
     """The learning rate of optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule."""
     warm = round(config.warmup * total)
     if step < warm:

@@ -1,0 +1,131 @@
+"""`selfemo baseline`: reference systems under one protocol, a command for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfemo.cli import options as opt
+from selfemo.evaluation.baselines import BASELINES, Entry
+
+group = typer.Typer(
+    no_args_is_help=True,
+    help="Train a baseline and score it: past only, choices on dev, several seeds (docs/baselines.md).",
+)
+
+
+def _command(name: str, entry: Entry) -> Callable[..., None]:
+    def run(
+        data: opt.Sources,
+        out: Annotated[Path, typer.Option(help="Folder of the results; go on if stopped.")],
+        seeds: Annotated[int, typer.Option(min=1, help="Trainings, each with a seed of its own.")] = 5,
+        split: opt.HeldOut = None,
+        keep: Annotated[bool, typer.Option("--keep", help="Keep the trained models.")] = False,
+        config: opt.Configs = None,
+        overrides: Annotated[
+            list[str] | None, typer.Option("--set", help="baseline.key=value, data.key=value.")
+        ] = None,
+        as_json: opt.AsJson = False,
+    ) -> None:
+        _run(name, data, out, seeds, split, keep, config, overrides, as_json)
+
+    source = "" if entry.source == "-" else f"\n\nRecipe: {entry.source}."
+    run.__doc__ = (
+        f"{entry.what[0].upper()}{entry.what[1:]}.{source}\n\n"
+        f"`selfemo baseline settings {name}` lists its settings."
+    )
+    return run
+
+
+for _name, _entry in BASELINES.items():
+    group.command(_name)(_command(_name, _entry))
+
+
+@group.command("list")
+def list_baselines(as_json: opt.AsJson = False) -> None:
+    """List the baselines."""
+    from selfemo.cli.output import print_json, print_tables
+
+    if as_json:
+        print_json({n: {"title": e.title, "what": e.what, "source": e.source} for n, e in BASELINES.items()})
+        return
+    rows = [[n, e.title, e.what, e.source] for n, e in BASELINES.items()]
+    print_tables([("selfemo baseline NAME", ["name", "title", "what", "recipe"], rows)])
+
+
+@group.command("settings")
+def settings(
+    name: Annotated[str, typer.Argument(help="Name of a baseline.")], as_json: opt.AsJson = False
+) -> None:
+    """List the settings of a baseline, with their defaults."""
+    from selfemo.cli.output import print_json
+    from selfemo.evaluation.baselines import baseline
+
+    kind = baseline(name).kind
+    values = kind().model_dump(mode="json")
+    if as_json:
+        print_json(values)
+        return
+    import json
+
+    for key, value in values.items():
+        typer.echo(f"baseline.{key}={json.dumps(value)}")
+
+
+@group.command("table")
+def table(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of baselines, of `evaluate --out`, or runs.")
+    ],
+    against: Annotated[
+        Path | None, typer.Option("--against", help="The system that each is compared with.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Print systems side by side: means over seeds, intervals by conversation, paired differences."""
+    from selfemo.cli.output import print_json, print_tables
+    from selfemo.evaluation.baseline_tables import baseline_table
+    from selfemo.evaluation.rendering import render
+    from selfemo.files import write_text
+
+    header, rows = baseline_table(folders, against)
+    if out is not None:
+        write_text(out, render(header, rows, form))
+    if as_json:
+        print_json({"header": header, "rows": rows})
+    elif out is None and form == "text":
+        print_tables([("Means over seeds, in per cent; 95% intervals by conversation", header, rows)])
+    elif out is None:
+        typer.echo(render(header, rows, form), nl=False)
+
+
+def _run(
+    name: str,
+    data: list[str],
+    out: Path,
+    seeds: int,
+    split: str | None,
+    keep: bool,
+    config: list[Path] | None,
+    overrides: list[str] | None,
+    as_json: bool,
+) -> None:
+    from selfemo.cli.output import again, interruptible, print_files, print_json, print_tables
+    from selfemo.evaluation.baseline_jobs import SETTINGS_FILE, run_baseline
+    from selfemo.evaluation.baseline_tables import job_table
+    from selfemo.evaluation.jobs import SCORES_FILE
+
+    sets = [*(overrides or []), *([f'data.eval_split="{split}"'] if split else [])]
+    with interruptible(again(out)) as (reporter, stop):
+        found = run_baseline(name, data, out, seeds, config or [], sets, reporter, keep=keep, stop=stop)
+    if as_json:
+        print_json(found)
+        return
+    print_tables([job_table(found)])
+    folders = sorted(f.name for f in out.glob("seed-*"))
+    print_files(out, (SCORES_FILE, SETTINGS_FILE, *folders))

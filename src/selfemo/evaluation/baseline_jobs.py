@@ -1,0 +1,367 @@
+"""`selfemo baseline`: train a baseline with several seeds and score it, under the protocol of SPEC section 11.
+
+    OUT/settings.toml       all settings
+    OUT/scores.json         the mean over seeds, as of `selfemo evaluate`, with intervals and deviations
+    OUT/seed-N/             an evaluation folder, as of `selfemo evaluate --out`; finished ones are not made again
+    OUT/seed-N/model/       the trained model, where it is kept
+    OUT/seed-N/training/    the state of a training that was stopped
+    OUT/shared/             what seeds share, such as features
+
+Past only unless a setting says otherwise, which is marked; official splits; epochs and settings are chosen on
+conversations that are not scored: dev where test is scored, the tuning half of dev where its claim half is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, create_model
+
+from selfemo import __version__
+from selfemo.config import DataConfig, StoreConfig, load, to_toml
+from selfemo.config.base import Positive, Section
+from selfemo.counting import counted
+from selfemo.data.splits import drawn, held_out
+from selfemo.errors import DataError, EngineError, StoreError
+from selfemo.evaluation import metrics, predictions
+from selfemo.evaluation.baselines import BASELINES, baseline
+from selfemo.evaluation.baselines.base import Baseline, Reader, Task
+from selfemo.evaluation.jobs import (
+    NAME,
+    SCORES_FILE,
+    claim,
+    on_existing_split,
+    predictions_of,
+    say_unscored,
+    scored,
+)  # fmt: skip
+from selfemo.evaluation.predictions import Prediction
+from selfemo.evaluation.rendering import rounded
+from selfemo.files import lock_folder, replacing_folder, write_json, write_text
+from selfemo.method.types import Conversation, EmotionDistribution, LabelSet
+from selfemo.progress import Reporter, StopRequest
+from selfemo.runs.folder import CONFIG_FILE
+from selfemo.runs.inputs import load_conversations
+from selfemo.runs.store import STORE_FILE, PredictionRow, Store
+
+SETTINGS_FILE = "settings.toml"
+_SEED, _MODEL, _TRAINING, _SHARED = "seed-", "model", "training", "shared"
+_CHOOSE_SHARE = 10
+"""One in so many training conversations is for choices, where the data have no other held-out ones."""
+
+
+class ScoringConfig(Section):
+    resamples: Positive = 1000
+
+
+class _Base(Section):
+    """The settings of a baseline job; `baseline` is the recipe's own section."""
+
+    data: DataConfig = DataConfig()
+    evaluation: ScoringConfig = ScoringConfig()
+    store: StoreConfig = StoreConfig()
+    device: str = "auto"
+    first_seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds are first_seed, first_seed + 1, and so on."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The conversations of a job: to train on, to choose on, to score; `told` says in words which these are."""
+
+    train: list[Conversation]
+    choose: list[Conversation]
+    held: list[Conversation]
+    told: str
+
+
+def settings_class(name: str) -> type[_Base]:
+    """The settings of a baseline's job (ConfigError: no such baseline)."""
+    kind = baseline(name).kind
+    return create_model(f"{name} settings", __base__=_Base, baseline=(kind, kind()))  # type: ignore[call-overload,no-any-return]
+
+
+def parts_of(conversations: Sequence[Conversation], data: DataConfig) -> Parts:
+    """Divide the conversations as the protocol asks, of each data set on its own.
+
+    Where test is scored, dev is for choices; where a half of dev is, its other half. Otherwise (all of dev is
+    scored, or there is no dev) one in ten training conversations is for choices, and not trained on.
+
+    Raises:
+        DataError: nothing to train on, or to score.
+    """
+    held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
+    train: list[Conversation] = []
+    choose: list[Conversation] = []
+    told = []
+    for name in dict.fromkeys(c.dataset for c in conversations):
+        mine = [c for c in conversations if c.dataset == name]
+        training = [c for c in mine if c.split == "train"]
+        chosen = [c for c in mine if c.split == "dev"] if data.eval_split == "test" else []
+        how = "split dev"
+        if data.eval_split == "dev" and data.eval_half != "all":
+            other = "tuning" if data.eval_half == "claim" else "claim"
+            chosen = held_out(mine, "dev", 0, 0, other) if any(c.split == "dev" for c in mine) else []
+            how = f"the {other} half of dev"
+        if not chosen and len(training) > 1:
+            chosen = drawn(training, max(1, len(training) // _CHOOSE_SHARE), 0, "choose", name)
+            ids = {c.id for c in chosen}
+            training = [c for c in training if c.id not in ids]
+            how = "a tenth of the training split"
+        training = drawn(training, data.train_conversations, 0, "train", name)
+        if not training:
+            raise DataError(f"{name} has no conversation of split train to train a baseline on")
+        train += training
+        choose += chosen
+        told.append(
+            f"{name}: {counted(len(training), 'conversations')} to train on, {len(chosen)} to choose on ({how}), "
+            f"{sum(c.dataset == name for c in held)} to score ({data.evaluated_on})"
+        )
+    return Parts(train, choose, held, "; ".join(told))
+
+
+def run_baseline(
+    name: str,
+    sources: Sequence[str],
+    out: Path,
+    seeds: int,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    reporter: Reporter,
+    *,
+    keep: bool = False,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """Train and score a baseline with some seeds; returns what OUT/scores.json holds.
+
+    Args:
+        out: a folder to keep it in, and to go on with if it was stopped or gets more seeds.
+        keep: keep the trained models, of those that can be used again.
+
+    Raises:
+        ConfigError: no such baseline, or mistakes in its settings.
+        DataError: a source cannot be read, or has nothing to train on or to score.
+        StoreError: `out` holds another job.
+        Stopped: `stop` was asked for; what is done is kept.
+    """
+    stop = stop or StopRequest()
+    sets = [f"data.sources={json.dumps(list(sources))}", *overrides]
+    config: Any = load(files, sets, settings_class(name))
+    recipe: Baseline[Any] = baseline(name)(config.baseline)
+    recipe.check()
+    conversations = load_conversations(config.data, reporter.say)
+    data = config.data
+    if not any(o.startswith("data.eval_split") for o in overrides):
+        data = on_existing_split(data, conversations, reporter.say)
+    if data.eval_split == "dev" and not any(o.startswith("data.eval_half") for o in overrides):
+        data = data.model_copy(update={"eval_half": "claim"})
+    config = config.model_copy(update={"data": data})
+    parts = parts_of(conversations, data)
+    say_unscored(data, reporter.say)
+    reporter.say(parts.told)
+    if not recipe.seeded and seeds > 1:
+        reporter.say(f"{name} has no random part: one seed stands for all")
+        seeds = 1
+    if (out / CONFIG_FILE).exists():
+        raise StoreError(f"{out} is a run folder; give --out a folder of the baseline's own")
+    by_seed = []
+    with lock_folder(out):
+        _check_kept(out, to_toml(config))
+        for seed in range(config.first_seed, config.first_seed + seeds):
+            stop.check()
+            by_seed.append(
+                _one_seed(name, recipe, config, parts, conversations, out, seed, reporter, keep, stop)
+            )
+        write_text(out / SETTINGS_FILE, to_toml(config))
+        found = _whole(name, recipe, config, parts, by_seed, out)
+        write_json(out / SCORES_FILE, found)
+    return found
+
+
+def _check_kept(out: Path, settings: str) -> None:
+    """Refuse a folder whose finished job has other settings (StoreError)."""
+    file = out / SETTINGS_FILE
+    if file.exists() and file.read_text(encoding="utf-8") != settings:
+        raise StoreError(f"{out} holds a baseline with other settings ({file}); give another --out")
+
+
+def _one_seed(
+    name: str,
+    recipe: Baseline[Any],
+    config: Any,
+    parts: Parts,
+    conversations: Sequence[Conversation],
+    out: Path,
+    seed: int,
+    reporter: Reporter,
+    keep: bool,
+    stop: StopRequest,
+) -> list[PredictionRow]:
+    """Train with one seed and score it, or read what was done before."""
+    folder = out / f"{_SEED}{seed}"
+    folder.mkdir(exist_ok=True)
+    prompts = predictions.gold_prompts(parts.held)
+    inputs = {
+        "model": f"baseline {name}, seed {seed}",
+        "data": f"{len(prompts)} turns ({_digest(parts.held)}), trained on {_digest(parts.train)}, chosen on "
+        f"{_digest(parts.choose)}",
+        "settings": config.baseline.model_dump_json(),
+    }
+    with Store(folder / STORE_FILE, journal=config.store.journal_mode) as store:
+        claim(store, folder, inputs)
+        if len(store.predicted_prompts(NAME)) < len(prompts) or (keep and not (folder / _MODEL).exists()):
+            reporter.say(f"{name}, seed {seed}")
+            task = Task(
+                parts.train,
+                parts.choose,
+                seed,
+                folder / _TRAINING,
+                out / _SHARED,
+                config.device,
+                reporter,
+                stop,
+            )
+            reader = recipe.train(task)
+            if len(store.predicted_prompts(NAME)) < len(prompts):
+                predictions.keep(store, NAME, read_all(reader, parts.held))
+            if keep:
+                _keep_model(reader, folder / _MODEL, reporter)
+        rows = store.predictions(NAME)
+        about = {
+            **_about(name, recipe, config, parts),
+            "model": f"{BASELINES[name].title} (seed {seed})",
+            "seed": seed,
+        }
+        about |= {f"evaluated_{k}": v for k, v in inputs.items()}
+        scored(
+            rows, about, parts.held, conversations, parts.train, folder, reporter,
+            resamples=config.evaluation.resamples,
+        )  # fmt: skip
+        return rows
+
+
+def _keep_model(reader: Reader, folder: Path, reporter: Reporter) -> None:
+    with replacing_folder(folder, EngineError) as staging:
+        reader.save(staging)
+        kept = any(staging.iterdir())
+    if not kept:
+        folder.rmdir()
+        reporter.say("this baseline has no model that could be used again: nothing is kept of it")
+
+
+def _digest(conversations: Sequence[Conversation]) -> str:
+    text = [[c.id, [[t.speaker, t.text, dict(t.emotion or {})] for t in c.turns]] for c in conversations]
+    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_all(reader: Reader, conversations: Sequence[Conversation]) -> list[Prediction]:
+    """A trained baseline's prediction for each gold turn: the probability of each label.
+
+    Raises:
+        EngineError: a probability is not finite.
+    """
+    found = []
+    for c, table in zip(conversations, reader.read(conversations), strict=True):
+        for prompt in predictions.gold_prompts([c]) if any(t.emotion for t in c.turns) else []:
+            d = _distribution(table[len(prompt.history) - 1], c.label_set, prompt.id)
+            found.append(Prediction(prompt, d, None, believed=d))
+    return found
+
+
+def _distribution(row: np.ndarray, labels: LabelSet, where: str) -> EmotionDistribution:
+    if not np.isfinite(row).all():
+        raise EngineError(f"{where}: the baseline's probabilities are not finite; lower its learning rate")
+    return EmotionDistribution(dict(zip(labels, map(float, row), strict=True)))
+
+
+def _about(name: str, recipe: Baseline[Any], config: Any, parts: Parts) -> dict[str, Any]:
+    return {
+        "selfemo": __version__,
+        "baseline": name,
+        "sees_later": recipe.sees_later,
+        "trained_on": sorted({c.dataset for c in parts.train}),
+        "sources": list(config.data.sources),
+        "split": config.data.evaluated_on,
+        "eval_conversations": config.data.eval_conversations,
+        "compared_with": None,
+    }
+
+
+def _whole(
+    name: str,
+    recipe: Baseline[Any],
+    config: Any,
+    parts: Parts,
+    by_seed: Sequence[list[PredictionRow]],
+    out: Path,
+) -> dict[str, Any]:
+    """OUT/scores.json: the mean over seeds, in the form of an evaluation's, with the seeds."""
+    labels = predictions.label_sets(parts.held)
+    first = json.loads((out / f"{_SEED}{config.first_seed}" / SCORES_FILE).read_text(encoding="utf-8"))
+    seeds = list(range(config.first_seed, config.first_seed + len(by_seed)))
+    of = f" (mean of {counted(len(seeds), 'seeds')})" if recipe.seeded else ""
+    later = ", sees later turns" if recipe.sees_later else ""
+    return rounded(  # type: ignore[no-any-return]
+        {
+            **_about(name, recipe, config, parts),
+            "model": f"{BASELINES[name].title}{later}{of}",
+            "seeds": seeds,
+            "scores": mean_scores(by_seed, labels, resamples=config.evaluation.resamples),
+            "constants": {
+                d: {k: v for k, v in c.items() if k != "against"} for d, c in first["constants"].items()
+            },
+            "evaluated_model": f"baseline {name}",
+            "evaluated_settings": config.baseline.model_dump_json(),
+        }
+    )
+
+
+def mean_scores(
+    by_seed: Sequence[predictions.Rows], labels: predictions.Labels, *, resamples: int
+) -> dict[str, dict[str, Any]]:
+    """Scores as the mean over trainings, by data set and UNION.
+
+    Returns: of each of MEASURES [value, low, high], resampled by conversation, of which all seeds have the same;
+        "sd", their deviation over seeds (ddof 1; 0 of one seed); utterances, conversations, gold_share; in
+        "calibration" the means of temperature and nll_tempered.
+    """
+    counted_by = [predictions.outcomes(rows, labels) for rows in by_seed]
+    scores = [predictions.score(rows, labels, resamples=2) for rows in by_seed]
+    found: dict[str, dict[str, Any]] = {}
+    for d, first in scores[0].items():
+        parts = [c[d] for c in counted_by]
+        intervals = metrics.average_intervals(parts, resamples, of=[0] * len(parts))
+        each = {m: [float(p.measures()[m]) for p in parts] for m in metrics.MEASURES}
+        tempered = {
+            k: float(np.mean([s[d].calibration[k] for s in scores])) for k in ("temperature", "nll_tempered")
+        }
+        found[d] = {
+            "utterances": first.utterances,
+            "conversations": first.conversations,
+            "gold_share": first.gold_share,
+            **{m: v.as_list() for m, v in intervals.items()},
+            "sd": {m: float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for m, v in each.items()},
+            "calibration": tempered,
+        }
+    return found
+
+
+def seed_folders(folder: Path) -> list[tuple[int, Path]]:
+    """(seed, folder) of the evaluations in a baseline's folder; none of another folder."""
+    found = (f for f in folder.glob(f"{_SEED}*") if (f / STORE_FILE).exists())
+    return sorted((int(f.name.removeprefix(_SEED)), f) for f in found if f.name.removeprefix(_SEED).isdigit())
+
+
+def seeds_of(folder: Path) -> list[tuple[int, list[PredictionRow]]]:
+    """(seed, predictions) of a baseline's folder, or (0, predictions) of an evaluation's or a run's.
+
+    Raises:
+        StoreError: it holds none.
+    """
+    return [(n, predictions_of(f)) for n, f in seed_folders(folder)] or [(0, predictions_of(folder))]

@@ -1,0 +1,56 @@
+"""Baselines by name, each a recipe in a file of its own: `BASELINES` is their registry."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from selfemo.errors import ConfigError
+from selfemo.evaluation.baselines.base import Baseline
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the registry; the recipe's file is loaded when it is asked for.
+
+    Attributes:
+        where: its class, as "file:Class" in this package.
+        title: its name in the literature.
+        what: what it is, in a line.
+        source: where its recipe is from.
+    """
+
+    where: str
+    title: str
+    what: str
+    source: str = "-"
+
+    def load(self) -> type[Baseline[Any]]:
+        file, _, name = self.where.partition(":")
+        found: type[Baseline[Any]] = getattr(import_module(f"{__name__}.{file}"), name)
+        return found
+
+
+BASELINES: dict[str, Entry] = {
+    "majority": Entry("constant:Majority", "majority label", "the most frequent label, always"),
+    "prior": Entry("constant:Prior", "label shares", "the share of each label, always"),
+    "tfidf": Entry("tfidf:Tfidf", "TF-IDF", "logistic regression on words of the turn and of earlier ones"),
+    "embeddings": Entry(
+        "embeddings:Embeddings", "frozen embeddings", "logistic regression on embeddings of a frozen encoder"
+    ),
+    "encoder": Entry(
+        "encoder:Encoder", "EmoBERTa", "a fine-tuned encoder: earlier turns, separator, the turn",
+        "Kim and Vossen 2021, tae898/erc",
+    ),
+}  # fmt: skip
+
+
+def baseline(name: str) -> type[Baseline[Any]]:
+    """The class of a baseline (ConfigError: there is none of that name)."""
+    if name not in BASELINES:
+        near = difflib.get_close_matches(name, BASELINES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"no baseline {name!r}; {hint}There are: {', '.join(BASELINES)}")
+    return BASELINES[name].load()

@@ -1,0 +1,199 @@
+"""A trained encoder with its tokenizer: probabilities of labels for turns, and a folder that it is kept in.
+
+config.json, model.safetensors, tokenizer   the encoder, as transformers opens it
+heads.safetensors                           the layers behind it
+reader.json                                 label sets and settings
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from selfemo.config.encoders import EncoderConfig
+from selfemo.errors import EngineError
+from selfemo.files import write_json
+from selfemo.method.types import Conversation, LabelSet
+from selfemo.models.classifiers.encoder import TurnEncoder
+from selfemo.models.classifiers.layout import Row, RowBuilder
+from selfemo.models.encoders import load_encoder
+from selfemo.models.loading import pick_device, pick_dtype
+
+READER_FILE = "reader.json"
+_HEADS = "heads.safetensors"
+Item = tuple[int, Row]
+"""A row, and the number of its label set."""
+
+
+class TurnReader:
+    """An encoder that reads turns; see `Reader` of the baselines.
+
+    Attributes:
+        cut: turns of which tokens were left out when they were read last, as they alone are too long.
+    """
+
+    def __init__(
+        self, model: TurnEncoder, tokenizer: Any, config: EncoderConfig, label_sets: Sequence[LabelSet]
+    ):
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.label_sets = list(label_sets)
+        self.builder = RowBuilder.of(config, tokenizer)
+        self.dtype = pick_dtype("auto", model.device)
+        self.cut = 0
+
+    def items(self, conversation: Conversation) -> list[Item]:
+        """The rows of a conversation.
+
+        Raises: EngineError: the reader was not trained on its label set.
+        """
+        if conversation.label_set not in self.label_sets:
+            known = ", ".join(s.name for s in self.label_sets)
+            raise EngineError(
+                f"{conversation.id}: its labels are those of {conversation.label_set.name}, and the reader was "
+                f"trained on those of {known}"
+            )
+        which = self.label_sets.index(conversation.label_set)
+        return [(which, row) for row in self.builder.rows(conversation)]
+
+    def logits(self, items: Sequence[Item]) -> torch.Tensor:
+        """(n, k) float32 logits of the turns read in some rows."""
+        which = torch.tensor([w for w, row in items for _ in row.places])
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
+            found: torch.Tensor = self.model(
+                [row for _, row in items], self.tokenizer.pad_token_id or 0, which
+            )
+        return found.float()
+
+    def read(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
+        found = [np.zeros((len(c.turns), len(c.label_set))) for c in conversations]
+        for (i, turn), row in self._outputs(conversations, lambda items: self.logits(items).softmax(-1)):
+            found[i][turn] = row[: found[i].shape[1]]
+        return found
+
+    def features(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
+        """(t, d) what the heads see of each turn of each conversation."""
+        return self._vectors(conversations, self.model.features)
+
+    def embeddings(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
+        """(t, d) unit vectors of each turn of each conversation, from the encoder alone."""
+        return self._vectors(conversations, lambda states: torch.nn.functional.normalize(states, dim=-1))
+
+    def _vectors(
+        self, conversations: Sequence[Conversation], of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[np.ndarray]:
+        """(t, d) a function of the states of each turn of each conversation."""
+        d = self.model.dense.out_features
+        found = [np.zeros((len(c.turns), d), dtype=np.float32) for c in conversations]
+
+        def vectors(items: Sequence[Item]) -> torch.Tensor:
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
+                states = self.model.states([row for _, row in items], self.tokenizer.pad_token_id or 0)
+            return of(states.float())
+
+        for (i, turn), row in self._outputs(conversations, vectors):
+            found[i][turn] = row
+        return found
+
+    def _outputs(
+        self, conversations: Sequence[Conversation], of: Callable[[Sequence[Item]], torch.Tensor]
+    ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """((conversation, turn), output) of each turn, computed in batches of similar length."""
+        self.model.eval()
+        named = [(i, item) for i, c in enumerate(conversations) for item in self.items(c)]
+        self.cut = sum(row.cut for _, (_, row) in named)
+        for part in micro_batches([len(row.ids) for _, (_, row) in named], self.config.micro_tokens):
+            items = [named[k][1] for k in part]
+            with torch.no_grad():
+                rows = of(items).cpu().numpy()
+            at = [(named[k][0], p.turn) for k in part for p in named[k][1][1].places]
+            yield from zip(at, rows, strict=True)
+
+    def save(self, folder: Path) -> None:
+        self.model.core.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        rest = {
+            n: p.detach().contiguous()
+            for n, p in self.model.state_dict().items()
+            if not n.startswith("core.")
+        }
+        save_file(rest, folder / _HEADS)
+        sets = [{"name": s.name, "labels": list(s.labels), "unscored": s.unscored} for s in self.label_sets]
+        write_json(
+            folder / READER_FILE, {"label_sets": sets, "settings": self.config.model_dump(mode="json")}
+        )
+
+    @staticmethod
+    def new(config: EncoderConfig, label_sets: Sequence[LabelSet], device: str) -> TurnReader:
+        """An encoder with heads that are not trained yet."""
+        core, tokenizer = load_encoder(config.encoder, pick_device(device))
+        model = TurnEncoder(core, label_sets, config.pooling, config.dropout).to(core.device)
+        reader = TurnReader(model, tokenizer, config, label_sets)
+        if config.layout == "conversation":
+            _check_past_only(reader)
+        return reader
+
+    @staticmethod
+    def load(folder: Path, device: str = "auto") -> TurnReader:
+        """A reader that `save` wrote (EngineError: there is none, or it is not whole)."""
+        try:
+            held = json.loads((folder / READER_FILE).read_text(encoding="utf-8"))
+            sets = [LabelSet(s["name"], tuple(s["labels"]), s["unscored"]) for s in held["label_sets"]]
+            config = EncoderConfig.model_validate(held["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise EngineError(
+                f"{folder}: no trained reader, as `selfemo baseline encoder --keep` keeps it ({e})"
+            ) from None
+        reader = TurnReader.new(config.model_copy(update={"encoder": str(folder)}), sets, device)
+        try:
+            reader.model.load_state_dict(load_file(folder / _HEADS), strict=False)
+        except (OSError, SafetensorError, RuntimeError) as e:
+            raise EngineError(f"{folder / _HEADS}: cannot be read ({e})") from None
+        return reader
+
+
+def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of items in batches of similar length, each of at most `budget` tokens with its padding.
+
+    An item alone may pass the budget.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        if batches and sizes[i] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _check_past_only(reader: TurnReader) -> None:
+    """Check that the encoder takes the block-causal mask: what is read of a turn must not change with later
+    ones (EngineError: its architecture has an attention of its own)."""
+    ids = [i for i in range(100, 112)]
+    rows = [
+        Row(tuple([*ids[:6], *later]), (0,) * 3 + (1,) * 3 + (2,) * len(later), ())
+        for later in (ids[:3], ids[6:])
+    ]
+    reader.model.eval()
+    with torch.no_grad():
+        from selfemo.models.classifiers.encoder import batch
+
+        seen = []
+        for row in rows:
+            tokens, mask = batch([row], 0)
+            device = reader.model.device
+            hidden = reader.model.core(
+                input_ids=tokens.to(device), attention_mask=mask.to(device)
+            ).last_hidden_state
+            seen.append(hidden[0, :6])
+    if not torch.allclose(seen[0], seen[1], atol=1e-3):
+        raise EngineError(
+            f"{reader.config.encoder}: later turns change what it reads of earlier ones, so its attention takes no "
+            'mask of ours; use layout = "utterance"'
+        )
