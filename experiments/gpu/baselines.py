@@ -199,7 +199,7 @@ class Baselines:
         earlier = self.results["settings"].setdefault(arm.name, told)
         if other := differing(earlier, told, SPEED):
             raise ValueError(
-                f"{arm.name}: there are runs with other settings ({'; '.join(other)}); repeat them, or {ANOTHER}"
+                f"{arm.name}: runs with other settings ({'; '.join(other)}); repeat them, or {ANOTHER}"
             )
         for name, sources in self.data.items():
             for seed in seeds:
