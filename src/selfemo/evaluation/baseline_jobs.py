@@ -1,8 +1,8 @@
-"""`selfemo baseline`: train a baseline with several seeds and score it, under the protocol of SPEC section 11.
+"""`selfemo baseline`: train a baseline with several seeds and score it, by the protocol of SPEC section 11.
 
     OUT/settings.toml       all settings
     OUT/scores.json         the mean over seeds, as of `selfemo evaluate`, with intervals and deviations
-    OUT/seed-N/             an evaluation folder, as of `selfemo evaluate --out`; finished ones are not made again
+    OUT/seed-N/             an evaluation folder, as of `selfemo evaluate --out`; what is finished stays
     OUT/seed-N/model/       the trained model, where it is kept
     OUT/seed-N/training/    the state of a training that was stopped
     OUT/shared/             what seeds share, such as features
@@ -27,7 +27,7 @@ from selfemo import __version__
 from selfemo.config import DataConfig, StoreConfig, load, to_toml
 from selfemo.config.base import Positive, Section
 from selfemo.counting import counted
-from selfemo.data.splits import drawn, held_out
+from selfemo.data.splits import Half, drawn, held_out
 from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.evaluation import metrics, predictions
 from selfemo.evaluation.baselines import BASELINES, baseline
@@ -73,7 +73,7 @@ class _Base(Section):
 
 @dataclass(frozen=True)
 class Parts:
-    """The conversations of a job: to train on, to choose on, to score; `told` says in words which these are."""
+    """The conversations of a job: to train on, to choose on, to score; `told` says which these are."""
 
     train: list[Conversation]
     choose: list[Conversation]
@@ -84,7 +84,7 @@ class Parts:
 def settings_class(name: str) -> type[_Base]:
     """The settings of a baseline's job (ConfigError: no such baseline)."""
     kind = baseline(name).kind
-    return create_model(f"{name} settings", __base__=_Base, baseline=(kind, kind()))  # type: ignore[call-overload,no-any-return]
+    return create_model(f"{name} settings", __base__=_Base, baseline=(kind, kind()))
 
 
 def parts_of(conversations: Sequence[Conversation], data: DataConfig) -> Parts:
@@ -106,7 +106,7 @@ def parts_of(conversations: Sequence[Conversation], data: DataConfig) -> Parts:
         chosen = [c for c in mine if c.split == "dev"] if data.eval_split == "test" else []
         how = "split dev"
         if data.eval_split == "dev" and data.eval_half != "all":
-            other = "tuning" if data.eval_half == "claim" else "claim"
+            other: Half = "tuning" if data.eval_half == "claim" else "claim"
             chosen = held_out(mine, "dev", 0, 0, other) if any(c.split == "dev" for c in mine) else []
             how = f"the {other} half of dev"
         if not chosen and len(training) > 1:
@@ -120,8 +120,8 @@ def parts_of(conversations: Sequence[Conversation], data: DataConfig) -> Parts:
         train += training
         choose += chosen
         told.append(
-            f"{name}: {counted(len(training), 'conversations')} to train on, {len(chosen)} to choose on ({how}), "
-            f"{sum(c.dataset == name for c in held)} to score ({data.evaluated_on})"
+            f"{name}: {counted(len(training), 'conversations')} to train on, {len(chosen)} to choose on "
+            f"({how}), {sum(c.dataset == name for c in held)} to score ({data.evaluated_on})"
         )
     return Parts(train, choose, held, "; ".join(told))
 
@@ -327,7 +327,7 @@ def mean_scores(
 ) -> dict[str, dict[str, Any]]:
     """Scores as the mean over trainings, by data set and UNION.
 
-    Returns: of each of MEASURES [value, low, high], resampled by conversation, of which all seeds have the same;
+    Returns: of each of MEASURES [value, low, high], resampled by conversation, the same ones for all seeds;
         "sd", their deviation over seeds (ddof 1; 0 of one seed); utterances, conversations, gold_share; in
         "calibration" the means of temperature and nll_tempered.
     """

@@ -273,7 +273,7 @@ def scored(
     compared: predictions.Rows | None = None,
     resamples: int,
 ) -> Evaluation:
-    """The scores of stored predictions with all that stands beside them; written into `out`, where one is given.
+    """The scores of stored predictions with all that stands beside them; written into `out` if there is one.
 
     Args:
         about: of `Evaluation`.

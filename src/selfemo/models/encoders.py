@@ -149,7 +149,7 @@ def load_encoder(reference: str, device: torch.device) -> tuple[Any, Any]:
         raise EngineError(f"cannot load the encoder {reference!r}: {str(e).partition(chr(10))[0]}") from e
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise EngineError(
-            f"{reference}: its tokenizer has no cls_token and sep_token, so it is no encoder; a causal model is "
-            "for the baselines instruct-erc, bios-erc and prc-emo"
+            f"{reference}: its tokenizer has no cls_token and sep_token, so it is no encoder; a causal model "
+            "is for the baselines instruct-erc, bios-erc and prc-emo"
         )
     return model.to(device), tokenizer

@@ -1,7 +1,7 @@
-"""Training of a classifier of turns: epochs over batches, of which the best by a score on held-out turns is kept.
+"""Training of a classifier of turns: epochs over batches; the best by a score on held-out turns is kept.
 
-The state after each epoch lies in a folder until training ends, so that a stopped training goes on and ends as
-an uninterrupted one would: shuffles and dropout depend on seed and epoch alone.
+The state after each epoch lies in a folder until training ends, so that a stopped training goes on and ends
+as an uninterrupted one would: shuffles and dropout depend on seed and epoch alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fit_classifier(
     stop: StopRequest,
     factors: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
 ) -> Epochs:
-    """Train a model in place; it ends with the weights of the epoch whose score was best (the first of equals).
+    """Train a model in place; it ends with the weights of the best epoch by score (the first of equals).
 
     Args:
         batches: of an epoch (from 0): one an optimiser step.

@@ -1,4 +1,4 @@
-"""Embeddings of a frozen sentence encoder with logistic regression: of the turn, and the mean of those before.
+"""Embeddings of a frozen sentence encoder with logistic regression: the turn, and the mean of those before.
 
 Each turn is embedded on its own, so that embeddings are computed once for all seeds and windows.
 """

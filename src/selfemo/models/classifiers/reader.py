@@ -56,8 +56,8 @@ class TurnReader:
         if conversation.label_set not in self.label_sets:
             known = ", ".join(s.name for s in self.label_sets)
             raise EngineError(
-                f"{conversation.id}: its labels are those of {conversation.label_set.name}, and the reader was "
-                f"trained on those of {known}"
+                f"{conversation.id}: its labels are those of {conversation.label_set.name}, and the reader "
+                f"was trained on those of {known}"
             )
         which = self.label_sets.index(conversation.label_set)
         return [(which, row) for row in self.builder.rows(conversation)]
@@ -175,10 +175,9 @@ def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
 def _check_past_only(reader: TurnReader) -> None:
     """Check that the encoder takes the block-causal mask: what is read of a turn must not change with later
     ones (EngineError: its architecture has an attention of its own)."""
-    ids = [i for i in range(100, 112)]
+    ids = list(range(100, 112))
     rows = [
-        Row(tuple([*ids[:6], *later]), (0,) * 3 + (1,) * 3 + (2,) * len(later), ())
-        for later in (ids[:3], ids[6:])
+        Row((*ids[:6], *later), (0,) * 3 + (1,) * 3 + (2,) * len(later), ()) for later in (ids[:3], ids[6:])
     ]
     reader.model.eval()
     with torch.no_grad():
@@ -194,6 +193,6 @@ def _check_past_only(reader: TurnReader) -> None:
             seen.append(hidden[0, :6])
     if not torch.allclose(seen[0], seen[1], atol=1e-3):
         raise EngineError(
-            f"{reader.config.encoder}: later turns change what it reads of earlier ones, so its attention takes no "
-            'mask of ours; use layout = "utterance"'
+            f"{reader.config.encoder}: later turns change what it reads of earlier ones: its attention takes "
+            'no mask of ours; use layout = "utterance"'
         )
