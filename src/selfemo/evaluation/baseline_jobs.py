@@ -35,11 +35,13 @@ from selfemo.evaluation.baselines.base import Baseline, Reader, Task
 from selfemo.evaluation.jobs import (
     NAME,
     SCORES_FILE,
+    SEED,
     claim,
     on_existing_split,
     predictions_of,
     say_unscored,
     scored,
+    seed_folders,
 )  # fmt: skip
 from selfemo.evaluation.predictions import Prediction
 from selfemo.evaluation.rendering import rounded
@@ -51,7 +53,7 @@ from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import STORE_FILE, PredictionRow, Store
 
 SETTINGS_FILE = "settings.toml"
-_SEED, _MODEL, _TRAINING, _SHARED = "seed-", "model", "training", "shared"
+_MODEL, _TRAINING, _SHARED = "model", "training", "shared"
 _CHOOSE_SHARE = 10
 """One in so many training conversations is for choices, where the data have no other held-out ones."""
 
@@ -107,7 +109,7 @@ def parts_of(conversations: Sequence[Conversation], data: DataConfig) -> Parts:
         how = "split dev"
         if data.eval_split == "dev" and data.eval_half != "all":
             other: Half = "tuning" if data.eval_half == "claim" else "claim"
-            chosen = held_out(mine, "dev", 0, 0, other) if any(c.split == "dev" for c in mine) else []
+            chosen = held_out(mine, "dev", 0, 0, other) if sum(c.split == "dev" for c in mine) > 1 else []
             how = f"the {other} half of dev"
         if not chosen and len(training) > 1:
             chosen = drawn(training, max(1, len(training) // _CHOOSE_SHARE), 0, "choose", name)
@@ -159,7 +161,7 @@ def run_baseline(
     data = config.data
     if not any(o.startswith("data.eval_split") for o in overrides):
         data = on_existing_split(data, conversations, reporter.say)
-    if data.eval_split == "dev" and not any(o.startswith("data.eval_half") for o in overrides):
+    if data.eval_split == "dev" and "eval_half" not in config.data.model_fields_set:
         data = data.model_copy(update={"eval_half": "claim"})
     config = config.model_copy(update={"data": data})
     parts = parts_of(conversations, data)
@@ -204,7 +206,7 @@ def _one_seed(
     stop: StopRequest,
 ) -> list[PredictionRow]:
     """Train with one seed and score it, or read what was done before."""
-    folder = out / f"{_SEED}{seed}"
+    folder = out / f"{SEED}{seed}"
     folder.mkdir(exist_ok=True)
     prompts = predictions.gold_prompts(parts.held)
     inputs = {
@@ -303,7 +305,7 @@ def _whole(
 ) -> dict[str, Any]:
     """OUT/scores.json: the mean over seeds, in the form of an evaluation's, with the seeds."""
     labels = predictions.label_sets(parts.held)
-    first = json.loads((out / f"{_SEED}{config.first_seed}" / SCORES_FILE).read_text(encoding="utf-8"))
+    first = json.loads((out / f"{SEED}{config.first_seed}" / SCORES_FILE).read_text(encoding="utf-8"))
     seeds = list(range(config.first_seed, config.first_seed + len(by_seed)))
     of = f" (mean of {counted(len(seeds), 'seeds')})" if recipe.seeded else ""
     later = ", sees later turns" if recipe.sees_later else ""
@@ -350,12 +352,6 @@ def mean_scores(
             "calibration": tempered,
         }
     return found
-
-
-def seed_folders(folder: Path) -> list[tuple[int, Path]]:
-    """(seed, folder) of the evaluations in a baseline's folder; none of another folder."""
-    found = (f for f in folder.glob(f"{_SEED}*") if (f / STORE_FILE).exists())
-    return sorted((int(f.name.removeprefix(_SEED)), f) for f in found if f.name.removeprefix(_SEED).isdigit())
 
 
 def seeds_of(folder: Path) -> list[tuple[int, list[PredictionRow]]]:

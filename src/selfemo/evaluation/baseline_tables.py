@@ -12,7 +12,7 @@ import numpy as np
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation import metrics, predictions
 from selfemo.evaluation.constants import MAJORITY
-from selfemo.evaluation.jobs import SCORES_FILE
+from selfemo.evaluation.jobs import SCORES_FILE, seed_folders
 from selfemo.evaluation.rendering import cell
 from selfemo.method.types import LabelSet, label_set_of
 from selfemo.runs.folder import CONFIG_FILE
@@ -99,8 +99,6 @@ class _System:
 
 def _described(folder: Path) -> tuple[str, dict[str, LabelSet]]:
     """The name of a system, and the label set of each data set that it was scored on."""
-    from selfemo.evaluation.baseline_jobs import seed_folders
-
     if (folder / CONFIG_FILE).exists():
         with Store(folder / STORE_FILE, read_only=True) as store:
             return folder.name, store.label_sets()

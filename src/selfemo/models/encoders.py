@@ -123,6 +123,15 @@ def check_encoder(reference: str) -> None:
         raise EngineError(f"no built-in encoder {reference!r}; there are: {', '.join(BUILTIN)}")
 
 
+def most_tokens(encoder: Any) -> float:
+    """The most tokens of a row, by the table of positions; inf where it has none (relative positions)."""
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    if not hasattr(table, "num_embeddings"):
+        return float("inf")
+    # RoBERTa and its like count positions from behind that of padding.
+    return int(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
+
+
 def load_encoder(reference: str, device: torch.device) -> tuple[Any, Any]:
     """(encoder, tokenizer) with float32 weights.
 
