@@ -156,6 +156,9 @@ def load_encoder(reference: str, device: torch.device) -> tuple[Any, Any]:
         )
     except Exception as e:  # a broken file raises as many types as there are readers
         raise EngineError(f"cannot load the encoder {reference!r}: {str(e).partition(chr(10))[0]}") from e
+    # Of a folder without its files transformers makes one that knows no word.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise EngineError(f"{reference}: it has no tokenizer with a vocabulary")
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise EngineError(
             f"{reference}: its tokenizer has no cls_token and sep_token, so it is no encoder; a causal model "
