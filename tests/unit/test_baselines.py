@@ -112,8 +112,8 @@ class ByScore(Plain):
 
 
 def test_the_score_of_a_choice_is_the_mean_over_data_sets() -> None:
-    """MELD: of joy, joy, anger two are right (joy, anger said; joy: P 1, R 1/2, F1 2/3; anger: P 1/2, R 1, F1
-    2/3): weighted F1 2/3. The other: both right, 1. The turn without gold counts nothing."""
+    """MELD: of joy, joy, anger two are right (joy: P 1, R 1/2, F1 2/3; anger: P 1/2, R 1, F1 2/3):
+    weighted F1 2/3. The other: both right, 1. The turn without gold counts nothing."""
     a = talk("a", ("1", "joy"), ("3", "joy"), ("3", "anger"), ("0", ""))
     b = replace(talk("b", ("0", "up"), ("1", "down"), labels=OWN), dataset="own")
     assert choice_score(ByScore(), [a]) == pytest.approx(2 / 3)
@@ -137,7 +137,8 @@ def points(conversations: Sequence[Conversation]) -> np.ndarray:
 
 
 def test_regression_takes_the_strength_that_is_best_on_held_out_turns() -> None:
-    """Trained on 4 joy at 1 and 2 anger at -1: a C near 0 says the majority, joy, always; a large one tells the
+    """Trained on 4 joy at 1 and 2 anger at -1: a C near 0 says the majority, joy, always; a large one
+    tells the
     two apart. Held-out turns with anger at -1 choose the large one, those with joy at -1 the small one."""
     train = [talk("t", *[("1", "joy")] * 4, *[("-1", "anger")] * 2)]
     apart = [talk("d", ("1", "joy"), ("-1", "anger"))]
@@ -257,15 +258,16 @@ def predicted(answers: Sequence[str]) -> list[Any]:
         rows.append(
             {
                 "prompt": p.prompt.id, "dataset": "toy", "conversation": p.prompt.conversation_id,
-                "gold": dict(p.prompt.target or {}), "predicted": dict(p.predicted or {}),
-                "believed": dict(believed), "failure": None, "r1": 0.0, "text": "", "sampled_alternative": None,
+                "gold": json.dumps(dict(p.prompt.target or {})), "predicted": json.dumps(dict(believed)),
+                "believed": json.dumps(dict(believed)), "failure": None, "r1": 0.0, "text": "",
+                "sampled_alternative": None,
             }
         )  # fmt: skip
     return rows
 
 
 def test_scores_are_means_over_seeds() -> None:
-    """Seed 0 has all right: accuracy 1; seed 1 has joy always: 1/2. Mean .75, deviation sqrt(2 (1/4)^2) = .354."""
+    """Seed 0 has all right: accuracy 1; seed 1 says joy always: 1/2. Mean .75, deviation .354."""
     first = predicted(["joy", "joy", "anger", "anger"])
     second = predicted(["joy", "joy", "joy", "joy"])
     labels = {"toy": MELD}
@@ -469,8 +471,8 @@ def two(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tfidf_learns(two: Path) -> None:
     scores = json.loads((two / "tfidf" / "scores.json").read_text())
-    assert scores["scores"]["toy"]["weighted_f1"][0] > 0.9
-    assert scores["constants"]["toy"]["majority"]["weighted_f1"][0] < 0.3
+    assert scores["scores"]["jsonl"]["weighted_f1"][0] > 0.9
+    assert scores["constants"]["jsonl"]["majority"]["weighted_f1"][0] < 0.3
 
 
 def test_systems_side_by_side(two: Path, tmp_path: Path) -> None:
@@ -485,7 +487,7 @@ def test_systems_side_by_side(two: Path, tmp_path: Path) -> None:
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     rows = [dict(zip(found["header"], r, strict=True)) for r in found["rows"]]
     assert [(r["system"], r["data"], r["n"], r["seeds"]) for r in rows] == [
-        ("TF-IDF", "toy", "40", "1"), ("majority label", "toy", "40", "1"),
+        ("TF-IDF", "jsonl", "40", "1"), ("majority label", "jsonl", "40", "1"),
     ]  # fmt: skip
     assert rows[0]["difference"].startswith("+") and float(rows[0]["p"]) < 0.05
     assert rows[1]["difference"] == rows[1]["p"] == "-"
@@ -494,21 +496,22 @@ def test_systems_side_by_side(two: Path, tmp_path: Path) -> None:
     assert "| TF-IDF" in out.read_text()
 
 
-def test_two_data_sets_in_one_job(source: Path, tmp_path: Path) -> None:
+def test_two_data_sets_in_one_job(tmp_path: Path) -> None:
+    """The sample set, and conversations with labels of their own: up and down."""
     own = tmp_path / "own.jsonl"
     with own.open("w") as f:
         for split, n in (("train", 6), ("dev", 3), ("test", 3)):
             for k in range(n):
                 turns = [{"speaker": "A", "text": f"{w} there", "emotion": w} for w in ("up", "down", "up")]
-                f.write(json.dumps({"id": f"own{split}{k}", "split": split, "turns": turns}) + "\n")
-    more = ["--data", str(own), "--set", "baseline.strengths=[10]"]
-    done = run("tfidf", source, tmp_path / "out", *more)
+                record = {"id": f"own{split}{k}", "split": split, "labels": ["up", "down"], "turns": turns}
+                f.write(json.dumps(record) + "\n")
+    done = run("majority", own, tmp_path / "out", "--data", "sample")
     assert done.exit_code == 0, done.output
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert len(scores["scores"]) == 3 and scores["trained_on"] == sorted(set(scores["scores"]) - {"UNION"})
-    assert all(s["weighted_f1"][0] > 0.9 for s in scores["scores"].values())
+    assert scores["trained_on"] == ["jsonl", "sample"] and len(scores["scores"]) == 3
+    assert scores["scores"]["jsonl"]["accuracy"][0] == pytest.approx(2 / 3, abs=1e-4)
     table = CliRunner().invoke(app, ["baseline", "table", str(tmp_path / "out"), "--json"])
-    assert len(json.loads(table.stdout)["rows"]) == 2
+    assert [r[1] for r in json.loads(table.stdout)["rows"]] == ["jsonl", "sample"]
 
 
 def test_turns_that_no_two_systems_share_are_an_error(source: Path, two: Path, tmp_path: Path) -> None:
