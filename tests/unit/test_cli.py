@@ -254,6 +254,12 @@ def test_other_errors_pass_a_block_that_can_be_stopped() -> None:
         ("analyse {empty} --split dev", "are for --channel"),
         ("analyse x --channel", "name some with --data"),
         ("analyse x --channel --prompts 3", "data.eval_conversations"),
+        (
+            "baseline encoder --data sample --out {empty}/b --set baseline.epoch=3",
+            "did you mean baseline.epochs?",
+        ),
+        ("baseline settings tfdif", "did you mean tfidf?"),
+        ("baseline table {empty}", "{empty}: holds no scores"),
         ("report {empty} --out {empty}/r.html", "is not a run folder"),
         ("doctor --machine abacus", "abacus"),
         ("data check {empty}/none", "no such file or folder"),

@@ -14,8 +14,8 @@ Pooling = Literal["first", "mean"]
 
 
 class EncoderConfig(FitConfig):
-    """Defaults are EmoBERTa's (Kim and Vossen 2021, tae898/erc), whose lr of about 1e-5 with batches of 4 is for
-    RoBERTa-large."""
+    """Defaults are EmoBERTa's (Kim and Vossen 2021, tae898/erc), whose lr of about 1e-5 with batches of 4 is
+    for RoBERTa-large."""
 
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.2
     encoder: str = "builtin:all-minilm-l6-v2"
@@ -28,7 +28,7 @@ class EncoderConfig(FitConfig):
     window: Annotated[int, Field(ge=-1)] = -1
     """Most earlier turns that are seen; -1: as many as fit, 0: the turn alone."""
     later: Annotated[int, Field(ge=-1)] = 0
-    """Most later turns that are seen. Other values than 0 give a model that no past-only one compares with."""
+    """Most later turns that are seen. Other values than 0 give a model that no past-only one compares to."""
     max_tokens: Annotated[int, Field(ge=8)] = 512
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     head_lr: Annotated[float, Field(gt=0)] = 1.0
@@ -44,7 +44,7 @@ class EncoderConfig(FitConfig):
             raise ValueError('later turns are seen with layout = "utterance" alone')
         if self.window > 0 and self.layout == "conversation":
             raise ValueError(
-                'layout = "conversation" has one row for all turns, each of which sees all earlier ones; set window '
-                '= -1 (or 0), or layout = "utterance"'
+                'layout = "conversation" has one row for all turns, each of which sees all earlier ones; '
+                'set window = -1 (or 0), or layout = "utterance"'
             )
         return self

@@ -1,8 +1,8 @@
-"""`selfemo baseline`: train a baseline with several seeds and score it, under the protocol of SPEC section 11.
+"""`selfemo baseline`: train a baseline with several seeds and score it, by the protocol of SPEC section 11.
 
     OUT/settings.toml       all settings
     OUT/scores.json         the mean over seeds, as of `selfemo evaluate`, with intervals and deviations
-    OUT/seed-N/             an evaluation folder, as of `selfemo evaluate --out`; finished ones are not made again
+    OUT/seed-N/             an evaluation folder, as of `selfemo evaluate --out`; what is finished stays
     OUT/seed-N/model/       the trained model, where it is kept
     OUT/seed-N/training/    the state of a training that was stopped
     OUT/shared/             what seeds share, such as features
@@ -27,7 +27,7 @@ from selfemo import __version__
 from selfemo.config import DataConfig, StoreConfig, load, to_toml
 from selfemo.config.base import Positive, Section
 from selfemo.counting import counted
-from selfemo.data.splits import drawn, held_out
+from selfemo.data.splits import Half, drawn, held_out
 from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.evaluation import metrics, predictions
 from selfemo.evaluation.baselines import BASELINES, baseline
@@ -35,11 +35,13 @@ from selfemo.evaluation.baselines.base import Baseline, Reader, Task
 from selfemo.evaluation.jobs import (
     NAME,
     SCORES_FILE,
+    SEED,
     claim,
     on_existing_split,
     predictions_of,
     say_unscored,
     scored,
+    seed_folders,
 )  # fmt: skip
 from selfemo.evaluation.predictions import Prediction
 from selfemo.evaluation.rendering import rounded
@@ -51,7 +53,7 @@ from selfemo.runs.inputs import load_conversations
 from selfemo.runs.store import STORE_FILE, PredictionRow, Store
 
 SETTINGS_FILE = "settings.toml"
-_SEED, _MODEL, _TRAINING, _SHARED = "seed-", "model", "training", "shared"
+_MODEL, _TRAINING, _SHARED = "model", "training", "shared"
 _CHOOSE_SHARE = 10
 """One in so many training conversations is for choices, where the data have no other held-out ones."""
 
@@ -73,7 +75,7 @@ class _Base(Section):
 
 @dataclass(frozen=True)
 class Parts:
-    """The conversations of a job: to train on, to choose on, to score; `told` says in words which these are."""
+    """The conversations of a job: to train on, to choose on, to score; `told` says which these are."""
 
     train: list[Conversation]
     choose: list[Conversation]
@@ -84,7 +86,7 @@ class Parts:
 def settings_class(name: str) -> type[_Base]:
     """The settings of a baseline's job (ConfigError: no such baseline)."""
     kind = baseline(name).kind
-    return create_model(f"{name} settings", __base__=_Base, baseline=(kind, kind()))  # type: ignore[call-overload,no-any-return]
+    return create_model(f"{name} settings", __base__=_Base, baseline=(kind, kind()))
 
 
 def parts_of(conversations: Sequence[Conversation], data: DataConfig) -> Parts:
@@ -106,8 +108,8 @@ def parts_of(conversations: Sequence[Conversation], data: DataConfig) -> Parts:
         chosen = [c for c in mine if c.split == "dev"] if data.eval_split == "test" else []
         how = "split dev"
         if data.eval_split == "dev" and data.eval_half != "all":
-            other = "tuning" if data.eval_half == "claim" else "claim"
-            chosen = held_out(mine, "dev", 0, 0, other) if any(c.split == "dev" for c in mine) else []
+            other: Half = "tuning" if data.eval_half == "claim" else "claim"
+            chosen = held_out(mine, "dev", 0, 0, other) if sum(c.split == "dev" for c in mine) > 1 else []
             how = f"the {other} half of dev"
         if not chosen and len(training) > 1:
             chosen = drawn(training, max(1, len(training) // _CHOOSE_SHARE), 0, "choose", name)
@@ -120,8 +122,8 @@ def parts_of(conversations: Sequence[Conversation], data: DataConfig) -> Parts:
         train += training
         choose += chosen
         told.append(
-            f"{name}: {counted(len(training), 'conversations')} to train on, {len(chosen)} to choose on ({how}), "
-            f"{sum(c.dataset == name for c in held)} to score ({data.evaluated_on})"
+            f"{name}: {counted(len(training), 'conversations')} to train on, {len(chosen)} to choose on "
+            f"({how}), {sum(c.dataset == name for c in held)} to score ({data.evaluated_on})"
         )
     return Parts(train, choose, held, "; ".join(told))
 
@@ -159,7 +161,7 @@ def run_baseline(
     data = config.data
     if not any(o.startswith("data.eval_split") for o in overrides):
         data = on_existing_split(data, conversations, reporter.say)
-    if data.eval_split == "dev" and not any(o.startswith("data.eval_half") for o in overrides):
+    if data.eval_split == "dev" and "eval_half" not in config.data.model_fields_set:
         data = data.model_copy(update={"eval_half": "claim"})
     config = config.model_copy(update={"data": data})
     parts = parts_of(conversations, data)
@@ -204,7 +206,7 @@ def _one_seed(
     stop: StopRequest,
 ) -> list[PredictionRow]:
     """Train with one seed and score it, or read what was done before."""
-    folder = out / f"{_SEED}{seed}"
+    folder = out / f"{SEED}{seed}"
     folder.mkdir(exist_ok=True)
     prompts = predictions.gold_prompts(parts.held)
     inputs = {
@@ -303,7 +305,7 @@ def _whole(
 ) -> dict[str, Any]:
     """OUT/scores.json: the mean over seeds, in the form of an evaluation's, with the seeds."""
     labels = predictions.label_sets(parts.held)
-    first = json.loads((out / f"{_SEED}{config.first_seed}" / SCORES_FILE).read_text(encoding="utf-8"))
+    first = json.loads((out / f"{SEED}{config.first_seed}" / SCORES_FILE).read_text(encoding="utf-8"))
     seeds = list(range(config.first_seed, config.first_seed + len(by_seed)))
     of = f" (mean of {counted(len(seeds), 'seeds')})" if recipe.seeded else ""
     later = ", sees later turns" if recipe.sees_later else ""
@@ -327,7 +329,7 @@ def mean_scores(
 ) -> dict[str, dict[str, Any]]:
     """Scores as the mean over trainings, by data set and UNION.
 
-    Returns: of each of MEASURES [value, low, high], resampled by conversation, of which all seeds have the same;
+    Returns: of each of MEASURES [value, low, high], resampled by conversation, the same ones for all seeds;
         "sd", their deviation over seeds (ddof 1; 0 of one seed); utterances, conversations, gold_share; in
         "calibration" the means of temperature and nll_tempered.
     """
@@ -350,12 +352,6 @@ def mean_scores(
             "calibration": tempered,
         }
     return found
-
-
-def seed_folders(folder: Path) -> list[tuple[int, Path]]:
-    """(seed, folder) of the evaluations in a baseline's folder; none of another folder."""
-    found = (f for f in folder.glob(f"{_SEED}*") if (f / STORE_FILE).exists())
-    return sorted((int(f.name.removeprefix(_SEED)), f) for f in found if f.name.removeprefix(_SEED).isdigit())
 
 
 def seeds_of(folder: Path) -> list[tuple[int, list[PredictionRow]]]:

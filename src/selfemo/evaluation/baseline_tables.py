@@ -12,7 +12,7 @@ import numpy as np
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation import metrics, predictions
 from selfemo.evaluation.constants import MAJORITY
-from selfemo.evaluation.jobs import SCORES_FILE
+from selfemo.evaluation.jobs import SCORES_FILE, seed_folders
 from selfemo.evaluation.rendering import cell
 from selfemo.method.types import LabelSet, label_set_of
 from selfemo.runs.folder import CONFIG_FILE
@@ -22,7 +22,8 @@ _SHOWN = {
     "weighted_f1": "weighted F1", "accuracy": "accuracy", "macro_f1": "macro F1", "mean_r1": "mean R1",
 }  # fmt: skip
 HEADER = [
-    "system", "data", "n", "seeds", "weighted F1", "sd", "accuracy", "macro F1", "NLL at T", "difference", "p",
+    "system", "data", "n", "seeds", "weighted F1", "sd", "accuracy", "macro F1", "NLL at T", "difference",
+    "p",
 ]  # fmt: skip
 
 
@@ -42,8 +43,8 @@ def job_table(found: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]
 def baseline_table(folders: Sequence[Path], against: Path | None) -> tuple[list[str], list[list[str]]]:
     """Header and rows: systems side by side on the turns that all of them read, by data set.
 
-    Scores are means over seeds, in per cent, with 95% intervals by conversation; the difference in weighted F1
-    from `against` is that of the means, with its interval and the p-value of `metrics.paired_measures`.
+    Scores are means over seeds, in per cent, with 95% intervals by conversation; the difference in weighted
+    F1 from `against` is that of the means, with its interval and the p-value of `metrics.paired_measures`.
 
     Args:
         folders: of baselines, of `selfemo evaluate --out`, or runs.
@@ -98,8 +99,6 @@ class _System:
 
 def _described(folder: Path) -> tuple[str, dict[str, LabelSet]]:
     """The name of a system, and the label set of each data set that it was scored on."""
-    from selfemo.evaluation.baseline_jobs import seed_folders
-
     if (folder / CONFIG_FILE).exists():
         with Store(folder / STORE_FILE, read_only=True) as store:
             return folder.name, store.label_sets()
@@ -113,8 +112,8 @@ def _described(folder: Path) -> tuple[str, dict[str, LabelSet]]:
         return held["model"], {d: label_set_of(labels) for d, labels in sets.items()}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise StoreError(
-            f"{folder}: holds no scores ({e!r}); it is no finished folder of `selfemo baseline` or `selfemo evaluate "
-            "--out`, nor a run"
+            f"{folder}: holds no scores ({e!r}); it is no finished folder of `selfemo baseline` or "
+            "`selfemo evaluate --out`, nor a run"
         ) from None
 
 

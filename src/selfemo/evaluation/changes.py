@@ -130,7 +130,7 @@ Sides = tuple[np.ndarray, np.ndarray, list[str]]
 
 
 def shifted_sides(before: Rows, after: Rows, dataset: str, labels: Labels) -> Sides | None:
-    """NLL at T after a prior shift (`free_changes.shifted_nll`) of a data set's utterances, each side by itself.
+    """NLL at T after a prior shift (`free_changes.shifted_nll`) of a data set's utterances, each side alone.
 
     Returns: None where a side holds no label probabilities, or all is of one conversation.
     """

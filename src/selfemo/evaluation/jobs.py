@@ -44,6 +44,8 @@ NAME = "evaluate"
 """Name of the evaluation in the store of an evaluation folder."""
 SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.parquet"
+SEED = "seed-"
+"""Begins the names of the evaluation folders in a baseline's folder."""
 _IDENTITY = "evaluation"
 
 
@@ -273,7 +275,7 @@ def scored(
     compared: predictions.Rows | None = None,
     resamples: int,
 ) -> Evaluation:
-    """The scores of stored predictions with all that stands beside them; written into `out`, where one is given.
+    """The scores of stored predictions with all that stands beside them; written into `out` if there is one.
 
     Args:
         about: of `Evaluation`.
@@ -340,6 +342,12 @@ def trained_on(checkpoint: str) -> list[str]:
         return sorted(store.label_sets())
 
 
+def seed_folders(folder: Path) -> list[tuple[int, Path]]:
+    """(seed, folder) of the finished evaluations in a baseline's folder; none of another folder."""
+    found = (f for f in folder.glob(f"{SEED}*") if (f / SCORES_FILE).exists())
+    return sorted((int(f.name.removeprefix(SEED)), f) for f in found if f.name.removeprefix(SEED).isdigit())
+
+
 def predictions_of(folder: Path) -> list[PredictionRow]:
     """The stored predictions of an evaluation folder, or of a run's last evaluated checkpoint.
 
@@ -347,6 +355,11 @@ def predictions_of(folder: Path) -> list[PredictionRow]:
         StoreError: it holds none.
     """
     if not (folder / STORE_FILE).exists():
+        if inside := seed_folders(folder):
+            raise StoreError(
+                f"{folder} is a folder of `selfemo baseline`; name that of one of its seeds, "
+                f"such as {inside[0][1]}"
+            )
         raise StoreError(
             f"{folder} is neither a folder of `selfemo evaluate --out` nor a run; evaluate the other model "
             "with --out first and compare with that folder"

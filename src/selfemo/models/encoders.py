@@ -123,6 +123,15 @@ def check_encoder(reference: str) -> None:
         raise EngineError(f"no built-in encoder {reference!r}; there are: {', '.join(BUILTIN)}")
 
 
+def most_tokens(encoder: Any) -> float:
+    """The most tokens of a row, by the table of positions; inf where it has none (relative positions)."""
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    if not hasattr(table, "num_embeddings"):
+        return float("inf")
+    # RoBERTa and its like count positions from behind that of padding.
+    return int(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
+
+
 def load_encoder(reference: str, device: torch.device) -> tuple[Any, Any]:
     """(encoder, tokenizer) with float32 weights.
 
@@ -147,9 +156,12 @@ def load_encoder(reference: str, device: torch.device) -> tuple[Any, Any]:
         )
     except Exception as e:  # a broken file raises as many types as there are readers
         raise EngineError(f"cannot load the encoder {reference!r}: {str(e).partition(chr(10))[0]}") from e
+    # Of a folder without its files transformers makes one that knows no word.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise EngineError(f"{reference}: it has no tokenizer with a vocabulary")
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise EngineError(
-            f"{reference}: its tokenizer has no cls_token and sep_token, so it is no encoder; a causal model is "
-            "for the baselines instruct-erc, bios-erc and prc-emo"
+            f"{reference}: its tokenizer has no cls_token and sep_token, so it is no encoder; a causal model "
+            "is for the baselines instruct-erc, bios-erc and prc-emo"
         )
     return model.to(device), tokenizer

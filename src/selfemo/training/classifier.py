@@ -1,7 +1,7 @@
-"""Training of a classifier of turns: epochs over batches, of which the best by a score on held-out turns is kept.
+"""Training of a classifier of turns: epochs over batches; the best by a score on held-out turns is kept.
 
-The state after each epoch lies in a folder until training ends, so that a stopped training goes on and ends as
-an uninterrupted one would: shuffles and dropout depend on seed and epoch alone.
+The state after each epoch lies in a folder until training ends, so that a stopped training goes on and ends
+as an uninterrupted one would: shuffles and dropout depend on seed and epoch alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fit_classifier(
     stop: StopRequest,
     factors: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
 ) -> Epochs:
-    """Train a model in place; it ends with the weights of the epoch whose score was best (the first of equals).
+    """Train a model in place; it ends with the weights of the best epoch by score (the first of equals).
 
     Args:
         batches: of an epoch (from 0): one an optimiser step.
@@ -67,7 +67,7 @@ def fit_classifier(
         lr=config.lr, betas=config.betas, weight_decay=config.weight_decay,
     )  # fmt: skip
     sizes = [len(batches(e)) for e in range(config.epochs)]
-    total, history = sum(sizes), _resume(model, optimizer, states, reporter)
+    total, history = sum(sizes), _resume(model, optimizer, states)
     with reporter.bar(label, total) as advance:
         advance(sum(sizes[: len(history)]))
         for epoch in range(len(history), config.epochs):
@@ -142,26 +142,35 @@ def _state(states: Path, epochs: int) -> Path:
     return states / f"epoch-{epochs}.safetensors"
 
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, states: Path, reporter: Reporter) -> Epochs:
-    """Load the state after the last epoch that was kept; [] where there is none, or it is damaged."""
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, states: Path) -> Epochs:
+    """Load the state after the last epoch that was kept; [] of none (EngineError: it is damaged)."""
     try:
         history: Any = json.loads((states / _HISTORY).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as e:
-        reporter.say(f"{states / _HISTORY}: cannot be read ({e}); training begins anew")
-        return []
-    if not (states / _BEST).exists():
-        return []
+        raise EngineError(f"{states / _HISTORY}: cannot be read ({e}); {_anew(states)}") from None
+    _load_best(states)  # that it is whole is known before hours of training, not after them
     try:
         read_state(model, optimizer, _state(states, len(history)), str(next(model.parameters()).device))
     except EngineError as e:
-        raise EngineError(f"{e}; delete {states} to begin anew") from None
+        raise EngineError(f"{e}; {_anew(states)}") from None
     return list(history)
 
 
+def _anew(states: Path) -> str:
+    return f"delete {states} to begin anew"
+
+
+def _load_best(states: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(states / _BEST)
+    except (OSError, SafetensorError) as e:
+        raise EngineError(f"{states / _BEST}: cannot be read ({e}); {_anew(states)}") from None
+
+
 def _take_best(model: nn.Module, states: Path) -> None:
-    best = load_file(states / _BEST)
+    best = _load_best(states)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

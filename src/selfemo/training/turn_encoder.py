@@ -84,7 +84,7 @@ def _labelled(reader: TurnReader, conversation: Conversation) -> list[Labelled]:
 
 
 def class_weights(rows: Sequence[Labelled], reader: TurnReader) -> torch.Tensor:
-    """(s, k) of each label of s label sets: n / (k n_label), 1 on average over turns; 0 where it never occurs."""
+    """(s, k) weights of the labels of s label sets: n / (k n_label), 1 on average over turns; 0 of none."""
     table = np.zeros((len(reader.label_sets), max(map(len, reader.label_sets))))
     for (which, _), gold in rows:
         for g in gold:

@@ -33,7 +33,8 @@ class Prior(Baseline[ConstantConfig]):
 
 class Majority(Prior):
     def answer(self, counts: np.ndarray) -> np.ndarray:
-        return np.eye(len(counts))[int(counts.argmax())]
+        found: np.ndarray = np.eye(len(counts))[int(counts.argmax())]
+        return found
 
 
 class Shares(Plain):

@@ -1,4 +1,4 @@
-"""Embeddings of a frozen sentence encoder with logistic regression: of the turn, and the mean of those before.
+"""Embeddings of a frozen sentence encoder with logistic regression: the turn, and the mean of those before.
 
 Each turn is embedded on its own, so that embeddings are computed once for all seeds and windows.
 """
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from selfemo.evaluation.baselines.base import Baseline, Reader, Task
 from selfemo.evaluation.baselines.regression import RegressionConfig, fit_regression
-from selfemo.method.types import Conversation
+from selfemo.method.types import Conversation, Utterance
 
 
 class EmbeddingsConfig(RegressionConfig):
@@ -42,14 +42,14 @@ class Embeddings(Baseline[EmbeddingsConfig]):
 
         config = EncoderConfig(encoder=self.settings.encoder, window=0, pooling="mean")
         encoder = TurnReader.new(config, task.label_sets, task.device)
-        known: dict[str, np.ndarray] = {}
+        known: dict[tuple[Utterance, ...], np.ndarray] = {}
 
         def embedded(conversations: Sequence[Conversation]) -> list[np.ndarray]:
-            if missing := [c for c in conversations if c.id not in known]:
+            if missing := [c for c in conversations if c.turns not in known]:
                 if len(missing) > 1:
                     task.reporter.say(f"embedding the turns of {len(missing)} conversations")
-                known.update(zip((c.id for c in missing), encoder.embeddings(missing), strict=True))
-            return [known[c.id] for c in conversations]
+                known.update(zip((c.turns for c in missing), encoder.embeddings(missing), strict=True))
+            return [known[c.turns] for c in conversations]
 
         def features(conversations: Sequence[Conversation]) -> np.ndarray:
             return np.concatenate([with_earlier(e, self.settings.window) for e in embedded(conversations)])

@@ -1,10 +1,10 @@
-"""An encoder that reads a turn behind the turns before it: EmoBERTa's recipe (Kim and Vossen 2021, tae898/erc).
+"""An encoder that reads a turn behind those before it: EmoBERTa's recipe (Kim and Vossen 2021, tae898/erc).
 
 Of the recipe: each turn is "NAME: text"; earlier turns, a separator, the turn; 512 tokens; cross-entropy;
 AdamW with linear warm-up over a fifth of the steps and then linear decay; weight decay 0.01; 5 epochs.
 
-[ours]: the epoch is chosen by weighted F1 on turns that are not scored; a head for each label set, so that one
-model reads several data sets; any encoder of transformers; layout "conversation".
+[ours]: the epoch is chosen by weighted F1 on turns that are not scored; a head for each label set, so that
+one model reads several data sets; any encoder of transformers; layout "conversation".
 """
 
 from __future__ import annotations

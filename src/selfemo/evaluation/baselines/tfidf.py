@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from selfemo.errors import DataError
 from selfemo.evaluation.baselines.base import Baseline, Reader, Task
 from selfemo.evaluation.baselines.regression import RegressionConfig, fit_regression
 from selfemo.method.types import Conversation
@@ -34,9 +35,13 @@ class Tfidf(Baseline[TfidfConfig]):
         letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=2, sublinear_tf=True)
         earlier = TfidfVectorizer(min_df=2, sublinear_tf=True)
         texts = [t.text for c in task.train for t in c.turns]
-        words.fit(texts)
-        letters.fit(texts)
-        earlier.fit(texts)
+        try:
+            for vectorizer in (words, letters, earlier):
+                vectorizer.fit(texts)
+        except ValueError as e:
+            raise DataError(
+                f"the training data are too few: no word stands in two of their turns ({e})"
+            ) from None
 
         def features(conversations: Sequence[Conversation]) -> Any:
             said = [t.text for c in conversations for t in c.turns]

@@ -1,6 +1,6 @@
 """An encoder that reads the emotion of turns: rows of tokens in, logits of each turn out.
 
-Shapes: b rows, l tokens of the longest, n turns that are read, d hidden size, k labels of the largest label set.
+Shapes: b rows, l tokens of the longest, n turns that are read, d hidden size, k labels of the largest set.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class TurnEncoder(nn.Module):
 def batch(rows: Sequence[Row], pad: int) -> tuple[Int[Tensor, "b l"], Tensor]:
     """Token ids and attention mask of rows: (b, l) where each token sees its whole row, else (b, 1, l, l).
 
-    The latter is added to attention scores: 0 where a token is seen, else the least number. (Of a mask of four
-    dimensions transformers takes whatever it gets, and some of its encoders add it.) A padded token sees itself
-    alone, so that no row of the mask is empty.
+    The latter is added to attention scores: 0 where a token is seen, else the least number. (Of a mask of
+    four dimensions transformers takes whatever it gets, and some of its encoders add it.) A padded token sees
+    itself alone, so that no row of the mask is empty.
     """
     length = max(len(r.ids) for r in rows)
     ids = torch.full((len(rows), length), pad)

@@ -1,12 +1,12 @@
 """Conversations as rows of tokens for an encoder, with the place of each turn that is read.
 
-    utterance      a row for each turn: CLS, earlier turns, SEP, the turn, SEP [, later turns, SEP], as EmoBERTa
-    conversation   one row for all turns of a conversation, CLS NAME: text SEP each, where a token sees its own
-                   turn and earlier ones (block-causal): each turn is computed once, not once for each later
-                   turn [ours]. MELD's training split has 149,000 tokens so, instead of 1,084,000.
+    utterance      a row for each turn: CLS, earlier turns, SEP, the turn, SEP [, later turns, SEP] (EmoBERTa)
+    conversation   one row for all turns of a conversation, CLS NAME: text SEP each, where a token sees its
+                   own turn and earlier ones (block-causal): each turn is computed once, not once for each
+                   later turn [ours]. MELD's training split has 149,000 tokens so, instead of 1,084,000.
 
-Each turn is "NAME: text". In both, what is read of a turn depends on it and earlier turns alone, unless `later`
-asks for more.
+Each turn is "NAME: text". In both, what is read of a turn depends on it and earlier turns alone, unless
+`later` asks for more.
 
 Shapes: t turns of a conversation.
 """
@@ -43,7 +43,7 @@ class Row:
 
     Attributes:
         ids: (l,) token ids.
-        groups: (l,) number of the turn that each token is of: a token sees those of its own and lower numbers.
+        groups: (l,) number of the turn that each token is of: a token sees its own and lower numbers.
             Empty where each token sees all.
         places: the turns that are read in it.
         cut: turns of which tokens were left out, as they alone pass the limit.
@@ -62,7 +62,7 @@ class RowBuilder:
     Attributes:
         encode: token ids of a text, without special tokens.
         cls, sep: ids of the tokens that begin and end a text.
-        max_tokens: of a row; older turns are left out first, then later ones.
+        max_tokens: of a row. The nearest earlier turns come first, then the nearest later ones.
         window: most earlier turns that are seen; -1 for all, 0 for the turn alone.
         later: most later turns that are seen; -1 for all. Only with layout "utterance".
     """

@@ -23,7 +23,7 @@ from selfemo.files import write_json
 from selfemo.method.types import Conversation, LabelSet
 from selfemo.models.classifiers.encoder import TurnEncoder
 from selfemo.models.classifiers.layout import Row, RowBuilder
-from selfemo.models.encoders import load_encoder
+from selfemo.models.encoders import load_encoder, most_tokens
 from selfemo.models.loading import pick_device, pick_dtype
 
 READER_FILE = "reader.json"
@@ -56,8 +56,8 @@ class TurnReader:
         if conversation.label_set not in self.label_sets:
             known = ", ".join(s.name for s in self.label_sets)
             raise EngineError(
-                f"{conversation.id}: its labels are those of {conversation.label_set.name}, and the reader was "
-                f"trained on those of {known}"
+                f"{conversation.id}: its labels are those of {conversation.label_set.name}, and the reader "
+                f"was trained on those of {known}"
             )
         which = self.label_sets.index(conversation.label_set)
         return [(which, row) for row in self.builder.rows(conversation)]
@@ -133,6 +133,10 @@ class TurnReader:
     def new(config: EncoderConfig, label_sets: Sequence[LabelSet], device: str) -> TurnReader:
         """An encoder with heads that are not trained yet."""
         core, tokenizer = load_encoder(config.encoder, pick_device(device))
+        if config.max_tokens > (most := most_tokens(core)):
+            raise EngineError(
+                f"{config.encoder}: it reads {most} tokens, and max_tokens is {config.max_tokens}; lower it"
+            )
         model = TurnEncoder(core, label_sets, config.pooling, config.dropout).to(core.device)
         reader = TurnReader(model, tokenizer, config, label_sets)
         if config.layout == "conversation":
@@ -152,7 +156,9 @@ class TurnReader:
             ) from None
         reader = TurnReader.new(config.model_copy(update={"encoder": str(folder)}), sets, device)
         try:
-            reader.model.load_state_dict(load_file(folder / _HEADS), strict=False)
+            found = reader.model.load_state_dict(load_file(folder / _HEADS), strict=False)
+            if lacking := [n for n in found.missing_keys if not n.startswith("core.")]:
+                raise RuntimeError(f"it has no {lacking[0]}")
         except (OSError, SafetensorError, RuntimeError) as e:
             raise EngineError(f"{folder / _HEADS}: cannot be read ({e})") from None
         return reader
@@ -175,10 +181,10 @@ def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
 def _check_past_only(reader: TurnReader) -> None:
     """Check that the encoder takes the block-causal mask: what is read of a turn must not change with later
     ones (EngineError: its architecture has an attention of its own)."""
-    ids = [i for i in range(100, 112)]
+    size = reader.model.core.config.vocab_size
+    ids = [(100 + i) % size for i in range(12)]
     rows = [
-        Row(tuple([*ids[:6], *later]), (0,) * 3 + (1,) * 3 + (2,) * len(later), ())
-        for later in (ids[:3], ids[6:])
+        Row((*ids[:6], *later), (0,) * 3 + (1,) * 3 + (2,) * len(later), ()) for later in (ids[:3], ids[6:])
     ]
     reader.model.eval()
     with torch.no_grad():
@@ -194,6 +200,6 @@ def _check_past_only(reader: TurnReader) -> None:
             seen.append(hidden[0, :6])
     if not torch.allclose(seen[0], seen[1], atol=1e-3):
         raise EngineError(
-            f"{reader.config.encoder}: later turns change what it reads of earlier ones, so its attention takes no "
-            'mask of ours; use layout = "utterance"'
+            f"{reader.config.encoder}: later turns change what it reads of earlier ones: its attention takes "
+            'no mask of ours; use layout = "utterance"'
         )
