@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from selfemo.config.encoders import SpclConfig
-from selfemo.data.sample import SampleSet
+from selfemo.data import load
 from selfemo.evaluation.baselines.base import choice_score, tops
 from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution
 from selfemo.models.classifiers.centres import CentreReader
@@ -42,7 +42,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def talks() -> list[Conversation]:
-    return [c for c in SampleSet().read(SampleSet.path()) if c.split == "train"][:8]
+    return [c for c in load("sample").conversations if c.split == "train"][:8]
 
 
 def settings(encoder: Path, **also: object) -> SpclConfig:

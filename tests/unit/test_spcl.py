@@ -42,7 +42,7 @@ def test_similarity_by_hand() -> None:
 
 
 def test_loss_by_hand() -> None:
-    # Turn 0: its prototype 1, the other prototype 0, the other turn 0.5. Turn 1: all at 0.5, one of them right.
+    # Turn 0: its prototype 1, the other prototype 0, the other turn 0.5. Turn 1: all at 0.5, one is right.
     first = math.log(math.e + 1 + math.exp(0.5)) - 1
     assert loss([RIGHT, UP], [0, 1], [RIGHT, LEFT]) == pytest.approx((first + math.log(3)) / 2)
     # Two turns of a label have two positives each; the mean over them stands inside the logarithm.
@@ -146,7 +146,7 @@ class _Always:
 
 def test_curriculum_by_hand() -> None:
     draw = cast(np.random.Generator, _Always(0.6))
-    # Probabilities of epoch 0: 1, 3/4, 1/2, 1/4, 0; of epoch 1: 3/4, 5/8, 1/2, 3/8, 1/4; of epoch 3 backwards.
+    # Probabilities of epoch 0: 1, 3/4, 1/2, 1/4, 0; of epoch 1: 3/4, 5/8, 1/2, 3/8, 1/4; of 3 backwards.
     assert [curriculum(5, e, 4, draw).tolist() for e in range(4)] == [[0, 1], [0, 1], [], [3, 4]]
     assert curriculum(0, 0, 4, draw).tolist() == []
     assert curriculum(1, 0, 4, draw).tolist() == [0]
@@ -190,7 +190,7 @@ def test_a_row_ends_in_the_question() -> None:
 def test_the_window_is_eight_turns() -> None:
     c = talk(*[("A", str(i)) for i in range(10)])
     read = builder(max_tokens=256).rows(c)[9].ids
-    assert read[1:-10] == tuple(t for i in range(1, 9) for t in tokens(f"A: {i}")) + (SEP, *tokens("A: 9"))
+    assert read[1:-10] == (*(t for i in range(1, 9) for t in tokens(f"A: {i}")), SEP, *tokens("A: 9"))
 
 
 NAMES = st.text(alphabet="ab", max_size=30)
@@ -216,7 +216,7 @@ def test_an_encoder_without_a_mask_token_is_refused_by_name() -> None:
     class Tokenizer:
         cls_token_id, sep_token_id, mask_token_id = CLS, SEP, None
 
-    with pytest.raises(EngineError, match="some/encoder.*no mask token"):
+    with pytest.raises(EngineError, match=r"some/encoder.*no mask token"):
         RowBuilder.of(EncoderConfig(encoder="some/encoder", pooling="mask"), Tokenizer())
     assert RowBuilder.of(EncoderConfig(encoder="some/encoder"), Tokenizer()).mask is None
 

@@ -118,7 +118,7 @@ def curriculum(n: int, epoch: int, epochs: int, draw: np.random.Generator) -> np
     """Ranks (0 is the easiest of n turns) of those that an epoch trains on, in order of rank.
 
     From rank 0 to n - 1 the probability of a turn goes linearly from 1 - epoch / epochs to epoch / epochs:
-    about half of the turns, of which the hard ones come late. The model does not change which ranks these are.
+    about half of the turns, of which the hard ones come late. The model has no say in the ranks.
     """
     share = epoch / epochs
     return np.flatnonzero(draw.random(n) < np.linspace(1 - share, share, n))
