@@ -44,16 +44,18 @@ def fit_classifier(
     reporter: Reporter,
     stop: StopRequest,
     factors: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
+    begin: Callable[[int], None] | None = None,
 ) -> Epochs:
     """Train a model in place; it ends with the weights of the best epoch by score (the first of equals).
 
     Args:
-        batches: of an epoch (from 0): one an optimiser step.
+        batches: of an epoch (from 0): one an optimiser step; how many they are depends on the epoch alone.
         backward: accumulates the gradient of a batch's mean loss, and returns that.
         score: of the model as it is, on held-out turns; more is better.
         states: the folder to go on from; it is deleted at the end.
         label: of the bar.
         factors: parameters whose learning rate is another one, and its factor.
+        begin: called with each epoch before its batches are taken, for what depends on the model then.
 
     Raises:
         NotFiniteError: a loss or gradient is NaN or infinite.
@@ -73,6 +75,8 @@ def fit_classifier(
         for epoch in range(len(history), config.epochs):
             if _ended(history, config.patience):
                 break
+            if begin:
+                begin(epoch)
             torch.manual_seed(derive(seed, "dropout", epoch))
             model.train()
             losses, step = 0.0, sum(sizes[:epoch])

@@ -43,11 +43,7 @@ def train_encoder(
     """
     torch.manual_seed(derive(seed, "heads"))
     reader = TurnReader.new(config, list(dict.fromkeys(c.label_set for c in train)), device)
-    rows = [r for c in train for r in _labelled(reader, c)]
-    if not rows:
-        raise DataError("no turn of the training conversations has a gold emotion")
-    if cut := sum(row.cut for (_, row), _ in rows):
-        reporter.say(f"{cut} turns are longer than {config.max_tokens} tokens: what is behind is not seen")
+    rows = labelled_rows(reader, train, reporter)
     weights = class_weights(rows, reader) if config.class_weights else None
 
     def backward(batch: list[int]) -> float:
@@ -73,6 +69,20 @@ def train_encoder(
         factors=[(heads, config.head_lr)],
     )  # fmt: skip
     return reader
+
+
+def labelled_rows(
+    reader: TurnReader, conversations: Sequence[Conversation], reporter: Reporter
+) -> list[Labelled]:
+    """The rows to train on, in the order of the conversations (DataError: no turn has a label)."""
+    rows = [r for c in conversations for r in _labelled(reader, c)]
+    if not rows:
+        raise DataError("no turn of the training conversations has a gold emotion")
+    if cut := sum(row.cut for (_, row), _ in rows):
+        reporter.say(
+            f"{cut} turns are longer than {reader.config.max_tokens} tokens: what is behind is not seen"
+        )
+    return rows
 
 
 def _labelled(reader: TurnReader, conversation: Conversation) -> list[Labelled]:

@@ -49,6 +49,10 @@ BASELINES: dict[str, Entry] = {
         "encoder:Encoder", "EmoBERTa", "a fine-tuned encoder: earlier turns, separator, the turn",
         "Kim and Vossen 2021, tae898/erc",
     ),
+    "spcl": Entry(
+        "spcl:Spcl", "SPCL", "a prompted encoder, contrasted with prototypes of the labels; easy turns first",
+        "Song et al. 2022, caskcsg/SPCL",
+    ),
 }  # fmt: skip
 
 

@@ -60,8 +60,8 @@ class TurnEncoder(nn.Module):
         device = self.device
         hidden = self.core(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
         at = [(i, p) for i, row in enumerate(rows) for p in row.places]
-        if self.pooling == "first":
-            return hidden[[i for i, _ in at], [p.first for _, p in at]]
+        if self.pooling != "mean":
+            return hidden[[i for i, _ in at], [p.mask if self.pooling == "mask" else p.first for _, p in at]]
         # A turn without tokens of its own (no text at all) has its CLS token.
         spans = [
             hidden[i, p.start : p.end] if p.end > p.start else hidden[i, p.first : p.first + 1] for i, p in at

@@ -8,6 +8,10 @@
 Each turn is "NAME: text". In both, what is read of a turn depends on it and earlier turns alone, unless
 `later` asks for more.
 
+A row of a single turn may end in a question, NAME feels MASK SEP, which is answered at the mask token (the
+prompt of SPCL, Song et al. 2022, caskcsg/SPCL:data_process.py). [ours]: SPCL repeats the turn before it; here
+the turn stands by itself already, between separators.
+
 Shapes: t turns of a conversation.
 """
 
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfemo.config.encoders import EncoderConfig, Layout
+from selfemo.errors import EngineError
 from selfemo.method.types import Conversation, Utterance
 
 
@@ -29,12 +34,14 @@ class Place:
         turn: its number in the conversation.
         first: the position of its CLS token.
         start, end: the positions of its own tokens, [start, end).
+        mask: the position of the mask token of the question about it; -1 where there is none.
     """
 
     turn: int
     first: int
     start: int
     end: int
+    mask: int = -1
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class RowBuilder:
         max_tokens: of a row. The nearest earlier turns come first, then the nearest later ones.
         window: most earlier turns that are seen; -1 for all, 0 for the turn alone.
         later: most later turns that are seen; -1 for all. Only with layout "utterance".
+        mask: id of the mask token of a question behind each turn, with layout "utterance"; None: no question.
     """
 
     encode: Callable[[str], Sequence[int]]
@@ -74,14 +82,21 @@ class RowBuilder:
     max_tokens: int = 512
     window: int = -1
     later: int = 0
+    mask: int | None = None
 
     @staticmethod
     def of(config: EncoderConfig, tokenizer: Any) -> RowBuilder:
-        """As the settings of an encoder and its tokenizer say."""
+        """As the settings of an encoder and its tokenizer say (EngineError: it has no mask token to read)."""
+        asks = config.pooling == "mask"
+        if asks and tokenizer.mask_token_id is None:
+            raise EngineError(
+                f"{config.encoder}: its tokenizer has no mask token to read turns at; take an encoder that "
+                "was trained to fill in masked words, such as roberta-large"
+            )
         return RowBuilder(
             lambda text: tokenizer(text, add_special_tokens=False).input_ids,
             tokenizer.cls_token_id, tokenizer.sep_token_id, config.layout, config.max_tokens, config.window,
-            config.later,
+            config.later, tokenizer.mask_token_id if asks else None,
         )  # fmt: skip
 
     def rows(self, conversation: Conversation) -> list[Row]:
@@ -89,11 +104,18 @@ class RowBuilder:
         turns = [tuple(self.encode(turn_text(t))) for t in conversation.turns]
         if self.layout == "conversation" and self.window != 0:
             return self._packed(turns)
-        return [self._row(turns, i) for i in range(len(turns))]
+        return [self._row(turns, i, self._question(t.speaker)) for i, t in enumerate(conversation.turns)]
 
-    def _row(self, turns: Sequence[tuple[int, ...]], at: int) -> Row:
-        own = turns[at][: self.max_tokens - 3]
-        room = self.max_tokens - 3 - len(own)  # CLS, SEP, SEP
+    def _question(self, speaker: str) -> list[int]:
+        """NAME feels MASK SEP, if one is asked. However long a name is, it leaves room for the turn."""
+        if self.mask is None:
+            return []
+        return [*self.encode(f"{speaker} feels")[-(self.max_tokens // 4) :], self.mask, self.sep]
+
+    def _row(self, turns: Sequence[tuple[int, ...]], at: int, question: Sequence[int]) -> Row:
+        limit = self.max_tokens - 3 - len(question)  # CLS, SEP, SEP
+        own = turns[at][:limit]
+        room = limit - len(own)
         before: list[int] = []
         for turn in reversed(turns[_first(at, self.window) : at]):
             if len(turn) > room:
@@ -112,7 +134,8 @@ class RowBuilder:
         ids = [self.cls, *before, *([self.sep] if before else []), *own, self.sep]
         if after:
             ids += [*after, self.sep]
-        place = Place(at, 0, start, start + len(own))
+        ids += question
+        place = Place(at, 0, start, start + len(own), len(ids) - 2 if question else -1)
         return Row(tuple(ids), (), (place,), int(len(own) < len(turns[at])))
 
     def _packed(self, turns: Sequence[tuple[int, ...]]) -> list[Row]:

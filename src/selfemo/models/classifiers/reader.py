@@ -71,6 +71,12 @@ class TurnReader:
             )
         return found.float()
 
+    def states(self, items: Sequence[Item]) -> torch.Tensor:
+        """(n, d) float32 what stands for each turn read in some rows, from the encoder alone."""
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
+            found = self.model.states([row for _, row in items], self.tokenizer.pad_token_id or 0)
+        return found.float()
+
     def read(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
         found = [np.zeros((len(c.turns), len(c.label_set))) for c in conversations]
         for (i, turn), row in self._outputs(conversations, lambda items: self.logits(items).softmax(-1)):
@@ -79,25 +85,20 @@ class TurnReader:
 
     def features(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
         """(t, d) what the heads see of each turn of each conversation."""
-        return self._vectors(conversations, self.model.features)
+        return self.vectors(conversations, self.model.features)
 
     def embeddings(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
         """(t, d) unit vectors of each turn of each conversation, from the encoder alone."""
-        return self._vectors(conversations, lambda states: torch.nn.functional.normalize(states, dim=-1))
+        return self.vectors(conversations, lambda states: torch.nn.functional.normalize(states, dim=-1))
 
-    def _vectors(
+    def vectors(
         self, conversations: Sequence[Conversation], of: Callable[[torch.Tensor], torch.Tensor]
     ) -> list[np.ndarray]:
         """(t, d) a function of the states of each turn of each conversation."""
         d = self.model.dense.out_features
         found = [np.zeros((len(c.turns), d), dtype=np.float32) for c in conversations]
 
-        def vectors(items: Sequence[Item]) -> torch.Tensor:
-            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
-                states = self.model.states([row for _, row in items], self.tokenizer.pad_token_id or 0)
-            return of(states.float())
-
-        for (i, turn), row in self._outputs(conversations, vectors):
+        for (i, turn), row in self._outputs(conversations, lambda items: of(self.states(items))):
             found[i][turn] = row
         return found
 
