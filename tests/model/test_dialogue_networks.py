@@ -242,8 +242,8 @@ def train(of: Any, states: Path, reporter: Any, stop: StopRequest, epochs: int) 
 
     config = of.settings.model_copy(update={"lr": 0.02, "epochs": epochs, "batch_size": 20, "dropout": 0.1})
     return train_head(
-        of.network, config, previous_turn(120, of, 0), [MELD], score, class_weights=False, seed=3, states=states,
-        label="head", device="cpu", reporter=reporter, stop=stop,
+        of.network, config, previous_turn(120, of, 0), [MELD], score, class_weights=False, seed=3,
+        states=states, label="head", device="cpu", reporter=reporter, stop=stop,
     )  # fmt: skip
 
 
