@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.gpu import evidence, one_thing, rl_alone, scarce
+from experiments.gpu import baselines, evidence, one_thing, rl_alone, scarce
 
 from selfemo.evaluation.rendering import render
 
@@ -131,6 +131,25 @@ def _scarce(budget: str, shows: str) -> Step:
     return Step("5", f"scarce, {budget}", shows, results, f"scarce{option}", runs(arms, scarce.SEEDS))
 
 
+BASELINES = {
+    "simple": "what a small model must beat: majority, label shares, TF-IDF, frozen embeddings",
+    "encoder": "supervised encoders by EmoBERTa's and SPCL's recipes, each set and unified, five seeds",
+    "heads": "DialogueRNN, DialogueGCN, DAG-ERC, COSMIC without its knowledge: past only",
+    "language-models": "InstructERC, BiosERC and PRC-Emo as recipes of the built-in model",
+}
+
+
+def _baselines(group: str, shows: str) -> Step:
+    return Step(
+        "8",
+        f"baselines, {group}",
+        shows,
+        (f"baselines_{group.replace('-', '_')}",),
+        f"baselines --group {group}",
+        frozenset(baselines.planned(group)),
+    )
+
+
 LARGER = "--set model.id=FOLDER"
 """A model of half a billion parameters or so, carried in pieces."""
 STEPS = (
@@ -181,7 +200,7 @@ STEPS = (
         for budget in scarce.BUDGETS
     ),
     Step("7", "expression", "does a reward on the reply make it show S"),
-    Step("8", "baselines", "published and simple recognisers on the same split"),
+    *(_baselines(group, shows) for group, shows in BASELINES.items()),
     Step(
         "9",
         "one_thing",

@@ -44,6 +44,45 @@ def test_published_averages_follow_from_their_rows() -> None:
     assert ours[0]["avg"]["accuracy"] == published()["table2"][0]["accuracy"]["avg"] == 59.29
 
 
+def test_each_published_row_says_what_it_saw_and_from_where() -> None:
+    allowed = {
+        "modalities": {"T", "T+A", "T+A+V", "unknown"},
+        "context": {"past", "both", "unknown"},
+        "selection": {"dev", "test", "unknown"},
+    }
+    rows = published()["table1"]
+    for row in rows:
+        saw = row["saw"]
+        assert saw.keys() - {"note"} == {*allowed, "source"} and saw["source"], row
+        assert all(saw[k] in values for k, values in allowed.items()), row
+    header, cells = table1([])
+    column = [r[header.index("Saw")] for r in cells]
+    assert column[0] == "T, both, test" and column[3] == "T, both, dev" and column[5] == "T, past, dev"
+    retrained = [c for c in column if c.endswith("; retrained by the paper")]
+    assert retrained == ["T, unknown, unknown; retrained by the paper"] * 2, "BiosERC and PRC-Emo, unified"
+
+
+@pytest.mark.parametrize(
+    ("more", "split", "saw"),
+    [
+        ({}, "test", "T, past, -"),
+        ({"baseline": "encoder", "sees_later": False}, "test", "T, past, dev"),
+        ({"baseline": "encoder", "sees_later": True}, "dev, claim half", "T, both, dev"),
+        ({"baseline": "encoder", "sees_later": False}, "dev", "T, past, train"),
+    ],
+)
+def test_a_measured_row_says_what_it_saw(tmp_path: Path, more: dict, split: str, saw: str) -> None:
+    path = folder(
+        tmp_path / "a", "mine", {"meld": {**scores(0.6, 0.5), "gold_share": {"joy": 0.5}}}, split=split
+    )
+    file = path / "scores.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    header, rows = table1([path])
+    mine, majority = (dict(zip(header, r, strict=True)) for r in rows[-2:])
+    assert (mine["Saw"], majority["Saw"]) == (saw, "-")
+    assert measured(path).saw == saw
+
+
 @settings(max_examples=60, deadline=None)
 @given(grids)
 def test_csv_round_trip(grid) -> None:

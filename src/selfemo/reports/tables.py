@@ -36,6 +36,7 @@ class Measured:
         constants: what constant answers score (`constants.constant_scores`) by data set; empty where that is
             not known.
         identity: a text that is the same for one model under the same settings.
+        saw: modalities, context and the data that its epoch was chosen on; "-" where that is not known.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Measured:
     scores: Mapping[str, Mapping[str, Any]]
     constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     identity: str = ""
+    saw: str = "T, past, -"
 
     @property
     def single(self) -> dict[str, Mapping[str, Any]]:
@@ -70,7 +72,8 @@ def written_by(command: str, path: Path) -> Iterator[Any]:
 
 
 def measured(folder: Path) -> Measured:
-    """The scores in a folder of `selfemo evaluate --out`, or of a run's last evaluated checkpoint.
+    """The scores in a folder of `selfemo evaluate --out` or of a baseline, or of a run's last checkpoint that
+    was evaluated. Prompts of evaluations and runs have nothing later than the turn that is read.
 
     Raises:
         StoreError: there are none, or they cannot be read.
@@ -80,7 +83,8 @@ def measured(folder: Path) -> Measured:
         with written_by("selfemo evaluate --out", file) as content:
             name, split, trained, scores = (content[k] for k in ("model", "split", "trained_on", "scores"))
             identity = "; ".join(content.get(f"evaluated_{k}", "") for k in ("model", "settings"))
-            return Measured(name, split, trained, scores, content.get("constants", {}), identity)
+            saw = what_baseline_saw(split, content["sees_later"]) if "baseline" in content else Measured.saw
+            return Measured(name, split, trained, scores, content.get("constants", {}), identity, saw)
     if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
         raise StoreError(
             f"{folder} holds no scores: it is neither a run nor a folder of a finished `selfemo evaluate "
@@ -99,6 +103,14 @@ def measured(folder: Path) -> Measured:
                 name = f"{folder.name} {checkpoint}"
                 return Measured(name, config.data.evaluated_on, sets, scores, constants, str(folder))
     raise StoreError(f"{folder} is a run without a finished evaluation; resume it first")
+
+
+def what_baseline_saw(split: str, sees_later: bool) -> str:
+    """Modalities, context and what chose the epoch, of `selfemo baseline` scored on `split`.
+
+    Where all of dev is scored, a part of the training split chooses (`baseline_jobs.parts_of`).
+    """
+    return f"T, {'both' if sees_later else 'past'}, {'train' if split == 'dev' else 'dev'}"
 
 
 def merged(found: Sequence[Measured]) -> list[Measured]:
@@ -132,6 +144,12 @@ def published() -> dict[str, Any]:
     return tomllib.loads(files("selfemo.reports").joinpath("published.toml").read_text(encoding="utf-8"))
 
 
+def _saw(saw: Mapping[str, str]) -> str:
+    """A published row's `saw` in words: "T, both, dev"."""
+    seen = ", ".join(saw[k] for k in ("modalities", "context", "selection"))
+    return f"{seen}; {saw['note']}" if "note" in saw else seen
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -147,11 +165,12 @@ def table1(folders: Sequence[Path], *, intervals: Intervals = "none") -> tuple[l
     Folders of one model are one row (`merged`). Below it stands what always saying the most frequent label
     scores on the same turns. A measured row has an AVG only where all three data sets of the paper were
     measured, so that it is the average that the paper gives. Further data sets get columns of their own. The
-    first column says which rows are not of the test split, as the published ones are.
+    first column says which rows are not of the test split, as the published ones are. "Saw" has modalities
+    (text, audio, video), context ("both" with later turns) and the split that the epoch was chosen by.
     """
     found = merged([measured(p) for p in folders])
     sets = list(dict.fromkeys([*PAPER_SETS, *(d for m in found for d in m.single)]))
-    header = ["Setting", "Method", "Backbone", "External-free"]
+    header = ["Setting", "Method", "Backbone", "External-free", "Saw"]
     for d in [*sets, "avg"]:
         for short in _KINDS.values():
             name = f"{_TITLES.get(d, d.upper() if d == 'avg' else d)} {short}"
@@ -161,7 +180,8 @@ def table1(folders: Sequence[Path], *, intervals: Intervals = "none") -> tuple[l
     header += ["Parsed", "n", "Source"]
     rows = []
     for row in published()["table1"]:
-        cells = [row["setting"], row["method"], row["backbone"] or "-", row["external_free"] or "-"]
+        named = [row["setting"], row["method"], row["backbone"] or "-", row["external_free"] or "-"]
+        cells = [*named, _saw(row["saw"])]
         known = {d: {k: [v / 100, None, None] for k, v in row[d].items()} for d in sets if d in row}
         avg = [_percent(row.get("avg", {}).get(k)) for k in _KINDS]
         rows.append([*cells, *_cells(known, sets, intervals), *avg, "-", "-", "published"])
@@ -171,9 +191,9 @@ def table1(folders: Sequence[Path], *, intervals: Intervals = "none") -> tuple[l
         setting = "measured" if m.split == "test" else f"measured, {m.split}"
         end = [str(n), f"measured on {m.split}"]
         cells = [*_cells(m.single, sets, intervals), *_average(m.single)]
-        rows.append([setting, m.name, "-", "-", *cells, _percent(parsed), *end])
+        rows.append([setting, m.name, "-", "-", m.saw, *cells, _percent(parsed), *end])
         if constant := _majority(m):
-            said = [setting, "majority label", "-", "-"]
+            said = [setting, "majority label", "-", "-", "-"]
             cells = [*_cells(constant, sets, intervals), *_average(constant)]
             line = [*said, *cells, "100.00", end[0], f"{_sources(m)}, on {m.split}"]
             if line not in rows:
