@@ -13,11 +13,10 @@ the published order of reading.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from selfemo.config.base import Positive
+from selfemo.config.sections import NonNegative, PositiveFloat
 from selfemo.evaluation.baselines.heads import Head, Rate, TwoWayConfig
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
 
 class CosmicConfig(TwoWayConfig):
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 3e-5
+    lr: PositiveFloat = 1e-4
+    weight_decay: NonNegative = 3e-5
     epochs: Positive = 60
     batch_size: Positive = 8
     dropout: Rate = 0.5

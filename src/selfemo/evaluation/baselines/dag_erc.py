@@ -10,12 +10,12 @@ settings instead of RoBERTa-large, for which lr 1e-5 is: smaller ones need more.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
 
 from selfemo.config.base import Positive
+from selfemo.config.sections import NonNegative, PositiveFloat
 from selfemo.evaluation.baselines.heads import Head, HeadConfig, Rate
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class DagErcConfig(HeadConfig):
-    lr: Annotated[float, Field(gt=0)] = 1e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lr: PositiveFloat = 1e-5
+    weight_decay: NonNegative = 0.0
     epochs: Positive = 70
     batch_size: Positive = 64
     dropout: Rate = 0.1

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from selfemo.config.base import Positive
+from selfemo.config.sections import NonNegative, PositiveFloat
 from selfemo.evaluation.baselines.heads import Head, Rate, TwoWayConfig
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 
 class DialogueGcnConfig(TwoWayConfig):
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lr: PositiveFloat = 3e-4
+    weight_decay: NonNegative = 0.0
     epochs: Positive = 60
     dropout: Rate = 0.4
     class_weights: bool = True

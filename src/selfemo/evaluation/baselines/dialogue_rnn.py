@@ -11,11 +11,10 @@ the published network.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from selfemo.config.base import Positive
+from selfemo.config.sections import NonNegative, PositiveFloat
 from selfemo.evaluation.baselines.heads import Head, Rate, TwoWayConfig
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class DialogueRnnConfig(TwoWayConfig):
-    lr: Annotated[float, Field(gt=0)] = 5e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    lr: PositiveFloat = 5e-4
+    weight_decay: NonNegative = 1e-5
     epochs: Positive = 100
     batch_size: Positive = 30
     dropout: Rate = 0.1

@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from selfemo.config.encoders import EncoderConfig
-from selfemo.config.sections import FitConfig
+from selfemo.config.sections import FitConfig, Fraction, NonNegative
 from selfemo.errors import ConfigError, EngineError
 from selfemo.evaluation.baselines.base import Task, choice_score, digest
 from selfemo.files import replacing, replacing_folder, sha256
@@ -44,9 +44,9 @@ class FineTuneConfig(EncoderConfig):
     lr."""
 
     window: int = 0
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.06
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    warmup: Fraction = 0.06
+    weight_decay: NonNegative = 0.1
     epochs: Annotated[int, Field(ge=0)] = 30
     """0: no fine-tune; features are embeddings of the encoder as it is."""
     patience: Annotated[int, Field(ge=0)] = 5

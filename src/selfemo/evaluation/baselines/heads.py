@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from selfemo.config.base import Positive
+from selfemo.config.sections import PositiveFloat
 from selfemo.evaluation.baselines.base import Baseline, Plain, Reader, Task, choice_score, tops
 from selfemo.evaluation.baselines.features import Features, FeaturesConfig, check_features, open_features
 from selfemo.method.types import Conversation, LabelSet
@@ -29,7 +30,7 @@ class HeadConfig(FeaturesConfig):
     """
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    max_grad_norm: Annotated[float, Field(gt=0)] = 5.0
+    max_grad_norm: PositiveFloat = 5.0
     batch_size: Positive = 32
     """Conversations of one optimiser step."""
     class_weights: bool = False

@@ -71,7 +71,8 @@ class RelationalLayer(nn.Module):
         super().__init__()
         self.bases = nn.Parameter(torch.empty(bases, d, h))
         self.mixture = nn.Parameter(torch.empty(relations, bases))
-        nn.init.xavier_uniform_(self.bases.view(bases * d, h))
+        within = (6 / (d + h)) ** 0.5  # Glorot's bound for each basis
+        nn.init.uniform_(self.bases, -within, within)
         nn.init.xavier_uniform_(self.mixture)
         self.own = nn.Linear(d, h)
 
