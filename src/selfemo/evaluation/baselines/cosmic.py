@@ -6,9 +6,9 @@ that repository's README, which are the defaults (60 epochs, batches of 8, lr 1e
 class_weights and residual.
 
 [ours]: no COMET (an external model of common sense): its vectors are left out of the inputs of the states, of
-speakers and listeners, and the states stay. So this is no reproduction of the published figures. The epoch is
-chosen by weighted F1 on turns that are not scored; past only is one pass instead of two; `bidirectional` is
-the published order of reading.
+speakers and listeners, and the states stay. (The repository has no code of the paper's own ablation.) So this
+is no reproduction of the published figures. The epoch is chosen by weighted F1 on turns that are not scored;
+past only is one pass instead of two; `bidirectional` has both, as published.
 """
 
 from __future__ import annotations
