@@ -74,4 +74,5 @@ def test_features_of_an_encoder_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     of = head("dialogue-gcn", fine_tune={"epochs": 0, "pooling": "mean"}, epochs=1)
     of.train(task(tmp_path))
     (file,) = (tmp_path / "shared").glob("features-*.npz")
-    assert np.square(np.load(file)["rows"]).mean(1) == pytest.approx(np.ones(75), abs=1e-4)
+    # Fifteen toy conversations have five texts, of five turns each.
+    assert np.square(np.load(file)["rows"]).mean(1) == pytest.approx(np.ones(25), abs=1e-4)

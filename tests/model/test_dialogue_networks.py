@@ -47,7 +47,7 @@ def zeroed(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def column(*values: float) -> torch.Tensor:
-    return torch.tensor(values)[:, None]
+    return torch.tensor(values, dtype=torch.float32)[:, None]
 
 
 def test_only_the_party_state_of_the_speaker_changes_in_dialogue_rnn() -> None:
@@ -217,7 +217,7 @@ def test_speakers_are_heard(name: str) -> None:
     of = recipe(name)
     model, x = classifier(of), np.random.default_rng(2).normal(size=(4, D))
     a, b = (model.read([dialogue(of, x, s)])[0][-1] for s in ([0, 1, 0, 1], [0, 0, 1, 2]))
-    assert not np.allclose(a, b, atol=1e-7)
+    assert not np.allclose(a, b, rtol=0, atol=1e-7)
 
 
 def previous_turn(n: int, of: Any, seed: int) -> list[tuple[Dialogue, list[int]]]:
@@ -247,10 +247,10 @@ def train(of: Any, states: Path, reporter: Any, stop: StopRequest, epochs: int) 
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["dag-erc", "cosmic"])
 def test_a_head_learns_what_is_in_earlier_turns(name: str, tmp_path: Path) -> None:
     """A reader of single turns, and the majority, are right half of the time."""
-    of = recipe(name, **({"state_dropout": 0.0} if name in ("dialogue-rnn", "cosmic") else {}))
+    of = recipe(name, **({"state_dropout": 0.0} if name == "cosmic" else {}))
     model = train(of, tmp_path / "states", Quiet(), StopRequest(), 12)
     held = previous_turn(60, of, 2)
     read = model.read([d for d, _ in held])
