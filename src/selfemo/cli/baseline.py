@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,8 +71,14 @@ def settings(
         return
     import json
 
-    for key, value in values.items():
-        typer.echo(f"baseline.{key}={json.dumps(value)}")
+    def show(values: dict[str, Any], above: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                show(value, f"{above}{key}.")
+            else:
+                typer.echo(f"{above}{key}={json.dumps(value)}")
+
+    show(values, "baseline.")
 
 
 @group.command("table")

@@ -13,7 +13,6 @@ conversations that are not scored: dev where test is scored, the tuning half of 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from selfemo.data.splits import Half, drawn, held_out
 from selfemo.errors import DataError, EngineError, StoreError
 from selfemo.evaluation import metrics, predictions
 from selfemo.evaluation.baselines import BASELINES, baseline
-from selfemo.evaluation.baselines.base import Baseline, Reader, Task
+from selfemo.evaluation.baselines.base import Baseline, Reader, Task, digest
 from selfemo.evaluation.jobs import (
     NAME,
     SCORES_FILE,
@@ -211,8 +210,8 @@ def _one_seed(
     prompts = predictions.gold_prompts(parts.held)
     inputs = {
         "model": f"baseline {name}, seed {seed}",
-        "data": f"{len(prompts)} turns ({_digest(parts.held)}), trained on {_digest(parts.train)}, chosen on "
-        f"{_digest(parts.choose)}",
+        "data": f"{len(prompts)} turns ({digest(parts.held)}), trained on {digest(parts.train)}, chosen on "
+        f"{digest(parts.choose)}",
         "settings": config.baseline.model_dump_json(),
     }
     with Store(folder / STORE_FILE, journal=config.store.journal_mode) as store:
@@ -255,11 +254,6 @@ def _keep_model(reader: Reader, folder: Path, reporter: Reporter) -> None:
     if not kept:
         folder.rmdir()
         reporter.say("this baseline has no model that could be used again: nothing is kept of it")
-
-
-def _digest(conversations: Sequence[Conversation]) -> str:
-    text = [[c.id, [[t.speaker, t.text, dict(t.emotion or {})] for t in c.turns]] for c in conversations]
-    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_all(reader: Reader, conversations: Sequence[Conversation]) -> list[Prediction]:

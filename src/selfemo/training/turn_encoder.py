@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from selfemo.config.encoders import EncoderConfig
@@ -13,13 +12,12 @@ from selfemo.errors import DataError
 from selfemo.method.types import Conversation
 from selfemo.models.classifiers.reader import Item, TurnReader, micro_batches
 from selfemo.progress import Reporter, StopRequest
-from selfemo.seeds import derive, rng
+from selfemo.seeds import derive
 from selfemo.training.classifier import fit_classifier
+from selfemo.training.turn_batches import label_weights, shuffled_batches, turn_losses
 
 Labelled = tuple[Item, tuple[int, ...]]
 """A row, and the gold label of each turn that is read in it; -1 where it has none."""
-_BUCKET = 16
-"""Batches that are filled from one sorted part of an epoch, so that their rows are of similar length."""
 
 
 def train_encoder(
@@ -53,10 +51,8 @@ def train_encoder(
         for part in micro_batches([len(row.ids) for (_, row), _ in members], config.micro_tokens):
             items, gold = [members[k][0] for k in part], [g for k in part for g in members[k][1]]
             logits, y = reader.logits(items), torch.tensor(gold, device=reader.model.device)
-            each = torch.nn.functional.cross_entropy(logits, y, ignore_index=-1, reduction="none")
-            if weights is not None:
-                which = [w for w, row in items for _ in row.places]
-                each = each * weights.to(each.device)[which, y.clamp(min=0)]
+            which = torch.tensor([w for w, row in items for _ in row.places], device=y.device)
+            each = turn_losses(logits, y, which, weights)
             value = each.sum() / total
             value.backward()
             loss += float(value.detach())
@@ -94,46 +90,12 @@ def _labelled(reader: TurnReader, conversation: Conversation) -> list[Labelled]:
 
 
 def class_weights(rows: Sequence[Labelled], reader: TurnReader) -> torch.Tensor:
-    """(s, k) weights of the labels of s label sets: n / (k n_label), 1 on average over turns; 0 of none."""
-    table = np.zeros((len(reader.label_sets), max(map(len, reader.label_sets))))
-    for (which, _), gold in rows:
-        for g in gold:
-            if g >= 0:
-                table[which, g] += 1
-    sizes = np.array([[len(s)] for s in reader.label_sets])
-    n = table.sum(1, keepdims=True)
-    weights = np.divide(n, sizes * table, out=np.zeros_like(table), where=table > 0)
-    return torch.tensor(weights, dtype=torch.float32)
+    """(s, k) of each label of s label sets; see `label_weights`."""
+    return label_weights(((which, gold) for (which, _), gold in rows), [len(s) for s in reader.label_sets])
 
 
 def epoch_batches(rows: Sequence[Labelled], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of the rows of each optimiser step of an epoch: each once, about `batch_size` labelled turns.
-
-    Rows are shuffled, sorted by length within parts of _BUCKET batches, and the batches shuffled again.
-    """
-    draw = rng(seed, "epoch", epoch)
-    order = draw.permutation(len(rows)).tolist()
+    """Indices of the rows of each optimiser step: about `batch_size` labelled turns; see
+    `shuffled_batches`."""
     turns = [sum(g >= 0 for g in gold) for _, gold in rows]
-    batches: list[list[int]] = []
-    part: list[int] = []
-    held = 0
-    for k, i in enumerate(order):
-        part.append(i)
-        held += turns[i]
-        if held >= _BUCKET * batch_size or k == len(order) - 1:
-            batches += _filled(sorted(part, key=lambda i: len(rows[i][0][1].ids)), turns, batch_size)
-            part, held = [], 0
-    return [batches[i] for i in draw.permutation(len(batches))]
-
-
-def _filled(order: Sequence[int], turns: Sequence[int], batch_size: int) -> list[list[int]]:
-    batches: list[list[int]] = [[]]
-    held = 0
-    for i in order:
-        # One row more only where that comes nearer to the size.
-        if batches[-1] and held + turns[i] / 2 > batch_size:
-            batches.append([])
-            held = 0
-        batches[-1].append(i)
-        held += turns[i]
-    return batches
+    return shuffled_batches([len(row.ids) for (_, row), _ in rows], turns, batch_size, seed, epoch)

@@ -53,6 +53,22 @@ BASELINES: dict[str, Entry] = {
         "spcl:Spcl", "SPCL", "a prompted encoder, contrasted with prototypes of the labels; easy turns first",
         "Song et al. 2022, caskcsg/SPCL",
     ),
+    "dialogue-rnn": Entry(
+        "dialogue_rnn:DialogueRnn", "DialogueRNN", "recurrent states of context, parties and emotion",
+        "Majumder et al. 2019, declare-lab/conv-emotion",
+    ),
+    "dialogue-gcn": Entry(
+        "dialogue_gcn:DialogueGcn", "DialogueGCN", "a graph of turns in a window, by speakers and order",
+        "Ghosal et al. 2019, declare-lab/conv-emotion",
+    ),
+    "dag-erc": Entry(
+        "dag_erc:DagErc", "DAG-ERC", "a graph of turns since the speaker's last one",
+        "Shen et al. 2021, shenwzh3/DAG-ERC",
+    ),
+    "cosmic": Entry(
+        "cosmic:Cosmic", "COSMIC (no external knowledge)", "recurrent states of what goes on in each party",
+        "Ghosal et al. 2020, declare-lab/conv-emotion",
+    ),
 }  # fmt: skip
 
 

@@ -8,6 +8,8 @@ Shapes: t turns of a conversation, k labels of its label set.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,6 +128,12 @@ def choice_score(reader: Reader, conversations: Sequence[Conversation]) -> float
             counted = Outcomes.of(gold, said, [0.0] * len(gold), [0] * len(gold), classes)
             scores.append(float(counted.measures()["weighted_f1"]))
     return float(np.mean(scores)) if scores else 0.0
+
+
+def digest(conversations: Sequence[Conversation]) -> str:
+    """Sixteen characters that stand for conversations with their texts and gold emotions."""
+    text = [[c.id, [[t.speaker, t.text, dict(t.emotion or {})] for t in c.turns]] for c in conversations]
+    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def uniform(conversation: Conversation) -> np.ndarray:

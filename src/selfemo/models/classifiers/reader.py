@@ -147,14 +147,7 @@ class TurnReader:
     @staticmethod
     def load(folder: Path, device: str = "auto") -> TurnReader:
         """A reader that `save` wrote (EngineError: there is none, or it is not whole)."""
-        try:
-            held = json.loads((folder / READER_FILE).read_text(encoding="utf-8"))
-            sets = [LabelSet(s["name"], tuple(s["labels"]), s["unscored"]) for s in held["label_sets"]]
-            config = EncoderConfig.model_validate(held["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise EngineError(
-                f"{folder}: no trained reader, as `selfemo baseline encoder --keep` keeps it ({e})"
-            ) from None
+        config, sets = kept_settings(folder)
         reader = TurnReader.new(config.model_copy(update={"encoder": str(folder)}), sets, device)
         try:
             found = reader.model.load_state_dict(load_file(folder / _HEADS), strict=False)
@@ -163,6 +156,18 @@ class TurnReader:
         except (OSError, SafetensorError, RuntimeError) as e:
             raise EngineError(f"{folder / _HEADS}: cannot be read ({e})") from None
         return reader
+
+
+def kept_settings(folder: Path) -> tuple[EncoderConfig, list[LabelSet]]:
+    """The settings and label sets of a reader that was saved (EngineError: there is none)."""
+    try:
+        held = json.loads((folder / READER_FILE).read_text(encoding="utf-8"))
+        sets = [LabelSet(s["name"], tuple(s["labels"]), s["unscored"]) for s in held["label_sets"]]
+        return EncoderConfig.model_validate(held["settings"]), sets
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise EngineError(
+            f"{folder}: no trained reader, as `selfemo baseline encoder --keep` keeps it ({e})"
+        ) from None
 
 
 def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
