@@ -16,8 +16,9 @@ class InstructionConfig(FitConfig):
 
     model: str = BUILTIN_MODEL
     """A model reference: builtin:smollm2-135m, a folder, a hub id, a run."""
-    lora: LoraConfig | None = LoraConfig()
-    """null trains all weights."""
+    lora: LoraConfig = LoraConfig()
+    full: bool = False
+    """Train all weights instead of adapters."""
     window: Annotated[int, Field(ge=0)] = 5
     """Most earlier turns in a prompt."""
     max_tokens: Annotated[int, Field(ge=64)] = 2048

@@ -104,10 +104,12 @@ def train_labels(
     """
     if empty := [s.name for s in stages if not s.examples]:
         raise DataError(f"no training conversation has an example for: {', '.join(empty)}")
-    model = ModelConfig(
-        id=config.model, device=device, lora=config.lora, gradient_checkpointing=config.gradient_checkpointing
-    )
-    engine = LocalEngine(model)
+    engine = LocalEngine(
+        ModelConfig(
+            id=config.model, device=device, lora=None if config.full else config.lora,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+    )  # fmt: skip
     _draw_adapters(engine.policy.model, seed)
     reader = LabelReader(engine, ask, config)
     with noisy_embeddings(engine.policy.core, config.neftune):

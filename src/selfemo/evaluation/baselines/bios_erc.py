@@ -36,6 +36,12 @@ from selfemo.method.types import Conversation
 from selfemo.models.sampler import Message
 
 
+class BiosErcLora(LoraConfig):
+    rank: Positive = 32
+    alpha: Annotated[float, Field(gt=0)] = 128
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.05
+
+
 class BiosErcConfig(InstructionConfig):
     lr: Annotated[float, Field(gt=0)] = 3e-4
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.03
@@ -44,7 +50,7 @@ class BiosErcConfig(InstructionConfig):
     batch_size: Positive = 16
     epochs: Positive = 3
     neftune: Annotated[float, Field(ge=0)] = 5.0
-    lora: LoraConfig | None = LoraConfig(rank=32, alpha=128, dropout=0.05, targets="all-linear")
+    lora: BiosErcLora = BiosErcLora()
     later: Annotated[int, Field(ge=0)] = 0
     """Most later turns in a prompt. Other values than 0 give a model that no past-only one compares with."""
     biographies: bool = True

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -51,6 +51,12 @@ from selfemo.training.label_examples import Example, Stage
 _SYSTEM = "You read conversations and say how people feel."
 
 
+class InstructErcLora(LoraConfig):
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.05
+    targets: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "k_proj", "v_proj", "query_key_value")
+
+
 class InstructErcConfig(InstructionConfig):
     lr: Annotated[float, Field(gt=0)] = 2e-4
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -60,9 +66,7 @@ class InstructErcConfig(InstructionConfig):
     epochs: Positive = 15
     window: Annotated[int, Field(ge=0)] = 12
     max_tokens: Annotated[int, Field(ge=64)] = 1024
-    lora: LoraConfig | None = LoraConfig(
-        rank=16, alpha=16, dropout=0.05, targets=("q_proj", "k_proj", "v_proj", "query_key_value")
-    )
+    lora: InstructErcLora = InstructErcLora()
     speaker_epochs: Annotated[int, Field(ge=0)] = 3
     """Epochs of speaker identification before all else; 0: without that task."""
     prediction_weight: Annotated[float, Field(ge=0)] = 0.1

@@ -35,7 +35,7 @@ class Instruction(Baseline[Settings]):
         from selfemo.extras import require
         from selfemo.models.references import ModelReference
 
-        if self.settings.lora is not None:
+        if not self.settings.full:
             require("baseline.lora", "peft")
         ModelReference.parse(self.settings.model).check()
 

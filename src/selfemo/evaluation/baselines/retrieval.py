@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from selfemo.method.types import Conversation, LabelSet
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 """embed(texts) gives (n, d) unit vectors."""
+_NONE = np.empty((0, 0))
 
 
 @dataclass(frozen=True)
@@ -41,31 +43,31 @@ class Demonstrations:
     Args:
         train: the training conversations.
         embed: a sentence encoder.
-        vectors: (n, d) of their labelled turns, where they are known.
+        vectors: (n, d) of `texts_of(train)`, where they are known.
     """
 
     def __init__(self, train: Sequence[Conversation], embed: Embed, vectors: np.ndarray | None = None):
-        turns = labelled(train)
-        found = embed([c.turns[i].text for c, i in turns]) if vectors is None else vectors
+        texts = texts_of(train)
+        found = embed(texts) if vectors is None else vectors
         self._embed = embed
-        self._known = {c.turns[i].text: v for (c, i), v in zip(turns, found, strict=True)}
+        self._known = dict(zip(texts, found, strict=True))
         self._bank: dict[LabelSet, tuple[list[Demonstration], np.ndarray]] = {}
         for labels in dict.fromkeys(c.label_set for c in train):
-            mine = [k for k, (c, _) in enumerate(turns) if c.label_set == labels]
-            shown = [Demonstration(c.id, c.turns[i].text, gold(c, i)) for c, i in (turns[k] for k in mine)]
-            self._bank[labels] = shown, found[mine]
+            turns = labelled([c for c in train if c.label_set == labels])
+            shown = [Demonstration(c.id, c.turns[i].text, gold(c, i)) for c, i in turns]
+            self._bank[labels] = shown, np.array([self._known[d.text] for d in shown])
 
     def near(self, conversation: Conversation, turn: int, count: int) -> list[Demonstration]:
         """The `count` nearest ones, the nearest first; equal ones in the order of the data."""
-        if conversation.label_set not in self._bank:
+        shown, vectors = self._bank.get(conversation.label_set, ([], _NONE))
+        if not shown:
             return []
         text = conversation.turns[turn].text
         if text not in self._known:  # alone: in a batch other texts would change the last bits
             self._known[text] = self._embed([text])[0]
-        shown, vectors = self._bank[conversation.label_set]
         order = np.argsort(-(vectors @ self._known[text]), kind="stable").tolist()
         others = (shown[k] for k in order if shown[k].conversation != conversation.id)
-        return [d for d, _ in zip(others, range(count), strict=False)]
+        return list(islice(others, count))
 
     @staticmethod
     def of(task: Task, embedder: str) -> Demonstrations:
@@ -73,13 +75,18 @@ class Demonstrations:
         from selfemo.models.embedding import Embedder
 
         embed = Embedder(embedder)
-        texts = [c.turns[i].text for c, i in labelled(task.train)]
+        texts = texts_of(task.train)
         key = hashlib.sha256("\x1f".join([embedder, *texts]).encode()).hexdigest()[:16]
         file = task.shared / f"demonstrations-{key}.npy"
         if not file.exists():
-            task.reporter.say(f"embedding {len(texts):,} turns to find demonstrations among")
+            task.reporter.say(f"embedding {len(texts):,} texts, to find demonstrations among them")
             _keep(embed(texts), file)
         return Demonstrations(task.train, embed, np.load(file))
+
+
+def texts_of(train: Sequence[Conversation]) -> list[str]:
+    """The texts of all labelled turns, each once."""
+    return list(dict.fromkeys(c.turns[i].text for c, i in labelled(train)))
 
 
 def _keep(vectors: np.ndarray, file: Path) -> None:
