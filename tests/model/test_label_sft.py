@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +12,23 @@ import numpy as np
 import pytest
 import torch
 
+from selfemo.config import ModelConfig
 from selfemo.evaluation.baselines import baseline
 from selfemo.evaluation.baselines.base import Reader, Task, choice_score
 from selfemo.evaluation.baselines.bios_erc import BiosErc, BiosErcConfig
 from selfemo.evaluation.baselines.constant import ConstantConfig, Majority
-from selfemo.evaluation.baselines.instruct_erc import InstructErc, InstructErcConfig
+from selfemo.evaluation.baselines.instruct_erc import InstructErcConfig, label_prompt
 from selfemo.evaluation.baselines.prc_emo import PrcEmo, PrcEmoConfig
-from selfemo.method.types import Conversation
+from selfemo.method.types import Conversation, LabelSet
 from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.loading import load_policy
 from selfemo.progress import Quiet, Stopped, StopRequest
-from selfemo.training.label_sft import noisy_embeddings
+from selfemo.training.engine import LocalEngine
+from selfemo.training.label_sft import LabelReader, noisy_embeddings
 from tests.conftest import MELD, toy_conversations
 
-TRAIN, CHOOSE = toy_conversations(10), toy_conversations(3, "dev")
-HELD = toy_conversations(10, "test")[5:]
+TRAIN, CHOOSE = toy_conversations(6), toy_conversations(1, "dev")
+HELD = toy_conversations(10, "test")[8:]
 
 
 class Stopping(Quiet):
@@ -63,15 +67,19 @@ def test_a_label_alone_is_read_as_the_answer(tiny_model: Path) -> None:
     assert after.vector(MELD) != pytest.approx(found.vector(MELD), rel=1e-3)
 
 
-SMALL: dict[str, Any] = {"full": True, "lr": 1e-2, "batch_size": 10, "max_tokens": 512, "window": 2}
+SMALL: dict[str, Any] = {
+    "full": True, "lr": 3e-3, "batch_size": 10, "max_tokens": 512, "window": 1, "neftune": 0,
+    "max_grad_norm": 1.0,
+}  # fmt: skip
 
 
 def recipe(name: str, model: Path, **changes: Any) -> Any:
     kind = baseline(name)
     own = {"prc-emo": {"demonstrations": 0}, "instruct-erc": {"speaker_epochs": 1}}.get(name, {})
-    return kind(kind.kind(**{"model": str(model), **SMALL, "epochs": 6, **own, **changes}))
+    return kind(kind.kind(**{"model": str(model), **SMALL, "epochs": 8, **own, **changes}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["instruct-erc", "bios-erc", "prc-emo"])
 def test_each_recipe_beats_the_majority_on_held_out_turns(
     name: str, tiny_model: Path, tmp_path: Path
@@ -84,16 +92,30 @@ def test_each_recipe_beats_the_majority_on_held_out_turns(
     assert not (tmp_path / "states").exists()
 
 
-def test_what_is_read_of_a_turn_depends_on_the_past_alone(tiny_model: Path, tmp_path: Path) -> None:
-    reader = recipe("instruct-erc", tiny_model, epochs=1, max_samples=10).train(task_of(tmp_path))
+def untrained(model: Path, max_tokens: int = 512) -> LabelReader:
+    config = InstructErcConfig(window=2, max_tokens=max_tokens)
+    return LabelReader(LocalEngine(ModelConfig(id=str(model), device="cpu")), label_prompt, config)
+
+
+def test_what_is_read_of_a_turn_depends_on_the_past_alone(tiny_model: Path) -> None:
     (c,) = HELD[:1]
-    cut = Conversation(c.id, c.dataset, c.split, c.turns[:3], c.label_set, c.scenario, c.personas)
-    assert reader.read([c])[0][:3] == pytest.approx(reader.read([cut])[0], abs=1e-5)
+    cut = replace(c, turns=c.turns[:3])
+    whole, less = (untrained(tiny_model).read([x])[0] for x in (c, cut))
+    assert whole[:3] == pytest.approx(less, abs=1e-5) and less.sum(1) == pytest.approx(np.ones(3))
+
+
+def test_turns_of_several_label_sets_are_read_in_their_order(tiny_model: Path) -> None:
+    other = replace(HELD[0], id="other", label_set=LabelSet("two", ("joy", "anger")))
+    reader = untrained(tiny_model)
+    found = reader.read([HELD[0], other, HELD[1]])
+    assert [t.shape for t in found] == [(5, 7), (5, 2), (5, 7)]
+    for one, c in zip(found, [HELD[0], other, HELD[1]], strict=True):
+        assert one == pytest.approx(reader.read([c])[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("at", ["speakers: epoch 1", "labels: epoch 1"])
 def test_a_stopped_training_ends_as_an_uninterrupted_one(at: str, tiny_model: Path, tmp_path: Path) -> None:
-    made = recipe("instruct-erc", tiny_model, epochs=2, speaker_epochs=2, max_samples=10)
+    made = recipe("instruct-erc", tiny_model, epochs=2, speaker_epochs=2, max_samples=5)
     whole = made.train(task_of(tmp_path / "whole")).read(HELD)
     stop = StopRequest()
     with pytest.raises(Stopped):
@@ -107,7 +129,7 @@ def test_adapters_begin_from_the_seed_and_are_merged_where_a_model_is_kept(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("peft")
-    made = recipe("bios-erc", tiny_model, full=False, epochs=1, max_samples=10)
+    made = recipe("bios-erc", tiny_model, full=False, epochs=1, max_samples=5)
     readers = [made.train(task_of(tmp_path, seed, TRAIN)) for seed in (0, 1)]
     first, second = (
         next(p for n, p in r.engine.policy.model.named_parameters() if "lora_A" in n) for r in readers
@@ -141,18 +163,14 @@ def test_noise_is_of_training_alone(tiny_model: Path) -> None:
     )
 
 
-def test_a_long_prompt_loses_its_oldest_turns(tiny_model: Path, tmp_path: Path) -> None:
-    made = InstructErc(
-        InstructErcConfig(**{**SMALL, "model": str(tiny_model), "epochs": 1, "max_samples": 5})
-    )
-    reader: Any = made.train(task_of(tmp_path))
-    whole = len(reader.encode(lambda w: reader.ask(HELD[0], 4, w)))
-    reader.config = reader.config.model_copy(update={"max_tokens": whole - 1})
-    shorter = reader.encode(lambda w: reader.ask(HELD[0], 4, w))
-    assert shorter == reader.engine.sampler.encode(reader.ask(HELD[0], 4, 1)) and reader.long == 0
-    reader.config = reader.config.model_copy(update={"max_tokens": 3})
-    reader.encode(lambda w: reader.ask(HELD[0], 4, w))
-    assert reader.long == 1
+def test_a_long_prompt_loses_its_oldest_turns(tiny_model: Path) -> None:
+    reader = untrained(tiny_model)
+    texts = [reader.engine.sampler.encode(label_prompt(HELD[0], 4, w)) for w in range(3)]
+    for window, room in ((2, len(texts[2])), (1, len(texts[2]) - 1), (0, len(texts[1]) - 1)):
+        reader.config = reader.config.model_copy(update={"max_tokens": room})
+        assert reader.encode(partial(label_prompt, HELD[0], 4)) == texts[window] and reader.long == 0
+    reader.config = reader.config.model_copy(update={"max_tokens": len(texts[0]) - 1})
+    assert reader.encode(partial(label_prompt, HELD[0], 4)) == texts[0] and reader.long == 1
 
 
 def test_a_budget_takes_some_turns_by_the_seed(tiny_model: Path, tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,10 +69,19 @@ def settings(
     if as_json:
         print_json(values)
         return
+    for line in _assignments("baseline", values):
+        typer.echo(line)
+
+
+def _assignments(name: str, values: dict[str, Any]) -> Iterator[str]:
+    """Each value as `--set` takes it."""
     import json
 
     for key, value in values.items():
-        typer.echo(f"baseline.{key}={json.dumps(value)}")
+        if isinstance(value, dict):
+            yield from _assignments(f"{name}.{key}", value)
+        else:
+            yield f"{name}.{key}={json.dumps(value)}"
 
 
 @group.command("table")
