@@ -91,7 +91,10 @@ def test_tasks_of_instruct_erc_can_be_left_out() -> None:
 
 
 def test_one_speaker_is_no_question() -> None:
-    assert not instruct_erc.speaker_examples(labelled([talk(("Ann", "So.", "joy"), ("Ann", "Well.", "joy"))]))
+    turns = labelled([talk(("Ann", "So.", "joy"), ("Ann", "Well.", "joy"))])
+    assert not instruct_erc.speaker_examples(turns)
+    recipe = instruct_erc.InstructErc(instruct_erc.InstructErcConfig())
+    assert [s.name for s in recipe.stages(turns, instruct_erc.label_prompt)] == ["labels"]
 
 
 def test_a_window_is_of_earlier_turns() -> None:

@@ -97,10 +97,9 @@ class InstructErc(Instruction[InstructErcConfig]):
         main = label_examples(turns, ask)
         if config.prediction_weight:
             main += prediction_examples(turns, config.prediction_weight)
-        labels = Stage(LABELS, main, config.epochs)
-        if not config.speaker_epochs:
-            return [labels]
-        return [Stage("speakers", speaker_examples(turns), config.speaker_epochs), labels]
+        speakers = speaker_examples(turns) if config.speaker_epochs else []
+        first = [Stage("speakers", speakers, config.speaker_epochs)] if speakers else []
+        return [*first, Stage(LABELS, main, config.epochs)]
 
 
 def label_prompt(
