@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,16 +69,19 @@ def settings(
     if as_json:
         print_json(values)
         return
+    for line in _assignments("baseline", values):
+        typer.echo(line)
+
+
+def _assignments(name: str, values: dict[str, Any]) -> Iterator[str]:
+    """Each value as `--set` takes it."""
     import json
 
-    def show(values: dict[str, Any], above: str) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                show(value, f"{above}{key}.")
-            else:
-                typer.echo(f"{above}{key}={json.dumps(value)}")
-
-    show(values, "baseline.")
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _assignments(f"{name}.{key}", value)
+        else:
+            yield f"{name}.{key}={json.dumps(value)}"
 
 
 @group.command("table")

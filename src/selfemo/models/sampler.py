@@ -12,7 +12,8 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 Message = dict[str, str]
 """One chat message: {"role": ..., "content": ...}."""
 LabelPlace = tuple[Hashable, Sequence[int], str]
-"""(key, prompt ids, text written so far that ends in "E:" or "S:"); places of one key share a prefix tree."""
+"""(key, prompt ids, text written so far); places of one key share a prefix tree. The text ends in "E:" or
+"S:", or is empty where the label alone is the answer."""
 ChannelPlace = tuple[Hashable, Sequence[int], str, str]
 """(key, prompt ids, text written so far that ends in "S:", reply)."""
 

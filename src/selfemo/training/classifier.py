@@ -36,7 +36,7 @@ def fit_classifier(
     config: FitConfig,
     batches: Callable[[int], Sequence[Batch]],
     backward: Callable[[Batch], float],
-    score: Callable[[], float],
+    score: Callable[[], float] | None,
     *,
     seed: int,
     states: Path,
@@ -51,7 +51,7 @@ def fit_classifier(
     Args:
         batches: of an epoch (from 0): one an optimiser step; how many they are depends on the epoch alone.
         backward: accumulates the gradient of a batch's mean loss, and returns that.
-        score: of the model as it is, on held-out turns; more is better.
+        score: of the model as it is, on held-out turns; more is better. None: the last epoch is kept.
         states: the folder to go on from; it is deleted at the end.
         label: of the bar.
         factors: parameters whose learning rate is another one, and its factor.
@@ -89,12 +89,12 @@ def fit_classifier(
                 stop.check()
             model.eval()
             with torch.no_grad():
-                found = score()
+                found = float(epoch) if score is None else score()
             history.append({"loss": losses / max(1, sizes[epoch]), "score": found})
-            reporter.say(f"{label}: epoch {epoch + 1} of {config.epochs}, loss {history[-1]['loss']:.3f}, "
-                         f"score {found:.4f}")  # fmt: skip
+            reporter.say(f"{label}: epoch {epoch + 1} of {config.epochs}, loss {history[-1]['loss']:.3f}"
+                         + ("" if score is None else f", score {found:.4f}"))  # fmt: skip
             _keep(model, optimizer, history, states)
-    _take_best(model, states)
+    load_trained(model, states / _BEST)
     shutil.rmtree(states, ignore_errors=True)
     return history
 
@@ -127,15 +127,33 @@ def _ended(history: Epochs, patience: int) -> bool:
     return bool(patience and history and len(history) - 1 - best_epoch(history) >= patience)
 
 
-def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+def save_trained(model: nn.Module, path: Path) -> None:
+    """Write the parameters that are trained (EngineError: they cannot be written)."""
+    held = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    with replacing(path, EngineError, also=(SafetensorError,)) as staging:
+        save_file(held, staging)
+
+
+def load_trained(model: nn.Module, path: Path) -> None:
+    """Take what `save_trained` wrote (EngineError: it is damaged)."""
+    held = _read(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(held[name])
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise EngineError(f"{path}: cannot be read ({e}); {_anew(path.parent)}") from None
 
 
 def _keep(model: nn.Module, optimizer: torch.optim.Optimizer, history: Epochs, states: Path) -> None:
     """Write the state after an epoch; its history comes last, so that what it names is there."""
     if best_epoch(history) == len(history) - 1:
-        with replacing(states / _BEST, EngineError, also=(SafetensorError,)) as staging:
-            save_file(_trained(model), staging)
+        save_trained(model, states / _BEST)
     write_state(model, optimizer, _state(states, len(history)))
     write_json(states / _HISTORY, history)
     for old in (_state(states, len(history) - 1), _state(states, len(history) - 1).with_suffix(".sha256")):
@@ -154,7 +172,7 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, states: Path) ->
         return []
     except (OSError, ValueError) as e:
         raise EngineError(f"{states / _HISTORY}: cannot be read ({e}); {_anew(states)}") from None
-    _load_best(states)  # that it is whole is known before hours of training, not after them
+    _read(states / _BEST)  # that it is whole is known before hours of training, not after them
     try:
         read_state(model, optimizer, _state(states, len(history)), str(next(model.parameters()).device))
     except EngineError as e:
@@ -164,18 +182,3 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, states: Path) ->
 
 def _anew(states: Path) -> str:
     return f"delete {states} to begin anew"
-
-
-def _load_best(states: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(states / _BEST)
-    except (OSError, SafetensorError) as e:
-        raise EngineError(f"{states / _BEST}: cannot be read ({e}); {_anew(states)}") from None
-
-
-def _take_best(model: nn.Module, states: Path) -> None:
-    best = _load_best(states)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(best[name])

@@ -69,6 +69,20 @@ BASELINES: dict[str, Entry] = {
         "cosmic:Cosmic", "COSMIC (no external knowledge)", "recurrent states of what goes on in each party",
         "Ghosal et al. 2020, declare-lab/conv-emotion",
     ),
+    "instruct-erc": Entry(
+        "instruct_erc:InstructErc", "InstructERC",
+        "a causal model, taught who speaks, then labels and the emotion that comes next",
+        "Lei et al. 2023, LIN-SHANG/InstructERC",
+    ),
+    "bios-erc": Entry(
+        "bios_erc:BiosErc", "BiosERC", "a causal model that is told who the speaker is",
+        "Xue et al. 2024, yingjie7/BiosERC",
+    ),
+    "prc-emo": Entry(
+        "prc_emo:PrcEmo", "PRC-Emo",
+        "a causal model with demonstrations and interpretations, taught from few emotional shifts to many",
+        "Li et al. 2026, LiXinran6/PRC-Emo",
+    ),
 }  # fmt: skip
 
 

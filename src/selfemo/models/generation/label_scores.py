@@ -65,7 +65,7 @@ def _as_loaded(policy: Policy) -> Any:
 
 def _read(policy: Policy, places: Sequence[Place], labels: LabelSet) -> list[EmotionDistribution]:
     encoded = {
-        written: [policy.plain_ids(f"{written} {e}") for e in labels]
+        written: [policy.plain_ids(f"{written} {e}" if written else e) for e in labels]
         for written in dict.fromkeys(w for _, _, w in places)
     }
     heads = [encoded[written] for _, _, written in places]
