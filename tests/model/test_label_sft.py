@@ -76,7 +76,7 @@ SMALL: dict[str, Any] = {
 def recipe(name: str, model: Path, **changes: Any) -> Any:
     kind = baseline(name)
     own = {"prc-emo": {"demonstrations": 0}, "instruct-erc": {"speaker_epochs": 1}}.get(name, {})
-    return kind(kind.kind(**{"model": str(model), **SMALL, "epochs": 8, **own, **changes}))
+    return kind(kind.kind(**{"model": str(model), **SMALL, "epochs": 40, **own, **changes}))
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def check_encoder(reference: str) -> None:
 
 def most_tokens(encoder: Any) -> float:
     """The most tokens of a row, by the table of positions; inf where it has none (relative positions)."""
-    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    table: Any = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     if not hasattr(table, "num_embeddings"):
         return float("inf")
     # RoBERTa and its like count positions from behind that of padding.
