@@ -21,6 +21,7 @@ from selfemo.cli import app
 from selfemo.cli.main import EXIT_CODES
 from selfemo.cli.output import interruptible, program
 from selfemo.errors import ConfigError, DataError, SelfEmoError
+from selfemo.evaluation.baselines import BASELINES
 from selfemo.progress import Stopped
 from tests.support.commands import walk
 
@@ -33,7 +34,8 @@ def test_the_list_of_commands() -> None:
         "", "evolve", "sft", "train", "selfplay", "predict", "serve", "chat", "evaluate", "table1",
         "ablate", "judge", "analyse", "report", "doctor", "data", "data check", "data preview", "personas",
         "personas extract", "personas profiles", "personas cluster", "coldstart", "coldstart generate",
-        "coldstart soften", "store", "store export", "store select",
+        "coldstart soften", "store", "store export", "store select", "baseline", "baseline list",
+        "baseline settings", "baseline table", *(f"baseline {name}" for name in BASELINES),
     }  # fmt: skip
 
 

@@ -11,10 +11,9 @@ import typer
 from selfemo.cli import options as opt
 from selfemo.evaluation.baselines import BASELINES, Entry
 
-group = typer.Typer(
-    no_args_is_help=True,
-    help="Train a baseline and score it: past only, choices on dev, several seeds (docs/baselines.md).",
-)
+group = typer.Typer(no_args_is_help=True, help="Train reference systems and score them by one protocol.")
+_NAME = 14
+"""Columns of a name in the list."""
 
 
 def _command(name: str, entry: Entry) -> Callable[..., None]:
@@ -46,14 +45,15 @@ for _name, _entry in BASELINES.items():
 
 @group.command("list")
 def list_baselines(as_json: opt.AsJson = False) -> None:
-    """List the baselines."""
-    from selfemo.cli.output import print_json, print_tables
+    """List the baselines and where they are from."""
+    from selfemo.cli.output import print_json, print_text
 
     if as_json:
         print_json({n: {"title": e.title, "what": e.what, "source": e.source} for n, e in BASELINES.items()})
         return
-    rows = [[n, e.title, e.what, e.source] for n, e in BASELINES.items()]
-    print_tables([("selfemo baseline NAME", ["name", "title", "what", "recipe"], rows)])
+    for name, e in BASELINES.items():
+        source = "" if e.source == "-" else f" ({e.source})"
+        print_text(f"{name:<{_NAME}}{e.title}: {e.what}{source}", _NAME)
 
 
 @group.command("settings")

@@ -236,7 +236,7 @@ def _one_seed(
         rows = store.predictions(NAME)
         about = {
             **_about(name, recipe, config, parts),
-            "model": f"{BASELINES[name].title} (seed {seed})",
+            "model": _title(name, recipe) + (f" (seed {seed})" if recipe.seeded else ""),
             "seed": seed,
         }
         about |= {f"evaluated_{k}": v for k, v in inputs.items()}
@@ -276,6 +276,13 @@ def _distribution(row: np.ndarray, labels: LabelSet, where: str) -> EmotionDistr
     return EmotionDistribution(dict(zip(labels, map(float, row), strict=True)))
 
 
+def _title(name: str, recipe: Baseline[Any]) -> str:
+    """A baseline's name in tables, with its pretrained model."""
+    backbone = recipe.backbone.rstrip("/").rpartition("/")[2].removeprefix("builtin:")
+    later = "sees later turns" if recipe.sees_later else ""
+    return ", ".join(part for part in (BASELINES[name].title, backbone, later) if part)
+
+
 def _about(name: str, recipe: Baseline[Any], config: Any, parts: Parts) -> dict[str, Any]:
     return {
         "selfemo": __version__,
@@ -302,11 +309,10 @@ def _whole(
     first = json.loads((out / f"{SEED}{config.first_seed}" / SCORES_FILE).read_text(encoding="utf-8"))
     seeds = list(range(config.first_seed, config.first_seed + len(by_seed)))
     of = f" (mean of {counted(len(seeds), 'seeds')})" if recipe.seeded else ""
-    later = ", sees later turns" if recipe.sees_later else ""
     return rounded(  # type: ignore[no-any-return]
         {
             **_about(name, recipe, config, parts),
-            "model": f"{BASELINES[name].title}{later}{of}",
+            "model": _title(name, recipe) + of,
             "seeds": seeds,
             "scores": mean_scores(by_seed, labels, resamples=config.evaluation.resamples),
             "constants": {

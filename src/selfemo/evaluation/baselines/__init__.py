@@ -41,16 +41,16 @@ class Entry:
 BASELINES: dict[str, Entry] = {
     "majority": Entry("constant:Majority", "majority label", "the most frequent label, always"),
     "prior": Entry("constant:Prior", "label shares", "the share of each label, always"),
-    "tfidf": Entry("tfidf:Tfidf", "TF-IDF", "logistic regression on words of the turn and of earlier ones"),
+    "tfidf": Entry("tfidf:Tfidf", "TF-IDF", "logistic regression on words of the turn and earlier ones"),
     "embeddings": Entry(
         "embeddings:Embeddings", "frozen embeddings", "logistic regression on embeddings of a frozen encoder"
     ),
     "encoder": Entry(
-        "encoder:Encoder", "EmoBERTa", "a fine-tuned encoder: earlier turns, separator, the turn",
+        "encoder:Encoder", "EmoBERTa's recipe", "a fine-tuned encoder: earlier turns, separator, the turn",
         "Kim and Vossen 2021, tae898/erc",
     ),
     "spcl": Entry(
-        "spcl:Spcl", "SPCL", "a prompted encoder, contrasted with prototypes of the labels; easy turns first",
+        "spcl:Spcl", "SPCL", "a prompted encoder, contrasted with prototypes of labels",
         "Song et al. 2022, caskcsg/SPCL",
     ),
     "dialogue-rnn": Entry(
@@ -71,7 +71,7 @@ BASELINES: dict[str, Entry] = {
     ),
     "instruct-erc": Entry(
         "instruct_erc:InstructErc", "InstructERC",
-        "a causal model, taught who speaks, then labels and the emotion that comes next",
+        "a causal model, taught who speaks before it learns labels",
         "Lei et al. 2023, LIN-SHANG/InstructERC",
     ),
     "bios-erc": Entry(
@@ -80,7 +80,7 @@ BASELINES: dict[str, Entry] = {
     ),
     "prc-emo": Entry(
         "prc_emo:PrcEmo", "PRC-Emo",
-        "a causal model with demonstrations and interpretations, taught from few emotional shifts to many",
+        "a causal model with demonstrations, taught few shifts first",
         "Li et al. 2026, LiXinran6/PRC-Emo",
     ),
 }  # fmt: skip

@@ -82,6 +82,11 @@ class Baseline(ABC, Generic[Settings]):
         return False
 
     @property
+    def backbone(self) -> str:
+        """The pretrained model under it, as a reference; "" of none."""
+        return ""
+
+    @property
     def seeded(self) -> bool:
         """Whether another seed gives another model."""
         return True

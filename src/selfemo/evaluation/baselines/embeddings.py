@@ -31,6 +31,10 @@ class Embeddings(Baseline[EmbeddingsConfig]):
     def seeded(self) -> bool:
         return False
 
+    @property
+    def backbone(self) -> str:
+        return self.settings.encoder
+
     def check(self) -> None:
         from selfemo.models.encoders import check_encoder
 

@@ -20,6 +20,10 @@ class Encoder(Baseline[EncoderConfig]):
     def sees_later(self) -> bool:
         return self.settings.later != 0
 
+    @property
+    def backbone(self) -> str:
+        return self.settings.encoder
+
     def check(self) -> None:
         from selfemo.models.encoders import check_encoder
 

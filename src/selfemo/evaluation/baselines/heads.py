@@ -68,6 +68,10 @@ class Head(Baseline[Settings], Generic[Settings]):
     def sees_later(self) -> bool:
         return isinstance(self.settings, TwoWayConfig) and self.settings.bidirectional
 
+    @property
+    def backbone(self) -> str:
+        return self.settings.features or self.settings.fine_tune.encoder
+
     def check(self) -> None:
         check_features(self.settings)
 

@@ -31,6 +31,10 @@ LABELS = "labels"
 class Instruction(Baseline[Settings]):
     """A recipe of prompts, and of the stages in which a causal model is trained on them."""
 
+    @property
+    def backbone(self) -> str:
+        return self.settings.model
+
     def check(self) -> None:
         from selfemo.extras import require
         from selfemo.models.references import ModelReference

@@ -26,6 +26,10 @@ from selfemo.evaluation.baselines.base import Baseline, Reader, Task, choice_sco
 class Spcl(Baseline[SpclConfig]):
     kind = SpclConfig
 
+    @property
+    def backbone(self) -> str:
+        return self.settings.encoder
+
     def check(self) -> None:
         from selfemo.models.encoders import check_encoder
 

@@ -1,0 +1,88 @@
+"""What holds for each baseline of the registry, on a slice of the sample set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from selfemo.data import load
+from selfemo.evaluation.baselines import BASELINES, baseline
+from selfemo.evaluation.baselines.base import Reader, Task, choice_score
+from selfemo.method.types import Conversation, Utterance
+from selfemo.progress import Quiet, StopRequest
+from selfemo.runs.inputs import with_known_personas
+
+TUNED = {"epochs": 3, "lr": 5e-4, "patience": 0, "pooling": "mean"}
+"""Of the fine-tune behind the features: MiniLM, a hundred conversations."""
+HEAD = {"epochs": 8, "lr": 2e-3, "batch_size": 8, "fine_tune": TUNED}
+CAUSAL = {
+    "full": True,
+    "lr": 1e-4,
+    "epochs": 1,
+    "max_samples": 200,
+    "batch_size": 8,
+    "choose_conversations": 2,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "encoder": {"epochs": 3, "lr": 3e-4, "layout": "conversation", "pooling": "mean", "batch_size": 16},
+    "spcl": {"epochs": 3, "lr": 3e-4, "window": 2, "batch_size": 16},
+    "dialogue-rnn": HEAD,
+    "dialogue-gcn": HEAD,
+    "dag-erc": HEAD,
+    "cosmic": HEAD,
+    "instruct-erc": {**CAUSAL, "window": 2, "speaker_epochs": 0, "prediction_weight": 0},
+    "bios-erc": {**CAUSAL, "window": 2, "neftune": 0, "max_grad_norm": 1},
+    "prc-emo": {**CAUSAL, "window": 2, "demonstrations": 0, "neftune": 0, "epochs": 2, "max_grad_norm": 1},
+}
+"""Quick settings; a baseline that is not named has its own."""
+CONSTANT = ("majority", "prior")
+SLOW = [pytest.param(n, marks=() if n in (*CONSTANT, "tfidf") else pytest.mark.slow) for n in BASELINES]
+
+
+@cache
+def sample() -> tuple[list[Conversation], list[Conversation], list[Conversation]]:
+    """Conversations to train on, to choose on, to score."""
+    found = with_known_personas(load("sample").conversations)
+    train, dev, test = ([c for c in found if c.split == s] for s in ("train", "dev", "test"))
+    return train, dev[:8], [*test, *dev[8:]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reader]:
+    shared = tmp_path_factory.mktemp("shared")
+
+    @cache
+    def train(name: str) -> Reader:
+        pytest.importorskip("gguf")
+        kind = baseline(name)
+        recipe = kind(kind.kind.model_validate(SETTINGS.get(name, {})))
+        assert not recipe.sees_later
+        states: Path = shared / f"states-{name}"
+        return recipe.train(Task(*sample()[:2], 0, states, shared, "cpu", Quiet(), StopRequest()))
+
+    return train
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_later_turns_change_nothing(name: str, trained: Callable[[str], Reader]) -> None:
+    """Their texts, speakers and number, in one call and in calls of their own."""
+    c = max(sample()[2], key=lambda c: len(c.turns))
+    k = len(c.turns) // 2
+    new = [Utterance(f"Visitor {i}", "What a terrible, awful surprise! " * (i + 1)) for i in range(12)]
+    others = [replace(c, id=f"{c.id}-{n}", turns=(*c.turns[:k], *new[:n])) for n in (0, 1, 12)]
+    reader = trained(name)
+    (whole,) = reader.read([c])
+    for found in [*reader.read(others), *(reader.read([o])[0] for o in others)]:
+        np.testing.assert_allclose(found[:k], whole[:k], atol=2e-4)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_it_reads_more_than_the_most_frequent_label(name: str, trained: Callable[[str], Reader]) -> None:
+    score, floor = (choice_score(trained(n), sample()[2]) for n in (name, "majority"))
+    assert score == floor if name in CONSTANT else score > floor + 0.03
