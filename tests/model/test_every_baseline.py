@@ -42,14 +42,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Quick settings; a baseline that is not named has its own."""
 CONSTANT = ("majority", "prior")
-CAUSAL_NAMES = ("instruct-erc", "bios-erc", "prc-emo")
-"""Minutes each by the built-in model; test_label_sft.py has both claims by a tiny one in each run."""
+QUICK = (*CONSTANT, "tfidf")
 
 
 def marked(name: str) -> Any:
-    if name in CAUSAL_NAMES:
-        return pytest.param(name, marks=[pytest.mark.slow, pytest.mark.extended])
-    return name if name in (*CONSTANT, "tfidf") else pytest.param(name, marks=pytest.mark.slow)
+    """Networks take minutes here; tests of each kind of them have both claims on toy data in each run."""
+    return name if name in QUICK else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.extended])
 
 
 @cache
