@@ -14,6 +14,7 @@ import typer
 
 from selfemo.cli.main import app
 from selfemo.config import Config
+from selfemo.evaluation.baselines import BASELINES
 
 COMMANDS: Any = typer.main.get_command(app)
 ROOT = Path(__file__).parents[2]
@@ -110,8 +111,15 @@ def is_symbol(name: str) -> bool:
     return any(has(f, parts[k:]) for f, k in files)
 
 
+@cache
+def baseline_settings() -> set[str]:
+    return {key for entry in BASELINES.values() for key in entry.load().kind.model_fields}
+
+
 def is_setting(name: str) -> bool:
     section, _, key = name.partition(".")
+    if section == "baseline":
+        return key.partition(".")[0] in baseline_settings()
     field = Config.model_fields.get(section)
     fields = getattr(field.annotation, "model_fields", {}) if field else {}
     return key == "*" or key in fields
