@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from experiments import tables
 from experiments.gpu import __main__ as page
-from experiments.gpu import evidence, scarce, steps, study
+from experiments.gpu import baselines, evidence, scarce, steps, study
 
 README = (Path(steps.__file__).parent / "README.md").read_text()
 
@@ -84,7 +84,7 @@ def test_the_queue_ends(
 @pytest.mark.parametrize("step", [s for s in steps.STEPS if s.runs], ids=lambda s: s.name)
 def test_the_command_of_each_step_is_one(step: steps.Step, monkeypatch: pytest.MonkeyPatch) -> None:
     made = list[Any]()
-    for module in (study, evidence, scarce):
+    for module in (study, evidence, scarce, baselines):
         monkeypatch.setattr(module, "run_step", lambda args, *rest, **more: made.append(args))
     words = shlex.split(step.command.replace("meld:PATH", "sample").replace("emorynlp:PATH", "sample"))
     module = __import__(words[3], fromlist=["main"])

@@ -68,7 +68,7 @@ def test_a_key_is_in_no_log_store_report_or_traceback(expert: Callable[..., str]
 CRASH = """
 import sys, traceback, selfemo.evaluation.predictions as e
 def broken(*a, **k): raise RuntimeError("planted bug")
-e._keep = broken
+e.keep = broken
 sys.argv = ["selfemo", *sys.argv[1:]]
 from selfemo.cli import run
 try:

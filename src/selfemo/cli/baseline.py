@@ -96,7 +96,10 @@ def table(
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Print systems side by side: means over seeds, intervals by conversation, paired differences."""
+    """Print systems side by side, with paired differences.
+
+    Scores are means over seeds, with intervals by conversation.
+    """
     from selfemo.cli.output import print_json, print_tables
     from selfemo.evaluation.baseline_tables import baseline_table
     from selfemo.evaluation.rendering import render
