@@ -304,6 +304,10 @@ class Counted(Prior):
     def seeded(self) -> bool:
         return True
 
+    @property
+    def keeps(self) -> bool:
+        return True
+
     def train(self, task: Task) -> Reader:
         if task.seed == Counted.stop_at:
             raise Stopped

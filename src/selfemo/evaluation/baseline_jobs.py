@@ -169,6 +169,9 @@ def run_baseline(
     if not recipe.seeded and seeds > 1:
         reporter.say(f"{name} has no random part: one seed stands for all")
         seeds = 1
+    if keep and not recipe.keeps:
+        reporter.say("this baseline has no model that could be used again: nothing is kept of it")
+        keep = False
     if (out / CONFIG_FILE).exists():
         raise StoreError(f"{out} is a run folder; give --out a folder of the baseline's own")
     by_seed = []
@@ -232,7 +235,8 @@ def _one_seed(
             if len(store.predicted_prompts(NAME)) < len(prompts):
                 predictions.keep(store, NAME, read_all(reader, parts.held))
             if keep:
-                _keep_model(reader, folder / _MODEL, reporter)
+                with replacing_folder(folder / _MODEL, EngineError) as staging:
+                    reader.save(staging)
         rows = store.predictions(NAME)
         about = {
             **_about(name, recipe, config, parts),
@@ -245,15 +249,6 @@ def _one_seed(
             resamples=config.evaluation.resamples,
         )  # fmt: skip
         return rows
-
-
-def _keep_model(reader: Reader, folder: Path, reporter: Reporter) -> None:
-    with replacing_folder(folder, EngineError) as staging:
-        reader.save(staging)
-        kept = any(staging.iterdir())
-    if not kept:
-        folder.rmdir()
-        reporter.say("this baseline has no model that could be used again: nothing is kept of it")
 
 
 def read_all(reader: Reader, conversations: Sequence[Conversation]) -> list[Prediction]:
@@ -308,11 +303,11 @@ def _whole(
     labels = predictions.label_sets(parts.held)
     first = json.loads((out / f"{SEED}{config.first_seed}" / SCORES_FILE).read_text(encoding="utf-8"))
     seeds = list(range(config.first_seed, config.first_seed + len(by_seed)))
-    of = f" (mean of {counted(len(seeds), 'seeds')})" if recipe.seeded else ""
+    of = f" (mean of {len(seeds)} seeds)" if len(seeds) > 1 else f" (seed {seeds[0]})"
     return rounded(  # type: ignore[no-any-return]
         {
             **_about(name, recipe, config, parts),
-            "model": _title(name, recipe) + of,
+            "model": _title(name, recipe) + (of if recipe.seeded else ""),
             "seeds": seeds,
             "scores": mean_scores(by_seed, labels, resamples=config.evaluation.resamples),
             "constants": {

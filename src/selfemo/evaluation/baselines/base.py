@@ -91,6 +91,11 @@ class Baseline(ABC, Generic[Settings]):
         """Whether another seed gives another model."""
         return True
 
+    @property
+    def keeps(self) -> bool:
+        """Whether its readers can be saved and used again."""
+        return False
+
     def check(self) -> None:
         """Whether all that it needs is there, before anything is begun (SelfEmoError); nothing is loaded."""
         return
@@ -98,6 +103,20 @@ class Baseline(ABC, Generic[Settings]):
     @abstractmethod
     def train(self, task: Task) -> Reader:
         """Train it; raises Stopped where task.stop was asked for."""
+
+
+class OnEncoder(Baseline[Settings]):
+    """A recipe on one encoder, which its setting `encoder` names."""
+
+    @property
+    def backbone(self) -> str:
+        found: str = self.settings.encoder  # type: ignore[attr-defined]
+        return found
+
+    def check(self) -> None:
+        from selfemo.models.encoders import check_encoder
+
+        check_encoder(self.backbone)
 
 
 class Plain:
@@ -139,9 +158,3 @@ def digest(conversations: Sequence[Conversation]) -> str:
     """Sixteen characters that stand for conversations with their texts and gold emotions."""
     text = [[c.id, [[t.speaker, t.text, dict(t.emotion or {})] for t in c.turns]] for c in conversations]
     return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def uniform(conversation: Conversation) -> np.ndarray:
-    """(t, k) equal probabilities."""
-    shape = len(conversation.turns), len(conversation.label_set)
-    return np.full(shape, 1 / shape[1])

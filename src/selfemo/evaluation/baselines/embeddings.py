@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from selfemo.evaluation.baselines.base import Baseline, Reader, Task
+from selfemo.evaluation.baselines.base import OnEncoder, Reader, Task
 from selfemo.evaluation.baselines.regression import RegressionConfig, fit_regression
 from selfemo.method.types import Conversation, Utterance
 
@@ -24,21 +24,12 @@ class EmbeddingsConfig(RegressionConfig):
     """Earlier turns whose mean embedding stands beside that of the turn; 0: the turn alone."""
 
 
-class Embeddings(Baseline[EmbeddingsConfig]):
+class Embeddings(OnEncoder[EmbeddingsConfig]):
     kind = EmbeddingsConfig
 
     @property
     def seeded(self) -> bool:
         return False
-
-    @property
-    def backbone(self) -> str:
-        return self.settings.encoder
-
-    def check(self) -> None:
-        from selfemo.models.encoders import check_encoder
-
-        check_encoder(self.settings.encoder)
 
     def train(self, task: Task) -> Reader:
         from selfemo.config.encoders import EncoderConfig

@@ -10,10 +10,10 @@ one model reads several data sets; any encoder of transformers; layout "conversa
 from __future__ import annotations
 
 from selfemo.config.encoders import EncoderConfig
-from selfemo.evaluation.baselines.base import Baseline, Reader, Task, choice_score
+from selfemo.evaluation.baselines.base import OnEncoder, Reader, Task, choice_score
 
 
-class Encoder(Baseline[EncoderConfig]):
+class Encoder(OnEncoder[EncoderConfig]):
     kind = EncoderConfig
 
     @property
@@ -21,13 +21,8 @@ class Encoder(Baseline[EncoderConfig]):
         return self.settings.later != 0
 
     @property
-    def backbone(self) -> str:
-        return self.settings.encoder
-
-    def check(self) -> None:
-        from selfemo.models.encoders import check_encoder
-
-        check_encoder(self.settings.encoder)
+    def keeps(self) -> bool:
+        return True
 
     def train(self, task: Task) -> Reader:
         from selfemo.training.turn_encoder import train_encoder

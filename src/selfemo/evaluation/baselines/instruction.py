@@ -35,6 +35,10 @@ class Instruction(Baseline[Settings]):
     def backbone(self) -> str:
         return self.settings.model
 
+    @property
+    def keeps(self) -> bool:
+        return True
+
     def check(self) -> None:
         from selfemo.extras import require
         from selfemo.models.references import ModelReference

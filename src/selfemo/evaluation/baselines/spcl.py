@@ -20,20 +20,11 @@ mean of its training vectors, is nearest by cosine; the head is the other way (`
 from __future__ import annotations
 
 from selfemo.config.encoders import SpclConfig
-from selfemo.evaluation.baselines.base import Baseline, Reader, Task, choice_score
+from selfemo.evaluation.baselines.base import OnEncoder, Reader, Task, choice_score
 
 
-class Spcl(Baseline[SpclConfig]):
+class Spcl(OnEncoder[SpclConfig]):
     kind = SpclConfig
-
-    @property
-    def backbone(self) -> str:
-        return self.settings.encoder
-
-    def check(self) -> None:
-        from selfemo.models.encoders import check_encoder
-
-        check_encoder(self.settings.encoder)
 
     def train(self, task: Task) -> Reader:
         from selfemo.training.spcl import train_spcl
