@@ -139,7 +139,7 @@ def wrong_commands(text: str) -> list[str]:
     wrong = []
     for piece in code_of(re.sub(r" \\\n\s*", " ", text)):
         for call in re.split(r"(?=\bselfemo (?!import\b))", piece):
-            words = re.match(r"selfemo ([a-z][a-z0-9]*)(?: +([a-z]+)\b)?", call)
+            words = re.match(r"selfemo ([a-z][a-z0-9]*)(?: +([a-z]+(?:-[a-z]+)*)\b)?", call)
             if words is None:
                 continue
             command = COMMANDS.commands.get(words[1])

@@ -81,12 +81,12 @@ def fit_classifier(
             model.train()
             losses, step = 0.0, sum(sizes[:epoch])
             for batch in batches(epoch):
+                stop.check()  # not behind the last step: an epoch that is trained is scored and kept
                 for group, (_, factor) in zip(optimizer.param_groups, groups, strict=True):
                     group["lr"] = factor * learning_rate(config, step, total)
                 losses += _step(model, optimizer, config, lambda b=batch: backward(b), label, step)  # type: ignore[misc]
                 step += 1
                 advance(1)
-                stop.check()
             model.eval()
             with torch.no_grad():
                 found = float(epoch) if score is None else score()
