@@ -19,9 +19,9 @@ from selfemo.config import Config, load
 from selfemo.evaluation.changes import change_record
 from selfemo.evaluation.experiments.runs import PlannedRun, complete_run
 from selfemo.evaluation.experiments.statistics import over_seeds
-from selfemo.evaluation.predictions import UNION
 from selfemo.evaluation.rendering import render
 from selfemo.files import write_json
+from selfemo.method.types import UNION
 from selfemo.progress import Console
 from selfemo.runs.folder import COLD, checkpoints, evaluation_name, policy_name
 from selfemo.runs.store import STORE_FILE, Store

@@ -377,6 +377,23 @@ def test_a_stopped_job_goes_on(counted: type[Counted], source: Path, tmp_path: P
     assert counted.trained == [0, 1, 2]
 
 
+def test_what_a_recipe_misses_in_the_data_is_told_before_it_trains(
+    counted: type[Counted], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees all conversations: those to train on, to choose on and to score."""
+    seen: list[str] = []
+
+    def check(self: Counted, conversations: Sequence[Conversation]) -> None:
+        seen.extend(c.split for c in conversations)
+        raise DataError("no text for toytest0/0")
+
+    monkeypatch.setattr(Counted, "check_data", check)
+    done = run("prior", source, tmp_path / "out")
+    assert isinstance(done.exception, DataError) and not counted.trained
+    assert {s: seen.count(s) for s in seen} == {"train": 12, "dev": 4, "test": 8}
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_table_takes_the_seeds_that_are_finished(
     counted: type[Counted], source: Path, tmp_path: Path
 ) -> None:
@@ -500,15 +517,21 @@ def test_systems_side_by_side(two: Path, tmp_path: Path) -> None:
     assert "| TF-IDF" in out.read_text()
 
 
-def test_two_data_sets_in_one_job(tmp_path: Path) -> None:
-    """The sample set, and conversations with labels of their own: up and down."""
-    own = tmp_path / "own.jsonl"
-    with own.open("w") as f:
+def own_labels(path: Path, labels: Sequence[str], **more: str) -> Path:
+    """Conversations with labels of their own, which their texts name; two in three turns have the first."""
+    with path.open("w") as f:
         for split, n in (("train", 6), ("dev", 3), ("test", 3)):
             for k in range(n):
-                turns = [{"speaker": "A", "text": f"{w} there", "emotion": w} for w in ("up", "down", "up")]
-                record = {"id": f"own{split}{k}", "split": split, "labels": ["up", "down"], "turns": turns}
-                f.write(json.dumps(record) + "\n")
+                said = [labels[0], labels[1], labels[0]]
+                turns = [{"speaker": "A", "text": f"{w} there", "emotion": w} for w in said]
+                record = {"id": f"{path.stem}{split}{k}", "split": split, "labels": labels, "turns": turns}
+                f.write(json.dumps(record | more) + "\n")
+    return path
+
+
+def test_two_data_sets_in_one_job(tmp_path: Path) -> None:
+    """The sample set, and conversations with labels of their own."""
+    own = own_labels(tmp_path / "own.jsonl", ["up", "down"])
     done = run("majority", own, tmp_path / "out", "--data", "sample")
     assert done.exit_code == 0, done.output
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
@@ -516,6 +539,24 @@ def test_two_data_sets_in_one_job(tmp_path: Path) -> None:
     assert scores["scores"]["jsonl"]["accuracy"][0] == pytest.approx(2 / 3, abs=1e-4)
     table = CliRunner().invoke(app, ["baseline", "table", str(tmp_path / "out"), "--json"])
     assert [r[1] for r in json.loads(table.stdout)["rows"]] == ["jsonl", "sample"]
+
+
+def test_files_with_other_labels_are_data_sets_of_their_own_names(tmp_path: Path) -> None:
+    heights, sides = ["up", "down"], ["left", "right", "straight"]
+    one, two = own_labels(tmp_path / "one.jsonl", heights), own_labels(tmp_path / "two.jsonl", sides)
+    done = run("tfidf", one, tmp_path / "out", "--data", str(two))
+    assert isinstance(done.exception, DataError) and not (tmp_path / "out").exists()
+    said = str(done.exception)
+    assert "'jsonl' have different labels (up, down and left, right, straight)" in said
+    assert 'key "dataset"' in said
+    own_labels(two, sides, dataset="ways")
+    done = run("tfidf", one, tmp_path / "out", "--data", str(two))
+    assert done.exit_code == 0, done.output
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    assert set(scores) == {"jsonl", "ways", "all"} and scores["ways"]["accuracy"][0] == 1
+    own_labels(two, sides, dataset="all")
+    done = run("tfidf", one, tmp_path / "more", "--data", str(two))
+    assert isinstance(done.exception, DataError) and "may be called 'all'" in str(done.exception)
 
 
 def test_turns_that_no_two_systems_share_are_an_error(source: Path, two: Path, tmp_path: Path) -> None:

@@ -31,8 +31,7 @@ from selfemo.evaluation.changes import (
     whole_change,
 )
 from selfemo.evaluation.metrics import Interval, PairedDifference, paired_difference
-from selfemo.evaluation.predictions import UNION
-from selfemo.method.types import LabelSet
+from selfemo.method.types import UNION, LabelSet
 from selfemo.runs.folder import NO_REFIT
 from selfemo.runs.store import Store
 from tests.support.scores import row

@@ -19,8 +19,7 @@ from selfemo.evaluation.constants import (
     label_shares,
 )
 from selfemo.evaluation.metrics import MEASURES
-from selfemo.evaluation.predictions import UNION
-from selfemo.method.types import Conversation, EmotionDistribution, LabelSet, Utterance
+from selfemo.method.types import UNION, Conversation, EmotionDistribution, LabelSet, Utterance
 from tests.support.scores import row
 
 TWO = LabelSet("two", ("joy", "anger"))

@@ -406,6 +406,8 @@ def test_iemocap_broken_header_and_empty_dialogue(tmp_path: Path) -> None:
         ({"personas": {"A": " "}}, "personas must not be empty"),
         ({"personas": []}, "personas must map"),
         ({"labels": "joy"}, "labels must be a list"),
+        ({"dataset": " "}, "dataset must be the name of a data set"),
+        ({"dataset": 3}, "dataset must be the name of a data set"),
         ({"turns": {}}, "the conversation is empty"),
         ({"turns": [{"speaker": "A", "text": "x", "emotion": {"joy": 1, "Joy": 1}}]},
          "turns[0]: emotion 'joy' occurs twice"),

@@ -324,8 +324,9 @@ def test_each_labelled_turn_needs_an_interpretation(tmp_path: Path) -> None:
     config = prc_emo.PrcEmoConfig(interpretations=str(file), demonstrations=0)
     file.write_text(json.dumps({"id": ids[0], "text": "Glad."}))
     with pytest.raises(DataError, match=f"no text for {ids[1]}, {ids[2]}, {ids[3]} and 1 more, of 5 turns"):
-        prc_emo.PrcEmo(config).asker(task_of(tmp_path, train))
+        prc_emo.PrcEmo(config).check_data(train)
     file.write_text("\n".join(json.dumps({"id": i, "text": f"Felt in {i}."}) for i in ids))
+    prc_emo.PrcEmo(config).check_data(train)
     ask = prc_emo.PrcEmo(config).asker(task_of(tmp_path, train))
     assert f"hears in it: Felt in {ids[2]}." in ask(train[0], 2, 5)[0]["content"]
     with pytest.raises(DataError, match="no text for toydev0/0"):

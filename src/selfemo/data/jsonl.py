@@ -1,12 +1,13 @@
 """Conversations of the project's own form: one JSON object a line.
 
-    {"id": "c1", "split": "train", "scene": "...", "labels": ["calm", "upset"],
+    {"id": "c1", "split": "train", "dataset": "desk", "scene": "...", "labels": ["calm", "upset"],
      "personas": {"Ann": "..."},
      "turns": [{"speaker": "Ann", "text": "...", "emotion": "calm"},
                {"speaker": "Bo", "text": "...", "emotion": {"upset": 0.7, "calm": 0.3}}]}
 
-Only `id` and `turns` must be there; `labels` are MELD's seven where missing, `split` is "test", an
-emotion may be null. Any other key, or a key that occurs twice, is an error.
+Only `id` and `turns` must be there; `labels` are MELD's seven where missing, `split` is "test", `dataset`,
+by which scores are divided, is "jsonl"; an emotion may be null. Any other key, or a key that occurs twice,
+is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from selfemo.method.types import (
     label_set_of,
 )
 
-_KEYS = ("id", "split", "scene", "labels", "personas", "turns")
+_KEYS = ("id", "split", "dataset", "scene", "labels", "personas", "turns")
 _TURN_KEYS = ("speaker", "text", "emotion")
 
 
@@ -125,6 +126,9 @@ class Jsonl(Adapter):
         split = item.get("split", "test")
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        dataset = item.get("dataset", self.name)
+        if not isinstance(dataset, str) or not (dataset := clean(dataset)):
+            raise ValueError("dataset must be the name of a data set")
         raw_turns = item["turns"]
         if not isinstance(raw_turns, list) or not raw_turns:
             raise ValueError("the conversation is empty: turns must be a list with at least one turn")
@@ -147,7 +151,7 @@ class Jsonl(Adapter):
         if set(cleaned) - {t.speaker for t in turns}:
             source.blemish("persona of a speaker without a turn", line)
         described = {s: Persona(s, d, scene) for s, d in cleaned.items()}
-        found = Conversation(identity, self.name, split, tuple(turns), labels, scene, described)
+        found = Conversation(identity, dataset, split, tuple(turns), labels, scene, described)
         return found, "split" in item
 
     def _labels(self, given: Any, clean: Callable[[str], str]) -> LabelSet:

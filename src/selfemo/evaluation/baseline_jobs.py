@@ -164,6 +164,7 @@ def run_baseline(
         data = data.model_copy(update={"eval_half": "claim"})
     config = config.model_copy(update={"data": data})
     parts = parts_of(conversations, data)
+    recipe.check_data([*parts.train, *parts.choose, *parts.held])
     say_unscored(data, reporter.say)
     reporter.say(parts.told)
     if not recipe.seeded and seeds > 1:

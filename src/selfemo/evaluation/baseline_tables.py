@@ -14,7 +14,7 @@ from selfemo.evaluation import metrics, predictions
 from selfemo.evaluation.constants import MAJORITY
 from selfemo.evaluation.jobs import SCORES_FILE, seed_folders
 from selfemo.evaluation.rendering import cell
-from selfemo.method.types import LabelSet, label_set_of
+from selfemo.method.types import UNION, LabelSet, label_set_of
 from selfemo.runs.folder import CONFIG_FILE
 from selfemo.runs.store import STORE_FILE, Store
 
@@ -108,7 +108,7 @@ def _described(folder: Path) -> tuple[str, dict[str, LabelSet]]:
             json.loads((f / SCORES_FILE).read_text(encoding="utf-8"))
             for f in (folder, inside[0] if inside else folder)
         )
-        sets = {d: s["confusion"]["labels"] for d, s in scores["scores"].items() if d != predictions.UNION}
+        sets = {d: s["confusion"]["labels"] for d, s in scores["scores"].items() if d != UNION}
         return held["model"], {d: label_set_of(labels) for d, labels in sets.items()}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise StoreError(

@@ -17,16 +17,9 @@ from selfemo.config import Config
 from selfemo.errors import DataError
 from selfemo.evaluation.free_changes import shifted_nll
 from selfemo.evaluation.metrics import PairedDifference, paired_difference
-from selfemo.evaluation.predictions import (
-    UNION,
-    Comparison,
-    Labels,
-    Rows,
-    compare,
-    distributions,
-    has_beliefs,
-)
+from selfemo.evaluation.predictions import Comparison, Labels, Rows, compare, distributions, has_beliefs
 from selfemo.evaluation.tempered import best_temperature, nll_at
+from selfemo.method.types import UNION
 from selfemo.runs.folder import (
     COLD,
     START,

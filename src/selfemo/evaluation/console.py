@@ -16,9 +16,10 @@ from selfemo.evaluation.changes import SHOWN as CHANGED
 from selfemo.evaluation.constants import MAJORITY, PRIOR
 from selfemo.evaluation.jobs import Evaluation
 from selfemo.evaluation.metrics import MEASURES, sign_of
-from selfemo.evaluation.predictions import UNION, Comparison, Scores
+from selfemo.evaluation.predictions import Comparison, Scores
 from selfemo.evaluation.rendering import cell
 from selfemo.evaluation.summary import HEADER, table_rows
+from selfemo.method.types import UNION
 
 Table = tuple[str, list[str], list[list[str]]]
 _NAMES = {

@@ -21,10 +21,10 @@ import numpy as np
 
 from selfemo.evaluation.free_changes import gold_share
 from selfemo.evaluation.metrics import PairedDifference, mean_interval, paired_difference
-from selfemo.evaluation.predictions import UNION, Labels, Rows, compare, distributions, has_beliefs, outcomes
+from selfemo.evaluation.predictions import Labels, Rows, compare, distributions, has_beliefs, outcomes
 from selfemo.evaluation.tempered import best_temperature, likelihoods, log_table, nll_at
 from selfemo.method.rewards import weighted_iou
-from selfemo.method.types import Conversation, EmotionDistribution, LabelSet
+from selfemo.method.types import UNION, Conversation, EmotionDistribution, LabelSet
 
 MAJORITY, PRIOR = "majority", "prior"
 TRAINING, HELD_OUT = "training split", "held-out data"

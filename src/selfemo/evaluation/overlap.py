@@ -17,9 +17,9 @@ from selfemo.data import load as load_data
 from selfemo.data.overlap import find_overlap
 from selfemo.errors import DataError, EngineError
 from selfemo.evaluation.metrics import MEASURES
-from selfemo.evaluation.predictions import UNION, Labels, Rows, Scores, average, score
+from selfemo.evaluation.predictions import Labels, Rows, Scores, average, score
 from selfemo.evaluation.rendering import cell
-from selfemo.method.types import Conversation
+from selfemo.method.types import UNION, Conversation
 from selfemo.models.generation import backend_of
 from selfemo.models.references import CONFIG_FILE, START, ModelReference
 from selfemo.runs.inputs import load_sources

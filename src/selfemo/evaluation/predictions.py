@@ -26,6 +26,7 @@ from selfemo.method.parsing import parse, parse_recognition
 from selfemo.method.prompts import Fitted, conversation_prompts, fit, messages
 from selfemo.method.rewards import weighted_iou
 from selfemo.method.types import (
+    UNION,
     Completion,
     Conversation,
     EmotionDistribution,
@@ -42,8 +43,6 @@ from selfemo.progress import StopRequest
 from selfemo.runs.store import PredictionRow, Store, read_distribution
 from selfemo.stages.experts import Question, Reply, ask_experts, without_thoughts
 
-UNION = "all"
-"""Name of the union of all data sets in scores."""
 OnDone = Callable[[int], None]
 Rows = Sequence[PredictionRow]
 Labels = Mapping[str, LabelSet]

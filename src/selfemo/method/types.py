@@ -47,6 +47,8 @@ class LabelSet:
         return self.labels.index(label)
 
 
+UNION = "all"
+"""Name of all data sets together in scores, which no data set may have."""
 LABEL_SETS: dict[str, LabelSet] = {
     s.name: s
     for s in (

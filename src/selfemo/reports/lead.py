@@ -15,7 +15,7 @@ from typing import Any
 from selfemo.config import Config
 from selfemo.counting import counted
 from selfemo.data import split_source
-from selfemo.evaluation.predictions import UNION
+from selfemo.method.types import UNION
 from selfemo.runs.folder import START, evaluation_name
 
 _SAID = {

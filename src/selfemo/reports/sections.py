@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.errors import StoreError
-from selfemo.evaluation.predictions import UNION
 from selfemo.evaluation.rendering import cell
+from selfemo.method.types import UNION
 from selfemo.reports import figures, tables
 from selfemo.reports.ablation import ablation_table, share_table, signal_table
 from selfemo.reports.page import Head, Section, Table

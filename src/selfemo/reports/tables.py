@@ -19,8 +19,8 @@ from selfemo.config import load
 from selfemo.errors import StoreError
 from selfemo.evaluation.constants import HELD_OUT, MAJORITY
 from selfemo.evaluation.jobs import SCORES_FILE, trained_on
-from selfemo.evaluation.predictions import UNION
 from selfemo.evaluation.summary import read_summary
+from selfemo.method.types import UNION
 from selfemo.runs.folder import CONFIG_FILE, START, checkpoints, evaluation_name
 from selfemo.runs.store import STORE_FILE, Store
 

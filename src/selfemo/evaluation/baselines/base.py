@@ -100,6 +100,10 @@ class Baseline(ABC, Generic[Settings]):
         """Whether all that it needs is there, before anything is begun (SelfEmoError); nothing is loaded."""
         return
 
+    def check_data(self, conversations: Sequence[Conversation]) -> None:
+        """Whether all that it needs of these is there, before it trains or reads any (DataError)."""
+        return
+
     @abstractmethod
     def train(self, task: Task) -> Reader:
         """Train it; raises Stopped where task.stop was asked for."""

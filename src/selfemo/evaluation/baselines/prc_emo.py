@@ -101,6 +101,10 @@ class PrcEmo(Instruction[PrcEmoConfig]):
             check_embedder(self.settings.embedder)
         self._interpretations()
 
+    def check_data(self, conversations: Sequence[Conversation]) -> None:
+        if said := self._interpretations():
+            must_cover(said, conversations)
+
     def _interpretations(self) -> dict[str, str]:
         return (
             read_interpretations(Path(self.settings.interpretations)) if self.settings.interpretations else {}
@@ -108,8 +112,6 @@ class PrcEmo(Instruction[PrcEmoConfig]):
 
     def asker(self, task: Task) -> Ask:
         config, said = self.settings, self._interpretations()
-        if said:
-            must_cover(said, [*task.train, *task.choose])
         bank = Demonstrations.of(task, config.embedder) if config.demonstrations else None
 
         def ask(c: Conversation, turn: int, window: int) -> list[Message]:

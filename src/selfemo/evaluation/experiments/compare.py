@@ -10,9 +10,9 @@ from typing import Any
 
 from selfemo.evaluation.experiments.arms import Arm
 from selfemo.evaluation.experiments.statistics import over_seeds, paired_over_seeds
-from selfemo.evaluation.predictions import UNION, calibration_of, compare
+from selfemo.evaluation.predictions import calibration_of, compare
 from selfemo.evaluation.summary import MEASURES, rl_rounds
-from selfemo.method.types import LabelSet
+from selfemo.method.types import UNION, LabelSet
 from selfemo.runs.folder import evaluation_name
 from selfemo.runs.store import STORE_FILE, PredictionRow, Store
 from selfemo.stages.flywheel import labels_record
