@@ -60,6 +60,7 @@ def test_all_heads_and_seeds_share_one_fine_tune_and_beat_the_majority(
     kept = next((tmp_path / "shared").glob("encoder-*"))
     given = head("dag-erc", features=str(kept))
     given.check()
+    assert given.backbone == head("dag-erc").backbone, "a folder is named by the encoder in it"
     assert np.allclose(np.concatenate(given.train(task(tmp_path)).read(held)), read["dag-erc"], atol=1e-5)
     assert len(tuned) == 1
 

@@ -463,6 +463,11 @@ def test_one_seed_stands_for_all_of_what_is_not_random(source: Path, tmp_path: P
     assert [f.name for f in tmp_path.glob("seed-*")] == ["seed-0"]
 
 
+def test_a_baseline_that_sees_the_turn_alone_says_so(source: Path, tmp_path: Path) -> None:
+    found = json.loads(run("tfidf", source, tmp_path, "--set", "baseline.window=0", "--json").stdout)
+    assert found["model"] == "TF-IDF, the turn alone"
+
+
 def test_dev_is_scored_by_its_claim_half_unless_the_settings_say_otherwise(
     source: Path, tmp_path: Path
 ) -> None:

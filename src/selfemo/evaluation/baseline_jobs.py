@@ -273,10 +273,9 @@ def _distribution(row: np.ndarray, labels: LabelSet, where: str) -> EmotionDistr
 
 
 def _title(name: str, recipe: Baseline[Any]) -> str:
-    """A baseline's name in tables, with its pretrained model."""
+    """A baseline's name in tables, with its pretrained model and what it sees."""
     backbone = recipe.backbone.rstrip("/").rpartition("/")[2].removeprefix("builtin:")
-    later = "sees later turns" if recipe.sees_later else ""
-    return ", ".join(part for part in (BASELINES[name].title, backbone, later) if part)
+    return ", ".join(part for part in (BASELINES[name].title, backbone, recipe.context) if part)
 
 
 def _about(name: str, recipe: Baseline[Any], config: Any, parts: Parts) -> dict[str, Any]:

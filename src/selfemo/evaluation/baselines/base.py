@@ -87,6 +87,13 @@ class Baseline(ABC, Generic[Settings]):
         return ""
 
     @property
+    def context(self) -> str:
+        """What is seen of a conversation, where it is not merely what was said before; for its name."""
+        if self.sees_later:
+            return "sees later turns"
+        return "the turn alone" if getattr(self.settings, "window", None) == 0 else ""
+
+    @property
     def seeded(self) -> bool:
         """Whether another seed gives another model."""
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -70,7 +71,11 @@ class Head(Baseline[Settings], Generic[Settings]):
 
     @property
     def backbone(self) -> str:
-        return self.settings.features or self.settings.fine_tune.encoder
+        if not self.settings.features:
+            return self.settings.fine_tune.encoder
+        from selfemo.models.classifiers.reader import kept_settings
+
+        return kept_settings(Path(self.settings.features))[0].encoder
 
     def check(self) -> None:
         check_features(self.settings)
