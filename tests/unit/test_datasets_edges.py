@@ -176,6 +176,14 @@ def test_check_names_the_labels_that_the_file_has(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_check_names_the_data_sets_of_a_file(tmp_path: Path) -> None:
+    turn = {"speaker": "A", "text": "x"}
+    items = [{"id": str(n), "dataset": d, "turns": [turn]} for n, d in enumerate(("desk", "desk", "game"))]
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, items)))
+    lines = check_lines(load(str(path)), resolve(str(path))[0])
+    assert lines[1] == "named by their lines: desk (2 conversations), game (1 conversation)"
+
+
 # -- EmoryNLP's JSON -------------------------------------------------------------------------------
 
 

@@ -69,6 +69,7 @@ def test_each_published_row_says_what_it_saw_and_from_where() -> None:
         ({"baseline": "encoder", "sees_later": False}, "test", "T, past, dev"),
         ({"baseline": "encoder", "sees_later": True}, "dev, claim half", "T, both, dev"),
         ({"baseline": "encoder", "sees_later": False}, "dev", "T, past, train"),
+        ({"baseline": "majority", "sees_later": False, "reads": False}, "test", "-"),
     ],
 )
 def test_a_measured_row_says_what_it_saw(tmp_path: Path, more: dict, split: str, saw: str) -> None:
@@ -81,6 +82,26 @@ def test_a_measured_row_says_what_it_saw(tmp_path: Path, more: dict, split: str,
     mine, majority = (dict(zip(header, r, strict=True)) for r in rows[-2:])
     assert (mine["Saw"], majority["Saw"]) == (saw, "-")
     assert measured(path).saw == saw
+
+
+def test_baselines_trained_alike_are_one_row(tmp_path: Path) -> None:
+    """One of each data set is the row of a recipe; one of all data sets, or of a part of the data, is not."""
+
+    def trained(name: str, on: list[str], conversations: int = 0) -> Path:
+        of = {d: {**scores(0.6, 0.5), "gold_share": {"joy": 0.5}} for d in on}
+        path = folder(tmp_path / name, "TF-IDF", of, on)
+        file = path / "scores.json"
+        more = {"baseline": "tfidf", "sees_later": False, "train_conversations": conversations}
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+        return path
+
+    meld, emory, part = trained("a", ["meld"]), trained("b", ["emorynlp"]), trained("c", ["emorynlp"], 5)
+    rows = [r for r in table1([meld, emory, trained("d", ["meld", "emorynlp"]), part])[1] if r[1] == "TF-IDF"]
+    assert [r[0] for r in rows] == [
+        "measured, dataset-specific", "measured, unified",
+        "measured, dataset-specific, 5 training conversations a data set",
+    ]  # fmt: skip
+    assert [r[-2] for r in rows] == ["20", "20", "10"]
 
 
 @settings(max_examples=60, deadline=None)

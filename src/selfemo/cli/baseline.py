@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,9 +21,15 @@ def _command(name: str, entry: Entry) -> Callable[..., None]:
         data: opt.Sources,
         out: Annotated[Path, typer.Option(help="Folder of the results; go on if stopped.")],
         seeds: Annotated[int, typer.Option(min=1, help="Trainings, each with a seed of its own.")] = 5,
-        split: opt.HeldOut = None,
+        split: Annotated[
+            Literal["dev", "test"] | None,
+            typer.Option("--split", help="What is scored (default: test, or dev where there is none)."),
+        ] = None,
         keep: Annotated[bool, typer.Option("--keep", help="Keep the trained models.")] = False,
-        config: opt.Configs = None,
+        config: Annotated[
+            list[Path] | None,
+            typer.Option("--config", "-c", help="TOML file of settings, such as a settings.toml."),
+        ] = None,
         overrides: Annotated[
             list[str] | None, typer.Option("--set", help="baseline.key=value, data.key=value.")
         ] = None,
@@ -131,6 +137,7 @@ def _run(
     from selfemo.evaluation.baseline_jobs import SETTINGS_FILE, run_baseline
     from selfemo.evaluation.baseline_tables import job_table
     from selfemo.evaluation.jobs import SCORES_FILE
+    from selfemo.evaluation.overlap import evaluation_table
 
     sets = [*(overrides or []), *([f'data.eval_split="{split}"'] if split else [])]
     with interruptible(again(out)) as (reporter, stop):
@@ -138,6 +145,9 @@ def _run(
     if as_json:
         print_json(found)
         return
-    print_tables([job_table(found)])
+    tables = [job_table(found)]
+    if found["overlap"] and found["overlap"]["conversations"]:
+        tables.append(evaluation_table(found["overlap"], found["split"]))
+    print_tables(tables)
     folders = sorted(f.name for f in out.glob("seed-*"))
     print_files(out, (SCORES_FILE, SETTINGS_FILE, *folders))

@@ -1,7 +1,7 @@
 """Settings of a run: `load()` reads them from TOML files; `Config` holds them, a model a section."""
 
 from selfemo.config.kept import JournalMode, SaveConfig, StoreConfig
-from selfemo.config.loading import load, shipped, to_toml
+from selfemo.config.loading import differing, load, shipped, to_toml
 from selfemo.config.sections import (
     AdamConfig,
     ClusterConfig,
@@ -49,6 +49,7 @@ __all__ = [
     "SftConfig",
     "StoreConfig",
     "TableConfig",
+    "differing",
     "load",
     "load_table",
     "shipped",

@@ -33,10 +33,11 @@ def _nearest(path: tuple[str, ...], kind: type[BaseModel]) -> str:
     """The valid key of some settings most like a wrong one: in its own section, or else anywhere."""
     keys = list(_keys(kind))
     beside = [k[-1] for k in keys if k[:-1] == path[:-1]]
-    if near := difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
+    if near := difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.6):
         return ".".join([*path[:-1], near[0]])
-    whole = difflib.get_close_matches(".".join(path), map(".".join, keys), n=1, cutoff=0.4)
-    return whole[0] if whole else ""
+    named = {k[-1]: ".".join(k) for k in reversed(keys)}
+    elsewhere = difflib.get_close_matches(path[-1], named, n=1, cutoff=0.75)
+    return named[elsewhere[0]] if elsewhere else ""
 
 
 def _flatten(value: Any, prefix: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
@@ -145,6 +146,14 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str], kind: t
         key = ".".join(path)
         lines.append(": ".join(part for part in (where, key, text) if part))
     return "\n".join(lines)
+
+
+def differing(known: str, now: str) -> list[str]:
+    """The settings in which two texts of `to_toml` differ, in words; "none" where one has it not."""
+    there, here = (dict(_flatten(tomllib.loads(text))) for text in (known, now))
+    keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+    shown = [tuple(json.dumps(v[k]) if k in v else "none" for v in (there, here)) for k in keys]
+    return [f"{'.'.join(k)}: {a} there, {b} now" for k, (a, b) in zip(keys, shown, strict=True)]
 
 
 def to_toml(config: BaseModel) -> str:

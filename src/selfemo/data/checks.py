@@ -16,6 +16,10 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
     sets = dict.fromkeys(", ".join(c.label_set.labels) for c in result.conversations)
     unsplit, count = len(report.without_split), sum(report.conversations.values())
     lines = [f"data set: {report.dataset} (labels: {'; or '.join(sets)})"]
+    names = Counter(c.dataset for c in result.conversations)
+    if set(names) - {report.dataset}:
+        each = (f"{name} ({counted(n, 'conversations')})" for name, n in names.items())
+        lines.append(f"named by their lines: {', '.join(each)}")
     for split in SPLITS:
         if not report.conversations[split]:
             if adapter.official and unsplit < count:

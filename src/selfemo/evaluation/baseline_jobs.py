@@ -14,7 +14,7 @@ conversations that are not scored: dev where test is scored, the tuning half of 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,12 +23,12 @@ import numpy as np
 from pydantic import Field, create_model
 
 from selfemo import __version__
-from selfemo.config import DataConfig, StoreConfig, load, to_toml
+from selfemo.config import DataConfig, StoreConfig, differing, load, to_toml
 from selfemo.config.base import Positive, Section
 from selfemo.counting import counted
 from selfemo.data.splits import Half, drawn, held_out
-from selfemo.errors import DataError, EngineError, StoreError
-from selfemo.evaluation import metrics, predictions
+from selfemo.errors import ConfigError, DataError, EngineError, StoreError
+from selfemo.evaluation import metrics, overlap, predictions
 from selfemo.evaluation.baselines import BASELINES, baseline
 from selfemo.evaluation.baselines.base import Baseline, Reader, Task, digest
 from selfemo.evaluation.jobs import (
@@ -48,7 +48,7 @@ from selfemo.files import lock_folder, replacing_folder, write_json, write_text
 from selfemo.method.types import Conversation, EmotionDistribution, LabelSet
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import CONFIG_FILE
-from selfemo.runs.inputs import load_conversations
+from selfemo.runs.inputs import held_out_of, load_conversations
 from selfemo.runs.store import STORE_FILE, PredictionRow, Store
 
 SETTINGS_FILE = "settings.toml"
@@ -153,11 +153,16 @@ def run_baseline(
     """
     stop = stop or StopRequest()
     sets = [f"data.sources={json.dumps(list(sources))}", *overrides]
-    config: Any = load(files, sets, settings_class(name))
+    try:
+        config: Any = load(files, sets, settings_class(name))
+    except ConfigError as e:
+        raise ConfigError(f"{e}\n`selfemo baseline settings {name}` lists the settings of {name}") from None
     recipe: Baseline[Any] = baseline(name)(config.baseline)
     recipe.check()
-    conversations = load_conversations(config.data, reporter.say)
-    data = config.data
+    data = held_out_of(config.data, reporter.say)
+    if data.hold_out and not config.data.hold_out:
+        reporter.say(f"no conversation names a split: {data.hold_out:g} of them are held out, as split dev")
+    conversations = load_conversations(data, reporter.say)
     if not any(o.startswith("data.eval_split") for o in overrides):
         data = on_existing_split(data, conversations, reporter.say)
     if data.eval_split == "dev" and "eval_half" not in config.data.model_fields_set:
@@ -171,29 +176,38 @@ def run_baseline(
         reporter.say(f"{name} has no random part: one seed stands for all")
         seeds = 1
     if keep and not recipe.keeps:
-        reporter.say("this baseline has no model that could be used again: nothing is kept of it")
+        reporter.say(f"--keep has no effect: models of {name} are not written to files")
         keep = False
     if (out / CONFIG_FILE).exists():
         raise StoreError(f"{out} is a run folder; give --out a folder of the baseline's own")
-    by_seed = []
+    if (out / STORE_FILE).exists():
+        raise StoreError(f"{out} holds an evaluation; give --out a folder of the baseline's own")
+    by_seed: dict[int, list[PredictionRow]] = {}
     with lock_folder(out):
         _check_kept(out, to_toml(config))
-        for seed in range(config.first_seed, config.first_seed + seeds):
-            stop.check()
-            by_seed.append(
-                _one_seed(name, recipe, config, parts, conversations, out, seed, reporter, keep, stop)
-            )
         write_text(out / SETTINGS_FILE, to_toml(config))
+        wanted = set(range(config.first_seed, config.first_seed + seeds))
+        if more := sorted({n for n, _ in seed_folders(out)} - wanted):
+            reporter.say(f"{out} holds seed {', '.join(map(str, more))} too, which counts as well")
+        for seed in sorted(wanted.union(more)):
+            stop.check()
+            rows = _one_seed(name, recipe, config, parts, conversations, out, seed, reporter, keep, stop)
+            by_seed[seed] = rows
         found = _whole(name, recipe, config, parts, by_seed, out)
         write_json(out / SCORES_FILE, found)
     return found
 
 
 def _check_kept(out: Path, settings: str) -> None:
-    """Refuse a folder whose finished job has other settings (StoreError)."""
+    """Refuse a folder in which a job with other settings has come as far as a trained epoch (StoreError)."""
     file = out / SETTINGS_FILE
-    if file.exists() and file.read_text(encoding="utf-8") != settings:
-        raise StoreError(f"{out} holds a baseline with other settings ({file}); give another --out")
+    if not file.exists() or not (found := differing(file.read_text(encoding="utf-8"), settings)):
+        return
+    if seed_folders(out) or any(out.glob(f"{SEED}*/{_TRAINING}/*")):
+        raise StoreError(
+            f"{out} holds a baseline with other settings ({'; '.join(found)}); give another --out, or the "
+            "same settings to go on with it"
+        )
 
 
 def _one_seed(
@@ -219,9 +233,10 @@ def _one_seed(
         "settings": config.baseline.model_dump_json(),
     }
     with Store(folder / STORE_FILE, journal=config.store.journal_mode) as store:
-        claim(store, folder, inputs)
+        claim(store, folder, inputs, begun=any((folder / _TRAINING).glob("*")))
         if len(store.predicted_prompts(NAME)) < len(prompts) or (keep and not (folder / _MODEL).exists()):
-            reporter.say(f"{name}, seed {seed}")
+            again = ", trained again since its model was not kept" if (folder / SCORES_FILE).exists() else ""
+            reporter.say(f"{name}, seed {seed}{again}")
             task = Task(
                 parts.train,
                 parts.choose,
@@ -283,7 +298,9 @@ def _about(name: str, recipe: Baseline[Any], config: Any, parts: Parts) -> dict[
         "selfemo": __version__,
         "baseline": name,
         "sees_later": recipe.sees_later,
+        "reads": recipe.reads,
         "trained_on": sorted({c.dataset for c in parts.train}),
+        "train_conversations": config.data.train_conversations,
         "sources": list(config.data.sources),
         "split": config.data.evaluated_on,
         "eval_conversations": config.data.eval_conversations,
@@ -296,27 +313,41 @@ def _whole(
     recipe: Baseline[Any],
     config: Any,
     parts: Parts,
-    by_seed: Sequence[list[PredictionRow]],
+    by_seed: Mapping[int, list[PredictionRow]],
     out: Path,
 ) -> dict[str, Any]:
     """OUT/scores.json: the mean over seeds, in the form of an evaluation's, with the seeds."""
-    labels = predictions.label_sets(parts.held)
-    first = json.loads((out / f"{SEED}{config.first_seed}" / SCORES_FILE).read_text(encoding="utf-8"))
-    seeds = list(range(config.first_seed, config.first_seed + len(by_seed)))
+    labels, resamples = predictions.label_sets(parts.held), config.evaluation.resamples
+    seeds = list(by_seed)
+    first = json.loads((out / f"{SEED}{seeds[0]}" / SCORES_FILE).read_text(encoding="utf-8"))
     of = f" (mean of {len(seeds)} seeds)" if len(seeds) > 1 else f" (seed {seeds[0]})"
     return rounded(  # type: ignore[no-any-return]
         {
             **_about(name, recipe, config, parts),
             "model": _title(name, recipe) + (of if recipe.seeded else ""),
             "seeds": seeds,
-            "scores": mean_scores(by_seed, labels, resamples=config.evaluation.resamples),
+            "scores": mean_scores(list(by_seed.values()), labels, resamples=resamples),
             "constants": {
                 d: {k: v for k, v in c.items() if k != "against"} for d, c in first["constants"].items()
             },
+            "overlap": first["overlap"] and _clean(first["overlap"], by_seed, labels, resamples),
             "evaluated_model": f"baseline {name}",
             "evaluated_settings": config.baseline.model_dump_json(),
         }
     )
+
+
+def _clean(
+    first: Mapping[str, Any],
+    by_seed: Mapping[int, list[PredictionRow]],
+    labels: predictions.Labels,
+    resamples: int,
+) -> dict[str, Any]:
+    """`overlap.evaluation_part` with the means over seeds in place of those of the first one."""
+    gone = set(first["conversations"])
+    rest = [list(overlap.clean_rows(rows, gone)) for rows in by_seed.values()]
+    means = mean_scores(rest, labels, resamples=resamples) if first["scores"] else {}
+    return {**first, "scores": {d: means[d] for d in first["scores"]}, "average": None}
 
 
 def mean_scores(
@@ -325,7 +356,7 @@ def mean_scores(
     """Scores as the mean over trainings, by data set and UNION.
 
     Returns: of each of MEASURES [value, low, high], resampled by conversation, the same ones for all seeds;
-        "sd", their deviation over seeds (ddof 1; 0 of one seed); utterances, conversations, gold_share; in
+        "sd", their deviation over seeds (ddof 1; None of one seed); utterances, conversations, gold_share; in
         "calibration" the means of temperature and nll_tempered.
     """
     counted_by = [predictions.outcomes(rows, labels) for rows in by_seed]
@@ -343,7 +374,7 @@ def mean_scores(
             "conversations": first.conversations,
             "gold_share": first.gold_share,
             **{m: v.as_list() for m, v in intervals.items()},
-            "sd": {m: float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for m, v in each.items()},
+            "sd": {m: float(np.std(v, ddof=1)) if len(v) > 1 else None for m, v in each.items()},
             "calibration": tempered,
         }
     return found

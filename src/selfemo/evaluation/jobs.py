@@ -47,6 +47,7 @@ PREDICTIONS_FILE = "predictions.parquet"
 SEED = "seed-"
 """Begins the names of the evaluation folders in a baseline's folder."""
 _IDENTITY = "evaluation"
+_OTHER = {"model": "of another model", "data": "of other data", "settings": "with other settings"}
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,20 @@ def identity(
     return {"model": named, "data": data, "settings": settings + more}
 
 
-def claim(store: Store, folder: Path, inputs: Mapping[str, str]) -> None:
-    """Note the inputs of an evaluation in its store; raises StoreError where it holds another evaluation."""
-    if (found := store.identity(_IDENTITY)) is not None:
+def claim(store: Store, folder: Path, inputs: Mapping[str, str], *, begun: bool = False) -> None:
+    """Note the inputs of an evaluation in its store; raises StoreError where it holds another evaluation.
+
+    Args:
+        begun: whether something besides predictions is there that is worth to be kept. Else an evaluation
+            that failed before its first prediction leaves the folder to another one.
+    """
+    begun = begun or bool(store.predicted_datasets())
+    if begun and (found := store.identity(_IDENTITY)) is not None:
         known = json.loads(found)
         for key, value in inputs.items():
             if known.get(key) != value:
                 raise StoreError(
-                    f"{folder} holds an evaluation with another {key}: {known.get(key)}; now {value}. Give "
+                    f"{folder} holds an evaluation {_OTHER[key]}: {known.get(key)} there, {value} now. Give "
                     "another --out, or the same command as before to go on with it"
                 )
         return
@@ -151,6 +158,10 @@ def _folder(out: Path | None) -> Iterator[Path]:
         return
     if (out / CONFIG_FILE).exists():
         raise StoreError(f"{out} is a run folder; give --out a folder of the evaluation's own")
+    if seed_folders(out):
+        raise StoreError(
+            f"{out} is a folder of `selfemo baseline`; give --out a folder of the evaluation's own"
+        )
     with lock_folder(out):
         yield out
 

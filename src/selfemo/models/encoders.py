@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfemo.errors import EngineError
 from selfemo.files import replacing_folder, sha256
-from selfemo.models.references import cache_dir, without_bars
+from selfemo.models.references import cache_dir, check_hub, without_bars
 from selfemo.models.wheels import WheelFile
 from selfemo.progress import NOTES
 
@@ -109,16 +109,23 @@ def _join(parts: list[Path], target: Path, digest: str) -> None:
 
 
 def check_encoder(reference: str) -> None:
-    """Check that a built-in encoder is known and its wheels are installed; nothing is read.
+    """Check that an encoder can be had; nothing is read or fetched.
 
     Raises:
         MissingExtraError: a wheel is not installed.
-        EngineError: no such built-in encoder.
+        EngineError: no such built-in encoder or folder, nor such a model in the cache or on the hub.
     """
     if reference in BUILTIN:
         BUILTIN[reference].check(reference)
     elif reference.startswith("builtin:"):
         raise EngineError(f"no built-in encoder {reference!r}; there are: {', '.join(BUILTIN)}")
+    elif Path(reference).is_dir():
+        if not (Path(reference) / "config.json").exists():
+            raise EngineError(f"{reference} is no folder of an encoder: it has no config.json")
+    elif reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise EngineError(f"{reference}: no such folder")
+    else:
+        check_hub(reference, MINILM)
 
 
 def most_tokens(encoder: Any) -> float:

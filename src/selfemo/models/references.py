@@ -29,6 +29,8 @@ CHECKPOINTS = "checkpoints"
 START, COLD = "start", "cold-start"
 """Checkpoints of a run: the model it began with, which it keeps no copy of, and the cold start's."""
 CHECKSUMS = "selfemo_checksums.json"
+READER_FILE = "reader.json"
+"""Settings and label sets of an encoder that `selfemo baseline encoder --keep` kept."""
 """In a checkpoint: the sha256 of each of its files."""
 _MODEL_FILE = "config.json"
 _ITERATION = "iteration-"
@@ -141,8 +143,8 @@ class ModelReference:
             check_gguf(Path(self.path))
         if needs_conversion(self.path):
             require("reading a GGUF file", *_GGUF_READER)
-        if self.kind == "hub" and not _in_hub_cache(self.path):
-            _ask_hub(self.path)
+        if self.kind == "hub":
+            check_hub(self.path)
         self._check_files()
 
     def _check_files(self) -> None:
@@ -296,7 +298,17 @@ def _in_hub_cache(hub_id: str) -> str:
     return str(Path(found).parent)
 
 
-def _ask_hub(hub_id: str) -> None:
+def check_hub(hub_id: str, builtin: str = BUILTIN_MODEL) -> None:
+    """Check that a model is in the cache of this machine or on the hub (EngineError).
+
+    Args:
+        builtin: what the message says can be had without the hub.
+    """
+    if not _in_hub_cache(hub_id):
+        _ask_hub(hub_id, builtin)
+
+
+def _ask_hub(hub_id: str, builtin: str) -> None:
     """Ask the hub once whether it has a model; loading would ask again and again for a minute."""
     from huggingface_hub import model_info
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -314,7 +326,7 @@ def _ask_hub(hub_id: str) -> None:
     except Exception as e:  # each version of the client has its own types for a network that fails
         raise EngineError(
             f"{hub_id}: no such folder; as a hub id, it is not in the cache of this machine, and the hub "
-            f"cannot be reached ({' '.join(str(e).split())[:200]}); {BUILTIN_MODEL} needs no network"
+            f"cannot be reached ({' '.join(str(e).split())[:200]}); {builtin} needs no network"
             f"{_models_here(hub_id)}"
         ) from None
     check_names([f.rfilename for f in found.siblings or ()], hub_id)
@@ -343,6 +355,11 @@ def _models_here(text: str) -> str:
 
 
 def _check_folder(path: Path) -> None:
+    if (path / READER_FILE).exists():
+        raise EngineError(
+            f"{path} is an encoder of `selfemo baseline encoder --keep`, which writes no text; "
+            f"baseline.features takes it, and in Python TurnReader.load({str(path)!r})"
+        )
     if not (path / _MODEL_FILE).exists():
         check_adapter(path)
         raise EngineError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfemo.config import load
+from selfemo.counting import counted
 from selfemo.errors import StoreError
 from selfemo.evaluation.constants import HELD_OUT, MAJORITY
 from selfemo.evaluation.jobs import SCORES_FILE, trained_on
@@ -37,6 +38,7 @@ class Measured:
             not known.
         identity: a text that is the same for one model under the same settings.
         saw: modalities, context and the data that its epoch was chosen on; "-" where that is not known.
+        kind: of a baseline, whether one model was trained for all data sets; "" of others.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Measured:
     constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     identity: str = ""
     saw: str = "T, past, -"
+    kind: str = ""
 
     @property
     def single(self) -> dict[str, Mapping[str, Any]]:
@@ -83,8 +86,14 @@ def measured(folder: Path) -> Measured:
         with written_by("selfemo evaluate --out", file) as content:
             name, split, trained, scores = (content[k] for k in ("model", "split", "trained_on", "scores"))
             identity = "; ".join(content.get(f"evaluated_{k}", "") for k in ("model", "settings"))
-            saw = what_baseline_saw(split, content["sees_later"]) if "baseline" in content else Measured.saw
-            return Measured(name, split, trained, scores, content.get("constants", {}), identity, saw)
+            saw, kind = Measured.saw, ""
+            if "baseline" in content:
+                saw, limit = what_baseline_saw(content), content.get("train_conversations", 0)
+                kind = "unified" if len(trained) > 1 else "dataset-specific"
+                kind += f", {counted(limit, 'training conversations')} a data set" if limit else ""
+                identity += f"; {kind}" + (f" {trained}" if len(trained) > 1 else "")
+            constants = content.get("constants", {})
+            return Measured(name, split, trained, scores, constants, identity, saw, kind)
     if not (folder / CONFIG_FILE).exists() or not (folder / STORE_FILE).exists():
         raise StoreError(
             f"{folder} holds no scores: it is neither a run nor a folder of a finished `selfemo evaluate "
@@ -105,12 +114,15 @@ def measured(folder: Path) -> Measured:
     raise StoreError(f"{folder} is a run without a finished evaluation; resume it first")
 
 
-def what_baseline_saw(split: str, sees_later: bool) -> str:
-    """Modalities, context and what chose the epoch, of `selfemo baseline` scored on `split`.
+def what_baseline_saw(content: Mapping[str, Any]) -> str:
+    """Modalities, context and what chose the epoch, from a baseline's scores.json; "-" of constant answers.
 
     Where all of dev is scored, a part of the training split chooses (`baseline_jobs.parts_of`).
     """
-    return f"T, {'both' if sees_later else 'past'}, {'train' if split == 'dev' else 'dev'}"
+    if not content.get("reads", True):
+        return "-"
+    context = "both" if content["sees_later"] else "past"
+    return f"T, {context}, {'train' if content['split'] == 'dev' else 'dev'}"
 
 
 def merged(found: Sequence[Measured]) -> list[Measured]:
@@ -188,12 +200,13 @@ def table1(folders: Sequence[Path], *, intervals: Intervals = "none") -> tuple[l
     for m in found:
         n = sum(s["utterances"] for s in m.single.values())
         parsed = 100 * sum(s["parse_rate"][0] * s["utterances"] for s in m.single.values()) / n
-        setting = "measured" if m.split == "test" else f"measured, {m.split}"
+        split = "" if m.split == "test" else m.split
+        setting, plain = (", ".join(filter(None, ("measured", *of))) for of in ((m.kind, split), (split,)))
         end = [str(n), f"measured on {m.split}"]
         cells = [*_cells(m.single, sets, intervals), *_average(m.single)]
         rows.append([setting, m.name, "-", "-", m.saw, *cells, _percent(parsed), *end])
         if constant := _majority(m):
-            said = [setting, "majority label", "-", "-", "-"]
+            said = [plain, "majority label", "-", "-", "-"]
             cells = [*_cells(constant, sets, intervals), *_average(constant)]
             line = [*said, *cells, "100.00", end[0], f"{_sources(m)}, on {m.split}"]
             if line not in rows:

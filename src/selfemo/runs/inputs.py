@@ -121,16 +121,21 @@ def _with_overlap(config: DataConfig) -> tuple[list[Conversation], DataOverlap]:
 
 
 def with_hold_out(config: Config, say: Callable[[str], None] | None = None) -> Config:
-    """The configuration for training on it: where no conversation names a split, data.hold_out = HOLD_OUT.
+    """The configuration for training on it; see `held_out_of`."""
+    data = held_out_of(config.data, say)
+    return config if data is config.data else config.model_copy(update={"data": data})
+
+
+def held_out_of(data: DataConfig, say: Callable[[str], None] | None = None) -> DataConfig:
+    """The settings for training on data: where no conversation names a split, data.hold_out = HOLD_OUT.
 
     What is held out is split dev, which is evaluated; where data.hold_out is set, nothing changes.
 
     Args:
         say: told of conversations that name no split while others do.
     """
-    data = config.data
     if data.hold_out:
-        return config
+        return data
     results = [load(source, lenient=data.lenient) for source in data.sources]
     unsplit = sum(len(r.report.without_split) for r in results)
     count = sum(len(r.conversations) for r in results)
@@ -140,10 +145,8 @@ def with_hold_out(config: Config, say: Callable[[str], None] | None = None) -> C
                 f"{unsplit} of {count} conversations name no split, as others do: they are split test, and "
                 "nothing is trained on them"
             )
-        return config
-    return config.model_copy(
-        update={"data": data.model_copy(update={"hold_out": HOLD_OUT, "eval_split": "dev"})}
-    )
+        return data
+    return data.model_copy(update={"hold_out": HOLD_OUT, "eval_split": "dev"})
 
 
 class RunInputs(NamedTuple):

@@ -91,8 +91,9 @@ def fit_classifier(
             with torch.no_grad():
                 found = float(epoch) if score is None else score()
             history.append({"loss": losses / max(1, sizes[epoch]), "score": found})
-            reporter.say(f"{label}: epoch {epoch + 1} of {config.epochs}, loss {history[-1]['loss']:.3f}"
-                         + ("" if score is None else f", score {found:.4f}"))  # fmt: skip
+            told = "" if score is None else f", weighted F1 {found:.4f} on held-out turns"
+            loss = history[-1]["loss"]
+            reporter.say(f"{label}: epoch {epoch + 1} of {config.epochs}, loss {loss:.3f}{told}")
             _keep(model, optimizer, history, states)
     load_trained(model, states / _BEST)
     shutil.rmtree(states, ignore_errors=True)

@@ -94,6 +94,11 @@ class Baseline(ABC, Generic[Settings]):
         return "the turn alone" if getattr(self.settings, "window", None) == 0 else ""
 
     @property
+    def reads(self) -> bool:
+        """Whether it reads turns at all, or gives the same answer to each."""
+        return True
+
+    @property
     def seeded(self) -> bool:
         """Whether another seed gives another model."""
         return True

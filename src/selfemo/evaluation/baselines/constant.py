@@ -23,6 +23,10 @@ class Prior(Baseline[ConstantConfig]):
     def seeded(self) -> bool:
         return False
 
+    @property
+    def reads(self) -> bool:
+        return False
+
     def train(self, task: Task) -> Reader:
         return Shares({labels: self.answer(label_counts(task.train, labels)) for labels in task.label_sets})
 

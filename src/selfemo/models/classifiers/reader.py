@@ -25,8 +25,8 @@ from selfemo.models.classifiers.encoder import TurnEncoder
 from selfemo.models.classifiers.layout import Row, RowBuilder
 from selfemo.models.encoders import load_encoder, most_tokens
 from selfemo.models.loading import pick_device, pick_dtype
+from selfemo.models.references import READER_FILE
 
-READER_FILE = "reader.json"
 _HEADS = "heads.safetensors"
 Item = tuple[int, Row]
 """A row, and the number of its label set."""

@@ -116,6 +116,6 @@ class Stages(Database):
         return found
 
     def set_identity(self, key: str, value: str) -> None:
-        """Note a value under a new key about the whole store."""
+        """Note a value about the whole store, in place of the one that the key had."""
         with self.transaction():
-            self.db.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
+            self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
