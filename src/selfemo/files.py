@@ -193,6 +193,8 @@ def lock_folder(folder: Path) -> contextlib.ExitStack:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (_lock_by_file if by_file else _lock_by_system)(folder, held)
+    except FileExistsError:
+        raise StoreError(f"{folder} is a file; give a folder, which may be new") from None
     except OSError as e:
         raise StoreError(f"{folder}: cannot be used as a run folder: {e}") from e
     return held

@@ -768,6 +768,16 @@ def test_mistakes_are_told_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_in_place_of_a_folder_and_data_named_twice(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    done = run("majority", source, tmp_path / "out")
+    assert isinstance(done.exception, StoreError)
+    assert f"{tmp_path / 'out'} is a file; give a folder" in str(done.exception)
+    done = run("majority", source, tmp_path / "more", "--data", str(source))
+    assert isinstance(done.exception, DataError)
+    assert f"{source} is named twice in data.sources" in str(done.exception)
+
+
 def test_a_folder_of_a_run_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("")
     done = run("majority", source, tmp_path)

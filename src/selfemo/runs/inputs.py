@@ -76,6 +76,8 @@ def load_sources(config: DataConfig) -> tuple[list[Sequence[Conversation]], Data
             "no data: name your conversations by --data PATH, for example --data meld:PATH, which may be "
             "repeated (data.sources)"
         )
+    if again := [s for s, n in Counter(config.sources).items() if n > 1]:
+        raise DataError(f"{again[0]} is named twice in data.sources")
     loaded: list[Sequence[Conversation]] = []
     for result in (load(source, lenient=config.lenient) for source in config.sources):
         part, unsplit = result.conversations, result.report.without_split
