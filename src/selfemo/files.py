@@ -47,6 +47,7 @@ def _failures(
     path: Path, error: Callable[[str], SelfEmoError], also: tuple[type[Exception], ...], fault: str, kept: str
 ) -> Iterator[None]:
     failures: tuple[type[Exception], ...] = (OSError, *also)
+    kept = kept or ("what it held before is kept" if os.path.exists(path) else "nothing was written")
     try:
         yield
     except failures as e:
@@ -61,7 +62,7 @@ def replacing(
     checksum: Path | None = None,
     also: tuple[type[Exception], ...] = (),
     fault: str = "cannot be written",
-    kept: str = "what it held before is kept",
+    kept: str = "",
 ) -> Iterator[Path]:
     """Replace a file as a whole: the block writes the path it is given, which is then renamed to `path`.
 
@@ -71,7 +72,8 @@ def replacing(
         error: the type of error for a failure of the disk.
         checksum: a file that shall hold the SHA-256, as `sha256sum -c` reads it.
         also: further exceptions that mean a failure of the disk.
-        fault, kept: the words of the message: "PATH: FAULT (REASON); KEPT".
+        fault, kept: the words of the message: "PATH: FAULT (REASON); KEPT". Without `kept` it says whether
+            something was there that is kept.
 
     Raises:
         SelfEmoError: of the type `error`; the disk is full, or the folder cannot be written.
@@ -107,7 +109,7 @@ def replacing_folder(
     unless: str | None = None,
     also: tuple[type[Exception], ...] = (),
     fault: str = "cannot be written",
-    kept: str = "what it held before is kept",
+    kept: str = "",
 ) -> Iterator[Path]:
     """Replace a folder as a whole: the block fills the folder it is given, which is then renamed.
 

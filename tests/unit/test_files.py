@@ -66,6 +66,18 @@ def test_a_full_disk_keeps_the_file_that_was(
     assert names(tmp_path) == ["a.bin", "a.sha256"]
 
 
+def test_nothing_is_said_to_be_kept_of_a_file_that_never_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "sync", full)
+    says = r"new: cannot be written \(No space left.*\); nothing was written"
+    with pytest.raises(StoreError, match=says):
+        write_text(tmp_path / "new", "a")
+    with pytest.raises(StoreError, match=says), replacing_folder(tmp_path / "new") as staging:
+        (staging / "a").write_text("a")
+    assert not names(tmp_path)
+
+
 def test_an_error_that_is_not_of_the_disk_keeps_its_type(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "before")

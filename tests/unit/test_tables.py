@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.errors import ConfigError, StoreError
-from selfemo.evaluation.rendering import narrow, render
+from selfemo.evaluation.rendering import cell, narrow, render, rounded
 from selfemo.reports.tables import PAPER_SETS, cross, measured, published, table1
 
 cells = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=0, max_size=12)
@@ -218,6 +218,13 @@ def test_a_narrow_table_has_80_columns_at_most_and_every_cell(grid) -> None:
 def test_a_table_with_a_long_path_stays_in_one_piece() -> None:
     path = "/data/" + "x" * 70
     assert narrow(["file", "turns", "more"], [[path, "3", "y"]]).splitlines()[2] == f"{path}  3      y"
+
+
+def test_a_number_is_shown_as_json_files_hold_it() -> None:
+    """1.42350001 rounds to 1.424, and the 1.4235 of its file, a little less as a float, to 1.423."""
+    assert f"{1.42350001:.3f}" == "1.424" and rounded(1.42350001) == 1.4235
+    assert cell(1.42350001) == cell(1.4235) == "1.423"
+    assert cell([1.42350001, 0, 2.5]) == "1.423 [0.000, 2.500]" and cell([None] * 3) == cell(None) == "-"
 
 
 def measured_folders(tmp_path: Path) -> list[Path]:

@@ -98,7 +98,9 @@ def table(
     against: Annotated[
         Path | None, typer.Option("--against", help="The system that each is compared with.")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
+    form: Annotated[
+        str, typer.Option("--format", help="text, markdown, latex or csv; with --json, of --out alone.")
+    ] = "text",
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -106,20 +108,27 @@ def table(
 
     Scores are means over seeds, with intervals by conversation.
     """
-    from selfemo.cli.output import print_json, print_tables
+    from selfemo.cli.output import print_json, print_tables, print_text, reporter
     from selfemo.evaluation.baseline_tables import baseline_table
-    from selfemo.evaluation.rendering import render
     from selfemo.files import write_text
 
-    header, rows = baseline_table(folders, against)
+    found = baseline_table(folders, against)
+    text = found.written(form)
     if out is not None:
-        write_text(out, render(header, rows, form))
+        write_text(out, text)
     if as_json:
-        print_json({"header": header, "rows": rows})
+        print_json(found.as_dict())
     elif out is None and form == "text":
-        print_tables([("Means over seeds, in per cent; 95% intervals by conversation", header, rows)])
-    elif out is None:
-        typer.echo(render(header, rows, form), nl=False)
+        print_tables([(found.caption, *found.cells())])
+        typer.echo("\n" * bool(found.notes), nl=False)
+        for note in found.notes:
+            print_text(note)
+    else:
+        if out is None:
+            typer.echo(text, nl=False)
+        if out is not None or form == "csv":  # else they stand in what was printed
+            for note in found.notes:
+                reporter().say(note)
 
 
 def _run(

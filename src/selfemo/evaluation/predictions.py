@@ -451,6 +451,11 @@ class Comparison:
         return {"prompts": self.prompts, "of": self.of, "conversations": self.conversations, **measures}
 
 
+def same_gold(a: PredictionRow, b: PredictionRow) -> bool:
+    """Whether two predictions of one prompt id have one gold emotion, as those of one turn have."""
+    return bool(json.loads(a["gold"]) == json.loads(b["gold"]))
+
+
 def compare(first: Rows, second: Rows, labels: Labels) -> dict[str, Comparison]:
     """Compare the stored predictions of two evaluations, by data set and UNION.
 
@@ -462,7 +467,7 @@ def compare(first: Rows, second: Rows, labels: Labels) -> dict[str, Comparison]:
     if not common:
         raise DataError("the two evaluations share no prompt; evaluate both on the same data and split")
     for p in common:
-        if json.loads(a[p]["gold"]) != json.loads(b[p]["gold"]):
+        if not same_gold(a[p], b[p]):
             raise DataError(f"prompt {p} has another gold emotion in the two evaluations")
     of = Counter(r["dataset"] for r in (a | b).values())
     of[UNION] = len(a | b)

@@ -75,13 +75,6 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 _RENDER = {"text": _text, "markdown": _markdown, "latex": _latex, "csv": _csv}
 
 
-def cell(value: Any) -> str:
-    """A number, or an interval [value, low, high], with three decimals; "-" for anything else."""
-    if isinstance(value, list) and len(value) == 3 and None not in value:
-        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-    return f"{value:.3f}" if isinstance(value, int | float) else "-"
-
-
 DIGITS = 6
 """Significant digits of scores in JSON files: resampling moves the third, other processors the seventh."""
 
@@ -93,6 +86,17 @@ def rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: rounded(v) for k, v in value.items()}
     return [rounded(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def cell(value: Any) -> str:
+    """A number, or an interval [value, low, high], with three decimals; "-" for anything else.
+
+    It is `rounded` first, so that 1.42350001 and the 1.4235 of a JSON file read alike.
+    """
+    value = rounded(value)
+    if isinstance(value, list) and len(value) == 3 and None not in value:
+        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+    return f"{value:.3f}" if isinstance(value, int | float) else "-"
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]], form: str = "text") -> str:
