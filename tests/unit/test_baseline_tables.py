@@ -56,12 +56,12 @@ def evaluated(
 def baseline(folder: Path, *seeds: Turns, limit: int = 0, **about: Any) -> Path:
     """A folder as of `selfemo baseline`, of one seed or several."""
     told = {"model": "TF-IDF", "baseline": "tfidf", "sees_later": False, "trained_on": ["toy"]} | about
+    told["train_conversations"] = limit
     for n, turns in enumerate(seeds):
         evaluated(folder / f"seed-{n}", turns, **told | {"model": f"{told['model']} (seed {n})"})
     scores = json.loads((folder / "seed-0" / "scores.json").read_text())
     of = f"(mean of {len(seeds)} seeds)" if len(seeds) > 1 else "(seed 0)"
     (folder / "scores.json").write_text(json.dumps(scores | {"model": f"{told['model']} {of}"}))
-    (folder / "settings.toml").write_text(f"[data]\ntrain_conversations = {limit}\n")
     return folder
 
 

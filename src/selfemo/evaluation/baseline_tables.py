@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,22 +282,11 @@ def _described(folder: Path) -> tuple[str, dict[str, LabelSet], str, list[str], 
             d: label_set_of(s["confusion"]["labels"]) for d, s in scores["scores"].items() if d != UNION
         }
         name = _SEEDS.sub("", held["model"]) if "baseline" in held else held["model"]
-        return name, labels, held["split"], list(held["trained_on"]), _limit(folder)
+        return name, labels, held["split"], list(held["trained_on"]), held.get("train_conversations", 0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise StoreError(
             f"{folder}: holds no scores that can be read ({e!r}); run the command that made it again"
         ) from None
-
-
-def _limit(folder: Path) -> int:
-    """data.train_conversations of a baseline's folder or of a seed's in it; 0 for all, and for others."""
-    from selfemo.evaluation.baseline_jobs import SETTINGS_FILE
-
-    whole = folder.resolve().parent if folder.resolve().name.startswith(SEED) else folder
-    if not (whole / SETTINGS_FILE).exists():
-        return 0
-    settings = tomllib.loads((whole / SETTINGS_FILE).read_text(encoding="utf-8"))
-    return int(settings.get("data", {}).get("train_conversations", 0))
 
 
 def _why_no_scores(folder: Path) -> str:
