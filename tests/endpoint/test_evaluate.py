@@ -183,11 +183,11 @@ def test_a_folder_of_another_evaluation_is_refused(expert, data: Path, tmp_path:
     url, out = expert(), tmp_path / "e"
     run(url, data, out)
     before = (out / "scores.json").read_text()
-    with pytest.raises(StoreError, match=r"another settings: .*max_new_tokens 512.*now.*max_new_tokens 9"):
+    with pytest.raises(StoreError, match=r"other settings: .*max_new_tokens 512.*max_new_tokens 9.* now"):
         run(url, data, out, "evaluation.max_new_tokens=9")
     with pytest.raises(StoreError, match="another model: planted at"):
         evaluate_model(f"e={url},model=other", [str(data)], out, [], [], Quiet())
-    with pytest.raises(StoreError, match="another data: 80 prompts"):
+    with pytest.raises(StoreError, match="other data: 80 prompts"):
         run(url, write_conversations(tmp_path / "other.jsonl", 20, "fear"), out)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("")

@@ -347,6 +347,7 @@ def test_an_encoder_that_is_not_there_is_one_line_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *a, **k: pytest.fail("loaded"))
     name = name.format(empty=tmp_path)
     for ask in (lambda: check_encoder(name), lambda: load_encoder(name, torch.device("cpu"))):
         with pytest.raises(EngineError, match=says) as told:

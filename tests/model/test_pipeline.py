@@ -479,7 +479,7 @@ def test_a_stop_request_ends_an_evaluation_after_its_chunk(
     assert len(content_of(out)) == 15
     same = result.comparison["jsonl"]
     assert same.prompts == 15 and same.measures["mean_r1"].difference.value == 0
-    with pytest.raises(StoreError, match=r"another model: iteration-2 .*now tiny"):
+    with pytest.raises(StoreError, match=r"another model: iteration-2 .* there, tiny"):
         evaluate_model(str(tiny_model), [str(data)], out, [], ["data.eval_split=test"], Silent())
 
 
@@ -511,7 +511,7 @@ def test_predictions_by_probability(finished: Path, data: Path, tmp_path: Path) 
         str(finished), sources, None, [], [*more[:-1], "evaluation.span=emotion"], Silent()
     )
     assert last.scores["jsonl"].accuracy.value == written.scores["jsonl"].accuracy.value
-    with pytest.raises(StoreError, match="another settings"):
+    with pytest.raises(StoreError, match="with other settings"):
         evaluate_model(str(finished), sources, tmp_path / "e", [], more[:-1], Silent())
 
 

@@ -189,11 +189,11 @@ def test_the_caption_says_what_the_columns_are(two: list[Path], tmp_path: Path) 
 
 
 def test_few_conversations_show_little(tmp_path: Path) -> None:
-    nine, ten = ([evaluated(tmp_path / f"{n}{k}", talks("joy", n=n)) for k in range(2)] for n in (9, 10))
-    few = "toy: of 9 conversations the intervals are too narrow"
-    assert baseline_table(nine, None).notes == [few]
-    assert baseline_table(nine, nine[0]).notes == [f"{few}, and p can show little"]
-    assert not baseline_table(ten, ten[0]).notes
+    few, more = ([evaluated(tmp_path / f"{n}{k}", talks("joy", n=n)) for k in range(2)] for n in (5, 6))
+    line = "toy: of 5 conversations the intervals are too narrow"
+    assert baseline_table(few, None).notes == [line]
+    assert baseline_table(few, few[0]).notes == [f"{line}, and p can show little"]
+    assert not baseline_table(more, more[0]).notes
 
 
 # -- names --------------------------------------------------------------------------------------------
@@ -261,11 +261,11 @@ def test_csv_has_the_ends_of_intervals_in_columns_of_their_own(two: list[Path], 
 
 
 def test_each_form_says_units_and_intervals(two: list[Path], tmp_path: Path) -> None:
-    more = evaluated(tmp_path / "more", talks("joy", n=9))
+    more = evaluated(tmp_path / "more", talks("joy", n=5))
     words = [two[0], more, "--against", more]
     for form in ("text", "markdown", "latex"):
         text = table(*words, "--format", form).stdout
-        assert "95% intervals by conversation" in text and "toy: 18 of 24 turns" in text, form
+        assert "95% intervals by conversation" in text and "toy: 10 of 24 turns" in text, form
         assert "(points)" in text and "NLL at T (nats)" in text, form
     comments = text.splitlines()[:3]
     assert all(line.startswith("% ") for line in comments) and text.splitlines()[3].startswith(r"\begin")

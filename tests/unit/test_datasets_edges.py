@@ -181,7 +181,11 @@ def test_check_names_the_data_sets_of_a_file(tmp_path: Path) -> None:
     items = [{"id": str(n), "dataset": d, "turns": [turn]} for n, d in enumerate(("desk", "desk", "game"))]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, items)))
     lines = check_lines(load(str(path)), resolve(str(path))[0])
-    assert lines[1] == "named by their lines: desk (2 conversations), game (1 conversation)"
+    assert lines[1] == "data sets by name: desk (2 conversations), game (1 conversation)"
+    items[1]["labels"] = ["calm", "upset"]
+    write(path, "\n".join(map(json.dumps, items)))
+    lines = check_lines(load(str(path)), resolve(str(path))[0])
+    assert lines[2].startswith("to mend: conversations of data set 'desk' have different labels (neutral")
 
 
 # -- EmoryNLP's JSON -------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def table(
         Path | None, typer.Option("--against", help="The system that each is compared with.")
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", help="text, markdown, latex or csv; with --json, of --out alone.")
+        str, typer.Option("--format", help="text, markdown, latex or csv, of what is printed or of --out.")
     ] = "text",
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
     as_json: opt.AsJson = False,
@@ -120,7 +120,8 @@ def table(
         print_json(found.as_dict())
     elif out is None and form == "text":
         print_tables([(found.caption, *found.cells())])
-        typer.echo("\n" * bool(found.notes), nl=False)
+        if found.notes:
+            typer.echo()
         for note in found.notes:
             print_text(note)
     else:

@@ -36,7 +36,7 @@ def check(
     repeats itself, it shows what training and held-out splits share.
     """
     from selfemo.cli.output import print_json
-    from selfemo.data import resolve, split_source
+    from selfemo.data import load_from, resolve, split_source
     from selfemo.data.checks import check_lines, check_record
     from selfemo.data.overlap import compare_splits
     from selfemo.files import write_text
@@ -46,7 +46,7 @@ def check(
     loaded: list[tuple[str, Sequence[Conversation]]] = []
     records: list[dict[str, Any]] = []
     for source, (adapter, path) in zip(sources, found, strict=True):
-        result = adapter.load(path, lenient)
+        result = load_from(adapter, path, lenient)
         records.append({"source": source, "path": str(path), **check_record(result, adapter)})
         if not as_json:
             named = Path(os.path.expanduser(split_source(source)[1]))

@@ -143,5 +143,15 @@ def speakers_named(conversation: Conversation) -> bool:
 
 def load(spec: str, lenient: bool = False) -> LoadResult:
     """Conversations of a source, with a report of the findings; see `resolve` and `Adapter.load`."""
-    adapter, path = resolve(spec)
-    return adapter.load(path, lenient)
+    return load_from(*resolve(spec), lenient)
+
+
+def load_from(adapter: Adapter, path: Path, lenient: bool = False) -> LoadResult:
+    """`Adapter.load` of what `resolve` found (DataError: a line takes the name of another data set)."""
+    result = adapter.load(path, lenient)
+    for c in result.conversations:
+        if c.dataset != adapter.name and c.dataset in ADAPTERS:
+            raise DataError(
+                f"{c.id}: dataset {c.dataset!r} is another data set's name; give another one", path
+            )
+    return result

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from selfemo.counting import counted
 from selfemo.data.base import Adapter, LoadResult
-from selfemo.method.types import SPLITS
+from selfemo.errors import DataError
+from selfemo.method.types import SPLITS, UNION, Conversation, LabelSet
+
+
+def check_names(conversations: Sequence[Conversation]) -> None:
+    """Check that each data set has one label set, since scores are by data set, and no reserved name.
+
+    Raises: DataError: labels differ, whatever their order, or a data set has the name of all together.
+    """
+    own = 'lines of JSON name theirs by the key "dataset", tables by name in their description'
+    sets: dict[str, LabelSet] = {}
+    for c in conversations:
+        if c.dataset == UNION:
+            raise DataError(f"no data set may be called {UNION!r}, as all of them together are; {own}")
+        if set(sets.setdefault(c.dataset, c.label_set)) != set(c.label_set):
+            both = " and ".join(", ".join(s) for s in (sets[c.dataset], c.label_set))
+            raise DataError(
+                f"conversations of data set {c.dataset!r} have different labels ({both}), and scores are by "
+                f"data set: give each label set a name of its own; {own}"
+            )
 
 
 def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
@@ -19,7 +39,11 @@ def check_lines(result: LoadResult, adapter: Adapter) -> list[str]:
     names = Counter(c.dataset for c in result.conversations)
     if set(names) - {report.dataset}:
         each = (f"{name} ({counted(n, 'conversations')})" for name, n in names.items())
-        lines.append(f"named by their lines: {', '.join(each)}")
+        lines.append(f"data sets by name: {', '.join(each)}")
+    try:
+        check_names(result.conversations)
+    except DataError as e:
+        lines.append(f"to mend: {e}")
     for split in SPLITS:
         if not report.conversations[split]:
             if adapter.official and unsplit < count:
@@ -69,6 +93,7 @@ def check_record(result: LoadResult, adapter: Adapter) -> dict[str, Any]:
     return {
         "data_set": report.dataset,
         "labels": list(dict.fromkeys(c.label_set.labels for c in result.conversations)),
+        "names": dict(Counter(c.dataset for c in result.conversations)),
         "splits": splits,
         "without_split": len(report.without_split),
         "noted": dict(report.blemishes.most_common()),

@@ -14,6 +14,7 @@ conversations that are not scored: dev where test is scored, the tuning half of 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,14 +159,17 @@ def run_baseline(
     except ConfigError as e:
         raise ConfigError(f"{e}\n`selfemo baseline settings {name}` lists the settings of {name}") from None
     recipe: Baseline[Any] = baseline(name)(config.baseline)
-    recipe.check()
+    wanted = range(config.first_seed, config.first_seed + (seeds if recipe.seeded else 1))
+    if not all(_is_done(out / f"{SEED}{n}", keep and recipe.keeps) for n in wanted):
+        recipe.check()  # finished seeds need neither network nor weights
     data = held_out_of(config.data, reporter.say)
     if data.hold_out and not config.data.hold_out:
-        reporter.say(f"no conversation names a split: {data.hold_out:g} of them are held out, as split dev")
+        reporter.say("no conversation names a split: a fifth is held out as split dev, which is scored")
     conversations = load_conversations(data, reporter.say)
     if not any(o.startswith("data.eval_split") for o in overrides):
         data = on_existing_split(data, conversations, reporter.say)
-    if data.eval_split == "dev" and "eval_half" not in config.data.model_fields_set:
+    halved = min(Counter(c.dataset for c in conversations if c.split == "dev").values(), default=0) > 1
+    if data.eval_split == "dev" and halved and "eval_half" not in config.data.model_fields_set:
         data = data.model_copy(update={"eval_half": "claim"})
     config = config.model_copy(update={"data": data})
     parts = parts_of(conversations, data)
@@ -174,7 +178,6 @@ def run_baseline(
     reporter.say(parts.told)
     if not recipe.seeded and seeds > 1:
         reporter.say(f"{name} has no random part: one seed stands for all")
-        seeds = 1
     if keep and not recipe.keeps:
         reporter.say(f"--keep has no effect: models of {name} are not written to files")
         keep = False
@@ -186,12 +189,13 @@ def run_baseline(
     with lock_folder(out):
         _check_kept(out, to_toml(config))
         write_text(out / SETTINGS_FILE, to_toml(config))
-        wanted = set(range(config.first_seed, config.first_seed + seeds))
-        if more := sorted({n for n, _ in seed_folders(out)} - wanted):
-            reporter.say(f"{out} holds seed {', '.join(map(str, more))} too, which counts as well")
-        for seed in sorted(wanted.union(more)):
+        more = [n for n, _ in seed_folders(out) if n not in wanted]
+        for seed in more:
+            reporter.say(f"seed {seed} is in {out} already, and is part of the mean")
+        for seed in sorted([*wanted, *more]):
             stop.check()
-            rows = _one_seed(name, recipe, config, parts, conversations, out, seed, reporter, keep, stop)
+            kept = keep and seed in wanted
+            rows = _one_seed(name, recipe, config, parts, conversations, out, seed, reporter, kept, stop)
             by_seed[seed] = rows
         found = _whole(name, recipe, config, parts, by_seed, out)
         write_json(out / SCORES_FILE, found)
@@ -199,15 +203,33 @@ def run_baseline(
 
 
 def _check_kept(out: Path, settings: str) -> None:
-    """Refuse a folder in which a job with other settings has come as far as a trained epoch (StoreError)."""
+    """Refuse a folder that holds work of a job with other settings (StoreError)."""
     file = out / SETTINGS_FILE
-    if not file.exists() or not (found := differing(file.read_text(encoding="utf-8"), settings)):
-        return
-    if seed_folders(out) or any(out.glob(f"{SEED}*/{_TRAINING}/*")):
+    try:
+        found = differing(file.read_text(encoding="utf-8"), settings) if file.exists() else []
+    except ValueError as e:
+        raise StoreError(f"{file}: cannot be read ({e}); give another --out") from None
+    if found and _holds_work(out):
         raise StoreError(
             f"{out} holds a baseline with other settings ({'; '.join(found)}); give another --out, or the "
             "same settings to go on with it"
         )
+
+
+def _holds_work(out: Path) -> bool:
+    """Whether something is in a job's folder that cost time: a trained epoch, predictions."""
+    if any(out.glob(f"{SEED}*/{_TRAINING}/*")) or any(out.glob(f"{_SHARED}/*/*")):
+        return True
+    for file in out.glob(f"{SEED}*/{STORE_FILE}"):
+        with Store(file, read_only=True) as store:
+            if store.predicted_datasets():
+                return True
+    return False
+
+
+def _is_done(folder: Path, keep: bool) -> bool:
+    """Whether a seed is finished, with its model if that is to be kept."""
+    return (folder / SCORES_FILE).exists() and (not keep or (folder / _MODEL).exists())
 
 
 def _one_seed(

@@ -16,7 +16,7 @@ from selfemo.counting import counted
 from selfemo.errors import DataError, StoreError
 from selfemo.evaluation import metrics, predictions
 from selfemo.evaluation.constants import MAJORITY
-from selfemo.evaluation.jobs import SCORES_FILE, SEED, seed_folders
+from selfemo.evaluation.jobs import SCORES_FILE, is_baseline, seed_folders
 from selfemo.evaluation.rendering import cell, render, rounded
 from selfemo.method.types import UNION, LabelSet, label_set_of
 from selfemo.runs.folder import CONFIG_FILE
@@ -31,8 +31,6 @@ _INTERVALS = "95% intervals by conversation"
 _FROM = ", from "
 _SEEDS = re.compile(r" \((seed \d+|mean of \d+ seeds?)\)$")
 """Ends the name of a baseline that has a random part."""
-_FEW = 10
-"""Conversations under which intervals and p can show little."""
 _LISTED = 3
 """Folders that a line names before it counts the rest."""
 
@@ -57,8 +55,7 @@ class Row:
     Attributes:
         system: its name in this table, which no other row of the data set has.
         trained_on: data sets; empty where they are not known.
-        train_conversations: of each of these, where the settings limited them; 0 for all, and where that is
-            not known.
+        train_conversations: of each of these, where a baseline's settings limited them; else 0.
         n: turns, of so many conversations.
         measures: means over seeds, as fractions, with 95% intervals by conversation.
         sd: of weighted F1 over seeds; None of one seed.
@@ -230,8 +227,10 @@ class _System:
         from selfemo.evaluation.baseline_jobs import seeds_of
 
         self.folder = folder
-        self.name, self.labels, self.split, self.trained_on, self.limit = _described(folder)
+        self.name, labels, self.split, self.trained_on, self.limit = _described(folder)
         self.by_seed = [rows for _, rows in seeds_of(folder)]
+        read = {r["dataset"] for rows in self.by_seed for r in rows}
+        self.labels = {d: known for d, known in labels.items() if d in read}
 
     def name_for(self, dataset: str) -> str:
         """Its name, with what it was trained on where that is not all of one data set, the row's."""
@@ -260,7 +259,7 @@ class _System:
 
 
 def _described(folder: Path) -> tuple[str, dict[str, LabelSet], str, list[str], int]:
-    """Name, label set of each data set that was scored, split, data sets it was trained on, limit of these.
+    """Name, label sets by data set, split, data sets it was trained on, conversations of each (0: all).
 
     The name is without its seeds, which have a column.
     """
@@ -269,7 +268,7 @@ def _described(folder: Path) -> tuple[str, dict[str, LabelSet], str, list[str], 
         with Store(folder / STORE_FILE, read_only=True) as store:
             sets = store.label_sets()
             trained = sorted(sets) if store.trained_stages() else []
-        return folder.resolve().name, sets, data.evaluated_on, trained, data.train_conversations
+        return folder.resolve().name, sets, data.evaluated_on, trained, 0
     if not (folder / SCORES_FILE).exists():
         raise StoreError(_why_no_scores(folder))
     inside = [f for _, f in seed_folders(folder)]
@@ -305,7 +304,7 @@ def _why_no_scores(folder: Path) -> str:
 
 def _begun(folder: Path) -> bool:
     """Whether a folder is of a baseline or an evaluation, finished or not."""
-    return (folder / STORE_FILE).exists() or any(f.is_dir() for f in folder.glob(f"{SEED}*"))
+    return (folder / STORE_FILE).exists() or is_baseline(folder)
 
 
 def _listed(folders: Iterable[Path]) -> str:
@@ -379,7 +378,7 @@ def _notes(
             f"{dataset}: {len(shared)} of {every} turns, those that all these have read (fewest, {least}: "
             f"{fewest})"
         )
-    if conversations < _FEW:
+    if conversations < metrics.LEAST_CLUSTERS:
         p = "" if reference is None else ", and p can show little"
         found.append(
             f"{dataset}: of {counted(conversations, 'conversations')} the intervals are too narrow{p}"
@@ -436,7 +435,7 @@ def _row(
 
 def _percent(value: float | None, sign: str = "") -> str:
     """With one decimal: the digits that other commands show of the fraction; "" for None."""
-    return "" if value is None else f"{100 * float(cell(value)):{sign}.1f}"
+    return "" if value is None else f"{round(100 * float(cell(value)), 1) + 0.0:{sign}.1f}"  # no "-0.0"
 
 
 def _interval(value: metrics.Interval, sign: str = "") -> str:

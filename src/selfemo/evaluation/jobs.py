@@ -132,8 +132,8 @@ def claim(store: Store, folder: Path, inputs: Mapping[str, str], *, begun: bool 
     """Note the inputs of an evaluation in its store; raises StoreError where it holds another evaluation.
 
     Args:
-        begun: whether something besides predictions is there that is worth to be kept. Else an evaluation
-            that failed before its first prediction leaves the folder to another one.
+        begun: whether the folder holds work besides predictions, such as a trained epoch. Without work,
+            another evaluation may take the folder over.
     """
     begun = begun or bool(store.predicted_datasets())
     if begun and (found := store.identity(_IDENTITY)) is not None:
@@ -147,7 +147,7 @@ def claim(store: Store, folder: Path, inputs: Mapping[str, str], *, begun: bool 
         return
     if store.predicted_datasets():
         raise StoreError(f"{folder} holds predictions of an unknown evaluation; give another --out")
-    store.set_identity(_IDENTITY, json.dumps(inputs))
+    store.set_identity(_IDENTITY, json.dumps(inputs), replace=True)
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
         return
     if (out / CONFIG_FILE).exists():
         raise StoreError(f"{out} is a run folder; give --out a folder of the evaluation's own")
-    if seed_folders(out):
+    if is_baseline(out):
         raise StoreError(
             f"{out} is a folder of `selfemo baseline`; give --out a folder of the evaluation's own"
         )
@@ -351,6 +351,11 @@ def trained_on(checkpoint: str) -> list[str]:
         return []
     with Store(run / STORE_FILE, read_only=True) as store:
         return sorted(store.label_sets())
+
+
+def is_baseline(folder: Path) -> bool:
+    """Whether a folder is of `selfemo baseline`, finished or not."""
+    return any(f.is_dir() for f in folder.glob(f"{SEED}*"))
 
 
 def seed_folders(folder: Path) -> list[tuple[int, Path]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfemo.errors import EngineError
 from selfemo.files import replacing_folder, sha256
-from selfemo.models.references import cache_dir, check_hub, without_bars
+from selfemo.models.references import ask_hub, cache_dir, cached_folder, without_bars
 from selfemo.models.wheels import WheelFile
 from selfemo.progress import NOTES
 
@@ -124,8 +124,8 @@ def check_encoder(reference: str) -> None:
             raise EngineError(f"{reference} is no folder of an encoder: it has no config.json")
     elif reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise EngineError(f"{reference}: no such folder")
-    else:
-        check_hub(reference, MINILM)
+    elif not cached_folder(reference):
+        ask_hub(reference, f"{MINILM} needs no network")
 
 
 def most_tokens(encoder: Any) -> float:

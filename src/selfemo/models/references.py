@@ -28,9 +28,9 @@ CHECKPOINTS = "checkpoints"
 """In a run folder: the folder of its checkpoints, one folder each."""
 START, COLD = "start", "cold-start"
 """Checkpoints of a run: the model it began with, which it keeps no copy of, and the cold start's."""
-CHECKSUMS = "selfemo_checksums.json"
 READER_FILE = "reader.json"
 """Settings and label sets of an encoder that `selfemo baseline encoder --keep` kept."""
+CHECKSUMS = "selfemo_checksums.json"
 """In a checkpoint: the sha256 of each of its files."""
 _MODEL_FILE = "config.json"
 _ITERATION = "iteration-"
@@ -143,8 +143,9 @@ class ModelReference:
             check_gguf(Path(self.path))
         if needs_conversion(self.path):
             require("reading a GGUF file", *_GGUF_READER)
-        if self.kind == "hub":
-            check_hub(self.path)
+        if self.kind == "hub" and not _in_hub_cache(self.path):
+            hint = f"{BUILTIN_MODEL} needs no network{_models_here(self.path)}"
+            check_names(ask_hub(self.path, hint), self.path)
         self._check_files()
 
     def _check_files(self) -> None:
@@ -284,8 +285,8 @@ def _last_checkpoint(run: Path) -> str:
     raise EngineError(f"{run} is a run without a checkpoint yet; resume it first")
 
 
-def _in_hub_cache(hub_id: str) -> str:
-    """The folder of a hub id's weights in the cache of this machine; "" if they are not there."""
+def cached_folder(hub_id: str) -> str:
+    """The folder of a hub id's files in the cache of this machine; "" if there is none."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -293,23 +294,26 @@ def _in_hub_cache(hub_id: str) -> str:
         found = try_to_load_from_cache(hub_id, _MODEL_FILE)
     except HFValidationError:
         return ""
-    if not isinstance(found, str) or not any(Path(found).parent.glob("*.safetensors")):
-        return ""
-    return str(Path(found).parent)
+    return str(Path(found).parent) if isinstance(found, str) else ""
 
 
-def check_hub(hub_id: str, builtin: str = BUILTIN_MODEL) -> None:
-    """Check that a model is in the cache of this machine or on the hub (EngineError).
+def _in_hub_cache(hub_id: str) -> str:
+    """The folder of a hub id's weights in the cache of this machine; "" if they are not there."""
+    folder = cached_folder(hub_id)
+    return folder if folder and any(Path(folder).glob("*.safetensors")) else ""
+
+
+def ask_hub(hub_id: str, hint: str) -> list[str]:
+    """Ask the hub once whether it has a model; loading would ask again and again for a minute.
 
     Args:
-        builtin: what the message says can be had without the hub.
+        hint: what there is instead, for the message.
+
+    Returns: the names of its files.
+
+    Raises:
+        EngineError: it has none of that name, or gives it to known users alone, or cannot be reached.
     """
-    if not _in_hub_cache(hub_id):
-        _ask_hub(hub_id, builtin)
-
-
-def _ask_hub(hub_id: str, builtin: str) -> None:
-    """Ask the hub once whether it has a model; loading would ask again and again for a minute."""
     from huggingface_hub import model_info
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -320,16 +324,13 @@ def _ask_hub(hub_id: str, builtin: str) -> None:
             f"{hub_id}: its owner gives it to known users alone; ask for it on its page, then `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
-        raise EngineError(
-            f"{hub_id}: no such folder, and no such model on the hub{_models_here(hub_id)}"
-        ) from None
+        raise EngineError(f"{hub_id}: no such folder, and no such model on the hub; {hint}") from None
     except Exception as e:  # each version of the client has its own types for a network that fails
         raise EngineError(
             f"{hub_id}: no such folder; as a hub id, it is not in the cache of this machine, and the hub "
-            f"cannot be reached ({' '.join(str(e).split())[:200]}); {builtin} needs no network"
-            f"{_models_here(hub_id)}"
+            f"cannot be reached ({' '.join(str(e).split())[:200]}); {hint}"
         ) from None
-    check_names([f.rfilename for f in found.siblings or ()], hub_id)
+    return [f.rfilename for f in found.siblings or ()]
 
 
 def _models_in(place: Path) -> list[str]:

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from selfemo.config import Config, DataConfig, SftConfig
 from selfemo.data import ADAPTERS, load, speakers_named
+from selfemo.data.checks import check_names
 from selfemo.data.personas_plain import describe_speakers, with_personas
 from selfemo.data.splits import hold_out
 from selfemo.errors import ConfigError, DataError, StoreError
 from selfemo.method.prompts import Reasoning
-from selfemo.method.types import UNION, Completion, Conversation, EmotionDistribution, LabelSet, Prompt
+from selfemo.method.types import Completion, Conversation, EmotionDistribution, Prompt
 from selfemo.models.references import run_of
 from selfemo.runs.overlap import DataOverlap, check_overlap
 from selfemo.runs.store import STORE_FILE, Store
@@ -90,26 +91,11 @@ def load_sources(config: DataConfig) -> tuple[list[Sequence[Conversation]], Data
                 f"{adapter.name} holds the utterances of {adapter.same_utterances} again; name one of both "
                 "in data.sources"
             )
-    _check_names(every)
+    check_names(every)
     twice = [i for i, n in Counter(c.id for c in every).items() if n > 1]
     if twice:
         raise DataError(f"conversation id {twice[0]!r} occurs twice in data.sources")
     return loaded, check_overlap(every, config)
-
-
-def _check_names(conversations: Sequence[Conversation]) -> None:
-    """Scores are by the name of a data set: it has one label set, and another name than all of them."""
-    own = 'lines of JSON name theirs by the key "dataset", tables by name in their description'
-    sets: dict[str, LabelSet] = {}
-    for c in conversations:
-        if c.dataset == UNION:
-            raise DataError(f"no data set may be called {UNION!r}, as all of them together are; {own}")
-        if sets.setdefault(c.dataset, c.label_set).labels != c.label_set.labels:
-            both = " and ".join(", ".join(s) for s in (sets[c.dataset], c.label_set))
-            raise DataError(
-                f"conversations of data set {c.dataset!r} have different labels ({both}), and scores are by "
-                f"data set: give each label set a name of its own; {own}"
-            )
 
 
 def _with_overlap(config: DataConfig) -> tuple[list[Conversation], DataOverlap]:

@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from selfemo.evaluation.baselines.base import OnEncoder, Reader, Task
-from selfemo.evaluation.baselines.regression import RegressionConfig, fit_regression
+from selfemo.evaluation.baselines.regression import RegressionConfig, Strengths, fit_regression
 from selfemo.method.types import Conversation, Utterance
 
 
 class EmbeddingsConfig(RegressionConfig):
-    strengths: tuple[float, ...] = (0.1, 1.0, 10.0)
+    strengths: Strengths = (0.1, 1.0, 10.0)
     encoder: str = "builtin:all-minilm-l6-v2"
     """builtin:all-minilm-l6-v2, builtin:all-mpnet-base-v2, a folder, or a hub id."""
     window: Annotated[int, Field(ge=0)] = 3

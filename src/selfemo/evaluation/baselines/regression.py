@@ -22,8 +22,11 @@ _TOLERANCE = 1e-6
 """Of the gradient. At scikit-learn's 1e-4 the number of threads moved three of MELD's 562 labels."""
 
 
+Strengths = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+
 class RegressionConfig(Section):
-    strengths: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.01, 0.1, 1.0, 10.0)
+    strengths: Strengths = (0.01, 0.1, 1.0, 10.0)
     """Values of C, of which the one with the best weighted F1 on the turns for choices is taken."""
     balanced: bool = False
     """Weigh each label by the inverse of its share."""

@@ -115,7 +115,8 @@ class Stages(Database):
         found: str | None = self.value("SELECT value FROM meta WHERE key = ?", key)
         return found
 
-    def set_identity(self, key: str, value: str) -> None:
-        """Note a value about the whole store, in place of the one that the key had."""
+    def set_identity(self, key: str, value: str, *, replace: bool = False) -> None:
+        """Note a value under a key about the whole store; the key must be new unless it is to be replaced."""
+        how = "INSERT OR REPLACE" if replace else "INSERT"
         with self.transaction():
-            self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+            self.db.execute(f"{how} INTO meta VALUES (?, ?)", (key, value))
