@@ -177,8 +177,9 @@ def table1(folders: Sequence[Path], *, intervals: Intervals = "none") -> tuple[l
     Folders of one model are one row (`merged`). Below it stands what always saying the most frequent label
     scores on the same turns. A measured row has an AVG only where all three data sets of the paper were
     measured, so that it is the average that the paper gives. Further data sets get columns of their own. The
-    first column says which rows are not of the test split, as the published ones are, and of baselines whether
-    one model was trained for all data sets. "Saw" has modalities (text, audio, video), context ("both" with later turns) and the split that the epoch was chosen by.
+    first column says which rows are not of the test split, as the published ones are, and of baselines
+    whether one model was trained for all data sets. "Saw" has modalities (text, audio, video), context
+    ("both" with later turns) and the split that the epoch was chosen by.
     """
     found = merged([measured(p) for p in folders])
     sets = list(dict.fromkeys([*PAPER_SETS, *(d for m in found for d in m.single)]))
