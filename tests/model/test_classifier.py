@@ -53,7 +53,7 @@ class Job:
     def run(self, **more: Any) -> list[dict[str, float]]:
         return fit_classifier(
             self.model, self.config, self.batches, self.backward, self.score, seed=3, states=self.states,
-            label="toy", reporter=Quiet(), stop=self.stop, **more,
+            label="toy", stop=self.stop, **{"reporter": Quiet(), **more},
         )  # fmt: skip
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -128,6 +128,20 @@ def test_the_best_epoch_is_kept_and_the_first_of_equals(
     assert [h["score"] for h in history] == scores and best_epoch(history) == best
     assert same(job.weights(), job.seen[best])
     assert not same(job.seen[best], job.seen[-1])
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(0.25, True), (0.4, False), (0.0, False)])
+def test_a_warm_up_of_a_few_steps_is_told(tmp_path: Path, warmup: float, warned: bool) -> None:
+    """Of twelve steps: three, nearly five, and none, which is a choice."""
+    said: list[str] = []
+
+    class Says(Quiet):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    Job(tmp_path, warmup=warmup).run(reporter=Says())
+    told = [line for line in said if "warm-up" in line]
+    assert [line.startswith("toy: only 3.0 of 12 steps are warm-up") for line in told] == [True] * warned
 
 
 @pytest.mark.parametrize(

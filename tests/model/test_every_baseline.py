@@ -22,7 +22,14 @@ from tests.support.files import ROOT
 TUNED = {"epochs": 3, "lr": 5e-4, "patience": 0, "pooling": "mean"}
 """Of the fine-tune behind the features: MiniLM, forty conversations."""
 HEAD = {"epochs": 8, "lr": 2e-3, "batch_size": 8, "fine_tune": TUNED}
-CAUSAL = {"full": True, "lr": 1e-4, "batch_size": 8, "choose_conversations": 2}
+CAUSAL = {
+    "full": True,
+    "lr": 1e-4,
+    "warmup": 0.1,  # of so few steps: with two of them the first ones undo what the model knows
+    "betas": (0.9, 0.95),
+    "batch_size": 8,
+    "choose_conversations": 2,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "encoder": {"epochs": 3, "lr": 3e-4, "layout": "conversation", "pooling": "mean", "batch_size": 16},
     "spcl": {"epochs": 3, "lr": 3e-4, "window": 2, "batch_size": 16},
