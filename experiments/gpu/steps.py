@@ -134,7 +134,7 @@ def _scarce(budget: str, shows: str) -> Step:
 BASELINES = {
     "simple": "what a small model must beat: majority, label shares, TF-IDF, frozen embeddings",
     "encoder": "supervised encoders by EmoBERTa's and SPCL's recipes, each set and unified, five seeds",
-    "heads": "DialogueRNN, DialogueGCN, DAG-ERC, COSMIC without its knowledge: past only, and with later turns",
+    "heads": "DialogueRNN, DialogueGCN, DAG-ERC, COSMIC without its knowledge: past only, and both ways",
     "language-models": "InstructERC, BiosERC and PRC-Emo as recipes of the built-in model",
 }
 
