@@ -25,7 +25,7 @@ HEAD = {"epochs": 8, "lr": 2e-3, "batch_size": 8, "fine_tune": TUNED}
 CAUSAL = {
     "full": True,
     "lr": 1e-4,
-    "warmup": 0.1,  # of so few steps: with two of them the first ones undo what the model knows
+    "warmup": 0.1,  # with BiosERC's 3% of so few steps, and its betas, a model learned nothing
     "betas": (0.9, 0.95),
     "batch_size": 8,
     "choose_conversations": 2,

@@ -359,7 +359,7 @@ def _check_folder(path: Path) -> None:
     if (path / READER_FILE).exists():
         raise EngineError(
             f"{path} is an encoder of `selfemo baseline encoder --keep`, which writes no text; "
-            f"baseline.features takes it, and in Python TurnReader.load({str(path)!r})"
+            f'baseline.features takes it, and in Python TurnReader.load(Path({str(path)!r}), "auto")'
         )
     if not (path / _MODEL_FILE).exists():
         check_adapter(path)

@@ -29,7 +29,9 @@ Batch = TypeVar("Batch")
 Epochs = list[dict[str, float]]
 """By epoch: loss, and score on the held-out turns."""
 _FEW = 4
-"""Steps of warm-up under which a line warns. Measured: 2 of 80 left a causal model with one label for all."""
+"""Steps of warm-up under which a line warns. BiosERC with 2 of 80, and betas of 0.9 and 0.999, said one label
+for all; with 8, and betas of 0.9 and 0.95, it learned (docs/baselines.md). Which of both counts was not
+measured."""
 _HISTORY, _BEST = "epochs.json", "best.safetensors"
 
 
@@ -74,8 +76,8 @@ def fit_classifier(
     total, history = sum(sizes), _resume(model, optimizer, states)
     if 0 < (warm := config.warmup * total) < _FEW:
         reporter.say(
-            f"{label}: only {warm:.1f} of {total} steps are warm-up, and steps that begin large can undo "
-            "what a model knows; raise baseline.warmup if it answers one label alone"
+            f"{label}: only {warm:.1f} of {total} steps are warm-up, and large first steps can undo what a "
+            "model knows; if it gives one label to all, raise warmup"
         )
     with reporter.bar(label, total) as advance:
         advance(sum(sizes[: len(history)]))
