@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def train_encoder(
     torch.manual_seed(derive(seed, "heads"))
     reader = TurnReader.new(config, list(dict.fromkeys(c.label_set for c in train)), device)
     rows = labelled_rows(reader, train, reporter)
+    reader.shares = label_shares(rows, reader)
     weights = class_weights(rows, reader) if config.class_weights else None
 
     def backward(batch: list[int]) -> float:
@@ -92,6 +94,15 @@ def _labelled(reader: TurnReader, conversation: Conversation) -> list[Labelled]:
 def class_weights(rows: Sequence[Labelled], reader: TurnReader) -> torch.Tensor:
     """(s, k) of each label of s label sets; see `label_weights`."""
     return label_weights(((which, gold) for (which, _), gold in rows), [len(s) for s in reader.label_sets])
+
+
+def label_shares(rows: Sequence[Labelled], reader: TurnReader) -> list[list[float]]:
+    """The share of each label of each label set among the labelled turns."""
+    found = []
+    for k, labels in enumerate(reader.label_sets):
+        counts = Counter(g for (which, _), gold in rows if which == k for g in gold if g >= 0)
+        found.append([counts[i] / max(1, counts.total()) for i in range(len(labels))])
+    return found
 
 
 def epoch_batches(rows: Sequence[Labelled], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

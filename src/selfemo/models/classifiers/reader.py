@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from selfemo.config.encoders import EncoderConfig
 from selfemo.errors import EngineError
 from selfemo.files import write_json
-from selfemo.method.types import Conversation, LabelSet
+from selfemo.method.types import Conversation, EmotionDistribution, LabelSet
 from selfemo.models.classifiers.encoder import TurnEncoder
 from selfemo.models.classifiers.layout import Row, RowBuilder
 from selfemo.models.encoders import load_encoder, most_tokens
@@ -37,6 +38,8 @@ class TurnReader:
 
     Attributes:
         cut: turns of which tokens were left out when they were read last, as they alone are too long.
+        shares: of each label of each label set among the turns it was trained on; None where they are not
+            known.
     """
 
     def __init__(
@@ -47,20 +50,23 @@ class TurnReader:
         self.builder = RowBuilder.of(config, tokenizer)
         self.dtype = pick_dtype("auto", model.device)
         self.cut = 0
+        self.shares: list[list[float]] | None = None
 
     def items(self, conversation: Conversation) -> list[Item]:
         """The rows of a conversation.
 
         Raises: EngineError: the reader was not trained on its label set.
         """
-        if conversation.label_set not in self.label_sets:
+        which = self._which(conversation.label_set, conversation.id)
+        return [(which, row) for row in self.builder.rows(conversation)]
+
+    def _which(self, labels: LabelSet, of: str) -> int:
+        if labels not in self.label_sets:
             known = ", ".join(s.name for s in self.label_sets)
             raise EngineError(
-                f"{conversation.id}: its labels are those of {conversation.label_set.name}, and the reader "
-                f"was trained on those of {known}"
+                f"{of}: its labels are those of {labels.name}, and the reader was trained on those of {known}"
             )
-        which = self.label_sets.index(conversation.label_set)
-        return [(which, row) for row in self.builder.rows(conversation)]
+        return self.label_sets.index(labels)
 
     def logits(self, items: Sequence[Item]) -> torch.Tensor:
         """(n, k) float32 logits of the turns read in some rows."""
@@ -83,6 +89,29 @@ class TurnReader:
             found[i][turn] = row[: found[i].shape[1]]
         return found
 
+    def read_last(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
+        """(k,) probabilities of the labels for the last turn of each conversation."""
+        found = [np.zeros(len(c.label_set)) for c in conversations]
+        for (i, _), row in self._outputs(
+            conversations, lambda items: self.logits(items).softmax(-1), last=True
+        ):
+            found[i] = row[: len(found[i])]
+        return found
+
+    def expected(self, labels: LabelSet) -> EmotionDistribution:
+        """The shares of the labels among the turns it was trained on.
+
+        Raises: EngineError: they were not kept, or it was trained on other labels.
+        """
+        if self.shares is None:
+            raise EngineError(
+                f"{self.config.encoder}: an earlier version kept this reader, without the shares of its "
+                "labels; train it again with `selfemo baseline encoder --keep`"
+            )
+        return EmotionDistribution(
+            dict(zip(labels, self.shares[self._which(labels, self.config.encoder)], strict=True))
+        )
+
     def features(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
         """(t, d) what the heads see of each turn of each conversation."""
         return self.vectors(conversations, self.model.features)
@@ -103,11 +132,23 @@ class TurnReader:
         return found
 
     def _outputs(
-        self, conversations: Sequence[Conversation], of: Callable[[Sequence[Item]], torch.Tensor]
+        self,
+        conversations: Sequence[Conversation],
+        of: Callable[[Sequence[Item]], torch.Tensor],
+        *,
+        last: bool = False,
     ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-        """((conversation, turn), output) of each turn, computed in batches of similar length."""
+        """((conversation, turn), output) of each turn, computed in batches of similar length.
+
+        Args:
+            last: of the last turn of each conversation alone.
+        """
         self.model.eval()
         named = [(i, item) for i, c in enumerate(conversations) for item in self.items(c)]
+        if last:
+            named = [
+                (i, _last_place(item)) for i, item in named if _reads(item, len(conversations[i].turns) - 1)
+            ]
         self.cut = sum(row.cut for _, (_, row) in named)
         for part in micro_batches([len(row.ids) for _, (_, row) in named], self.config.micro_tokens):
             items = [named[k][1] for k in part]
@@ -126,9 +167,8 @@ class TurnReader:
         }
         save_file(rest, folder / _HEADS)
         sets = [{"name": s.name, "labels": list(s.labels), "unscored": s.unscored} for s in self.label_sets]
-        write_json(
-            folder / READER_FILE, {"label_sets": sets, "settings": self.config.model_dump(mode="json")}
-        )
+        held = {"label_sets": sets, "shares": self.shares, "settings": self.config.model_dump(mode="json")}
+        write_json(folder / READER_FILE, held)
 
     @staticmethod
     def new(config: EncoderConfig, label_sets: Sequence[LabelSet], device: str) -> TurnReader:
@@ -147,8 +187,9 @@ class TurnReader:
     @staticmethod
     def load(folder: Path, device: str = "auto") -> TurnReader:
         """A reader that `save` wrote (EngineError: there is none, or it is not whole)."""
-        config, sets = kept_settings(folder)
+        config, sets, shares = _kept(folder)
         reader = TurnReader.new(config.model_copy(update={"encoder": str(folder)}), sets, device)
+        reader.shares = shares
         try:
             found = reader.model.load_state_dict(load_file(folder / _HEADS), strict=False)
             if lacking := [n for n in found.missing_keys if not n.startswith("core.")]:
@@ -158,12 +199,31 @@ class TurnReader:
         return reader
 
 
+def _reads(item: Item, turn: int) -> bool:
+    """Whether a turn is read in a row."""
+    return any(p.turn == turn for p in item[1].places)
+
+
+def _last_place(item: Item) -> Item:
+    """The row with its last place alone."""
+    which, row = item
+    return which, replace(row, places=row.places[-1:])
+
+
 def kept_settings(folder: Path) -> tuple[EncoderConfig, list[LabelSet]]:
     """The settings and label sets of a reader that was saved (EngineError: there is none)."""
+    config, sets, _ = _kept(folder)
+    return config, sets
+
+
+def _kept(folder: Path) -> tuple[EncoderConfig, list[LabelSet], list[list[float]] | None]:
     try:
         held = json.loads((folder / READER_FILE).read_text(encoding="utf-8"))
         sets = [LabelSet(s["name"], tuple(s["labels"]), s["unscored"]) for s in held["label_sets"]]
-        return EncoderConfig.model_validate(held["settings"]), sets
+        shares = held.get("shares")
+        if shares is not None and [len(of) for of in shares] != [len(s) for s in sets]:
+            raise ValueError("shares of other labels")
+        return EncoderConfig.model_validate(held["settings"]), sets, shares
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise EngineError(
             f"{folder}: no trained reader, as `selfemo baseline encoder --keep` keeps it ({e})"
