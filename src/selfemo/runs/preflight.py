@@ -25,7 +25,8 @@ from selfemo.runs.inputs import (
     seen_samples,
     with_hold_out,
 )
-from selfemo.runs.settings import find_checkpoint
+from selfemo.runs.settings import check_reply_reader, find_checkpoint
+from selfemo.stages.expression import REFERENCE
 from selfemo.training import check_engine, open_trainer
 
 
@@ -60,6 +61,12 @@ def check_start(
         sft, reasoning = config.sft, config.prompt.reasoning
         not_trained_on, seen = inputs.overlap.not_trained_on, seen_samples(inputs.training, config)
         cold_start_samples(inputs.training, sft, reasoning, config.seed, not_trained_on, seen)
+    if config.expresses:
+        labels = list(dict.fromkeys(c.label_set for c in inputs.conversations))
+        named = {"reward.listener": config.reward.listener, "guard.reader": config.guard.reader}
+        for key, reference in named.items():
+            if reference not in ("", REFERENCE):
+                check_reply_reader(key, reference, labels, rewards=True)
     open_trainer(config, folder, StopRequest())  # it loads no model yet
     return config, inputs
 

@@ -7,7 +7,8 @@
     score     R1 against the target, R2 against the group, their advantage (eqs. 8-13)
     best      the best rollout of each group, completed where something comes of it; the gate decides whether
               it may join the data, and where it asks for that, the teacher, the policy of the stage's start,
-              reads the replies
+              reads the replies. With reward.expression several replies to one S are drawn, and a frozen
+              listener scores them (R3, stages/expression.py)
     update    the optimiser steps on all groups (eq. 14)
     next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
@@ -24,6 +25,7 @@ from selfemo.config import Config, GrpoConfig, PromptConfig, SelfPlayConfig
 from selfemo.method.prompts import Fitted, format_recognition
 from selfemo.method.types import EmotionDistribution, Place, Prompt, Rollout, RolloutGroup
 from selfemo.seeds import derive, rng, shuffled_runs
+from selfemo.stages.expression import open_ears, reply_items, reply_measures
 from selfemo.stages.flywheel import PromptQueue, add_sample, too_old
 from selfemo.stages.gate import NO_REPLY, PASS
 from selfemo.stages.interfaces import Buffer, Watch
@@ -117,7 +119,8 @@ def rl_stage(
     """
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
-    replies: Replies = "due" if config.replies else "none"
+    replies: Replies = "every" if config.expresses else "due" if config.replies else "none"
+    ears = open_ears(config, trainer.teacher)
     for wave, rounds in _drawn(trainer, originals, config, buffer, plan, place):
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):
@@ -137,13 +140,23 @@ def rl_stage(
 
                 # best, gate
                 turns = take_turns(
-                    sample, now.fitted, groups, config, at, lam, encode=trainer.encode_text, replies=replies
+                    sample,
+                    now.fitted,
+                    groups,
+                    config,
+                    at,
+                    lam,
+                    encode=trainer.encode_text,
+                    replies=replies,
+                    ears=ears,
                 )
                 turns = read_replies(trainer.teacher, turns, persona_of, config)
 
                 # update
+                weight = config.reward.expression_weight
                 items = [
                     rl_items(f, t.group, grpo, trainer.encode_text)
+                    + (reply_items(f, t.spoken, weight) if t.spoken else [])
                     for f, t in zip(now.fitted, turns, strict=True)
                 ]
                 seed = derive(config.seed, stage, round_)
@@ -295,6 +308,8 @@ def _keep_round(
         kept, following = 0, []
         for turn in turns:
             buffer.add_group(turn.group, at, turn.best, turn.verdict)
+            if turn.spoken:
+                buffer.add_replies(turn.group.prompt.id, turn.spoken.replies, at)
             if turn.verdict == PASS:
                 prompt, completion = turn.group.prompt, turn.completion
                 assert completion is not None
@@ -355,6 +370,7 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
         if all(t.verdict == NO_REPLY for t in turns)
         else sum(t.verdict == PASS for t in turns) / len(turns),
         **_silence(turns),
+        **reply_measures([t.spoken.replies for t in turns if t.spoken]),
         "label_sets": sorted({labels.name for _, labels in by_labels}),
         "emotions": shares([r.emotion.top(labels) for r, labels in by_labels if r.emotion]),
         "self_emotions": shares(
