@@ -13,14 +13,22 @@ from hypothesis import strategies as st
 
 from selfemo.config import GateConfig, GrpoConfig, load
 from selfemo.errors import SelfEmoError
-from selfemo.method.expression import expression_reward, names_label, reply_advantages
+from selfemo.method.expression import expression_reward, reply_advantages
 from selfemo.method.prompts import Fitted
+from selfemo.method.replies import names_label
 from selfemo.method.types import EmotionDistribution, Place, Prompt, RawCompletion
 from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.reply_readers import Read, Said
-from selfemo.stages.expression import Drawn, Ears, most_expressive, reply_items, reply_measures, score_replies
 from selfemo.stages.rl import rl_items
 from selfemo.stages.selfplay import score_group, take_turns
+from selfemo.training.expression import (
+    Drawn,
+    Ears,
+    most_expressive,
+    reply_items,
+    reply_measures,
+    score_replies,
+)
 from tests.conftest import MELD, dist, make_prompt
 
 EVEN = EmotionDistribution(dict.fromkeys(MELD, 1.0))

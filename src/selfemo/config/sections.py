@@ -115,7 +115,7 @@ class RewardConfig(_Section):
     secondary: Annotated[str, _one_of(SECONDARY)] = "count"
     expression: Literal["none", "listener"] = "none"
     """R3 [ours]: whether replies are rewarded by how far a frozen listener finds S in them. Needs causal
-    credit: one S and several replies are drawn behind the best E line (stages/expression.py)."""
+    credit: one S and several replies are drawn behind the best E line (training/expression.py)."""
     listener: str = "reference"
     """Who listens: "reference", the policy of the stage's start; or the folder of an encoder that `selfemo
     baseline encoder --keep` kept, a model, or an endpoint. Never the reader that judges afterwards."""

@@ -26,8 +26,8 @@ from selfemo.runs.inputs import (
     with_hold_out,
 )
 from selfemo.runs.settings import check_reply_reader, find_checkpoint
-from selfemo.stages.expression import REFERENCE
 from selfemo.training import check_engine, open_trainer
+from selfemo.training.expression import REFERENCE
 
 
 def check_start(

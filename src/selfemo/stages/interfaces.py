@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from selfemo.method.types import Place, Prompt, RolloutGroup
-from selfemo.stages.expression import Reply
+from selfemo.training.expression import Reply
 from selfemo.training.protocol import Trainer
 
 

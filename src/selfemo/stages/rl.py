@@ -8,7 +8,7 @@
     best      the best rollout of each group, completed where something comes of it; the gate decides whether
               it may join the data, and where it asks for that, the teacher, the policy of the stage's start,
               reads the replies. With reward.expression several replies to one S are drawn, and a frozen
-              listener scores them (R3, stages/expression.py)
+              listener scores them (R3, training/expression.py)
     update    the optimiser steps on all groups (eq. 14)
     next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
@@ -25,7 +25,6 @@ from selfemo.config import Config, GrpoConfig, PromptConfig, SelfPlayConfig
 from selfemo.method.prompts import Fitted, format_recognition
 from selfemo.method.types import EmotionDistribution, Place, Prompt, Rollout, RolloutGroup
 from selfemo.seeds import derive, rng, shuffled_runs
-from selfemo.stages.expression import open_ears, reply_items, reply_measures
 from selfemo.stages.flywheel import PromptQueue, add_sample, too_old
 from selfemo.stages.gate import NO_REPLY, PASS
 from selfemo.stages.interfaces import Buffer, Watch
@@ -41,6 +40,7 @@ from selfemo.stages.selfplay import (
     score_group,
     take_turns,
 )
+from selfemo.training.expression import open_ears, reply_items, reply_measures
 from selfemo.training.protocol import Measures, RlItem, RlSpan, Trainer, learning_rate
 
 

@@ -34,9 +34,9 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.seeds import derive, rng
 from selfemo.stages.channel import e_x_channel, read_pairs
-from selfemo.stages.expression import Drawn, Ears, Spoken, most_expressive
 from selfemo.stages.gate import NO_REPLY, PASS, channel_fault, gate, right_enough
 from selfemo.stages.interfaces import Buffer
+from selfemo.training.expression import Drawn, Ears, Spoken, most_expressive
 
 EMOTION_TOKENS = 40
 """Most tokens of an E line that is sampled alone: three emotions with weights take about 15."""
@@ -303,7 +303,7 @@ def complete_best(
     nothing behind the E line is on policy then, so that none of it is trained on.
 
     With `ears` S is drawn first, and then several replies to it, of which the most expressive one is kept
-    (stages/expression.py).
+    (training/expression.py).
 
     Args:
         every: behind each E line that parsed; else where something comes of it: the gate may let it pass, or

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from selfemo.method.types import EmotionDistribution, LabelSet, ParseFailure, Place, RolloutGroup
 from selfemo.runs.store.base import Database
 from selfemo.runs.store.prompts import read_distribution, read_label_set, write_distribution
-from selfemo.stages.expression import Reply
+from selfemo.training.expression import Reply
 
 
 class Passed(NamedTuple):

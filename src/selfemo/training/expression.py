@@ -17,19 +17,19 @@ from typing import Any
 
 from selfemo.config import Config, GateConfig, GrpoConfig, PromptConfig
 from selfemo.method.diversity import distinct
-from selfemo.method.expression import expression_reward, names_label, reply_advantages
+from selfemo.method.expression import expression_reward, reply_advantages
 from selfemo.method.prompts import Fitted
+from selfemo.method.replies import names_label, reply_fault
 from selfemo.method.scoring import completed
 from selfemo.method.types import Completion, EmotionDistribution, Prompt, RawCompletion, Rollout
 from selfemo.models.reply_readers import Read, ReplyReader, Said, SamplerReader, open_reply_reader
 from selfemo.models.sampler import Sampler
-from selfemo.stages.gate import reply_fault
 from selfemo.training.protocol import RlItem
 
 REFERENCE = "reference"
 """The listener that is the policy of the stage's start."""
 UNPARSED, LABEL_WORD, UNREAD = "unparsed", "label_word", "unread"
-"""Why a reply earns nothing, besides the verdicts of `gate.reply_fault`."""
+"""Why a reply earns nothing, besides the verdicts of `reply_fault`."""
 
 
 @dataclass(frozen=True)
