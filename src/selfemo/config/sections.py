@@ -108,6 +108,10 @@ class SamplingConfig(_Section):
     """Cached tokens of one generation batch; bounds memory."""
 
 
+REFERENCE = "reference"
+"""The listener that is the policy of the stage's start."""
+
+
 class RewardConfig(_Section):
     """Names of rewards: R1 from `rewards.PRIMARY`, R2 from `rewards.SECONDARY`."""
 
@@ -116,7 +120,7 @@ class RewardConfig(_Section):
     expression: Literal["none", "listener"] = "none"
     """R3 [ours]: whether replies are rewarded by how far a frozen listener finds S in them. Needs causal
     credit: one S and several replies are drawn behind the best E line (training/expression.py)."""
-    listener: str = "reference"
+    listener: str = REFERENCE
     """Who listens: "reference", the policy of the stage's start; or the folder of an encoder that `selfemo
     baseline encoder --keep` kept, a model, or an endpoint. Never the reader that judges afterwards."""
     replies: Annotated[int, Field(ge=0)] = 0
@@ -124,11 +128,16 @@ class RewardConfig(_Section):
     expression_weight: NonNegative = 1.0
     """Weight of the advantages of replies beside those of E lines."""
 
+    @property
+    def heard_by_reference(self) -> bool:
+        """Whether the policy of the stage's start listens to the replies."""
+        return self.expression != "none" and self.listener == REFERENCE
+
     @model_validator(mode="after")
     def _somebody_listens(self) -> RewardConfig:
         if self.replies == 1:
             raise ValueError("replies = 1: a reply alone has no advantage; use 2 or more, or 0")
-        if self.expression == "none" and self.listener != "reference":
+        if self.expression == "none" and self.listener != REFERENCE:
             raise ValueError(
                 f'listener = "{self.listener}" with expression = "none": nobody would listen; set expression '
                 '= "listener"'
@@ -507,7 +516,7 @@ class Config(_Section):
                 'reward.expression = "listener" is for engine = "local": a launch of verl samples whole '
                 'completions; set reward.expression = "none"'
             )
-        if self.reward.listener == "reference" and self.prompt.reasoning != "none":
+        if self.reward.heard_by_reference and self.prompt.reasoning != "none":
             raise ValueError(
                 'reward.listener = "reference" reads labels right behind the prompt, and prompt.reasoning = '
                 f'"{self.prompt.reasoning}" has the model reason first; name another listener'

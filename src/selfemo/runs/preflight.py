@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfemo.config import Config
+from selfemo.config import REFERENCE, Config
 from selfemo.data.splits import held_out
 from selfemo.errors import EngineError, StoreError
 from selfemo.extras import require
@@ -27,7 +27,6 @@ from selfemo.runs.inputs import (
 )
 from selfemo.runs.settings import check_reply_reader, find_checkpoint
 from selfemo.training import check_engine, open_trainer
-from selfemo.training.expression import REFERENCE
 
 
 def check_start(

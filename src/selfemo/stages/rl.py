@@ -336,11 +336,15 @@ def _keep_round(
 
 
 def stage_counts(buffer: Buffer, stage: str) -> dict[str, int]:
-    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long, changed targets."""
+    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long, changed targets, and
+    replies that R3 compared, with those of them that earned nothing, by their fault."""
     counts = Counter(buffer.verdicts(stage))
     for record in buffer.stage_metrics(stage):
         counts.update(record.get("lengths", {}))
         counts.update(record.get("targets", {}))
+        if drawn := record.get("replies"):
+            counts["replies_compared"] += drawn
+            counts.update({f"unrewarded_{k}": n for k, n in record["replies_refused"].items()})
     return dict(counts)
 
 

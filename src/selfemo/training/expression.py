@@ -26,8 +26,6 @@ from selfemo.models.reply_readers import Read, ReplyReader, Said, SamplerReader,
 from selfemo.models.sampler import Sampler
 from selfemo.training.protocol import RlItem
 
-REFERENCE = "reference"
-"""The listener that is the policy of the stage's start."""
 UNPARSED, LABEL_WORD, UNREAD = "unparsed", "label_word", "unread"
 """Why a reply earns nothing, besides the verdicts of `reply_fault`."""
 
@@ -101,12 +99,14 @@ def open_ears(config: Config, teacher: Callable[[], Sampler]) -> Ears | None:
     """
     if not config.expresses:
         return None
-    name, judge = config.reward.listener, config.guard.reader
+    reward, judge = config.reward, config.guard.reader
 
     def opened(reference: str) -> ReplyReader:
         return open_reply_reader(reference, config.model, PromptConfig(max_tokens=config.prompt.max_tokens))
 
-    listener = SamplerReader(teacher(), config.prompt) if name == REFERENCE else opened(name)
+    listener = (
+        SamplerReader(teacher(), config.prompt) if reward.heard_by_reference else opened(reward.listener)
+    )
     return Ears(listener, opened(judge) if judge else None)
 
 
