@@ -255,6 +255,10 @@ def test_a_given_s_is_kept_and_its_replies_learn() -> None:
         ([*ON, "reward.listener=a/b", "guard.reader=a/b"], "is the listener itself"),
         ([*ON, "prompt.reasoning=brief"], "name another listener"),
         ([*ON, "engine=verl"], 'is for engine = "local"'),
+        (
+            [*ON, "grpo.reward_weight=0", "reward.expression_weight=0"],
+            "so is reward.expression_weight: RL would",
+        ),
     ],
 )
 def test_settings_that_cannot_be(overrides: list[str], told: str) -> None:
@@ -265,3 +269,4 @@ def test_settings_that_cannot_be(overrides: list[str], told: str) -> None:
 def test_expression_alone_uses_replies() -> None:
     alone = ["selfplay.max_turns=1", "flywheel.refit=none"]
     assert load([], [*ON, *alone]).replies and not load([], alone).replies
+    assert load([], [*ON, "grpo.reward_weight=0"]).expresses, "R3 may be all that RL learns from"

@@ -561,8 +561,12 @@ class Config(_Section):
                     'selfplay.self_emotion = "balanced" with selfplay.max_turns = 1 and flywheel.refit = '
                     '"none": no reply is sampled, so that there is no S to balance; use "sampled"'
                 )
-        if not self.grpo.reward_weight and not self.grpo.gold_weight:
-            raise ValueError("grpo.reward_weight and grpo.gold_weight are both 0: RL would learn nothing")
+        expressed = self.expresses and self.reward.expression_weight
+        if not (self.grpo.reward_weight or self.grpo.gold_weight or expressed):
+            more = ", and so is reward.expression_weight" if self.expresses else ""
+            raise ValueError(
+                f"grpo.reward_weight and grpo.gold_weight are both 0{more}: RL would learn nothing"
+            )
         if self.sampling.group_size < 2:
             raise ValueError(
                 "sampling.group_size is 1: a group of one has no advantage and would teach nothing; "
