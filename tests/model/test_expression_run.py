@@ -12,20 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from selfemo.config import ModelConfig, PromptConfig
+from selfemo.config import GrpoConfig, ModelConfig, PromptConfig
 from selfemo.config.encoders import EncoderConfig
-from selfemo.errors import ConfigError, EngineError
+from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.files import write_json
-from selfemo.method.expression import expression_reward
+from selfemo.method.expression import bounded, information_gain
 from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, LabelSet, Utterance
 from selfemo.models.classifiers.reader import TurnReader
+from selfemo.models.generation.chat import Answer, UnansweredError, parse_expert
+from selfemo.models.generation.endpoint import EndpointSampler
 from selfemo.models.generation.local import LocalSampler
 from selfemo.models.loading import load_policy
 from selfemo.models.references import READER_FILE
-from selfemo.models.reply_readers import EncoderReader, SamplerReader, open_reply_reader
+from selfemo.models.reply_readers import EncoderReader, SamplerReader, open_reply_reader, reader_of
 from selfemo.runs.preflight import check_start
 from selfemo.runs.store import read_distribution
-from tests.conftest import MELD, Built, make_prompt
+from selfemo.training.engine import LocalEngine
+from selfemo.training.protocol import RlItem
+from tests.conftest import MELD, Built, dist, make_prompt
 from tests.support.encoders import build_encoder
 from tests.support.runs import Silent, Watcher, assert_same_run, begun, evolve, settings
 
@@ -34,6 +38,7 @@ ON = (
     "grpo.credit=causal", "grpo.mini_batch=6", "grpo.lr=1e-3", "save.every_steps=1", "flywheel.iterations=1",
     "model.threads=1", "reward.expression=listener", "reward.replies=3",
 )  # fmt: skip
+UNSEEN = LabelSet(*(getattr(MELD, f) for f in ("name", "labels", "unscored")))
 SHARES = [0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05]
 
 
@@ -100,7 +105,7 @@ def test_a_run_rewards_its_replies_by_its_frozen_start(
         s, stored = read_distribution(r["self_emotion"]), read_distribution(r["heard"])
         assert s is not None and q is not None and expected is not None and stored is not None
         assert dict(stored) == pytest.approx(dict(q), abs=1e-4)
-        assert r["r3"] == pytest.approx(expression_reward(s, q, expected, MELD), abs=1e-3)
+        assert r["r3"] == pytest.approx(bounded(information_gain(s, q, expected, MELD)), abs=1e-3)
     with closing(sqlite3.connect(whole / "store.sqlite")) as db:
         records = [
             json.loads(r) for (r,) in db.execute("SELECT record FROM metrics WHERE stage = ?", [STAGE])
@@ -117,13 +122,59 @@ def test_an_encoder_listens_and_another_one_watches(
 ) -> None:
     listener, judge = kept(tmp_path / "a", base), kept(tmp_path / "b", base, window=0, pooling="mean")
     config = settings(
-        tiny_model, data, *ON, f'reward.listener="{listener}"', f'guard.reader="{judge}"',
+        tiny_model, data, *ON, f'reward.listener="{listener}"', f'reward.reader="{judge}"',
         "selfplay.self_emotion=balanced",
     )  # fmt: skip
     run = evolved(finished, tmp_path / "run", config)
     rows = [r for r in replies_of(run) if r["r3"] is not None]
     assert len(rows) > 9 and len({json.loads(r["self_emotion"]).popitem()[0] for r in rows}) > 3
     assert all(r["judged"] is not None for r in rows) and any(r["judged"] != r["r3"] for r in rows)
+
+
+def test_replies_have_a_token_mean_of_their_own(tiny_model: Path) -> None:
+    """The gradient of E lines and replies together is that of both by themselves, whatever their lengths."""
+    engine = LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32"))
+    config = GrpoConfig(kl_coef=0.0, lr=1e-3)
+    prompt, e, s = [5, 6, 7, 8], [9, 10, 11], [12, 13]
+    lines = [RlItem(prompt, e, 1.0, "p", "c"), RlItem(prompt, [9, 14], -1.0, "p", "c")]
+    said = [
+        RlItem([*prompt, *e, *s], list(range(20, 20 + n)), a, "p", "c", reply=True)
+        for n, a in ((12, 0.5), (9, -0.75), (15, 0.25))
+    ]
+
+    def gradient(items: list[RlItem], old: Any = None) -> tuple[torch.Tensor, dict[str, float]]:
+        engine.begin_stage(config)
+        found = engine.rl_backward(items, config, old)
+        grads = torch.cat([p.grad.flatten() for p in engine.policy.model.parameters() if p.grad is not None])
+        engine.end_stage()
+        return grads, found
+
+    (both, of_both), (first, of_lines), (second, of_said) = map(gradient, (lines + said, lines, said))
+    assert first.norm() > 0.01 and second.norm() > 0.01
+    torch.testing.assert_close(both, first + second, atol=1e-6, rtol=1e-4)
+    assert of_both["loss"] == pytest.approx(of_lines["loss"] + of_said["loss"], abs=1e-6)
+    assert of_both["tokens"] == 5 + 36
+    # The same by what the sampling policy gave them, as where a round has several mini-batches.
+    old = engine.logprobs(engine.policy, lines + said, config.micro_tokens)
+    torch.testing.assert_close(gradient(lines + said, old)[0], both, atol=1e-6, rtol=1e-4)
+
+
+def test_an_endpoint_writes_what_it_hears_and_refusals_are_none() -> None:
+    asked: list[str] = []
+
+    class Server(EndpointSampler):
+        def answers(self, questions: Any, *_: Any, **__: Any) -> list[Any]:
+            asked.extend(q.messages[-1]["content"] for q in questions)
+            told = ["E: joy 7, fear 3\nS: anger\nR: Hm.", UnansweredError("refused", "HTTP 400"), "I cannot"]
+            return [Answer(t) if isinstance(t, str) else t for t in told][: len(questions)]
+
+    reader = reader_of(Server(parse_expert("x=http://127.0.0.1:9/v1,model=y")), PromptConfig())
+    prompt = make_prompt()
+    found = reader.read([(prompt, "Hooray!"), (prompt, "No."), (prompt, "Well.")])
+    assert found == [dist(joy=7, fear=3), None, None]
+    assert f"{prompt.answerer}: Hooray!" in asked[0]
+    assert reader.expect([prompt]) == [dist(anger=1)]
+    assert "Hooray" not in asked[-1]
 
 
 def test_an_encoder_reads_the_last_turn_alone(base: Path, tmp_path: Path) -> None:
@@ -160,8 +211,9 @@ def test_a_model_tells_what_it_hears_and_what_it_expected(tiny_model: Path) -> N
     ("key", "labels", "shares", "told"),
     [
         ("reward.listener", LABEL_SETS["emorynlp"], True, "reward.listener = .*trained on those of emorynlp"),
-        ("guard.reader", LABEL_SETS["emorynlp"], True, "guard.reader = .*trained on those of emorynlp"),
+        ("reward.reader", LABEL_SETS["emorynlp"], True, "reward.reader = .*trained on those of emorynlp"),
         ("reward.listener", MELD, False, "train it again with `selfemo baseline encoder --keep`"),
+        ("reward.listener", UNSEEN, True, "the reader has seen no turn with a label of meld"),
     ],
 )
 def test_a_reader_that_cannot_listen_is_refused_before_anything_is_made(
@@ -175,6 +227,9 @@ def test_a_reader_that_cannot_listen_is_refused_before_anything_is_made(
     tmp_path: Path,
 ) -> None:
     folder = kept(tmp_path / "kept", base, labels)
+    if labels is UNSEEN:
+        held = json.loads((folder / READER_FILE).read_text())
+        write_json(folder / READER_FILE, held | {"shares": [[0.0] * 7]})
     if not shares:
         held = json.loads((folder / READER_FILE).read_text())
         del held["shares"]
@@ -182,6 +237,11 @@ def test_a_reader_that_cannot_listen_is_refused_before_anything_is_made(
     config = settings(tiny_model, data, *ON, f'{key}="{folder}"')
     with pytest.raises(EngineError, match=told):
         check_start(config, tmp_path / "run")
-    with pytest.raises(EngineError, match="no-such-model"):
-        check_start(settings(tiny_model, data, *ON, "reward.listener=no-such-model"), tmp_path / "run")
+    for wrong, error, says in (
+        ("no-such-model", EngineError, "no-such-model"),
+        ("x=http://127.0.0.1:9/v1,modl=y", ConfigError, "modl"),
+        ("scripted:no-such-file", DataError, "no-such-file"),
+    ):
+        with pytest.raises(error, match=says):
+            check_start(settings(tiny_model, data, *ON, f'reward.listener="{wrong}"'), tmp_path / "run")
     assert not (tmp_path / "run").exists()

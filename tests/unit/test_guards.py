@@ -165,7 +165,8 @@ def test_what_is_said_of_a_silent_round(record: dict, settings: list[str], parts
 
 SPOKEN = {
     "replies": 8, "expression": 0.5, "expression_reader": 0.4, "reply_entropy": 2.0, "reply_distinct_2": 0.8,
-    "label_words": 0.1, "reply_tokens": 12.0,
+    "refused": 0.1, "replies_refused": {"copy": 1}, "reply_tokens": 12.0,
+    "self_emotions": {"joy": 0.5, "fear": 0.5},
 }  # fmt: skip
 
 
@@ -185,8 +186,13 @@ def test_calm_replies_raise_nothing() -> None:
         ({"reply_entropy": 0.01}, "the entropy of the replies is 0.01 nats"),
         ({"reply_distinct_2": 0.02}, "2.0% of the pairs of words in the replies differ"),
         ({"reply_distinct_2": None}, "0.0% of the pairs of words"),
-        ({"label_words": 0.9}, "90.0% of the replies name a label"),
+        (
+            {"refused": 0.9, "replies_refused": {"label_word": 3}, "expression": None},
+            "90.0% of the replies earn nothing (label word 30)",
+        ),
         ({"reply_tokens": lambda i: 12.0 if i < 5 else 4.0}, "replies went from 12 to 4 tokens"),
+        ({"reply_tokens": lambda i: 0.0 if i < 5 else 4.0}, "replies went from 0 to 4 tokens"),
+        ({"self_emotions": {"fear": 1.0}}, "100.0% of the replies declare 'fear'"),
     ],
 )
 def test_degenerate_replies_raise_an_alarm(planted: dict, told: str) -> None:
@@ -199,8 +205,28 @@ def test_degenerate_replies_raise_an_alarm(planted: dict, told: str) -> None:
     assert decide([alarm], GuardConfig(expression="stop")) == "stop"
 
 
+def test_a_slow_drift_is_seen_since_the_stage_began() -> None:
+    """Half a window to the next the listener's R3 rises by .05, over 60 rounds by .58."""
+    rounds = records(60, **SPOKEN | {"expression": lambda i: 0.0105 * i})
+    found = [k for k in range(10, 61) if alarms(rounds[:k], GuardConfig())]
+    assert found and found[0] == 15, "the means of five rounds differ by .1"
+    (alarm,) = alarms(rounds, GuardConfig())
+    assert "rose by 0.58 nats and the reader's by 0.00" in alarm.reason
+
+
+def test_rounds_without_replies_do_not_turn_the_guard_off() -> None:
+    rounds = records(30, **SPOKEN | {"reply_entropy": 0.0})
+    for k in range(0, 30, 5):
+        rounds[k] = dict(CALM)
+    (alarm,) = alarms(rounds, GuardConfig())
+    assert alarm.kind == "expression"
+
+
 def test_replies_that_differ_break_the_silence() -> None:
     config = load([], ["grpo.credit=causal", "reward.expression=listener"])
-    flat = {"silent": 1, "expression_spread": 0.0}
-    assert silent(flat, config) and silent({"silent": 1}, config)
-    assert not silent({"silent": 1, "expression_spread": 0.4}, config)
+    assert silent({"silent": 1, "replies_flat": 1.0}, config) and silent({"silent": 1}, config)
+    assert not silent({"silent": 1, "replies_flat": 0.5}, config)
+    alone = load([], ["grpo.credit=causal", "reward.expression=listener", "grpo.reward_weight=0"])
+    assert silent({"silent": 1, "replies_flat": 1.0}, alone) and not silent(
+        {"silent": 1, "replies_flat": 0.5}, alone
+    )

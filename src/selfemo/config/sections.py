@@ -6,6 +6,7 @@ files (`configs/`) hold what differs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -123,10 +124,13 @@ class RewardConfig(_Section):
     listener: str = REFERENCE
     """Who listens: "reference", the policy of the stage's start; or the folder of an encoder that `selfemo
     baseline encoder --keep` kept, a model, or an endpoint. Never the reader that judges afterwards."""
+    reader: str = ""
+    """An independent reader of the same replies, in the words of `listener`, from which nothing learns: an
+    alarm says so where the listener hears S more and more, and the reader does not. Empty: none."""
     replies: Annotated[int, Field(ge=0)] = 0
-    """Replies of a prompt that R3 is normalised over; 0: as many as sampling.group_size."""
+    """Replies of a prompt that R3 compares; 0: as many as sampling.group_size."""
     expression_weight: NonNegative = 1.0
-    """Weight of the advantages of replies beside those of E lines."""
+    """Weight of what replies learn beside what E lines do; each is the mean over its own tokens."""
 
     @property
     def heard_by_reference(self) -> bool:
@@ -137,6 +141,16 @@ class RewardConfig(_Section):
     def _somebody_listens(self) -> RewardConfig:
         if self.replies == 1:
             raise ValueError("replies = 1: a reply alone has no advantage; use 2 or more, or 0")
+        if self.expression == "none" and self.reader:
+            raise ValueError(
+                f'reader = "{self.reader}" with expression = "none": no reply is rewarded, so that none is '
+                'judged; set expression = "listener"'
+            )
+        if self.reader and os.path.abspath(self.reader) == os.path.abspath(self.listener):
+            raise ValueError(
+                f'reader = "{self.reader}" is the listener itself, which cannot tell whether it is deceived; '
+                "name another one"
+            )
         if self.expression == "none" and self.listener != REFERENCE:
             raise ValueError(
                 f'listener = "{self.listener}" with expression = "none": nobody would listen; set expression '
@@ -292,8 +306,12 @@ class SelfPlayConfig(_Section):
     self_emotion: Literal["sampled", "balanced"] = "sampled"
     """S of the best rollout: the policy's own, or given to it, each label of the set as often in a round as
     the others (give or take one), so that rare emotions are played at all. A given S and the reply behind it
-    are trained on by no reward; a refit on them teaches that each S is as frequent. Needs causal credit,
-    whose replies are sampled by themselves."""
+    are trained on by no reward but R3, which acts on the reply; a refit on them teaches that each S is as
+    frequent. Needs causal credit, whose replies are sampled by themselves."""
+    reply: Literal["first", "best"] = "first"
+    """Of the replies that reward.expression compares the one that goes on, to the gate, the next prompt and a
+    refit: the first that breaks no rule, as the policy would say it; or the one in which the listener finds S
+    best, so that S is a better label of it, as that listener hears it."""
 
     @model_validator(mode="after")
     def _something_to_shuffle(self) -> SelfPlayConfig:
@@ -403,16 +421,12 @@ class GuardConfig(_Section):
     window: Annotated[int, Field(ge=2)] = 10
     """Rounds that collapse and hacking are measured over."""
     hacking_change: PositiveFloat = 0.05
-    reader: str = ""
-    """An independent reader of the replies that reward.expression trains, in the words of reward.listener. An
-    alarm says so where the listener hears S more and more, and the reader does not. Nothing learns from it;
-    empty: no such reader."""
     expression_change: PositiveFloat = 0.1
-    """Nats that the listener's R3 rises by over the window before the reader's is looked at."""
+    """Nats that the listener's R3 rises by since the stage began, from which on the reader's is looked at."""
     min_distinct: NonNegative = 0.1
     """Least share of different pairs of words in the replies of a window; 0 for no such limit."""
-    max_label_words: Fraction = 0.5
-    """Largest share of replies that name a label; 1 for no such limit."""
+    max_refused: Fraction = 0.5
+    """Largest share of the replies of a window that break a rule, so that they earn nothing; 1: no limit."""
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
     """Rollbacks of one stage; the next alarm stops it."""
 
@@ -500,10 +514,10 @@ class Config(_Section):
     @model_validator(mode="after")
     def _replies_to_reward(self) -> Config:
         if not self.expresses:
-            if self.guard.reader:
+            if self.selfplay.reply == "best":
                 raise ValueError(
-                    f'guard.reader = "{self.guard.reader}" with reward.expression = "none": no reply is '
-                    'rewarded, so that none is judged; set reward.expression = "listener"'
+                    'selfplay.reply = "best" with reward.expression = "none": nobody says which reply is '
+                    'best; set reward.expression = "listener"'
                 )
             return self
         if self.grpo.credit != "causal":
@@ -520,11 +534,6 @@ class Config(_Section):
             raise ValueError(
                 'reward.listener = "reference" reads labels right behind the prompt, and prompt.reasoning = '
                 f'"{self.prompt.reasoning}" has the model reason first; name another listener'
-            )
-        if self.reward.listener == self.guard.reader:
-            raise ValueError(
-                f'guard.reader = "{self.guard.reader}" is the listener itself, which cannot tell whether it '
-                "is deceived; name another one"
             )
         return self
 

@@ -5,8 +5,10 @@
 q is a frozen listener, who reads the last utterance of a history; q(. | H) is what it expects of the speaker
 before the reply r. The second term takes away what could be guessed without the reply.
 
-The replies of one prompt share their E and their S, so that their R3 differ by what was said alone:
-log q(e | H) cancels within the group, but for the bound.
+The replies of one prompt share their E and their S, so that log q(e | H) cancels among them. Two departures
+[ours]. Their R3 is centred and not divided by its deviation: it has a unit, nats, and where a listener hardly
+tells replies apart the division would make an advantage of its noise. And the bound is on the difference from
+the mean of the replies: an R3 that is cut before would call replies to a rare S equal.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from selfemo.method.self_grpo import Normalise, normalise
 from selfemo.method.types import EmotionDistribution, LabelSet
 
 BOUND = 3.0
@@ -22,18 +23,24 @@ BOUND = 3.0
 FLOOR = 0.01
 """Weight of the uniform distribution that is mixed into a listener's one before its logarithm is taken: what
 an endpoint writes leaves emotions out, and an encoder is often surer than it is right."""
+FAULT = 1.0
+"""Nats that a reply which breaks a rule is worse than the worst that does not."""
 
 
-def expression_reward(
+def bounded(nats: float) -> float:
+    """Within [-c, c]."""
+    return min(BOUND, max(-BOUND, nats))
+
+
+def information_gain(
     declared: EmotionDistribution,
     heard: EmotionDistribution,
     expected: EmotionDistribution,
     labels: LabelSet,
     *,
-    bound: float = BOUND,
     floor: float = FLOOR,
 ) -> float:
-    """R3 of a reply, in nats.
+    """What a reply has told the listener of S, in nats: R3 before it is `bounded`.
 
     Args:
         declared: S.
@@ -43,23 +50,20 @@ def expression_reward(
     def log(distribution: EmotionDistribution, emotion: str) -> float:
         return math.log((1 - floor) * distribution.weight(emotion) + floor / len(labels))
 
-    gained = math.fsum(w * (log(heard, e) - log(expected, e)) for e, w in declared.items())
-    return min(bound, max(-bound, gained))
+    return math.fsum(w * (log(heard, e) - log(expected, e)) for e, w in declared.items())
 
 
-def reply_advantages(
-    rewards: Sequence[float | None], eps: float = 1e-6, ddof: int = 0, how: Normalise = "std"
-) -> list[float]:
-    """The advantages of the replies of one prompt from their R3, normalised within the group.
+def reply_advantages(gains: Sequence[float | None]) -> list[float]:
+    """The advantages of the replies of one prompt: their gain less the mean, within [-c, c].
 
-    A reply that earns nothing (None) counts as 0, and as the worst of the others where that is below 0: else
-    a reply that breaks the rules would be better than one that shows another emotion.
-
-    Args:
-        eps, ddof, how: see `self_grpo.normalise`; "mean" is for rewards that are not negative, and is taken
-            as "none" here.
+    A reply that earns nothing (None) counts as FAULT below the least of the others, and below 0: as 0 alone
+    it would be better than one that shows another emotion, and as the least, breaking a rule would cost
+    nothing where no reply shows S.
     """
-    earned = [r for r in rewards if r is not None]
-    nothing = min(0.0, *earned) if earned else 0.0
-    values = [nothing if r is None else r for r in rewards]
-    return [float(a) for a in normalise(values, eps, ddof, "none" if how == "mean" else how)]
+    if not gains:
+        return []
+    earned = [g for g in gains if g is not None]
+    nothing = min([0.0, *earned]) - FAULT
+    values = [nothing if g is None else g for g in gains]
+    mean = math.fsum(values) / len(values)
+    return [bounded(v - mean) for v in values]

@@ -58,7 +58,26 @@ def reply_fault(prompt: Prompt, reply: str, limits: Limits) -> str:
     return ""
 
 
+_FAMILIES = {
+    "joy": "joyful joyous", "joyful": "joy joyous", "happy": "happiness happily",
+    "happiness": "happy happily",
+    "anger": "angry angrily", "angry": "anger angrily", "mad": "madly", "sadness": "sad sadly saddened",
+    "sad": "sadness sadly saddened", "fear": "fearful afraid", "fearful": "fear afraid",
+    "scared": "scary scare scares", "surprise": "surprised surprising surprises",
+    "disgust": "disgusted disgusting", "neutral": "neutrally", "excited": "excitement exciting",
+    "frustrated": "frustration frustrating", "peaceful": "peace peacefully", "powerful": "power powerfully",
+    "grateful": "gratitude", "relaxed": "relaxing", "astonished": "astonishing", "worried": "worry worries",
+    "dissatisfied": "dissatisfaction", "satisfied": "satisfaction", "apologetic": "apologetically",
+    "depress": "depressed depressing", "acceptance": "accepting",
+}  # fmt: skip
+"""Words of a label's family, which tell its emotion as well as its name does [ours]."""
+_EVERYDAY = {"like", "accept"}
+"""Names of labels that are words of any talk."""
+
+
 def names_label(text: str, labels: LabelSet) -> bool:
-    """Whether a label of the set is among the words of a text, so that the emotion is told and not shown."""
-    names = "|".join(map(re.escape, labels.labels))
-    return re.search(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE) is not None
+    """Whether the name of an emotion of the set, or a word of its family, is among the words of a text: then
+    the emotion is told and not shown."""
+    names = [e for e in labels if e not in _EVERYDAY]
+    words = [w for e in names for w in (e, *_FAMILIES.get(e, "").split())]
+    return re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", text, re.IGNORECASE) is not None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from selfemo.config import ModelConfig, PromptConfig
-from selfemo.errors import ConfigError, UnsupportedError
+from selfemo.errors import ConfigError
 from selfemo.method.parsing import parse_emotions, split_fields
 from selfemo.method.prompts import Fitted, fit, messages
 from selfemo.method.types import (
@@ -33,7 +33,8 @@ from selfemo.method.types import (
     Utterance,
 )
 from selfemo.models.generation import open_sampler
-from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.generation.chat import ChatRequest, UnansweredError
+from selfemo.models.generation.endpoint import EndpointSampler
 from selfemo.models.references import READER_FILE
 from selfemo.models.sampler import Sampler
 
@@ -44,7 +45,8 @@ Said = tuple[Prompt, str]
 """A prompt, and the reply that its answerer gives."""
 Read = EmotionDistribution | None
 """What is read; None where a prompt is too long, or the answer of an endpoint cannot be read."""
-_LINE_TOKENS = 40
+_ANSWER_TOKENS = 128
+"""Of an endpoint's answer: E, S and a reply, of which the first lines count."""
 
 
 class ReplyReader(Protocol):
@@ -75,7 +77,12 @@ def open_reply_reader(reference: str, model: ModelConfig, prompt: PromptConfig) 
         from selfemo.models.classifiers.reader import TurnReader
 
         return EncoderReader(TurnReader.load(Path(reference), model.device))
-    return SamplerReader(open_sampler(reference, model), prompt)
+    return reader_of(open_sampler(reference, model), prompt)
+
+
+def reader_of(sampler: Sampler, prompt: PromptConfig) -> ReplyReader:
+    """The reader that a sampler makes."""
+    return EndpointReader(sampler) if isinstance(sampler, EndpointSampler) else SamplerReader(sampler, prompt)
 
 
 def _in_label_sets(
@@ -119,7 +126,7 @@ class SamplerReader:
     """A model that completes prompts as a reader of replies.
 
     Its prompt is that of the other speaker, who is told no persona, so that no reader depends on what a user
-    says of it. An endpoint, which tells no probabilities, is asked to write E, and S.
+    says of it.
     """
 
     sampler: Sampler
@@ -134,20 +141,14 @@ class SamplerReader:
 
     def read(self, said: Sequence[Said]) -> list[Read]:
         prompts = [_after(p, reply) for p, reply in said]
-        try:
-            return self._probabilities(prompts, lambda mine, labels: ["E:"] * len(mine))
-        except UnsupportedError:
-            return self._written(prompts, "E")
+        return self._probabilities(prompts, lambda mine, labels: ["E:"] * len(mine))
 
     def expect(self, prompts: Sequence[Prompt]) -> list[Read]:
         def written(mine: list[Fitted], labels: LabelSet) -> list[str]:
             places = [(f.prompt.conversation_id, f.ids, "E:") for f in mine]
             return [f"E: {e.top(labels)}\nS:" for e in self.sampler.label_probabilities(places, labels)]
 
-        try:
-            return self._probabilities(prompts, written)
-        except UnsupportedError:
-            return self._written(prompts, "S")
+        return self._probabilities(prompts, written)
 
     def _probabilities(
         self, prompts: Sequence[Prompt], written: Callable[[list[Fitted], LabelSet], list[str]]
@@ -167,13 +168,32 @@ class SamplerReader:
 
         return _in_label_sets(prompts, read)
 
+
+@dataclass(frozen=True)
+class EndpointReader:
+    """An endpoint as a reader of replies: it tells no probabilities, and is asked to write E, or S.
+
+    Raises of its methods: EndpointError: nobody answers, or the key is wrong. A question that is refused, or
+    answered by something else, is read as None.
+    """
+
+    sampler: EndpointSampler
+
+    def read(self, said: Sequence[Said]) -> list[Read]:
+        return self._written([_after(p, reply) for p, reply in said], "E")
+
+    def expect(self, prompts: Sequence[Prompt]) -> list[Read]:
+        return self._written(prompts, "S")
+
     def _written(self, prompts: Sequence[Prompt], field: Literal["E", "S"]) -> list[Read]:
-        """E or S as an endpoint writes it; what it does not write is None."""
-        settings = SamplingSettings(_LINE_TOKENS, temperature=0.0, max_lines=1 if field == "E" else 2)
-        requests = [Request((), messages=messages(p)) for p in prompts]
+        asked = [ChatRequest(messages(p), {}, _ANSWER_TOKENS, temperature=0.0) for p in prompts]
         found: list[Read] = []
-        for prompt, (sample,) in zip(prompts, self.sampler.generate(requests, settings), strict=True):
-            line = dict(split_fields(sample.text)[1]).get(field, "")
+        for prompt, answer in zip(prompts, self.sampler.answers(asked), strict=True):
+            line = (
+                ""
+                if isinstance(answer, UnansweredError)
+                else dict(split_fields(answer.text)[1]).get(field, "")
+            )
             read = parse_emotions(line, prompt.label_set)
             found.append(None if isinstance(read, ParseFailure) else read)
         return found

@@ -162,7 +162,7 @@ _CURVES: list[tuple[str, str, dict[str, str]]] = [
     (
         "replies", "share",
         {"expressed": "S is the emotion most heard", "reply_distinct_2": "different pairs of words",
-         "label_words": "name a label"},
+         "refused": "break a rule, earn nothing"},
     ),
 ]  # fmt: skip
 """File name, unit, and label by metric; a figure whose metrics no round has is left out."""

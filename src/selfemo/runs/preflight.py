@@ -61,8 +61,8 @@ def check_start(
         not_trained_on, seen = inputs.overlap.not_trained_on, seen_samples(inputs.training, config)
         cold_start_samples(inputs.training, sft, reasoning, config.seed, not_trained_on, seen)
     if config.expresses:
-        labels = list(dict.fromkeys(c.label_set for c in inputs.conversations))
-        named = {"reward.listener": config.reward.listener, "guard.reader": config.guard.reader}
+        labels = list(dict.fromkeys(c.label_set for c in inputs.training))
+        named = {"reward.listener": config.reward.listener, "reward.reader": config.reward.reader}
         for key, reference in named.items():
             if reference not in ("", REFERENCE):
                 check_reply_reader(key, reference, labels, rewards=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from selfemo.config import Config, DataConfig, load
 from selfemo.data import split_source, whole_path
 from selfemo.method.types import LabelSet
-from selfemo.models.generation import backend_of
+from selfemo.models.generation import backend_of, open_sampler
 from selfemo.models.references import CONFIG_FILE, READER_FILE, START, ModelReference, run_of
 from selfemo.runs.overlap import noted_overlap
 
@@ -42,14 +42,17 @@ def check_reply_reader(
 
     Raises:
         EngineError: there is no such model; an encoder that is not whole, or was trained on other labels.
+        ConfigError, DataError: an endpoint or a file of answers that is written wrongly.
     """
     folder = Path(reference)
     if (folder / READER_FILE).exists():
         from selfemo.models.classifiers.reader import kept_settings, must_know
 
         must_know(kept_settings(folder), labels, f"{key} = {reference}", shares=rewards)
-    else:
+    elif backend_of(reference)[0] == "local":
         find_checkpoint(reference)
+    else:
+        open_sampler(reference)  # it reads how it is written, and asks nobody
 
 
 def settings_for(

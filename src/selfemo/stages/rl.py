@@ -374,7 +374,7 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
         if all(t.verdict == NO_REPLY for t in turns)
         else sum(t.verdict == PASS for t in turns) / len(turns),
         **_silence(turns),
-        **reply_measures([t.spoken.replies for t in turns if t.spoken]),
+        **reply_measures([(t.group.prompt.label_set, t.spoken.replies) for t in turns if t.spoken]),
         "label_sets": sorted({labels.name for _, labels in by_labels}),
         "emotions": shares([r.emotion.top(labels) for r, labels in by_labels if r.emotion]),
         "self_emotions": shares(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from selfemo.config import Config, GrpoConfig, RewardConfig, SamplingConfig, SelfPlayConfig
+from selfemo.method.parsing import parse_emotions, split_fields
 from selfemo.method.prompts import Fitted, Reasoning, fit, format_self_emotion
 from selfemo.method.scoring import score_completions, with_rest
 from selfemo.method.types import (
@@ -22,6 +23,7 @@ from selfemo.method.types import (
     FailureKind,
     LabelSet,
     Lineage,
+    ParseFailure,
     Persona,
     Place,
     Prompt,
@@ -36,7 +38,7 @@ from selfemo.seeds import derive, rng
 from selfemo.stages.channel import e_x_channel, read_pairs
 from selfemo.stages.gate import NO_REPLY, PASS, channel_fault, gate, right_enough
 from selfemo.stages.interfaces import Buffer
-from selfemo.training.expression import Drawn, Ears, Spoken, most_expressive
+from selfemo.training.expression import LABEL_WORD, Begun, Ears, Spoken, chosen_reply
 
 EMOTION_TOKENS = 40
 """Most tokens of an E line that is sampled alone: three emotions with weights take about 15."""
@@ -300,10 +302,10 @@ def complete_best(
     What is kept has the distribution of a whole completion that was sampled at once and then chosen by its E.
     Its limit of tokens is that of a whole one, however long the other E lines are. With
     `selfplay.self_emotion = "balanced"` S is given (`balanced_emotions`) and the reply alone is sampled;
-    nothing behind the E line is on policy then, so that none of it is trained on.
+    nothing behind the E line is on policy then, so that none of it is trained on but by R3.
 
-    With `ears` S is drawn first, and then several replies to it, of which the most expressive one is kept
-    (training/expression.py).
+    With `ears` S is drawn first, and then several replies to it, of which one is kept
+    (training/expression.py). What breaks in a reply is R3's then; the S line is charged for itself.
 
     Args:
         every: behind each E line that parsed; else where something comes of it: the gate may let it pass, or
@@ -341,27 +343,37 @@ def complete_best(
     elif ears:
         line = replace(settings, max_lines=1, max_new_tokens=min(EMOTION_TOKENS, settings.max_new_tokens))
         leads = {k: s for k, (s,) in zip(open_, draw(open_, 1, "self-emotion", line), strict=True)}
-    # An S line that has no end is the end of its completion.
-    going = [k for k in open_ if not (sampled_s and ears) or leads[k].text.endswith("\n")]
-    room = {k: settings.max_new_tokens - len(heads[k]) - len(leads[k].token_ids) for k in going}
+    room = {k: settings.max_new_tokens - len(heads[k]) - len(leads[k].token_ids) for k in open_}
+    # What follows an S line that says nothing, or has no end, is no reply.
+    sound = {k: not (sampled_s and ears) or _says_s(leads[k].text, groups[k].prompt.label_set) for k in open_}
+    going = [k for k in open_ if sound[k] and (room[k] > 0 or not ears)]
     n = (config.reward.replies or config.sampling.group_size) if ears else 1
-    drawn = draw(going, n, "rest", replace(settings, max_new_tokens=max([1, *room.values()])))
+    drawn = draw(going, n, "rest", replace(settings, max_new_tokens=max([1, *(room[k] for k in going)])))
     rests = {k: [_within(raw, room[k]) for raw in raws] for k, raws in zip(going, drawn, strict=True)}
     spoken: dict[int, Spoken] = {}
     if ears:
         scored = ears.hear(
-            [Drawn(groups[k].prompt, groups[k].rollouts[best[k]], leads[k], rests[k]) for k in going], config
+            [Begun(groups[k].prompt, groups[k].rollouts[best[k]], leads[k], rests[k]) for k in going], config
         )
         spoken = {
-            k: Spoken((*heads[k], *leads[k].token_ids), replies)
+            k: Spoken((*heads[k], *leads[k].token_ids), replies, chosen_reply(replies, config.selfplay.reply))
             for k, replies in zip(going, scored, strict=True)
         }
     result = list(groups)
     for k in open_:
-        kept = most_expressive(spoken[k].replies) if k in spoken else 0
+        kept = spoken[k].kept if k in spoken else 0
         rest = leads[k].then(rests[k][kept]) if k in rests else leads[k]
-        result[k] = with_rest(groups[k], best[k], rest, lam=lam, on_policy=sampled_s, **_scale(config.grpo))
+        result[k] = with_rest(
+            groups[k], best[k], rest, lam=lam, on_policy=sampled_s and k not in spoken, **_scale(config.grpo)
+        )
     return result, spoken
+
+
+def _says_s(line: str, labels: LabelSet) -> bool:
+    """Whether a text is an S line that parses, with its end."""
+    fields = split_fields(line)[1]
+    said = line.endswith("\n") and len(fields) == 1 and fields[0][0] == "S"
+    return said and not isinstance(parse_emotions(fields[0][1], labels), ParseFailure)
 
 
 def _given(text: str, encode: Encode) -> RawCompletion:
@@ -428,10 +440,13 @@ def take_turns(
             every=replies == "every",
             ears=ears,
         )
-    return [
-        Turn(g, b, gate(g.prompt, g.rollouts[b], config.gate), spoken=spoken.get(k))
-        for k, (g, b) in enumerate(zip(groups, best, strict=True))
-    ]
+    turns = []
+    for k, (g, b) in enumerate(zip(groups, best, strict=True)):
+        verdict, mine = gate(g.prompt, g.rollouts[b], config.gate), spoken.get(k)
+        if mine and verdict == PASS and mine.replies[mine.kept].fault == LABEL_WORD:
+            verdict = LABEL_WORD  # what earns nothing joins no data either
+        turns.append(Turn(g, b, verdict, spoken=mine))
+    return turns
 
 
 def read_replies(

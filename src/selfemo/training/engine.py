@@ -12,6 +12,7 @@ Departures from the paper's stack (verl), all [ours]:
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,12 +219,16 @@ class LocalEngine:
     def rl_backward(
         self, items: Sequence[RlItem], config: GrpoConfig, old: Sequence[torch.Tensor] | None = None
     ) -> dict[str, float]:
-        """Accumulate the gradient of eq. 14 (token mean) over one mini-batch.
+        """Accumulate the gradient of eq. 14 (token mean) over one mini-batch; replies that R3 rewards have a
+        token mean of their own, and the two are added.
 
         Args:
             old: log-probabilities of each item under the policy that sampled it; None for the present policy.
         """
         tokens = sum(len(i.completion_ids) for i in items)
+        by_kind = Counter[bool]()
+        for i in items:
+            by_kind[i.reply] += len(i.completion_ids)
         quiet = not config.kl_coef and not config.entropy_coef
         # What weighs nothing is not computed: silent groups, also beside their gold line.
         active = [k for k, i in enumerate(items) if i.advantage != 0 or i.rest != 0 or not quiet]
@@ -251,7 +256,9 @@ class LocalEngine:
                 kl_coef=config.kl_coef,
                 entropy_coef=config.entropy_coef,
             )
-            loss = losses.masked_sum(token.loss, scores.mask) / tokens
+            means = torch.tensor([tokens / by_kind[chosen[i].reply] for i in order]).unsqueeze(1)
+            weighed = token.loss * to_device(means, self.policy.device)
+            loss = losses.masked_sum(weighed, scores.mask) / tokens
             loss.backward()
             with torch.no_grad():
                 parts = (scores.entropy, token.kl, token.clipped.float())
@@ -259,10 +266,10 @@ class LocalEngine:
             seen += sum(len(chosen[i].completion_ids) for i in order)
             packed += size
         loss_sum, *token_sums = sums.tolist()
-        means = (v / max(1, seen) for v in token_sums)
+        each = (v / max(1, seen) for v in token_sums)
         return {
             "loss": loss_sum,
-            **dict(zip(("entropy", "kl", "clipped"), means, strict=True)),
+            **dict(zip(("entropy", "kl", "clipped"), each, strict=True)),
             "tokens": tokens,
             "packed_tokens": packed,
             "silent_groups": len({i.prompt for i in items} - {i.prompt for i in chosen}),

@@ -1,10 +1,11 @@
 """Expression: replies to one S are scored by a frozen listener, and learn from it (SPEC section 10 [ours]).
 
 Behind the best E line of a group one S is drawn, and behind both of them several replies. So the replies of
-a prompt differ in their words alone, and R3, normalised among them, teaches the words: neither E nor S gets
-anything of it. The reply that shows S best, of those that may join the data, is the one that is kept.
+a prompt differ in their words alone, and R3, compared among them, teaches the words: neither E nor S gets
+anything of it. Which reply goes on, to the gate and the next prompt, `selfplay.reply` says.
 
-A reply earns nothing that does not parse, that the gate would refuse, or that names a label of the set.
+A reply earns nothing that does not parse, that the gate would refuse, or that names an emotion of the set.
+One that the listener cannot read breaks no rule: it is left out.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, Literal
 
-from selfemo.config import Config, GateConfig, GrpoConfig, PromptConfig
+from selfemo.config import Config, GateConfig, PromptConfig
 from selfemo.method.diversity import distinct
-from selfemo.method.expression import expression_reward, reply_advantages
+from selfemo.method.expression import bounded, information_gain, reply_advantages
 from selfemo.method.prompts import Fitted
 from selfemo.method.replies import names_label, reply_fault
 from selfemo.method.scoring import completed
-from selfemo.method.types import Completion, EmotionDistribution, Prompt, RawCompletion, Rollout
+from selfemo.method.types import Completion, EmotionDistribution, LabelSet, Prompt, RawCompletion, Rollout
 from selfemo.models.reply_readers import Read, ReplyReader, Said, SamplerReader, open_reply_reader
 from selfemo.models.sampler import Sampler
 from selfemo.training.protocol import RlItem
@@ -38,24 +39,29 @@ class Reply:
         raw: its tokens behind S.
         said: the completion that it ends; None where that does not parse.
         fault: why it earns nothing; "" where it earns its R3.
-        reward: R3 by the listener, nats; None with a fault.
+        gain: what the listener learned of S, nats, before it is bounded; None with a fault.
         heard: what the listener finds in it; None where it was not read.
-        judged: R3 by the reader of `guard.reader`, which nothing learns from.
+        judged: R3 by the reader of `reward.reader`, which nothing learns from.
         advantage: of its tokens, before reward.expression_weight.
     """
 
     raw: RawCompletion
     said: Completion | None
     fault: str = ""
-    reward: float | None = None
+    gain: float | None = None
     heard: EmotionDistribution | None = None
     judged: float | None = None
     advantage: float = 0.0
 
+    @property
+    def reward(self) -> float | None:
+        """R3; None with a fault."""
+        return None if self.gain is None else bounded(self.gain)
+
 
 @dataclass(frozen=True)
-class Drawn:
-    """The replies drawn for a prompt, not scored yet.
+class Begun:
+    """A prompt with E and S, and replies that were drawn behind them, not scored yet.
 
     Attributes:
         emotion: the rollout of the E line.
@@ -70,23 +76,29 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Spoken:
-    """The scored replies to a prompt, and the tokens of E and S that stand before each of them."""
+    """The scored replies to a prompt.
+
+    Attributes:
+        lead: the tokens of E and S that stand before each of them.
+        kept: the number of the one that goes on.
+    """
 
     lead: tuple[int, ...]
     replies: tuple[Reply, ...]
+    kept: int = 0
 
 
 @dataclass(frozen=True)
 class Ears:
     """Who hears the replies of an RL stage: the listener, whose R3 is learned from, and the judge, whose is
-    not (guard.reader)."""
+    not (reward.reader)."""
 
     listener: ReplyReader
     judge: ReplyReader | None = None
 
-    def hear(self, drawn: Sequence[Drawn], config: Config) -> list[tuple[Reply, ...]]:
+    def hear(self, drawn: Sequence[Begun], config: Config) -> list[tuple[Reply, ...]]:
         """`score_replies` by the settings of a run."""
-        return score_replies(drawn, self.listener, config.grpo, config.gate, self.judge)
+        return score_replies(drawn, self.listener, config.gate, self.judge)
 
 
 def open_ears(config: Config, teacher: Callable[[], Sampler]) -> Ears | None:
@@ -99,7 +111,7 @@ def open_ears(config: Config, teacher: Callable[[], Sampler]) -> Ears | None:
     """
     if not config.expresses:
         return None
-    reward, judge = config.reward, config.guard.reader
+    reward, judge = config.reward, config.reward.reader
 
     def opened(reference: str) -> ReplyReader:
         return open_reply_reader(reference, config.model, PromptConfig(max_tokens=config.prompt.max_tokens))
@@ -111,11 +123,7 @@ def open_ears(config: Config, teacher: Callable[[], Sampler]) -> Ears | None:
 
 
 def score_replies(
-    drawn: Sequence[Drawn],
-    listener: ReplyReader,
-    grpo: GrpoConfig,
-    gate: GateConfig,
-    judge: ReplyReader | None = None,
+    drawn: Sequence[Begun], listener: ReplyReader, gate: GateConfig, judge: ReplyReader | None = None
 ) -> list[tuple[Reply, ...]]:
     """The replies of each prompt with their R3 and advantages; all are read together.
 
@@ -125,19 +133,27 @@ def score_replies(
     found = [[_reply(d, raw, gate) for raw in d.replies] for d in drawn]
     at = [(k, i) for k, replies in enumerate(found) for i, r in enumerate(replies) if not r.fault]
     prompts = [d.prompt for d in drawn]
-    heard, rewards = _read(listener, at, found, prompts)
+    heard, gains = _read(listener, at, found, prompts)
     judged = _read(judge, at, found, prompts)[1] if judge else [None] * len(at)
-    for (k, i), q, r3, by_judge in zip(at, heard, rewards, judged, strict=True):
-        fault = UNREAD if r3 is None else ""
-        found[k][i] = replace(found[k][i], fault=fault, reward=r3, heard=q, judged=by_judge)
-    result = []
-    for replies in found:
-        advantages = reply_advantages([r.reward for r in replies], grpo.eps, grpo.ddof, grpo.normalise)
-        result.append(tuple(replace(r, advantage=a) for r, a in zip(replies, advantages, strict=True)))
-    return result
+    for (k, i), q, gain, by_judge in zip(at, heard, gains, judged, strict=True):
+        found[k][i] = replace(
+            found[k][i],
+            fault=UNREAD if gain is None else "",
+            gain=gain,
+            heard=q,
+            judged=None if by_judge is None else bounded(by_judge),
+        )
+    return [_compared(replies) for replies in found]
 
 
-def _reply(drawn: Drawn, raw: RawCompletion, gate: GateConfig) -> Reply:
+def _compared(replies: Sequence[Reply]) -> tuple[Reply, ...]:
+    """The replies of a prompt with their advantages; those that could not be read have none."""
+    read = [r for r in replies if r.fault != UNREAD]
+    advantages = iter(reply_advantages([r.gain for r in read]))
+    return tuple(r if r.fault == UNREAD else replace(r, advantage=next(advantages)) for r in replies)
+
+
+def _reply(drawn: Begun, raw: RawCompletion, gate: GateConfig) -> Reply:
     said = completed(drawn.emotion, drawn.lead.then(raw), drawn.prompt.label_set).completion
     if said is None:
         return Reply(raw, None, UNPARSED)
@@ -151,7 +167,8 @@ def _read(
     replies: Sequence[Sequence[Reply]],
     prompts: Sequence[Prompt],
 ) -> tuple[list[Read], list[float | None]]:
-    """What a reader finds in replies, each different one read once, and their R3; None where it cannot."""
+    """What a reader finds in replies, each different one read once, and what it learns of S from them; None
+    where it cannot read."""
     asked: dict[tuple[int, str], Said] = {}
     for k, i in at:
         said = replies[k][i].said
@@ -160,49 +177,51 @@ def _read(
     read = dict(zip(asked, reader.read(list(asked.values())), strict=True))
     members = list(dict.fromkeys(k for k, _ in at))
     expected = dict(zip(members, reader.expect([prompts[k] for k in members]), strict=True))
-    heard, rewards = list[Read](), list[float | None]()
+    heard, gains = list[Read](), list[float | None]()
     for k, i in at:
         said = replies[k][i].said
         assert said is not None
         q, before = read[k, said.reply], expected[k]
         heard.append(q)
         if q is None or before is None:
-            rewards.append(None)
+            gains.append(None)
         else:
-            rewards.append(expression_reward(said.self_emotion, q, before, prompts[k].label_set))
-    return heard, rewards
+            gains.append(information_gain(said.self_emotion, q, before, prompts[k].label_set))
+    return heard, gains
 
 
-def most_expressive(replies: Sequence[Reply]) -> int:
-    """The index of the reply with the highest R3, the first of equals; 0 where none earns any."""
-    earned = [i for i, r in enumerate(replies) if r.reward is not None]
-    return max(earned, key=lambda i: (replies[i].reward, -i), default=0)
+def chosen_reply(replies: Sequence[Reply], which: Literal["first", "best"]) -> int:
+    """The index of the reply that goes on: of those that break no rule the first, or the one with the highest
+    gain; where all do, the first that parses, or the first."""
+    fit = [i for i, r in enumerate(replies) if not r.fault or r.fault == UNREAD]
+    if which == "best" and (earned := [i for i in fit if replies[i].gain is not None]):
+        return max(earned, key=lambda i: (replies[i].gain, -i))
+    parsed = [i for i, r in enumerate(replies) if r.said is not None]
+    return next(iter([*fit, *parsed]), 0)
 
 
-def reply_measures(groups: Sequence[Sequence[Reply]]) -> dict[str, Any]:
-    """The measures of a round's replies; empty where none was drawn.
+def reply_measures(groups: Sequence[tuple[LabelSet, Sequence[Reply]]]) -> dict[str, Any]:
+    """The measures of a round's replies, from the replies to each prompt; empty where none was drawn.
 
-    expression: mean R3 by the listener; expression_reader: by the reader of guard.reader, on the same
-    replies; expression_spread: mean standard deviation within the replies of a prompt; expressed: share of
-    the replies in which the top emotion of S is the one most heard; label_words: share that name a label;
-    reply_entropy: nats per token; reply_distinct_2: share of different pairs of words.
+    expression: mean R3 by the listener; expression_reader: by the reader of reward.reader, on the same
+    replies; expression_spread: mean standard deviation of the gains of a prompt; replies_flat: share of the
+    prompts whose replies all have one advantage; expressed: share of the replies in which the top emotion of
+    S is the one most heard; refused: share that breaks a rule; reply_entropy: nats per token;
+    reply_distinct_2: share of different pairs of words.
     """
-    replies = [r for group in groups for r in group]
+    replies = [(labels, r) for labels, group in groups for r in group]
     if not replies:
         return {}
-    earned = [r.reward for r in replies if r.reward is not None]
-    judged = [r.judged for r in replies if r.judged is not None]
-    spreads = [
-        pstdev(values)
-        for group in groups
-        if len(values := [r.reward for r in group if r.reward is not None]) > 1
-    ]
+    earned = [r.reward for _, r in replies if r.reward is not None]
+    judged = [r.judged for _, r in replies if r.judged is not None]
+    spreads = [pstdev(v) for _, g in groups if len(v := [r.gain for r in g if r.gain is not None]) > 1]
     hits = [
-        max(r.heard, key=r.heard.weight) == max(r.said.self_emotion, key=r.said.self_emotion.weight)
-        for r in replies
+        r.heard.top(labels) == r.said.self_emotion.top(labels)
+        for labels, r in replies
         if r.heard is not None and r.said is not None
     ]
-    faults = Counter(r.fault for r in replies if r.fault)
+    faults = Counter(r.fault for _, r in replies if r.fault)
+    flat = [len({r.advantage for r in g}) < 2 for _, g in groups if g]
     return {
         "replies": len(replies),
         "replies_refused": dict(sorted(faults.items())),
@@ -210,10 +229,11 @@ def reply_measures(groups: Sequence[Sequence[Reply]]) -> dict[str, Any]:
         **({"expression_reader": fmean(judged)} if judged else {}),
         "expression_spread": fmean(spreads) if spreads else None,
         "expressed": fmean(hits) if hits else None,
-        "label_words": faults[LABEL_WORD] / len(replies),
-        "reply_tokens": fmean(len(r.raw.token_ids) for r in replies),
-        "reply_entropy": fmean(r.raw.mean_entropy for r in replies),
-        "reply_distinct_2": distinct([r.said.reply for r in replies if r.said], 2),
+        "replies_flat": fmean(flat),
+        "refused": (faults.total() - faults[UNREAD]) / len(replies),
+        "reply_tokens": fmean(len(r.raw.token_ids) for _, r in replies),
+        "reply_entropy": fmean(r.raw.mean_entropy for _, r in replies),
+        "reply_distinct_2": distinct([r.said.reply for _, r in replies if r.said], 2),
     }
 
 
@@ -232,6 +252,7 @@ def reply_items(fitted: Fitted, spoken: Spoken, weight: float) -> list[RlItem]:
             prompt.id,
             prompt.conversation_id,
             sampled=r.raw.logprobs or None,  # not every sampler tells them
+            reply=True,
         )
         for r in (spoken.replies if weight else ())
     ]

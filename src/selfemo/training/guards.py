@@ -7,12 +7,13 @@
                frequent recognised emotion over guard.max_emotion_share
     hacking    over guard.window rounds: mean R2 of the second half above that of the first by
                guard.hacking_change or more while mean R1 fell by as much
-    expression where replies are rewarded (reward.expression), over guard.window rounds: the listener's R3
-               rose by guard.expression_change or more, and that of the independent reader of guard.reader on
-               the same replies by less than a quarter of it (the policy learns what the listener likes, not
-               to show its emotion); the replies' entropy is under guard.min_entropy; less than
-               guard.min_distinct of their pairs of words differ; more than guard.max_label_words of them
-               name a label; or their length halved or doubled
+    expression where replies are rewarded (reward.expression), over the last guard.window rounds with
+               replies: since the stage's first rounds the listener's R3 rose by guard.expression_change or
+               more, and that of the independent reader of reward.reader on the same replies by less than a
+               quarter of it (the policy learns what the listener likes, not to show its emotion), or their
+               length halved or doubled; the replies' entropy is under guard.min_entropy; less than
+               guard.min_distinct of their pairs of words differ; more than guard.max_refused of them break a
+               rule; one declared emotion has more than guard.max_emotion_share
 
 Alarms depend on the stage's metrics records alone, so a resumed run raises the same ones. After an alarm of a
 kind that has a window, a new window starts.
@@ -25,6 +26,7 @@ left out: most alarms are the result of many steps, and the next batch would lea
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,14 +78,9 @@ def _collapse(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str 
             f"the entropy of the policy is {entropy:.3g} nats per token over {len(window)} rounds, "
             f"under guard.min_entropy = {config.min_entropy:g}"
         )
-    emotions = {e for r in window for e in r["emotions"]}
-    shares = {e: math.fsum(r["emotions"].get(e, 0.0) for r in window) for e in emotions}
-    if not shares:
+    if not (found := _most(window, "emotions")) or found[1] <= config.max_emotion_share:
         return None
-    most = max(sorted(shares), key=lambda e: shares[e])
-    share = shares[most] / len(window)
-    if share <= config.max_emotion_share:
-        return None
+    most, share = found
     return (
         f"{share:.1%} of the completions of {len(window)} rounds recognise {most!r}, over "
         f"guard.max_emotion_share = {config.max_emotion_share:g}"
@@ -103,20 +100,28 @@ def _hacking(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str |
     )
 
 
-def _halves(window: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float] | None:
-    """Means of a measure over both halves of a window; None where it was not always taken."""
-    if any(r.get(key) is None for r in window):
+def _most(window: Sequence[Mapping[str, Any]], key: str) -> tuple[str, float] | None:
+    """The emotion with the largest mean share over a window, and that share; None where none was taken."""
+    emotions = sorted({e for r in window for e in r.get(key, ())})
+    shares = {e: math.fsum(r[key].get(e, 0.0) for r in window) / len(window) for e in emotions}
+    return max(shares.items(), key=lambda s: s[1]) if shares else None
+
+
+def _change(records: Sequence[Mapping[str, Any]], key: str, half: int) -> tuple[float, float] | None:
+    """Means of a measure over the first and the last `half` records that have it; None for too few."""
+    taken = [r for r in records if r.get(key) is not None]
+    if len(taken) < 2 * half:
         return None
-    half = len(window) // 2
-    return _mean(window[:half], key), _mean(window[-half:], key)
+    return _mean(taken[:half], key), _mean(taken[-half:], key)
 
 
 def _expression(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str | None:
-    window = [r for r in _window(records, "expression", config.window) if r.get("replies")]
-    if len(window) < config.window:
+    spoken = [r for r in records if r.get("replies")]
+    if not (window := _window(spoken, "expression", config.window)):
         return None
-    found = []
-    listener, reader = _halves(window, "expression"), _halves(window, "expression_reader")
+    found, half = [], len(window) // 2
+    # A drift of many rounds is small within each window.
+    listener, reader = _change(spoken, "expression", half), _change(spoken, "expression_reader", half)
     if listener and reader:
         rise, real = listener[1] - listener[0], reader[1] - reader[0]
         if rise >= config.expression_change and real < rise / 4:
@@ -124,6 +129,10 @@ def _expression(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> st
                 f"the listener's R3 rose by {rise:.2f} nats and the reader's by {real:.2f}: the policy "
                 "learns what the listener likes, and not to show what it feels"
             )
+    if (lengths := _change(spoken, "reply_tokens", half)) and not 0.5 * lengths[0] < lengths[1] < 2 * lengths[
+        0
+    ]:
+        found.append(f"replies went from {lengths[0]:.0f} to {lengths[1]:.0f} tokens")
     if (entropy := _mean(window, "reply_entropy")) < config.min_entropy:
         found.append(
             f"the entropy of the replies is {entropy:.3g} nats per token, under guard.min_entropy = "
@@ -135,13 +144,20 @@ def _expression(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> st
             f"{share:.1%} of the pairs of words in the replies differ, under guard.min_distinct = "
             f"{config.min_distinct:g}"
         )
-    if (share := _mean(window, "label_words")) > config.max_label_words:
+    if (share := _mean(window, "refused")) > config.max_refused:
+        kinds = Counter[str]()
+        for r in window:
+            kinds.update(r["replies_refused"])
+        told = ", ".join(f"{kind.replace('_', ' ')} {n}" for kind, n in kinds.most_common())
         found.append(
-            f"{share:.1%} of the replies name a label, over guard.max_label_words = "
-            f"{config.max_label_words:g}: they tell the emotion and do not show it"
+            f"{share:.1%} of the replies earn nothing ({told}), over guard.max_refused = "
+            f"{config.max_refused:g}"
         )
-    if (lengths := _halves(window, "reply_tokens")) and not 0.5 < lengths[1] / lengths[0] < 2:
-        found.append(f"replies went from {lengths[0]:.0f} to {lengths[1]:.0f} tokens")
+    if (most := _most(window, "self_emotions")) and most[1] > config.max_emotion_share:
+        found.append(
+            f"{most[1]:.1%} of the replies declare {most[0]!r}, over guard.max_emotion_share = "
+            f"{config.max_emotion_share:g}"
+        )
     return f"over {len(window)} rounds {'; '.join(found)}" if found else None
 
 
@@ -174,8 +190,10 @@ def silent(record: Mapping[str, Any], config: Config) -> bool:
 
     No alarm: the policy may be as good as its rewards can tell, or not able to answer yet.
     """
-    flat = bool(config.grpo.reward_weight) and record.get("silent") == 1
-    return flat and not (config.reward.expression_weight and record.get("expression_spread"))
+    if config.reward.expression_weight and record.get("replies_flat", 1) < 1:
+        return False
+    learns = config.grpo.reward_weight or config.expresses
+    return bool(learns) and record.get("silent") == 1
 
 
 def about_silence(record: Mapping[str, Any], config: Config) -> str:

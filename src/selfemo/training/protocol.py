@@ -45,6 +45,8 @@ class RlItem:
         share: key of the prefix tree: completions of one prompt, or of one conversation, share it.
         rest: advantage of the tokens behind `head`.
         sampled: log-probability of each token when it was sampled; None where it was not (a gold line).
+        reply: it is a reply that R3 rewards: such items have a token mean of their own, since their tokens
+            are several times as many as those of E lines.
     """
 
     prompt_ids: Sequence[int]
@@ -55,6 +57,7 @@ class RlItem:
     head: int | None = None
     rest: float = 0.0
     sampled: Sequence[float] | None = None
+    reply: bool = False
 
     @property
     def tree(self) -> Hashable:

@@ -240,6 +240,8 @@ def must_know(kept: Kept, labels: Sequence[LabelSet], of: str, *, shares: bool =
             raise EngineError(
                 f"{of}: labels are those of {asked.name}, and the reader was trained on those of {known}"
             )
+        if shares and kept.shares is not None and not sum(kept.shares[kept.label_sets.index(asked)]):
+            raise EngineError(f"{of}: the reader has seen no turn with a label of {asked.name}")
     if shares and kept.shares is None:
         raise EngineError(
             f"{of}: an earlier version kept this reader, without the shares of its labels; train it again "

@@ -1,0 +1,124 @@
+"""Step "expression": does a reward on the reply make it show S, for a reader that no arm has learned from?
+
+One process, one seed. From one cold start, which writes whole completions, each arm has the same original
+prompts in the same order:
+
+    off        SELF-GRPO on E alone, as the other steps have it
+    reference  the same, and R3 by the start, which listens
+    encoder    the same, and R3 by an encoder (--listener)
+    balanced   encoder, with each S equally often
+    alone      encoder, and nothing for E
+
+An independent reader (--reader), another encoder than the listener, reads the replies: on the claim half of
+dev, drawn by sampling with equal seeds for all arms, and, in training, those of each round (guard.reader).
+Kappa and mutual information between S and what it finds are corrected for chance; those of the turns that
+people really gave next are its ceiling. The arms' E is scored as in the other steps.
+
+Encoders are folders of `selfemo baseline encoder --keep`, trained on the training split of the same data.
+
+    python -m experiments.gpu.expression --seed 0 --data meld:PATH --data emorynlp:PATH --out OUT \
+        --listener FOLDER --reader FOLDER
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from experiments.gpu.study import Study, command_line, run_step
+
+from selfemo.evaluation.analysis import analyse_checkpoint
+from selfemo.evaluation.readers import Reply, expression_by_data, read_replies, real_replies
+from selfemo.method.types import Completion, ParseFailure, Prompt
+from selfemo.models.classifiers.reader import kept_settings
+from selfemo.models.reply_readers import ReplyReader, open_reply_reader
+from selfemo.stages.selfplay import persona_book
+
+SEEDS = (0, 1, 2)
+ON = ("reward.expression=listener",)
+ARMS: Mapping[str, Sequence[str]] = {
+    "off": (),
+    "encoder": ON,
+    "reference": ON,
+    "balanced": (*ON, "selfplay.self_emotion=balanced"),
+    "alone": (*ON, "grpo.reward_weight=0"),
+}
+"""In the order of what a lease is spent on first."""
+REAL = "real next turns"
+
+
+class Expression(Study):
+    """A study whose replies a reader reads.
+
+    Args:
+        listener, reader: folders of kept encoders.
+    """
+
+    def __init__(self, *rest: Any, listener: str, reader: str, **more: Any):
+        super().__init__(*rest, **more)
+        self.listener, self.reader = listener, reader
+        config = self.config
+        self.judge: ReplyReader = open_reply_reader(reader, config.model, config.prompt)
+        about = {name: kept_settings(folder) for name, folder in (("listener", listener), ("reader", reader))}
+        self.keep("encoders", {n: k.settings.model_dump(mode="json") for n, k in about.items()})
+
+    def judged(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """What the reader finds in some replies, by data set, with intervals by conversation."""
+        found = read_replies(self.judge, replies, lambda n: None)
+        return expression_by_data(replies, found, {}, self.config.evaluation.resamples)
+
+    def details(self, name: str) -> dict[str, Any]:
+        """Completions of the claim half by sampling, their analysis, and what the reader finds in them."""
+        if REAL not in self.results:
+            claim = [c for c in self.dev_conversations if self.half(c.id) == "claim"]
+            self.keep(REAL, self.judged(real_replies(claim)))
+            self.tell(REAL, self.results[REAL])
+        claim = [self.dev[i] for i in self.indices(half="claim")]
+        sampled, replies = dict[str, str](), list[Reply]()
+
+        def keep(prompt: Prompt, text: str, parsed: Completion | ParseFailure) -> None:
+            sampled[prompt.id] = text
+            if isinstance(parsed, Completion):
+                replies.append(Reply.of(prompt, parsed))
+
+        sampler, personas = self.trainer.engine.sampler, persona_book(self.dev_conversations)
+        analysis = analyse_checkpoint(sampler, claim, personas, self.config, on_written=keep)
+        judged = self.judged(replies)
+        self.tell(name, judged)
+        return {"analysis": analysis, "judged": judged, "sampled": sampled}
+
+    def tell(self, name: str, judged: Mapping[str, Any]) -> None:
+        for dataset, found in judged.items():
+            if "kappa" in found:
+                kappa, low, high = found["kappa"]
+                self.say(
+                    f"{name}, {dataset}: kappa {kappa:.3f} [{low:.3f}, {high:.3f}], mutual information "
+                    f"{found['mutual_information'][0]:.3f}, H(S) {found['declared']['entropy']:.2f}, "
+                    f"{found['replies']} replies"
+                )
+
+
+def run(study: Study) -> None:
+    """The start, and each arm once."""
+    assert isinstance(study, Expression)
+    start, config = study.cold_start(), study.config
+    for arm, settings in ARMS.items():
+        more = [f"guard.reader={study.reader}"] if settings else []
+        if settings and arm != "reference":
+            more.append(f"reward.listener={study.listener}")
+        study.arm(start, arm, config.grpo.lr, config.seed, [*settings, *more])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_line(__doc__, ARMS)
+    parser.add_argument("--seed", type=int, choices=SEEDS, required=True, help="of the start and the arms")
+    parser.add_argument("--listener", required=True, help="folder of a kept encoder, which rewards")
+    parser.add_argument("--reader", required=True, help="folder of another one, which judges")
+    args = parser.parse_args(arguments)
+    made = partial(Expression, listener=args.listener, reader=args.reader)
+    run_step(args, "expression.toml", run, made, overrides=[f"seed={args.seed}"])
+
+
+if __name__ == "__main__":
+    main()
