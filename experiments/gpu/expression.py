@@ -10,7 +10,7 @@ prompts in the same order:
     alone      encoder, and nothing for E
 
 An independent reader (--reader), another encoder than the listener, reads the replies: on the claim half of
-dev, drawn by sampling with equal seeds for all arms, and, in training, those of each round (guard.reader).
+dev, drawn by sampling with equal seeds for all arms, and, in training, those of each round (reward.reader).
 Kappa and mutual information between S and what it finds are corrected for chance; those of the turns that
 people really gave next are its ceiling. The arms' E is scored as in the other steps.
 
@@ -104,7 +104,7 @@ def run(study: Study) -> None:
     assert isinstance(study, Expression)
     start, config = study.cold_start(), study.config
     for arm, settings in ARMS.items():
-        more = [f"guard.reader={study.reader}"] if settings else []
+        more = [f"reward.reader={study.reader}"] if settings else []
         if settings and arm != "reference":
             more.append(f"reward.listener={study.listener}")
         study.arm(start, arm, config.grpo.lr, config.seed, [*settings, *more])
