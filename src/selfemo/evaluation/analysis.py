@@ -26,6 +26,7 @@ from selfemo.evaluation.diversity import distinct, self_bleu, share_entropy
 from selfemo.evaluation.metrics import mean_interval
 from selfemo.evaluation.predictions import gold_prompts, predict
 from selfemo.evaluation.readers import (
+    REAL,
     Reply,
     expression_by_data,
     independent_reader,
@@ -60,8 +61,6 @@ from selfemo.stages.selfplay import PersonaOf, next_prompt, persona_book, sampli
 
 ANALYSIS_FILE = "analysis.json"
 VERSION = 1
-REAL = "real next turns"
-"""In what a reader found: the turns that people gave next, beside the replies of the checkpoints."""
 Decode = Callable[[Sequence[int]], str]
 OnWritten = Callable[[Prompt, str, Completion | ParseFailure], None]
 SPANS = {"E": "emotion", "S": "self_emotion", "R": "reply"}
@@ -210,7 +209,7 @@ def read_analysis(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] == VERSION and isinstance(content["checkpoints"], dict):
-            return dict(content)
+            return {"replies": {}, "readers": {}, **content}  # an earlier version had neither
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError):

@@ -15,7 +15,7 @@ conversation are alike. The interval takes the spread of the bootstrap alone, ar
 pivotal interval, [2 MI - q.975, 2 MI - q.025], would take the rise of the bootstrap for all there is. Where
 many cells hold one reply or none the rise is too small: with seven labels and 50 independent replies that
 interval lies above 0 in half of all draws without any dependence, with 100 in a quarter, this one in none
-(tests/unit/test_expression.py). MI is not below 0, so neither is the upper end.
+(tests/unit/test_independent_reader.py). MI is not below 0, so neither is the upper end.
 
 Shapes: c conversations, k labels, b resamples; counts are of S (rows) by what is read (columns).
 """
@@ -70,7 +70,7 @@ def cohens_kappa(counts: np.ndarray) -> np.ndarray:
     by_chance = (counts.sum(-1) * counts.sum(-2)).sum(-1)
     above = n * np.trace(counts, axis1=-2, axis2=-1) - by_chance
     most = n * n - by_chance
-    kappa: np.ndarray = np.divide(above, most, out=np.zeros_like(above), where=most > 0)
+    kappa: np.ndarray = np.divide(above, most, out=np.zeros(np.shape(above)), where=most > 0)
     return kappa
 
 
@@ -86,11 +86,13 @@ def agreement_by_chance(counts: np.ndarray) -> float:
 
 
 def mutual_information(counts: np.ndarray) -> np.ndarray:
-    """(...,) nats, as counted, from counts (..., k, k)."""
-    p = counts / counts.sum((-2, -1), keepdims=True)
-    apart = p.sum(-1, keepdims=True) * p.sum(-2, keepdims=True)
-    ratio = np.divide(p, apart, out=np.ones_like(p), where=p > 0)
-    return np.asarray((p * np.log(ratio)).sum((-2, -1)))
+    """(...,) nats, as counted, from counts (..., k, k); exactly 0 where S or what is read does not vary."""
+    n = counts.sum((-2, -1))
+    apart = counts.sum(-1, keepdims=True) * counts.sum(-2, keepdims=True)
+    # Whole numbers divide to exactly 1 where nothing depends.
+    ratio = np.divide(n[..., None, None] * counts, apart, out=np.ones(counts.shape), where=counts > 0)
+    found: np.ndarray = (counts * np.log(ratio)).sum((-2, -1)) / n
+    return found
 
 
 def expected_information(counts: np.ndarray) -> float:

@@ -26,6 +26,8 @@ from selfemo.models.references import CHECKPOINTS, CHECKSUMS, READER_FILE, Model
 from selfemo.models.reply_readers import ReplyReader, open_reply_reader
 from selfemo.models.sampler import CHUNK
 
+REAL = "real next turns"
+"""In what a reader found: the turns that people gave next, beside the replies of the checkpoints."""
 Weights = Mapping[str, float]
 """A distribution in a JSON file."""
 Found = Mapping[str, Weights | None]
