@@ -40,7 +40,7 @@ from selfemo.evaluation.analysis import analyse_checkpoint
 from selfemo.evaluation.free_changes import gold_share
 from selfemo.evaluation.metrics import paired_difference
 from selfemo.evaluation.predictions import read_prediction
-from selfemo.method.types import Prompt
+from selfemo.method.types import Completion, ParseFailure, Prompt
 from selfemo.stages.flywheel import original_prompts
 from selfemo.stages.selfplay import persona_book
 
@@ -82,7 +82,7 @@ class Evidence(Study):
         personas = persona_book(self.dev_conversations)
         sampled: dict[str, str] = {}
 
-        def keep(prompt: Prompt, text: str) -> None:
+        def keep(prompt: Prompt, text: str, parsed: Completion | ParseFailure) -> None:
             sampled[prompt.id] = text
 
         # Equal seeds of sampling for all arms.

@@ -16,8 +16,8 @@ from selfemo.reports.report import build
 from tests.support.scores import scores
 
 SECTIONS = (
-    "result", "stages", "free", "run", "table1", "curves", "analysis", "ablation", "judge", "personas",
-    "errors", "dialogues", "examples", "failures", "config", "again",
+    "result", "stages", "free", "run", "table1", "curves", "analysis", "expression", "ablation", "judge",
+    "personas", "errors", "dialogues", "examples", "failures", "config", "again",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.evaluation.changes import VERDICTS
 from selfemo.evaluation.console import analysis_tables, run_tables
+from selfemo.evaluation.readers import REAL
 from selfemo.evaluation.rendering import narrow
 from selfemo.method.types import LABEL_SETS
 
@@ -166,10 +167,26 @@ def test_the_tables_of_an_analysis_have_80_columns() -> None:
         "round_trip": {"r1": ends, "top_match": None}, "diversity": {"distinct_2": 0.5, "self_bleu": None},
         "emotion": {"entropy": 1.23}, "self_emotion": {"entropy": None},
     }  # fmt: skip
-    tables = analysis_tables({"checkpoints": dict.fromkeys(("start", "iteration-12-rl"), record)})
-    assert [len(rows) for _, _, rows in tables] == [2, 2, 2]
+    names = ("start", "iteration-12-rl")
+    read = {
+        "replies": 1234, "unread": 12, "kappa": ends, "mutual_information": ends, "agreement": ends,
+        "by_chance": 0.3, "read": {"share": {"neutral": 1.0}, "entropy": 0.0},
+        "declared": {"share": dict.fromkeys(("surprise", "sadness", "disgust", "joy"), 0.25), "entropy": 1.4},
+        "by_emotion": {"surprise": {"n": 308, "recall": 0.5, "elsewhere": None, "kappa": ends}},
+        "by_cluster": {"affectionate, self-deprecating, quick-tempered": {"n": 20, "kappa": ends}},
+    }  # fmt: skip
+    reading = {"expression": {"start": {}, "iteration-12-rl": {"meld": read}, REAL: {"meld": read}}}
+    result = {"checkpoints": dict.fromkeys(names, record), "readers": {"readers/minilm": reading}}
+    tables = analysis_tables(result)
+    assert [len(rows) for _, _, rows in tables] == [2, 2, 2, 3, 1, 1]
     for _, header, rows in tables:
         is_readable(narrow(header, rows))
+    _, header, rows = tables[3]
+    assert [r[:3] for r in rows] == [
+        ["start", "0/0", "-"], ["iteration-12-rl", "1222/1234", "0.123 [0.100, 0.200]"],
+        [REAL, "1222/1234", "0.123 [0.100, 0.200]"],
+    ]  # fmt: skip
+    assert tables[4][0].startswith("iteration-12-rl by declared emotion: meld, read by readers/minilm")
 
 
 @pytest.mark.parametrize(("name", "labels"), [(n, s) for n, s in LABEL_SETS.items()])

@@ -206,6 +206,12 @@ def analyse(
     prompts: Annotated[
         int | None, typer.Option(min=0, help="Held-out prompts; 0: all (default: 64).")
     ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(
+            "--reader", help="Another model, to read the replies: a kept encoder, any model, NAME=URL."
+        ),
+    ] = None,
     channel: Annotated[
         bool, typer.Option("--channel", help="Is the generator a better reader than the recogniser?")
     ] = False,
@@ -220,7 +226,8 @@ def analyse(
 ) -> None:
     """Analyse the checkpoints of a run (figure 6).
 
-    Span entropies, round trip and diversity by checkpoint, into RUN/analysis.json. With --channel: whether
+    Span entropies, round trip and diversity by checkpoint, into RUN/analysis.json. With --reader: whether a
+    model that is none of the run finds in the replies the emotion that they declare. With --channel: whether
     self-play can teach E what the generator knows, by one checkpoint, on held-out turns.
     """
     from selfemo.errors import ConfigError
@@ -228,19 +235,25 @@ def analyse(
     if channel:
         if prompts is not None:
             raise ConfigError("--prompts is not for --channel; use --set data.eval_conversations=N")
+        if reader is not None:
+            raise ConfigError("--reader is not for --channel, where the model itself reads")
         _analyse_channel(run, data, out, config, _sets(overrides, split), as_json)
         return
     if data or split or out or config or overrides:
         raise ConfigError("--data, --split, --out, --config and --set are for --channel; a run has its own")
     from selfemo.evaluation.analysis import analyse as run_analysis
     from selfemo.evaluation.console import analysis_tables
+    from selfemo.evaluation.reading_tables import READING_NOTE
 
     with interruptible("run the same command again to go on") as (reporter, stop):
-        result = run_analysis(Path(run), 64 if prompts is None else prompts, reporter, stop)
+        result = run_analysis(Path(run), 64 if prompts is None else prompts, reporter, stop, reader=reader)
     if as_json:
         print_json(result)
         return
     print_tables(analysis_tables(result))
+    if result["readers"]:
+        typer.echo("")
+        print_text(READING_NOTE)
     typer.echo(f"\n{run}: analysis.json")
 
 

@@ -2,16 +2,18 @@
 
 Each checkpoint writes one completion per prompt with the run's sampling settings. Its record has the mean
 entropy of the policy over the tokens of the emotion span E, the self-emotion span S and the reply; whether
-the checkpoint recognises in the reply the emotion that S declared (round trip [ours]); the diversity of the
-replies; the shares of the emotions. RUN/analysis.json is written after each checkpoint, so an analysis that
-was stopped goes on.
+the checkpoint itself recognises in the reply the emotion that S declared (round trip [ours]); the diversity
+of the replies; the shares of the emotions. An independent reader says more (readers.py): a checkpoint that
+declares one emotion and reads that one has a perfect round trip. RUN/analysis.json is written after each
+checkpoint, so an analysis that was stopped goes on; it holds the replies, so that another reader needs no
+new ones.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -22,6 +24,15 @@ from selfemo.data.splits import drawn, held_out
 from selfemo.errors import StoreError
 from selfemo.evaluation.metrics import mean_interval
 from selfemo.evaluation.predictions import gold_prompts, predict
+from selfemo.evaluation.readers import (
+    REAL,
+    Reply,
+    expression_by_data,
+    independent_reader,
+    read_replies,
+    real_replies,
+    weight_sums,
+)
 from selfemo.evaluation.rendering import cell
 from selfemo.files import write_json
 from selfemo.method.diversity import distinct, self_bleu, share_entropy
@@ -30,6 +41,7 @@ from selfemo.method.prompts import fit
 from selfemo.method.rewards import exact_match, weighted_iou
 from selfemo.method.types import (
     Completion,
+    Conversation,
     EmotionDistribution,
     LabelSet,
     ParseFailure,
@@ -38,16 +50,19 @@ from selfemo.method.types import (
 )
 from selfemo.models.generation import open_sampler
 from selfemo.models.generation.requests import Request
+from selfemo.models.reply_readers import ReplyReader
 from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import START, RunFolder, checkpoints
 from selfemo.runs.inputs import load_conversations
 from selfemo.seeds import derive
+from selfemo.stages.clusters import NOISE
 from selfemo.stages.selfplay import PersonaOf, next_prompt, persona_book, sampling_settings
 
 ANALYSIS_FILE = "analysis.json"
 VERSION = 1
 Decode = Callable[[Sequence[int]], str]
+OnWritten = Callable[[Prompt, str, Completion | ParseFailure], None]
 SPANS = {"E": "emotion", "S": "self_emotion", "R": "reply"}
 
 
@@ -97,16 +112,18 @@ def _shares(distributions: Sequence[tuple[EmotionDistribution, LabelSet]]) -> di
     return {"share": share, "entropy": share_entropy(share) if share else None}
 
 
-def chosen_prompts(config: Config, n: int) -> tuple[list[Prompt], PersonaOf]:
-    """n of the prompts that a run evaluates on, drawn by its seed (0: all), in file order; personas.
+def chosen_prompts(config: Config, n: int) -> tuple[list[Prompt], PersonaOf, list[Conversation]]:
+    """n of the prompts that a run evaluates on, drawn by its seed (0: all), in file order; personas; the
+    conversations that the prompts are of.
 
     Raises:
         DataError: the split is empty or has no gold emotion.
     """
     data, conversations = config.data, load_conversations(config.data)
     held = held_out(conversations, data.eval_split, data.eval_conversations, 0, data.eval_half)
-    prompts = gold_prompts(held)
-    return drawn(prompts, n, config.seed, "analysis prompts"), persona_book(conversations)
+    prompts = drawn(gold_prompts(held), n, config.seed, "analysis prompts")
+    ids = {p.conversation_id for p in prompts}
+    return prompts, persona_book(conversations), [c for c in held if c.id in ids]
 
 
 def analyse_checkpoint(
@@ -117,14 +134,14 @@ def analyse_checkpoint(
     on_done: Callable[[int], None] = lambda n: None,
     *,
     reader: Sampler | None = None,
-    on_written: Callable[[Prompt, str], None] = lambda prompt, text: None,
+    on_written: OnWritten = lambda prompt, text, parsed: None,
 ) -> dict[str, Any]:
     """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation.
 
     Args:
         reader: hears the replies of the round trip; without one, the checkpoint itself. One reader for
             several checkpoints tells replies that show their S from a recogniser that has changed.
-        on_written: told each completion, as it was written.
+        on_written: told each completion, as it was written and as it was parsed.
     """
     resamples, limit = config.evaluation.resamples, config.prompt
     asked, requests = [], []
@@ -139,8 +156,8 @@ def analyse_checkpoint(
     answered: list[tuple[Prompt, Completion]] = []
     failures: Counter[str] = Counter()
     for prompt, sample in zip(asked, samples, strict=True):
-        on_written(prompt, sample.text)
         parsed = parse(sample.text, prompt.label_set, finished=sample.finished)
+        on_written(prompt, sample.text, parsed)
         by_span = span_entropies(sample, sampler.decode)
         if isinstance(parsed, ParseFailure):
             failures[parsed.kind.value] += 1
@@ -192,7 +209,7 @@ def read_analysis(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] == VERSION and isinstance(content["checkpoints"], dict):
-            return dict(content)
+            return {"replies": {}, "readers": {}, **content}  # an earlier version had neither
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError):
@@ -202,52 +219,123 @@ def read_analysis(folder: Path) -> dict[str, Any] | None:
     )
 
 
-def analyse(folder: Path, n: int, reporter: Reporter, stop: StopRequest | None = None) -> dict[str, Any]:
+def analyse(
+    folder: Path, n: int, reporter: Reporter, stop: StopRequest | None = None, *, reader: str | None = None
+) -> dict[str, Any]:
     """Analyse the checkpoints of a run that are not yet in RUN/analysis.json, on n prompts (0: all).
 
     Another n starts again. A checkpoint whose weights were not kept is named and left out.
 
+    Args:
+        reader: an independent reader of the replies (`readers.independent_reader`). Readers of before stay;
+            one whose weights have changed reads again.
+
     Raises:
         StoreError: the folder is not a run, or in use.
+        ConfigError: the reader is not independent of the run.
+        EngineError: the reader cannot be had, or does not know a label set of the data; before anything is
+            sampled.
         Stopped: a stop was asked for; the finished checkpoints are kept.
     """
     old = read_analysis(folder)
     stop = stop or StopRequest()
     with RunFolder(folder, None, reporter, stop) as run:
-        prompts, persona_of = chosen_prompts(run.config, n)
+        prompts, persona_of, conversations = chosen_prompts(run.config, n)
         result: dict[str, Any] = {
             "version": VERSION,
             "split": run.config.data.eval_split,
             "prompts": [p.id for p in prompts],
             "temperature": run.config.sampling.temperature,
-            "checkpoints": {},
         }
-        if old is not None and all(old.get(k) == v for k, v in result.items() if k != "checkpoints"):
-            result["checkpoints"] = old["checkpoints"]
-        known, copied, names = result["checkpoints"], run.copied(), checkpoints(run.config)
+        if old is None or any(old.get(k) != v for k, v in result.items()):
+            old = {}
+        result |= {part: old.get(part, {}) for part in ("checkpoints", "replies", "readers")}
+        judge = None if reader is None else independent_reader(reader, folder, run.config, prompts)
+        known, replies = result["checkpoints"], result["replies"]
+        copied, names = run.copied(), checkpoints(run.config)
         for name in names:
-            if name in known:
+            # An analysis of an earlier version has no replies.
+            if name in known and (judge is None or name in replies):
                 continue
-            if copied.get(name) in known:
-                known[name] = known[copied[name]]
+            source = copied.get(name)
+            if source in known and (judge is None or source in replies):
+                known[name] = known[source]
+                if source in replies:
+                    replies[name] = replies[source]
                 continue
             if name != START and not (folder / "checkpoints" / name / "config.json").exists():
                 reporter.say(f"{name}: its weights were not kept; left out")
                 continue
             stop.check()
             sampler = open_sampler(run.weights(name), run.config.model)
+            written: dict[str, Any] = {}
             with reporter.bar(f"analyse {name}", 2 * len(prompts)) as advance:
 
                 def on_done(k: int, advance: Callable[..., None] = advance) -> None:
                     advance(k)
                     stop.check()
 
-                known[name] = analyse_checkpoint(sampler, prompts, persona_of, run.config, on_done)
+                def keep(
+                    prompt: Prompt, text: str, parsed: Completion | ParseFailure, to: dict[str, Any] = written
+                ) -> None:
+                    if isinstance(parsed, Completion):
+                        to[prompt.id] = Reply.of(prompt, parsed).record
+
+                known[name] = analyse_checkpoint(
+                    sampler, prompts, persona_of, run.config, on_done, on_written=keep
+                )
+            replies[name] = written
             write_json(folder / ANALYSIS_FILE, result)
         # An analysis of an earlier version gets the policies after RL last.
-        result["checkpoints"] = {name: known[name] for name in names if name in known}
+        for part in (known, replies):
+            ordered = {name: part[name] for name in names if name in part}
+            part.clear()
+            part.update(ordered)
         write_json(folder / ANALYSIS_FILE, result)
+        if reader is not None and judge is not None:
+            by_id = {p.id: p for p in prompts}
+            said = {
+                name: [Reply.kept(by_id[i], record) for i, record in written.items()]
+                for name, written in replies.items()
+            }
+            said[REAL] = real_replies(conversations)
+            _read(reader, judge, said, run, result, reporter, stop)
     return result
+
+
+def _read(
+    reference: str,
+    judge: ReplyReader,
+    said: Mapping[str, Sequence[Reply]],
+    run: RunFolder,
+    result: dict[str, Any],
+    reporter: Reporter,
+    stop: StopRequest,
+) -> None:
+    """Have a reader read what it has not read of the replies of each checkpoint (and REAL), and count it.
+
+    What is counted is counted anew each time, since personas may have been clustered in between.
+    """
+    weights, copied = weight_sums(reference), run.copied()
+    entry = result["readers"].get(reference)
+    if entry is None or entry["weights"] != weights:
+        entry = result["readers"][reference] = {"weights": weights, "found": {}, "expression": {}}
+    found = entry["found"]
+    clusters = {description: name for description, n, name, *_ in run.store.clusters() if n != NOISE}
+    for name, replies in said.items():
+        if name not in found:
+            with reporter.bar(f"read {name}", len(replies)) as advance:
+
+                def on_done(k: int, advance: Callable[..., None] = advance) -> None:
+                    advance(k)
+                    stop.check()
+
+                source = copied.get(name)
+                found[name] = found[source] if source in found else read_replies(judge, replies, on_done)
+        entry["expression"][name] = expression_by_data(
+            replies, found[name], clusters, run.config.evaluation.resamples
+        )
+        write_json(run.path / ANALYSIS_FILE, result)
 
 
 def analysis_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -17,6 +17,16 @@ from selfemo.evaluation.constants import MAJORITY, PRIOR
 from selfemo.evaluation.jobs import Evaluation
 from selfemo.evaluation.metrics import MEASURES, sign_of
 from selfemo.evaluation.predictions import Comparison, Scores
+from selfemo.evaluation.reading_tables import (
+    CLUSTER_HEADER,
+    EMOTION_HEADER,
+    READING_HEADER,
+    cluster_rows,
+    emotion_rows,
+    read_checkpoints,
+    read_data,
+    reading_rows,
+)
 from selfemo.evaluation.rendering import cell
 from selfemo.evaluation.summary import HEADER, table_rows
 from selfemo.method.types import UNION
@@ -151,7 +161,7 @@ def _starred(change: Mapping[str, Any] | None, conversations: int) -> str:
 
 _ANALYSED = {
     "Entropy of each span, nats": ("parsed", "H(E)", "H(S)", "H(reply)"),
-    "Round trip: is the declared emotion heard in the reply?": ("round trip R1", "top match"),
+    "Round trip: does the checkpoint itself hear what it declared?": ("round trip R1", "top match"),
     "Diversity of replies, and entropy of the emotions' shares": (
         "distinct-2", "self-BLEU", "H(shares of E)", "H(shares of S)",
     ),
@@ -159,10 +169,21 @@ _ANALYSED = {
 
 
 def analysis_tables(result: dict[str, Any]) -> list[Table]:
-    """`analysis.analysis_table` by subject."""
+    """`analysis.analysis_table` by subject, then what each reader finds."""
     header, rows = analysis_table(result)
     tables = []
     for title, names in _ANALYSED.items():
         columns = [0, *(header.index(n) for n in names)]
         tables.append((title, [header[i] for i in columns], [[r[i] for i in columns] for r in rows]))
+    for reference, reading in result["readers"].items():
+        for dataset in read_data(reading):
+            of = f"{dataset}, read by {reference}"
+            found = reading_rows(result, reading, dataset)
+            tables.append((f"Is the declared emotion found in the reply? {of}", READING_HEADER, found))
+            if not (read := read_checkpoints(result, reading, dataset)):
+                continue
+            record = reading["expression"][read[-1]][dataset]
+            tables.append((f"{read[-1]} by declared emotion: {of}", EMOTION_HEADER, emotion_rows(record)))
+            if by_cluster := cluster_rows(record):
+                tables.append((f"{read[-1]} by persona cluster: {of}", CLUSTER_HEADER, by_cluster))
     return tables

@@ -64,6 +64,13 @@ def _draws(clusters: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, clusters, (resamples, clusters))
 
 
+def cluster_weights(clusters: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """(b, c) how often each bootstrap resample takes each cluster."""
+    drawn = _draws(clusters, resamples, seed) + clusters * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=resamples * clusters)
+    return counts.reshape(resamples, clusters).astype(float)
+
+
 def _flips(clusters: int, resamples: int, seed: int) -> np.ndarray:
     """(b, c) random signs, -1 where the two systems are swapped in a cluster."""
     return np.random.default_rng(seed).choice((-1.0, 1.0), (resamples, clusters))
@@ -210,18 +217,13 @@ class Outcomes:
 
     def resampled(self, resamples: int, seed: int = 0) -> dict[str, np.ndarray]:
         """(b,) MEASURES of bootstrap resamples of the clusters."""
-        return self.measures(self._weights(resamples, seed))
-
-    def _weights(self, resamples: int, seed: int) -> np.ndarray:
-        """(b, c) how often each bootstrap resample takes each cluster."""
-        c = len(self.clusters)
-        drawn = _draws(c, resamples, seed) + c * np.arange(resamples)[:, None]
-        return np.bincount(drawn.ravel(), minlength=resamples * c).reshape(resamples, c).astype(float)
+        return self.measures(cluster_weights(len(self.clusters), resamples, seed))
 
     def micro_f1(self, left_out: str, resamples: int = 1000, seed: int = 0) -> Interval:
         """`micro_f1` without one class, with its 95% interval by conversation."""
         index, k = self.classes.index(left_out), len(self.classes)
-        drawn = self._weights(resamples, seed) @ self.confusion.reshape(len(self.clusters), -1)
+        c = len(self.clusters)
+        drawn = cluster_weights(c, resamples, seed) @ self.confusion.reshape(c, -1)
         draws = micro_f1(drawn.reshape(-1, k, k + 1), index)
         return percentile_interval(float(micro_f1(self.confusion.sum(0), index)), draws)
 

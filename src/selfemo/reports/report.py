@@ -30,6 +30,20 @@ from selfemo.evaluation.changes import (
 )
 from selfemo.evaluation.free_changes import FREE_HEADER, FREE_NOTE, free_rows
 from selfemo.evaluation.predictions import gold_prompts, label_sets
+from selfemo.evaluation.readers import REAL
+from selfemo.evaluation.reading_tables import (
+    CLUSTER_HEADER,
+    EMOTION_HEADER,
+    READING_HEADER,
+    READING_NOTE,
+    cluster_rows,
+    emotion_rows,
+    example_header,
+    example_rows,
+    read_checkpoints,
+    read_data,
+    reading_rows,
+)
 from selfemo.evaluation.summary import (
     HEADER,
     SUMMARY_FILE,
@@ -108,6 +122,11 @@ class Source:
             return load_conversations(data_of(self.folder))
         except DataError:
             return []
+
+    @cached_property
+    def analysis(self) -> dict[str, Any] | None:
+        """What `selfemo analyse` wrote; None for nothing."""
+        return read_analysis(self.folder)
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -233,18 +252,47 @@ def _curves(source: Source, folder: Path) -> Section:
 
 
 def _analysis(source: Source, folder: Path) -> Section:
-    title, found = "Entropy by span, round trip, diversity (figure 6)", read_analysis(source.folder)
+    title, found = "Entropy by span, round trip, diversity (figure 6)", source.analysis
     if found is None or not found["checkpoints"]:
         return Section("analysis", title, missing=f"selfemo analyse {source.called}")
     text = (
         f"One sampled completion for each of {len(found['prompts'])} held-out prompts. Round trip: the "
-        "emotion that the checkpoint itself recognises in its reply, against the emotion it declared."
+        "emotion that the checkpoint itself recognises in its reply, against the emotion it declared. It is "
+        "perfect where a checkpoint declares and recognises one emotion throughout."
     )
     table = Table("By checkpoint, entropies in nats", *analysis_table(found))
     name = figures.span_entropy(folder, found["checkpoints"])
     return Section(
         "analysis", title, [text], [table], [("Mean token entropy of each span by checkpoint", name)]
     )
+
+
+def _expression(source: Source) -> Section:
+    title, found = "Is the declared emotion found in the reply?", source.analysis
+    if found is None or not found["readers"]:
+        return Section("expression", title, missing=f"selfemo analyse {source.called} --reader ENCODER")
+    section = Section("expression", title, [READING_NOTE])
+    prompts, split = source.held_out_prompts(), found["split"]
+    for reference, reading in found["readers"].items():
+        for dataset in read_data(reading):
+            of = f"{dataset}, {split}, read by {reference}"
+            rows = reading_rows(found, reading, dataset)
+            section.tables.append(Table(f"By checkpoint: {of}", READING_HEADER, rows))
+            read = read_checkpoints(found, reading, dataset)
+            for name in (*read[-1:], REAL):
+                record = reading["expression"].get(name, {}).get(dataset, {})
+                for what, header, of_record in (
+                    ("declared emotion", EMOTION_HEADER, emotion_rows(record)),
+                    ("persona cluster", CLUSTER_HEADER, cluster_rows(record)),
+                ):
+                    if of_record:
+                        section.tables.append(Table(f"{name} by {what}: {of}", header, of_record))
+        written = [c for c in found["checkpoints"] if found["replies"].get(c)]
+        if pair := list(dict.fromkeys((*written[:1], *written[-1:]))):
+            examples = example_rows(found, reading, prompts, pair, source.config.seed)
+            caption = f"Replies to the same prompts, drawn by the run's seed: read by {reference}"
+            section.tables.append(Table(caption, example_header(pair), examples))
+    return section
 
 
 def _dialogues(source: Source, n: int = 10) -> Section:
@@ -345,6 +393,7 @@ def _page(
         table1,
         _curves(source, folder),
         _analysis(source, folder),
+        _expression(source),
         ablated,
         judged,
         described,
