@@ -273,7 +273,10 @@ def test_the_chat_says_how_surely_a_reply_expresses_its_emotion(
     assert session.lines[-1].notes("read as") == ["feels joy", told]
     assert f"(feels joy, {told})" in session.as_markdown()
     for page in (transcript(session, MELD), answer(1, session, MELD)):
-        assert page.count('class="se-sure"') == 1 and f">{told}</span>" in page
+        assert page.count('class="se-sure"') == 1 and ("sounds like" in page) == ("sounds like" in told)
+        for part in told.removeprefix("expressed ").split(", "):
+            assert f">{part}</span>" in page
+        assert f'"width:{100 * shown["joy"]:.1f}%"' in page
     assert session.undone().lines == () and "expressed" not in session.as_jsonl(MELD)
 
 

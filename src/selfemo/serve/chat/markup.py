@@ -53,8 +53,14 @@ def bars(what: str, reading: ReadEmotion | None, labels: LabelSet, said: str = "
 
 def _felt(line: Line, labels: LabelSet) -> str:
     """The emotion that a speaker declared and, where somebody read the line, how surely it expresses it."""
-    said = line.expression()
-    below = f'<span class="se-sure" title="{_SURE}">{shown(said)}</span>' if said else ""
+    below = ""
+    if line.expressed is not None:
+        below = (
+            f'<div class="se-sure" title="{_SURE}"><span>expressed</span><span class="se-track" '
+            f'aria-hidden="true"><i style="width:{100 * line.expressed:.1f}%"></i></span>'
+            f"<span>{line.expressed:.0%}</span></div>"
+        )
+        below += f'<span class="se-why">{shown(other)}</span>' if (other := line.sounds_like()) else ""
     return bars(FELT, line.felt, labels, below=below)
 
 

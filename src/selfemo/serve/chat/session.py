@@ -58,12 +58,15 @@ class Line:
 
         "" where nobody read it.
         """
-        if self.expressed is None or self.shown is None or self.felt is None:
+        if self.expressed is None:
             return ""
-        said = f"expressed {self.expressed:.0%}"
-        if self.shown.emotion == self.felt.emotion:
-            return said
-        return f"{said}, sounds like {self.shown.emotion} {self.shown.confidence:.0%}"
+        return ", ".join([f"expressed {self.expressed:.0%}", *filter(None, [self.sounds_like()])])
+
+    def sounds_like(self) -> str:
+        """The emotion that the line shows, if its speaker declared another one; else ""."""
+        if self.shown is None or self.felt is None or self.shown.emotion == self.felt.emotion:
+            return ""
+        return f"sounds like {self.shown.emotion} {self.shown.confidence:.0%}"
 
 
 @dataclass(frozen=True, slots=True)
