@@ -36,7 +36,8 @@ class Held(SelfEmo):
 
     def __init__(self, model: Path):
         # No two labels begin alike, so that their probabilities are known while the answer is written.
-        super().__init__(model, max_tokens=72, labels=["neutral", "joy", "fear", "anger"])
+        # `best_of` as the command has it.
+        super().__init__(model, max_tokens=72, labels=["neutral", "joy", "fear", "anger"], best_of=1)
         self.gate = threading.Event()
         self.gate.set()
 
@@ -70,6 +71,8 @@ def test_a_talk_in_the_terminal(model: SelfEmo, monkeypatch, tmp_path: Path) -> 
     assert (
         re.search(r"^Mia \[feels \w+ \d+%, \w+ \d+%, \w+ \d+%\]: ", said, re.M) and "  3 Bo [feels " in said
     )
+    told = re.findall(r"^  \[expressed \d+%(?:, sounds like \w+ \d+%)?\]$", said, re.M)
+    assert len(told) == 3 and said.count("expressed") > 3, "once for each answer, and again in what is shown"
     (found,) = load(str(file)).conversations
     assert len(found.turns) == 3 and found.personas["Bo"].description == "dry"
     assert (tmp_path / "talk.md").read_text().startswith("# A kitchen.")
@@ -227,6 +230,8 @@ def test_talk_and_export(browser, page, tmp_path: Path) -> None:
     mine, theirs = (tab.locator(".se-log .se-line").nth(n) for n in (0, 1))
     assert LOUD in mine.inner_text() and "read as" in mine.inner_text()
     assert "feels" in theirs.inner_text() and "feels" not in mine.inner_text()
+    assert re.fullmatch(r"expressed\s+\d+%", theirs.locator(".se-sure").inner_text())
+    assert mine.locator(".se-sure").count() == 0
     for line in (mine, theirs):
         bars = line.locator(".se-bar")
         assert bars.count() == 3

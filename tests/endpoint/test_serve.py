@@ -103,6 +103,42 @@ def test_respond_as_events(url: str) -> None:
     assert "".join(d["text"] for n, d in told if n == "reply") == told[-1][1]["reply"]
 
 
+def test_the_most_expressive_of_several_replies(url: str, model: SelfEmo) -> None:
+    question = {"turns": TALK, "persona": "Shy.", "speaker": "Cy"}
+    plain = post(url, "/v1/respond", question).json()
+    assert plain["shown"] is None and plain["expressed"] is None
+    body = post(url, "/v1/respond", {**question, "best_of": 3}).json()
+    direct = model.respond(TALK, "Shy.", speaker="Cy", best_of=3)
+    assert direct.shown is not None and direct.shown.distribution is not None
+    assert body["reply"] == direct.reply and body["shown"]["emotion"] == direct.shown.emotion
+    assert (body["emotion"], body["self_emotion"]) == (plain["emotion"], plain["self_emotion"])
+    assert body["expressed"] == pytest.approx(direct.expressed, abs=2e-2)
+    for weight in (body["expressed"], *body["shown"]["distribution"].values()):
+        assert weight == round(weight, 4)
+    assert body["usage"]["completion_tokens"] > plain["usage"]["completion_tokens"]
+    told = events(post(url, "/v1/respond", {**question, "best_of": 3, "stream": True}).text)
+    assert [name for name, _ in told] == ["emotion", "self_emotion", "reply", "done"]
+    assert told[2][1]["text"] == told[3][1]["reply"] == direct.reply and told[3][1]["expressed"] is not None
+
+
+@pytest.mark.parametrize("best_of", [0, -1, 17, 65, "x", 1.5, [2]])
+def test_how_many_replies_may_be_asked_for(url: str, best_of: Any) -> None:
+    answer = post(url, "/v1/respond", {"turns": TALK, "best_of": best_of})
+    assert answer.status_code == 422 and error_of(answer)["param"] == "best_of"
+    message = {"messages": [{"role": "user", "content": "Hi."}], "best_of": best_of}
+    answer = post(url, "/v1/chat/completions", message)
+    assert answer.status_code == 400 and error_of(answer)["param"] == "best_of"
+
+
+def test_a_server_may_read_and_choose_where_the_client_does_not_say(tiny_model: Path) -> None:
+    choosing = SelfEmo(tiny_model, max_tokens=96, best_of=2)
+    with running(choosing) as url:
+        said = post(url, "/v1/respond", {"turns": TALK}).json()
+        one = post(url, "/v1/respond", {"turns": TALK, "best_of": 1}).json()
+    assert said["expressed"] is not None and said["reply"] == choosing.respond(TALK).reply
+    assert one["reply"] == SelfEmo(tiny_model, max_tokens=96).respond(TALK).reply
+
+
 def test_the_official_client(url: str) -> None:
     client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
     assert [m.id for m in client.models.list()] == ["tiny"]
@@ -129,6 +165,11 @@ def test_the_official_client(url: str) -> None:
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] is not None
     assert chunks[-1].usage.total_tokens == done.usage.total_tokens
     assert any(getattr(c, "selfemo", None) for c in chunks)
+
+    best = client.chat.completions.create(model="tiny", messages=messages, extra_body={"best_of": 3})
+    assert best.selfemo["self_emotion"] == done.selfemo["self_emotion"]
+    assert set(best.selfemo["shown"]["distribution"]) == MELD and 0 <= best.selfemo["expressed"] <= 1
+    assert best.selfemo["expressed"] == round(best.selfemo["expressed"], 4)
 
     short = client.chat.completions.create(model="tiny", messages=messages, max_tokens=5)
     assert short.choices[0].message.content and short.choices[0].finish_reason == "length"

@@ -31,7 +31,8 @@ def model(tiny_model: Path) -> SelfEmo:
 
 
 def test_the_page_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(tiny_model, tmp_path / "runs" / "my-run")
+    for name in ("my-run", "reader"):
+        shutil.copytree(tiny_model, tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) > 5

@@ -22,7 +22,15 @@ PACKAGE = ROOT / "src" / "selfemo"
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "experiments/README.md",
              *sorted(f"docs/{f.name}" for f in (ROOT / "docs").glob("*.md"))]  # fmt: skip
 FILES = r"toml|jsonl?|md|txt|csv|srt|sqlite|parquet|html|log|png|svg|gguf|whl|npz|part|safetensors|sha256"
-OTHERS = {"torch.compile", "response.heard", "response.felt", "checkpoints.NAME", "messages.content"}
+OTHERS = {
+    "torch.compile",
+    "response.heard",
+    "response.felt",
+    "response.shown",
+    "response.expressed",
+    "checkpoints.NAME",
+    "messages.content",
+}
 """Dotted names that are none of the package's: of other packages, variables of examples, keys of files."""
 
 

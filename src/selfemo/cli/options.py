@@ -83,6 +83,13 @@ ModelArgument = Annotated[str, typer.Argument(help="Model id, folder or run.")]
 SystemArgument = Annotated[
     str, typer.Argument(help="RUN[@CHECKPOINT], model folder or id, or NAME=URL,model=MODEL.")
 ]
+Reader = Annotated[
+    str,
+    typer.Option(
+        help="Who reads the emotion of replies: a kept encoder, another model or an endpoint (default: the "
+        "model itself)."
+    ),
+]
 EngineName = Annotated[
     str | None,
     typer.Option(

@@ -14,6 +14,7 @@ from selfemo.cli import completion
 from selfemo.cli import options as opt
 from selfemo.cli.output import interruptible, print_json, reporter
 from selfemo.counting import counted
+from selfemo.serve.asking import MOST_REPLIES
 
 
 def predict(
@@ -80,6 +81,16 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
     max_waiting: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 64,
     max_tokens: Annotated[int, typer.Option(min=32, help="Most tokens of an answer.")] = 512,
+    reader: opt.Reader = "",
+    best_of: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_REPLIES,
+            help="Give the most expressive of N replies, if the client does not say; 1: only tell how "
+            "expressive the one is; 0: not even that without --reader.",
+        ),
+    ] = 0,
     max_body: Annotated[int, typer.Option(min=1000, help="Bytes of a request.")] = 262_144,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
@@ -106,7 +117,9 @@ def serve(
         max_body=max_body, timeout=timeout, max_batch=max_batch,
         max_waiting=max_waiting, max_tokens=max_tokens,
     )  # fmt: skip
-    with closing(SelfEmo(model, files=config or [], overrides=overrides or [])) as opened:
+    with closing(
+        SelfEmo(model, reader=reader, best_of=best_of, files=config or [], overrides=overrides or [])
+    ) as opened:
         try:
             server.serve(
                 opened, host=host, port=port, limits=limits, token=token, insecure=insecure, name=name,
@@ -134,6 +147,15 @@ def chat(
     insecure: opt.Insecure = False,
     root_path: opt.RootPath = "",
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 0.3,
+    reader: opt.Reader = "",
+    best_of: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_REPLIES,
+            help="Give the most expressive of N replies; 0: do not read replies without --reader.",
+        ),
+    ] = 1,
     seed: opt.Seed = 0,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
@@ -147,6 +169,7 @@ def chat(
     from selfemo.runs.settings import find_checkpoint
     from selfemo.serve.binding import check_binding, check_free, check_root_path
     from selfemo.serve.chat.session import Session, character
+    from selfemo.serve.expressing import Reader
     from selfemo.serve.selfemo import SelfEmo
 
     if compare and not web:
@@ -163,20 +186,24 @@ def chat(
     for name in (model, *([compare] if compare else [])):
         find_checkpoint(name)  # a wrong one is told before the other is loaded
 
-    def opened(name: str) -> SelfEmo:
+    def opened(name: str, by: str | Reader) -> SelfEmo:
         return SelfEmo(
-            name, temperature=temperature, seed=seed, files=config or [], overrides=overrides or []
-        )
+            name, temperature=temperature, seed=seed, reader=by, best_of=best_of, files=config or [],
+            overrides=overrides or [],
+        )  # fmt: skip
 
     if not web:
         from rich.console import Console
 
         from selfemo.serve.chat.terminal import chat as talk
 
-        talk(opened(model), replace(session, characters=pair[:1]), Console(), pair[1])
+        talk(opened(model, reader), replace(session, characters=pair[:1]), Console(), pair[1])
         return
     from selfemo.serve.chat.web import build, launch
 
-    page = build(opened(model), opened(compare) if compare else None, session, votes)
+    first = opened(model, reader)
+    # One reader for both models; where none is named, each reads its own replies.
+    other = opened(compare, first.reader if reader else "") if compare else None
+    page = build(first, other, session, votes)
     typer.echo(f"{launch(page, host, port, root_path)} (Ctrl-C ends it)")
     page.block_thread()

@@ -83,6 +83,8 @@ class Response:
         tokens: (prompt, written), if known.
         stop: the text of `Ask.stop` before which the reply ends; "" if none is in it.
         cut: a token limit ended the reply.
+        shown: the emotion that a reader finds in the reply; None if it was not asked, or could not read.
+        expressed: the probability that it gives to the emotions declared (`felt`), weighted as they are.
     """
 
     speaker: str
@@ -95,6 +97,8 @@ class Response:
     tokens: tuple[int, int] = (0, 0)
     stop: str = ""
     cut: bool = False
+    shown: ReadEmotion | None = None
+    expressed: float | None = None
 
     @classmethod
     def failed(cls, prompt: Prompt, failure: FailureKind, text: str = "") -> Self:
@@ -147,8 +151,9 @@ class Done:
 
 
 Event = Emotion | SelfEmotion | ReplyDelta | Done
-OnEvent = Callable[[int, Event], bool]
-"""Takes (question, event) and says whether to continue; False ends the answer with the failure "stopped"."""
+OnEvent = Callable[[int, Event | None], bool]
+"""Takes (question, event) and says whether to continue; False ends the answer with the failure "stopped".
+None instead of an event only asks that."""
 
 
 def written(parsed: EmotionDistribution | ParseFailure, labels: LabelSet) -> ReadEmotion:

@@ -14,6 +14,10 @@ Turns = Conversation | Sequence[tuple[str, str]] | Sequence[Mapping[str, str]] |
 """A conversation in any form: (speaker, text) pairs, {"speaker": ..., "text": ...}, or typed."""
 Labels = LabelSet | Sequence[str]
 """A label set, its name, or a list of emotion names."""
+MOST_REPLIES = 16
+"""Most replies of which one question may have the best."""
+DRAWN = 1.0
+"""The temperature of further replies where that of the answer is 0: they would all be the same."""
 _CHARS_PER_TOKEN = 12
 """A prompt has at most so many characters for each token of its limit; earlier turns cannot be in it."""
 
@@ -29,6 +33,7 @@ class Ask:
         reply_tokens: of the reply alone, where answers are constrained; 0 is no limit beside `max_tokens`.
         temperature, top_p, seed: None takes the model's.
         stop: texts of which the first ends the reply before it; none of them is "".
+        best_of: replies of which the most expressive is given; None takes the model's (see `SelfEmo`).
     """
 
     conversation: Turns
@@ -42,6 +47,7 @@ class Ask:
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    best_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

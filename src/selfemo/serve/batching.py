@@ -156,9 +156,9 @@ class Batcher:
         return self.model.recognise_turns([j.question for j in jobs if not isinstance(j.question, Ask)])
 
     def _respond(self, loop: asyncio.AbstractEventLoop, jobs: Sequence[Job]) -> list[Response]:
-        def on_event(n: int, event: Event) -> bool:
+        def on_event(n: int, event: Event | None) -> bool:
             job = jobs[n]
-            if job.on_event is not None and not job.cancelled:
+            if event is not None and job.on_event is not None and not job.cancelled:
                 loop.call_soon_threadsafe(job.on_event, event)
             return not job.cancelled
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from selfemo.method.parsing import parse_recognition
@@ -11,7 +11,7 @@ from selfemo.method.types import FailureKind, LabelSet, Prompt
 from selfemo.models.generation.chat import ChatRequest, ExpertSpec, UnansweredError
 from selfemo.models.generation.endpoint import EndpointSampler
 from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, response_of, written
-from selfemo.serve.asking import Ask
+from selfemo.serve.asking import DRAWN, Ask
 from selfemo.stages.experts import without_thoughts
 
 
@@ -74,3 +74,21 @@ class EndpointAnswers:
             cut = tokens[1] >= question.max_tokens and not response.stop
             responses.append(replace(response, tokens=tokens, cut=cut))
         return responses
+
+    def draw(
+        self,
+        asks: Sequence[Ask],
+        prompts: Sequence[Prompt],
+        firsts: Sequence[Response],
+        counts: Sequence[int],
+        goes_on: Callable[[int], bool] | None,
+    ) -> list[list[Response]]:
+        """Further whole answers: an endpoint cannot go on behind a given E and S, so theirs may be others."""
+        owners = [n for n, count in enumerate(counts) for _ in range(count)]
+        again = [replace(asks[n], temperature=self._temperature(asks[n]) or DRAWN) for n in owners]
+        ask_on = None if goes_on is None else lambda k, _: goes_on(owners[k])
+        drawn = iter(self.respond(again, [prompts[n] for n in owners], ask_on))
+        return [[next(drawn) for _ in range(count)] for count in counts]
+
+    def _temperature(self, ask: Ask) -> float:
+        return self._sampler.spec.temperature if ask.temperature is None else ask.temperature

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from selfemo.config import Config
@@ -17,7 +17,7 @@ from selfemo.models.loading import load_configured
 from selfemo.models.sampler import LabelPlace
 from selfemo.seeds import derive
 from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, response_of, up_to, written
-from selfemo.serve.asking import Ask, Sampling
+from selfemo.serve.asking import DRAWN, Ask, Sampling
 
 _FORMATS_KEPT = 64
 
@@ -54,8 +54,12 @@ class LocalAnswers:
             self._formats[labels] = OwnFormat(self.policy, labels, self._prompt.reasoning, repeat)
         return self._formats[labels]
 
-    def _limited(self, labels: LabelSet, max_tokens: int, reply_tokens: int = 0) -> LimitedFormat | None:
-        return self._format(labels).limited(max_tokens, reply_tokens) if self._constrained else None
+    def _limited(self, labels: LabelSet, max_tokens: int) -> LimitedFormat | None:
+        return self._format(labels).limited(max_tokens) if self._constrained else None
+
+    def _begun(self, labels: LabelSet, text: str) -> list[int]:
+        """The tokens of a text that an answer begins with."""
+        return self._format(labels).encode(text) if self._constrained else self.policy.plain_ids(text)
 
     def fit(self, prompt: Prompt, max_tokens: int) -> Prompt | None:
         room = self.policy.core.config.max_position_embeddings - max_tokens
@@ -108,16 +112,50 @@ class LocalAnswers:
     def respond(
         self, asks: Sequence[Ask], prompts: Sequence[Prompt], on_event: OnEvent | None
     ) -> list[Response]:
-        """One batch for all questions of one temperature and top_p."""
-        sampling = self._sampling
+        return self._in_batches(asks, prompts, [""] * len(asks), on_event)
+
+    def draw(
+        self,
+        asks: Sequence[Ask],
+        prompts: Sequence[Prompt],
+        firsts: Sequence[Response],
+        counts: Sequence[int],
+        goes_on: Callable[[int], bool] | None,
+    ) -> list[list[Response]]:
+        """Further replies behind the E and S of each first answer, all in one batch."""
+        owners = [n for n, count in enumerate(counts) for _ in range(count)]
+        again = [
+            replace(
+                ask, temperature=self._temperature(ask) or DRAWN, seed=derive(self._seed(ask), "reply", k)
+            )
+            for ask, count in zip(asks, counts, strict=True)
+            for k in range(count)
+        ]
+        begun = [up_to(firsts[n].text, "R") for n in owners]
+        ask_on = None if goes_on is None else lambda k, _: goes_on(owners[k])
+        drawn = iter(self._in_batches(again, [prompts[n] for n in owners], begun, ask_on))
+        return [[next(drawn) for _ in range(count)] for count in counts]
+
+    def _temperature(self, ask: Ask) -> float:
+        return self._sampling.temperature if ask.temperature is None else ask.temperature
+
+    def _seed(self, ask: Ask) -> int:
+        return self._sampling.seed if ask.seed is None else ask.seed
+
+    def _in_batches(
+        self, asks: Sequence[Ask], prompts: Sequence[Prompt], begun: Sequence[str], on_event: OnEvent | None
+    ) -> list[Response]:
+        """One batch for all answers of one temperature and top_p; each goes on with the text `begun`."""
         groups: dict[tuple[float, float], list[int]] = {}
         for n, ask in enumerate(asks):
-            temperature = sampling.temperature if ask.temperature is None else ask.temperature
-            groups.setdefault((temperature, sampling.top_p if ask.top_p is None else ask.top_p), []).append(n)
+            top_p = self._sampling.top_p if ask.top_p is None else ask.top_p
+            groups.setdefault((self._temperature(ask), top_p), []).append(n)
         found: dict[int, Response] = {}
         for key, members in groups.items():
             mine, theirs = [asks[n] for n in members], [prompts[n] for n in members]
-            found.update(zip(members, self._respond(members, mine, theirs, *key, on_event), strict=True))
+            texts = [begun[n] for n in members]
+            answers = self._respond(members, mine, theirs, texts, *key, on_event)
+            found.update(zip(members, answers, strict=True))
         return [found[n] for n in range(len(asks))]
 
     def _respond(
@@ -125,11 +163,14 @@ class LocalAnswers:
         numbers: Sequence[int],
         asks: Sequence[Ask],
         prompts: Sequence[Prompt],
+        begun: Sequence[str],
         temperature: float,
         top_p: float,
         on_event: OnEvent | None,
     ) -> list[Response]:
-        limits = [ask.max_tokens or self._sampling.max_tokens for ask in asks]
+        heads = [self._begun(p.label_set, text) for p, text in zip(prompts, begun, strict=True)]
+        whole = [ask.max_tokens or self._sampling.max_tokens for ask in asks]
+        limits = [limit - len(head) for limit, head in zip(whole, heads, strict=True)]
         settings = SamplingSettings(
             max_new_tokens=max(limits),
             temperature=temperature,
@@ -138,34 +179,38 @@ class LocalAnswers:
             no_repeat_ngram=0 if self._constrained else self._evaluation.no_repeat_ngram,
         )
         requests, formats, writers = [], [], []
-        for n, ask, prompt, limit in zip(numbers, asks, prompts, limits, strict=True):
+        for n, ask, prompt, limit, head in zip(numbers, asks, prompts, whole, heads, strict=True):
             said = messages(prompt, self._prompt.reasoning)
-            seed = self._sampling.seed if ask.seed is None else ask.seed
-            limited = self._limited(prompt.label_set, limit, ask.reply_tokens)
+            limited = None
+            if self._constrained:
+                limited = self._format(prompt.label_set).limited(limit, ask.reply_tokens, head)
             # Prompts that begin with the same turn share their cache. Sharing the instructions among all
             # prompts makes trees too wide: measured, a quarter slower.
-            share, ids = prompt.history[0], self.policy.encode(said)
-            requests.append(Request(ids, 1, derive(seed, str(said)), share, limited))
+            share, ids = prompt.history[0], [*self.policy.encode(said), *head]
+            requests.append(Request(ids, 1, derive(self._seed(ask), str(said)), share, limited))
             formats.append(limited)
             writers.append(EventWriter(n, prompt.label_set, on_event, limited, ask.stop))
 
         def on_token(request: int, copy: int, ids: Sequence[int]) -> bool:
             writer = writers[request]
-            if (on_event is not None or writer.stops) and not writer.go_on(self.policy.decode(ids)):
+            if (on_event is not None or writer.stops) and not writer.go_on(
+                begun[request] + self.policy.decode(ids)
+            ):
                 return False
             return len(ids) < limits[request]
 
         with self._lock:
             sampled = self._sampler.generate(requests, settings, on_token=on_token)
         responses = []
-        for prompt, request, limited, writer, (sample,) in zip(
-            prompts, requests, formats, writers, sampled, strict=True
+        for prompt, text, request, limited, writer, (sample,) in zip(
+            prompts, begun, requests, formats, writers, sampled, strict=True
         ):
-            response = response_of(prompt, sample.text, sample.finished, writer)
-            tokens = (len(request.prompt_ids), len(sample.token_ids))
+            response = response_of(prompt, text + sample.text, sample.finished, writer)
+            # What an answer goes on with counts where it was written, and its prompt with it.
+            tokens = (0 if text else len(request.prompt_ids), len(sample.token_ids))
             cut = limited is not None and limited.cut and not response.stop
             responses.append(replace(response, tokens=tokens, cut=cut))
-        return self._with_probabilities(prompts, requests, formats, responses)
+        return responses if any(begun) else self._with_probabilities(prompts, requests, formats, responses)
 
     def _with_probabilities(
         self,

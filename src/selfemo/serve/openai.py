@@ -14,10 +14,10 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from selfemo.serve.answers import Emotion, Event, ReplyDelta, Response, SelfEmotion
+from selfemo.serve.answers import Emotion, Event, ReplyDelta, Response, SelfEmotion, shown_weight
 from selfemo.serve.asking import Ask
 from selfemo.serve.openai_request import ChatCompletionBody, check_fields, talk_of
-from selfemo.serve.routes import EmotionResult, Usage
+from selfemo.serve.routes import EmotionResult, Usage, Weight
 from selfemo.serve.service import Service
 from selfemo.serve.transport import EVENT_STREAM, ErrorResult, Problem, event_stream, event_text
 
@@ -32,7 +32,8 @@ class ChatCompletionChoice(BaseModel):
 
 
 class ChatCompletionResult(BaseModel):
-    """OpenAI's chat completion; `selfemo` holds emotion and self_emotion."""
+    """OpenAI's chat completion; `selfemo` holds emotion, self_emotion and, if a reader was asked, shown and
+    expressed."""
 
     id: str
     object: Literal["chat.completion"]
@@ -40,7 +41,7 @@ class ChatCompletionResult(BaseModel):
     model: str
     choices: list[ChatCompletionChoice]
     usage: Usage
-    selfemo: dict[str, EmotionResult]
+    selfemo: dict[str, EmotionResult | Weight]
 
 
 def routes(service: Service) -> APIRouter:
@@ -87,7 +88,7 @@ async def ask_of(service: Service, body: ChatCompletionBody) -> Ask:
         raise Problem(400, "unsupported", told, param="top_p")
     ask = Ask(
         talk.turns, talk.persona, talk.speaker, max_tokens=most, temperature=temperature, top_p=top_p,
-        seed=body.seed, stop=tuple(body.stop or ()),
+        seed=body.seed, stop=tuple(body.stop or ()), best_of=body.best_of,
     )  # fmt: skip
     if asked:
         # A client's limit is on the reply; the two emotions before it get more room.
@@ -102,10 +103,9 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _emotions(r: Response) -> dict[str, Any]:
-    return {
-        "emotion": EmotionResult.model_validate(r.heard).model_dump(),
-        "self_emotion": EmotionResult.model_validate(r.felt).model_dump(),
-    }
+    found = {"emotion": r.heard, "self_emotion": r.felt} | ({"shown": r.shown} if r.shown else {})
+    emotions: dict[str, Any] = {k: EmotionResult.model_validate(e).model_dump() for k, e in found.items()}
+    return emotions if r.expressed is None else {**emotions, "expressed": shown_weight(r.expressed)}
 
 
 def _finish_reason(r: Response) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 from selfemo.method.prompts import clean
-from selfemo.serve.routes import Name, Seed, Temperature, TokenLimit
+from selfemo.serve.routes import BestOf, Name, Seed, Temperature, TokenLimit
 from selfemo.serve.transport import Problem
 
 IGNORED = frozenset({
@@ -30,7 +30,7 @@ REFUSED = {
     "logprobs": _SCORES,
     "modalities": "the answer is text",
     "moderation": "nothing is moderated here",
-    "n": "one answer is written for a request; ask again with another seed",
+    "n": "one answer is given for a request; ask again with another seed",
     "prediction": "an answer is always written anew",
     "presence_penalty": _DRAWS,
     "response_format": "the reply is a line of speech, for which no JSON is promised",
@@ -129,6 +129,7 @@ class ChatCompletionBody(BaseModel):
     top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     seed: Seed | None = None
     stop: Stop = None
+    best_of: BestOf | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from selfemo.method.types import Conversation
 from selfemo.serve.answers import Emotion, Event, Recognition, ReplyDelta, Response, SelfEmotion, shown_weight
-from selfemo.serve.asking import Ask, conversation_of, label_set_of
+from selfemo.serve.asking import MOST_REPLIES, Ask, conversation_of, label_set_of
 from selfemo.serve.service import Service
 from selfemo.serve.transport import EVENT_STREAM, Problem, event_stream, event_text
 
@@ -22,6 +22,7 @@ Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenLimit = Annotated[int, Field(ge=1)]
+BestOf = Annotated[int, Field(ge=1, le=MOST_REPLIES)]
 _TALK: list[JsonValue] = [
     {"speaker": "Ann", "text": "Did you hear that noise?"},
     {"speaker": "Bo", "text": "It was only the cat."},
@@ -62,6 +63,7 @@ class RespondBody(_ConversationBody):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: Seed | None = None
+    best_of: BestOf | None = None
     stream: bool = False
 
 
@@ -101,20 +103,28 @@ class Usage(BaseModel):
 
 
 class RespondResult(BaseModel):
+    """A character's answer; `shown` is what a reader finds in the reply, null where none was asked.
+
+    `expressed` is the reader's probability of what `self_emotion` declares.
+    """
+
     model: str
     speaker: str
     emotion: EmotionResult
     self_emotion: EmotionResult
     reply: str
+    shown: EmotionResult | None
+    expressed: Weight | None
     failure: str | None
     usage: Usage
 
     @classmethod
     def of(cls, model: str, r: Response) -> Self:
         heard, felt = EmotionResult.model_validate(r.heard), EmotionResult.model_validate(r.felt)
+        shown = None if r.shown is None else EmotionResult.model_validate(r.shown)
         return cls(
-            model=model, speaker=r.speaker, emotion=heard, self_emotion=felt, reply=r.reply,
-            failure=r.failure, usage=Usage.of(r),
+            model=model, speaker=r.speaker, emotion=heard, self_emotion=felt, reply=r.reply, shown=shown,
+            expressed=r.expressed, failure=r.failure, usage=Usage.of(r),
         )  # fmt: skip
 
 
@@ -143,6 +153,7 @@ def routes(service: Service) -> APIRouter:
         """A character's answer: the emotion it hears in the last turn, its own emotion, and its reply.
 
         With "stream": true, server-sent events: emotion, self_emotion, reply (its parts), done, error.
+        With "best_of": n, the most expressive of n replies, which is one part.
         """
         service.check_turns(len(body.turns))
         given = body.model_dump(exclude={"turns", "max_tokens", "stream"})

@@ -133,25 +133,27 @@ class OwnFormat(Compiled):
                 tails[token] = bool(raw) and all(0x80 <= b < 0xC0 for b in raw)
         return tails
 
-    def limited(self, max_tokens: int, reply_tokens: int = 0) -> LimitedFormat:
+    def limited(self, max_tokens: int, reply_tokens: int = 0, begun: Sequence[int] = ()) -> LimitedFormat:
         """The format in at most `max_tokens` tokens, the end token included (ConfigError: too few).
 
         Args:
             reply_tokens: of the reply alone, and what ends its last character; 0 is no limit of its own.
+            begun: tokens (`encode`) that a completion begins with; they count.
         """
         if max_tokens < self.least_tokens():
             raise ConfigError(
                 f"a limit of {max_tokens} tokens is too small for a whole answer over these labels; it "
                 f"takes at least {self.least_tokens()}"
             )
-        return LimitedFormat(self, max_tokens, reply_tokens)
+        return LimitedFormat(self, max_tokens, reply_tokens, begun)
 
 
 class LimitedFormat:
     """`Constraints` of requests.py."""
 
-    def __init__(self, format_: OwnFormat, max_tokens: int, reply_tokens: int = 0):
+    def __init__(self, format_: OwnFormat, max_tokens: int, reply_tokens: int = 0, begun: Sequence[int] = ()):
         self.format, self.max_tokens, self.reply_tokens = format_, max_tokens, reply_tokens
+        self._begun = begun
         self.opened: _Open | None = None
 
     @property
@@ -169,6 +171,8 @@ class LimitedFormat:
 
     def start(self) -> _Open:
         self.opened = _Open(self.format, self.max_tokens, self.reply_tokens)
+        for token in self._begun:
+            self.opened.take(token)
         return self.opened
 
 

@@ -13,6 +13,7 @@ from selfemo.serve.chat.session import Character, Line, Session, strongest
 
 FELT, READ = "feels", "read as"
 """The words for the emotion that a speaker declares and for the one that is read in what they say."""
+_SURE = "How probable the declared emotion is to whoever reads the reply."
 _TWO = "Write a first line, or choose others above."
 _WHY = "The model named this one. Answers are drawn at random, so it need not be the most probable."
 
@@ -25,11 +26,11 @@ def shown(text: str) -> str:
     return safe
 
 
-def bars(what: str, reading: ReadEmotion | None, labels: LabelSet, said: str = "") -> str:
+def bars(what: str, reading: ReadEmotion | None, labels: LabelSet, said: str = "", below: str = "") -> str:
     """The strongest emotions of a reading (session.py: strongest) as bars; "" if there is no emotion.
 
     The whole track of a bar is 100%. The emotion that the model named is in bold, and "named" stands with
-    it if another is more probable. `said`: other words for `what`.
+    it if another is more probable. `said`: other words for `what`; `below`: HTML that stands below.
     """
     if reading is None or reading.emotion is None:
         return ""
@@ -46,7 +47,21 @@ def bars(what: str, reading: ReadEmotion | None, labels: LabelSet, said: str = "
             f"<span>{weight:.0%}</span></div>"
         )
     mark = "se-felt" if what == FELT else "se-read"
-    return f'<div class="se-bars"><span class="se-what {mark}">{said or what}</span>{"".join(rows)}</div>'
+    head = f'<span class="se-what {mark}">{said or what}</span>'
+    return f'<div class="se-bars">{head}{"".join(rows)}{below}</div>'
+
+
+def _felt(line: Line, labels: LabelSet) -> str:
+    """The emotion that a speaker declared and, where somebody read the line, how surely it expresses it."""
+    below = ""
+    if line.expressed is not None:
+        below = (
+            f'<div class="se-sure" title="{_SURE}"><span>expressed</span><span class="se-track" '
+            f'aria-hidden="true"><i style="width:{100 * line.expressed:.1f}%"></i></span>'
+            f"<span>{line.expressed:.0%}</span></div>"
+        )
+        below += f'<span class="se-why">{shown(other)}</span>' if (other := line.sounds_like()) else ""
+    return bars(FELT, line.felt, labels, below=below)
 
 
 def turn(head: str, text: str, feelings: Sequence[str], mine: bool = False) -> str:
@@ -67,7 +82,7 @@ def transcript(session: Session, labels: LabelSet) -> str:
 
 
 def _turn(n: int, line: Line, session: Session, labels: LabelSet) -> str:
-    feelings = (bars(FELT, line.felt, labels), bars(READ, line.heard, labels))
+    feelings = (_felt(line, labels), bars(READ, line.heard, labels))
     head = f'{shown(line.speaker)} <span class="se-n">{n + 1}</span>'
     return turn(head, shown(line.text), feelings, _right(line.speaker, session))
 
@@ -95,7 +110,8 @@ def writing(session: Session, speaker: str, said: str, felt: ReadEmotion | None,
 def answer(n: int, session: Session, labels: LabelSet) -> str:
     """The last line of a session as answer `n` of a blind comparison."""
     said = session.lines[-1]
-    feelings = (bars(FELT, said.felt, labels), bars(READ, session.lines[-2].heard, labels, "reads you as"))
+    read = bars(READ, session.lines[-2].heard, labels, "reads you as")
+    feelings = (_felt(said, labels), read)
     return turn(f"Answer {n}", shown(said.text), feelings)
 
 

@@ -35,17 +35,38 @@ class Line:
     Attributes:
         heard: the emotion that the answering character read in it; None before the answer.
         felt: the emotion that its speaker declared; None for a person's line.
+        shown, expressed: see `Response`; None for a person's line, and where the reply was not read.
     """
 
     speaker: str
     text: str
     heard: ReadEmotion | None = None
     felt: ReadEmotion | None = None
+    shown: ReadEmotion | None = None
+    expressed: float | None = None
 
     def notes(self, heard: str) -> list[str]:
         """The emotions as text, such as "feels joy"; `heard` is the word for the one read in the line."""
-        pairs = (("feels", self.felt), (heard, self.heard))
-        return [f"{what} {r.emotion}" for what, r in pairs if r is not None and r.emotion is not None]
+        felt, read = (
+            [f"{what} {r.emotion}"] if r is not None and r.emotion is not None else []
+            for what, r in (("feels", self.felt), (heard, self.heard))
+        )
+        return [*felt, *filter(None, [self.expression()]), *read]
+
+    def expression(self) -> str:
+        """How surely the line expresses what its speaker feels, and what it shows if that is another emotion.
+
+        "" where nobody read it.
+        """
+        if self.expressed is None:
+            return ""
+        return ", ".join([f"expressed {self.expressed:.0%}", *filter(None, [self.sounds_like()])])
+
+    def sounds_like(self) -> str:
+        """The emotion that the line shows, if its speaker declared another one; else ""."""
+        if self.shown is None or self.felt is None or self.shown.emotion == self.felt.emotion:
+            return ""
+        return f"sounds like {self.shown.emotion} {self.shown.confidence:.0%}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +123,8 @@ class Session:
         """The session with the emotion read in the last line, and the reply if there is one."""
         lines = self.heard(response.heard).lines
         if response.reply and not response.failure:
-            lines += (Line(response.speaker, response.reply, felt=response.felt),)
+            r = response
+            lines += (Line(r.speaker, r.reply, felt=r.felt, shown=r.shown, expressed=r.expressed),)
         return replace(self, lines=lines)
 
     def undone(self) -> Session:

@@ -31,7 +31,8 @@ from selfemo.serve.selfemo import SelfEmo
 
 HELP = """\
 Type a line and press Enter. In brackets: the three strongest emotions that are
-read in a line, or that its speaker feels.
+read in a line, or that its speaker feels; behind a reply, how surely it
+expresses them.
   /persona NAME[: ...]     talk with somebody of the sample set, or of your own
   /persona                 list the sample set by tens; /more: the next ones
   /find WORDS              list who has these words in the name or description
@@ -109,6 +110,8 @@ class _Terminal:
                     if response.failure:
                         self._say(unreadable(response.failure), "red")
                     self.session = self.session.answered(response)
+                    if not response.failure and (said := self.session.lines[-1].expression()):
+                        self._say(f"  [{said}]", "dim")
 
     def _command(self, name: str = "", rest: str = "") -> bool:
         """Run a command; True ends the chat."""
