@@ -24,12 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from experiments.gpu.study import Study, command_line, run_step
 
 from selfemo.evaluation.analysis import analyse_checkpoint
-from selfemo.evaluation.readers import Reply, expression_by_data, read_replies, real_replies
+from selfemo.evaluation.readers import REAL, Reply, expression_by_data, read_replies, real_replies
 from selfemo.method.types import Completion, ParseFailure, Prompt
 from selfemo.models.classifiers.reader import kept_settings
 from selfemo.models.reply_readers import ReplyReader, open_reply_reader
@@ -45,7 +46,6 @@ ARMS: Mapping[str, Sequence[str]] = {
     "alone": (*ON, "grpo.reward_weight=0"),
 }
 """In the order of what a lease is spent on first."""
-REAL = "real next turns"
 
 
 class Expression(Study):
@@ -60,8 +60,12 @@ class Expression(Study):
         self.listener, self.reader = listener, reader
         config = self.config
         self.judge: ReplyReader = open_reply_reader(reader, config.model, config.prompt)
-        about = {name: kept_settings(folder) for name, folder in (("listener", listener), ("reader", reader))}
-        self.keep("encoders", {n: k.settings.model_dump(mode="json") for n, k in about.items()})
+        kept = {n: kept_settings(Path(f)).settings for n, f in (("listener", listener), ("reader", reader))}
+        # A folder says where it lies, and not what it is.
+        self.keep(
+            "encoders",
+            {n: {**k.model_dump(mode="json"), "encoder": Path(k.encoder).name} for n, k in kept.items()},
+        )
 
     def judged(self, replies: Sequence[Reply]) -> dict[str, Any]:
         """What the reader finds in some replies, by data set, with intervals by conversation."""
@@ -104,9 +108,9 @@ def run(study: Study) -> None:
     assert isinstance(study, Expression)
     start, config = study.cold_start(), study.config
     for arm, settings in ARMS.items():
-        more = [f"reward.reader={study.reader}"] if settings else []
+        more = [f'reward.reader="{study.reader}"'] if settings else []
         if settings and arm != "reference":
-            more.append(f"reward.listener={study.listener}")
+            more.append(f'reward.listener="{study.listener}"')
         study.arm(start, arm, config.grpo.lr, config.seed, [*settings, *more])
 
 

@@ -9,13 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.gpu import baselines, evidence, one_thing, rl_alone, scarce
+from experiments.gpu import baselines, evidence, expression, one_thing, rl_alone, scarce
 
 from selfemo.evaluation.rendering import render
 
 RESULTS = Path(__file__).parent / "results"
 DATA = "--data meld:PATH --data emorynlp:PATH"
-LATER = "comes with an issue of its own"
 Run = tuple[str, int]
 """An arm and a seed."""
 
@@ -28,7 +27,7 @@ class Step:
         number: its place; steps of one number belong together.
         name, shows: what it is, and what it shows.
         results: names of its results, without folder and ending; the first is the one to write.
-        call: module and options; empty where there is no script yet.
+        call: module and options.
         runs: that it needs; None where its result says itself what is planned.
         data: its options of data.
     """
@@ -73,8 +72,6 @@ class Step:
     @property
     def state(self) -> str:
         """How far it is, and on which devices."""
-        if not self.call:
-            return LATER
         if not self.there:
             return "open"
         devices = ", ".join(dict.fromkeys(r["device"] for r in self.there.values()))
@@ -110,6 +107,21 @@ def _evidence(number: str, seed: int) -> Step:
         (f"evidence_{seed}",),
         " ".join([f"evidence --seed {seed}", *(f"--arm {arm}" for arm in evidence.FIRST)]),
         runs(evidence.FIRST, [seed]),
+    )
+
+
+def _expression(seed: int) -> Step:
+    shows = (
+        "does a reward on the reply (R3) make it show S for a reader that no arm has learned from: off, by "
+        "an encoder, by the start, with S balanced, without a reward for E"
+    )
+    return Step(
+        "7",
+        f"expression, seed {seed}",
+        "the same from another cold start" if seed else shows,
+        (f"expression_{seed}",),
+        f"expression --seed {seed} --listener FOLDER --reader FOLDER",
+        runs(list(expression.ARMS), [seed]),
     )
 
 
@@ -199,7 +211,7 @@ STEPS = (
         )
         for budget in scarce.BUDGETS
     ),
-    Step("7", "expression", "does a reward on the reply make it show S"),
+    *map(_expression, expression.SEEDS),
     *(_baselines(group, shows) for group, shows in BASELINES.items()),
     Step(
         "9",
@@ -224,4 +236,4 @@ def table() -> str:
 
 def next_step() -> Step | None:
     """The first one that is not done and has a script."""
-    return next((s for s in STEPS if s.call and not s.done), None)
+    return next((s for s in STEPS if not s.done), None)

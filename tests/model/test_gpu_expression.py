@@ -1,0 +1,55 @@
+"""The step "expression" of experiments/gpu at tiny size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from experiments.gpu import expression
+from experiments.gpu.expression import ARMS, REAL
+
+from selfemo.config.encoders import EncoderConfig
+from selfemo.models.classifiers.reader import TurnReader
+from tests.conftest import MELD, Built
+from tests.support.encoders import build_encoder
+from tests.support.queue import arguments
+
+
+def kept(folder: Path, base: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    reader = TurnReader.new(EncoderConfig(encoder=str(base), max_tokens=64), [MELD], "cpu")
+    reader.shares = [[1 / 7] * 7]
+    folder.mkdir()
+    reader.save(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_each_arm_is_judged_by_a_reader_that_it_has_not_learned_from(
+    tiny_model: Path, built_once: Built, tmp_path: Path
+) -> None:
+    base = built_once("encoder-bert", build_encoder)
+    listener, reader = kept(tmp_path / "listener", base, 1), kept(tmp_path / "reader", base, 2)
+    settings = ("sft.max_samples=16", "sft.epochs=30", "reward.replies=3", "evaluation.resamples=50")
+    call = [*arguments(tiny_model, tmp_path, *settings), "--seed", "0"]
+    expression.main([*call, "--listener", str(listener), "--reader", str(reader)])
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "failed" not in result, result.get("failed")
+    start, *runs = result["runs"]
+    assert [r["arm"] for r in runs] == list(ARMS)
+    assert str(tmp_path) not in json.dumps(result), "a result names no folder of the machine"
+    (ceiling,) = result[REAL].values()
+    assert ceiling["replies"] > 0 and -1 <= ceiling["kappa"][0] <= 1
+    claim = sum(h == "claim" for h in result["utterances"]["half"])
+    for r in (start, *runs):
+        (judged,) = r["judged"].values()
+        assert len(r["sampled"]) == claim and judged["replies"] == r["analysis"]["parsed"] > 0
+    by = {r["arm"]: r for r in runs}
+    assert not any("expression" in x for x in by["off"]["rounds"])
+    for arm in ("encoder", "reference", "balanced", "alone"):
+        spoken = [x for x in by[arm]["rounds"] if x.get("replies")]
+        assert spoken and all(x["replies"] % 3 == 0 for x in spoken)
+        assert any(x["expression"] != x["expression_reader"] for x in spoken if "expression_reader" in x)
+    assert by["encoder"]["labels_digest"] == by["off"]["labels_digest"], "the same prompts in the same order"
