@@ -515,7 +515,7 @@ def test_a_completion_has_its_own_limit_whatever_else_is_completed() -> None:
     ]
     fitted = [Fitted(p, (1, 2), 0) for p in prompts[:2]]
     groups = [group(prompts[0], 4), group(prompts[1], 9)]
-    short, long = complete_best(sample, fitted, groups, [0, 1], config, Place("x", 0), 0.0, encode=list)
+    (short, long), _ = complete_best(sample, fitted, groups, [0, 1], config, Place("x", 0), 0.0, encode=list)
     assert short.rollouts[0].completion is not None and len(short.rollouts[0].raw.token_ids) == 9
     cut = long.rollouts[1]
     assert (

@@ -111,6 +111,7 @@ def as_of_an_earlier_version(folder: Path) -> Path:
             db.execute("DELETE FROM stages WHERE name LIKE 'evaluate-%-rl'")
             db.execute("DELETE FROM predictions WHERE evaluation LIKE 'evaluate-%-rl'")
             db.execute("ALTER TABLE predictions DROP COLUMN believed")
+            db.execute("DROP TABLE replies")
             db.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
         db.close()
     lines = (folder / CONFIG_FILE).read_text().splitlines()
@@ -125,10 +126,10 @@ def content(folder: Path) -> dict[str, list]:
     db = sqlite3.connect(folder / "store.sqlite")
     tables = {
         t: db.execute(f"SELECT * FROM {t} ORDER BY rowid").fetchall()
-        for t in ("prompts", "rollouts", "samples", "predictions")
+        for t in ("prompts", "rollouts", "replies", "samples", "predictions")
     }
     strip = lambda rows: [r[1:] for r in rows]  # noqa: E731  row numbers may have gaps
-    tables["rollouts"], tables["samples"] = strip(tables["rollouts"]), strip(tables["samples"])
+    tables |= {t: strip(tables[t]) for t in ("rollouts", "replies", "samples")}
     tables["predictions"] = sorted(tables["predictions"])
     tables["metrics"] = db.execute("SELECT stage, step, record FROM metrics ORDER BY id").fetchall()
     return tables

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from selfemo.evaluation.analysis import span_entropies, token_starts
-from selfemo.evaluation.diversity import distinct, self_bleu, share_entropy
+from selfemo.method.diversity import distinct, self_bleu, share_entropy
 from selfemo.method.parsing import field_spans
 from selfemo.method.types import RawCompletion
 

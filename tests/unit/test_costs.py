@@ -155,3 +155,19 @@ def test_memory_by_hand() -> None:
     paper = costs.memory(qwen, load([]), Lengths(600, 300), eight, "verl")["training"]
     assert sum(paper[k] for k in ("weights", "gradients", "optimiser")) == 2 * 8_190_726_144
     assert 20e9 < sum(paper.values()) < 80e9
+
+
+def test_the_replies_that_a_listener_compares_by_hand() -> None:
+    """Prompts of 100 tokens in a window of one, completions of 30 with an E line of 5; 4 replies."""
+    lengths = costs.Lengths(100, 30, emotion=5)
+    causal = ["grpo.credit=causal", "sampling.group_size=8", "selfplay.max_turns=1", "flywheel.refit=none"]
+    on = [*causal, "reward.expression=listener", "reward.replies=4"]
+    off, found = (costs.rl_costs(load([], more), lengths) for more in (causal, on))
+    assert (off.rest, off.replies, off.packed) == (0, 0, 100 + 8 * 5)
+    assert (found.rest, found.replies, found.packed) == (25, 4, 100 + 8 * 5 + 4 * 25)
+    more = costs.rl_costs(load([], [*on, "reward.replies=0"]), lengths)
+    assert more.replies == 8, "as many as a group has"
+    # Twice the prompt for what is expected, and for each reply a prompt of its own.
+    shape = costs.KNOWN["builtin:smollm2-135m"]
+    tokens, operations = costs.listening(shape, load([], [*on, "flywheel.prompts=10"]), lengths)
+    assert tokens == 10 * (2 * 100 + 4 * (100 + 25)) and operations > 2 * shape.body * tokens

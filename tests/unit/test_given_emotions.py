@@ -80,7 +80,7 @@ def complete(
         return [[r] for r in replies]
 
     best = [0] * len(groups)
-    done = complete_best(sample, fitted, groups, best, CONFIG, PLACE, 0.0, encode=encode)
+    done, _ = complete_best(sample, fitted, groups, best, CONFIG, PLACE, 0.0, encode=encode)
     return done, asked, limits[0]
 
 
@@ -135,7 +135,7 @@ def test_a_sampled_s_still_carries_what_breaks_behind_it() -> None:
     prompt = make_prompt(target=dist(joy=1))
     group = score_group(prompt, [raw("E: joy\n"), raw("E: anger\n")], own.reward, own.grpo, 0.0)
     broken = raw("S: joy\nR: Hi.\nS: joy")
-    (done,) = complete_best(
+    (done,), _ = complete_best(
         lambda *_: [[broken]], [Fitted(prompt, (1,), 0)], [group], [0], own, PLACE, 0.0, encode=encode
     )
     assert done.rollouts[0].rest == pytest.approx(-2, rel=1e-5), "R1 1 less 0, by the deviation 1/2"

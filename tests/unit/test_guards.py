@@ -161,3 +161,46 @@ ALIKE = {"prompts": 1, "r1": 0.75, "parse_rate": 1.0, "truncated": 0.0, "grad_no
 def test_what_is_said_of_a_silent_round(record: dict, settings: list[str], parts: list[str]) -> None:
     said = about_silence(record, load([], settings))
     assert all(part in said for part in parts), said
+
+
+SPOKEN = {
+    "replies": 8, "expression": 0.5, "expression_reader": 0.4, "reply_entropy": 2.0, "reply_distinct_2": 0.8,
+    "label_words": 0.1, "reply_tokens": 12.0,
+}  # fmt: skip
+
+
+def test_calm_replies_raise_nothing() -> None:
+    assert not alarms(records(20, **SPOKEN), GuardConfig())
+    up = lambda i: 0.1 * i  # noqa: E731
+    assert not alarms(records(10, **SPOKEN | {"expression": up, "expression_reader": up}), GuardConfig())
+    without = {k: v for k, v in SPOKEN.items() if k != "expression_reader"}
+    assert not alarms(records(10, **without | {"expression": up}), GuardConfig()), "nobody to compare with"
+
+
+@pytest.mark.parametrize(
+    ("planted", "told"),
+    [
+        # Halves of ten rounds differ by .5 and .1 nats, less than a quarter of it.
+        ({"expression": lambda i: 0.1 * i, "expression_reader": lambda i: 0.02 * i}, "rose by 0.50 nats and"),
+        ({"reply_entropy": 0.01}, "the entropy of the replies is 0.01 nats"),
+        ({"reply_distinct_2": 0.02}, "2.0% of the pairs of words in the replies differ"),
+        ({"reply_distinct_2": None}, "0.0% of the pairs of words"),
+        ({"label_words": 0.9}, "90.0% of the replies name a label"),
+        ({"reply_tokens": lambda i: 12.0 if i < 5 else 4.0}, "replies went from 12 to 4 tokens"),
+    ],
+)
+def test_degenerate_replies_raise_an_alarm(planted: dict, told: str) -> None:
+    rounds = records(10, **SPOKEN | planted)
+    (alarm,) = alarms(rounds, GuardConfig())
+    assert alarm.kind == "expression" and told in alarm.reason
+    assert not alarms(rounds[:9], GuardConfig()), "no full window yet"
+    rounds[-1]["alarms"] = ["expression"]
+    assert not alarms([*rounds, rounds[0]], GuardConfig()), "a new window starts"
+    assert decide([alarm], GuardConfig(expression="stop")) == "stop"
+
+
+def test_replies_that_differ_break_the_silence() -> None:
+    config = load([], ["grpo.credit=causal", "reward.expression=listener"])
+    flat = {"silent": 1, "expression_spread": 0.0}
+    assert silent(flat, config) and silent({"silent": 1}, config)
+    assert not silent({"silent": 1, "expression_spread": 0.4}, config)

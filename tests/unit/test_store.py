@@ -86,7 +86,7 @@ def test_files_that_are_no_store_of_this_version(tmp_path: Path) -> None:
     db.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
     db.commit()
     db.close()
-    with pytest.raises(StoreError, match="store version 99, need 2"):
+    with pytest.raises(StoreError, match="store version 99, need 3"):
         Store(path)
     with pytest.raises(StoreError, match=r"none\.sqlite: cannot be used as a run's store"):
         Store(tmp_path / "none.sqlite", read_only=True)
@@ -104,6 +104,7 @@ def test_a_store_of_version_1_is_read_as_it_is_and_brought_up_to_date_where_it_i
         before = new.predictions("evaluate-start")
     db = sqlite3.connect(path)
     db.execute("ALTER TABLE predictions DROP COLUMN believed")
+    db.execute("DROP TABLE replies")
     db.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
     db.commit()
     db.close()
@@ -117,7 +118,8 @@ def test_a_store_of_version_1_is_read_as_it_is_and_brought_up_to_date_where_it_i
     with Store(path, read_only=True) as again:
         assert [r["believed"] for r in again.predictions("evaluate-start")] == [None, gold]
         assert again.columns("predictions")["believed"] == "TEXT"
-        assert again.identity("schema") == "2"
+        assert again.columns("replies")["heard"] == "TEXT"
+        assert again.identity("schema") == "3"
 
 
 def test_copies_hold_what_was_committed(store: Store, tmp_path: Path) -> None:

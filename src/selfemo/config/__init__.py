@@ -3,6 +3,7 @@
 from selfemo.config.kept import JournalMode, SaveConfig, StoreConfig
 from selfemo.config.loading import differing, load, shipped, to_toml
 from selfemo.config.sections import (
+    REFERENCE,
     AdamConfig,
     ClusterConfig,
     Config,
@@ -26,6 +27,7 @@ from selfemo.config.sections import (
 from selfemo.config.tables import TableConfig, load_table
 
 __all__ = [
+    "REFERENCE",
     "AdamConfig",
     "ClusterConfig",
     "Config",

@@ -108,11 +108,41 @@ class SamplingConfig(_Section):
     """Cached tokens of one generation batch; bounds memory."""
 
 
+REFERENCE = "reference"
+"""The listener that is the policy of the stage's start."""
+
+
 class RewardConfig(_Section):
     """Names of rewards: R1 from `rewards.PRIMARY`, R2 from `rewards.SECONDARY`."""
 
     primary: Annotated[str, _one_of(PRIMARY)] = "iou"
     secondary: Annotated[str, _one_of(SECONDARY)] = "count"
+    expression: Literal["none", "listener"] = "none"
+    """R3 [ours]: whether replies are rewarded by how far a frozen listener finds S in them. Needs causal
+    credit: one S and several replies are drawn behind the best E line (training/expression.py)."""
+    listener: str = REFERENCE
+    """Who listens: "reference", the policy of the stage's start; or the folder of an encoder that `selfemo
+    baseline encoder --keep` kept, a model, or an endpoint. Never the reader that judges afterwards."""
+    replies: Annotated[int, Field(ge=0)] = 0
+    """Replies of a prompt that R3 is normalised over; 0: as many as sampling.group_size."""
+    expression_weight: NonNegative = 1.0
+    """Weight of the advantages of replies beside those of E lines."""
+
+    @property
+    def heard_by_reference(self) -> bool:
+        """Whether the policy of the stage's start listens to the replies."""
+        return self.expression != "none" and self.listener == REFERENCE
+
+    @model_validator(mode="after")
+    def _somebody_listens(self) -> RewardConfig:
+        if self.replies == 1:
+            raise ValueError("replies = 1: a reply alone has no advantage; use 2 or more, or 0")
+        if self.expression == "none" and self.listener != REFERENCE:
+            raise ValueError(
+                f'listener = "{self.listener}" with expression = "none": nobody would listen; set expression '
+                '= "listener"'
+            )
+        return self
 
 
 class AdamConfig(_Section):
@@ -363,6 +393,7 @@ class GuardConfig(_Section):
     kl: GuardAction = "stop"
     collapse: GuardAction = "warn"
     hacking: GuardAction = "warn"
+    expression: GuardAction = "warn"
     max_kl: PositiveFloat = 10.0
     """Nats per token; a healthy run stays far below 1."""
     min_entropy: NonNegative = 0.02
@@ -372,6 +403,16 @@ class GuardConfig(_Section):
     window: Annotated[int, Field(ge=2)] = 10
     """Rounds that collapse and hacking are measured over."""
     hacking_change: PositiveFloat = 0.05
+    reader: str = ""
+    """An independent reader of the replies that reward.expression trains, in the words of reward.listener. An
+    alarm says so where the listener hears S more and more, and the reader does not. Nothing learns from it;
+    empty: no such reader."""
+    expression_change: PositiveFloat = 0.1
+    """Nats that the listener's R3 rises by over the window before the reader's is looked at."""
+    min_distinct: NonNegative = 0.1
+    """Least share of different pairs of words in the replies of a window; 0 for no such limit."""
+    max_label_words: Fraction = 0.5
+    """Largest share of replies that name a label; 1 for no such limit."""
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
     """Rollbacks of one stage; the next alarm stops it."""
 
@@ -428,8 +469,13 @@ class Config(_Section):
 
     @property
     def replies(self) -> bool:
-        """Whether anything uses the replies of RL: next prompts, or the samples of a refit."""
-        return self.selfplay.max_turns > 1 or self.flywheel.refit != "none"
+        """Whether anything uses the replies of RL: next prompts, the samples of a refit, or R3."""
+        return self.selfplay.max_turns > 1 or self.flywheel.refit != "none" or self.expresses
+
+    @property
+    def expresses(self) -> bool:
+        """Whether replies are rewarded for the emotion that they show."""
+        return self.reward.expression != "none"
 
     @property
     def reads_replies(self) -> bool:
@@ -448,6 +494,37 @@ class Config(_Section):
                 'gate.channel and selfplay.targets = "channel" read labels right behind the prompt, and '
                 f"prompt.reasoning = {self.prompt.reasoning!r} has the model reason first; set gate.channel "
                 '= 0 and selfplay.targets = "declared"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replies_to_reward(self) -> Config:
+        if not self.expresses:
+            if self.guard.reader:
+                raise ValueError(
+                    f'guard.reader = "{self.guard.reader}" with reward.expression = "none": no reply is '
+                    'rewarded, so that none is judged; set reward.expression = "listener"'
+                )
+            return self
+        if self.grpo.credit != "causal":
+            raise ValueError(
+                'reward.expression = "listener" draws several replies behind one E line and one S, and '
+                f'grpo.credit = "{self.grpo.credit}" samples whole completions; set grpo.credit = "causal"'
+            )
+        if self.engine == "verl":
+            raise ValueError(
+                'reward.expression = "listener" is for engine = "local": a launch of verl samples whole '
+                'completions; set reward.expression = "none"'
+            )
+        if self.reward.heard_by_reference and self.prompt.reasoning != "none":
+            raise ValueError(
+                'reward.listener = "reference" reads labels right behind the prompt, and prompt.reasoning = '
+                f'"{self.prompt.reasoning}" has the model reason first; name another listener'
+            )
+        if self.reward.listener == self.guard.reader:
+            raise ValueError(
+                f'guard.reader = "{self.guard.reader}" is the listener itself, which cannot tell whether it '
+                "is deceived; name another one"
             )
         return self
 
@@ -484,8 +561,12 @@ class Config(_Section):
                     'selfplay.self_emotion = "balanced" with selfplay.max_turns = 1 and flywheel.refit = '
                     '"none": no reply is sampled, so that there is no S to balance; use "sampled"'
                 )
-        if not self.grpo.reward_weight and not self.grpo.gold_weight:
-            raise ValueError("grpo.reward_weight and grpo.gold_weight are both 0: RL would learn nothing")
+        expressed = self.expresses and self.reward.expression_weight
+        if not (self.grpo.reward_weight or self.grpo.gold_weight or expressed):
+            more = ", and so is reward.expression_weight" if self.expresses else ""
+            raise ValueError(
+                f"grpo.reward_weight and grpo.gold_weight are both 0{more}: RL would learn nothing"
+            )
         if self.sampling.group_size < 2:
             raise ValueError(
                 "sampling.group_size is 1: a group of one has no advantage and would teach nothing; "

@@ -20,11 +20,11 @@ from typing import Any
 from selfemo.config import Config
 from selfemo.data.splits import drawn, held_out
 from selfemo.errors import StoreError
-from selfemo.evaluation.diversity import distinct, self_bleu, share_entropy
 from selfemo.evaluation.metrics import mean_interval
 from selfemo.evaluation.predictions import gold_prompts, predict
 from selfemo.evaluation.rendering import cell
 from selfemo.files import write_json
+from selfemo.method.diversity import distinct, self_bleu, share_entropy
 from selfemo.method.parsing import field_spans, parse
 from selfemo.method.prompts import fit
 from selfemo.method.rewards import exact_match, weighted_iou

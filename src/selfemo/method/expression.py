@@ -12,7 +12,6 @@ log q(e | H) cancels within the group, but for the bound.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from selfemo.method.self_grpo import Normalise, normalise
@@ -46,12 +45,6 @@ def expression_reward(
 
     gained = math.fsum(w * (log(heard, e) - log(expected, e)) for e, w in declared.items())
     return min(bound, max(-bound, gained))
-
-
-def names_label(text: str, labels: LabelSet) -> bool:
-    """Whether a label of the set is among the words of a text, so that the emotion is told and not shown."""
-    names = "|".join(map(re.escape, labels.labels))
-    return re.search(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE) is not None
 
 
 def reply_advantages(

@@ -93,7 +93,7 @@ def _with_rest(
     scale: Mapping[str, Any],
 ) -> Rollout:
     rollout = group[member]
-    done = _completed(rollout, rest, labels)
+    done = completed(rollout, rest, labels)
     if not isinstance(done.parsed, ParseFailure):
         return done
     r1 = np.array([r.r1 for r in group])
@@ -157,7 +157,7 @@ def line_end(text: str) -> int:
     return text.find("\n", start) + 1 if end else 0
 
 
-def _completed(rollout: Rollout, rest: RawCompletion, labels: LabelSet) -> Rollout:
+def completed(rollout: Rollout, rest: RawCompletion, labels: LabelSet) -> Rollout:
     """A rollout of an E line with the text behind it; text that goes on with E breaks the completion."""
     whole = rollout.raw.then(rest)
     parsed = _read(whole, labels)

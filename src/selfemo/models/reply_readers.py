@@ -17,13 +17,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from selfemo.config import ModelConfig, PromptConfig
 from selfemo.errors import ConfigError, UnsupportedError
-from selfemo.method.parsing import parse_recognition
+from selfemo.method.parsing import parse_emotions, split_fields
 from selfemo.method.prompts import Fitted, fit, messages
-from selfemo.method.types import Conversation, EmotionDistribution, LabelSet, Persona, Prompt, Utterance
+from selfemo.method.types import (
+    Conversation,
+    EmotionDistribution,
+    LabelSet,
+    ParseFailure,
+    Persona,
+    Prompt,
+    Utterance,
+)
 from selfemo.models.generation import open_sampler
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.references import READER_FILE
@@ -111,7 +119,7 @@ class SamplerReader:
     """A model that completes prompts as a reader of replies.
 
     Its prompt is that of the other speaker, who is told no persona, so that no reader depends on what a user
-    says of it. An endpoint, which tells no probabilities, is asked for the E line.
+    says of it. An endpoint, which tells no probabilities, is asked to write E, and S.
     """
 
     sampler: Sampler
@@ -129,14 +137,17 @@ class SamplerReader:
         try:
             return self._probabilities(prompts, lambda mine, labels: ["E:"] * len(mine))
         except UnsupportedError:
-            return self._written(prompts)
+            return self._written(prompts, "E")
 
     def expect(self, prompts: Sequence[Prompt]) -> list[Read]:
         def written(mine: list[Fitted], labels: LabelSet) -> list[str]:
             places = [(f.prompt.conversation_id, f.ids, "E:") for f in mine]
             return [f"E: {e.top(labels)}\nS:" for e in self.sampler.label_probabilities(places, labels)]
 
-        return self._probabilities(prompts, written)
+        try:
+            return self._probabilities(prompts, written)
+        except UnsupportedError:
+            return self._written(prompts, "S")
 
     def _probabilities(
         self, prompts: Sequence[Prompt], written: Callable[[list[Fitted], LabelSet], list[str]]
@@ -156,13 +167,16 @@ class SamplerReader:
 
         return _in_label_sets(prompts, read)
 
-    def _written(self, prompts: Sequence[Prompt]) -> list[Read]:
-        """E as an endpoint writes it."""
-        settings = SamplingSettings(_LINE_TOKENS, temperature=0.0, max_lines=1)
+    def _written(self, prompts: Sequence[Prompt], field: Literal["E", "S"]) -> list[Read]:
+        """E or S as an endpoint writes it; what it does not write is None."""
+        settings = SamplingSettings(_LINE_TOKENS, temperature=0.0, max_lines=1 if field == "E" else 2)
         requests = [Request((), messages=messages(p)) for p in prompts]
-        texts = [s[0].text for s in self.sampler.generate(requests, settings)]
-        read = [parse_recognition(t, p.label_set) for t, p in zip(texts, prompts, strict=True)]
-        return [r if isinstance(r, EmotionDistribution) else None for r in read]
+        found: list[Read] = []
+        for prompt, (sample,) in zip(prompts, self.sampler.generate(requests, settings), strict=True):
+            line = dict(split_fields(sample.text)[1]).get(field, "")
+            read = parse_emotions(line, prompt.label_set)
+            found.append(None if isinstance(read, ParseFailure) else read)
+        return found
 
 
 def _after(prompt: Prompt, reply: str) -> Prompt:

@@ -154,13 +154,24 @@ _CURVES: list[tuple[str, str, dict[str, str]]] = [
     ),
     ("entropy", "nats per token", {"sampling_entropy": "sampled tokens"}),
     ("parse_rate", "share", {"parse_rate": "parsed", "pass_rate": "passed the gate"}),
+    (
+        "expression", "nats, mean over replies",
+        {"expression": "R3 by the listener", "expression_reader": "R3 by the reader, which rewards nothing",
+         "expression_spread": "its deviation within a prompt"},
+    ),
+    (
+        "replies", "share",
+        {"expressed": "S is the emotion most heard", "reply_distinct_2": "different pairs of words",
+         "label_words": "name a label"},
+    ),
 ]  # fmt: skip
-"""File name, unit, and label by metric."""
+"""File name, unit, and label by metric; a figure whose metrics no round has is left out."""
 
 
 def draw(folder: Path, records: _Records, scores: Mapping[str, Mapping[str, Scores]]) -> list[str]:
     """Draw the figures that a run has data for; returns their names (see `evaluation.summary.Draw`)."""
-    names = [_curve(folder, n, unit, records, keys) for n, unit, keys in _CURVES if records]
+    known = {k for r in records for k, v in r.items() if v is not None}
+    names = [_curve(folder, n, unit, records, keys) for n, unit, keys in _CURVES if known & keys.keys()]
     for dataset in dict.fromkeys(d for s in scores.values() for d in s if d != "all"):
         mine = {c: s[dataset] for c, s in scores.items() if dataset in s}
         names += [_scores_figure(folder, dataset, mine), _shares_figure(folder, dataset, mine)]

@@ -136,16 +136,23 @@ class Rl(NamedTuple):
         sequences: those that are trained on, the gold line among them.
         tokens: of each of them.
         rest: tokens behind the E line of the best, where they are sampled by themselves.
+        replies: such parts that R3 compares and trains on, of `rest` tokens each.
     """
 
     prompt: float
     sequences: float
     tokens: float
     rest: float
+    replies: int = 0
+
+    @property
+    def trained(self) -> float:
+        """Tokens of a prompt's completions that are trained on."""
+        return self.sequences * self.tokens + self.replies * self.rest
 
     @property
     def packed(self) -> float:
-        return self.prompt + self.sequences * self.tokens
+        return self.prompt + self.trained
 
 
 def rl_costs(config: Config, lengths: Lengths) -> Rl:
@@ -159,7 +166,8 @@ def rl_costs(config: Config, lengths: Lengths) -> Rl:
         return Rl(p - shared, config.sampling.group_size, r, 0.0)
     sequences = config.sampling.group_size * (grpo.reward_weight > 0) + original * (grpo.gold_weight > 0)
     e = lengths.emotion or r
-    return Rl(p - shared, sequences, e, max(0.0, r - e) if config.replies else 0.0)
+    replies = (config.reward.replies or config.sampling.group_size) if config.expresses else 0
+    return Rl(p - shared, sequences, e, max(0.0, r - e) if config.replies else 0.0, replies)
 
 
 class Part(NamedTuple):
@@ -193,6 +201,18 @@ def reading(shape: ModelShape, config: Config, lengths: Lengths) -> tuple[float,
     tokens = n * (2 * f + own + r)
     pairs = n * (2 * f * (p - f / 2) + own * (p + own / 2) + r * (p + r / LABELS / 2))
     return tokens, forward_flops(shape, tokens, n * (2 + r), pairs)
+
+
+def listening(shape: ModelShape, config: Config, lengths: Lengths) -> tuple[float, float]:
+    """Tokens and operations of a listener that is a model of this shape (models/reply_readers.py).
+
+    The prompt for what it expects, and for each reply the next prompt with it.
+    """
+    rl, p, n = rl_costs(config, lengths), lengths.prompt, config.flywheel.prompts
+    own = rl.replies * ((lengths.own or p) + rl.rest)
+    tokens = n * (2 * rl.prompt + own)
+    pairs = n * (2 * rl.prompt * (p - rl.prompt / 2) + own * p)
+    return tokens, forward_flops(shape, tokens, n * 2 * (1 + rl.replies), pairs)
 
 
 @dataclass(frozen=True)
@@ -283,19 +303,23 @@ def parts(
     rl = rl_costs(config, lengths) if local else Rl(p, g, r, 0.0)
     prefill, decode = work.sampling(n, g, rl.prompt, p, rl.tokens)
     if rl.rest:  # the prompt and the best E line are prefilled once more
-        begun, whole = work.sampling(n, 1, rl.prompt + rl.tokens, p + rl.tokens, rl.rest)
+        begun, whole = work.sampling(n, max(1, rl.replies), rl.prompt + rl.tokens, p + rl.tokens, rl.rest)
         prefill = Part("prefill", prefill.tokens + begun.tokens, prefill.hours + begun.hours)
         decode = Part("decode", decode.tokens + whole.tokens, decode.hours + whole.hours)
     f, q = rl.prompt, rl.sequences
     packed = n * (rl.packed if local else g * (p + r))
-    pairs = n * (f * (p - f / 2) + q * (rl.tokens * p + rl.tokens**2 / 2) if local else g * (p + r) ** 2 / 2)
-    scoring = work.hours(forward_flops(shape, packed, n * q * rl.tokens, pairs), machine.training)
+    own = q * (rl.tokens * p + rl.tokens**2 / 2) + rl.replies * (rl.rest * p + rl.rest**2 / 2)
+    pairs = n * (f * (p - f / 2) + own if local else g * (p + r) ** 2 / 2)
+    scoring = work.hours(forward_flops(shape, packed, n * rl.trained, pairs), machine.training)
     # Log-probabilities of the policy before several steps of one round (verl: always), and of the reference.
     passes = (not local or work.per_round > grpo.mini_batch) + (grpo.kl_coef > 0)
     result = [prefill, decode]
     if local and config.reads_replies:
         tokens, operations = reading(shape, config, lengths)
         result.append(Part("teacher", tokens, work.hours(operations, machine.forward)))
+    if local and config.reward.heard_by_reference:
+        tokens, operations = listening(shape, config, lengths)
+        result.append(Part("listener", tokens, work.hours(operations, machine.forward)))
     result += [Part("log-probabilities", passes * packed, passes * scoring)]
     result.append(Part("update", packed, work.times * scoring))
     if fly.refit != "none" and lengths.refit:
@@ -322,10 +346,10 @@ def memory(
         rl = rl_costs(config, lengths)._replace(prompt=p)  # the first of a window has none to share with
         held, group = n + (0.0 if lora is None else trained), rl.packed
         tokens = max(group, min(config.grpo.micro_tokens, group * config.flywheel.prompts))
-        logits = tokens * rl.sequences * rl.tokens / group * (20 if bf16 else 16)
+        logits = tokens * rl.trained / group * (20 if bf16 else 16)
         # Each completion but the first gathers the prompt's keys and values anew (attention.py).
         gathered = (
-            max(0.0, rl.sequences - 1)
+            max(0.0, rl.sequences + rl.replies - 1)
             * p
             / group
             * (1 if again else shape.layers)
@@ -342,7 +366,8 @@ def memory(
         logits, gathered = tokens * 6, 0.0
         casts = 2 * shape.body / shape.layers + shape.head
         cache = config.cluster.gpu_memory_utilization * machine.memory
-    reference = local and lora is None and (config.grpo.kl_coef > 0 or config.reads_replies)
+    listens = config.reward.heard_by_reference
+    reference = local and lora is None and (config.grpo.kl_coef > 0 or config.reads_replies or listens)
     both = {"weights": 4.0 * held, "optimiser": 8.0 * trained, "reference": 4.0 * n * reference,
             "casts": 2.0 * casts, "runtime": RUNTIME[engine]}  # fmt: skip
     training = {"gradients": 4.0 * trained, "activations": tokens * (activations + gathered),

@@ -342,6 +342,7 @@ def disk(shape: costs.ModelShape, config: Config, sizes: costs.Lengths) -> dict[
     count, save, rl = config.flywheel.iterations, config.save, costs.rl_costs(config, sizes)
     prompt = 420 + 1.3 * CHARACTERS * sizes.prompt
     said = config.sampling.group_size * (220 + 1.6 * CHARACTERS * rl.tokens) + 1.6 * CHARACTERS * rl.rest
+    said += rl.replies * (220 + 1.6 * CHARACTERS * rl.rest)
     stored = config.flywheel.prompts * (said + prompt)
     return {
         "checkpoints": 4.0 * shape.parameters * (1 + count * (1 + save.keep_stage_checkpoints)),

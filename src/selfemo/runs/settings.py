@@ -9,8 +9,9 @@ from pathlib import Path
 
 from selfemo.config import Config, DataConfig, load
 from selfemo.data import split_source, whole_path
+from selfemo.method.types import LabelSet
 from selfemo.models.generation import backend_of
-from selfemo.models.references import CONFIG_FILE, START, ModelReference, run_of
+from selfemo.models.references import CONFIG_FILE, READER_FILE, START, ModelReference, run_of
 from selfemo.runs.overlap import noted_overlap
 
 
@@ -28,6 +29,27 @@ def find_checkpoint(model: str) -> str:
         return find_checkpoint(load([reference.run / CONFIG_FILE]).model.id)
     reference.check()
     return reference.path
+
+
+def check_reply_reader(
+    key: str, reference: str, labels: Sequence[LabelSet], *, rewards: bool = False
+) -> None:
+    """Check that a reader of replies can be had and knows the label sets; no weights are loaded.
+
+    Args:
+        key: the setting that names it, for messages.
+        rewards: it tells R3, so that it must know what to expect before a reply.
+
+    Raises:
+        EngineError: there is no such model; an encoder that is not whole, or was trained on other labels.
+    """
+    folder = Path(reference)
+    if (folder / READER_FILE).exists():
+        from selfemo.models.classifiers.reader import kept_settings, must_know
+
+        must_know(kept_settings(folder), labels, f"{key} = {reference}", shares=rewards)
+    else:
+        find_checkpoint(reference)
 
 
 def settings_for(

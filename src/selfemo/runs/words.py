@@ -34,6 +34,17 @@ _COUNTS = {
     "copy": "{} replies copied from the history",
     "channel_disagrees": "{} replies in which the declared emotion is not heard",
     "channel_too_long": "{} replies too long to be read back",
+    # replies that R3 compares (training/expression.py), and those of them that earned nothing
+    "replies_compared": "{} replies compared by their listener",
+    "unrewarded_unparsed": "{} of them did not parse",
+    "unrewarded_empty_reply": "{} were empty",
+    "unrewarded_reply_length": "{} were too short or too long",
+    "unrewarded_label_tag": "{} had nothing but a label",
+    "unrewarded_label_word": "{} named a label",
+    "unrewarded_markup": "{} had markup",
+    "unrewarded_repetition": "{} had repetition",
+    "unrewarded_copy": "{} were copied from the history",
+    "unrewarded_unread": "{} could not be read",
     # prompts
     "too_long": "{} prompts over the length limit",
     "shortened": "{} prompts shortened",

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from selfemo.config import GateConfig, load
 from selfemo.errors import ConfigError
-from selfemo.method.expression import expression_reward, names_label
+from selfemo.method.expression import expression_reward
+from selfemo.method.replies import names_label, reply_fault
 from selfemo.method.types import Conversation, EmotionDistribution, LabelSet, Prompt, Utterance
 from selfemo.models.generation.chat import names_endpoint
 from selfemo.models.references import READER_FILE
@@ -26,7 +27,6 @@ from selfemo.models.reply_readers import EncoderReader, Read, Said, open_reply_r
 from selfemo.runs.settings import settings_for
 from selfemo.serve.answers import Response, written
 from selfemo.serve.asking import recent_prompt
-from selfemo.stages.gate import reply_fault
 
 if TYPE_CHECKING:
     from selfemo.serve.selfemo import SelfEmo
@@ -97,7 +97,7 @@ class OwnReader:
 
 
 def sound(prompt: Prompt, answers: Sequence[Response], gate: GateConfig) -> list[Response]:
-    """The answers whose reply passes the gate (stages/gate.py) and names no label; all, if none does."""
+    """The answers whose reply passes the gate (method/replies.py) and names no label; all, if none does."""
     found = [
         a for a in answers
         if not names_label(a.reply, prompt.label_set) and not reply_fault(prompt, a.reply, gate)

@@ -31,6 +31,7 @@ from selfemo.method.prompts import (
     messages,
     prompt_at,
 )
+from selfemo.method.replies import reply_fault
 from selfemo.method.rewards import weighted_iou
 from selfemo.method.types import (
     MAX_EMOTIONS,
@@ -59,7 +60,6 @@ from selfemo.stages.experts import (
     one_line,
     read_json,
 )
-from selfemo.stages.gate import reply_fault
 
 PURPOSE = "coldstart"
 AGREEMENT = 0.5

@@ -6,9 +6,8 @@ joy named alone: R1 = .6 / 1.4 = .43), so there a completion also passes whose t
 
 from __future__ import annotations
 
-import re
-
 from selfemo.config import GateConfig
+from selfemo.method.replies import reply_fault
 from selfemo.method.types import EmotionDistribution, LabelSet, Prompt, Rollout
 
 PASS = "pass"
@@ -16,45 +15,6 @@ NO_REPLY = "no_reply_sampled"
 """Instead of a verdict: nothing uses the reply, so that none was sampled (two-stage rollouts)."""
 CHANNEL_DISAGREES = "channel_disagrees"
 CHANNEL_TOO_LONG = "channel_too_long"
-_MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\*|`|^#|https?://|\b[TESR]:")
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower()))
-
-
-def _is_bare_tag(reply: str, labels: LabelSet) -> bool:
-    """Whether a label name is the whole reply, opens it with a colon, or is in brackets."""
-    names = "|".join(map(re.escape, labels.labels))
-    pattern = rf"\W*({names})\W*|\W*({names})\s*[:|].*|.*\(\s*({names})\s*\).*"
-    return re.fullmatch(pattern, reply, re.IGNORECASE | re.DOTALL) is not None
-
-
-def _loops(plain: str) -> bool:
-    """Whether at least a quarter of the word trigrams of a reply repeat earlier ones."""
-    words = plain.split()
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return len(trigrams) >= 6 and len(set(trigrams)) <= 0.75 * len(trigrams)
-
-
-def reply_fault(prompt: Prompt, reply: str, config: GateConfig) -> str:
-    """The reason why a reply may not join the data; "" if it may."""
-    plain = _plain(reply)
-    if not plain:
-        return "empty_reply"
-    if not config.min_reply_chars <= len(reply) <= config.max_reply_chars:
-        return "reply_length"
-    if _is_bare_tag(reply, prompt.label_set):
-        return "label_tag"
-    if _MARKUP.search(reply):
-        return "markup"
-    if _loops(plain):
-        return "repetition"
-    for utterance in prompt.history:
-        said = _plain(utterance.text)
-        if plain == said or (len(plain.split()) >= 6 and plain in said):
-            return "copy"
-    return ""
 
 
 def right_enough(prompt: Prompt, rollout: Rollout, tau: float) -> bool:

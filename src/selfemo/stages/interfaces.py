@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from selfemo.method.types import Place, Prompt, RolloutGroup
+from selfemo.training.expression import Reply
 from selfemo.training.protocol import Trainer
 
 
@@ -54,6 +55,9 @@ class Buffer(Protocol):
 
     def add_group(self, group: RolloutGroup, place: Place, best: int, verdict: str) -> None:
         """Insert a scored group; `verdict` is the gate's on member `best`."""
+
+    def add_replies(self, prompt_id: str, replies: Sequence[Reply], place: Place) -> None:
+        """Insert the replies to a prompt that R3 compares."""
 
     def add_sample(
         self,

@@ -7,7 +7,8 @@
     score     R1 against the target, R2 against the group, their advantage (eqs. 8-13)
     best      the best rollout of each group, completed where something comes of it; the gate decides whether
               it may join the data, and where it asks for that, the teacher, the policy of the stage's start,
-              reads the replies
+              reads the replies. With reward.expression several replies to one S are drawn, and a frozen
+              listener scores them (R3, training/expression.py)
     update    the optimiser steps on all groups (eq. 14)
     next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
@@ -39,6 +40,7 @@ from selfemo.stages.selfplay import (
     score_group,
     take_turns,
 )
+from selfemo.training.expression import open_ears, reply_items, reply_measures
 from selfemo.training.protocol import Measures, RlItem, RlSpan, Trainer, learning_rate
 
 
@@ -117,7 +119,8 @@ def rl_stage(
     """
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
-    replies: Replies = "due" if config.replies else "none"
+    replies: Replies = "every" if config.expresses else "due" if config.replies else "none"
+    ears = open_ears(config, trainer.teacher)
     for wave, rounds in _drawn(trainer, originals, config, buffer, plan, place):
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):
@@ -137,13 +140,23 @@ def rl_stage(
 
                 # best, gate
                 turns = take_turns(
-                    sample, now.fitted, groups, config, at, lam, encode=trainer.encode_text, replies=replies
+                    sample,
+                    now.fitted,
+                    groups,
+                    config,
+                    at,
+                    lam,
+                    encode=trainer.encode_text,
+                    replies=replies,
+                    ears=ears,
                 )
                 turns = read_replies(trainer.teacher, turns, persona_of, config)
 
                 # update
+                weight = config.reward.expression_weight
                 items = [
                     rl_items(f, t.group, grpo, trainer.encode_text)
+                    + (reply_items(f, t.spoken, weight) if t.spoken else [])
                     for f, t in zip(now.fitted, turns, strict=True)
                 ]
                 seed = derive(config.seed, stage, round_)
@@ -295,6 +308,8 @@ def _keep_round(
         kept, following = 0, []
         for turn in turns:
             buffer.add_group(turn.group, at, turn.best, turn.verdict)
+            if turn.spoken:
+                buffer.add_replies(turn.group.prompt.id, turn.spoken.replies, at)
             if turn.verdict == PASS:
                 prompt, completion = turn.group.prompt, turn.completion
                 assert completion is not None
@@ -321,11 +336,15 @@ def _keep_round(
 
 
 def stage_counts(buffer: Buffer, stage: str) -> dict[str, int]:
-    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long, changed targets."""
+    """Counts of a stage: verdicts on its best rollouts, prompts shortened or too long, changed targets, and
+    replies that R3 compared, with those of them that earned nothing, by their fault."""
     counts = Counter(buffer.verdicts(stage))
     for record in buffer.stage_metrics(stage):
         counts.update(record.get("lengths", {}))
         counts.update(record.get("targets", {}))
+        if drawn := record.get("replies"):
+            counts["replies_compared"] += drawn
+            counts.update({f"unrewarded_{k}": n for k, n in record["replies_refused"].items()})
     return dict(counts)
 
 
@@ -355,6 +374,7 @@ def _group_measures(turns: Sequence[Turn]) -> dict[str, Any]:
         if all(t.verdict == NO_REPLY for t in turns)
         else sum(t.verdict == PASS for t in turns) / len(turns),
         **_silence(turns),
+        **reply_measures([t.spoken.replies for t in turns if t.spoken]),
         "label_sets": sorted({labels.name for _, labels in by_labels}),
         "emotions": shares([r.emotion.top(labels) for r, labels in by_labels if r.emotion]),
         "self_emotions": shares(

@@ -36,6 +36,7 @@ from selfemo.seeds import derive, rng
 from selfemo.stages.channel import e_x_channel, read_pairs
 from selfemo.stages.gate import NO_REPLY, PASS, channel_fault, gate, right_enough
 from selfemo.stages.interfaces import Buffer
+from selfemo.training.expression import Drawn, Ears, Spoken, most_expressive
 
 EMOTION_TOKENS = 40
 """Most tokens of an E line that is sampled alone: three emotions with weights take about 15."""
@@ -292,7 +293,8 @@ def complete_best(
     *,
     encode: Encode,
     every: bool = True,
-) -> list[RolloutGroup]:
+    ears: Ears | None = None,
+) -> tuple[list[RolloutGroup], dict[int, Spoken]]:
     """Sample S and the reply behind the best E line of each group (two-stage rollouts, SPEC section 9).
 
     What is kept has the distribution of a whole completion that was sampled at once and then chosen by its E.
@@ -300,9 +302,15 @@ def complete_best(
     `selfplay.self_emotion = "balanced"` S is given (`balanced_emotions`) and the reply alone is sampled;
     nothing behind the E line is on policy then, so that none of it is trained on.
 
+    With `ears` S is drawn first, and then several replies to it, of which the most expressive one is kept
+    (training/expression.py).
+
     Args:
         every: behind each E line that parsed; else where something comes of it: the gate may let it pass, or
             its tokens carry credit, since S is sampled and the E line has a reward to lose.
+
+    Returns:
+        the groups, and by the number of the group the replies that were drawn, with `ears`.
     """
     settings = sampling_settings(config.sampling)
     sampled_s = config.selfplay.self_emotion == "sampled"
@@ -315,22 +323,45 @@ def complete_best(
 
     open_ = [k for k, (g, b) in enumerate(zip(groups, best, strict=True)) if due(g, g.rollouts[b])]
     heads = {k: groups[k].rollouts[best[k]].raw.token_ids for k in open_}
-    given = dict.fromkeys(open_, RawCompletion(""))
+    leads = dict.fromkeys(open_, RawCompletion(""))
+
+    def draw(
+        members: Sequence[int], n: int, name: str, settings: SamplingSettings
+    ) -> list[list[RawCompletion]]:
+        begun = [replace(prompts[k], ids=(*prompts[k].ids, *heads[k], *leads[k].token_ids)) for k in members]
+        seeds = [derive(config.seed, place.stage, place.step, f.prompt.id, name) for f in begun]
+        return sample(begun, n, seeds, settings) if begun else []
+
     if not sampled_s:
         sets, seed = [groups[k].prompt.label_set for k in open_], derive(config.seed, place.stage, place.step)
-        given = {
+        leads = {
             k: _given(format_self_emotion(EmotionDistribution({e: 1})), encode)
             for k, e in zip(open_, balanced_emotions(sets, seed), strict=True)
         }
-    begun = [replace(prompts[k], ids=(*prompts[k].ids, *heads[k], *given[k].token_ids)) for k in open_]
-    room = max([1, *(settings.max_new_tokens - len(h) - len(given[k].token_ids) for k, h in heads.items())])
-    seeds = [derive(config.seed, place.stage, place.step, f.prompt.id, "rest") for f in begun]
-    rests = sample(begun, 1, seeds, replace(settings, max_new_tokens=room))
+    elif ears:
+        line = replace(settings, max_lines=1, max_new_tokens=min(EMOTION_TOKENS, settings.max_new_tokens))
+        leads = {k: s for k, (s,) in zip(open_, draw(open_, 1, "self-emotion", line), strict=True)}
+    # An S line that has no end is the end of its completion.
+    going = [k for k in open_ if not (sampled_s and ears) or leads[k].text.endswith("\n")]
+    room = {k: settings.max_new_tokens - len(heads[k]) - len(leads[k].token_ids) for k in going}
+    n = (config.reward.replies or config.sampling.group_size) if ears else 1
+    drawn = draw(going, n, "rest", replace(settings, max_new_tokens=max([1, *room.values()])))
+    rests = {k: [_within(raw, room[k]) for raw in raws] for k, raws in zip(going, drawn, strict=True)}
+    spoken: dict[int, Spoken] = {}
+    if ears:
+        scored = ears.hear(
+            [Drawn(groups[k].prompt, groups[k].rollouts[best[k]], leads[k], rests[k]) for k in going], config
+        )
+        spoken = {
+            k: Spoken((*heads[k], *leads[k].token_ids), replies)
+            for k, replies in zip(going, scored, strict=True)
+        }
     result = list(groups)
-    for k, (rest,) in zip(open_, rests, strict=True):
-        inside = _within(given[k].then(rest), settings.max_new_tokens - len(heads[k]))
-        result[k] = with_rest(groups[k], best[k], inside, lam=lam, on_policy=sampled_s, **_scale(config.grpo))
-    return result
+    for k in open_:
+        kept = most_expressive(spoken[k].replies) if k in spoken else 0
+        rest = leads[k].then(rests[k][kept]) if k in rests else leads[k]
+        result[k] = with_rest(groups[k], best[k], rest, lam=lam, on_policy=sampled_s, **_scale(config.grpo))
+    return result, spoken
 
 
 def _given(text: str, encode: Encode) -> RawCompletion:
@@ -353,12 +384,14 @@ class Turn:
 
     Attributes:
         heard: the emotion of the reply by the teacher's E x channel, where it was read.
+        spoken: the replies that R3 compares, where reward.expression is on.
     """
 
     group: RolloutGroup
     best: int
     verdict: str
     heard: EmotionDistribution | None = None
+    spoken: Spoken | None = None
 
     @property
     def completion(self) -> Completion | None:
@@ -375,15 +408,30 @@ def take_turns(
     *,
     encode: Encode,
     replies: Replies = "every",
+    ears: Ears | None = None,
 ) -> list[Turn]:
     """Choose the best rollout of each scored group, complete it where it is an E line, and apply the gate."""
     best = [select_best(g, lam, tie_seed(config.seed, place.stage, place.step, g.prompt.id)) for g in groups]
+    spoken: dict[int, Spoken] = {}
     if config.grpo.credit == "causal":
         if replies == "none":
             return [Turn(g, b, NO_REPLY) for g, b in zip(groups, best, strict=True)]
-        every = replies == "every"
-        groups = complete_best(sample, prompts, groups, best, config, place, lam, encode=encode, every=every)
-    return [Turn(g, b, gate(g.prompt, g.rollouts[b], config.gate)) for g, b in zip(groups, best, strict=True)]
+        groups, spoken = complete_best(
+            sample,
+            prompts,
+            groups,
+            best,
+            config,
+            place,
+            lam,
+            encode=encode,
+            every=replies == "every",
+            ears=ears,
+        )
+    return [
+        Turn(g, b, gate(g.prompt, g.rollouts[b], config.gate), spoken=spoken.get(k))
+        for k, (g, b) in enumerate(zip(groups, best, strict=True))
+    ]
 
 
 def read_replies(

@@ -1,4 +1,4 @@
-"""Guards over a training stage [ours]: numbers, KL, collapse, reward hacking.
+"""Guards over a training stage [ours]: numbers, KL, collapse, reward hacking, expression.
 
     numbers    a loss, gradient or measure that is not finite. The engine leaves such a step out, so it
                reaches neither weights nor a checkpoint
@@ -7,6 +7,12 @@
                frequent recognised emotion over guard.max_emotion_share
     hacking    over guard.window rounds: mean R2 of the second half above that of the first by
                guard.hacking_change or more while mean R1 fell by as much
+    expression where replies are rewarded (reward.expression), over guard.window rounds: the listener's R3
+               rose by guard.expression_change or more, and that of the independent reader of guard.reader on
+               the same replies by less than a quarter of it (the policy learns what the listener likes, not
+               to show its emotion); the replies' entropy is under guard.min_entropy; less than
+               guard.min_distinct of their pairs of words differ; more than guard.max_label_words of them
+               name a label; or their length halved or doubled
 
 Alarms depend on the stage's metrics records alone, so a resumed run raises the same ones. After an alarm of a
 kind that has a window, a new window starts.
@@ -97,6 +103,48 @@ def _hacking(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str |
     )
 
 
+def _halves(window: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float] | None:
+    """Means of a measure over both halves of a window; None where it was not always taken."""
+    if any(r.get(key) is None for r in window):
+        return None
+    half = len(window) // 2
+    return _mean(window[:half], key), _mean(window[-half:], key)
+
+
+def _expression(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> str | None:
+    window = [r for r in _window(records, "expression", config.window) if r.get("replies")]
+    if len(window) < config.window:
+        return None
+    found = []
+    listener, reader = _halves(window, "expression"), _halves(window, "expression_reader")
+    if listener and reader:
+        rise, real = listener[1] - listener[0], reader[1] - reader[0]
+        if rise >= config.expression_change and real < rise / 4:
+            found.append(
+                f"the listener's R3 rose by {rise:.2f} nats and the reader's by {real:.2f}: the policy "
+                "learns what the listener likes, and not to show what it feels"
+            )
+    if (entropy := _mean(window, "reply_entropy")) < config.min_entropy:
+        found.append(
+            f"the entropy of the replies is {entropy:.3g} nats per token, under guard.min_entropy = "
+            f"{config.min_entropy:g}"
+        )
+    distinct = [r["reply_distinct_2"] or 0.0 for r in window]
+    if (share := math.fsum(distinct) / len(distinct)) < config.min_distinct:
+        found.append(
+            f"{share:.1%} of the pairs of words in the replies differ, under guard.min_distinct = "
+            f"{config.min_distinct:g}"
+        )
+    if (share := _mean(window, "label_words")) > config.max_label_words:
+        found.append(
+            f"{share:.1%} of the replies name a label, over guard.max_label_words = "
+            f"{config.max_label_words:g}: they tell the emotion and do not show it"
+        )
+    if (lengths := _halves(window, "reply_tokens")) and not 0.5 < lengths[1] / lengths[0] < 2:
+        found.append(f"replies went from {lengths[0]:.0f} to {lengths[1]:.0f} tokens")
+    return f"over {len(window)} rounds {'; '.join(found)}" if found else None
+
+
 def alarms(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> list[Alarm]:
     """The alarms after the last of a stage's metrics records (all of them, in order)."""
     found = {
@@ -104,6 +152,7 @@ def alarms(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> list[Al
         "kl": _kl(records[-1], config),
         "collapse": _collapse(records, config),
         "hacking": _hacking(records, config),
+        "expression": _expression(records, config),
     }
     return [Alarm(kind, reason) for kind, reason in found.items() if reason]
 
@@ -120,11 +169,13 @@ def rate_scale(rollbacks: Sequence[Mapping[str, Any]], step: int) -> float:
 
 
 def silent(record: Mapping[str, Any], config: Config) -> bool:
-    """Whether the rewards of an RL round teach nothing: all completions of each prompt have one advantage.
+    """Whether the rewards of an RL round teach nothing: all completions of each prompt have one advantage,
+    and so have its replies, where they are rewarded.
 
     No alarm: the policy may be as good as its rewards can tell, or not able to answer yet.
     """
-    return bool(config.grpo.reward_weight) and record.get("silent") == 1
+    flat = bool(config.grpo.reward_weight) and record.get("silent") == 1
+    return flat and not (config.reward.expression_weight and record.get("expression_spread"))
 
 
 def about_silence(record: Mapping[str, Any], config: Config) -> str:

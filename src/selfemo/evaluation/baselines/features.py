@@ -128,7 +128,7 @@ def check_features(config: FeaturesConfig) -> None:
     if config.features:
         from selfemo.models.classifiers.reader import kept_settings
 
-        kept, _ = kept_settings(Path(config.features))
+        kept = kept_settings(Path(config.features)).settings
         if kept.window or kept.later:
             raise ConfigError(
                 f"baseline.features: the encoder in {config.features} sees more than the turn that it reads; "

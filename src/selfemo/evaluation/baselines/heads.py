@@ -75,7 +75,7 @@ class Head(Baseline[Settings], Generic[Settings]):
             return self.settings.fine_tune.encoder
         from selfemo.models.classifiers.reader import kept_settings
 
-        return kept_settings(Path(self.settings.features))[0].encoder
+        return kept_settings(Path(self.settings.features)).settings.encoder
 
     def check(self) -> None:
         check_features(self.settings)

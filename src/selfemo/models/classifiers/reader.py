@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,12 +60,8 @@ class TurnReader:
         which = self._which(conversation.label_set, conversation.id)
         return [(which, row) for row in self.builder.rows(conversation)]
 
-    def _which(self, labels: LabelSet, of: str) -> int:
-        if labels not in self.label_sets:
-            known = ", ".join(s.name for s in self.label_sets)
-            raise EngineError(
-                f"{of}: its labels are those of {labels.name}, and the reader was trained on those of {known}"
-            )
+    def _which(self, labels: LabelSet, of: str, *, shares: bool = False) -> int:
+        must_know(Kept(self.config, self.label_sets, self.shares), [labels], of, shares=shares)
         return self.label_sets.index(labels)
 
     def logits(self, items: Sequence[Item]) -> torch.Tensor:
@@ -103,14 +99,9 @@ class TurnReader:
 
         Raises: EngineError: they were not kept, or it was trained on other labels.
         """
-        if self.shares is None:
-            raise EngineError(
-                f"{self.config.encoder}: an earlier version kept this reader, without the shares of its "
-                "labels; train it again with `selfemo baseline encoder --keep`"
-            )
-        return EmotionDistribution(
-            dict(zip(labels, self.shares[self._which(labels, self.config.encoder)], strict=True))
-        )
+        which = self._which(labels, self.config.encoder, shares=True)
+        assert self.shares is not None
+        return EmotionDistribution(dict(zip(labels, self.shares[which], strict=True)))
 
     def features(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
         """(t, d) what the heads see of each turn of each conversation."""
@@ -187,7 +178,7 @@ class TurnReader:
     @staticmethod
     def load(folder: Path, device: str = "auto") -> TurnReader:
         """A reader that `save` wrote (EngineError: there is none, or it is not whole)."""
-        config, sets, shares = _kept(folder)
+        config, sets, shares = kept_settings(folder)
         reader = TurnReader.new(config.model_copy(update={"encoder": str(folder)}), sets, device)
         reader.shares = shares
         try:
@@ -210,24 +201,50 @@ def _last_place(item: Item) -> Item:
     return which, replace(row, places=row.places[-1:])
 
 
-def kept_settings(folder: Path) -> tuple[EncoderConfig, list[LabelSet]]:
-    """The settings and label sets of a reader that was saved (EngineError: there is none)."""
-    config, sets, _ = _kept(folder)
-    return config, sets
+class Kept(NamedTuple):
+    """What a kept reader says of itself; `shares` as `TurnReader` has them."""
+
+    settings: EncoderConfig
+    label_sets: list[LabelSet]
+    shares: list[list[float]] | None
 
 
-def _kept(folder: Path) -> tuple[EncoderConfig, list[LabelSet], list[list[float]] | None]:
+def kept_settings(folder: Path) -> Kept:
+    """Settings and label sets of a reader that was saved (EngineError: there is none)."""
     try:
         held = json.loads((folder / READER_FILE).read_text(encoding="utf-8"))
         sets = [LabelSet(s["name"], tuple(s["labels"]), s["unscored"]) for s in held["label_sets"]]
         shares = held.get("shares")
         if shares is not None and [len(of) for of in shares] != [len(s) for s in sets]:
             raise ValueError("shares of other labels")
-        return EncoderConfig.model_validate(held["settings"]), sets, shares
+        return Kept(EncoderConfig.model_validate(held["settings"]), sets, shares)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise EngineError(
             f"{folder}: no trained reader, as `selfemo baseline encoder --keep` keeps it ({e})"
         ) from None
+
+
+def must_know(kept: Kept, labels: Sequence[LabelSet], of: str, *, shares: bool = False) -> None:
+    """Check that a kept reader was trained on some label sets.
+
+    Args:
+        of: how a message calls the reader.
+        shares: the shares of its labels are needed, too.
+
+    Raises:
+        EngineError: it was trained on others, or an earlier version kept it, without the shares.
+    """
+    for asked in labels:
+        if asked not in kept.label_sets:
+            known = ", ".join(s.name for s in kept.label_sets)
+            raise EngineError(
+                f"{of}: labels are those of {asked.name}, and the reader was trained on those of {known}"
+            )
+    if shares and kept.shares is None:
+        raise EngineError(
+            f"{of}: an earlier version kept this reader, without the shares of its labels; train it again "
+            "with `selfemo baseline encoder --keep`"
+        )
 
 
 def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from selfemo.method.types import EmotionDistribution, LabelSet, ParseFailure, Place, RolloutGroup
 from selfemo.runs.store.base import Database
 from selfemo.runs.store.prompts import read_distribution, read_label_set, write_distribution
+from selfemo.training.expression import Reply
 
 
 class Passed(NamedTuple):
@@ -69,6 +70,21 @@ class Rollouts(Database):
                     int(i == best), verdict if i == best else None,
                 )
                 for i, r in enumerate(group.rollouts)
+            ),
+        )  # fmt: skip
+
+    def add_replies(self, prompt_id: str, replies: Sequence[Reply], place: Place) -> None:
+        self.db.executemany(
+            "INSERT INTO replies (stage, step, iteration, prompt, member, self_emotion, text, tokens, fault, "
+            "r3, heard, judged, advantage) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                (
+                    place.stage, place.step, place.iteration, prompt_id, i,
+                    write_distribution(r.said.self_emotion if r.said else None),
+                    r.said.reply if r.said else r.raw.text, len(r.raw.token_ids), r.fault, r.reward,
+                    write_distribution(r.heard), r.judged, r.advantage,
+                )
+                for i, r in enumerate(replies)
             ),
         )  # fmt: skip
 

@@ -1,10 +1,16 @@
 """The tables of a run's store."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
-UPGRADES = {1: "ALTER TABLE predictions ADD COLUMN believed TEXT"}
-"""From each older version, the statement that leads to the next one. A store that is opened to be written is
-brought up to date; one that is only read stays as it is, so its readers know columns that may be missing."""
+REPLIES = """
+CREATE TABLE IF NOT EXISTS replies (
+    id INTEGER PRIMARY KEY, stage TEXT NOT NULL, step INTEGER NOT NULL, iteration INTEGER NOT NULL,
+    prompt TEXT NOT NULL REFERENCES prompts(id), member INTEGER NOT NULL, self_emotion TEXT,
+    text TEXT NOT NULL, tokens INTEGER NOT NULL, fault TEXT NOT NULL, r3 REAL, heard TEXT, judged REAL,
+    advantage REAL NOT NULL
+)
+"""
+"""The replies that R3 compares: their declared S, and what the listener finds in them."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -69,3 +75,8 @@ CREATE TABLE IF NOT EXISTS persona_clusters (
     x REAL NOT NULL, y REAL NOT NULL
 );
 """
+SCHEMA += f"{REPLIES};\nCREATE INDEX IF NOT EXISTS replies_by_stage ON replies (stage, step);\n"
+
+UPGRADES = {1: "ALTER TABLE predictions ADD COLUMN believed TEXT", 2: REPLIES}
+"""From each older version, the statement that leads to the next one. A store that is opened to be written is
+brought up to date; one that is only read stays as it is, so its readers know what may be missing."""

@@ -10,7 +10,7 @@ from selfemo.files import write_text
 from selfemo.method.types import Place
 from selfemo.runs.store.base import Database
 
-_WRITTEN_BY_STAGES = ("rollouts", "samples", "metrics", "prompts")
+_WRITTEN_BY_STAGES = ("replies", "rollouts", "samples", "metrics", "prompts")
 
 
 class StageRow(TypedDict):

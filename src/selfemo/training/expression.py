@@ -1,0 +1,237 @@
+"""Expression: replies to one S are scored by a frozen listener, and learn from it (SPEC section 10 [ours]).
+
+Behind the best E line of a group one S is drawn, and behind both of them several replies. So the replies of
+a prompt differ in their words alone, and R3, normalised among them, teaches the words: neither E nor S gets
+anything of it. The reply that shows S best, of those that may join the data, is the one that is kept.
+
+A reply earns nothing that does not parse, that the gate would refuse, or that names a label of the set.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import Any
+
+from selfemo.config import Config, GateConfig, GrpoConfig, PromptConfig
+from selfemo.method.diversity import distinct
+from selfemo.method.expression import expression_reward, reply_advantages
+from selfemo.method.prompts import Fitted
+from selfemo.method.replies import names_label, reply_fault
+from selfemo.method.scoring import completed
+from selfemo.method.types import Completion, EmotionDistribution, Prompt, RawCompletion, Rollout
+from selfemo.models.reply_readers import Read, ReplyReader, Said, SamplerReader, open_reply_reader
+from selfemo.models.sampler import Sampler
+from selfemo.training.protocol import RlItem
+
+UNPARSED, LABEL_WORD, UNREAD = "unparsed", "label_word", "unread"
+"""Why a reply earns nothing, besides the verdicts of `reply_fault`."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One of the replies to a prompt, drawn behind one E line and one S.
+
+    Attributes:
+        raw: its tokens behind S.
+        said: the completion that it ends; None where that does not parse.
+        fault: why it earns nothing; "" where it earns its R3.
+        reward: R3 by the listener, nats; None with a fault.
+        heard: what the listener finds in it; None where it was not read.
+        judged: R3 by the reader of `guard.reader`, which nothing learns from.
+        advantage: of its tokens, before reward.expression_weight.
+    """
+
+    raw: RawCompletion
+    said: Completion | None
+    fault: str = ""
+    reward: float | None = None
+    heard: EmotionDistribution | None = None
+    judged: float | None = None
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The replies drawn for a prompt, not scored yet.
+
+    Attributes:
+        emotion: the rollout of the E line.
+        lead: the tokens between the E line and the replies: S, as it was drawn or given.
+    """
+
+    prompt: Prompt
+    emotion: Rollout
+    lead: RawCompletion
+    replies: Sequence[RawCompletion]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """The scored replies to a prompt, and the tokens of E and S that stand before each of them."""
+
+    lead: tuple[int, ...]
+    replies: tuple[Reply, ...]
+
+
+@dataclass(frozen=True)
+class Ears:
+    """Who hears the replies of an RL stage: the listener, whose R3 is learned from, and the judge, whose is
+    not (guard.reader)."""
+
+    listener: ReplyReader
+    judge: ReplyReader | None = None
+
+    def hear(self, drawn: Sequence[Drawn], config: Config) -> list[tuple[Reply, ...]]:
+        """`score_replies` by the settings of a run."""
+        return score_replies(drawn, self.listener, config.grpo, config.gate, self.judge)
+
+
+def open_ears(config: Config, teacher: Callable[[], Sampler]) -> Ears | None:
+    """The listener and the judge that a run names; None where replies are not rewarded.
+
+    Args:
+        teacher: gives the policy of the stage's start, the reference.
+
+    Raises: as `open_reply_reader`.
+    """
+    if not config.expresses:
+        return None
+    reward, judge = config.reward, config.guard.reader
+
+    def opened(reference: str) -> ReplyReader:
+        return open_reply_reader(reference, config.model, PromptConfig(max_tokens=config.prompt.max_tokens))
+
+    listener = (
+        SamplerReader(teacher(), config.prompt) if reward.heard_by_reference else opened(reward.listener)
+    )
+    return Ears(listener, opened(judge) if judge else None)
+
+
+def score_replies(
+    drawn: Sequence[Drawn],
+    listener: ReplyReader,
+    grpo: GrpoConfig,
+    gate: GateConfig,
+    judge: ReplyReader | None = None,
+) -> list[tuple[Reply, ...]]:
+    """The replies of each prompt with their R3 and advantages; all are read together.
+
+    Args:
+        judge: an independent reader that reads them too.
+    """
+    found = [[_reply(d, raw, gate) for raw in d.replies] for d in drawn]
+    at = [(k, i) for k, replies in enumerate(found) for i, r in enumerate(replies) if not r.fault]
+    prompts = [d.prompt for d in drawn]
+    heard, rewards = _read(listener, at, found, prompts)
+    judged = _read(judge, at, found, prompts)[1] if judge else [None] * len(at)
+    for (k, i), q, r3, by_judge in zip(at, heard, rewards, judged, strict=True):
+        fault = UNREAD if r3 is None else ""
+        found[k][i] = replace(found[k][i], fault=fault, reward=r3, heard=q, judged=by_judge)
+    result = []
+    for replies in found:
+        advantages = reply_advantages([r.reward for r in replies], grpo.eps, grpo.ddof, grpo.normalise)
+        result.append(tuple(replace(r, advantage=a) for r, a in zip(replies, advantages, strict=True)))
+    return result
+
+
+def _reply(drawn: Drawn, raw: RawCompletion, gate: GateConfig) -> Reply:
+    said = completed(drawn.emotion, drawn.lead.then(raw), drawn.prompt.label_set).completion
+    if said is None:
+        return Reply(raw, None, UNPARSED)
+    fault = reply_fault(drawn.prompt, said.reply, gate)
+    return Reply(raw, said, fault or (LABEL_WORD if names_label(said.reply, drawn.prompt.label_set) else ""))
+
+
+def _read(
+    reader: ReplyReader,
+    at: Sequence[tuple[int, int]],
+    replies: Sequence[Sequence[Reply]],
+    prompts: Sequence[Prompt],
+) -> tuple[list[Read], list[float | None]]:
+    """What a reader finds in replies, each different one read once, and their R3; None where it cannot."""
+    asked: dict[tuple[int, str], Said] = {}
+    for k, i in at:
+        said = replies[k][i].said
+        assert said is not None
+        asked.setdefault((k, said.reply), (prompts[k], said.reply))
+    read = dict(zip(asked, reader.read(list(asked.values())), strict=True))
+    members = list(dict.fromkeys(k for k, _ in at))
+    expected = dict(zip(members, reader.expect([prompts[k] for k in members]), strict=True))
+    heard, rewards = list[Read](), list[float | None]()
+    for k, i in at:
+        said = replies[k][i].said
+        assert said is not None
+        q, before = read[k, said.reply], expected[k]
+        heard.append(q)
+        if q is None or before is None:
+            rewards.append(None)
+        else:
+            rewards.append(expression_reward(said.self_emotion, q, before, prompts[k].label_set))
+    return heard, rewards
+
+
+def most_expressive(replies: Sequence[Reply]) -> int:
+    """The index of the reply with the highest R3, the first of equals; 0 where none earns any."""
+    earned = [i for i, r in enumerate(replies) if r.reward is not None]
+    return max(earned, key=lambda i: (replies[i].reward, -i), default=0)
+
+
+def reply_measures(groups: Sequence[Sequence[Reply]]) -> dict[str, Any]:
+    """The measures of a round's replies; empty where none was drawn.
+
+    expression: mean R3 by the listener; expression_reader: by the reader of guard.reader, on the same
+    replies; expression_spread: mean standard deviation within the replies of a prompt; expressed: share of
+    the replies in which the top emotion of S is the one most heard; label_words: share that name a label;
+    reply_entropy: nats per token; reply_distinct_2: share of different pairs of words.
+    """
+    replies = [r for group in groups for r in group]
+    if not replies:
+        return {}
+    earned = [r.reward for r in replies if r.reward is not None]
+    judged = [r.judged for r in replies if r.judged is not None]
+    spreads = [
+        pstdev(values)
+        for group in groups
+        if len(values := [r.reward for r in group if r.reward is not None]) > 1
+    ]
+    hits = [
+        max(r.heard, key=r.heard.weight) == max(r.said.self_emotion, key=r.said.self_emotion.weight)
+        for r in replies
+        if r.heard is not None and r.said is not None
+    ]
+    faults = Counter(r.fault for r in replies if r.fault)
+    return {
+        "replies": len(replies),
+        "replies_refused": dict(sorted(faults.items())),
+        "expression": fmean(earned) if earned else None,
+        **({"expression_reader": fmean(judged)} if judged else {}),
+        "expression_spread": fmean(spreads) if spreads else None,
+        "expressed": fmean(hits) if hits else None,
+        "label_words": faults[LABEL_WORD] / len(replies),
+        "reply_tokens": fmean(len(r.raw.token_ids) for r in replies),
+        "reply_entropy": fmean(r.raw.mean_entropy for r in replies),
+        "reply_distinct_2": distinct([r.said.reply for r in replies if r.said], 2),
+    }
+
+
+def reply_items(fitted: Fitted, spoken: Spoken, weight: float) -> list[RlItem]:
+    """What the replies to a prompt train on: their own tokens, behind the prompt with E and S.
+
+    Args:
+        weight: reward.expression_weight.
+    """
+    prompt, before = fitted.prompt, (*fitted.ids, *spoken.lead)
+    return [
+        RlItem(
+            before,
+            r.raw.token_ids,
+            weight * r.advantage,
+            prompt.id,
+            prompt.conversation_id,
+            sampled=r.raw.logprobs or None,  # not every sampler tells them
+        )
+        for r in (spoken.replies if weight else ())
+    ]

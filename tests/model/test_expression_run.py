@@ -1,0 +1,187 @@
+"""Replies that a listener rewards, in runs of a tiny model, and readers of replies that are real models."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selfemo.config import ModelConfig, PromptConfig
+from selfemo.config.encoders import EncoderConfig
+from selfemo.errors import ConfigError, EngineError
+from selfemo.files import write_json
+from selfemo.method.expression import expression_reward
+from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, LabelSet, Utterance
+from selfemo.models.classifiers.reader import TurnReader
+from selfemo.models.generation.local import LocalSampler
+from selfemo.models.loading import load_policy
+from selfemo.models.references import READER_FILE
+from selfemo.models.reply_readers import EncoderReader, SamplerReader, open_reply_reader
+from selfemo.runs.preflight import check_start
+from selfemo.runs.store import read_distribution
+from tests.conftest import MELD, Built, make_prompt
+from tests.support.encoders import build_encoder
+from tests.support.runs import Silent, Watcher, assert_same_run, begun, evolve, settings
+
+STAGE = "iteration-1-rl"
+ON = (
+    "grpo.credit=causal", "grpo.mini_batch=6", "grpo.lr=1e-3", "save.every_steps=1", "flywheel.iterations=1",
+    "model.threads=1", "reward.expression=listener", "reward.replies=3",
+)  # fmt: skip
+SHARES = [0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05]
+
+
+def kept(folder: Path, base: Path, labels: LabelSet = MELD, **more: Any) -> Path:
+    """A reader as `selfemo baseline encoder --keep` keeps it, with random heads."""
+    torch.manual_seed(3)
+    config = EncoderConfig(encoder=str(base), max_tokens=64, **more)
+    reader = TurnReader.new(config, [labels], "cpu")
+    reader.shares = [SHARES[: len(labels)]]
+    folder.mkdir()
+    reader.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(built_once: Built) -> Path:
+    return built_once("encoder-bert", build_encoder)
+
+
+def replies_of(run: Path) -> list[sqlite3.Row]:
+    with closing(sqlite3.connect(run / "store.sqlite")) as db:
+        db.row_factory = sqlite3.Row
+        return db.execute("SELECT * FROM replies ORDER BY id").fetchall()
+
+
+def evolved(finished: Path, where: Path, config: Any) -> Path:
+    with evolve(begun(finished, STAGE, where, config), None, Watcher()) as run:
+        return Path(run.path)
+
+
+@pytest.mark.slow
+def test_a_run_rewards_its_replies_by_its_frozen_start(
+    finished: Path, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_model, data, *ON, "grpo.kl_coef=0")
+    whole = evolved(finished, tmp_path / "whole", config)
+    stopped, n = begun(finished, STAGE, tmp_path / "stopped", config), 0
+
+    def stop_in_rl(stage: str, note: str) -> None:
+        nonlocal n
+        n += stage == STAGE and bool(note)
+        if n == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(stopped, None, Watcher(on_advance=stop_in_rl))
+    evolve(stopped, None, Silent()).close()
+    assert_same_run(stopped, whole)
+
+    rows = replies_of(whole)
+    by_group: dict[tuple[int, str], list[sqlite3.Row]] = {}
+    for r in rows:
+        by_group.setdefault((r["step"], r["prompt"]), []).append(r)
+    assert len(rows) > 9 and all(len(g) % 3 == 0 for g in by_group.values())
+    earned = [r for r in rows if r["r3"] is not None]
+    assert len({r["r3"] for r in earned}) > 3 and all(r["fault"] == "" for r in earned)
+    # The listener is the policy of the stage's start, whatever the policy has become.
+    teacher = LocalSampler(load_policy(str(whole / "checkpoints" / "cold-start"), "cpu"))
+    listener = SamplerReader(teacher, config.prompt)
+    with evolve(whole, None, Silent()) as run:
+        said = [(run.store.prompt(r["prompt"]), r["text"]) for r in earned]
+    heard, before = listener.read(said), listener.expect([p for p, _ in said])
+    for r, q, expected in zip(earned, heard, before, strict=True):
+        s, stored = read_distribution(r["self_emotion"]), read_distribution(r["heard"])
+        assert s is not None and q is not None and expected is not None and stored is not None
+        assert dict(stored) == pytest.approx(dict(q), abs=1e-4)
+        assert r["r3"] == pytest.approx(expression_reward(s, q, expected, MELD), abs=1e-3)
+    with closing(sqlite3.connect(whole / "store.sqlite")) as db:
+        records = [
+            json.loads(r) for (r,) in db.execute("SELECT record FROM metrics WHERE stage = ?", [STAGE])
+        ]
+    assert sum(r.get("replies", 0) for r in records) == len(rows)
+    for r in (r for r in records if r.get("replies")):
+        refused = sum(r["replies_refused"].values())
+        assert r["replies"] - refused > 0 and r["expression"] is not None and r["reply_tokens"] > 0
+
+
+@pytest.mark.slow
+def test_an_encoder_listens_and_another_one_watches(
+    finished: Path, tiny_model: Path, data: Path, base: Path, tmp_path: Path
+) -> None:
+    listener, judge = kept(tmp_path / "a", base), kept(tmp_path / "b", base, window=0, pooling="mean")
+    config = settings(
+        tiny_model, data, *ON, f'reward.listener="{listener}"', f'guard.reader="{judge}"',
+        "selfplay.self_emotion=balanced",
+    )  # fmt: skip
+    run = evolved(finished, tmp_path / "run", config)
+    rows = [r for r in replies_of(run) if r["r3"] is not None]
+    assert len(rows) > 9 and len({json.loads(r["self_emotion"]).popitem()[0] for r in rows}) > 3
+    assert all(r["judged"] is not None for r in rows) and any(r["judged"] != r["r3"] for r in rows)
+
+
+def test_an_encoder_reads_the_last_turn_alone(base: Path, tmp_path: Path) -> None:
+    for name, layout in (("rows", "utterance"), ("packed", "conversation")):
+        reader = TurnReader.load(kept(tmp_path / name, base, layout=layout))
+        opened = open_reply_reader(str(tmp_path / name), ModelConfig(device="cpu"), PromptConfig())
+        assert isinstance(opened, EncoderReader)
+        prompt = make_prompt()
+        said = [(prompt, "Yes, hooray."), (prompt, "No!"), (prompt, "Yes, hooray.")]
+        found = opened.read(said)
+        assert found[0] == found[2] != found[1]
+        turns = (*prompt.history, Utterance(prompt.answerer, "No!"))
+        (whole,) = reader.read([Conversation("c", "toy", "dev", turns, MELD)])
+        assert found[1] is not None
+        np.testing.assert_allclose(found[1].vector(MELD), whole[-1], atol=1e-6)
+        (expected,) = opened.expect([prompt])
+        assert expected is not None and expected.vector(MELD) == pytest.approx(SHARES)
+
+
+def test_a_model_tells_what_it_hears_and_what_it_expected(tiny_model: Path) -> None:
+    reader = open_reply_reader(str(tiny_model), ModelConfig(device="cpu"), PromptConfig(max_tokens=300))
+    long = "word " * 400
+    prompts = [make_prompt("a/1"), make_prompt("b/1", history=(Utterance("Ann", long),))]
+    assert reader.read([(prompts[0], long)]) == [None], "too long to be read"
+    (heard, _), (other, _) = (reader.read([(p, r) for p in prompts]) for r in ("Hi.", "Stop it!"))
+    expected, none = reader.expect(prompts)
+    assert none is None and isinstance(heard, EmotionDistribution) and heard != other
+    assert expected is not None and sum(expected.values()) == pytest.approx(1)
+    with pytest.raises(ConfigError, match="this model reasons first"):
+        open_reply_reader(str(tiny_model), ModelConfig(device="cpu"), PromptConfig(reasoning="brief"))
+
+
+@pytest.mark.parametrize(
+    ("key", "labels", "shares", "told"),
+    [
+        ("reward.listener", LABEL_SETS["emorynlp"], True, "reward.listener = .*trained on those of emorynlp"),
+        ("guard.reader", LABEL_SETS["emorynlp"], True, "guard.reader = .*trained on those of emorynlp"),
+        ("reward.listener", MELD, False, "train it again with `selfemo baseline encoder --keep`"),
+    ],
+)
+def test_a_reader_that_cannot_listen_is_refused_before_anything_is_made(
+    key: str,
+    labels: LabelSet,
+    shares: bool,
+    told: str,
+    tiny_model: Path,
+    data: Path,
+    base: Path,
+    tmp_path: Path,
+) -> None:
+    folder = kept(tmp_path / "kept", base, labels)
+    if not shares:
+        held = json.loads((folder / READER_FILE).read_text())
+        del held["shares"]
+        write_json(folder / READER_FILE, held)
+    config = settings(tiny_model, data, *ON, f'{key}="{folder}"')
+    with pytest.raises(EngineError, match=told):
+        check_start(config, tmp_path / "run")
+    with pytest.raises(EngineError, match="no-such-model"):
+        check_start(settings(tiny_model, data, *ON, "reward.listener=no-such-model"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
