@@ -97,7 +97,7 @@ class OwnReader:
 
 
 def sound(prompt: Prompt, answers: Sequence[Response], gate: GateConfig) -> list[Response]:
-    """The answers whose reply passes the gate (stages/gate.py) and names no label; all, if none does."""
+    """The answers whose reply passes the gate (method/replies.py) and names no emotion; all, if none does."""
     found = [
         a for a in answers
         if not names_label(a.reply, prompt.label_set) and not reply_fault(prompt, a.reply, gate)

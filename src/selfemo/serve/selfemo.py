@@ -172,6 +172,16 @@ class SelfEmo:
         self.labels = known or LABEL_SETS["meld"]
         plain = self.spec is None and run is None and not files
         self.max_tokens = max_tokens or (_ANSWER_TOKENS if plain else self.config.evaluation.max_new_tokens)
+        self._best_of = best_of
+        self._reader: SharedReader | None = None  # a wrong one is told before the model is loaded
+        if isinstance(reader, SharedReader):
+            self._reader = reader
+        elif not isinstance(reader, str | Path):
+            self._reader = SharedReader(reader)
+        elif reader and str(reader) != self.name:
+            self._reader = open_reader(str(reader), [Path(f) for f in files], overrides)
+        if self._reader is not None:
+            self._reader.check(self.labels)
         self._answers: Answers
         if self.spec is None:
             from selfemo.serve.local import LocalAnswers
@@ -184,16 +194,6 @@ class SelfEmo:
             prompt = self.config.prompt
             self._answers = EndpointAnswers(self.spec, prompt.reasoning, prompt.max_tokens, self.max_tokens)
         self._answers.check(self.labels, self.max_tokens)
-        self._best_of = best_of
-        self._reader: SharedReader | None = None
-        if isinstance(reader, SharedReader):
-            self._reader = reader
-        elif not isinstance(reader, str | Path):
-            self._reader = SharedReader(reader)
-        elif reader and str(reader) != self.name:
-            self._reader = open_reader(str(reader), [Path(f) for f in files], overrides)
-        if self._reader is not None:
-            self._reader.check(self.labels)
 
     @property
     def reader(self) -> Reader:
