@@ -323,17 +323,17 @@ def _read(
     found = entry["found"]
     clusters = {description: name for description, n, name, *_ in run.store.clusters() if n != NOISE}
     for name, replies in said.items():
-        if name not in found:
-            with reporter.bar(f"read {name}", len(replies)) as advance:
+        mine = found.setdefault(name, dict(found.get(copied.get(name), {})))
+        if rest := [r for r in replies if r.prompt.id not in mine]:
+            with reporter.bar(f"read {name}", len(rest)) as advance:
 
                 def on_done(k: int, advance: Callable[..., None] = advance) -> None:
                     advance(k)
                     stop.check()
 
-                source = copied.get(name)
-                found[name] = found[source] if source in found else read_replies(judge, replies, on_done)
+                mine |= read_replies(judge, rest, on_done)
         entry["expression"][name] = expression_by_data(
-            replies, found[name], clusters, run.config.evaluation.resamples
+            replies, mine, clusters, run.config.evaluation.resamples
         )
         write_json(run.path / ANALYSIS_FILE, result)
 

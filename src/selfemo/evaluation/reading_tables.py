@@ -59,7 +59,7 @@ def reading_rows(result: Mapping[str, Any], reading: Mapping[str, Any], dataset:
 
 def _largest(shares: Mapping[str, float], most: int = 3) -> str:
     """The largest of some weights: "neutral 62%, joy 20%, anger 9%"."""
-    largest = sorted(((e, s) for e, s in shares.items() if s > 0), key=lambda x: -x[1])
+    largest = sorted(((e, s) for e, s in shares.items() if s >= 0.005), key=lambda x: -x[1])
     return ", ".join(f"{e} {s:.0%}" for e, s in largest[:most]) or "-"
 
 
