@@ -59,7 +59,11 @@ def reply_advantages(
         eps, ddof, how: see `self_grpo.normalise`; "mean" is for rewards that are not negative, and is taken
             as "none" here.
     """
+    return [float(a) for a in normalise(or_nothing(rewards), eps, ddof, "none" if how == "mean" else how)]
+
+
+def or_nothing(rewards: Sequence[float | None]) -> list[float]:
+    """R3 of some replies, with what counts for those that earn nothing: see `reply_advantages`."""
     earned = [r for r in rewards if r is not None]
     nothing = min(0.0, *earned) if earned else 0.0
-    values = [nothing if r is None else r for r in rewards]
-    return [float(a) for a in normalise(values, eps, ddof, "none" if how == "mean" else how)]
+    return [nothing if r is None else r for r in rewards]
