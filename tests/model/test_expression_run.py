@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from selfemo.config import ModelConfig, PromptConfig
-from selfemo.config.encoders import EncoderConfig
 from selfemo.errors import ConfigError, EngineError
 from selfemo.files import write_json
 from selfemo.method.expression import expression_reward
@@ -26,7 +24,7 @@ from selfemo.models.reply_readers import EncoderReader, SamplerReader, open_repl
 from selfemo.runs.preflight import check_start
 from selfemo.runs.store import read_distribution
 from tests.conftest import MELD, Built, make_prompt
-from tests.support.encoders import build_encoder
+from tests.support.encoders import SHARES, build_encoder, kept
 from tests.support.runs import Silent, Watcher, assert_same_run, begun, evolve, settings
 
 STAGE = "iteration-1-rl"
@@ -34,18 +32,6 @@ ON = (
     "grpo.credit=causal", "grpo.mini_batch=6", "grpo.lr=1e-3", "save.every_steps=1", "flywheel.iterations=1",
     "model.threads=1", "reward.expression=listener", "reward.replies=3",
 )  # fmt: skip
-SHARES = [0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05]
-
-
-def kept(folder: Path, base: Path, labels: LabelSet = MELD, **more: Any) -> Path:
-    """A reader as `selfemo baseline encoder --keep` keeps it, with random heads."""
-    torch.manual_seed(3)
-    config = EncoderConfig(encoder=str(base), max_tokens=64, **more)
-    reader = TurnReader.new(config, [labels], "cpu")
-    reader.shares = [SHARES[: len(labels)]]
-    folder.mkdir()
-    reader.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from selfemo.config import GateConfig, ModelConfig, PromptConfig
+from selfemo.config import REFERENCE, GateConfig, ModelConfig, PromptConfig
 from selfemo.errors import ConfigError, DataError, MissingExtraError
 from selfemo.extras import install_command
 from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
@@ -41,7 +41,7 @@ from selfemo.method.types import Conversation, Prompt, Rollout
 from selfemo.models.chat_template import mend
 from selfemo.models.references import resolve
 from selfemo.models.reply_readers import ReplyReader, open_reply_reader
-from selfemo.training.expression import REFERENCE, Reply, hear_replies
+from selfemo.training.expression import Reply, hear_replies
 from selfemo.training.trl_config import SelfGRPOConfig
 from selfemo.training.trl_rewards import (
     consensus_reward,
@@ -189,7 +189,7 @@ class SelfGRPOTrainer(GRPOTrainer):
     Args:
         model: as in TRL, or an id that this package takes (`builtin:smollm2-135m`, a GGUF file).
         train_dataset, eval_dataset: rows of `prompt_dataset`.
-        listener: a reader of replies, in place of the one that `args.listener` names.
+        reply_reader: the listener, in place of the one that `args.listener` names.
         kwargs: further arguments of `GRPOTrainer`, `peft_config` among them.
 
     Raises:
@@ -214,7 +214,7 @@ class SelfGRPOTrainer(GRPOTrainer):
         eval_dataset: Any = None,
         callbacks: Sequence[Any] | None = None,
         *,
-        listener: ReplyReader | None = None,
+        reply_reader: ReplyReader | None = None,
         **kwargs: Any,
     ):
         args = SelfGRPOConfig("selfgrpo") if args is None else args
@@ -230,13 +230,15 @@ class SelfGRPOTrainer(GRPOTrainer):
         columns = (*COLUMNS, *REPLY_COLUMNS) if expresses else COLUMNS
         _check_columns("train_dataset", train_dataset, columns)
         _check_columns("eval_dataset", eval_dataset, columns)
-        if listener is not None and not expresses:
-            raise ConfigError("listener: nobody would listen; set expression='listener' in SelfGRPOConfig")
-        if expresses and listener is None and args.listener == REFERENCE:
+        if reply_reader is not None and not expresses:
+            raise ConfigError(
+                "reply_reader: nobody would listen; set expression='listener' in SelfGRPOConfig"
+            )
+        self._reward, self._grpo = args.settings()
+        if self._reward.heard_by_reference and reply_reader is None:
             _check_reference(model, train_dataset)
         own = [c for c in callbacks or () if isinstance(c, LambdaCallback)]
         self.lambda_callback = own[0] if own else LambdaCallback(args.lam_max)
-        self._reward, self._grpo = args.settings()
         self._advantages: torch.Tensor | None = None
         self._rollouts: Sequence[Rollout] = ()
         self._gains: Sequence[Gain | None] = ()
@@ -259,10 +261,10 @@ class SelfGRPOTrainer(GRPOTrainer):
                 f"{world} processes were launched, but each would train alone; without a GPU set "
                 "use_cpu=True in SelfGRPOConfig"
             )
-        self._listener = listener
-        if expresses and listener is None:
-            name = model if args.listener == REFERENCE else args.listener
-            there = ModelConfig(device=str(self.accelerator.device))
+        self._listener = reply_reader
+        if expresses and reply_reader is None:
+            name = model if self._reward.heard_by_reference else args.listener
+            there = ModelConfig(device=str(self.accelerator.device), dtype="bf16" if args.bf16 else "fp32")
             self._listener = open_reply_reader(name, there, PromptConfig())
         if self._listener is not None and train_dataset is not None:
             # Once before the first step, so that one that cannot tell says so now.

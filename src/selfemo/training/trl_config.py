@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfemo.config import GrpoConfig, RewardConfig
+from selfemo.config import REFERENCE, GrpoConfig, RewardConfig
 from selfemo.errors import ConfigError, MissingExtraError
 from selfemo.extras import install_command
-from selfemo.training.expression import REFERENCE
 
 try:
     from trl import GRPOConfig
