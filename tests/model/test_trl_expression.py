@@ -234,13 +234,22 @@ def replies_by_hand(batch: dict[str, Any], tokenizer: Any, model: Path, weight: 
     return gains
 
 
+SPOKEN = (
+    *(t for t in TEXTS if "S: neutral" in t or "S: joy" in t or "\n" not in t),
+    "E: fear\nS: surprise\nR: Who is it?",
+    "E: anger\nS: joy\nR: I will.",
+    "E: neutral\nS: anger\nR: Such anger.",  # names a label
+    "E: joy\nS: neutral",  # these break behind E
+    "E: anger\nS: neutral",
+)
+"""Such that the tiny model, whose weights are random, tells replies apart: R3 is about -.004 to .004."""
+
+
 def test_the_step_with_replies_is_the_local_engines(
     tiny_model: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference listens: advantages of each token, the tokens that count, and the step of SGD."""
-    broken = [f"E: {e}\nS: neutral" for e in ("joy", "anger", "neutral")]
-    told = ["E: neutral\nS: anger\nR: Such anger."]
-    monkeypatch.setattr(trl_job, "TEXTS", (*broken, *told, *TEXTS))
+    monkeypatch.setattr(trl_job, "TEXTS", SPOKEN)
     before = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     more = {"normalise": "mean", "gradient_accumulation_steps": 2, "expression_weight": 200.0}
     trainer = trainer_for(tiny_model, tmp_path, **{**REPLIES, **more, "max_steps": 2})
@@ -251,7 +260,7 @@ def test_the_step_with_replies_is_the_local_engines(
     grpo = GrpoConfig(credit="causal", normalise="mean", kl_coef=0.0)
     items, rollouts = causal_items(batch, tokenizer, grpo, 0.5)
     gains = replies_by_hand(batch, tokenizer, tiny_model, 200.0)
-    assert sum(abs(g) > 0.05 for g in gains.values()) > 8, "replies that the listener tells apart"
+    assert sum(abs(g) > 0.05 for g in gains.values()) > 5, f"replies that the listener tells apart: {gains}"
     assert any(r.rest for r in rollouts), "a completion that breaks behind E is among them"
     spoken = []
     for i, (item, ids) in enumerate(zip(items, batch["completion_ids"], strict=True)):
@@ -262,11 +271,11 @@ def test_the_step_with_replies_is_the_local_engines(
             wanted[lead:] = [gains[i]] * (len(ids) - lead)
             counts[lead:] = [1] * (len(ids) - lead)
             head = (*item.prompt_ids, *ids[:lead])
-            spoken.append(RlItem(head, tuple(ids[lead:]), gains[i], item.group, item.share))
+            spoken.append(RlItem(head, tuple(ids[lead:]), gains[i], item.prompt, item.share))
         assert batch["advantages"][i][: len(ids)] == pytest.approx(wanted, abs=3e-4)
         assert batch["counts"][i] == counts
     engine = LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32"))
-    engine.rl_backward([*items, *spoken], grpo)
+    engine.rl_backward(sorted([*items, *spoken], key=lambda i: i.prompt), grpo)
     ours = dict(engine.policy.core.named_parameters())
     moved = 0
     for (name, old), new in zip(before.named_parameters(), trainer.model.parameters(), strict=True):
