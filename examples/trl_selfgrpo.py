@@ -22,6 +22,7 @@ parser.add_argument("--group", type=int, default=4)
 parser.add_argument("--lam-max", type=float, default=0.3)
 parser.add_argument("--lora", action="store_true")
 parser.add_argument("--vllm", choices=["colocate", "server"], help="generate with vLLM (GPU)")
+parser.add_argument("--listener", help="reward replies: reference, a kept encoder, a model, an endpoint")
 cli = parser.parse_args()
 
 gpu = torch.cuda.is_available()
@@ -48,6 +49,7 @@ args = SelfGRPOConfig(
     logging_steps=1,
     log_completions=True,
     report_to="none",
+    **({"credit": "causal", "expression": "listener", "listener": cli.listener} if cli.listener else {}),
     **({"use_vllm": True, "vllm_mode": cli.vllm} if cli.vllm else {}),
     **({} if gpu else {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}),
 )

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from selfemo.config import GrpoConfig, ModelConfig, PromptConfig
-from selfemo.config.encoders import EncoderConfig
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.files import write_json
 from selfemo.method.expression import bounded, information_gain
@@ -30,7 +29,7 @@ from selfemo.runs.store import read_distribution
 from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
 from tests.conftest import MELD, Built, dist, make_prompt
-from tests.support.encoders import build_encoder
+from tests.support.encoders import SHARES, build_encoder, kept
 from tests.support.runs import Silent, Watcher, assert_same_run, begun, evolve, settings
 
 STAGE = "iteration-1-rl"
@@ -39,18 +38,6 @@ ON = (
     "model.threads=1", "reward.expression=listener", "reward.replies=3",
 )  # fmt: skip
 UNSEEN = LabelSet(*(getattr(MELD, f) for f in ("name", "labels", "unscored")))
-SHARES = [0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05]
-
-
-def kept(folder: Path, base: Path, labels: LabelSet = MELD, **more: Any) -> Path:
-    """A reader as `selfemo baseline encoder --keep` keeps it, with random heads."""
-    torch.manual_seed(3)
-    config = EncoderConfig(encoder=str(base), max_tokens=64, **more)
-    reader = TurnReader.new(config, [labels], "cpu")
-    reader.shares = [SHARES[: len(labels)]]
-    folder.mkdir()
-    reader.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,19 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from selfemo.config import GrpoConfig, ModelConfig, RewardConfig
 from selfemo.errors import ConfigError, DataError
 from selfemo.method.parsing import parse
-from selfemo.method.prompts import Fitted, conversation_prompts, messages
+from selfemo.method.prompts import messages
 from selfemo.method.rewards import consensus, weighted_iou
-from selfemo.method.scoring import score_completions, with_rest
+from selfemo.method.scoring import score_completions
 from selfemo.method.self_grpo import advantages
-from selfemo.method.types import Completion, Prompt, RawCompletion, Rollout, Utterance
+from selfemo.method.types import Completion, RawCompletion, Utterance
 from selfemo.models.tokenizers import load_tokenizer
-from selfemo.stages.rl import rl_items
-from selfemo.stages.selfplay import score_group
 from selfemo.training.protocol import RlItem
 from tests.conftest import MELD, dist, make_prompt, toy_conversations
 
@@ -44,10 +43,8 @@ from selfemo.training.trl import (
     score_rows,
 )
 from tests.model import trl_job
-from tests.model.trl_job import TEXTS, Recorder, forced, trainer_for
+from tests.model.trl_job import KINDS, PROMPTS, TEXTS, Recorder, causal_items, forced, trainer_for
 from tests.support.models import TEMPLATES, with_template, with_tokenizer
-
-PROMPTS: dict[str, Prompt] = {p.id: p for c in toy_conversations() for p in conversation_prompts(c)}
 
 
 @pytest.fixture(scope="module")
@@ -226,36 +223,6 @@ def test_the_divisor_of_the_advantage_reaches_it(
         assert batch["advantages"][group] == pytest.approx([r.advantage for r in ours], abs=1e-6)
         checked += any(r.advantage for r in ours)
     assert checked
-
-
-def causal_items(
-    batch: dict[str, Any], tokenizer: Any, grpo: GrpoConfig, lam: float
-) -> tuple[list[RlItem], list[Rollout]]:
-    """What the local engine would train on for these completions, each of them completed."""
-    items: list[RlItem] = []
-    rollouts: list[Rollout] = []
-    for start in range(0, len(batch["prompt_id"]), 4):
-        prompt, lines, rests = PROMPTS[batch["prompt_id"][start]], [], []
-        for ids in batch["completion_ids"][start : start + 4]:
-            ended = ids[-1] == tokenizer.eos_token_id
-            own = ids[:-1] if ended else ids
-            ends = [n for n in range(1, len(own) + 1) if tokenizer.decode(own[:n]).endswith("\n")]
-            # Two texts begin with no E line, and what is sampled in two stages ends with the first line.
-            n = ends[0] if ends else len(ids)
-            line = RawCompletion(tokenizer.decode(own[:n]), tuple(ids[:n]), finished=bool(ends) or ended)
-            lines.append(line)
-            rests.append(RawCompletion(tokenizer.decode(own[n:]), tuple(ids[n:]), finished=ended))
-        group = score_group(prompt, lines, RewardConfig(), grpo, lam)
-        own_items = []
-        for k, rest in enumerate(rests):
-            done = group
-            if group.rollouts[k].emotion is not None:
-                done = with_rest(group, k, rest, lam=lam, how=grpo.normalise)
-            rollouts.append(done.rollouts[k])
-            fitted = Fitted(prompt, tuple(batch["prompt_ids"][start]), 0)
-            own_items.append(rl_items(fitted, done, grpo, tokenizer.encode)[k])
-        items += own_items
-    return items, rollouts
 
 
 def test_causal_credit_is_the_local_engines(
@@ -437,21 +404,35 @@ def in_two_processes(*command: str) -> str:
 
 @pytest.mark.extended
 @pytest.mark.slow
-def test_two_processes_are_one(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
-    """Two processes of 6 completions share 3 groups of 4, the middle one half each; DDP over gloo."""
-    one = trainer_for(tiny_model, tmp_path / "one")
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_are_one(tiny_model: Path, tmp_path: Path, tokenizer: Any, kind: str) -> None:
+    """Two processes of 6 completions share 3 groups of 4, the middle one half each; DDP over gloo. Where
+    replies are rewarded each of them reads its own, and advantages are those of tokens, up to its longest."""
+    one = trainer_for(tiny_model, tmp_path / "one", **KINDS[kind])
     one.train()
-    in_two_processes("-m", "tests.model.trl_job", str(tiny_model), str(tmp_path))
+    in_two_processes("-m", "tests.model.trl_job", str(tiny_model), str(tmp_path), kind)
     ranks = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)]
     for step, whole in enumerate(one.batches):
         halves = [r[step] for r in ranks]
         ids = whole["prompt_id"]
         assert ids[5] == ids[6], "this group spans the processes"
-        for key in ("prompt_id", "completion_ids", "advantages"):
+        for key in ("prompt_id", "completion_ids", "counts"):
             assert halves[0][key] + halves[1][key] == whole[key], key
-        assert halves[0]["lam"] == halves[1]["lam"] == whole["lam"]
-        assert_ours(whole, tokenizer)
-    assert any(a for b in one.batches for a in b["advantages"][4:8]), "and it is not silent"
+        for a, b, ids in zip(
+            halves[0]["advantages"] + halves[1]["advantages"],
+            whole["advantages"],
+            whole["completion_ids"],
+            strict=True,
+        ):
+            if kind == "replies":
+                assert a[: len(ids)] == pytest.approx(b[: len(ids)], abs=1e-4)
+            else:
+                assert a == b
+        for key in ("lam", "items"):
+            assert halves[0][key] == halves[1][key] == whole[key], key
+        if kind == "recognition":
+            assert_ours(whole, tokenizer)
+    assert any(np.any(a) for b in one.batches for a in b["advantages"][4:8]), "and it is not silent"
     two = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     for (name, a), b in zip(one.model.named_parameters(), two.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6), name

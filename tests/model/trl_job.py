@@ -1,7 +1,7 @@
 """SELF-GRPO steps on the tiny model with completions that are the same in any number of processes.
 
-As a script, under `accelerate launch`: trl_job.py MODEL OUT; each process writes OUT/RANK.json, the first
-one the weights.
+As a script, under `accelerate launch`: trl_job.py MODEL OUT KIND; each process writes OUT/RANK.json, the
+first one the weights. KIND is a name of `KINDS`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from selfemo.config import GrpoConfig, RewardConfig
+from selfemo.method.prompts import Fitted, conversation_prompts
+from selfemo.method.scoring import with_rest
+from selfemo.method.types import Prompt, RawCompletion, Rollout
 from selfemo.seeds import derive
+from selfemo.stages.rl import rl_items
+from selfemo.stages.selfplay import score_group
+from selfemo.training.protocol import RlItem
 from selfemo.training.trl import SelfGRPOConfig, SelfGRPOTrainer, prompt_dataset
 from tests.conftest import toy_conversations
 
+PROMPTS: dict[str, Prompt] = {p.id: p for c in toy_conversations() for p in conversation_prompts(c)}
+REPLIES: dict[str, Any] = {"credit": "causal", "expression": "listener", "max_completion_length": 40}
+"""Settings of a trainer that rewards replies, long enough for all of `TEXTS`."""
+KINDS: dict[str, dict[str, Any]] = {"recognition": {}, "replies": REPLIES}
 TEXTS = (
     "E: joy\nS: neutral\nR: Well done.",
     "E: joy 7, surprise 3\nS: joy\nR: Really?",
@@ -55,6 +66,7 @@ class Recorder(SelfGRPOTrainer):
         if not hasattr(self, "batches"):
             self.batches: list[dict[str, Any]] = []
         length = batch["completion_mask"].sum(1)
+        counts = batch["completion_mask"] * batch.get("tool_mask", 1)
         self.batches.append(
             {
                 "step": self.state.global_step,
@@ -69,16 +81,26 @@ class Recorder(SelfGRPOTrainer):
                     ids[:n].tolist() for ids, n in zip(batch["completion_ids"], length, strict=True)
                 ],
                 "advantages": batch["advantages"].tolist(),
+                "counts": [row[:n].tolist() for row, n in zip(counts, length, strict=True)],
+                "items": int(batch["num_items_in_batch"]),
             }
         )
         return batch
+
+
+EXTRA = ("peft_config", "train_dataset", "eval_dataset", "callbacks", "reply_reader", "rollout_func")
+"""Arguments of a trainer beside its settings."""
 
 
 def trainer_for(model: Path, out: Path, kind: type[Recorder] = Recorder, **settings: Any) -> Recorder:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    extra = {k: settings.pop(k) for k in ("peft_config", "eval_dataset", "callbacks") if k in settings}
+    extra = {
+        "train_dataset": prompt_dataset(toy_conversations(), tokenizer),
+        "rollout_func": forced,
+        **{k: settings.pop(k) for k in EXTRA if k in settings},
+    }
     config = {
         "max_steps": 2,
         "num_generations": 4,
@@ -97,19 +119,43 @@ def trainer_for(model: Path, out: Path, kind: type[Recorder] = Recorder, **setti
         "disable_tqdm": True,
         "report_to": "none",
     }
-    return kind(
-        str(model),
-        SelfGRPOConfig(str(out), **{**config, **settings}),
-        train_dataset=prompt_dataset(toy_conversations(), tokenizer),
-        rollout_func=forced,
-        **extra,
-    )
+    return kind(str(model), SelfGRPOConfig(str(out), **{**config, **settings}), **extra)
 
 
-def main(model: str, out: str) -> None:
+def causal_items(
+    batch: dict[str, Any], tokenizer: Any, grpo: GrpoConfig, lam: float
+) -> tuple[list[RlItem], list[Rollout]]:
+    """What the local engine would train on for these completions, groups of four, each of them completed."""
+    items: list[RlItem] = []
+    rollouts: list[Rollout] = []
+    for start in range(0, len(batch["prompt_id"]), 4):
+        prompt, lines, rests = PROMPTS[batch["prompt_id"][start]], [], []
+        for ids in batch["completion_ids"][start : start + 4]:
+            ended = ids[-1] == tokenizer.eos_token_id
+            own = ids[:-1] if ended else ids
+            ends = [n for n in range(1, len(own) + 1) if tokenizer.decode(own[:n]).endswith("\n")]
+            # Two texts begin with no E line, and what is sampled in two stages ends with the first line.
+            n = ends[0] if ends else len(ids)
+            line = RawCompletion(tokenizer.decode(own[:n]), tuple(ids[:n]), finished=bool(ends) or ended)
+            lines.append(line)
+            rests.append(RawCompletion(tokenizer.decode(own[n:]), tuple(ids[n:]), finished=ended))
+        group = score_group(prompt, lines, RewardConfig(), grpo, lam)
+        own_items = []
+        for k, rest in enumerate(rests):
+            done = group
+            if group.rollouts[k].emotion is not None:
+                done = with_rest(group, k, rest, lam=lam, how=grpo.normalise)
+            rollouts.append(done.rollouts[k])
+            fitted = Fitted(prompt, tuple(batch["prompt_ids"][start]), 0)
+            own_items.append(rl_items(fitted, done, grpo, tokenizer.encode)[k])
+        items += own_items
+    return items, rollouts
+
+
+def main(model: str, out: str, kind: str) -> None:
     from torch.distributed import barrier
 
-    trainer = trainer_for(Path(model), Path(out) / "trl", per_device_train_batch_size=6)
+    trainer = trainer_for(Path(model), Path(out) / "trl", per_device_train_batch_size=6, **KINDS[kind])
     trainer.train()
     rank = trainer.accelerator.process_index
     (Path(out) / f"{rank}.json").write_text(json.dumps(trainer.batches))

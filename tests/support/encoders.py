@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from selfemo.config.encoders import EncoderConfig
+from selfemo.method.types import LABEL_SETS, LabelSet
+
 WORDS = (  # noqa: SIM905
     "a the we it is was not so very and i you she he they bus leaves at nine stop right now hooray won "
     "miss her someone door ann bo cy what why no yes good bad day night home here there"
 ).split()
 MARKS = [".", ",", "!", "?", ":", "'"]
+SHARES = [0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05]
+"""What a kept reader expects of the labels of MELD, in their order."""
 
 
 def build_encoder(folder: Path, kind: str = "bert", positions: int = 64) -> Path:
@@ -56,4 +61,19 @@ def build_encoder(folder: Path, kind: str = "bert", positions: int = 64) -> Path
     )  # fmt: skip
     built.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def kept(folder: Path, base: Path, labels: LabelSet = LABEL_SETS["meld"], **more: Any) -> Path:
+    """A reader as `selfemo baseline encoder --keep` keeps it, with random heads."""
+    import torch
+
+    from selfemo.models.classifiers.reader import TurnReader
+
+    torch.manual_seed(3)
+    config = EncoderConfig(encoder=str(base), max_tokens=64, **more)
+    reader = TurnReader.new(config, [labels], "cpu")
+    reader.shares = [SHARES[: len(labels)]]
+    folder.mkdir()
+    reader.save(folder)
     return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,33 +15,17 @@ from selfemo.errors import SelfEmoError
 from selfemo.method.expression import bounded, information_gain, reply_advantages
 from selfemo.method.prompts import Fitted
 from selfemo.method.replies import names_label
-from selfemo.method.types import LABEL_SETS, EmotionDistribution, Place, Prompt, RawCompletion
+from selfemo.method.types import LABEL_SETS, EmotionDistribution, Place, RawCompletion
 from selfemo.models.generation.requests import SamplingSettings
-from selfemo.models.reply_readers import Read, Said
+from selfemo.models.reply_readers import Read
 from selfemo.stages.rl import rl_items
 from selfemo.stages.selfplay import score_group, take_turns
 from selfemo.training.expression import Begun, Ears, chosen_reply, reply_items, reply_measures, score_replies
 from tests.conftest import MELD, dist, make_prompt
+from tests.support.readers import EVEN, Known
 
-EVEN = EmotionDistribution(dict.fromkeys(MELD, 1.0))
 ON = ["grpo.credit=causal", "reward.expression=listener", "sampling.group_size=3"]
 PLACE = Place("iteration-1-rl", 3, 1)
-
-
-@dataclass
-class Known:
-    """A reader who knows what each reply shows, and expects one thing of everybody."""
-
-    shows: dict[str, Read]
-    before: Read = EVEN
-    asked: int = 0
-
-    def read(self, said: Sequence[Said]) -> list[Read]:
-        self.asked += len(said)
-        return [self.shows.get(reply, EVEN) for _, reply in said]
-
-    def expect(self, prompts: Sequence[Prompt]) -> list[Read]:
-        return [self.before] * len(prompts)
 
 
 def raw(text: str) -> RawCompletion:

@@ -62,8 +62,12 @@ def reply_advantages(gains: Sequence[float | None]) -> list[float]:
     """
     if not gains:
         return []
-    earned = [g for g in gains if g is not None]
-    nothing = min([0.0, *earned]) - FAULT
-    values = [nothing if g is None else g for g in gains]
+    values = or_nothing(gains)
     mean = math.fsum(values) / len(values)
     return [bounded(v - mean) for v in values]
+
+
+def or_nothing(gains: Sequence[float | None]) -> list[float]:
+    """The gains of some replies, with what counts for those that earn nothing: see `reply_advantages`."""
+    nothing = min([0.0, *(g for g in gains if g is not None)]) - FAULT
+    return [nothing if g is None else g for g in gains]

@@ -81,6 +81,11 @@ def emotion_line(text: str) -> tuple[int, int]:
     return 0, 0
 
 
+def reply_line(text: str) -> int:
+    """Where the R line of a completion starts, its marker included; the text's end where there is none."""
+    return next((m.start() for m in _FIELD.finditer(text) if m[1] == "R"), len(text))
+
+
 def split_fields(text: str) -> tuple[str, list[tuple[str, str]]]:
     """The text before the first field, then (letter, content) of each field in order."""
     first = _FIELD.search(text)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from selfemo.method.prompts import Fitted
 from selfemo.method.replies import names_label, reply_fault
 from selfemo.method.scoring import completed
 from selfemo.method.types import Completion, EmotionDistribution, LabelSet, Prompt, RawCompletion, Rollout
-from selfemo.models.reply_readers import Read, ReplyReader, Said, SamplerReader, open_reply_reader
+from selfemo.models.reply_readers import Read, ReplyReader, SamplerReader, open_reply_reader
 from selfemo.models.sampler import Sampler
 from selfemo.training.protocol import RlItem
 
@@ -130,63 +131,79 @@ def score_replies(
     Args:
         judge: an independent reader that reads them too.
     """
-    found = [[_reply(d, raw, gate) for raw in d.replies] for d in drawn]
-    at = [(k, i) for k, replies in enumerate(found) for i, r in enumerate(replies) if not r.fault]
-    prompts = [d.prompt for d in drawn]
-    heard, gains = _read(listener, at, found, prompts)
-    judged = _read(judge, at, found, prompts)[1] if judge else [None] * len(at)
-    for (k, i), q, gain, by_judge in zip(at, heard, gains, judged, strict=True):
-        found[k][i] = replace(
-            found[k][i],
-            fault=UNREAD if gain is None else "",
-            gain=gain,
-            heard=q,
-            judged=None if by_judge is None else bounded(by_judge),
-        )
-    return [_compared(replies) for replies in found]
+    spoken = [
+        (d.prompt, raw, completed(d.emotion, d.lead.then(raw), d.prompt.label_set).completion)
+        for d in drawn
+        for raw in d.replies
+    ]
+    found = iter(hear_replies(spoken, listener, gate, judge))
+    return [compared(list(islice(found, len(d.replies)))) for d in drawn]
 
 
-def _compared(replies: Sequence[Reply]) -> tuple[Reply, ...]:
+def compared(replies: Sequence[Reply]) -> tuple[Reply, ...]:
     """The replies of a prompt with their advantages; those that could not be read have none."""
     read = [r for r in replies if r.fault != UNREAD]
     advantages = iter(reply_advantages([r.gain for r in read]))
     return tuple(r if r.fault == UNREAD else replace(r, advantage=next(advantages)) for r in replies)
 
 
-def _reply(drawn: Begun, raw: RawCompletion, gate: GateConfig) -> Reply:
-    said = completed(drawn.emotion, drawn.lead.then(raw), drawn.prompt.label_set).completion
+def hear_replies(
+    spoken: Sequence[tuple[Prompt, RawCompletion, Completion | None]],
+    listener: ReplyReader,
+    gate: GateConfig,
+    judge: ReplyReader | None = None,
+) -> list[Reply]:
+    """Replies with what they earn or their fault, without advantages; all are read together.
+
+    Args:
+        spoken: the prompt of each, its tokens, and the completion that it ends, None where that does not
+            parse.
+        judge: as in `score_replies`.
+    """
+    found = [Reply(raw, said, _fault(prompt, said, gate)) for prompt, raw, said in spoken]
+    fit = [
+        (k, prompt, said)
+        for k, (prompt, _, said) in enumerate(spoken)
+        if said is not None and not found[k].fault
+    ]
+    asked = [(prompt, said) for _, prompt, said in fit]
+    heard, gains = _read(listener, asked)
+    judged = _read(judge, asked)[1] if judge else [None] * len(asked)
+    for (k, *_), q, gain, by_judge in zip(fit, heard, gains, judged, strict=True):
+        found[k] = replace(
+            found[k],
+            fault=UNREAD if gain is None else "",
+            gain=gain,
+            heard=q,
+            judged=None if by_judge is None else bounded(by_judge),
+        )
+    return found
+
+
+def _fault(prompt: Prompt, said: Completion | None, gate: GateConfig) -> str:
     if said is None:
-        return Reply(raw, None, UNPARSED)
-    fault = reply_fault(drawn.prompt, said.reply, gate)
-    return Reply(raw, said, fault or (LABEL_WORD if names_label(said.reply, drawn.prompt.label_set) else ""))
+        return UNPARSED
+    named = LABEL_WORD if names_label(said.reply, prompt.label_set) else ""
+    return reply_fault(prompt, said.reply, gate) or named
 
 
 def _read(
-    reader: ReplyReader,
-    at: Sequence[tuple[int, int]],
-    replies: Sequence[Sequence[Reply]],
-    prompts: Sequence[Prompt],
+    reader: ReplyReader, spoken: Sequence[tuple[Prompt, Completion]]
 ) -> tuple[list[Read], list[float | None]]:
     """What a reader finds in replies, each different one read once, and what it learns of S from them; None
     where it cannot read."""
-    asked: dict[tuple[int, str], Said] = {}
-    for k, i in at:
-        said = replies[k][i].said
-        assert said is not None
-        asked.setdefault((k, said.reply), (prompts[k], said.reply))
-    read = dict(zip(asked, reader.read(list(asked.values())), strict=True))
-    members = list(dict.fromkeys(k for k, _ in at))
-    expected = dict(zip(members, reader.expect([prompts[k] for k in members]), strict=True))
+    asked = list(dict.fromkeys((prompt, said.reply) for prompt, said in spoken))
+    prompts = list(dict.fromkeys(prompt for prompt, _ in spoken))
+    read = dict(zip(asked, reader.read(asked), strict=True))
+    expected = dict(zip(prompts, reader.expect(prompts), strict=True))
     heard, gains = list[Read](), list[float | None]()
-    for k, i in at:
-        said = replies[k][i].said
-        assert said is not None
-        q, before = read[k, said.reply], expected[k]
+    for prompt, said in spoken:
+        q, before = read[prompt, said.reply], expected[prompt]
         heard.append(q)
         if q is None or before is None:
             gains.append(None)
         else:
-            gains.append(information_gain(said.self_emotion, q, before, prompts[k].label_set))
+            gains.append(information_gain(said.self_emotion, q, before, prompt.label_set))
     return heard, gains
 
 

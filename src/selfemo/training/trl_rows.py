@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import torch
 
 from selfemo.config import GrpoConfig, RewardConfig
 from selfemo.errors import ConfigError
+from selfemo.method.parsing import reply_line
 from selfemo.method.scoring import line_end, score_causally, score_completions
-from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion, Rollout
+from selfemo.method.types import (
+    LABEL_SETS,
+    EmotionDistribution,
+    LabelSet,
+    Persona,
+    Prompt,
+    RawCompletion,
+    Rollout,
+    Utterance,
+)
 from selfemo.models.policy import Policy
+from selfemo.training.expression import UNPARSED, Reply, compared, reply_measures
+
+COLUMNS = ("prompt", "prompt_id", "label_set", "labels", "target")
+"""Columns of the data set: chat messages; a unique id; the label set's name and labels (K); the weight of
+each label in y (K)."""
+REPLY_COLUMNS = ("history", "answerer", "persona", "scenario")
+"""Columns that a reader of replies needs besides: [speaker, text] of each turn that the prompt shows, who
+answers it, and what the prompt says of them and of the scene."""
+
+
+def text_policy(tokenizer: Any, core: Any = None) -> Policy:
+    """The package's way from text to token ids and back, with a tokenizer alone."""
+    return Policy(core, core, tokenizer, torch.device("cpu"))
 
 
 def sample_of(policy: Policy, ids: Sequence[int]) -> RawCompletion:
@@ -21,9 +46,43 @@ def sample_of(policy: Policy, ids: Sequence[int]) -> RawCompletion:
 def head_of(policy: Policy, ids: Sequence[int]) -> int:
     """The number of tokens up to the end of the E line; all, where it has none or does not end."""
     end = line_end(policy.decode(ids))
-    if not end:
-        return len(ids)
+    return _tokens_of(policy, ids, end) if end else len(ids)
+
+
+def lead_of(policy: Policy, ids: Sequence[int]) -> int:
+    """The number of tokens before the R line; a token that reaches into it is one of them."""
+    return _tokens_of(policy, ids, reply_line(policy.decode(ids)))
+
+
+def _tokens_of(policy: Policy, ids: Sequence[int], end: int) -> int:
+    """The least number of tokens that make up the first `end` characters."""
     return bisect_left(range(len(ids)), end, key=lambda n: len(policy.decode(ids[:n])))
+
+
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """What a reader of replies is asked about, from a row of `trl.prompt_dataset`: the turns that its prompt
+    shows, and no target. Its label set is the known one of that name, where the labels are the same.
+
+    Raises: ConfigError: its labels are none.
+    """
+    name, labels = row["label_set"], tuple(row["labels"])
+    known = LABEL_SETS.get(name)
+    try:
+        label_set = known if known and known.labels == labels else LabelSet(name, labels)
+    except ValueError as e:
+        raise ConfigError(f"column 'labels': {e}") from e
+    answerer = row["answerer"]
+    return Prompt(
+        id=row["prompt_id"],
+        dataset=name,
+        conversation_id=row["prompt_id"],
+        label_set=label_set,
+        history=tuple(Utterance(speaker, text) for speaker, text in row["history"]),
+        answerer=answerer,
+        persona=Persona(answerer, row["persona"]),
+        target=None,
+        scenario=row["scenario"],
+    )
 
 
 def score_row(
@@ -71,6 +130,17 @@ class Row(NamedTuple):
     raw: RawCompletion
     head: int = 0
     """Tokens up to the end of the E line; for causal credit."""
+    reply: Reply | None = None
+    """What its reply earned, where replies are rewarded."""
+    lead: int = 0
+    """Tokens before the R line, where replies are rewarded."""
+
+
+class Gain(NamedTuple):
+    """What the tokens of a reply carry: `advantage`, on each token behind the first `lead`."""
+
+    lead: int
+    advantage: float
 
 
 def score_rows(
@@ -78,7 +148,64 @@ def score_rows(
 ) -> list[Rollout]:
     """Score whole groups whose rows have any order; the result has the order of `rows`.
 
-    A prompt that was drawn several times gives as many groups, filled in order.
+    Raises: ConfigError: see `_groups`.
+    """
+    scored: dict[int, Rollout] = {}
+    for group in _groups(rows, group_size):
+        first = rows[group[0]]
+        samples = [rows[i].raw for i in group]
+        heads = [rows[i].head for i in group]
+        rollouts = score_row(first.labels, first.target, samples, reward, grpo, lam, heads)
+        scored.update(zip(group, rollouts, strict=True))
+    return [scored[i] for i in range(len(rows))]
+
+
+def reply_gains(rows: Sequence[Row], group_size: int, weight: float = 1.0) -> list[Gain | None]:
+    """What the tokens of the reply of each row carry; None for one that does not parse, of which
+    `scoring.score_causally` charges the tokens behind E already.
+
+    R3 is compared over the completions of a group that parse. Each of them declared an S of its own, and
+    some S are easier to show than others: that difference, which the local engine does not have, is in R3.
+
+    Args:
+        rows: of which each has its `reply`.
+        weight: reward.expression_weight.
+
+    Raises: ConfigError: see `_groups`.
+    """
+    gains: list[Gain | None] = [None] * len(rows)
+    for replies in _parsed(rows, group_size):
+        for i, reply in zip(replies, compared(list(replies.values())), strict=True):
+            gains[i] = Gain(rows[i].lead, weight * reply.advantage)
+    return gains
+
+
+def gain_measures(rows: Sequence[Row], group_size: int) -> dict[str, float]:
+    """The measures of the replies of completions that parse, without those that no reply has.
+
+    expression, expression_spread, expressed, reply_distinct_2: see `expression.reply_measures`, which has the
+    last as "refused"; expression_refused: the share that breaks a rule.
+    """
+    groups = [
+        (LabelSet("trl", rows[next(iter(replies))].labels), list(replies.values()))
+        for replies in _parsed(rows, group_size)
+        if replies
+    ]
+    found = reply_measures(groups)
+    names = {n: n for n in ("expression", "expression_spread", "expressed", "reply_distinct_2")}
+    names["expression_refused"] = "refused"
+    return {name: float(found[n]) for name, n in names.items() if found.get(n) is not None}
+
+
+def _parsed(rows: Sequence[Row], group_size: int) -> list[dict[int, Reply]]:
+    """The replies of each group that belong to completions which parse, by row."""
+    groups = [{i: r for i in group if (r := rows[i].reply)} for group in _groups(rows, group_size)]
+    return [{i: r for i, r in replies.items() if r.fault != UNPARSED} for replies in groups]
+
+
+def _groups(rows: Sequence[Row], group_size: int) -> Iterator[list[int]]:
+    """The row numbers of each whole group. A prompt that was drawn several times gives as many groups,
+    filled in order.
 
     Raises:
         ConfigError: the completions of a prompt id are not whole groups, or two prompts share an id.
@@ -86,7 +213,6 @@ def score_rows(
     places: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         places.setdefault(row.prompt_id, []).append(i)
-    scored: dict[int, Rollout] = {}
     for prompt_id, own in places.items():
         first = rows[own[0]]
         if any(rows[i][:4] != first[:4] for i in own):
@@ -101,9 +227,4 @@ def score_rows(
                 "a multiple of num_generations and leave the trainer's sampler as it is"
             )
         for start in range(0, len(own), group_size):
-            group = own[start : start + group_size]
-            samples = [rows[i].raw for i in group]
-            heads = [rows[i].head for i in group]
-            rollouts = score_row(first.labels, first.target, samples, reward, grpo, lam, heads)
-            scored.update(zip(group, rollouts, strict=True))
-    return [scored[i] for i in range(len(rows))]
+            yield own[start : start + group_size]
