@@ -10,7 +10,8 @@ prompts in the same order:
     alone      encoder, and nothing for E
 
 An independent reader (--reader), another encoder than the listener, reads the replies: on the claim half of
-dev, drawn by sampling with equal seeds for all arms, and, in training, those of each round (reward.reader).
+dev, drawn by sampling with equal seeds for all arms, and, in training, those of each round (reward.reader),
+unless that would take too long (--unwatched).
 Kappa and mutual information between S and what it finds are corrected for chance; those of the turns that
 people really gave next are its ceiling. The arms' E is scored as in the other steps.
 
@@ -53,11 +54,12 @@ class Expression(Study):
 
     Args:
         listener, reader: folders of kept encoders.
+        watched: whether the reader reads the replies of each round.
     """
 
-    def __init__(self, *rest: Any, listener: str, reader: str, **more: Any):
+    def __init__(self, *rest: Any, listener: str, reader: str, watched: bool, **more: Any):
         super().__init__(*rest, **more)
-        self.listener, self.reader = listener, reader
+        self.listener, self.reader, self.watched = listener, reader, watched
         config = self.config
         self.judge: ReplyReader = open_reply_reader(reader, config.model, config.prompt)
         kept = {n: kept_settings(Path(f)).settings for n, f in (("listener", listener), ("reader", reader))}
@@ -108,7 +110,7 @@ def run(study: Study) -> None:
     assert isinstance(study, Expression)
     start, config = study.cold_start(), study.config
     for arm, settings in ARMS.items():
-        more = [f'reward.reader="{study.reader}"'] if settings else []
+        more = [f'reward.reader="{study.reader}"'] if settings and study.watched else []
         if settings and arm != "reference":
             more.append(f'reward.listener="{study.listener}"')
         study.arm(start, arm, config.grpo.lr, config.seed, [*settings, *more])
@@ -119,8 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, choices=SEEDS, required=True, help="of the start and the arms")
     parser.add_argument("--listener", required=True, help="folder of a kept encoder, which rewards")
     parser.add_argument("--reader", required=True, help="folder of another one, which judges")
+    parser.add_argument("--unwatched", action="store_true", help="it reads no replies of the rounds")
     args = parser.parse_args(arguments)
-    made = partial(Expression, listener=args.listener, reader=args.reader)
+    made = partial(Expression, listener=args.listener, reader=args.reader, watched=not args.unwatched)
     run_step(args, "expression.toml", run, made, overrides=[f"seed={args.seed}"])
 
 
