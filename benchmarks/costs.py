@@ -168,7 +168,7 @@ def real_tokens() -> dict[str, Any]:
     from selfemo.method.types import Place
     from selfemo.runs.costs import MACHINES, find_shape
     from selfemo.runs.inputs import load_conversations
-    from selfemo.stages.selfplay import fit_all
+    from selfemo.stages.completions import fit_all
     from selfemo.training.engine import LocalEngine
     from selfemo.training.protocol import RlItem
 

@@ -73,7 +73,7 @@ def evaluation(
     from transformers import AutoModelForCausalLM, AutoTokenizer, StopStringCriteria
 
     from selfemo.models.references import resolve
-    from selfemo.stages.selfplay import fit_all
+    from selfemo.stages.completions import fit_all
 
     side, memory = Side(model), Meter()
     e = side.engine

@@ -24,9 +24,10 @@ from selfemo.models.policy import head_size
 from selfemo.runs.inputs import RunInputs, run_inputs
 from selfemo.seeds import rng, shuffled_runs
 from selfemo.stages.coldstart import gold_samples
+from selfemo.stages.completions import fit_all, sample_groups
 from selfemo.stages.flywheel import original_prompts
 from selfemo.stages.rl import rl_items
-from selfemo.stages.selfplay import Turn, fit_all, sample_groups, score_group, take_turns
+from selfemo.stages.selfplay import Turn, score_group, take_turns
 from selfemo.training import engine as engine_module
 from selfemo.training.engine import LocalEngine, SftItem
 from selfemo.training.protocol import RlItem, epoch_batches

@@ -35,9 +35,10 @@ from selfemo.runs.inputs import cold_start_samples, more_labels, run_inputs, tur
 from selfemo.runs.store import Store
 from selfemo.seeds import rng
 from selfemo.stages.channel import read_turns
+from selfemo.stages.completions import fit_all
 from selfemo.stages.flywheel import labels_record, original_prompts
 from selfemo.stages.rl import rl_plan, rl_stage
-from selfemo.stages.selfplay import fit_all, persona_book
+from selfemo.stages.selfplay import persona_book
 from selfemo.training.local import LocalTrainer
 from selfemo.training.protocol import RlSpan
 

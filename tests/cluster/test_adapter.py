@@ -19,7 +19,7 @@ from selfemo.models.references import verify_checkpoint
 from selfemo.models.tokenizers import load_tokenizer
 from selfemo.runs.evolve import rl
 from selfemo.runs.folder import RunFolder
-from selfemo.stages.selfplay import fit_all
+from selfemo.stages.completions import fit_all
 from selfemo.training.local import LocalTrainer
 from selfemo.training.protocol import RlSpan
 from selfemo.training.verl import launch, waves

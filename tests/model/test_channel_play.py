@@ -19,7 +19,8 @@ from selfemo.runs.folder import RunFolder
 from selfemo.runs.inputs import load_conversations
 from selfemo.seeds import derive
 from selfemo.stages.channel import e_x_channel, read_pairs
-from selfemo.stages.selfplay import balanced_emotions, next_prompt, persona_book
+from selfemo.stages.completions import balanced_emotions
+from selfemo.stages.selfplay import next_prompt, persona_book
 from selfemo.training.local import LocalTrainer
 from selfemo.training.protocol import RlItem, RlSpan
 from tests.conftest import MELD

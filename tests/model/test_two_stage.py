@@ -35,15 +35,9 @@ from selfemo.runs import costs
 from selfemo.runs.dialogues import episodes
 from selfemo.runs.inputs import turn_of
 from selfemo.runs.store import STORE_FILE, Store
+from selfemo.stages.completions import complete_best, fit_all, sample_groups
 from selfemo.stages.gate import NO_REPLY
-from selfemo.stages.selfplay import (
-    complete_best,
-    fit_all,
-    sample_groups,
-    score_group,
-    select_best,
-    take_turns,
-)
+from selfemo.stages.selfplay import score_group, select_best, take_turns
 from selfemo.training.engine import LocalEngine
 from selfemo.training.protocol import RlItem
 from tests.conftest import Built, toy_conversations, write_jsonl

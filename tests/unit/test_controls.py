@@ -20,8 +20,9 @@ from selfemo.method.prompts import Fitted
 from selfemo.method.types import LABEL_SETS, Lineage, Place, Prompt, RawCompletion, Rollout, RolloutGroup
 from selfemo.models.generation.requests import SamplingSettings
 from selfemo.runs.store import Store
+from selfemo.stages.completions import sample_groups
 from selfemo.stages.flywheel import labels_record, replay_alone
-from selfemo.stages.selfplay import next_targets, sample_groups, shuffle_targets
+from selfemo.stages.selfplay import next_targets, shuffle_targets
 from tests.conftest import dist, make_prompt
 
 MELD, IEMOCAP = LABEL_SETS["meld"], LABEL_SETS["iemocap"]

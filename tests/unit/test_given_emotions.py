@@ -19,8 +19,9 @@ from selfemo.method.types import LABEL_SETS, FailureKind, ParseFailure, Place, R
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.generation.scripted import ScriptedSampler
 from selfemo.seeds import derive
+from selfemo.stages.completions import balanced_emotions, complete_best
 from selfemo.stages.rl import rl_items
-from selfemo.stages.selfplay import balanced_emotions, complete_best, score_group, take_turns
+from selfemo.stages.selfplay import score_group, take_turns
 from tests.conftest import MELD, dist, make_prompt
 
 CONFIG = load([], ["grpo.credit=causal", "selfplay.self_emotion=balanced", "sampling.max_new_tokens=40"])

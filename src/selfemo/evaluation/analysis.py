@@ -57,7 +57,8 @@ from selfemo.runs.folder import START, RunFolder, checkpoints
 from selfemo.runs.inputs import load_conversations
 from selfemo.seeds import derive
 from selfemo.stages.clusters import NOISE
-from selfemo.stages.selfplay import PersonaOf, next_prompt, persona_book, sampling_settings
+from selfemo.stages.completions import sampling_settings
+from selfemo.stages.selfplay import PersonaOf, next_prompt, persona_book
 
 ANALYSIS_FILE = "analysis.json"
 VERSION = 1

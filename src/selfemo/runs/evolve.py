@@ -59,10 +59,11 @@ from selfemo.runs.rollback import Compare, Judge, check_settings, keep_refit, ke
 from selfemo.runs.store import SampleRow, Store
 from selfemo.runs.training_state import TrainingState, train
 from selfemo.seeds import rng
+from selfemo.stages.completions import fit_all
 from selfemo.stages.flywheel import add_sample, cap_emotions, labels_record, original_prompts, replay_alone
 from selfemo.stages.gate import CHANNEL_DISAGREES, CHANNEL_TOO_LONG, PASS
 from selfemo.stages.rl import rl_plan, rl_stage
-from selfemo.stages.selfplay import fit_all, persona_book
+from selfemo.stages.selfplay import persona_book
 from selfemo.stages.unlabelled import unlabelled_prompts
 from selfemo.training import open_trainer
 from selfemo.training.protocol import RlSpan, Trainer, finite_means

@@ -28,8 +28,9 @@ from selfemo.runs.settings import find_checkpoint, settings_for
 from selfemo.runs.store import STORE_FILE, Store
 from selfemo.seeds import rng
 from selfemo.stages.coldstart import LEAST_OWN_WEIGHT, read_parquet, soften, write_parquet
+from selfemo.stages.completions import fit_all
 from selfemo.stages.flywheel import original_prompts
-from selfemo.stages.selfplay import fit_all, persona_book, play_episodes
+from selfemo.stages.selfplay import persona_book, play_episodes
 from selfemo.training import open_trainer
 
 

@@ -25,6 +25,7 @@ from selfemo.config import Config, GrpoConfig, PromptConfig, SelfPlayConfig
 from selfemo.method.prompts import Fitted, format_recognition
 from selfemo.method.types import EmotionDistribution, Place, Prompt, Rollout, RolloutGroup
 from selfemo.seeds import derive, rng, shuffled_runs
+from selfemo.stages.completions import fit_all, sample_groups
 from selfemo.stages.flywheel import PromptQueue, add_sample, too_old
 from selfemo.stages.gate import NO_REPLY, PASS
 from selfemo.stages.interfaces import Buffer, Watch
@@ -32,11 +33,9 @@ from selfemo.stages.selfplay import (
     PersonaOf,
     Replies,
     Turn,
-    fit_all,
     next_prompt,
     next_targets,
     read_replies,
-    sample_groups,
     score_group,
     take_turns,
 )

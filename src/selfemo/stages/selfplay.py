@@ -1,47 +1,41 @@
 """Self-play (SPEC section 5, eqs. 6-7): score a group, choose its best, gate it, make the next prompt.
 
-One policy plays every role. These are the parts of one turn; rl.py runs them with policy updates,
-`play_episodes` without.
+One policy plays every role. These are the parts of one turn, with what completions.py samples; rl.py runs
+them with policy updates, `play_episodes` without.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from selfemo.config import Config, GrpoConfig, RewardConfig, SamplingConfig, SelfPlayConfig
-from selfemo.method.parsing import parse_emotions, split_fields
-from selfemo.method.prompts import Fitted, Reasoning, fit, format_self_emotion
-from selfemo.method.scoring import score_completions, with_rest
+from selfemo.config import Config, GrpoConfig, RewardConfig, SelfPlayConfig
+from selfemo.method.prompts import Fitted
+from selfemo.method.scoring import score_completions
 from selfemo.method.types import (
     Completion,
     Conversation,
     EmotionDistribution,
-    FailureKind,
     LabelSet,
     Lineage,
-    ParseFailure,
     Persona,
     Place,
     Prompt,
     RawCompletion,
-    Rollout,
     RolloutGroup,
     Utterance,
 )
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.sampler import Message, Sampler
+from selfemo.models.sampler import Sampler
 from selfemo.seeds import derive, rng
 from selfemo.stages.channel import e_x_channel, read_pairs
-from selfemo.stages.gate import NO_REPLY, PASS, channel_fault, gate, right_enough
+from selfemo.stages.completions import Encode, Sample, complete_best, fit_all, sample_groups, scale_settings
+from selfemo.stages.gate import NO_REPLY, PASS, channel_fault, gate
 from selfemo.stages.interfaces import Buffer
-from selfemo.training.expression import LABEL_WORD, Begun, Ears, Spoken, chosen_reply
+from selfemo.training.expression import LABEL_WORD, Ears, Spoken
 
-EMOTION_TOKENS = 40
-"""Most tokens of an E line that is sampled alone: three emotions with weights take about 15."""
 PersonaOf = Callable[[str, str], Persona]
 """From (conversation id, speaker) to the persona that the speaker keeps over an episode."""
 Replies = Literal["every", "due", "none"]
@@ -69,13 +63,9 @@ def score_group(
         primary=reward.primary,
         secondary=reward.secondary,
         emotion_only=grpo.credit == "causal",
-        **_scale(grpo),
+        **scale_settings(grpo),
     )
     return RolloutGroup(prompt, found)
-
-
-def _scale(grpo: GrpoConfig) -> dict[str, Any]:
-    return {"eps": grpo.eps, "ddof": grpo.ddof, "how": grpo.normalise}
 
 
 def tie_seed(seed: int, stage: str, step: int, prompt_id: str) -> int:
@@ -208,186 +198,6 @@ def _heard_targets(
             counts["targets_other_top"] += target.top(labels) != declared.top(labels)
         result.append(replace(prompt, target=target or declared))
     return result, {"targets": dict(counts)}
-
-
-def fit_all(
-    prompts: Sequence[Prompt],
-    encode: Callable[[list[Message]], Sequence[int]],
-    max_tokens: int,
-    reasoning: Reasoning,
-) -> tuple[list[Fitted], Counter[str]]:
-    """Shorten prompts to the length limit; counts: `too_long` (left out), `shortened`, `turns_dropped`."""
-    counts: Counter[str] = Counter()
-    fitted = []
-    for prompt in prompts:
-        f = fit(prompt, encode, max_tokens, reasoning)
-        if f is None:
-            counts[FailureKind.TOO_LONG.value] += 1
-            continue
-        if f.dropped:
-            counts["shortened"] += 1
-            counts["turns_dropped"] += f.dropped
-        fitted.append(f)
-    return fitted, counts
-
-
-def sampling_settings(s: SamplingConfig) -> SamplingSettings:
-    """The settings under which completions are sampled for training."""
-    return SamplingSettings(s.max_new_tokens, s.temperature, s.top_p, token_budget=s.token_budget)
-
-
-Encode = Callable[[str], Sequence[int]]
-"""From a part of a completion to its token ids, without an end token."""
-Sample = Callable[[Sequence[Fitted], int, Sequence[int], SamplingSettings], list[list[RawCompletion]]]
-"""From (prompts, n, their seeds, settings) to n completions of each."""
-
-
-def sample_groups(
-    sample: Sample, prompts: Sequence[Fitted], config: Config, place: Place, *, replies: bool = True
-) -> list[list[RawCompletion]]:
-    """G completions of each prompt; where credit is causal, their first part, up to the end of the E line.
-
-    Args:
-        replies: whether anything uses the replies; if not, and grpo.reward_weight is 0, nothing learns from
-            a group, so that one completion stands for it in the metrics.
-    """
-    settings = sampling_settings(config.sampling)
-    seeds = [derive(config.seed, place.stage, place.step, f.prompt.id) for f in prompts]
-    if config.grpo.credit == "causal":
-        lines, most = 1, EMOTION_TOKENS
-        if config.prompt.reasoning != "none":
-            lines, most = 2, settings.max_new_tokens
-        settings = replace(settings, max_lines=lines, max_new_tokens=min(most, settings.max_new_tokens))
-    n = config.sampling.group_size if replies or config.grpo.reward_weight else 1
-    return sample(prompts, n, seeds, settings)
-
-
-def balanced_emotions(label_sets: Sequence[LabelSet], seed: int) -> list[str]:
-    """A self-emotion for each turn of a round, each label of a set as often as the others give or take one.
-
-    [ours]. As many turns in a row as a label set has labels get all of them, in an order that is drawn.
-
-    Args:
-        label_sets: of the turns, in order.
-        seed: of this round.
-    """
-    members: dict[LabelSet, list[int]] = {}
-    for i, labels in enumerate(label_sets):
-        members.setdefault(labels, []).append(i)
-    given = [""] * len(label_sets)
-    for labels, turns in members.items():
-        generator = rng(seed, "self-emotions", labels.name)
-        for start in range(0, len(turns), len(labels)):
-            order = generator.permutation(labels.labels).tolist()
-            for turn, label in zip(turns[start : start + len(labels)], order, strict=False):
-                given[turn] = label
-    return given
-
-
-def complete_best(
-    sample: Sample,
-    prompts: Sequence[Fitted],
-    groups: Sequence[RolloutGroup],
-    best: Sequence[int],
-    config: Config,
-    place: Place,
-    lam: float,
-    *,
-    encode: Encode,
-    every: bool = True,
-    ears: Ears | None = None,
-) -> tuple[list[RolloutGroup], dict[int, Spoken]]:
-    """Sample S and the reply behind the best E line of each group (two-stage rollouts, SPEC section 9).
-
-    What is kept has the distribution of a whole completion that was sampled at once and then chosen by its E.
-    Its limit of tokens is that of a whole one, however long the other E lines are. With
-    `selfplay.self_emotion = "balanced"` S is given (`balanced_emotions`) and the reply alone is sampled;
-    nothing behind the E line is on policy then, so that none of it is trained on but by R3.
-
-    With `ears` S is drawn first, and then several replies to it, of which one is kept
-    (training/expression.py). What breaks in a reply is R3's then; the S line is charged for itself.
-
-    Args:
-        every: behind each E line that parsed; else where something comes of it: the gate may let it pass, or
-            its tokens carry credit, since S is sampled and the E line has a reward to lose.
-
-    Returns:
-        the groups, and by the number of the group the replies that were drawn, with `ears`.
-    """
-    settings = sampling_settings(config.sampling)
-    sampled_s = config.selfplay.self_emotion == "sampled"
-
-    def due(group: RolloutGroup, rollout: Rollout) -> bool:
-        if rollout.emotion is None:
-            return False
-        credit = sampled_s and bool(config.grpo.reward_weight) and rollout.r1 > 0
-        return every or credit or right_enough(group.prompt, rollout, config.gate.tau)
-
-    open_ = [k for k, (g, b) in enumerate(zip(groups, best, strict=True)) if due(g, g.rollouts[b])]
-    heads = {k: groups[k].rollouts[best[k]].raw.token_ids for k in open_}
-    leads = dict.fromkeys(open_, RawCompletion(""))
-
-    def draw(
-        members: Sequence[int], n: int, name: str, settings: SamplingSettings
-    ) -> list[list[RawCompletion]]:
-        begun = [replace(prompts[k], ids=(*prompts[k].ids, *heads[k], *leads[k].token_ids)) for k in members]
-        seeds = [derive(config.seed, place.stage, place.step, f.prompt.id, name) for f in begun]
-        return sample(begun, n, seeds, settings) if begun else []
-
-    if not sampled_s:
-        sets, seed = [groups[k].prompt.label_set for k in open_], derive(config.seed, place.stage, place.step)
-        leads = {
-            k: _given(format_self_emotion(EmotionDistribution({e: 1})), encode)
-            for k, e in zip(open_, balanced_emotions(sets, seed), strict=True)
-        }
-    elif ears:
-        line = replace(settings, max_lines=1, max_new_tokens=min(EMOTION_TOKENS, settings.max_new_tokens))
-        leads = {k: s for k, (s,) in zip(open_, draw(open_, 1, "self-emotion", line), strict=True)}
-    room = {k: settings.max_new_tokens - len(heads[k]) - len(leads[k].token_ids) for k in open_}
-    # What follows an S line that says nothing, or has no end, is no reply.
-    sound = {k: not (sampled_s and ears) or _says_s(leads[k].text, groups[k].prompt.label_set) for k in open_}
-    going = [k for k in open_ if sound[k] and (room[k] > 0 or not ears)]
-    n = (config.reward.replies or config.sampling.group_size) if ears else 1
-    drawn = draw(going, n, "rest", replace(settings, max_new_tokens=max([1, *(room[k] for k in going)])))
-    rests = {k: [_within(raw, room[k]) for raw in raws] for k, raws in zip(going, drawn, strict=True)}
-    spoken: dict[int, Spoken] = {}
-    if ears:
-        scored = ears.hear(
-            [Begun(groups[k].prompt, groups[k].rollouts[best[k]], leads[k], rests[k]) for k in going], config
-        )
-        spoken = {
-            k: Spoken((*heads[k], *leads[k].token_ids), replies, chosen_reply(replies, config.selfplay.reply))
-            for k, replies in zip(going, scored, strict=True)
-        }
-    result = list(groups)
-    for k in open_:
-        kept = spoken[k].kept if k in spoken else 0
-        rest = leads[k].then(rests[k][kept]) if k in rests else leads[k]
-        result[k] = with_rest(
-            groups[k], best[k], rest, lam=lam, on_policy=sampled_s and k not in spoken, **_scale(config.grpo)
-        )
-    return result, spoken
-
-
-def _says_s(line: str, labels: LabelSet) -> bool:
-    """Whether a text is an S line that parses, with its end."""
-    fields = split_fields(line)[1]
-    said = line.endswith("\n") and len(fields) == 1 and fields[0][0] == "S"
-    return said and not isinstance(parse_emotions(fields[0][1], labels), ParseFailure)
-
-
-def _given(text: str, encode: Encode) -> RawCompletion:
-    """A part of a completion that is given, not sampled: its tokens have neither probability nor entropy."""
-    ids = tuple(encode(text))
-    unknown = (math.nan,) * len(ids)
-    return RawCompletion(text, ids, unknown, unknown)
-
-
-def _within(raw: RawCompletion, most: int) -> RawCompletion:
-    """A completion, cut off if it has more than `most` tokens; the text, which fails then, stays whole."""
-    if len(raw.token_ids) <= most:
-        return raw
-    return raw.part(0, max(0, most), raw.text, finished=False)
 
 
 @dataclass(frozen=True)
