@@ -329,7 +329,7 @@ def test_r3_as_a_reward_function(tokenizer: Any) -> None:
     short = expression_function(listener, gate=GateConfig(max_reply_chars=6))
     assert short(completions=texts[1:3], **columns_of(rows, 2)) == pytest.approx([UP, -1])
     quiet = dict[str, float]()
-    assert score(completions=["What?"], log_metric=quiet.__setitem__, **columns_of(rows, 1)) == [0]
+    assert score(completions=["What?"], log_metric=quiet.__setitem__, **columns_of(rows, 1)) == [-1]
     assert quiet == {}
     older = {k: v for k, v in columns_of(rows, 5).items() if k not in ("history", "persona")}
     with pytest.raises(ConfigError, match=r"no column history, persona; make it with .*prompt_dataset"):

@@ -124,8 +124,10 @@ def as_of_an_earlier_version(folder: Path) -> Path:
 def content(folder: Path) -> dict[str, list]:
     """All that must not depend on interruptions (times do)."""
     db = sqlite3.connect(folder / "store.sqlite")
+    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     tables = {
-        t: db.execute(f"SELECT * FROM {t} ORDER BY rowid").fetchall()
+        # A store of an earlier version has no replies before it is written.
+        t: db.execute(f"SELECT * FROM {t} ORDER BY rowid").fetchall() if t in there else []
         for t in ("prompts", "rollouts", "replies", "samples", "predictions")
     }
     strip = lambda rows: [r[1:] for r in rows]  # noqa: E731  row numbers may have gaps

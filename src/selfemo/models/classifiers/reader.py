@@ -238,7 +238,7 @@ def must_know(kept: Kept, labels: Sequence[LabelSet], of: str, *, shares: bool =
         if asked not in kept.label_sets:
             known = ", ".join(s.name for s in kept.label_sets)
             raise EngineError(
-                f"{of}: labels are those of {asked.name}, and the reader was trained on those of {known}"
+                f"{of}: its labels are those of {asked.name}, and the reader was trained on those of {known}"
             )
         if shares and kept.shares is not None and not sum(kept.shares[kept.label_sets.index(asked)]):
             raise EngineError(f"{of}: the reader has seen no turn with a label of {asked.name}")
