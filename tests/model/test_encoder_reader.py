@@ -261,7 +261,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
 
 def test_an_unknown_label_set_is_refused(readers: Any) -> None:
     other = LabelSet("own:hot,cold", ("hot", "cold"))
-    with pytest.raises(EngineError, match=r"c: its labels are those of own:hot,cold.*those of meld, own:up"):
+    with pytest.raises(EngineError, match=r"c: labels of own:hot,cold.*those of meld, own:up"):
         readers("bert").read([talk("no", labels=other)])
 
 

@@ -48,7 +48,7 @@ def check_reply_reader(
     if (folder / READER_FILE).exists():
         from selfemo.models.classifiers.reader import kept_settings, must_know
 
-        must_know(kept_settings(folder), labels, f"{key} = {reference}, and these data", shares=rewards)
+        must_know(kept_settings(folder), labels, f"{key} = {reference}", shares=rewards)
     elif backend_of(reference)[0] == "local":
         find_checkpoint(reference)
     else:

@@ -237,9 +237,7 @@ def must_know(kept: Kept, labels: Sequence[LabelSet], of: str, *, shares: bool =
     for asked in labels:
         if asked not in kept.label_sets:
             known = ", ".join(s.name for s in kept.label_sets)
-            raise EngineError(
-                f"{of}: its labels are those of {asked.name}, and the reader was trained on those of {known}"
-            )
+            raise EngineError(f"{of}: labels of {asked.name}, and the reader was trained on those of {known}")
         if shares and kept.shares is not None and not sum(kept.shares[kept.label_sets.index(asked)]):
             raise EngineError(f"{of}: the reader has seen no turn with a label of {asked.name}")
     if shares and kept.shares is None:
