@@ -241,7 +241,7 @@ def test_one_s_and_several_replies_are_drawn_behind_the_best_e_line(which: str) 
     up = math.log(0.99 + 0.01 / 7) - math.log(1 / 7)
     down = math.log(0.01 / 7) - math.log(1 / 7)
     mean = (up + down) / 3
-    items = reply_items(fitted[0], first.spoken, config.reward.expression_weight)
+    items = reply_items(fitted[0], first.spoken, config.reward)
     assert [bytes(i.completion_ids).decode() for i in items] == said[0]
     assert [bytes(i.prompt_ids[2:]).decode() for i in items] == ["E: joy\nS: joy\n"] * 3
     assert [i.advantage for i in items] == pytest.approx([-mean / 2, (up - mean) / 2, -3 / 2])
@@ -249,7 +249,11 @@ def test_one_s_and_several_replies_are_drawn_behind_the_best_e_line(which: str) 
     assert items[0].advantages() == [items[0].advantage] * 6 and items[0].sampled == (-0.5,) * 6
     lines = rl_items(fitted[0], first.group, config.grpo, lambda t: t.encode())
     assert [bytes(i.completion_ids).decode() for i in lines] == ["E: anger\n", "E: joy\n", "E: anger\n"]
-    assert not any(i.reply for i in lines) and reply_items(fitted[0], first.spoken, 0) == []
+    assert not any(i.reply for i in lines)
+    unweighed = config.reward.model_copy(update={"expression_weight": 0.0})
+    assert (
+        reply_items(fitted[0], first.spoken, unweighed) == [] == reply_items(fitted[0], None, config.reward)
+    )
 
 
 def test_replies_that_all_break_are_charged_by_r3_alone_and_join_no_data() -> None:

@@ -1,11 +1,12 @@
 """Settings of a run: `load()` reads them from TOML files; `Config` holds them, a model a section."""
 
+from selfemo.config.cluster import ClusterConfig
+from selfemo.config.guards import GuardAction, GuardConfig
 from selfemo.config.kept import JournalMode, SaveConfig, StoreConfig
 from selfemo.config.loading import differing, load, shipped, to_toml
+from selfemo.config.rewards import REFERENCE, RewardConfig
 from selfemo.config.sections import (
-    REFERENCE,
     AdamConfig,
-    ClusterConfig,
     Config,
     DataConfig,
     EvalConfig,
@@ -13,13 +14,10 @@ from selfemo.config.sections import (
     FlywheelConfig,
     GateConfig,
     GrpoConfig,
-    GuardAction,
-    GuardConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
     PromptConfig,
-    RewardConfig,
     SamplingConfig,
     SelfPlayConfig,
     SftConfig,

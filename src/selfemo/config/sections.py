@@ -1,4 +1,5 @@
-"""The settings of a run: one pydantic model a section.
+"""The settings of a run: one pydantic model a section, those of rewards, guards, cluster and what is kept in
+files of their own.
 
 Defaults are the paper's where the paper has a value (table 12) and SPEC.md's otherwise; the shipped TOML
 files (`configs/`) hold what differs.
@@ -6,32 +7,19 @@ files (`configs/`) hold what differs.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from selfemo.config.base import Positive
+from selfemo.config.base import Fraction, NonNegative, Positive, PositiveFloat
 from selfemo.config.base import Section as _Section
+from selfemo.config.cluster import ClusterConfig
+from selfemo.config.guards import GuardConfig
 from selfemo.config.kept import SaveConfig, StoreConfig
+from selfemo.config.rewards import RewardConfig
 from selfemo.method.prompts import Reasoning
-from selfemo.method.rewards import PRIMARY, SECONDARY
 from selfemo.method.self_grpo import Normalise
 from selfemo.method.types import BUILTIN_MODEL
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-def _one_of(registry: Mapping[str, object]) -> AfterValidator:
-    def known(name: str) -> str:
-        if name not in registry:
-            raise ValueError(f"unknown; valid are {', '.join(registry)}")
-        return name
-
-    return AfterValidator(known)
 
 
 class LoraConfig(_Section):
@@ -107,56 +95,6 @@ class SamplingConfig(_Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     token_budget: Positive = 65536
     """Cached tokens of one generation batch; bounds memory."""
-
-
-REFERENCE = "reference"
-"""The listener that is the policy of the stage's start."""
-
-
-class RewardConfig(_Section):
-    """Names of rewards: R1 from `rewards.PRIMARY`, R2 from `rewards.SECONDARY`."""
-
-    primary: Annotated[str, _one_of(PRIMARY)] = "iou"
-    secondary: Annotated[str, _one_of(SECONDARY)] = "count"
-    expression: Literal["none", "listener"] = "none"
-    """R3 [ours]: whether replies are rewarded by how far a frozen listener finds S in them. Needs causal
-    credit: one S and several replies are drawn behind the best E line (training/expression.py)."""
-    listener: str = REFERENCE
-    """Who listens: "reference", the policy of the stage's start; or the folder of an encoder that `selfemo
-    baseline encoder --keep` kept, a model, or an endpoint. Never the reader that judges afterwards."""
-    reader: str = ""
-    """An independent reader of the same replies, in the words of `listener`, from which nothing learns: an
-    alarm says so where the listener hears S more and more, and the reader does not. Empty: none."""
-    replies: Annotated[int, Field(ge=0)] = 0
-    """Replies of a prompt that R3 compares; 0: as many as sampling.group_size."""
-    expression_weight: NonNegative = 1.0
-    """Weight of what replies learn beside what E lines do; each is the mean over its own tokens."""
-
-    @property
-    def heard_by_reference(self) -> bool:
-        """Whether the policy of the stage's start listens to the replies."""
-        return self.expression != "none" and self.listener == REFERENCE
-
-    @model_validator(mode="after")
-    def _somebody_listens(self) -> RewardConfig:
-        if self.replies == 1:
-            raise ValueError("replies = 1: a reply alone has no advantage; use 2 or more, or 0")
-        if self.expression == "none" and self.reader:
-            raise ValueError(
-                f'reader = "{self.reader}" with expression = "none": no reply is rewarded, so that none is '
-                'judged; set expression = "listener"'
-            )
-        if self.reader and os.path.abspath(self.reader) == os.path.abspath(self.listener):
-            raise ValueError(
-                f'reader = "{self.reader}" is the listener itself, which cannot tell whether it is deceived; '
-                "name another one"
-            )
-        if self.expression == "none" and self.listener != REFERENCE:
-            raise ValueError(
-                f'listener = "{self.listener}" with expression = "none": nobody would listen; set expression '
-                '= "listener"'
-            )
-        return self
 
 
 class AdamConfig(_Section):
@@ -399,64 +337,6 @@ class EvalConfig(_Section):
     """Also keep the probability of each label after "E:", whatever the span: one forward pass more. T and NLL
     at T are then of what the model believes, not of the one to three labels that it writes. Taken where the
     model is at hand (not over an endpoint) and prompt.reasoning is "none"."""
-
-
-GuardAction = Literal["warn", "stop", "rollback"]
-
-
-class GuardConfig(_Section):
-    """The alarms of a training stage, and what each of them does (guards.py)."""
-
-    numbers: GuardAction = "stop"
-    kl: GuardAction = "stop"
-    collapse: GuardAction = "warn"
-    hacking: GuardAction = "warn"
-    expression: GuardAction = "warn"
-    max_kl: PositiveFloat = 10.0
-    """Nats per token; a healthy run stays far below 1."""
-    min_entropy: NonNegative = 0.02
-    """Nats per sampled token (with causal credit nearly all are of E lines); 0 for no such limit."""
-    max_emotion_share: Fraction = 0.98
-    """1 for no such limit."""
-    window: Annotated[int, Field(ge=2)] = 10
-    """Rounds that collapse and hacking are measured over."""
-    hacking_change: PositiveFloat = 0.05
-    expression_change: PositiveFloat = 0.1
-    """Nats that the listener's R3 rises by since the stage began, from which on the reader's is looked at."""
-    min_distinct: NonNegative = 0.1
-    """Least share of different pairs of words in the replies of a window; 0 for no such limit."""
-    max_refused: Fraction = 0.5
-    """Largest share of the replies of a window that break a rule, so that they earn nothing; 1: no limit."""
-    max_rollbacks: Annotated[int, Field(ge=0)] = 3
-    """Rollbacks of one stage; the next alarm stops it."""
-
-
-class ClusterConfig(_Section):
-    """Settings for verl alone (engine = "verl"); defaults are table 12's."""
-
-    nodes: Positive = 1
-    gpus_per_node: Positive = 8
-    address: str = ""
-    """Address of a running Ray cluster ("auto": the one of this node); empty starts one on this node."""
-    rollout: Literal["vllm", "sglang"] = "vllm"
-    tensor_parallel: Positive = 8
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
-    max_batched_tokens: Positive = 12400
-    micro_batch_per_gpu: Positive = 16
-    """Sequences of one micro-batch on a GPU."""
-    offload_reference: bool = True
-    offload_policy: bool = False
-    """Keep the policy's weights and optimiser in CPU memory while completions are sampled."""
-    test_every: Annotated[int, Field(ge=0)] = 10
-    """RL rounds between two tests on held-out prompts; 0 for none."""
-    save_every: Positive = 480
-    """RL rounds between two states that a stage can resume from; each wave ends with one more."""
-    reward_workers: Positive = 8
-    """Processes of verl that score completions."""
-    overrides: tuple[str, ...] = ()
-    """Further Hydra overrides of verl's RL configuration; the last word."""
-    sft_overrides: tuple[str, ...] = ()
-    """The same of its SFT configuration."""
 
 
 class Config(_Section):

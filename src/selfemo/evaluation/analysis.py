@@ -268,24 +268,8 @@ def analyse(
                 reporter.say(f"{name}: its weights were not kept; left out")
                 continue
             stop.check()
-            sampler = open_sampler(run.weights(name), run.config.model)
-            written: dict[str, Any] = {}
             with reporter.bar(f"analyse {name}", 2 * len(prompts)) as advance:
-
-                def on_done(k: int, advance: Callable[..., None] = advance) -> None:
-                    advance(k)
-                    stop.check()
-
-                def keep(
-                    prompt: Prompt, text: str, parsed: Completion | ParseFailure, to: dict[str, Any] = written
-                ) -> None:
-                    if isinstance(parsed, Completion):
-                        to[prompt.id] = Reply.of(prompt, parsed).record
-
-                known[name] = analyse_checkpoint(
-                    sampler, prompts, persona_of, run.config, on_done, on_written=keep
-                )
-            replies[name] = written
+                known[name], replies[name] = _answers(run, name, prompts, persona_of, advance, stop)
             write_json(folder / ANALYSIS_FILE, result)
         # An analysis of an earlier version gets the policies after RL last.
         for part in (known, replies):
@@ -302,6 +286,30 @@ def analyse(
             said[REAL] = real_replies(conversations)
             _read(reader, judge, said, run, result, reporter, stop)
     return result
+
+
+def _answers(
+    run: RunFolder,
+    checkpoint: str,
+    prompts: Sequence[Prompt],
+    persona_of: PersonaOf,
+    advance: Callable[..., None],
+    stop: StopRequest,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record of a checkpoint, and by prompt the reply to each that parsed (`Reply.record`)."""
+    replies: dict[str, Any] = {}
+
+    def on_done(k: int) -> None:
+        advance(k)
+        stop.check()
+
+    def keep(prompt: Prompt, text: str, parsed: Completion | ParseFailure) -> None:
+        if isinstance(parsed, Completion):
+            replies[prompt.id] = Reply.of(prompt, parsed).record
+
+    sampler = open_sampler(run.weights(checkpoint), run.config.model)
+    record = analyse_checkpoint(sampler, prompts, persona_of, run.config, on_done, on_written=keep)
+    return record, replies
 
 
 def _read(

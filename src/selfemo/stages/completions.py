@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.sampler import Message
 from selfemo.seeds import derive, rng
 from selfemo.stages.gate import right_enough
-from selfemo.training.expression import Begun, Ears, Spoken, chosen_reply
+from selfemo.training.expression import Begun, Ears, Spoken
 
 EMOTION_TOKENS = 40
 """Most tokens of an E line that is sampled alone: three emotions with weights take about 15."""
@@ -149,54 +149,55 @@ def complete_best(
         credit = sampled_s and bool(config.grpo.reward_weight) and rollout.r1 > 0
         return every or credit or right_enough(group.prompt, rollout, config.gate.tau)
 
-    open_ = [k for k, (g, b) in enumerate(zip(groups, best, strict=True)) if due(g, g.rollouts[b])]
-    heads = {k: groups[k].rollouts[best[k]].raw.token_ids for k in open_}
-    leads = dict.fromkeys(open_, RawCompletion(""))
+    lines = [g.rollouts[b] for g, b in zip(groups, best, strict=True)]
+    open_ = [k for k, (g, r) in enumerate(zip(groups, lines, strict=True)) if due(g, r)]
 
     def draw(
-        members: Sequence[int], n: int, name: str, settings: SamplingSettings
-    ) -> list[list[RawCompletion]]:
-        begun = [replace(prompts[k], ids=(*prompts[k].ids, *heads[k], *leads[k].token_ids)) for k in members]
+        leads: Mapping[int, RawCompletion], n: int, name: str, settings: SamplingSettings
+    ) -> dict[int, list[RawCompletion]]:
+        """What follows E and a lead of some groups, n times each."""
+        begun = [
+            replace(prompts[k], ids=(*prompts[k].ids, *lines[k].raw.token_ids, *lead.token_ids))
+            for k, lead in leads.items()
+        ]
         seeds = [derive(config.seed, place.stage, place.step, f.prompt.id, name) for f in begun]
-        return sample(begun, n, seeds, settings) if begun else []
+        return dict(zip(leads, sample(begun, n, seeds, settings) if begun else [], strict=True))
 
+    leads = dict.fromkeys(open_, RawCompletion(""))
     if not sampled_s:
-        sets, seed = [groups[k].prompt.label_set for k in open_], derive(config.seed, place.stage, place.step)
+        seed = derive(config.seed, place.stage, place.step)
+        given = balanced_emotions([groups[k].prompt.label_set for k in open_], seed)
         leads = {
             k: _given(format_self_emotion(EmotionDistribution({e: 1})), encode)
-            for k, e in zip(open_, balanced_emotions(sets, seed), strict=True)
+            for k, e in zip(open_, given, strict=True)
         }
     elif ears:
         line = replace(settings, max_lines=1, max_new_tokens=min(EMOTION_TOKENS, settings.max_new_tokens))
-        leads = {k: s for k, (s,) in zip(open_, draw(open_, 1, "self-emotion", line), strict=True)}
-    room = {k: settings.max_new_tokens - len(heads[k]) - len(leads[k].token_ids) for k in open_}
-    # What follows an S line that says nothing, or has no end, is no reply.
-    sound = {k: not (sampled_s and ears) or _says_s(leads[k].text, groups[k].prompt.label_set) for k in open_}
-    going = [k for k in open_ if sound[k] and (room[k] > 0 or not ears)]
+        leads = {k: s for k, (s,) in draw(leads, 1, "self-emotion", line).items()}
+    room = {
+        k: settings.max_new_tokens - len(lines[k].raw.token_ids) - len(s.token_ids) for k, s in leads.items()
+    }
+    going = leads
+    if ears:
+        # What follows an S line that says nothing, has no end or leaves no room is no reply.
+        going = {
+            k: s for k, s in leads.items()
+            if room[k] > 0 and (not sampled_s or _says_s(s.text, groups[k].prompt.label_set))
+        }  # fmt: skip
     n = (config.reward.replies or config.sampling.group_size) if ears else 1
-    drawn = draw(going, n, "rest", replace(settings, max_new_tokens=max([1, *(room[k] for k in going)])))
-    rests = {k: [_within(raw, room[k]) for raw in raws] for k, raws in zip(going, drawn, strict=True)}
+    most = max([1, *(room[k] for k in going)])
+    drawn = draw(going, n, "rest", replace(settings, max_new_tokens=most))
+    rests = {k: [_within(raw, room[k]) for raw in raws] for k, raws in drawn.items()}
     spoken: dict[int, Spoken] = {}
     if ears:
-        scored = ears.hear(
-            [Begun(groups[k].prompt, groups[k].rollouts[best[k]], leads[k], rests[k]) for k in going], config
-        )
-        spoken = {
-            k: Spoken((*heads[k], *leads[k].token_ids), replies, chosen_reply(replies, config.selfplay.reply))
-            for k, replies in zip(going, scored, strict=True)
-        }
+        begun = [Begun(groups[k].prompt, lines[k], leads[k], raws) for k, raws in rests.items()]
+        spoken = dict(zip(rests, ears.hear(begun, config), strict=True))
     result = list(groups)
-    for k in open_:
+    for k, lead in leads.items():
         kept = spoken[k].kept if k in spoken else 0
-        rest = leads[k].then(rests[k][kept]) if k in rests else leads[k]
-        result[k] = with_rest(
-            groups[k],
-            best[k],
-            rest,
-            lam=lam,
-            on_policy=sampled_s and k not in spoken,
-            **scale_settings(config.grpo),
-        )
+        rest = lead.then(rests[k][kept]) if k in rests else lead
+        charged, scale = sampled_s and k not in spoken, scale_settings(config.grpo)
+        result[k] = with_rest(groups[k], best[k], rest, lam=lam, on_policy=charged, **scale)
     return result, spoken
 
 

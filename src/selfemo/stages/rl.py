@@ -120,6 +120,7 @@ def rl_stage(
     plan = rl_plan(config, trainer)
     replies: Replies = "every" if config.expresses else "due" if config.replies else "none"
     ears = open_ears(config, trainer.teacher)
+    take = partial(take_turns, encode=trainer.encode_text, replies=replies, ears=ears)
     for wave, rounds in _drawn(trainer, originals, config, buffer, plan, place):
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):
@@ -138,24 +139,12 @@ def rl_stage(
                 ]
 
                 # best, gate
-                turns = take_turns(
-                    sample,
-                    now.fitted,
-                    groups,
-                    config,
-                    at,
-                    lam,
-                    encode=trainer.encode_text,
-                    replies=replies,
-                    ears=ears,
-                )
+                turns = take(sample, now.fitted, groups, config, at, lam)
                 turns = read_replies(trainer.teacher, turns, persona_of, config)
 
                 # update
-                weight = config.reward.expression_weight
                 items = [
-                    rl_items(f, t.group, grpo, trainer.encode_text)
-                    + (reply_items(f, t.spoken, weight) if t.spoken else [])
+                    rl_items(f, t.group, grpo, trainer.encode_text) + reply_items(f, t.spoken, config.reward)
                     for f, t in zip(now.fitted, turns, strict=True)
                 ]
                 seed = derive(config.seed, stage, round_)

@@ -17,7 +17,7 @@ from itertools import islice
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
-from selfemo.config import Config, GateConfig, PromptConfig
+from selfemo.config import Config, GateConfig, PromptConfig, RewardConfig
 from selfemo.method.diversity import distinct
 from selfemo.method.expression import bounded, information_gain, reply_advantages
 from selfemo.method.prompts import Fitted
@@ -97,9 +97,17 @@ class Ears:
     listener: ReplyReader
     judge: ReplyReader | None = None
 
-    def hear(self, drawn: Sequence[Begun], config: Config) -> list[tuple[Reply, ...]]:
-        """`score_replies` by the settings of a run."""
-        return score_replies(drawn, self.listener, config.gate, self.judge)
+    def hear(self, drawn: Sequence[Begun], config: Config) -> list[Spoken]:
+        """`score_replies` by the settings of a run, and which reply goes on."""
+        scored = score_replies(drawn, self.listener, config.gate, self.judge)
+        return [
+            Spoken(
+                (*d.emotion.raw.token_ids, *d.lead.token_ids),
+                replies,
+                chosen_reply(replies, config.selfplay.reply),
+            )
+            for d, replies in zip(drawn, scored, strict=True)
+        ]
 
 
 def open_ears(config: Config, teacher: Callable[[], Sampler]) -> Ears | None:
@@ -254,22 +262,21 @@ def reply_measures(groups: Sequence[tuple[LabelSet, Sequence[Reply]]]) -> dict[s
     }
 
 
-def reply_items(fitted: Fitted, spoken: Spoken, weight: float) -> list[RlItem]:
-    """What the replies to a prompt train on: their own tokens, behind the prompt with E and S.
-
-    Args:
-        weight: reward.expression_weight.
-    """
+def reply_items(fitted: Fitted, spoken: Spoken | None, reward: RewardConfig) -> list[RlItem]:
+    """What the replies to a prompt train on: their own tokens, behind the prompt with E and S; nothing where
+    there are none, or where they have no weight."""
+    if spoken is None or not reward.expression_weight:
+        return []
     prompt, before = fitted.prompt, (*fitted.ids, *spoken.lead)
     return [
         RlItem(
             before,
             r.raw.token_ids,
-            weight * r.advantage,
+            reward.expression_weight * r.advantage,
             prompt.id,
             prompt.conversation_id,
             sampled=r.raw.logprobs or None,  # not every sampler tells them
             reply=True,
         )
-        for r in (spoken.replies if weight else ())
+        for r in spoken.replies
     ]

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfemo.config.base import Positive
-from selfemo.config.sections import NonNegative, PositiveFloat
+from selfemo.config.base import NonNegative, Positive, PositiveFloat
 from selfemo.evaluation.baselines.heads import Head, HeadConfig, Rate
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from selfemo.config.base import Positive
-from selfemo.config.sections import NonNegative, PositiveFloat
+from selfemo.config.base import NonNegative, Positive, PositiveFloat
 from selfemo.evaluation.baselines.heads import Head, Rate, TwoWayConfig
 
 if TYPE_CHECKING:

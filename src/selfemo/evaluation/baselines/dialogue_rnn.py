@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from selfemo.config.base import Positive
-from selfemo.config.sections import NonNegative, PositiveFloat
+from selfemo.config.base import NonNegative, Positive, PositiveFloat
 from selfemo.evaluation.baselines.heads import Head, Rate, TwoWayConfig
 
 if TYPE_CHECKING:

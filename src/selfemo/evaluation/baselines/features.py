@@ -26,8 +26,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, model_validator
 
+from selfemo.config.base import Fraction, NonNegative
 from selfemo.config.encoders import EncoderConfig
-from selfemo.config.sections import FitConfig, Fraction, NonNegative
+from selfemo.config.sections import FitConfig
 from selfemo.errors import ConfigError, EngineError
 from selfemo.evaluation.baselines.base import Task, choice_score, digest
 from selfemo.files import replacing, replacing_folder, sha256

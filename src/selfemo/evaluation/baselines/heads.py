@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
-from selfemo.config.base import Positive
-from selfemo.config.sections import PositiveFloat
+from selfemo.config.base import Positive, PositiveFloat
 from selfemo.evaluation.baselines.base import Baseline, Plain, Reader, Task, choice_score, tops
 from selfemo.evaluation.baselines.features import Features, FeaturesConfig, check_features, open_features
 from selfemo.method.types import Conversation, LabelSet

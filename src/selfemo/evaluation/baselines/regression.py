@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from selfemo.config.base import Section
-from selfemo.config.sections import PositiveFloat
+from selfemo.config.base import PositiveFloat, Section
 from selfemo.errors import DataError
 from selfemo.evaluation.baselines.base import Plain, Reader, Task, choice_score, tops
 from selfemo.method.types import Conversation, LabelSet
