@@ -93,7 +93,9 @@ def test_the_test_split_is_tried_where_there_is_one_that_was_not_seen(
 def test_what_to_try_on_a_run_is_quoted() -> None:
     home, data = "my runs/a", "meld:my data"
     settings = DataConfig(sources=(data,), eval_split="dev")
-    for line in next_commands(Path(home), settings, 2, "selfemo", {"train", "dev", "test"}):
+    lines = next_commands(Path(home), settings, 2, "selfemo", {"train", "dev", "test"}, "my reader/model")
+    assert lines[0] == "selfemo analyse 'my runs/a' --reader 'my reader/model'"
+    for line in lines:
         words = shlex.split(line)
         assert words[0] == "selfemo" and home in words
         assert words[1] != "evolve" or words[-1] == "flywheel.iterations=3"

@@ -14,7 +14,7 @@ from selfemo.config import load
 from selfemo.extras import install_command
 from selfemo.files import sha256
 from selfemo.models.devices import Devices, Gpu, devices
-from selfemo.models.references import CHECKSUMS
+from selfemo.models.references import CHECKSUMS, READER_FILE
 from selfemo.runs import doctor
 from selfemo.runs.costs import Lengths, ModelShape
 from selfemo.runs.doctor import Diagnosis, Finding, diagnose
@@ -84,6 +84,19 @@ def test_models(tiny_model: Path, tmp_path: Path) -> None:
     assert finding.state == "missing" and "altered" in finding.found
     assert doctor.check_model("nobody/has-this-model")[0].state == "warning"
     assert doctor.check_model(str(tmp_path / "x.gguf"))[0].state == "missing"
+
+
+def test_who_reads_replies(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "up" / "model").mkdir(parents=True)
+    (tmp_path / "up" / "model" / READER_FILE).write_text("{}")
+    config = load([], ["reward.expression=listener", "grpo.credit=causal", f'model.id="{tiny_model}"',
+                       f'reward.listener="{tiny_model}"', f'reward.reader="{tmp_path}/up"'])  # fmt: skip
+    told = diagnose(config, tmp_path / "runs")
+    assert of(told, "reward.listener").state == "ok"
+    reader = of(told, "reward.reader")
+    assert reader.state == "missing" and "name that folder" in reader.found and "reward.reader" in reader.get
+    quiet = diagnose(load([], [f'model.id="{tiny_model}"']), tmp_path / "runs")
+    assert not [f for f in quiet.findings if f.what.startswith("reward.")]
 
 
 def test_the_wheel_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

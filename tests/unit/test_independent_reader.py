@@ -44,7 +44,7 @@ from selfemo.evaluation.readers import (
 from selfemo.evaluation.reading_tables import example_header, example_rows, reading_rows
 from selfemo.files import sha256
 from selfemo.method.types import LABEL_SETS, Prompt
-from selfemo.models.references import CHECKSUMS
+from selfemo.models.references import CHECKSUMS, READER_FILE
 from selfemo.models.reply_readers import Read, Said
 from tests.conftest import dist, make_prompt, toy_conversations
 
@@ -127,11 +127,15 @@ def test_shuffled_s_is_chance() -> None:
 
 
 def test_what_could_not_be_read_is_counted() -> None:
-    record = expression_record(replies("aa", "a-", "bb", "b-", "b-"), LABELS, 50)
-    assert (record["replies"], record["unread"], record["conversations"]) == (5, 3, 5)
+    read = [*["aa"] * 9, "bb"]
+    record = expression_record(replies(*read, "a-", "b-", "b-"), LABELS, 50)
+    assert (record["replies"], record["unread"], record["conversations"]) == (13, 3, 13)
     assert record["kappa"][0] == 1 and record["by_emotion"]["b"]["n"] == 1
-    nothing = expression_record(replies("a-"), LABELS, 50)
-    assert nothing == {"replies": 1, "unread": 1, "conversations": 1}
+    for few in (["a-"], [*read[1:], "a-"]):  # none, or nine, were read: no interval can be told
+        n, unread = len(few), few.count("a-")
+        assert expression_record(replies(*few), LABELS, 50) == {
+            "replies": n, "unread": unread, "conversations": n
+        }  # fmt: skip
 
 
 def test_small_clusters_stand_together() -> None:
@@ -263,8 +267,8 @@ def reply(i: int, declared: str, text: str, prompt: Prompt | None = None) -> Rep
 def test_data_sets_are_counted_apart() -> None:
     """Each data set has one S and one reading of its own: together they would seem to depend."""
     other = replace(make_prompt(), dataset="own", label_set=LABEL_SETS["emorynlp"])
-    said = [reply(i, "joy", "joy!") for i in range(5)]
-    said += [reply(10 + i, "mad", "mad!", other) for i in range(5)]
+    said = [reply(i, "joy", "joy!") for i in range(10)]
+    said += [reply(10 + i, "mad", "mad!", other) for i in range(10)]
     found = read_replies(Finds(), said, lambda n: None)
     by = expression_by_data(said, found, {}, 50)
     assert list(by) == ["toy", "own"] and all(r["kappa"] == [0, 0, 0] for r in by.values())
@@ -392,11 +396,16 @@ def test_the_listeners_endpoint_is_refused_however_it_is_written(run: Path) -> N
         ("nobody", "nobody: no such folder"),
         ("./none/model", "no model folder"),
         ("vlm:x", "no backend 'vlm'"),
+        ("{here}/baseline", "the encoder that was kept is .*baseline/seed-0/model; name that folder"),
+        ("{here}/baseline/seed-0", "the encoder that was kept is .*baseline/seed-0/model; name that folder"),
     ],
 )
-def test_an_unknown_reader(reader: str, says: str, run: Path) -> None:
-    with pytest.raises(EngineError, match=says):
-        independent_reader(reader, run, load([]), [make_prompt()])
+def test_an_unknown_reader(reader: str, says: str, run: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "baseline" / "seed-0" / "model"
+    kept.mkdir(parents=True)
+    (kept / READER_FILE).write_text("{}")
+    with pytest.raises(EngineError, match=f"--reader .*: .*{says}"):
+        independent_reader(reader.format(here=tmp_path), run, load([]), [make_prompt()])
 
 
 def test_another_model_may_judge(run: Path, tmp_path: Path) -> None:

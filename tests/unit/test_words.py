@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from selfemo.counting import counted
-from selfemo.runs.words import in_words, value_in_words
+from selfemo.runs.words import expression_line, in_words, value_in_words
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,19 @@ def test_one_of_a_thing_is_no_plural() -> None:
         "2 replies",
     ]
     assert counted(1441, "turns", ",") == "1,441 turns" and counted(1, "turns", ",") == "1 turn"
+
+
+def test_what_replies_came_to_show_over_a_stage() -> None:
+    rounds = [
+        {"expression": x, "expressed": 0.1 * i} for i, x in enumerate((-1.5, -0.5, 0, 0, 0, 0, 0.25, 0.75))
+    ]
+    assert expression_line(rounds) == (
+        "R3 by the listener -1.00 to +0.50 nats, the declared emotion is the one most heard in 5% to 65% of "
+        "the replies (first to last quarter of its 8 rounds)"
+    )
+    judged = [{**r, "expression_reader": 0.5} for r in rounds[:2]]
+    assert "by the reader +0.50 to +0.50, the declared" in expression_line([{}, *judged])
+    for nothing in ([], [{"r1": 0.5}], [{"expression": None, "expressed": None}]):
+        assert expression_line(nothing).startswith(
+            "no reply was rewarded"
+        ) and "sft.epochs" in expression_line(nothing)

@@ -117,5 +117,5 @@ def _show_summary(run: RunFolder, summary: dict[str, Any], as_json: bool) -> Non
     console.print("\nTry next:")
     data, iterations = run.config.data, run.config.flywheel.iterations
     splits = {c.split for c in load_sources(data)[0][0]}  # of the first source, which the commands name
-    for command in next_commands(run.path, data, iterations, program(), splits):
+    for command in next_commands(run.path, data, iterations, program(), splits, run.config.reward.reader):
         console.print(f"  {command}", markup=False)

@@ -33,7 +33,8 @@ from selfemo.evaluation.metrics import Interval, cluster_weights, percentile_int
 from selfemo.method.diversity import share_entropy
 
 LEAST = 10
-"""Replies that were read, from which on a persona cluster stands by itself."""
+"""Replies that were read, from which on they are judged, and a persona cluster stands by itself: of fewer an
+interval says nothing."""
 OTHERS = "others"
 """Replies of personas in smaller clusters, or in none."""
 
@@ -138,8 +139,8 @@ def expression_record(
         clustered: whether their personas were clustered.
 
     Returns:
-        replies, unread, conversations; where any was read also kappa, mutual_information, agreement,
-        by_chance, declared and read (shares, with their entropy in nats), by_emotion, by_cluster.
+        replies, unread, conversations; where LEAST or more were read also kappa, mutual_information,
+        agreement, by_chance, declared and read (shares, with their entropy in nats), by_emotion, by_cluster.
     """
     record: dict[str, Any] = {
         "replies": len(replies),
@@ -147,7 +148,7 @@ def expression_record(
         "conversations": len({r.conversation for r in replies}),
     }
     counts = counts_of(replies, labels)
-    if len(counts):
+    if counts.sum() >= LEAST:
         total, drawn = counts.sum(0), _resampled(counts, resamples)
         record |= {
             "kappa": percentile_interval(float(cohens_kappa(total)), cohens_kappa(drawn)).as_list(),

@@ -84,9 +84,12 @@ def independent_reader(reference: str, run: Path, config: Config, prompts: Seque
         )
     # A reader sees what others wrote; whether the run's own model reasons first says nothing of it.
     prompt = config.prompt.model_copy(update={"reasoning": "none"})
-    reader = open_reply_reader(reference, config.model, prompt)
     first = {p.label_set: p for p in reversed(prompts)}
-    reader.read([(p, p.history[-1].text) for p in first.values()])
+    try:
+        reader = open_reply_reader(reference, config.model, prompt)
+        reader.read([(p, p.history[-1].text) for p in first.values()])
+    except EngineError as e:
+        raise EngineError(f"--reader {reference}: {e}") from None
     return reader
 
 

@@ -20,7 +20,7 @@ READING_NOTE = (
     "What an independent reader finds in the replies, against the emotion that they declare. 0 is chance, in "
     "kappa as in MI (both are corrected for it, so a little below 0 is chance too): replies that always "
     "declare one S have 0, whatever is read in them. The real next turns, with their gold emotion as S, are "
-    "what this reader finds where people speak."
+    "what this reader finds where people speak. Where fewer than ten replies were read nothing is said."
 )
 EMOTION_HEADER = ["declared", "replies", "read as it", "read elsewhere", "kappa, one against the rest"]
 CLUSTER_HEADER = ["personas", "replies", "kappa"]

@@ -226,17 +226,24 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
 
 
 def next_commands(
-    folder: Path, data_config: DataConfig, iterations: int, program: str, splits: Collection[str]
+    folder: Path,
+    data_config: DataConfig,
+    iterations: int,
+    program: str,
+    splits: Collection[str],
+    reader: str = "",
 ) -> list[str]:
     """Commands to try on a finished run of so many iterations, as a shell takes them.
 
     Args:
         splits: those of its data; a test split that was not evaluated yet is for the end.
+        reader: reward.reader, which can judge the replies.
     """
     run, data = shlex.quote(str(folder)), shlex.quote(data_config.sources[0])
     labelled = shlex.quote(str(folder / "predictions.jsonl"))  # of its own: predict replaces no other run's
     last = data_config.eval_split != "test" and "test" in splits
     commands = [
+        *([f"analyse {run} --reader {shlex.quote(reader)}"] if reader else []),
         f"report {run}",
         f"predict {data} --conversations 5 --model {run} --out {labelled}",
         f"chat {run}",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from selfemo.config import ModelConfig, PromptConfig
-from selfemo.errors import ConfigError
+from selfemo.errors import ConfigError, EngineError
 from selfemo.method.parsing import parse_emotions, split_fields
 from selfemo.method.prompts import Fitted, fit, messages
 from selfemo.method.types import (
@@ -77,7 +77,16 @@ def open_reply_reader(reference: str, model: ModelConfig, prompt: PromptConfig) 
         from selfemo.models.classifiers.reader import TurnReader
 
         return EncoderReader(TurnReader.load(Path(reference), model.device))
+    check_not_above(reference)
     return reader_of(open_sampler(reference, model), prompt)
+
+
+def check_not_above(reference: str) -> None:
+    """Refuse a folder of `selfemo baseline` that has a kept encoder below it (EngineError), by its name."""
+    folder = Path(reference)
+    below = [p.parent for pattern in ("model", "*/model") for p in folder.glob(f"{pattern}/{READER_FILE}")]
+    if below:
+        raise EngineError(f"{reference}: the encoder that was kept is {below[0]}; name that folder")
 
 
 def reader_of(sampler: Sampler, prompt: PromptConfig) -> ReplyReader:

@@ -157,12 +157,12 @@ _CURVES: list[tuple[str, str, dict[str, str]]] = [
     (
         "expression", "nats, mean over replies",
         {"expression": "R3 by the listener", "expression_reader": "R3 by the reader, which rewards nothing",
-         "expression_spread": "its deviation within a prompt"},
+         "expression_spread": "deviation of the listener's within a prompt"},
     ),
     (
         "replies", "share",
-        {"expressed": "S is the emotion most heard", "reply_distinct_2": "different pairs of words",
-         "refused": "break a rule, earn nothing"},
+        {"expressed": "the declared emotion is the one most heard",
+         "reply_distinct_2": "pairs of words that differ", "refused": "break a rule, earn nothing"},
     ),
 ]  # fmt: skip
 """File name, unit, and label by metric; a figure whose metrics no round has is left out."""

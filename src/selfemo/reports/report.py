@@ -241,8 +241,8 @@ def _curves(source: Source, folder: Path) -> Section:
         "reward": "R1 and R2 by round of RL",
         "entropy": "Entropy of the policy by round of RL (figure 6, left)",
         "parse_rate": "Share of completions that parse, and of best ones that pass the gate",
-        "expression": "What replies show of their declared emotion (R3) by round of RL",
-        "replies": "How replies that are rewarded read and look, by round of RL",
+        "expression": "R3 by round of RL: above 0, replies tell more of the declared emotion than was expected",
+        "replies": "The replies that R3 compares, by round of RL",
     }
     for dataset in source.labels:
         titles[f"scores_{dataset}"] = f"Held-out scores by checkpoint: {dataset}"

@@ -35,6 +35,7 @@ from selfemo.method.types import Conversation
 from selfemo.models.devices import Devices, devices
 from selfemo.runs import costs
 from selfemo.runs.inputs import run_inputs, with_hold_out
+from selfemo.runs.settings import check_reply_reader, named_readers
 
 State = Literal["ok", "optional", "warning", "missing"]
 _SAMPLED = 500
@@ -258,6 +259,18 @@ def check_data(config: Config) -> tuple[list[Finding], list[Conversation]]:
     return findings, kept
 
 
+def check_readers(config: Config, conversations: Sequence[Conversation]) -> list[Finding]:
+    """Whether the listener and the reader of replies can be had, where a run has them."""
+    labels, found = list(dict.fromkeys(c.label_set for c in conversations)), []
+    for key, reference in named_readers(config).items():
+        try:
+            check_reply_reader(key, reference, labels, rewards=True)
+            found.append(Finding("ok", key, reference))
+        except SelfEmoError as e:
+            found.append(Finding("missing", key, str(e), f"give {key} another value"))
+    return found
+
+
 def check_model(model_id: str) -> tuple[Finding, str]:
     """Whether the weights are on this machine and undamaged; and their folder, "" before there is one."""
     from selfemo.models.references import ModelReference
@@ -412,7 +425,7 @@ def diagnose(
     findings = [*check_packages(extras), *check_optional(extras), *check_devices(config, engine, found)]
     data, conversations = check_data(config)
     weights, place = check_model(config.model.id)
-    findings += [*data, weights]
+    findings += [*data, weights, *check_readers(config, conversations)]
     sizes = lengths(conversations, config)
     prompt = prompt_tokens or sizes.prompt
     sizes = sizes._replace(

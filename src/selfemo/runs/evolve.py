@@ -20,7 +20,7 @@ flywheel.refit_on = "replay" trains it on samples of the cold start alone, as a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ from selfemo.runs.preflight import check_start
 from selfemo.runs.rollback import Compare, Judge, check_settings, keep_refit, keep_rl, rolled_back_refits
 from selfemo.runs.store import SampleRow, Store
 from selfemo.runs.training_state import TrainingState, train
+from selfemo.runs.words import expression_line
 from selfemo.seeds import rng
 from selfemo.stages.completions import fit_all
 from selfemo.stages.flywheel import add_sample, cap_emotions, labels_record, original_prompts, replay_alone
@@ -323,6 +324,15 @@ def _replayed(
     return [known[i] for i in ids], counts
 
 
+def _round_note(record: Mapping[str, Any]) -> str:
+    """What a round of RL was like, beside its bar."""
+    if "r1" not in record:
+        return ""
+    note = f"R1 {record['r1']:.3f} parsed {record['parse_rate']:.0%}"
+    r3 = record.get("expression")
+    return note if r3 is None else f"{note} R3 {r3:+.2f}"
+
+
 def rl(
     run: RunFolder,
     trainer: Trainer,
@@ -367,8 +377,7 @@ def rl(
             advance(first)
 
             def on_round(record: dict[str, Any]) -> None:
-                scored = "r1" in record
-                advance(1, f"R1 {record['r1']:.3f} parsed {record['parse_rate']:.0%}" if scored else "")
+                advance(1, _round_note(record))
 
             place, personas = Place(name, first, iteration), persona_book(training)
             counts = rl_stage(trainer, usable, personas, config, run.store, place, span, state, on_round)
@@ -395,6 +404,8 @@ def rl(
             counts["originals_taught"] = len(inside) - len(usable)
         if trainer.whole_rounds and (rest := plan.prompts % plan.prompts_per_round):
             counts["prompts_of_no_whole_batch"] = rest
+        if config.expresses:
+            run.reporter.say(f"{name}: {expression_line(run.store.stage_metrics(name))}")
         return counts | labels_record(run.store.labels_drawn(name))
 
     def work() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfemo.config import REFERENCE, Config
+from selfemo.config import Config
 from selfemo.data.splits import held_out
 from selfemo.errors import EngineError, StoreError
 from selfemo.extras import require
@@ -25,7 +25,7 @@ from selfemo.runs.inputs import (
     seen_samples,
     with_hold_out,
 )
-from selfemo.runs.settings import check_reply_reader, find_checkpoint
+from selfemo.runs.settings import check_reply_reader, find_checkpoint, named_readers
 from selfemo.training import check_engine, open_trainer
 
 
@@ -60,12 +60,9 @@ def check_start(
         sft, reasoning = config.sft, config.prompt.reasoning
         not_trained_on, seen = inputs.overlap.not_trained_on, seen_samples(inputs.training, config)
         cold_start_samples(inputs.training, sft, reasoning, config.seed, not_trained_on, seen)
-    if config.expresses:
-        labels = list(dict.fromkeys(c.label_set for c in inputs.training))
-        named = {"reward.listener": config.reward.listener, "reward.reader": config.reward.reader}
-        for key, reference in named.items():
-            if reference not in ("", REFERENCE):
-                check_reply_reader(key, reference, labels, rewards=True)
+    labels = list(dict.fromkeys(c.label_set for c in inputs.training))
+    for key, reference in named_readers(config).items():
+        check_reply_reader(key, reference, labels, rewards=True)
     open_trainer(config, folder, StopRequest())  # it loads no model yet
     return config, inputs
 

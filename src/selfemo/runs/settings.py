@@ -7,11 +7,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfemo.config import Config, DataConfig, load
+from selfemo.config import REFERENCE, Config, DataConfig, load
 from selfemo.data import split_source, whole_path
+from selfemo.errors import SelfEmoError
 from selfemo.method.types import LabelSet
 from selfemo.models.generation import backend_of, open_sampler
 from selfemo.models.references import CONFIG_FILE, READER_FILE, START, ModelReference, run_of
+from selfemo.models.reply_readers import check_not_above
 from selfemo.runs.overlap import noted_overlap
 
 
@@ -29,6 +31,14 @@ def find_checkpoint(model: str) -> str:
         return find_checkpoint(load([reference.run / CONFIG_FILE]).model.id)
     reference.check()
     return reference.path
+
+
+def named_readers(config: Config) -> dict[str, str]:
+    """The models besides its own that read the replies of a run, by the setting that names each."""
+    if not config.expresses:
+        return {}
+    named = {"reward.listener": config.reward.listener, "reward.reader": config.reward.reader}
+    return {key: reference for key, reference in named.items() if reference not in ("", REFERENCE)}
 
 
 def check_reply_reader(
@@ -49,10 +59,15 @@ def check_reply_reader(
         from selfemo.models.classifiers.reader import kept_settings, must_know
 
         must_know(kept_settings(folder), labels, f"{key} = {reference}", shares=rewards)
-    elif backend_of(reference)[0] == "local":
-        find_checkpoint(reference)
-    else:
-        open_sampler(reference)  # it reads how it is written, and asks nobody
+        return
+    try:
+        check_not_above(reference)
+        if backend_of(reference)[0] == "local":
+            find_checkpoint(reference)
+        else:
+            open_sampler(reference)  # it reads how it is written, and asks nobody
+    except SelfEmoError as e:
+        raise type(e)(f"{key}: {e}") from None
 
 
 def settings_for(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfemo.counting import singular
@@ -101,3 +101,25 @@ def _counted(n: int, text: str) -> str:
 
 def _plain(key: object) -> str:
     return str(key).replace("_", " ")
+
+
+def expression_line(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Whether replies came to show their emotion over the rounds of an RL stage: R3 in its first and last
+    quarter, by the listener and by the reader that nothing learns from."""
+    told = [r for r in rounds if r.get("expression") is not None]
+    if not told:
+        return (
+            "no reply was rewarded, since none could be read and scored; a longer cold start "
+            "(sft.epochs, sft.max_samples) teaches the format"
+        )
+    n = max(1, len(told) // 4)
+
+    def change(key: str, form: str) -> str:
+        taken = [[r[key] for r in part if r.get(key) is not None] for part in (told[:n], told[-n:])]
+        return " to ".join(format(sum(v) / len(v), form) for v in taken if v)
+
+    found = [f"R3 by the listener {change('expression', '+.2f')} nats"]
+    if judged := change("expression_reader", "+.2f"):
+        found.append(f"by the reader {judged}")
+    found.append(f"the declared emotion is the one most heard in {change('expressed', '.0%')} of the replies")
+    return f"{', '.join(found)} (first to last quarter of its {len(told)} rounds)"

@@ -232,14 +232,20 @@ def must_know(kept: Kept, labels: Sequence[LabelSet], of: str, *, shares: bool =
         shares: the shares of its labels are needed, too.
 
     Raises:
-        EngineError: it was trained on others, or an earlier version kept it, without the shares.
+        EngineError: it was trained on others; it has seen no turn of a label, or an earlier version kept it,
+            without the shares.
     """
     for asked in labels:
         if asked not in kept.label_sets:
             known = ", ".join(s.name for s in kept.label_sets)
             raise EngineError(f"{of}: labels of {asked.name}, and the reader was trained on those of {known}")
-        if shares and kept.shares is not None and not sum(kept.shares[kept.label_sets.index(asked)]):
-            raise EngineError(f"{of}: the reader has seen no turn with a label of {asked.name}")
+        if shares and kept.shares is not None:
+            of_each = zip(asked, kept.shares[kept.label_sets.index(asked)], strict=True)
+            if unseen := [e for e, share in of_each if not share]:
+                raise EngineError(
+                    f"{of}: it was trained on no turn that is {' or '.join(unseen)}, so that it cannot tell "
+                    "how well a reply shows that; train it on more conversations"
+                )
     if shares and kept.shares is None:
         raise EngineError(
             f"{of}: an earlier version kept this reader, without the shares of its labels; train it again "

@@ -111,7 +111,7 @@ class _Terminal:
                         self._say(unreadable(response.failure), "red")
                     self.session = self.session.answered(response)
                     if not response.failure and (said := self.session.lines[-1].expression()):
-                        self._say(f"  [{said}]", "dim")
+                        self._say(f"  [feels {response.self_emotion}, {said}]", "dim")
 
     def _command(self, name: str = "", rest: str = "") -> bool:
         """Run a command; True ends the chat."""
