@@ -4,16 +4,19 @@ One process, one seed. From one cold start, which writes whole completions, each
 prompts in the same order:
 
     off        SELF-GRPO on E alone, as the other steps have it
-    reference  the same, and R3 by the start, which listens
-    encoder    the same, and R3 by an encoder (--listener)
-    balanced   encoder, with each S equally often
+    encoder    the same, and replies to each S equally often, rewarded by an encoder that listens (--listener)
+    plain      encoder, by R3 without its contrast with the other emotions (reward.contrast)
+    reference  encoder, but the start listens
+    sampled    encoder, with the policy's own S
     alone      encoder, and nothing for E
 
 An independent reader (--reader), another encoder than the listener, reads the replies: on the claim half of
-dev, drawn by sampling with equal seeds for all arms, and, in training, those of each round (reward.reader),
-unless that would take too long (--unwatched).
+dev, drawn by sampling with equal seeds for all arms, to the policy's own S and to a given one, and, in
+training, those of each round (reward.reader), unless that would take too long (--unwatched).
 Kappa and mutual information between S and what it finds are corrected for chance; those of the turns that
 people really gave next are its ceiling. The arms' E is scored as in the other steps.
+
+Each seed has a cold start of its own, or that of another one (--start-seed).
 
 Encoders are folders of `selfemo baseline encoder --keep`, trained on the training split of the same data.
 
@@ -31,19 +34,20 @@ from typing import Any
 from experiments.gpu.study import Study, command_line, run_step
 
 from selfemo.evaluation.analysis import analyse_checkpoint
-from selfemo.evaluation.readers import REAL, Reply, expression_by_data, read_replies, real_replies
-from selfemo.method.types import Completion, ParseFailure, Prompt
+from selfemo.evaluation.readers import GIVEN, REAL, Reply, expression_by_data, read_replies, real_replies
+from selfemo.method.types import Completion, EmotionDistribution, ParseFailure, Prompt
 from selfemo.models.classifiers.reader import kept_settings
 from selfemo.models.reply_readers import ReplyReader, open_reply_reader
 from selfemo.stages.selfplay import persona_book
 
 SEEDS = (0, 1, 2)
-ON = ("reward.expression=listener",)
+ON = ("reward.expression=listener", "selfplay.self_emotion=balanced")
 ARMS: Mapping[str, Sequence[str]] = {
     "off": (),
     "encoder": ON,
+    "plain": (*ON, "reward.contrast=false"),
     "reference": ON,
-    "balanced": (*ON, "selfplay.self_emotion=balanced"),
+    "sampled": ON[:1],
     "alone": (*ON, "grpo.reward_weight=0"),
 }
 """In the order of what a lease is spent on first."""
@@ -69,30 +73,39 @@ class Expression(Study):
             {n: {**k.model_dump(mode="json"), "encoder": Path(k.encoder).name} for n, k in kept.items()},
         )
 
-    def judged(self, replies: Sequence[Reply]) -> dict[str, Any]:
-        """What the reader finds in some replies, by data set, with intervals by conversation."""
+    def judged(self, replies: Sequence[Reply]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the reader finds in some replies, by data set, with intervals by conversation; and of each
+        prompt the conversation, and the top emotion of S and of what it found, None where that is nothing."""
         found = read_replies(self.judge, replies, lambda n: None)
-        return expression_by_data(replies, found, {}, self.config.evaluation.resamples)
+        tops = {
+            r.prompt.id: [
+                r.prompt.conversation_id,
+                r.declared.top(r.prompt.label_set),
+                EmotionDistribution(q).top(r.prompt.label_set) if (q := found[r.prompt.id]) else None,
+            ]
+            for r in replies
+        }
+        return expression_by_data(replies, found, {}, self.config.evaluation.resamples), tops
 
     def details(self, name: str) -> dict[str, Any]:
-        """Completions of the claim half by sampling, their analysis, and what the reader finds in them."""
+        """Completions of the claim half by sampling, their analysis, and what the reader finds in them: as
+        they are, and behind the same E lines to an S that is given."""
         if REAL not in self.results:
             claim = [c for c in self.dev_conversations if self.half(c.id) == "claim"]
-            self.keep(REAL, self.judged(real_replies(claim)))
+            self.keep(REAL, self.judged(real_replies(claim))[0])
             self.tell(REAL, self.results[REAL])
         claim = [self.dev[i] for i in self.indices(half="claim")]
-        sampled, replies = dict[str, str](), list[Reply]()
-
-        def keep(prompt: Prompt, text: str, parsed: Completion | ParseFailure) -> None:
-            sampled[prompt.id] = text
-            if isinstance(parsed, Completion):
-                replies.append(Reply.of(prompt, parsed))
-
+        own, given = Written(), Written()
         sampler, personas = self.trainer.engine.sampler, persona_book(self.dev_conversations)
-        analysis = analyse_checkpoint(sampler, claim, personas, self.config, on_written=keep)
-        judged = self.judged(replies)
-        self.tell(name, judged)
-        return {"analysis": analysis, "judged": judged, "sampled": sampled}
+        analysis = analyse_checkpoint(
+            sampler, claim, personas, self.config, on_written=own.keep, on_given=given.keep
+        )
+        record: dict[str, Any] = {"analysis": analysis}
+        for kind, written in (("", own), ("_given", given)):
+            judged, tops = self.judged(written.replies)
+            self.tell(f"{name}{GIVEN if kind else ''}", judged)
+            record |= {f"judged{kind}": judged, f"read{kind}": tops, f"sampled{kind}": written.texts}
+        return record
 
     def tell(self, name: str, judged: Mapping[str, Any]) -> None:
         for dataset, found in judged.items():
@@ -105,7 +118,19 @@ class Expression(Study):
                 )
 
 
-def run(study: Study) -> None:
+class Written:
+    """Completions as they were written, by the id of the prompt, and the replies of those that parsed."""
+
+    def __init__(self) -> None:
+        self.texts, self.replies = dict[str, str](), list[Reply]()
+
+    def keep(self, prompt: Prompt, text: str, parsed: Completion | ParseFailure) -> None:
+        self.texts[prompt.id] = text
+        if isinstance(parsed, Completion):
+            self.replies.append(Reply.of(prompt, parsed))
+
+
+def run(study: Study, seed: int) -> None:
     """The start, and each arm once."""
     assert isinstance(study, Expression)
     start, config = study.cold_start(), study.config
@@ -113,18 +138,20 @@ def run(study: Study) -> None:
         more = [f'reward.reader="{study.reader}"'] if settings and study.watched else []
         if settings and arm != "reference":
             more.append(f'reward.listener="{study.listener}"')
-        study.arm(start, arm, config.grpo.lr, config.seed, [*settings, *more])
+        study.arm(start, arm, config.grpo.lr, seed, [*settings, *more])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__, ARMS)
-    parser.add_argument("--seed", type=int, choices=SEEDS, required=True, help="of the start and the arms")
+    parser.add_argument("--seed", type=int, choices=SEEDS, required=True, help="of the arms")
+    parser.add_argument("--start-seed", type=int, help="of the cold start; that of the arms where left out")
     parser.add_argument("--listener", required=True, help="folder of a kept encoder, which rewards")
     parser.add_argument("--reader", required=True, help="folder of another one, which judges")
     parser.add_argument("--unwatched", action="store_true", help="it reads no replies of the rounds")
     args = parser.parse_args(arguments)
     made = partial(Expression, listener=args.listener, reader=args.reader, watched=not args.unwatched)
-    run_step(args, "expression.toml", run, made, overrides=[f"seed={args.seed}"])
+    start = args.seed if args.start_seed is None else args.start_seed
+    run_step(args, "expression.toml", partial(run, seed=args.seed), made, overrides=[f"seed={start}"])
 
 
 if __name__ == "__main__":

@@ -53,8 +53,9 @@ HALVES = ("tuning", "claim")
 _ROUND = (
     "r1", "r1_original", "r2", "r1_flat", "silent", "parse_rate", "sampling_entropy", "loss", "grad_norm",
     "packed_tokens", "synthetic", "pass_rate", "self_emotions", "targets", "mismatch", "mismatch_p99",
-    "mismatch_clipped", "expression", "expression_reader", "expression_spread", "expressed", "replies",
-    "replies_refused", "replies_flat", "reply_tokens", "reply_entropy", "reply_distinct_2",
+    "mismatch_clipped", "expression", "expression_reader", "expression_spread", "expression_contrast",
+    "expressed", "replies", "replies_refused", "replies_flat", "reply_tokens", "reply_entropy",
+    "reply_distinct_2",
 )  # fmt: skip
 _SPARE_S, _SLOWER = 12.0, 1.3
 """Least seconds for the scores behind a run; how much longer the next may take than the longest so far: an

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,39 @@ def test_replies_have_a_token_mean_of_their_own(tiny_model: Path) -> None:
     # The same by what the sampling policy gave them, as where a round has several mini-batches.
     old = engine.logprobs(engine.policy, lines + said, config.micro_tokens)
     torch.testing.assert_close(gradient(lines + said, old)[0], both, atol=1e-6, rtol=1e-4)
+
+
+def test_what_was_sampled_behind_another_s_weighs_no_more_than_its_likelihood(tiny_model: Path) -> None:
+    """The gradient of an item that was sampled elsewhere, by hand: A w d log p, w = min(1, p / p_sampled)."""
+    engine = LocalEngine(ModelConfig(id=str(tiny_model), device="cpu", dtype="fp32"))
+    config = GrpoConfig(kl_coef=0.0, lr=1e-3)
+    item = RlItem([5, 6, 7], [20, 21, 22, 23], 0.5, "p", "c", reply=True)
+    (logp,) = engine.logprobs(engine.policy, [item], config.micro_tokens)
+    shift = torch.tensor([-1.0, 0.5, 2.0, 0.0])  # how much likelier each token was where it was sampled
+    there = replace(item, sampled=tuple((logp + shift).tolist()), elsewhere=True)
+
+    def gradient(items: list[RlItem], **settings: float) -> tuple[torch.Tensor, dict[str, float]]:
+        engine.begin_stage(config)
+        found = engine.rl_backward(items, config.model_copy(update=settings))
+        grads = torch.cat([p.grad.flatten() for p in engine.policy.model.parameters() if p.grad is not None])
+        engine.end_stage()
+        return grads, found
+
+    # One token after another, each with the weight that it has.
+    parts = []
+    for k, weight in enumerate(torch.exp(-shift).clamp(max=1.0).tolist()):
+        alone = replace(item, prompt_ids=[5, 6, 7, *item.completion_ids[:k]],
+                        completion_ids=item.completion_ids[k : k + 1], advantage=0.5 * weight)  # fmt: skip
+        parts.append(gradient([alone])[0])
+    found, measures = gradient([there])
+    torch.testing.assert_close(found, sum(parts) / 4, atol=1e-6, rtol=1e-4)
+    assert "mismatch" not in measures, "the sampler is not to blame for it"
+    plain = replace(there, elsewhere=False)
+    assert gradient([plain])[1]["mismatch"] == pytest.approx(3.5 / 4, abs=1e-3)
+    # Beside an item of the policy's own, which a cap of importance leaves at its own weight.
+    own = replace(item, completion_ids=[30, 31, 32, 33], sampled=None)
+    both, first = gradient([own, there], importance_cap=2.0)[0], gradient([own])[0]
+    torch.testing.assert_close(both, (first + found) / 2, atol=1e-6, rtol=1e-4)
 
 
 def test_an_endpoint_writes_what_it_hears_and_refusals_are_none() -> None:

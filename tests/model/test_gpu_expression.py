@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments.gpu import expression
+from experiments.gpu import expressed, expression
 from experiments.gpu.expression import ARMS, REAL
 
 from selfemo.config.encoders import EncoderConfig
@@ -28,7 +28,7 @@ def kept(folder: Path, base: Path, seed: int) -> Path:
 
 @pytest.mark.slow
 def test_each_arm_is_judged_by_a_reader_that_it_has_not_learned_from(
-    tiny_model: Path, built_once: Built, tmp_path: Path
+    tiny_model: Path, built_once: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = built_once("encoder-bert", build_encoder)
     listener, reader = kept(tmp_path / "listener", base, 1), kept(tmp_path / "reader", base, 2)
@@ -46,10 +46,35 @@ def test_each_arm_is_judged_by_a_reader_that_it_has_not_learned_from(
     for r in (start, *runs):
         (judged,) = r["judged"].values()
         assert len(r["sampled"]) == claim and judged["replies"] == r["analysis"]["parsed"] > 0
+        assert len(r["sampled_given"]) == judged["replies"] == len(r["read"])
+        (given,) = r["judged_given"].values()
+        assert given["replies"] == len(r["read_given"]) > 0
     by = {r["arm"]: r for r in runs}
     assert not any("expression" in x for x in by["off"]["rounds"])
-    for arm in ("encoder", "reference", "balanced", "alone"):
+    for arm in ARMS:
+        if arm == "off":
+            continue
         spoken = [x for x in by[arm]["rounds"] if x.get("replies")]
         assert spoken and all(x["replies"] % 3 == 0 for x in spoken)
         assert any(x["expression"] != x["expression_reader"] for x in spoken if "expression_reader" in x)
     assert by["encoder"]["labels_digest"] == by["off"]["labels_digest"], "the same prompts in the same order"
+
+    # The table counts what the runs counted.
+    table = {(kind, arm): rest for _, kind, arm, *rest in expressed.rows([result])}
+    assert {arm for _, arm in table} == {"start", *ARMS}
+    for r in runs:
+        (own,), (n, replies, kappa, more) = r["judged"].values(), table["its own S", r["arm"]]
+        assert n == "1" and int(replies) == own["replies"] - own["unread"]
+        if "kappa" in own:
+            assert float(kappa.split()[0]) == pytest.approx(own["kappa"][0], abs=6e-4)
+        assert (more == "-") == (r["arm"] == "off")
+    twice = {(kind, arm): rest for _, kind, arm, *rest in expressed.rows([result, result])}
+    for key, (n, replies, kappa, more) in table.items():
+        assert twice[key][0] == str(2 * int(n)) and int(twice[key][1]) == 2 * int(replies)
+        assert twice[key][2:] == [kappa, more], "the same replies twice tell no more"
+    other = {**result, "utterances": {**result["utterances"], "half": ["claim"]}}
+    with pytest.raises(ValueError, match="other utterances"):
+        expressed.rows([result, other])
+    capsys.readouterr()
+    expressed.main([str(tmp_path / "out" / "results.json")])
+    assert capsys.readouterr().out.count("| its own S |") == len(ARMS) + 1

@@ -18,7 +18,7 @@ from selfemo.config.encoders import EncoderConfig
 from selfemo.errors import ConfigError, EngineError
 from selfemo.evaluation import analysis
 from selfemo.evaluation.expression import OTHERS
-from selfemo.evaluation.readers import REAL
+from selfemo.evaluation.readers import GIVEN, REAL
 from selfemo.method.types import LABEL_SETS, LabelSet
 from selfemo.models.classifiers.reader import TurnReader
 from selfemo.progress import Quiet, Stopped, StopRequest
@@ -72,16 +72,16 @@ def test_a_reader_judges_the_replies_that_are_there(
     run: Path, kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = analysis.analyse(run, 0, Quiet())
-    assert alone["readers"] == {} and list(alone["replies"]) == list(alone["checkpoints"])
-    assert {c: len(r) for c, r in alone["replies"].items()} == {
-        c: record["parsed"] for c, record in alone["checkpoints"].items()
-    }
+    of_each = [name + end for name in alone["checkpoints"] for end in ("", GIVEN)]
+    assert alone["readers"] == {} and list(alone["replies"]) == of_each
+    for name, record in alone["checkpoints"].items():
+        assert len(alone["replies"][name]) == record["parsed"] >= len(alone["replies"][name + GIVEN])
     monkeypatch.setattr(analysis, "open_sampler", refused)  # from here on nothing is sampled
     first, second = kept(tmp_path / "a", MELD, 1), kept(tmp_path / "b", MELD, 2)
     result = analysis.analyse(run, 0, Quiet(), reader=str(first))
     assert result == file_of(run) and result["checkpoints"] == alone["checkpoints"]
     reading = result["readers"][str(first)]
-    assert list(reading["expression"]) == [*alone["checkpoints"], REAL]
+    assert list(reading["expression"]) == [*of_each, REAL]
     record = reading["expression"]["cold-start"]["jsonl"]
     assert record["replies"] == alone["checkpoints"]["cold-start"]["parsed"] > 0 and record["unread"] == 0
     # What was counted is what the encoder finds, of the reply alone.
@@ -142,7 +142,7 @@ def test_what_a_reader_found_is_printed_and_reported(run: Path, kept: Kept, tmp_
     page = (tmp_path / "r.html").read_text()
     section = page[page.index('<section id="expression"') :]
     section = section[: section.index("</section>")]
-    assert "0 is chance" in section and REAL in section and section.count("<table") == 4
+    assert "0 is chance" in section and REAL in section and section.count("<table") == 6
     result = file_of(run)
     last = list(result["checkpoints"])[-1]
     assert sum(r["reply"][:20] in section for r in result["replies"][last].values()) >= 1
@@ -188,5 +188,5 @@ def test_an_analysis_of_an_earlier_version_and_a_stopped_reading(
 
     with pytest.raises(Stopped):
         analysis.analyse(run, 4, Watcher(on_advance=ask), stop, reader=reader)
-    assert list(file_of(run)["readers"][reader]["found"]) == ["start"]
+    assert list(file_of(run)["readers"][reader]["found"]) == ["start", f"start{GIVEN}"]
     assert analysis.analyse(run, 4, Quiet(), reader=reader) == whole, "its replies are written anew"

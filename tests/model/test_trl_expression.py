@@ -200,7 +200,7 @@ def test_groups_are_compared_by_themselves() -> None:
     """Two groups of one prompt; what does not parse has no part in them."""
     rows = [heard("a", r3) for r3 in (1.0, 3.0)] + [heard("b", None, "unparsed"), heard("c", 2.0)]
     rows += [heard("d", -1.0), heard("e", None), heard("f", 1.0), heard("g", 1.0)]
-    gains = reply_gains(rows, 4, 2.0)
+    gains = reply_gains(rows, 4, RewardConfig(contrast=False, expression_weight=2.0))
     assert [g and g.advantage for g in gains] == pytest.approx([-2, 2, None, 0, -8 / 3, 0, 4 / 3, 4 / 3])
     assert all(g is None or g.lead == 9 for g in gains)
     found = gain_measures(rows, 4)
@@ -227,7 +227,8 @@ def replies_by_hand(batch: dict[str, Any], tokenizer: Any, model: Path, weight: 
             if not reply_fault(prompt, reply, GateConfig()) and not names_label(reply, MELD):
                 (q,), (before,) = listener.read([(prompt, reply)]), listener.expect([prompt])
                 assert q is not None and before is not None
-                earned[i] = information_gain(dist(**{s: 1}), q, before, MELD)
+                told = {e: information_gain(dist(**{e: 1}), q, before, MELD) for e in MELD.labels}
+                earned[i] = told[s] - sum(told.values()) / 7
         found = reply_advantages(list(earned.values()))
         gains |= dict(zip(earned, (weight * a for a in found), strict=True))
     return gains

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from selfemo.cli import app
 from selfemo.evaluation.changes import VERDICTS
 from selfemo.evaluation.console import analysis_tables, run_tables
-from selfemo.evaluation.readers import REAL
+from selfemo.evaluation.readers import GIVEN, REAL
 from selfemo.evaluation.rendering import narrow
 from selfemo.method.types import LABEL_SETS
 
@@ -175,18 +175,24 @@ def test_the_tables_of_an_analysis_have_80_columns() -> None:
         "by_emotion": {"surprise": {"n": 308, "recall": 0.5, "elsewhere": None, "kappa": ends}},
         "by_cluster": {"affectionate, self-deprecating, quick-tempered": {"n": 20, "kappa": ends}},
     }  # fmt: skip
-    reading = {"expression": {"start": {}, "iteration-12-rl": {"meld": read}, REAL: {"meld": read}}}
+    given = {**read, "by_cluster": {}}
+    of_last = {"iteration-12-rl": {"meld": read}, f"iteration-12-rl{GIVEN}": {"meld": given}}
+    reading = {"expression": {"start": {}, **of_last, REAL: {"meld": read}}}
     result = {"checkpoints": dict.fromkeys(names, record), "readers": {"readers/minilm": reading}}
     tables = analysis_tables(result)
-    assert [len(rows) for _, _, rows in tables] == [2, 2, 2, 3, 1, 1]
+    assert [len(rows) for _, _, rows in tables] == [2, 2, 2, 4, 1, 1, 1]
     for _, header, rows in tables:
         is_readable(narrow(header, rows))
     _, header, rows = tables[3]
     assert [r[:3] for r in rows] == [
         ["start", "0/0", "-"], ["iteration-12-rl", "1222/1234", "0.123 [0.100, 0.200]"],
+        ["iteration-12-rl, S given", "1222/1234", "0.123 [0.100, 0.200]"],
         [REAL, "1222/1234", "0.123 [0.100, 0.200]"],
     ]  # fmt: skip
-    assert tables[4][0].startswith("iteration-12-rl by declared emotion: meld, read by readers/minilm")
+    assert [title.partition(":")[0] for title, *_ in tables[4:]] == [
+        "iteration-12-rl, by declared emotion", "iteration-12-rl, by persona cluster",
+        "iteration-12-rl, S given, by declared emotion",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "labels"), [(n, s) for n, s in LABEL_SETS.items()])

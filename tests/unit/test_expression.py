@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from selfemo.config import GateConfig, load
 from selfemo.errors import SelfEmoError
-from selfemo.method.expression import bounded, information_gain, reply_advantages
+from selfemo.method.expression import bounded, contrasts, gains, information_gain, reply_advantages
 from selfemo.method.prompts import Fitted
 from selfemo.method.replies import names_label
 from selfemo.method.types import LABEL_SETS, EmotionDistribution, Place, RawCompletion
@@ -20,7 +20,16 @@ from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.reply_readers import Read
 from selfemo.stages.rl import rl_items
 from selfemo.stages.selfplay import score_group, take_turns
-from selfemo.training.expression import Begun, Ears, chosen_reply, reply_items, reply_measures, score_replies
+from selfemo.training.expression import (
+    ROUGH,
+    Begun,
+    Ears,
+    _rough,
+    chosen_reply,
+    reply_items,
+    reply_measures,
+    score_replies,
+)
 from tests.conftest import MELD, dist, make_prompt
 from tests.support.readers import EVEN, Known
 
@@ -31,6 +40,10 @@ PLACE = Place("iteration-1-rl", 3, 1)
 def raw(text: str) -> RawCompletion:
     ids = tuple(text.encode())
     return RawCompletion(text, ids, (-0.5,) * len(ids), (0.25,) * len(ids))
+
+
+def encode(text: str) -> Sequence[int]:
+    return text.encode()
 
 
 def drawn(*replies: str, s: str = "joy") -> Begun:
@@ -164,6 +177,106 @@ def test_an_always_neutral_policy_earns_nothing_of_a_listener_that_expects_it() 
     assert [r.reward for r in found] == [0, 0]
 
 
+# -- contrast ------------------------------------------------------------------------------------------
+
+MILD = {
+    "Great!": dist(joy=4, anger=1, neutral=1, sadness=1, fear=1, surprise=1, disgust=1),
+    "No!": dist(joy=1, anger=4, neutral=1, sadness=1, fear=1, surprise=1, disgust=1),
+}
+STEP = math.log(0.99 * 0.4 + 0.01 / 7) - math.log(0.99 * 0.1 + 0.01 / 7)
+"""What either tells of its emotion more than of any other, nats."""
+
+
+def test_a_contrast_by_hand() -> None:
+    told = contrasts(gains(MILD["Great!"], EVEN, MELD))
+    assert told["joy"] == pytest.approx(6 / 7 * STEP)
+    assert [told[e] for e in MELD.labels if e != "joy"] == pytest.approx([-STEP / 7] * 6)
+    (found,) = score_replies([drawn("Great!", "No!")], Known(MILD), GateConfig(), contrast=True)
+    assert [r.advantage for r in found] == pytest.approx([STEP / 2, -STEP / 2])
+    great, no = (dict(r.elsewhere) for r in found)
+    assert list(great) == [e for e in MELD.labels if e != "joy"], "S itself was sampled"
+    assert great.pop("anger") == pytest.approx(-STEP / 2) and no.pop("anger") == pytest.approx(STEP / 2)
+    assert [*great.values(), *no.values()] == pytest.approx([0] * 10)
+    assert reply_measures([(MELD, found)])["expression_contrast"] == pytest.approx(5 / 14 * STEP)
+
+
+@given(st.data())
+def test_a_reply_that_does_not_depend_on_s_earns_no_contrast(data: st.DataObject) -> None:
+    """Whatever is heard: over all S its mean is 0, where that of R3 need not be."""
+    weight = st.floats(0.01, 1)
+    heard, before = (dist(**{e: data.draw(weight) for e in MELD.labels}) for _ in range(2))
+    assert sum(contrasts(gains(heard, before, MELD)).values()) == pytest.approx(0, abs=1e-9)
+
+
+def test_r3_pays_for_what_hints_at_rare_emotions_and_a_contrast_does_not() -> None:
+    rare = dist(neutral=0.5, joy=0.2, surprise=0.1, anger=0.1, sadness=0.06, disgust=0.02, fear=0.02)
+    unsure, over_s = gains(EVEN, rare, MELD), [drawn("Hm.", "Hm.", s=e) for e in MELD.labels]
+    assert sum(unsure.values()) / 7 > 0.4
+    found = score_replies(over_s, Known({}, before=rare), GateConfig(), contrast=True)
+    assert sum(g[0].gain or 0 for g in found) / 7 > 0.4
+    assert sum(g[0].contrasted or 0 for g in found) == pytest.approx(0)
+
+
+def test_what_breaks_a_rule_is_charged_behind_its_own_s_alone() -> None:
+    listener = Known({**MILD, "Hm.": None})
+    (found,) = score_replies(
+        [drawn("Great!", "No!", "What joy!", "Hm.")], listener, GateConfig(), contrast=True
+    )
+    assert [r.fault for r in found] == ["", "", "label_word", "unread"]
+    values = [6 / 7 * STEP, -STEP / 7, -STEP / 7 - 1]
+    assert [r.advantage for r in found[:3]] == pytest.approx([v - sum(values) / 3 for v in values])
+    assert found[3].advantage == 0 and not found[2].elsewhere and not found[3].elsewhere
+    assert found[0].elsewhere["anger"] == pytest.approx(-STEP / 2), "among those that were heard"
+    (none,) = score_replies([drawn("joy", "Joy!")], listener, GateConfig(), contrast=True)
+    assert all(r.advantage == 0 and not r.elsewhere for r in none)
+
+
+def test_a_mixed_s_is_contrasted_with_what_it_does_not_declare() -> None:
+    (found,) = score_replies(
+        [drawn("Great!", "No!", s="joy 0.5, fear 0.5")], Known(MILD), GateConfig(), contrast=True
+    )
+    assert found[0].contrasted == pytest.approx((6 / 7 - 1 / 7) / 2 * STEP)
+    assert [r.advantage for r in found] == pytest.approx([STEP / 4, -STEP / 4])
+    assert set(found[0].elsewhere) == set(MELD.labels) - {"joy", "fear"}
+
+
+@pytest.mark.parametrize("given_s", [False, True])
+def test_replies_train_behind_every_s_that_they_tell_of(given_s: bool) -> None:
+    how = "balanced" if given_s else "sampled"
+    config = load([], [*ON, "sampling.group_size=2", f"selfplay.self_emotion={how}"])
+    prompt = make_prompt("c/1", dist(joy=1))
+    group = score_group(prompt, [raw("E: joy\n")] * 2, config.reward, config.grpo, 0.0)
+    said = [" Great!", " No!"] if given_s else ["R: Great!", "R: No!"]
+    sample, fitted = sampler(["S: joy\n"], [said], []), Fitted(prompt, (1, 2), 0)
+    sure = Known({"Great!": dist(joy=1), "No!": dist(anger=1)})
+    (turn,) = take_turns(
+        sample, [fitted], [group], config, PLACE, 0.0, encode=encode, ears=Ears(sure)
+    )  # fmt: skip
+    assert turn.spoken is not None and turn.completion is not None
+    declared = turn.completion.self_emotion.top(MELD)
+    items = reply_items(fitted, turn.spoken, config.reward, encode, 0)
+    own, elsewhere = items[:2], items[2:]
+    assert not any(i.elsewhere for i in own) and all(i.elsewhere and i.reply for i in elsewhere)
+    end = "R:" if given_s else ""
+    behind = [(bytes(i.prompt_ids[2:]).decode(), bytes(i.completion_ids).decode()) for i in items]
+    told = [e for e in ("joy", "anger") if e != declared]
+    assert sorted(behind) == sorted((f"E: joy\nS: {e}\n{end}", r) for e in (declared, *told) for r in said)
+    by = {
+        (b.split("S: ")[1].split("\n")[0], r.strip("R: ")): i.advantage
+        for (b, r), i in zip(behind, items, strict=True)
+    }
+    assert by["anger", "Great!"] == by["joy", "No!"] == -3 and by["anger", "No!"] == by["joy", "Great!"] == 3
+    assert all(i.sampled == (-0.5,) * len(i.completion_ids) for i in items)
+
+
+@given(st.floats(-3, 3))
+def test_small_advantages_are_kept_as_seldom_as_they_are_small(advantage: float) -> None:
+    drawn_ = [(k + 0.5) / 1000 for k in range(1000)]
+    found = [_rough(advantage, u) for u in drawn_]
+    assert sum(found) / 1000 == pytest.approx(advantage, abs=0.001)
+    assert all(abs(a) >= ROUGH for a in found if a)
+
+
 def test_a_reply_that_cannot_be_read_is_counted() -> None:
     hears = Known({"Hm.": None, "Oh!": dist(joy=1)})
     (found,) = score_replies([drawn("Hm.", "Ah.", "Oh!")], hears, GateConfig())
@@ -210,7 +323,9 @@ def sampler(
 
 @pytest.mark.parametrize("which", ["first", "best"])
 def test_one_s_and_several_replies_are_drawn_behind_the_best_e_line(which: str) -> None:
-    config = load([], [*ON, "reward.expression_weight=0.5", f"selfplay.reply={which}"])
+    config = load(
+        [], [*ON, "reward.contrast=false", "reward.expression_weight=0.5", f"selfplay.reply={which}"]
+    )
     prompts = [make_prompt(f"c{k}/1", dist(joy=1)) for k in range(3)]
     fitted = [Fitted(p, (1, 2), 0) for p in prompts]
     groups = [
@@ -222,9 +337,7 @@ def test_one_s_and_several_replies_are_drawn_behind_the_best_e_line(which: str) 
     sample = sampler(["S: joy\n", "S: joy", "S: glee\n"], said, seen)
     shows = {"Great!": dist(joy=1), "No!": dist(anger=1)}
     ears = Ears(Known(shows))
-    first, *broken = take_turns(
-        sample, fitted, groups, config, PLACE, 0.0, encode=lambda t: t.encode(), ears=ears
-    )
+    first, *broken = take_turns(sample, fitted, groups, config, PLACE, 0.0, encode=encode, ears=ears)
     (s_asked, one, s_settings), (r_asked, n, r_settings) = seen
     head = (1, 2, *b"E: joy\n")
     assert s_asked == [head] * 3 and one == 1 and s_settings.max_lines == 1
@@ -241,19 +354,18 @@ def test_one_s_and_several_replies_are_drawn_behind_the_best_e_line(which: str) 
     up = math.log(0.99 + 0.01 / 7) - math.log(1 / 7)
     down = math.log(0.01 / 7) - math.log(1 / 7)
     mean = (up + down) / 3
-    items = reply_items(fitted[0], first.spoken, config.reward)
+    items = reply_items(fitted[0], first.spoken, config.reward, encode, 0)
     assert [bytes(i.completion_ids).decode() for i in items] == said[0]
     assert [bytes(i.prompt_ids[2:]).decode() for i in items] == ["E: joy\nS: joy\n"] * 3
     assert [i.advantage for i in items] == pytest.approx([-mean / 2, (up - mean) / 2, -3 / 2])
     assert down - mean < -3 and all(i.reply for i in items)
     assert items[0].advantages() == [items[0].advantage] * 6 and items[0].sampled == (-0.5,) * 6
-    lines = rl_items(fitted[0], first.group, config.grpo, lambda t: t.encode())
+    lines = rl_items(fitted[0], first.group, config.grpo, encode)
     assert [bytes(i.completion_ids).decode() for i in lines] == ["E: anger\n", "E: joy\n", "E: anger\n"]
     assert not any(i.reply for i in lines)
     unweighed = config.reward.model_copy(update={"expression_weight": 0.0})
-    assert (
-        reply_items(fitted[0], first.spoken, unweighed) == [] == reply_items(fitted[0], None, config.reward)
-    )
+    assert reply_items(fitted[0], first.spoken, unweighed, encode, 0) == []
+    assert reply_items(fitted[0], None, config.reward, encode, 0) == []
 
 
 def test_replies_that_all_break_are_charged_by_r3_alone_and_join_no_data() -> None:
@@ -266,7 +378,7 @@ def test_replies_that_all_break_are_charged_by_r3_alone_and_join_no_data() -> No
     sample = sampler(["S: joy\n", "S: joy\n"], said, [])
     fitted = [Fitted(p, (1,), 0) for p in prompts]
     named, broken = take_turns(
-        sample, fitted, groups, config, PLACE, 0.0, encode=lambda t: t.encode(), ears=Ears(Known({}))
+        sample, fitted, groups, config, PLACE, 0.0, encode=encode, ears=Ears(Known({}))
     )
     assert named.verdict == "label_word" and broken.verdict == "unparsed"
     for turn in (named, broken):
@@ -282,7 +394,7 @@ def test_no_reply_is_drawn_where_e_and_s_leave_no_room() -> None:
     seen: list[tuple[Any, ...]] = []
     sample, ears = sampler(["S: joy\n"], [], seen), Ears(Known({}))
     (turn,) = take_turns(
-        sample, [Fitted(prompt, (1,), 0)], [group], config, PLACE, 0.0, encode=lambda t: t.encode(), ears=ears
+        sample, [Fitted(prompt, (1,), 0)], [group], config, PLACE, 0.0, encode=encode, ears=ears
     )
     assert len(seen) == 1 and turn.spoken is None and turn.verdict == "unparsed"
 
@@ -295,12 +407,16 @@ def test_a_given_s_is_kept_and_its_replies_learn() -> None:
     sample = sampler([], [[" Hm.", " Ah.", " Oh."]], seen)
     ears = Ears(Known({"Ah.": dist(joy=1)}))
     (turn,) = take_turns(
-        sample, [Fitted(prompt, (1,), 0)], [group], config, PLACE, 0.0, encode=lambda t: t.encode(), ears=ears
+        sample, [Fitted(prompt, (1,), 0)], [group], config, PLACE, 0.0, encode=encode, ears=ears
     )
     ((ids,), n, _), spoken = seen[0], turn.spoken
     assert len(seen) == 1 and n == 3 and spoken is not None
     given_ = bytes(ids[1:]).decode()
-    assert given_.startswith("E: joy\nS: ") and given_.endswith("\nR:") and spoken.lead == ids[1:]
+    assert (
+        given_.startswith("E: joy\nS: ")
+        and given_.endswith("\nR:")
+        and (*spoken.line, *spoken.lead.token_ids) == ids[1:]
+    )
     assert turn.completion is not None
     assert [r.said.self_emotion for r in spoken.replies if r.said] == [turn.completion.self_emotion] * 3
 

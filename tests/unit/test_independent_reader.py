@@ -323,11 +323,12 @@ def test_examples_are_drawn_by_the_seed_and_not_by_what_was_found() -> None:
 
 
 def test_a_checkpoint_without_replies_has_a_row() -> None:
-    record = expression_record(replies("aa", "bb"), LABELS, 50)
+    record = expression_record(replies(*["aa", "bb"] * 5), LABELS, 50)
     reading = {"expression": {"start": {}, "last": {"toy": record}, REAL: {"toy": record}}}
     rows = reading_rows({"checkpoints": {"start": 0, "last": 0, "unread": 0}}, reading, "toy")
     assert [r[:3] for r in rows] == [
-        ["start", "0/0", "-"], ["last", "2/2", "1.000 [0.000, 1.000]"], [REAL, "2/2", "1.000 [0.000, 1.000]"],
+        ["start", "0/0", "-"], ["last", "10/10", "1.000 [1.000, 1.000]"],
+        [REAL, "10/10", "1.000 [1.000, 1.000]"],
     ]  # fmt: skip
 
 

@@ -40,6 +40,9 @@ class RewardConfig(Section):
     alarm says so where the listener hears S more and more, and the reader does not. Empty: none."""
     replies: Annotated[int, Field(ge=0)] = 0
     """Replies of a prompt that R3 compares; 0: as many as sampling.group_size."""
+    contrast: bool = True
+    """Replies earn by what they tell of S beyond the other emotions, and train behind each of those too, as
+    the listener finds them there [ours]. Off: they earn R3, behind the S that they declare alone."""
     expression_weight: NonNegative = 1.0
     """Weight of what replies learn beside what E lines do; each is the mean over its own tokens."""
 

@@ -4,9 +4,9 @@ Each checkpoint writes one completion per prompt with the run's sampling setting
 entropy of the policy over the tokens of the emotion span E, the self-emotion span S and the reply; whether
 the checkpoint itself recognises in the reply the emotion that S declared (round trip [ours]); the diversity
 of the replies; the shares of the emotions. An independent reader says more (readers.py): a checkpoint that
-declares one emotion and reads that one has a perfect round trip. RUN/analysis.json is written after each
-checkpoint, so an analysis that was stopped goes on; it holds the replies, so that another reader needs no
-new ones.
+declares one emotion and reads that one has a perfect round trip. For it each completion is also written anew
+behind its E line with an S that is given (given.py). RUN/analysis.json is written after each checkpoint, so
+an analysis that was stopped goes on; it holds the replies, so that another reader needs no new ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from typing import Any
 from selfemo.config import Config
 from selfemo.data.splits import drawn, held_out
 from selfemo.errors import StoreError
+from selfemo.evaluation.blind import compare_blind
+from selfemo.evaluation.given import answer_given, given_emotions
 from selfemo.evaluation.metrics import mean_interval
 from selfemo.evaluation.predictions import gold_prompts, predict
 from selfemo.evaluation.readers import (
+    GIVEN,
     REAL,
     Reply,
     expression_by_data,
@@ -37,7 +41,7 @@ from selfemo.evaluation.rendering import cell
 from selfemo.files import write_json
 from selfemo.method.diversity import distinct, self_bleu, share_entropy
 from selfemo.method.parsing import field_spans, parse
-from selfemo.method.prompts import fit
+from selfemo.method.prompts import Fitted, fit
 from selfemo.method.rewards import exact_match, weighted_iou
 from selfemo.method.types import (
     Completion,
@@ -136,6 +140,7 @@ def analyse_checkpoint(
     *,
     reader: Sampler | None = None,
     on_written: OnWritten = lambda prompt, text, parsed: None,
+    on_given: OnWritten | None = None,
 ) -> dict[str, Any]:
     """The record of one checkpoint; every [value, low, high] is a 95% interval by conversation.
 
@@ -143,20 +148,23 @@ def analyse_checkpoint(
         reader: hears the replies of the round trip; without one, the checkpoint itself. One reader for
             several checkpoints tells replies that show their S from a recogniser that has changed.
         on_written: told each completion, as it was written and as it was parsed.
+        on_given: told each completion whose S is given; without it none is sampled.
     """
     resamples, limit = config.evaluation.resamples, config.prompt
-    asked, requests = [], []
+    asked, requests = list[Fitted](), []
     for p in prompts:
         if (f := fit(p, sampler.encode, limit.max_tokens, limit.reasoning)) is not None:
-            asked.append(p)
+            asked.append(f)
             seed = derive(config.seed, "analysis", p.id)
             requests.append(Request(f.ids, seed=seed, share=p.conversation_id))
     samples = [s[0] for s in sampler.generate(requests, sampling_settings(config.sampling), on_done)]
     entropies: dict[str, list[float]] = {s: [] for s in ("all", *SPANS.values())}
     clusters: dict[str, list[str]] = {s: [] for s in entropies}
     answered: list[tuple[Prompt, Completion]] = []
+    begun: list[tuple[Fitted, str]] = []
     failures: Counter[str] = Counter()
-    for prompt, sample in zip(asked, samples, strict=True):
+    for fitted, sample in zip(asked, samples, strict=True):
+        prompt = fitted.prompt
         parsed = parse(sample.text, prompt.label_set, finished=sample.finished)
         on_written(prompt, sample.text, parsed)
         by_span = span_entropies(sample, sampler.decode)
@@ -165,9 +173,15 @@ def analyse_checkpoint(
             by_span = {"all": by_span["all"]}
         else:
             answered.append((prompt, parsed))
+            begun.append((fitted, sample.text))
         for span, values in by_span.items():
             entropies[span] += values
             clusters[span] += [prompt.conversation_id] * len(values)
+    if on_given is not None:
+        emotions = given_emotions(prompts, config.seed)
+        given = answer_given(sampler, begun, emotions, config, on_done)
+        for (fitted, _), (text, completion) in zip(begun, given, strict=True):
+            on_given(fitted.prompt, text, completion)
     heard = [
         replace(next_prompt(p, c, persona_of, 0, "analysis"), id=f"analysis/{p.id}") for p, c in answered
     ]
@@ -255,25 +269,27 @@ def analyse(
         known, replies = result["checkpoints"], result["replies"]
         copied, names = run.copied(), checkpoints(run.config)
         for name in names:
-            # An analysis of an earlier version has no replies.
-            if name in known and (judge is None or name in replies):
+            # An analysis of an earlier version has no replies, or none whose S is given.
+            if name in known and (judge is None or name + GIVEN in replies):
                 continue
-            source = copied.get(name)
-            if source in known and (judge is None or source in replies):
+            source = copied.get(name, "")
+            if source in known and (judge is None or source + GIVEN in replies):
                 known[name] = known[source]
-                if source in replies:
-                    replies[name] = replies[source]
+                replies |= {
+                    name + end: replies[source + end] for end in ("", GIVEN) if source + end in replies
+                }
                 continue
             if name != START and not (folder / "checkpoints" / name / "config.json").exists():
                 reporter.say(f"{name}: its weights were not kept; left out")
                 continue
             stop.check()
-            with reporter.bar(f"analyse {name}", 2 * len(prompts)) as advance:
-                known[name], replies[name] = _answers(run, name, prompts, persona_of, advance, stop)
+            with reporter.bar(f"analyse {name}", 3 * len(prompts)) as advance:
+                known[name], own, given = _answers(run, name, prompts, persona_of, advance, stop)
+                replies |= {name: own, name + GIVEN: given}
             write_json(folder / ANALYSIS_FILE, result)
         # An analysis of an earlier version gets the policies after RL last.
         for part in (known, replies):
-            ordered = {name: part[name] for name in names if name in part}
+            ordered = {key: part[key] for n in names for key in (n, n + GIVEN) if key in part}
             part.clear()
             part.update(ordered)
         write_json(folder / ANALYSIS_FILE, result)
@@ -295,21 +311,25 @@ def _answers(
     persona_of: PersonaOf,
     advance: Callable[..., None],
     stop: StopRequest,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The record of a checkpoint, and by prompt the reply to each that parsed (`Reply.record`)."""
-    replies: dict[str, Any] = {}
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The record of a checkpoint, and by prompt the reply to each that parsed (`Reply.record`): with its own
+    S, and with a given one."""
 
     def on_done(k: int) -> None:
         advance(k)
         stop.check()
 
-    def keep(prompt: Prompt, text: str, parsed: Completion | ParseFailure) -> None:
+    def keep(replies: dict[str, Any], prompt: Prompt, text: str, parsed: Completion | ParseFailure) -> None:
         if isinstance(parsed, Completion):
             replies[prompt.id] = Reply.of(prompt, parsed).record
 
+    own, given = dict[str, Any](), dict[str, Any]()
     sampler = open_sampler(run.weights(checkpoint), run.config.model)
-    record = analyse_checkpoint(sampler, prompts, persona_of, run.config, on_done, on_written=keep)
-    return record, replies
+    record = analyse_checkpoint(
+        sampler, prompts, persona_of, run.config, on_done,
+        on_written=partial(keep, own), on_given=partial(keep, given),
+    )  # fmt: skip
+    return record, own, given
 
 
 def _read(
@@ -326,13 +346,14 @@ def _read(
     What is counted is counted anew each time, since personas may have been clustered in between.
     """
     weights, copied = weight_sums(reference), run.copied()
+    copied |= {name + GIVEN: source + GIVEN for name, source in copied.items()}
     entry = result["readers"].get(reference)
     if entry is None or entry["weights"] != weights:
         entry = result["readers"][reference] = {"weights": weights, "found": {}, "expression": {}}
     found = entry["found"]
     clusters = {description: name for description, n, name, *_ in run.store.clusters() if n != NOISE}
     for name, replies in said.items():
-        mine = found.setdefault(name, dict(found.get(copied.get(name), {})))
+        mine = found.setdefault(name, dict(found.get(copied.get(name, ""), {})))
         if rest := [r for r in replies if r.prompt.id not in mine]:
             with reporter.bar(f"read {name}", len(rest)) as advance:
 
@@ -345,6 +366,17 @@ def _read(
             replies, mine, clusters, run.config.evaluation.resamples
         )
         write_json(run.path / ANALYSIS_FILE, result)
+    if blind := _blind(said, found):
+        entry["blind"] = blind
+        write_json(run.path / ANALYSIS_FILE, result)
+
+
+def _blind(said: Mapping[str, Sequence[Reply]], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The cold start against the last checkpoint, to the same S; empty where there are no two."""
+    names = [name for name in said if name.endswith(GIVEN) and name != START + GIVEN]
+    early, late = (names[0], names[-1]) if len(names) > 1 else ("", "")
+    by_data = compare_blind(said[early], said[late], found, (early, late)) if late else {}
+    return {"early": early, "late": late, "by_data": by_data} if by_data else {}
 
 
 def analysis_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

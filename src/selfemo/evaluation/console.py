@@ -18,13 +18,15 @@ from selfemo.evaluation.jobs import Evaluation
 from selfemo.evaluation.metrics import MEASURES, sign_of
 from selfemo.evaluation.predictions import Comparison, Scores
 from selfemo.evaluation.reading_tables import (
+    BLIND_HEADER,
     CLUSTER_HEADER,
     EMOTION_HEADER,
     READING_HEADER,
+    blind_tables,
     cluster_rows,
     emotion_rows,
-    read_checkpoints,
     read_data,
+    read_of_last,
     reading_rows,
 )
 from selfemo.evaluation.rendering import cell
@@ -180,10 +182,12 @@ def analysis_tables(result: dict[str, Any]) -> list[Table]:
             of = f"{dataset}, read by {reference}"
             found = reading_rows(result, reading, dataset)
             tables.append((f"Is the declared emotion found in the reply? {of}", READING_HEADER, found))
-            if not (read := read_checkpoints(result, reading, dataset)):
-                continue
-            record = reading["expression"][read[-1]][dataset]
-            tables.append((f"{read[-1]} by declared emotion: {of}", EMOTION_HEADER, emotion_rows(record)))
-            if by_cluster := cluster_rows(record):
-                tables.append((f"{read[-1]} by persona cluster: {of}", CLUSTER_HEADER, by_cluster))
+            tables += [
+                (f"{title}: {of}", BLIND_HEADER, rows) for title, rows in blind_tables(reading, dataset)
+            ]
+            for name in read_of_last(result, reading, dataset):
+                record = reading["expression"][name][dataset]
+                tables.append((f"{name}, by declared emotion: {of}", EMOTION_HEADER, emotion_rows(record)))
+                if by_cluster := cluster_rows(record):
+                    tables.append((f"{name}, by persona cluster: {of}", CLUSTER_HEADER, by_cluster))
     return tables

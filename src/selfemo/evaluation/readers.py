@@ -23,9 +23,11 @@ from selfemo.method.types import Completion, Conversation, EmotionDistribution, 
 from selfemo.models.generation import backend_of
 from selfemo.models.generation.chat import names_endpoint, parse_expert
 from selfemo.models.references import CHECKPOINTS, CHECKSUMS, READER_FILE, ModelReference, run_of
-from selfemo.models.reply_readers import ReplyReader, open_reply_reader
+from selfemo.models.reply_readers import ReplyReader, check_not_above, open_reply_reader
 from selfemo.models.sampler import CHUNK
 
+GIVEN = ", S given"
+"""Behind the name of a checkpoint: its replies to an S that is given (given.py)."""
 REAL = "real next turns"
 """In what a reader found: the turns that people gave next, beside the replies of the checkpoints."""
 Weights = Mapping[str, float]
@@ -77,19 +79,22 @@ def independent_reader(reference: str, run: Path, config: Config, prompts: Seque
         EngineError: no such model, or an encoder that was not trained on a label set; and others, as
             `open_reply_reader`.
     """
-    if why := _dependence(reference, run, config):
-        raise ConfigError(
-            f"--reader {reference}: {why}; a reader that judges must be another model, as one that "
-            "`selfemo baseline encoder --keep` trains"
-        )
     # A reader sees what others wrote; whether the run's own model reasons first says nothing of it.
     prompt = config.prompt.model_copy(update={"reasoning": "none"})
     first = {p.label_set: p for p in reversed(prompts)}
     try:
-        reader = open_reply_reader(reference, config.model, prompt)
-        reader.read([(p, p.history[-1].text) for p in first.values()])
+        check_not_above(reference)
+        why = _dependence(reference, run, config)
+        if not why:
+            reader = open_reply_reader(reference, config.model, prompt)
+            reader.read([(p, p.history[-1].text) for p in first.values()])
     except EngineError as e:
         raise EngineError(f"--reader {reference}: {e}") from None
+    if why:
+        raise ConfigError(
+            f"--reader {reference}: {why}; a reader that judges must be another model, as one that "
+            "`selfemo baseline encoder --keep` trains"
+        )
     return reader
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfemo.data.splits import drawn
-from selfemo.evaluation.readers import REAL
+from selfemo.evaluation.readers import GIVEN, REAL
 from selfemo.evaluation.rendering import cell
 from selfemo.method.types import Prompt
 
@@ -20,10 +20,14 @@ READING_NOTE = (
     "What an independent reader finds in the replies, against the emotion that they declare. 0 is chance, in "
     "kappa as in MI (both are corrected for it, so a little below 0 is chance too): replies that always "
     "declare one S have 0, whatever is read in them. The real next turns, with their gold emotion as S, are "
-    "what this reader finds where people speak. Where fewer than ten replies were read nothing is said."
+    "what this reader finds where people speak. Where S was given, each emotion equally often and whatever "
+    "was said before, nothing but the reply tells it; and of two checkpoints whose replies have the same S, "
+    "the better one is that in which the reader, who is told neither, finds it more probable. Where fewer "
+    "than ten replies were read nothing is said."
 )
 EMOTION_HEADER = ["declared", "replies", "read as it", "read elsewhere", "kappa, one against the rest"]
 CLUSTER_HEADER = ["personas", "replies", "kappa"]
+BLIND_HEADER = ["prompts", "the later better", "the earlier better", "equal", "P(S), later - earlier", "p"]
 EXAMPLES = 5
 
 
@@ -32,16 +36,22 @@ def read_data(reading: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(d for by in reading["expression"].values() for d in by))
 
 
-def read_checkpoints(result: Mapping[str, Any], reading: Mapping[str, Any], dataset: str) -> list[str]:
-    """The checkpoints with replies of a data set that were read, in order."""
+def read_of_last(result: Mapping[str, Any], reading: Mapping[str, Any], dataset: str) -> list[str]:
+    """Of the last checkpoint with replies of a data set that were read, the name and, where S was given too,
+    what stands for that; empty where there is none."""
     by = reading["expression"]
-    return [c for c in result["checkpoints"] if "kappa" in by.get(c, {}).get(dataset, {})]
+
+    def read(name: str) -> bool:
+        return "kappa" in by.get(name, {}).get(dataset, {})
+
+    last = [c for c in result["checkpoints"] if read(c) or read(c + GIVEN)][-1:]
+    return [name for c in last for name in (c, c + GIVEN) if read(name)]
 
 
 def reading_rows(result: Mapping[str, Any], reading: Mapping[str, Any], dataset: str) -> list[list[str]]:
-    """Rows under READING_HEADER: one per checkpoint, then the real next turns."""
+    """Rows under READING_HEADER: one or two per checkpoint (GIVEN), then the real next turns."""
     rows = []
-    for name in (*result["checkpoints"], REAL):
+    for name in (*(c + end for c in result["checkpoints"] for end in ("", GIVEN)), REAL):
         if name not in reading["expression"]:
             continue
         c = reading["expression"][name].get(dataset, {"replies": 0, "unread": 0})
@@ -74,6 +84,22 @@ def emotion_rows(record: Mapping[str, Any]) -> list[list[str]]:
 def cluster_rows(record: Mapping[str, Any]) -> list[list[str]]:
     """Rows under CLUSTER_HEADER, of the replies in one `expression_record`; none without clusters."""
     return [[name, str(c["n"]), cell(c["kappa"])] for name, c in record.get("by_cluster", {}).items()]
+
+
+def blind_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """The row under BLIND_HEADER of a record of `blind.compare_blind`."""
+    shares = (f"{record[k]} ({record[k] / record['pairs']:.0%})" for k in ("late", "early", "ties"))
+    value, low, high = record["difference"]
+    change = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return [[str(record["pairs"]), *shares, change, f"{record['p_value']:.3f}"]]
+
+
+def blind_tables(reading: Mapping[str, Any], dataset: str) -> list[tuple[str, list[list[str]]]]:
+    """(caption, rows under BLIND_HEADER) of a data set, where two checkpoints were compared."""
+    blind = reading.get("blind", {})
+    record = blind.get("by_data", {}).get(dataset)
+    of = f"{blind.get('late', '')} against {blind.get('early', '')}".replace(GIVEN, "")
+    return [(f"Which reply shows the given S better? {of}", blind_rows(record))] if record else []
 
 
 def example_rows(

@@ -9,12 +9,18 @@ The replies of one prompt share their E and their S, so that log q(e | H) cancel
 [ours]. Their R3 is centred and not divided by its deviation: it has a unit, nats, and where a listener hardly
 tells replies apart the division would make an advantage of its noise. And the bound is on the difference from
 the mean of the replies: an R3 that is cut before would call replies to a rare S equal.
+
+R3 can rise without any S being shown: a reply that leaves the listener unsure, or that hints at emotions
+which are rare, tells more of most S than was expected, whichever was declared. What a reply tells of S beyond
+what it tells of the other emotions is its contrast. Its mean over all S is 0 for every reply, so that only a
+reply which depends on S earns it. And since a listener answers for all emotions, each reply says behind every
+S whether it belongs there (`contrasts`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from selfemo.method.types import EmotionDistribution, LabelSet
 
@@ -51,6 +57,17 @@ def information_gain(
         return math.log((1 - floor) * distribution.weight(emotion) + floor / len(labels))
 
     return math.fsum(w * (log(heard, e) - log(expected, e)) for e, w in declared.items())
+
+
+def gains(heard: EmotionDistribution, expected: EmotionDistribution, labels: LabelSet) -> dict[str, float]:
+    """`information_gain` of each emotion of the set, had it alone been declared."""
+    return {e: information_gain(EmotionDistribution({e: 1}), heard, expected, labels) for e in labels.labels}
+
+
+def contrasts(told: Mapping[str, float]) -> dict[str, float]:
+    """What a reply tells of each emotion beyond what it tells of all on the average, nats; their sum is 0."""
+    mean = math.fsum(told.values()) / len(told)
+    return {e: gain - mean for e, gain in told.items()}
 
 
 def reply_advantages(gains: Sequence[float | None]) -> list[float]:

@@ -121,6 +121,12 @@ def format_self_emotion(emotion: EmotionDistribution) -> str:
     return f"S: {format_emotions(emotion)}\nR:"
 
 
+def s_like(lead: str, emotion: str) -> str:
+    """An S line for an emotion in the form of another one, which ends in its line end or in "R:"."""
+    line = format_self_emotion(EmotionDistribution({emotion: 1}))
+    return line if lead.endswith("R:") else line.removesuffix("R:")
+
+
 def format_recognition(emotion: EmotionDistribution) -> str:
     """The E line alone, with its line end: the part of a completion that recognises."""
     return f"E: {format_emotions(emotion)}\n"

@@ -30,18 +30,20 @@ from selfemo.evaluation.changes import (
 )
 from selfemo.evaluation.free_changes import FREE_HEADER, FREE_NOTE, free_rows
 from selfemo.evaluation.predictions import gold_prompts, label_sets
-from selfemo.evaluation.readers import REAL
+from selfemo.evaluation.readers import GIVEN, REAL
 from selfemo.evaluation.reading_tables import (
+    BLIND_HEADER,
     CLUSTER_HEADER,
     EMOTION_HEADER,
     READING_HEADER,
     READING_NOTE,
+    blind_tables,
     cluster_rows,
     emotion_rows,
     example_header,
     example_rows,
-    read_checkpoints,
     read_data,
+    read_of_last,
     reading_rows,
 )
 from selfemo.evaluation.summary import (
@@ -241,7 +243,7 @@ def _curves(source: Source, folder: Path) -> Section:
         "reward": "R1 and R2 by round of RL",
         "entropy": "Entropy of the policy by round of RL (figure 6, left)",
         "parse_rate": "Share of completions that parse, and of best ones that pass the gate",
-        "expression": "R3 by round of RL: above 0, replies tell more of the declared emotion than was expected",
+        "expression": "R3 by round of RL: above 0, replies tell more of the declared emotion than expected",
         "replies": "The replies that R3 compares, by round of RL",
     }
     for dataset in source.labels:
@@ -278,20 +280,24 @@ def _expression(source: Source) -> Section:
             of = f"{dataset}, {split}, read by {reference}"
             rows = reading_rows(found, reading, dataset)
             section.tables.append(Table(f"By checkpoint: {of}", READING_HEADER, rows))
-            read = read_checkpoints(found, reading, dataset)
-            for name in (*read[-1:], REAL):
+            for title, blind in blind_tables(reading, dataset):
+                section.tables.append(Table(f"{title}: {of}", BLIND_HEADER, blind))
+            for name in (*read_of_last(found, reading, dataset), REAL):
                 record = reading["expression"].get(name, {}).get(dataset, {})
                 for what, header, of_record in (
                     ("declared emotion", EMOTION_HEADER, emotion_rows(record)),
                     ("persona cluster", CLUSTER_HEADER, cluster_rows(record)),
                 ):
                     if of_record:
-                        section.tables.append(Table(f"{name} by {what}: {of}", header, of_record))
+                        section.tables.append(Table(f"{name}, by {what}: {of}", header, of_record))
         written = [c for c in found["checkpoints"] if found["replies"].get(c)]
-        if pair := list(dict.fromkeys((*written[:1], *written[-1:]))):
-            examples = example_rows(found, reading, prompts, pair, source.config.seed)
-            caption = f"Replies to the same prompts, drawn by the run's seed: read by {reference}"
-            section.tables.append(Table(caption, example_header(pair), examples))
+        pair = list(dict.fromkeys((*written[:1], *written[-1:])))
+        for end in ("", GIVEN):
+            of_pair = [name + end for name in pair if name + end in found["replies"]]
+            if of_pair:
+                examples = example_rows(found, reading, prompts, of_pair, source.config.seed)
+                caption = f"Replies to the same prompts{end}, drawn by the run's seed: read by {reference}"
+                section.tables.append(Table(caption, example_header(of_pair), examples))
     return section
 
 

@@ -143,11 +143,12 @@ def rl_stage(
                 turns = read_replies(trainer.teacher, turns, persona_of, config)
 
                 # update
+                seed = derive(config.seed, stage, round_)
                 items = [
-                    rl_items(f, t.group, grpo, trainer.encode_text) + reply_items(f, t.spoken, config.reward)
+                    rl_items(f, t.group, grpo, trainer.encode_text)
+                    + reply_items(f, t.spoken, config.reward, trainer.encode_text, seed)
                     for f, t in zip(now.fitted, turns, strict=True)
                 ]
-                seed = derive(config.seed, stage, round_)
                 together = [p.conversation_id for p in prompts]
                 minibatches = mini_batches(items, grpo.mini_batch, seed, together, config.flywheel.window)
                 first = round_ * plan.steps_per_round

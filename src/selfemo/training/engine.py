@@ -243,14 +243,16 @@ class LocalEngine:
             advantages = [torch.tensor(chosen[i].advantages(), dtype=torch.float32) for i in order]
             before = scores.logp.detach() if old is None else _pad([old[active[i]] for i in order])
             sampled = to_device(_pad([_sampled(chosen[i]) for i in order]), self.policy.device)
-            apart.append(torch.where(scores.mask, before - sampled, torch.nan).flatten())
+            elsewhere = to_device(torch.tensor([[chosen[i].elsewhere] for i in order]), self.policy.device)
+            here = scores.mask & ~elsewhere
+            apart.append(torch.where(here, before - sampled, torch.nan).flatten())
             token = losses.token_loss(
                 scores.logp,
                 before,
                 to_device(_pad(advantages), self.policy.device),
                 _pad([ref[i] for i in order]) if ref else None,
                 scores.entropy if config.entropy_coef else None,
-                losses.importance(before, sampled, config.importance_cap) if config.importance_cap else None,
+                _weights(before, sampled, elsewhere, config.importance_cap),
                 clip_low=config.clip_low,
                 clip_high=config.clip_high,
                 kl_coef=config.kl_coef,
@@ -341,6 +343,20 @@ def _sampled(item: RlItem) -> torch.Tensor:
     if item.sampled is None:
         return torch.full((len(item.completion_ids),), torch.nan)
     return torch.tensor(item.sampled, dtype=torch.float32)
+
+
+def _weights(
+    old: torch.Tensor, sampled: torch.Tensor, elsewhere: torch.Tensor, cap: float
+) -> torch.Tensor | None:
+    """The importance weight of each token (n l); None where all weigh 1.
+
+    Args:
+        elsewhere: (n 1) whether an item was sampled behind other tokens (`RlItem.elsewhere`).
+    """
+    if not cap and not bool(elsewhere.any()):
+        return None
+    own = losses.importance(old, sampled, cap) if cap else torch.ones_like(old)
+    return torch.where(elsewhere, losses.importance(old, sampled, 1.0), own)
 
 
 def _mismatch(apart: Sequence[torch.Tensor], config: GrpoConfig) -> dict[str, float]:

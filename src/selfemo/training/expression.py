@@ -4,32 +4,42 @@ Behind the best E line of a group one S is drawn, and behind both of them severa
 a prompt differ in their words alone, and R3, compared among them, teaches the words: neither E nor S gets
 anything of it. Which reply goes on, to the gate and the next prompt, `selfplay.reply` says.
 
+With `reward.contrast` a reply earns by what it tells of its S beyond the other emotions, and it trains behind
+those too: the listener has said how well it would show each. There it was not sampled, so that its tokens
+weigh min(1, p(token | that S) / p(token | its own S)). Most of what a listener says there is small: an
+advantage under ROUGH nats is taken as ROUGH, as seldom as keeps its mean.
+
 A reply earns nothing that does not parse, that the gate would refuse, or that names an emotion of the set.
 One that the listener cannot read breaks no rule: it is left out.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from selfemo.config import Config, GateConfig, PromptConfig, RewardConfig
 from selfemo.method.diversity import distinct
-from selfemo.method.expression import bounded, information_gain, reply_advantages
-from selfemo.method.prompts import Fitted
+from selfemo.method.expression import bounded, contrasts, gains, information_gain, reply_advantages
+from selfemo.method.prompts import Fitted, s_like
 from selfemo.method.replies import names_label, reply_fault
 from selfemo.method.scoring import completed
 from selfemo.method.types import Completion, EmotionDistribution, LabelSet, Prompt, RawCompletion, Rollout
 from selfemo.models.reply_readers import Read, ReplyReader, SamplerReader, open_reply_reader
 from selfemo.models.sampler import Sampler
+from selfemo.seeds import rng
 from selfemo.training.protocol import RlItem
 
 UNPARSED, LABEL_WORD, UNREAD = "unparsed", "label_word", "unread"
 """Why a reply earns nothing, besides the verdicts of `reply_fault`."""
+ROUGH = 1.0
+"""Nats. Of seven emotions and MELD's start, three in ten advantages are larger; half as many items make a
+round half as long."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +51,35 @@ class Reply:
         said: the completion that it ends; None where that does not parse.
         fault: why it earns nothing; "" where it earns its R3.
         gain: what the listener learned of S, nats, before it is bounded; None with a fault.
+        contrast: by emotion, what the listener learned of it beyond what it learned of the others, nats;
+            empty with a fault.
         heard: what the listener finds in it; None where it was not read.
         judged: R3 by the reader of `reward.reader`, which nothing learns from.
         advantage: of its tokens, before reward.expression_weight.
+        elsewhere: the same behind each emotion that it does not declare.
     """
 
     raw: RawCompletion
     said: Completion | None
     fault: str = ""
     gain: float | None = None
+    contrast: Mapping[str, float] = field(default_factory=dict)
     heard: EmotionDistribution | None = None
     judged: float | None = None
     advantage: float = 0.0
+    elsewhere: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reward(self) -> float | None:
         """R3; None with a fault."""
         return None if self.gain is None else bounded(self.gain)
+
+    @property
+    def contrasted(self) -> float | None:
+        """What the listener learned of S beyond what it learned of the other emotions; None with a fault."""
+        if self.said is None or not self.contrast:
+            return None
+        return math.fsum(w * self.contrast[e] for e, w in self.said.self_emotion.items())
 
 
 @dataclass(frozen=True)
@@ -80,11 +102,13 @@ class Spoken:
     """The scored replies to a prompt.
 
     Attributes:
-        lead: the tokens of E and S that stand before each of them.
+        line: the tokens of E that stand before each of them.
+        lead: S, behind it.
         kept: the number of the one that goes on.
     """
 
-    lead: tuple[int, ...]
+    line: tuple[int, ...]
+    lead: RawCompletion
     replies: tuple[Reply, ...]
     kept: int = 0
 
@@ -99,12 +123,10 @@ class Ears:
 
     def hear(self, drawn: Sequence[Begun], config: Config) -> list[Spoken]:
         """`score_replies` by the settings of a run, and which reply goes on."""
-        scored = score_replies(drawn, self.listener, config.gate, self.judge)
+        scored = score_replies(drawn, self.listener, config.gate, self.judge, contrast=config.reward.contrast)
         return [
             Spoken(
-                (*d.emotion.raw.token_ids, *d.lead.token_ids),
-                replies,
-                chosen_reply(replies, config.selfplay.reply),
+                tuple(d.emotion.raw.token_ids), d.lead, replies, chosen_reply(replies, config.selfplay.reply)
             )
             for d, replies in zip(drawn, scored, strict=True)
         ]
@@ -132,12 +154,18 @@ def open_ears(config: Config, teacher: Callable[[], Sampler]) -> Ears | None:
 
 
 def score_replies(
-    drawn: Sequence[Begun], listener: ReplyReader, gate: GateConfig, judge: ReplyReader | None = None
+    drawn: Sequence[Begun],
+    listener: ReplyReader,
+    gate: GateConfig,
+    judge: ReplyReader | None = None,
+    *,
+    contrast: bool = False,
 ) -> list[tuple[Reply, ...]]:
     """The replies of each prompt with their R3 and advantages; all are read together.
 
     Args:
         judge: an independent reader that reads them too.
+        contrast: see reward.contrast.
     """
     spoken = [
         (d.prompt, raw, completed(d.emotion, d.lead.then(raw), d.prompt.label_set).completion)
@@ -145,14 +173,23 @@ def score_replies(
         for raw in d.replies
     ]
     found = iter(hear_replies(spoken, listener, gate, judge))
-    return [compared(list(islice(found, len(d.replies)))) for d in drawn]
+    return [compared(list(islice(found, len(d.replies))), contrast) for d in drawn]
 
 
-def compared(replies: Sequence[Reply]) -> tuple[Reply, ...]:
+def compared(replies: Sequence[Reply], contrast: bool = False) -> tuple[Reply, ...]:
     """The replies of a prompt with their advantages; those that could not be read have none."""
     read = [r for r in replies if r.fault != UNREAD]
-    advantages = iter(reply_advantages([r.gain for r in read]))
-    return tuple(r if r.fault == UNREAD else replace(r, advantage=next(advantages)) for r in replies)
+    advantages = iter(reply_advantages([r.contrasted if contrast else r.gain for r in read]))
+    found = [r if r.fault == UNREAD else replace(r, advantage=next(advantages)) for r in replies]
+    if not contrast:
+        return tuple(found)
+    # What breaks a rule is charged behind its own S alone.
+    sound = [r.contrast for r in found if r.said is not None and r.contrast]
+    mean = {e: fmean(c[e] for c in sound) for e in (sound[0] if sound else ())}
+    return tuple(
+        replace(r, elsewhere={e: bounded(v - mean[e]) for e, v in r.contrast.items() if e not in declared})
+        for r, declared in ((r, dict(r.said.self_emotion.items()) if r.said else {}) for r in found)
+    )
 
 
 def hear_replies(
@@ -175,15 +212,16 @@ def hear_replies(
         if said is not None and not found[k].fault
     ]
     asked = [(prompt, said) for _, prompt, said in fit]
-    heard, gains = _read(listener, asked)
-    judged = _read(judge, asked)[1] if judge else [None] * len(asked)
-    for (k, *_), q, gain, by_judge in zip(fit, heard, gains, judged, strict=True):
+    by_listener = _read(listener, asked)
+    by_judge = _read(judge, asked) if judge else [_Heard()] * len(asked)
+    for (k, *_), heard, judged in zip(fit, by_listener, by_judge, strict=True):
         found[k] = replace(
             found[k],
-            fault=UNREAD if gain is None else "",
-            gain=gain,
-            heard=q,
-            judged=None if by_judge is None else bounded(by_judge),
+            fault=UNREAD if heard.gain is None else "",
+            gain=heard.gain,
+            contrast=heard.contrast,
+            heard=heard.emotion,
+            judged=None if judged.gain is None else bounded(judged.gain),
         )
     return found
 
@@ -195,24 +233,30 @@ def _fault(prompt: Prompt, said: Completion | None, gate: GateConfig) -> str:
     return reply_fault(prompt, said.reply, gate) or named
 
 
-def _read(
-    reader: ReplyReader, spoken: Sequence[tuple[Prompt, Completion]]
-) -> tuple[list[Read], list[float | None]]:
-    """What a reader finds in replies, each different one read once, and what it learns of S from them; None
-    where it cannot read."""
+@dataclass(frozen=True)
+class _Heard:
+    """What a reader finds in a reply, learned of S and of each emotion; empty where it cannot read."""
+
+    emotion: Read = None
+    gain: float | None = None
+    contrast: Mapping[str, float] = field(default_factory=dict)
+
+
+def _read(reader: ReplyReader, spoken: Sequence[tuple[Prompt, Completion]]) -> list[_Heard]:
+    """What a reader finds in replies, each different one read once."""
     asked = list(dict.fromkeys((prompt, said.reply) for prompt, said in spoken))
     prompts = list(dict.fromkeys(prompt for prompt, _ in spoken))
     read = dict(zip(asked, reader.read(asked), strict=True))
     expected = dict(zip(prompts, reader.expect(prompts), strict=True))
-    heard, gains = list[Read](), list[float | None]()
+    heard = list[_Heard]()
     for prompt, said in spoken:
-        q, before = read[prompt, said.reply], expected[prompt]
-        heard.append(q)
+        q, before, labels = read[prompt, said.reply], expected[prompt], prompt.label_set
         if q is None or before is None:
-            gains.append(None)
+            heard.append(_Heard(q))
         else:
-            gains.append(information_gain(said.self_emotion, q, before, prompt.label_set))
-    return heard, gains
+            gain = information_gain(said.self_emotion, q, before, labels)
+            heard.append(_Heard(q, gain, contrasts(gains(q, before, labels))))
+    return heard
 
 
 def chosen_reply(replies: Sequence[Reply], which: Literal["first", "best"]) -> int:
@@ -229,16 +273,18 @@ def reply_measures(groups: Sequence[tuple[LabelSet, Sequence[Reply]]]) -> dict[s
     """The measures of a round's replies, from the replies to each prompt; empty where none was drawn.
 
     expression: mean R3 by the listener; expression_reader: by the reader of reward.reader, on the same
-    replies; expression_spread: mean standard deviation of the gains of a prompt; replies_flat: share of the
-    prompts whose replies all have one advantage; expressed: share of the replies in which the top emotion of
-    S is the one most heard; refused: share that breaks a rule; reply_entropy: nats per token;
-    reply_distinct_2: share of different pairs of words.
+    replies; expression_contrast: what the listener learned of S beyond the other emotions, mean;
+    expression_spread: mean standard deviation of the gains of a prompt; replies_flat: share of the prompts
+    whose replies all have one advantage; expressed: share of the replies in which the top emotion of S is the
+    one most heard; refused: share that breaks a rule; reply_entropy: nats per token; reply_distinct_2: share
+    of different pairs of words.
     """
     replies = [(labels, r) for labels, group in groups for r in group]
     if not replies:
         return {}
     earned = [r.reward for _, r in replies if r.reward is not None]
     judged = [r.judged for _, r in replies if r.judged is not None]
+    beyond = [c for _, r in replies if (c := r.contrasted) is not None]
     spreads = [pstdev(v) for _, g in groups if len(v := [r.gain for r in g if r.gain is not None]) > 1]
     hits = [
         r.heard.top(labels) == r.said.self_emotion.top(labels)
@@ -252,6 +298,7 @@ def reply_measures(groups: Sequence[tuple[LabelSet, Sequence[Reply]]]) -> dict[s
         "replies_refused": dict(sorted(faults.items())),
         "expression": fmean(earned) if earned else None,
         **({"expression_reader": fmean(judged)} if judged else {}),
+        "expression_contrast": fmean(beyond) if beyond else None,
         "expression_spread": fmean(spreads) if spreads else None,
         "expressed": fmean(hits) if hits else None,
         "replies_flat": fmean(flat),
@@ -262,21 +309,54 @@ def reply_measures(groups: Sequence[tuple[LabelSet, Sequence[Reply]]]) -> dict[s
     }
 
 
-def reply_items(fitted: Fitted, spoken: Spoken | None, reward: RewardConfig) -> list[RlItem]:
-    """What the replies to a prompt train on: their own tokens, behind the prompt with E and S; nothing where
-    there are none, or where they have no weight."""
+def reply_items(
+    fitted: Fitted,
+    spoken: Spoken | None,
+    reward: RewardConfig,
+    encode: Callable[[str], Sequence[int]],
+    seed: int,
+) -> list[RlItem]:
+    """What the replies to a prompt train on: their own tokens, behind the prompt with E and S, and behind the
+    S that they are contrasted with; nothing where there are none, or where they have no weight.
+
+    Args:
+        encode: from a part of a completion to its token ids.
+        seed: of the round, by which small advantages are kept.
+    """
     if spoken is None or not reward.expression_weight:
         return []
-    prompt, before = fitted.prompt, (*fitted.ids, *spoken.lead)
-    return [
-        RlItem(
+    prompt, line = fitted.prompt, (*fitted.ids, *spoken.line)
+    own = (*line, *spoken.lead.token_ids)
+    leads = {e: (*line, *encode(s_like(spoken.lead.text, e))) for e in prompt.label_set.labels}
+
+    def item(before: Sequence[int], r: Reply, advantage: float, *, elsewhere: bool) -> RlItem:
+        return RlItem(
             before,
             r.raw.token_ids,
-            reward.expression_weight * r.advantage,
+            reward.expression_weight * advantage,
             prompt.id,
             prompt.conversation_id,
             sampled=r.raw.logprobs or None,  # not every sampler tells them
             reply=True,
+            elsewhere=elsewhere,
         )
+
+    items, chance = [item(own, r, r.advantage, elsewhere=False) for r in spoken.replies], rng(seed, prompt.id)
+    return items + [
+        item(leads[e], r, rounded, elsewhere=True)
         for r in spoken.replies
+        if r.raw.logprobs
+        for e, advantage in r.elsewhere.items()
+        if (rounded := _rough(advantage, chance.random()))
     ]
+
+
+def _rough(advantage: float, drawn: float) -> float:
+    """An advantage of ROUGH nats or more as it is; a smaller one as ROUGH or 0, with its own mean.
+
+    Args:
+        drawn: uniform in [0, 1).
+    """
+    if abs(advantage) >= ROUGH:
+        return advantage
+    return math.copysign(ROUGH, advantage) if drawn < abs(advantage) / ROUGH else 0.0

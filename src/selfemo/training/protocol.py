@@ -47,6 +47,8 @@ class RlItem:
         sampled: log-probability of each token when it was sampled; None where it was not (a gold line).
         reply: it is a reply that R3 rewards: such items have a token mean of their own, since their tokens
             are several times as many as those of E lines.
+        elsewhere: it was sampled behind other tokens than these, so that each of its tokens weighs
+            min(1, exp(log p - sampled)).
     """
 
     prompt_ids: Sequence[int]
@@ -58,6 +60,7 @@ class RlItem:
     rest: float = 0.0
     sampled: Sequence[float] | None = None
     reply: bool = False
+    elsewhere: bool = False
 
     @property
     def tree(self) -> Hashable:

@@ -317,8 +317,8 @@ class SelfGRPOTrainer(GRPOTrainer):
         device = self.accelerator.device
         self._advantages = torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device)
         self._rollouts = rollouts
-        weight = self._reward.expression_weight
-        self._gains = reply_gains(rows, size, weight) if weight else [None] * len(rows)
+        weighed = self._reward.expression_weight > 0
+        self._gains = reply_gains(rows, size, self._reward) if weighed else [None] * len(rows)
         loud = {
             row.prompt_id
             for row, rollout, gain in zip(rows, rollouts, self._gains, strict=True)

@@ -160,23 +160,24 @@ def score_rows(
     return [scored[i] for i in range(len(rows))]
 
 
-def reply_gains(rows: Sequence[Row], group_size: int, weight: float = 1.0) -> list[Gain | None]:
+def reply_gains(rows: Sequence[Row], group_size: int, reward: RewardConfig) -> list[Gain | None]:
     """What the tokens of the reply of each row carry; None for one that does not parse, of which
     `scoring.score_causally` charges the tokens behind E already.
 
-    R3 is compared over the completions of a group that parse. Each of them declared an S of its own, and
-    some S are easier to show than others: that difference, which the local engine does not have, is in R3.
+    R3, or what it is beyond that of the other emotions (`reward.contrast`), is compared over the completions
+    of a group that parse. Each of them declared an S of its own, and some S are easier to show than others:
+    that difference, which the local engine does not have, is in it. And each trains behind its own S alone.
 
     Args:
         rows: of which each has its `reply`.
-        weight: reward.expression_weight.
+        reward: `contrast` and `expression_weight` are looked at.
 
     Raises: ConfigError: see `_groups`.
     """
     gains: list[Gain | None] = [None] * len(rows)
     for replies in _parsed(rows, group_size):
-        for i, reply in zip(replies, compared(list(replies.values())), strict=True):
-            gains[i] = Gain(rows[i].lead, weight * reply.advantage)
+        for i, reply in zip(replies, compared(list(replies.values()), reward.contrast), strict=True):
+            gains[i] = Gain(rows[i].lead, reward.expression_weight * reply.advantage)
     return gains
 
 

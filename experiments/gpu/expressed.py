@@ -1,0 +1,92 @@
+"""The table of step "expression": what the reader finds, each arm over its seeds and against "off".
+
+    PYTHONPATH=src:. python -m experiments.gpu.expressed RESULTS.json...
+
+Kappa is of the replies of all seeds together, with the 95% interval of a bootstrap over conversations: what
+several seeds write to one conversation is drawn together. A difference is of the same draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfemo.evaluation.expression import cohens_kappa
+from selfemo.evaluation.metrics import cluster_weights, percentile_interval
+
+KINDS = {"read": "its own S", "read_given": "S given"}
+RESAMPLES = 4000
+
+
+def counts(
+    result: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], kind: str, dataset: str
+) -> np.ndarray:
+    """(c, k, k) what was declared and read, by conversation of the claim half, of some runs together."""
+    u = result["utterances"]
+    of = zip(u["conversation"], u["dataset"], u["half"], strict=True)
+    mine = dict.fromkeys(c for c, d, half in of if d == dataset and half == "claim")
+    rows, labels = ({x: i for i, x in enumerate(xs)} for xs in (mine, result["labels"][dataset]))
+    found = np.zeros((len(rows), len(labels), len(labels)))
+    for run in runs:
+        for conversation, declared, read in run.get(kind, {}).values():
+            if conversation in rows and read is not None:
+                found[rows[conversation], labels[declared], labels[read]] += 1
+    return found
+
+
+def _drawn(found: np.ndarray) -> np.ndarray:
+    weights = cluster_weights(len(found), RESAMPLES)
+    drawn: np.ndarray = (weights @ found.reshape(len(found), -1)).reshape(-1, *found.shape[1:])
+    return cohens_kappa(drawn)
+
+
+def _cell(value: float, draws: np.ndarray) -> str:
+    i = percentile_interval(value, draws)
+    return f"{i.value:+.3f} [{i.low:+.3f}, {i.high:+.3f}]"
+
+
+def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """[data set, S, arm, seeds, replies, kappa, less that of "off"] of the runs of some results, whose dev
+    utterances are the same."""
+    first, by_arm = results[0], dict[str, list[Mapping[str, Any]]]()
+    if any(r["utterances"] != first["utterances"] for r in results):
+        raise ValueError("the results have other utterances")
+    for result in results:
+        for run in result["runs"]:
+            by_arm.setdefault(run.get("arm", "start"), []).append(run)
+    table = []
+    for dataset in first["labels"]:
+        for kind, called in KINDS.items():
+            off = counts(first, by_arm.get("off", []), kind, dataset)
+            for arm, runs in by_arm.items():
+                found = counts(first, runs, kind, dataset)
+                if not found.sum():
+                    continue
+                value, draws = float(cohens_kappa(found.sum(0))), _drawn(found)
+                more = "-"
+                if off.sum() and arm not in ("off", "start"):
+                    more = _cell(value - float(cohens_kappa(off.sum(0))), draws - _drawn(off))
+                table.append(
+                    [dataset, called, arm, str(len(runs)), f"{found.sum():.0f}", _cell(value, draws), more]
+                )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="+", type=Path)
+    args = parser.parse_args(arguments)
+    print("| data | S | arm | seeds | replies | kappa | more than off |\n|" + " --- |" * 7)
+    for row in rows([json.loads(f.read_text(encoding="utf-8")) for f in args.results]):
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
