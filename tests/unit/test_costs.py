@@ -164,7 +164,10 @@ def test_the_replies_that_a_listener_compares_by_hand() -> None:
     on = [*causal, "reward.expression=listener", "reward.replies=4"]
     off, found = (costs.rl_costs(load([], more), lengths) for more in (causal, on))
     assert (off.rest, off.replies, off.packed) == (0, 0, 100 + 8 * 5)
-    assert (found.rest, found.replies, found.packed) == (25, 4, 100 + 8 * 5 + 4 * 25)
+    assert (found.rest, found.replies, found.again) == (25, 4, 12)
+    assert found.packed == 100 + 8 * 5 + (4 + 12) * 25
+    plain = costs.rl_costs(load([], [*on, "reward.contrast=false"]), lengths)
+    assert (plain.again, plain.packed) == (0, 100 + 8 * 5 + 4 * 25)
     more = costs.rl_costs(load([], [*on, "reward.replies=0"]), lengths)
     assert more.replies == 8, "as many as a group has"
     # Twice the prompt for what is expected, and for each reply a prompt of its own.

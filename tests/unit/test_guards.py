@@ -174,6 +174,8 @@ def test_calm_replies_raise_nothing() -> None:
     assert not alarms(records(20, **SPOKEN), GuardConfig())
     up = lambda i: 0.1 * i  # noqa: E731
     assert not alarms(records(10, **SPOKEN | {"expression": up, "expression_reader": up}), GuardConfig())
+    both = {"expression": up, "expression_reader": up, "expression_contrast": lambda i: 0.05 * i}
+    assert not alarms(records(10, **SPOKEN | both), GuardConfig()), "half of it is of S"
     without = {k: v for k, v in SPOKEN.items() if k != "expression_reader"}
     assert not alarms(records(10, **without | {"expression": up}), GuardConfig()), "nobody to compare with"
 
@@ -183,6 +185,14 @@ def test_calm_replies_raise_nothing() -> None:
     [
         # Halves of ten rounds differ by .5 and .1 nats, less than a quarter of it.
         ({"expression": lambda i: 0.1 * i, "expression_reader": lambda i: 0.02 * i}, "rose by 0.50 nats and"),
+        (
+            {
+                "expression": lambda i: 0.1 * i,
+                "expression_reader": lambda i: 0.1 * i,
+                "expression_contrast": 0.0,
+            },
+            "R3 rose by 0.50 nats, and what replies tell of their S beyond the other emotions by 0.00",
+        ),
         ({"reply_entropy": 0.01}, "the entropy of the replies is 0.01 nats"),
         ({"reply_distinct_2": 0.02}, "2.0% of the pairs of words in the replies differ"),
         ({"reply_distinct_2": None}, "0.0% of the pairs of words"),

@@ -26,6 +26,9 @@ LABELS = 7
 """Emotions of a label set: MELD's and EmoryNLP's."""
 VLLM_SEQUENCES = 1024
 """Sequences that one replica of vLLM decodes at once. Assumed: its default."""
+CONTRASTED = 3.0
+"""Other S behind which a reply is trained on with reward.contrast, of six: most of what a listener says is
+small, and seldom kept (training/expression.ROUGH)."""
 
 
 class ModelShape(NamedTuple):
@@ -137,6 +140,7 @@ class Rl(NamedTuple):
         tokens: of each of them.
         rest: tokens behind the E line of the best, where they are sampled by themselves.
         replies: such parts that R3 compares and trains on, of `rest` tokens each.
+        again: those that are trained on behind another S (reward.contrast).
     """
 
     prompt: float
@@ -144,11 +148,12 @@ class Rl(NamedTuple):
     tokens: float
     rest: float
     replies: int = 0
+    again: float = 0.0
 
     @property
     def trained(self) -> float:
         """Tokens of a prompt's completions that are trained on."""
-        return self.sequences * self.tokens + self.replies * self.rest
+        return self.sequences * self.tokens + (self.replies + self.again) * self.rest
 
     @property
     def packed(self) -> float:
@@ -167,7 +172,8 @@ def rl_costs(config: Config, lengths: Lengths) -> Rl:
     sequences = config.sampling.group_size * (grpo.reward_weight > 0) + original * (grpo.gold_weight > 0)
     e = lengths.emotion or r
     replies = (config.reward.replies or config.sampling.group_size) if config.expresses else 0
-    return Rl(p - shared, sequences, e, max(0.0, r - e) if config.replies else 0.0, replies)
+    again = CONTRASTED * replies if config.reward.contrast else 0.0
+    return Rl(p - shared, sequences, e, max(0.0, r - e) if config.replies else 0.0, replies, again)
 
 
 class Part(NamedTuple):
@@ -308,7 +314,8 @@ def parts(
         decode = Part("decode", decode.tokens + whole.tokens, decode.hours + whole.hours)
     f, q = rl.prompt, rl.sequences
     packed = n * (rl.packed if local else g * (p + r))
-    own = q * (rl.tokens * p + rl.tokens**2 / 2) + rl.replies * (rl.rest * p + rl.rest**2 / 2)
+    own = q * (rl.tokens * p + rl.tokens**2 / 2)
+    own += (rl.replies + rl.again) * (rl.rest * p + rl.rest**2 / 2)
     pairs = n * (f * (p - f / 2) + own if local else g * (p + r) ** 2 / 2)
     scoring = work.hours(forward_flops(shape, packed, n * rl.trained, pairs), machine.training)
     # Log-probabilities of the policy before several steps of one round (verl: always), and of the reference.
@@ -349,7 +356,7 @@ def memory(
         logits = tokens * rl.trained / group * (20 if bf16 else 16)
         # Each completion but the first gathers the prompt's keys and values anew (attention.py).
         gathered = (
-            max(0.0, rl.sequences + rl.replies - 1)
+            max(0.0, rl.sequences + rl.replies + rl.again - 1)
             * p
             / group
             * (1 if again else shape.layers)

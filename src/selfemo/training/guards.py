@@ -129,6 +129,13 @@ def _expression(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> st
                 f"the listener's R3 rose by {rise:.2f} nats and the reader's by {real:.2f}: the policy "
                 "learns what the listener likes, and not to show what it feels"
             )
+    if listener and (contrast := _change(spoken, "expression_contrast", half)):
+        rise, real = listener[1] - listener[0], contrast[1] - contrast[0]
+        if rise >= config.expression_change and real < rise / 4:
+            found.append(
+                f"R3 rose by {rise:.2f} nats, and what replies tell of their S beyond the other emotions by "
+                f"{real:.2f}: they change whatever is declared"
+            )
     if (lengths := _change(spoken, "reply_tokens", half)) and not 0.5 * lengths[0] < lengths[1] < 2 * lengths[
         0
     ]:
