@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from selfemo.cli import app
 from selfemo.config.encoders import EncoderConfig
-from selfemo.errors import ConfigError, EngineError
-from selfemo.evaluation import analysis
-from selfemo.evaluation.expression import OTHERS
+from selfemo.errors import ConfigError, EngineError, StoreError
+from selfemo.evaluation import analysis, expression
 from selfemo.evaluation.readers import GIVEN, REAL
+from selfemo.evaluation.reading import read_analysis
 from selfemo.method.types import LABEL_SETS, LabelSet
 from selfemo.models.classifiers.reader import TurnReader
 from selfemo.progress import Quiet, Stopped, StopRequest
@@ -53,6 +53,12 @@ def writing(built_once: Built, tiny_model: Path, data: Path) -> Path:
     """A run up to its cold start, which learns to write whole completions."""
     config = settings(tiny_model, data, "flywheel.iterations=0", "model.threads=1")
     return built_once("writing", lambda home: evolve(home / "run", config).close()) / "run"
+
+
+@pytest.fixture(autouse=True)
+def few_replies_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model writes fewer than LEAST that parse."""
+    monkeypatch.setattr(expression, "LEAST", 1)
 
 
 @pytest.fixture
@@ -102,12 +108,12 @@ def test_a_reader_judges_the_replies_that_are_there(
     both = analysis.analyse(run, 0, Quiet(), reader=str(second))
     assert list(both["readers"]) == [str(first), str(second)]
     assert both["readers"][str(first)] == reading != both["readers"][str(second)]
-    monkeypatch.setattr(analysis, "read_replies", refused)  # a reader reads nothing twice
+    monkeypatch.setattr("selfemo.evaluation.reading.read_replies", refused)  # a reader reads nothing twice
     with Store(run / STORE_FILE) as store:
         store.set_clusters([("Plain.", 0, "plain", 0.0, 0.0), ("Else.", -1, "", 0.0, 0.0)])
     clustered = analysis.analyse(run, 0, Quiet(), reader=str(first))
     by = clustered["readers"][str(first)]["expression"]["cold-start"]["jsonl"]
-    name = "plain" if record["replies"] >= 10 else OTHERS
+    name = "plain"
     assert {c: v["n"] for c, v in by.pop("by_cluster").items()} == {name: record["replies"]}
     assert by | {"by_cluster": {}} == record
     monkeypatch.undo()
@@ -168,7 +174,9 @@ def test_what_cannot_judge_is_refused_before_anything_is_sampled(
         analysis.analyse(run, 0, Quiet(), reader=_config(run).model.id)
     assert not (run / "analysis.json").exists()
     done = CliRunner().invoke(app, ["analyse", str(run), "--channel", "--reader", str(of_others)])
-    assert isinstance(done.exception, ConfigError) and "--reader is not for --channel" in str(done.exception)
+    assert isinstance(done.exception, ConfigError) and "--reader and --against are not for --channel" in str(
+        done.exception
+    )
 
 
 def test_an_analysis_of_an_earlier_version_and_a_stopped_reading(
@@ -178,7 +186,7 @@ def test_an_analysis_of_an_earlier_version_and_a_stopped_reading(
     whole = analysis.analyse(run, 4, Quiet(), reader=reader)
     earlier = {k: v for k, v in whole.items() if k not in ("replies", "readers")}
     (run / "analysis.json").write_text(json.dumps(earlier))
-    assert analysis.read_analysis(run) == earlier | {"replies": {}, "readers": {}}
+    assert read_analysis(run) == earlier | {"replies": {}, "readers": {}}
     assert analysis.analyse(run, 4, Quiet())["checkpoints"] == whole["checkpoints"]
 
     stop = StopRequest()
@@ -190,3 +198,43 @@ def test_an_analysis_of_an_earlier_version_and_a_stopped_reading(
         analysis.analyse(run, 4, Watcher(on_advance=ask), stop, reader=reader)
     assert list(file_of(run)["readers"][reader]["found"]) == ["start", f"start{GIVEN}"]
     assert analysis.analyse(run, 4, Quiet(), reader=reader) == whole, "its replies are written anew"
+
+
+def test_two_runs_are_compared_by_one_reader(run: Path, kept: Kept, tmp_path: Path) -> None:
+    reader, other = str(kept(tmp_path / "reader", MELD, 1)), Path(shutil.copytree(run, tmp_path / "other"))
+    given = f"cold-start{GIVEN}"
+
+    def compared() -> Any:
+        result = analysis.analyse(run, 0, Quiet(), reader=reader, against=other)
+        return result["readers"][reader]["blind"]
+
+    with pytest.raises(StoreError, match=f"was not read by .*run `selfemo analyse {other} --reader"):
+        compared()
+    assert not (run / "analysis.json").exists(), "nothing was sampled"
+    analysis.analyse(other, 0, Quiet(), reader=reader)
+    (found,) = compared()
+    # Both runs have the same weights, and write the same to the same S.
+    assert found["early"] == f"{other}: {given}" and found["late"] == given
+    (record,) = found["by_data"].values()
+    assert record["ties"] == record["pairs"] > 0 and record["difference"] == [0, 0, 0]
+    # Another run, in whose replies the reader finds no S.
+    content = file_of(other)
+    entry = content["readers"][reader]["found"][given]
+    for i, reply in content["replies"][given].items():
+        reply["reply"] = "Else."
+        entry[i] = {e: 0.0 if e in reply["self_emotion"] else 1 / 6 for e in MELD.labels}
+    (other / "analysis.json").write_text(json.dumps(content))
+    (found,) = compared()
+    (record,) = found["by_data"].values()
+    assert record["late"] == record["pairs"] and record["difference"][0] > 0, "and it stands once"
+    again = ["analyse", str(run), "--prompts", "0", "--reader", reader]
+    done = CliRunner().invoke(app, [*again, "--against", str(other)])
+    assert "Which reply shows the given S better? cold-start against" in " ".join(done.stdout.split())
+    assert "Which reply shows" in CliRunner().invoke(app, again).stdout, "it stays"
+    with pytest.raises(StoreError, match="its analysis is of other prompts"):
+        analysis.analyse(run, 4, Quiet(), reader=reader, against=other)
+    kept(Path(reader), MELD, 2)
+    with pytest.raises(StoreError, match="had other weights then"):
+        compared()
+    done = CliRunner().invoke(app, ["analyse", str(run), "--against", str(other)])
+    assert isinstance(done.exception, ConfigError) and "name it with --reader" in str(done.exception)

@@ -37,9 +37,8 @@ def test_the_better_reply_is_the_one_in_which_s_is_more_probable() -> None:
     counts = {k: record[k] for k in ("pairs", "late", "early", "ties", "conversations")}
     assert counts == {"pairs": 5, "late": 2, "early": 1, "ties": 2, "conversations": 5}
     assert record["difference"][0] == pytest.approx((0.5 - 0.1 + 0 + 0.2 + 0.3) / 5)
-    ((title, (row,)),) = blind_tables(
-        {"blind": {"early": NAMES[0], "late": NAMES[1], "by_data": {"toy": record}}}, "toy"
-    )
+    blind = {"early": NAMES[0], "late": NAMES[1], "by_data": {"toy": record}}
+    ((title, (row,)),) = blind_tables({"blind": [blind]}, "toy")
     assert title == "Which reply shows the given S better? last against cold-start"
     assert len(row) == len(BLIND_HEADER) and row[:4] == ["5", "2 (40%)", "1 (20%)", "2 (40%)"]
     assert row[4].startswith("+0.180 [") and blind_tables({}, "toy") == []

@@ -212,6 +212,9 @@ def analyse(
             "--reader", help="Another model, to read the replies: a kept encoder, any model, NAME=URL."
         ),
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="With --reader: another run that it has read, to compare with.")
+    ] = None,
     channel: Annotated[
         bool, typer.Option("--channel", help="Is the generator a better reader than the recogniser?")
     ] = False,
@@ -235,10 +238,12 @@ def analyse(
     if channel:
         if prompts is not None:
             raise ConfigError("--prompts is not for --channel; use --set data.eval_conversations=N")
-        if reader is not None:
-            raise ConfigError("--reader is not for --channel, where the model itself reads")
+        if reader is not None or against is not None:
+            raise ConfigError("--reader and --against are not for --channel, where the model itself reads")
         _analyse_channel(run, data, out, config, _sets(overrides, split), as_json)
         return
+    if against is not None and reader is None:
+        raise ConfigError("--against compares what a reader finds in two runs; name it with --reader")
     if data or split or out or config or overrides:
         raise ConfigError("--data, --split, --out, --config and --set are for --channel; a run has its own")
     from selfemo.evaluation.analysis import analyse as run_analysis
@@ -246,7 +251,9 @@ def analyse(
     from selfemo.evaluation.reading_tables import READING_NOTE
 
     with interruptible("run the same command again to go on") as (reporter, stop):
-        result = run_analysis(Path(run), 64 if prompts is None else prompts, reporter, stop, reader=reader)
+        result = run_analysis(
+            Path(run), 64 if prompts is None else prompts, reporter, stop, reader=reader, against=against
+        )
     if as_json:
         print_json(result)
         return

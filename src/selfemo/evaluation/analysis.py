@@ -11,9 +11,8 @@ an analysis that was stopped goes on; it holds the replies, so that another read
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -22,20 +21,17 @@ from typing import Any
 
 from selfemo.config import Config
 from selfemo.data.splits import drawn, held_out
-from selfemo.errors import StoreError
-from selfemo.evaluation.blind import compare_blind
 from selfemo.evaluation.given import answer_given, given_emotions
 from selfemo.evaluation.metrics import mean_interval
 from selfemo.evaluation.predictions import gold_prompts, predict
-from selfemo.evaluation.readers import (
-    GIVEN,
-    REAL,
-    Reply,
-    expression_by_data,
-    independent_reader,
-    read_replies,
-    real_replies,
-    weight_sums,
+from selfemo.evaluation.readers import GIVEN, REAL, Reply, independent_reader, real_replies
+from selfemo.evaluation.reading import (
+    ANALYSIS_FILE,
+    VERSION,
+    compare_runs,
+    other_run,
+    read_analysis,
+    read_run,
 )
 from selfemo.evaluation.rendering import cell
 from selfemo.files import write_json
@@ -54,18 +50,14 @@ from selfemo.method.types import (
 )
 from selfemo.models.generation import open_sampler
 from selfemo.models.generation.requests import Request
-from selfemo.models.reply_readers import ReplyReader
 from selfemo.models.sampler import Sampler
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import START, RunFolder, checkpoints
 from selfemo.runs.inputs import load_conversations
 from selfemo.seeds import derive
-from selfemo.stages.clusters import NOISE
 from selfemo.stages.completions import sampling_settings
 from selfemo.stages.selfplay import PersonaOf, next_prompt, persona_book
 
-ANALYSIS_FILE = "analysis.json"
-VERSION = 1
 Decode = Callable[[Sequence[int]], str]
 OnWritten = Callable[[Prompt, str, Completion | ParseFailure], None]
 SPANS = {"E": "emotion", "S": "self_emotion", "R": "reply"}
@@ -214,28 +206,14 @@ def analyse_checkpoint(
     }
 
 
-def read_analysis(folder: Path) -> dict[str, Any] | None:
-    """The analysis of a run; None where it has none.
-
-    Raises:
-        StoreError: the file is not an analysis of this version.
-    """
-    path = folder / ANALYSIS_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] == VERSION and isinstance(content["checkpoints"], dict):
-            return {"replies": {}, "readers": {}, **content}  # an earlier version had neither
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, OSError):
-        pass
-    raise StoreError(
-        f"{path}: not an analysis of version {VERSION}; delete it and run `selfemo analyse {folder}`"
-    )
-
-
 def analyse(
-    folder: Path, n: int, reporter: Reporter, stop: StopRequest | None = None, *, reader: str | None = None
+    folder: Path,
+    n: int,
+    reporter: Reporter,
+    stop: StopRequest | None = None,
+    *,
+    reader: str | None = None,
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """Analyse the checkpoints of a run that are not yet in RUN/analysis.json, on n prompts (0: all).
 
@@ -244,9 +222,11 @@ def analyse(
     Args:
         reader: an independent reader of the replies (`readers.independent_reader`). Readers of before stay;
             one whose weights have changed reads again.
+        against: another run, which the same reader has read on the same prompts: whose last replies show a
+            given S better.
 
     Raises:
-        StoreError: the folder is not a run, or in use.
+        StoreError: the folder is not a run, or in use; or the other run has no such analysis.
         ConfigError: the reader is not independent of the run.
         EngineError: the reader cannot be had, or does not know a label set of the data; before anything is
             sampled.
@@ -265,6 +245,7 @@ def analyse(
         if old is None or any(old.get(k) != v for k, v in result.items()):
             old = {}
         result |= {part: old.get(part, {}) for part in ("checkpoints", "replies", "readers")}
+        other = other_run(against, reader, result) if against and reader else None
         judge = None if reader is None else independent_reader(reader, folder, run.config, prompts)
         known, replies = result["checkpoints"], result["replies"]
         copied, names = run.copied(), checkpoints(run.config)
@@ -300,7 +281,10 @@ def analyse(
                 for name, written in replies.items()
             }
             said[REAL] = real_replies(conversations)
-            _read(reader, judge, said, run, result, reporter, stop)
+            read_run(reader, judge, said, run, result, reporter, stop)
+            if other is not None:
+                compare_runs(result["readers"][reader], said, other, by_id)
+                write_json(folder / ANALYSIS_FILE, result)
     return result
 
 
@@ -330,53 +314,6 @@ def _answers(
         on_written=partial(keep, own), on_given=partial(keep, given),
     )  # fmt: skip
     return record, own, given
-
-
-def _read(
-    reference: str,
-    judge: ReplyReader,
-    said: Mapping[str, Sequence[Reply]],
-    run: RunFolder,
-    result: dict[str, Any],
-    reporter: Reporter,
-    stop: StopRequest,
-) -> None:
-    """Have a reader read what it has not read of the replies of each checkpoint (and REAL), and count it.
-
-    What is counted is counted anew each time, since personas may have been clustered in between.
-    """
-    weights, copied = weight_sums(reference), run.copied()
-    copied |= {name + GIVEN: source + GIVEN for name, source in copied.items()}
-    entry = result["readers"].get(reference)
-    if entry is None or entry["weights"] != weights:
-        entry = result["readers"][reference] = {"weights": weights, "found": {}, "expression": {}}
-    found = entry["found"]
-    clusters = {description: name for description, n, name, *_ in run.store.clusters() if n != NOISE}
-    for name, replies in said.items():
-        mine = found.setdefault(name, dict(found.get(copied.get(name, ""), {})))
-        if rest := [r for r in replies if r.prompt.id not in mine]:
-            with reporter.bar(f"read {name}", len(rest)) as advance:
-
-                def on_done(k: int, advance: Callable[..., None] = advance) -> None:
-                    advance(k)
-                    stop.check()
-
-                mine |= read_replies(judge, rest, on_done)
-        entry["expression"][name] = expression_by_data(
-            replies, mine, clusters, run.config.evaluation.resamples
-        )
-        write_json(run.path / ANALYSIS_FILE, result)
-    if blind := _blind(said, found):
-        entry["blind"] = blind
-        write_json(run.path / ANALYSIS_FILE, result)
-
-
-def _blind(said: Mapping[str, Sequence[Reply]], found: Mapping[str, Any]) -> dict[str, Any]:
-    """The cold start against the last checkpoint, to the same S; empty where there are no two."""
-    names = [name for name in said if name.endswith(GIVEN) and name != START + GIVEN]
-    early, late = (names[0], names[-1]) if len(names) > 1 else ("", "")
-    by_data = compare_blind(said[early], said[late], found, (early, late)) if late else {}
-    return {"early": early, "late": late, "by_data": by_data} if by_data else {}
 
 
 def analysis_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -95,11 +95,15 @@ def blind_rows(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def blind_tables(reading: Mapping[str, Any], dataset: str) -> list[tuple[str, list[list[str]]]]:
-    """(caption, rows under BLIND_HEADER) of a data set, where two checkpoints were compared."""
-    blind = reading.get("blind", {})
-    record = blind.get("by_data", {}).get(dataset)
-    of = f"{blind.get('late', '')} against {blind.get('early', '')}".replace(GIVEN, "")
-    return [(f"Which reply shows the given S better? {of}", blind_rows(record))] if record else []
+    """(caption, rows under BLIND_HEADER) of a data set, of each pair of checkpoints that was compared."""
+    return [
+        (
+            f"Which reply shows the given S better? {b['late']} against {b['early']}".replace(GIVEN, ""),
+            blind_rows(b["by_data"][dataset]),
+        )
+        for b in reading.get("blind", [])
+        if dataset in b["by_data"]
+    ]
 
 
 def example_rows(

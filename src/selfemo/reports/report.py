@@ -19,7 +19,7 @@ from typing import Any
 
 from selfemo.config import Config, load
 from selfemo.errors import DataError, StoreError
-from selfemo.evaluation.analysis import analysis_table, read_analysis
+from selfemo.evaluation.analysis import analysis_table
 from selfemo.evaluation.changes import (
     CHANGE_HEADER,
     CHANGE_NOTE,
@@ -31,6 +31,7 @@ from selfemo.evaluation.changes import (
 from selfemo.evaluation.free_changes import FREE_HEADER, FREE_NOTE, free_rows
 from selfemo.evaluation.predictions import gold_prompts, label_sets
 from selfemo.evaluation.readers import GIVEN, REAL
+from selfemo.evaluation.reading import read_analysis
 from selfemo.evaluation.reading_tables import (
     BLIND_HEADER,
     CLUSTER_HEADER,
