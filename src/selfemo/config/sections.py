@@ -196,6 +196,10 @@ class GrpoConfig(OptimConfig):
     gold_weight: NonNegative = 0.0
     """Advantage of the gold E line of each original prompt, which joins its completions [ours]: an anchor of
     cross-entropy on the label that R1 is measured against. Needs causal credit."""
+    self_anchor: NonNegative = 0.0
+    """Weight of cross-entropy on an S line that the policy of the stage's start draws behind the best E line
+    [ours]: S stays by persona and context as it was, where RL on E alone makes it neutral. Needs causal
+    credit."""
     lam_span: Literal["run", "stage"] = "run"
     """What lambda(t) rises over: all RL stages of a run, or each of them anew from 0 (the paper has one)."""
     clip_low: PositiveFloat = 0.2
@@ -427,6 +431,10 @@ class Config(_Section):
         if self.grpo.gold_weight and self.grpo.credit != "causal":
             raise ValueError(
                 'grpo.gold_weight adds gold E lines, which needs grpo.credit = "causal" (E lines alone)'
+            )
+        if self.grpo.self_anchor and self.grpo.credit != "causal":
+            raise ValueError(
+                'grpo.self_anchor draws S behind an E line alone, which needs grpo.credit = "causal"'
             )
         if self.grpo.gold_weight and self.prompt.reasoning != "none":
             raise ValueError(

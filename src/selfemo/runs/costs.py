@@ -374,7 +374,8 @@ def memory(
         casts = 2 * shape.body / shape.layers + shape.head
         cache = config.cluster.gpu_memory_utilization * machine.memory
     listens = config.reward.heard_by_reference
-    reference = local and lora is None and (config.grpo.kl_coef > 0 or config.reads_replies or listens)
+    asked = config.reads_replies or listens or config.grpo.self_anchor > 0
+    reference = local and lora is None and (config.grpo.kl_coef > 0 or asked)
     both = {"weights": 4.0 * held, "optimiser": 8.0 * trained, "reference": 4.0 * n * reference,
             "casts": 2.0 * casts, "runtime": RUNTIME[engine]}  # fmt: skip
     training = {"gradients": 4.0 * trained, "activations": tokens * (activations + gathered),

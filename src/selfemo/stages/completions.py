@@ -182,7 +182,7 @@ def complete_best(
         # What follows an S line that says nothing, has no end or leaves no room is no reply.
         going = {
             k: s for k, s in leads.items()
-            if room[k] > 0 and (not sampled_s or _says_s(s.text, groups[k].prompt.label_set))
+            if room[k] > 0 and (not sampled_s or says_s(s.text, groups[k].prompt.label_set))
         }  # fmt: skip
     n = (config.reward.replies or config.sampling.group_size) if ears else 1
     most = max([1, *(room[k] for k in going)])
@@ -201,7 +201,7 @@ def complete_best(
     return result, spoken
 
 
-def _says_s(line: str, labels: LabelSet) -> bool:
+def says_s(line: str, labels: LabelSet) -> bool:
     """Whether a text is an S line that parses, with its end."""
     fields = split_fields(line)[1]
     said = line.endswith("\n") and len(fields) == 1 and fields[0][0] == "S"

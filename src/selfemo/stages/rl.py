@@ -9,7 +9,7 @@
               it may join the data, and where it asks for that, the teacher, the policy of the stage's start,
               reads the replies. With reward.expression several replies to one S are drawn, and a frozen
               listener scores them (R3, training/expression.py)
-    update    the optimiser steps on all groups (eq. 14)
+    update    the optimiser steps on all groups (eq. 14), and on what keeps S where it was (anchor.py)
     next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
 
@@ -25,6 +25,7 @@ from selfemo.config import Config, GrpoConfig, PromptConfig, SelfPlayConfig
 from selfemo.method.prompts import Fitted, format_recognition
 from selfemo.method.types import EmotionDistribution, Place, Prompt, Rollout, RolloutGroup
 from selfemo.seeds import derive, rng, shuffled_runs
+from selfemo.stages.anchor import self_anchors
 from selfemo.stages.completions import fit_all, sample_groups
 from selfemo.stages.flywheel import PromptQueue, add_sample, too_old
 from selfemo.stages.gate import NO_REPLY, PASS
@@ -144,10 +145,12 @@ def rl_stage(
 
                 # update
                 seed = derive(config.seed, stage, round_)
+                anchors = self_anchors(trainer.teacher, now.fitted, turns, config, at)
                 items = [
                     rl_items(f, t.group, grpo, trainer.encode_text)
+                    + anchor
                     + reply_items(f, t.spoken, config.reward, trainer.encode_text, seed)
-                    for f, t in zip(now.fitted, turns, strict=True)
+                    for f, t, anchor in zip(now.fitted, turns, anchors, strict=True)
                 ]
                 together = [p.conversation_id for p in prompts]
                 minibatches = mini_batches(items, grpo.mini_batch, seed, together, config.flywheel.window)
