@@ -57,9 +57,7 @@ def test_the_starts_s_is_learned_behind_the_best_e_line() -> None:
     start = Start("S: sadness 0.7, fear 0.3\n", "S: glee\n", "S: anger")
     found = self_anchors(lambda: start, fitted, turns, CONFIG, PLACE)  # type: ignore[arg-type,return-value]
     assert start.asked == ["E: joy\n", "E: fear\n", "E: joy\n"]
-    assert [len(x) for x in found] == [1, 0, 0, 0], (
-        "an S line without its end, or of no label, is not learned"
-    )
+    assert [len(x) for x in found] == [1, 0, 0, 0], "nothing without its end, or of no label"
     ((item,),) = found[:1]
     assert bytes(item.prompt_ids[2:]).decode() == "E: joy\n"
     assert bytes(item.completion_ids).decode() == "S: sadness 0.7, fear 0.3\n"
