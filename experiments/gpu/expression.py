@@ -5,7 +5,7 @@ prompts in the same order:
 
     off        SELF-GRPO on E alone, as the other steps have it
     encoder    the same, and replies to each S equally often, rewarded by an encoder that listens (--listener)
-    anchored   encoder, and the policy keeps the S of its start (grpo.self_anchor)
+    anchored   encoder with a tenth of E's weight, and the policy keeps the S of its start (grpo.self_anchor)
     plain      encoder, by R3 without its contrast with the other emotions (reward.contrast)
     reference  encoder, but the start listens
     sampled    encoder, with the policy's own S
@@ -46,7 +46,7 @@ ON = ("reward.expression=listener", "selfplay.self_emotion=balanced")
 ARMS: Mapping[str, Sequence[str]] = {
     "off": (),
     "encoder": ON,
-    "anchored": (*ON, "grpo.self_anchor=1"),
+    "anchored": (*ON, "grpo.self_anchor=1", "grpo.reward_weight=0.1"),
     "plain": (*ON, "reward.contrast=false"),
     "reference": ON,
     "sampled": ON[:1],

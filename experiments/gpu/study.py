@@ -142,6 +142,7 @@ class Study:
         }
         self._spare = _SPARE_S
         self._before = self._earlier(before) if before else {}
+        self._waiting = dict(self._before)
         self._arms, self._seeds = arms, seeds
 
     def _earlier(self, file: Path) -> dict[str, dict[str, Any]]:
@@ -165,7 +166,7 @@ class Study:
         own = [r["run"] for r in earlier["runs"] if r["run"] not in named]
         made = {k: earlier[k] for k in KEYS if k in earlier}
         self.results["earlier"] = [*before, {**made, "runs": own}]
-        self._spare = max(_SPARE_S, *(_SLOWER * r.get("scores_s", 0.0) for r in earlier["runs"]))
+        self._spare = max([_SPARE_S, *(_SLOWER * r.get("scores_s", 0.0) for r in earlier["runs"])])
         return {r["run"]: r for r in earlier["runs"]}
 
     def settings(self, *more: str) -> Config:
@@ -185,7 +186,9 @@ class Study:
 
     def keep(self, key: str, value: Any) -> None:
         self.results[key] = value
-        write_json(self.out / "results.json", self.results)
+        # The file may be that of the runs of before, which are not taken over yet.
+        runs = [r for r in self.results["runs"] if r["run"] not in self._waiting]
+        write_json(self.out / "results.json", {**self.results, "runs": [*self._waiting.values(), *runs]})
 
     def score(self, name: str, **about: Any) -> dict[str, Any]:
         """Predict dev with the present weights; keeps scores, and by utterance what was said, whether that is
@@ -302,6 +305,7 @@ class Study:
         earlier = self._before.pop("start", mine)
         # An earlier version kept less of each utterance.
         first = {**mine, **earlier} if self.same_start(earlier, mine) else earlier
+        self._waiting = {}
         self.keep("runs", [first, *self._before.values()])
         self.taught = {turn_of(i) for i in answers}
         self.fresh = self.usable(self.train)

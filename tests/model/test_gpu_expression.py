@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments.gpu import expressed, expression
+from experiments.gpu import expressed, expression, study
 from experiments.gpu.expression import ARMS, REAL
 
 from selfemo.config.encoders import EncoderConfig
@@ -28,7 +28,11 @@ def kept(folder: Path, base: Path, seed: int) -> Path:
 
 @pytest.mark.slow
 def test_each_arm_is_judged_by_a_reader_that_it_has_not_learned_from(
-    tiny_model: Path, built_once: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    built_once: Built,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = built_once("encoder-bert", build_encoder)
     listener, reader = kept(tmp_path / "listener", base, 1), kept(tmp_path / "reader", base, 2)
@@ -78,3 +82,13 @@ def test_each_arm_is_judged_by_a_reader_that_it_has_not_learned_from(
     capsys.readouterr()
     expressed.main([str(tmp_path / "out" / "results.json")])
     assert capsys.readouterr().out.count("| its own S |") == len(ARMS) + 1
+
+    # A repetition that is stopped before it has a start loses nothing.
+    def stopped(self: study.Study) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study.Study, "cold_start", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        expression.main([*call, "--listener", str(listener), "--reader", str(reader)])
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [r["run"] for r in again["runs"]] == [r["run"] for r in result["runs"]]

@@ -276,6 +276,8 @@ def test_data_sets_are_counted_apart() -> None:
     mixed = [said[0], reply(20, "mad", "mad!", same)]
     by = expression_by_data(mixed, read_replies(Finds(), mixed, lambda n: None), {}, 50)
     assert list(by) == ["toy (meld)", "toy (emorynlp)"]
+    assert by["toy (emorynlp)"]["named"] == 1 and by["toy (meld)"]["named"] == 1
+    assert expression_by_data([reply(0, "joy", "Great!")], {"c0/1": None}, {}, 50)["toy"]["named"] == 0
 
 
 def test_readings_survive_their_file_and_clusters_are_those_of_the_answerer() -> None:

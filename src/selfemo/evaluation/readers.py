@@ -19,6 +19,7 @@ from selfemo.evaluation.expression import ReadReply, expression_record
 from selfemo.evaluation.rendering import rounded
 from selfemo.files import sha256
 from selfemo.method.prompts import gold_completion, prompt_at
+from selfemo.method.replies import names_label
 from selfemo.method.types import Completion, Conversation, EmotionDistribution, Prompt
 from selfemo.models.generation import backend_of
 from selfemo.models.generation.chat import names_endpoint, parse_expert
@@ -174,7 +175,8 @@ def expression_by_data(
     replies: Sequence[Reply], found: Found, clusters: Mapping[str, str], resamples: int
 ) -> dict[str, dict[str, Any]]:
     """`expression_record` of each data set, apart from each other: what a reader finds depends on the data
-    set alone where its labels are other ones, and that is no agreement.
+    set alone where its labels are other ones, and that is no agreement. And `named`: how many of the replies
+    tell an emotion by its name, which shows nothing.
 
     Args:
         clusters: from a persona's description to the name of its cluster; empty for none.
@@ -195,7 +197,9 @@ def expression_by_data(
             )
             for r in mine
         ]  # fmt: skip
-        records[f"{dataset} ({labels})" if several else dataset] = expression_record(
+        record = expression_record(
             counted, mine[0].prompt.label_set.labels, resamples, clustered=bool(clusters)
         )
+        record["named"] = sum(names_label(r.text, r.prompt.label_set) for r in mine)
+        records[f"{dataset} ({labels})" if several else dataset] = record
     return records
