@@ -36,7 +36,7 @@ from tests.support.runs import Silent, Watcher, assert_same_run, begun, evolve, 
 STAGE = "iteration-1-rl"
 ON = (
     "grpo.credit=causal", "grpo.mini_batch=6", "grpo.lr=1e-3", "save.every_steps=1", "flywheel.iterations=1",
-    "model.threads=1", "reward.expression=listener", "reward.replies=3",
+    "model.threads=1", "reward.expression=listener", "reward.replies=3", "grpo.self_anchor=0.5",
 )  # fmt: skip
 UNSEEN = LabelSet(*(getattr(MELD, f) for f in ("name", "labels", "unscored")))
 
