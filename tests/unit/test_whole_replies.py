@@ -82,7 +82,7 @@ def test_replies_are_compared_over_the_completions_that_parse() -> None:
 
 
 def test_the_contrast_is_what_is_told_of_s_beyond_the_others() -> None:
-    """To hear joy alone tells UP of joy and DOWN of six others: the contrasts are 6/7 and -1/7 of UP - DOWN."""
+    """To hear joy alone tells UP of joy, DOWN of six others: their contrasts are 6/7, -1/7 of UP - DOWN."""
     _, turn = played(settings(), Known(SHOWS), *TEXTS)
     assert turn.spoken is not None
     step = UP - DOWN
