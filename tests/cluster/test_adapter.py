@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from selfemo.config import Config, load, shipped
 from selfemo.errors import ConfigError, DataError, EngineError
 from selfemo.method.prompts import messages
 from selfemo.method.types import LABEL_SETS
-from selfemo.models.references import verify_checkpoint
+from selfemo.models.references import READER_FILE, verify_checkpoint
 from selfemo.models.tokenizers import load_tokenizer
 from selfemo.runs.evolve import rl
 from selfemo.runs.folder import RunFolder
@@ -24,9 +25,12 @@ from selfemo.training.local import LocalTrainer
 from selfemo.training.protocol import RlSpan
 from selfemo.training.verl import launch, waves
 from selfemo.training.verl.exchange import Task, dump_line, measures_of, prompt_rows, read_dump, read_metrics
+from selfemo.training.verl.listening import Listening, Noted, Noting, expression_settings, from_anywhere
 from selfemo.training.verl.settings import check_config, hydra, rl_overrides
 from selfemo.training.verl.trainer import VerlTrainer
+from selfemo.training.whole_replies import reply_columns
 from tests.conftest import dist, make_prompt, toy_conversations
+from tests.support.readers import EVEN, Known
 
 PAPER = [path for name, path in shipped().items() if name.startswith("paper_")]
 MELD = LABEL_SETS["meld"]
@@ -134,6 +138,60 @@ def test_given_self_emotions_are_refused_beside_the_credit_that_they_need() -> N
     assert "grpo.credit = 'causal'" in str(e.value)
 
 
+HEARD = ["reward.expression=listener", "reward.listener=me/mine"]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["reward.expression=listener"], 'reward.listener = "reference": verl keeps no teacher'),
+        ([*HEARD, "reward.replies=4"], r"reward\.replies = 4: .* its own reply; set 0"),
+        ([*HEARD, "selfplay.reply=best"], 'selfplay.reply = "best": .*; set "first"'),
+        ([*HEARD, "selfplay.self_emotion=balanced"], "'balanced': verl samples S with the reply"),
+        ([*HEARD, "grpo.credit=causal"], "'causal': verl samples whole completions; set \"completion\""),
+    ],
+)
+def test_replies_that_verl_cannot_reward_are_refused(more: list[str], says: str) -> None:
+    check_config(load([PAPER[0]], HEARD))
+    with pytest.raises(ConfigError, match=says):
+        check_config(load([PAPER[0]], more))
+
+
+def test_on_one_device_replies_are_rewarded_by_causal_credit_alone() -> None:
+    with pytest.raises(ConfigError, match=r'set grpo\.credit = "causal"'):
+        load([PAPER[0]], [*HEARD, "engine=local"])
+
+
+def test_verls_process_is_told_of_replies_where_they_are_rewarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / READER_FILE).touch()
+    (tmp_path / "answers.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    more = ["reward.expression=listener", "reward.listener=kept", "reward.contrast=false",
+            "reward.expression_weight=0.5", "reward.reader=scripted:answers.jsonl",
+            "gate.max_reply_chars=90"]  # fmt: skip
+    key = "+algorithm.self_grpo.expression"
+    assert key not in overrides_of(load([PAPER[0]]))
+    config = load([PAPER[0]], more)
+    assert expression_settings(config) == {
+        "reward": {
+            "expression": "listener", "listener": str(tmp_path / "kept"),
+            "reader": f"scripted:{tmp_path}/answers.jsonl", "contrast": False, "expression_weight": 0.5,
+        },
+        "gate": {"min_reply_chars": 2, "max_reply_chars": 90},
+        "prompt": {"max_tokens": 4096},
+        "model": {"threads": 0, "device": "cpu", "dtype": "auto"},
+    }  # fmt: skip
+    told = expression_settings(load([PAPER[0]], [*more, "model.device=cuda:1"]))
+    assert told and told["model"] == {"threads": 0, "device": "cuda:1", "dtype": "bf16"}
+    assert "listener:" + str(tmp_path / "kept") in overrides_of(config)[key]
+    assert from_anywhere("mine=http://127.0.0.1:9/v1,model=m") == "mine=http://127.0.0.1:9/v1,model=m"
+    with pytest.raises(EngineError, match="no such folder"):
+        from_anywhere("none-of-this-name")
+
+
 def test_all_faults_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as e:
         check_config(load([PAPER[0]], ["sft.label_weight=2", "cluster.tensor_parallel=5"]))
@@ -155,6 +213,22 @@ def test_values_in_hydras_grammar(value: object, text: str) -> None:
 def test_a_task_survives_json() -> None:
     task = Task("a/1", MELD, dist(joy=0.6, fear=0.4))
     assert Task.from_json(task.to_json()) == task
+    assert "shown" not in task.to_json(), "as it was before replies were heard"
+    with pytest.raises(EngineError, match="no history for a listener"):
+        task.heard_prompt()
+
+
+def test_what_a_listener_is_asked_travels_with_the_task() -> None:
+    prompt = make_prompt("a/1", dist(joy=1))
+    task = Task(prompt.id, MELD, dist(joy=1), reply_columns(prompt))
+    read = Task.from_json(task.to_json())
+    assert read == task
+    heard = read.heard_prompt()
+    assert [(u.speaker, u.text, u.emotion) for u in heard.history] == [
+        (u.speaker, u.text, None) for u in prompt.history
+    ]
+    assert (heard.id, heard.answerer, heard.target) == ("a/1", prompt.answerer, None)
+    assert (heard.persona, heard.scenario, heard.label_set) == (prompt.persona, prompt.scenario, MELD)
 
 
 def test_rows_hold_the_local_engines_prompt(tiny_model: Path) -> None:
@@ -173,6 +247,12 @@ def test_rows_hold_the_local_engines_prompt(tiny_model: Path) -> None:
     ids = reader.tokenizer(theirs, add_special_tokens=False).input_ids
     assert list(fitted.ids) == ids == reader.encode(messages(hostile))
     assert "<|im_end|> obey" not in row["prompt"][1]["content"]
+    assert Task.from_json(row["reward_model"]["ground_truth"]).shown is None
+    (heard,) = prompt_rows([fitted], reader, "none", heard=True)
+    assert Task.from_json(heard["reward_model"]["ground_truth"]).shown == reply_columns(fitted.prompt)
+    assert {k: v for k, v in heard.items() if k != "reward_model"} == {
+        k: v for k, v in row.items() if k != "reward_model"
+    }
     with pytest.raises(DataError, match="no target"):
         no_target = replace(fitted, prompt=replace(prompt, target=None))
         prompt_rows([no_target], reader, "none")
@@ -198,10 +278,20 @@ from selfemo.method.parsing import parse
 from selfemo.stages.selfplay import score_group
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import RawCompletion
-from tests.conftest import make_prompt
+from tests.conftest import dist, make_prompt
 from dataclasses import replace
 own = lambda k: told["+algorithm.self_grpo." + k]
 config = load()
+listening = None
+if "+algorithm.self_grpo.expression" in told:
+    from selfemo.models.tokenizers import load_tokenizer
+    from selfemo.training.expression import Ears
+    from selfemo.training.verl.listening import Listening
+    from tests.support.readers import Known
+    reader = load_tokenizer(os.environ["MODEL"])
+    ears = Ears(Known({"Oh, no.": dist(fear=1), "Stop.": dist(anger=1)}), Known({}))
+    listening = Listening(json.loads(os.environ["HEARS"]), reader.decode, ears)
+ids_of = lambda text: (*reader.plain_ids(text), reader.end_id) if listening else (1, 2, 3)
 for step in range(done + 1, last + 1):
     lam = lambda_at(int(own("before")) + step - 1, int(own("rounds")), float(own("lam_max")))
     lines = []
@@ -212,12 +302,28 @@ for step in range(done + 1, last + 1):
         texts = [f"E: {right}\\nS: joy\\nR: I say {step} to number {n}, gladly.",
                  "E: joy 5, fear 5\\nS: fear\\nR: Oh, no.", "E: anger\\nS: joy\\nR: Stop.", "nonsense"]
         texts = texts[n % 4 :] + texts[: n % 4]  # two groups of one prompt differ in their order
-        samples = [RawCompletion(t, (1, 2, 3), (-1.0 - i,), (0.5,), True) for i, t in enumerate(texts)]
+        samples = [RawCompletion(t, ids_of(t), (-1.0 - i,), (0.5,), True) for i, t in enumerate(texts)]
         group = score_group(prompt, samples, config.reward, config.grpo, lam)
         wrong = float(os.environ.get("WRONG", 0))
+        gains, notes = {}, {}
+        if listening:
+            said = [(r.raw, r.completion) for r in group.rollouts]
+            (heard,) = listening.hear([(task.heard_prompt(), said)])
+            gains = heard.gains(listening.config.reward.expression_weight)
+            notes = listening.notes(task.prompt, heard)
         for i, r in enumerate(group.rollouts):
+            more, length = {}, len(r.raw.token_ids)
+            if listening:
+                lead = gains[i].lead if i in gains else length
+                more["entropies"] = [0.75] * lead + [0.25] * (length - lead)
+            if i in notes:
+                told_of_it = r.advantage + gains[i].advantage + float(os.environ.get("WRONG_REPLY", 0))
+                more["reply"] = notes[i] | {"advantage": told_of_it, "lead": lead + int("LATE" in os.environ)}
+                if "UNASKED" in os.environ:
+                    more["reply"]["listener"] = None
             lines.append(dump_line(group=f"u{n}", member=i, prompt=task.prompt, text=texts[i], finished=True,
-                token_ids=[1, 2, 3], logprob=-1.0 - i, entropy=0.5, r1=r.r1, advantage=r.advantage + wrong))
+                token_ids=r.raw.token_ids, logprob=-1.0 - i, entropy=0.5, r1=r.r1,
+                advantage=r.advantage + wrong, **more))
     dumps.mkdir(parents=True, exist_ok=True)
     (dumps / f"{step}.jsonl").write_text("".join(lines))
     with open(os.environ["VERL_FILE_LOGGER_PATH"], "a") as f:
@@ -254,7 +360,7 @@ def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "student.py"
     script.write_text(STUDENT)
     root = str(Path(__file__).parents[2])
-    monkeypatch.setenv("PYTHONPATH", root)
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{root}/src")
     monkeypatch.setattr(launch, "POLL", 0.05)
     monkeypatch.setattr(waves, "rl_command", lambda overrides: [sys.executable, str(script), *overrides])
     return script
@@ -382,6 +488,108 @@ def test_another_advantage_than_ours_stops_the_stage(
         Train(small(tiny_model), tmp_path / "run").train()
 
 
+# -- replies that verl's process has heard --------------------------------------------------------
+
+
+@pytest.fixture
+def hearing(tiny_model: Path, tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Settings with R3; the student hears "Oh, no." as fear, "Stop." as anger, and all else as anything."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / READER_FILE).touch()
+    config = small(
+        tiny_model, "reward.expression=listener", f'reward.listener="{tmp_path}/kept"',
+        "reward.reader=judge=http://127.0.0.1:9/v1", "reward.contrast=false", "reward.expression_weight=0.5",
+        "flywheel.prompts=4", "selfplay.synthetic_share=0",
+    )  # fmt: skip
+    monkeypatch.setenv("MODEL", str(tiny_model))
+    monkeypatch.setenv("HEARS", json.dumps(expression_settings(config)))
+    return config
+
+
+def test_replies_go_into_the_store_as_local_ones(hearing: Config, tmp_path: Path) -> None:
+    """Of each group three replies parse: S joy that says nothing, S fear that shows it, S joy that shows
+    anger. R3 is 0, log(.99 + .01/7) - log(1/7) and log(.01), which is more than 3 below the mean."""
+    work = Train(hearing, tmp_path / "run")
+    counts = work.train()
+    up, down = math.log(0.99 + 0.01 / 7) - math.log(1 / 7), math.log(0.01)
+    mean = (up + down) / 3
+    told = {"Oh, no.": (up, up - mean), "Stop.": (-3.0, -3.0)}
+    rows = work.store.rows(
+        "SELECT p.*, r.reply AS said, r.self_emotion AS declared FROM replies p JOIN rollouts r "
+        "ON (r.prompt, r.step, r.member) = (p.prompt, p.step, p.member)"
+    )
+    assert len(rows) == 2 * 2 * 3
+    for row in rows:
+        r3, advantage = told.get(row["text"], (0.0, -mean))
+        assert (row["r3"], row["advantage"]) == pytest.approx((r3, advantage))
+        assert (row["said"], row["declared"], row["fault"]) == (row["text"], row["self_emotion"], "")
+        heard = {"Oh, no.": {"fear": 1.0}, "Stop.": {"anger": 1.0}}.get(row["text"], dict(EVEN))
+        assert json.loads(row["heard"]) == pytest.approx(heard) and row["judged"] == 0
+    for record in (m for m in work.store.metrics() if m["stage"] == "iteration-1-rl"):
+        assert record["expression"] == pytest.approx((up - 3) / 3) and record["expression_reader"] == 0
+        assert record["expressed"] == pytest.approx(1 / 3) and record["replies"] == 6
+        assert record["reply_entropy"] == pytest.approx(0.25), "of the tokens from R on alone"
+        assert record["sampling_entropy"] > 0.25 and record["refused"] == 0
+    assert counts["replies_compared"] == 12
+
+    # Lost rows come back as they were: what was heard is in verl's own files.
+    before = [tuple(r)[1:] for r in work.store.rows("SELECT * FROM replies")]
+    work.store.rewind("iteration-1-rl", 1)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    work.again()
+    assert [tuple(r)[1:] for r in work.store.rows("SELECT * FROM replies")] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("WRONG_REPLY", "0.01", r"verl trained with advantages .*from the R line on"),
+        ("LATE", "1", r"verl trained with advantages .*from the R line on"),
+        ("WRONG", "0.01", r"verl trained with advantages .*from the R line on"),
+        ("UNASKED", "1", "did not ask the listener about"),
+    ],
+)
+def test_other_replies_than_ours_stop_the_stage(
+    hearing: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(EngineError, match=says):
+        Train(hearing, tmp_path / "run").train()
+
+
+def test_what_was_heard_is_told_again() -> None:
+    """By another process, from what was written; of a reply that breaks a rule nobody was asked."""
+    prompt, other = make_prompt("a/1"), make_prompt("b/1")
+    noting = Noting(Known({"Oh, no.": dist(fear=3, joy=1), "Hm?": None}, before=dist(joy=1)))
+    noting.read([(prompt, "Oh, no."), (prompt, "Hm?")])
+    noting.expect([prompt])
+    notes = [noting.told("a/1", reply) for reply in ("Oh, no.", "Hm?", "I am angry.")]
+    assert notes == [
+        {"heard": {"fear": 0.75, "joy": 0.25}, "expected": {"joy": 1.0}},
+        {"heard": None, "expected": {"joy": 1.0}},
+        None,
+    ]
+    written = [
+        {"prompt": "a/1", "reply": {"text": t, "listener": n, "reader": None}}
+        for t, n in zip(("Oh, no.", "Hm?", "I am angry."), json.loads(json.dumps(notes)), strict=True)
+    ]
+    rows = [*written, {"prompt": "a/1"}]
+    again = Noted(lambda: rows, "listener")
+    assert again.read([(prompt, "Hm?"), (prompt, "Oh, no.")]) == [None, dist(fear=3, joy=1)]
+    assert again.expect([prompt]) == [dist(joy=1)]
+    for strange in (lambda: again.read([(prompt, "I am angry.")]), lambda: again.expect([other])):
+        with pytest.raises(EngineError, match="did not ask the listener"):
+            strange()
+    with pytest.raises(EngineError, match="did not ask the reader"):
+        Noted(lambda: rows, "reader").read([(prompt, "Oh, no.")])
+
+
+def test_a_listener_that_is_not_there_is_an_error_of_verls_process(tmp_path: Path) -> None:
+    settings = {"reward": {"expression": "listener", "listener": str(tmp_path / "gone")}}
+    with pytest.raises(EngineError, match="gone"):
+        Listening(settings, lambda ids: "")
+
+
 def test_lambda_goes_on_over_the_stages_of_a_run(tiny_model: Path, tmp_path: Path, student: Path) -> None:
     """Two iterations of two rounds: verl's process gets the rounds before and those of the run."""
     few = ("flywheel.prompts=4", "selfplay.synthetic_share=0", "grpo.lam_max=1")
@@ -412,10 +620,18 @@ def test_an_orphan_of_a_killed_run_is_ended(tmp_path: Path) -> None:
         orphan.kill()
 
 
+DUMPED = {"prompt": "p", "text": "x", "finished": True, "token_ids": [1], "logprob": 0.0, "entropy": 0.0,
+          "r1": 0.0, "advantage": 0.0}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("{", "1: no completion"), ('{"group": "u"}', "1: no completion"), ("3", "1: no completion")],
-)
+    [
+        ("{", "1: no completion"), ('{"group": "u"}', "1: no completion"), ("3", "1: no completion"),
+        (dump_line(**DUMPED, group="u", member=0, reply={"text": "Hm."}).strip(), "advantage.*listener"),
+        (dump_line(**DUMPED, group="u", member=0, reply=[]).strip(), "1: no completion"),
+    ],
+)  # fmt: skip
 def test_a_dump_that_is_none_names_its_line(tmp_path: Path, line: str, says: str) -> None:
     path = tmp_path / "1.jsonl"
     path.write_text(line + "\n")
@@ -425,10 +641,8 @@ def test_a_dump_that_is_none_names_its_line(tmp_path: Path, line: str, says: str
 
 def test_dumps_keep_groups_apart_and_members_in_order(tmp_path: Path) -> None:
     path = tmp_path / "1.jsonl"
-    base = {"prompt": "p", "text": "x", "finished": True, "token_ids": [1], "logprob": 0.0,
-            "entropy": 0.0, "r1": 0.0, "advantage": 0.0}  # fmt: skip
     order = [("b", 1), ("a", 0), ("b", 0), ("a", 1)]
-    path.write_text("".join(dump_line(group=g, member=m, **base) for g, m in order))
+    path.write_text("".join(dump_line(group=g, member=m, **DUMPED) for g, m in order))
     found = [[(r["group"], r["member"]) for r in g] for g in read_dump(path)]
     assert found == [[("b", 0), ("b", 1)], [("a", 0), ("a", 1)]]
 

@@ -21,6 +21,7 @@ from selfemo.progress import Quiet
 from selfemo.runs.standalone import sft_alone, train_alone
 from selfemo.runs.store import Store
 from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
+from tests.support.encoders import build_encoder, kept
 from tests.support.runs import SETTINGS
 
 pytest.importorskip("verl", reason="verl has an environment of its own: make test-cluster-whole")
@@ -127,6 +128,22 @@ def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
         assert any("test" in m for m in rounds)
         spread = store.rows("SELECT count(*) AS n FROM rollouts WHERE advantage != 0")
         assert spread[0]["n"] > 0
+
+
+def test_replies_are_rewarded(work: Path, on_a_cpu: None) -> None:
+    """The listener is opened in verl's trainer process; each round is checked for our own advantages."""
+    listener = kept(work / "listener", build_encoder(work / "encoder"))
+    more = ["reward.expression=listener", f'reward.listener="{listener}"', "flywheel.prompts=12",
+            "selfplay.synthetic_share=0", "cluster.test_every=0"]  # fmt: skip
+    _, counts = train_alone(str(work / "cold"), work / "heard", settings(work, *more), Quiet())
+    verify_checkpoint(work / "heard" / "checkpoints" / "iteration-1-rl")
+    with Store(work / "heard" / "store.sqlite") as store:
+        heard = store.rows("SELECT * FROM replies")
+        said = store.rows("SELECT count(*) AS n FROM rollouts WHERE reply IS NOT NULL")
+        assert len(heard) == said[0]["n"] == counts["replies_compared"] > 0
+        assert any(r["heard"] for r in heard) and any(r["advantage"] for r in heard)
+        rounds = [m for m in store.metrics() if m["stage"] == "iteration-1-rl"]
+        assert len(rounds) == 2 and all("replies_flat" in m and m["reply_entropy"] > 0 for m in rounds)
 
 
 def test_the_cold_start_on_a_running_cluster(work: Path, ray_address: str) -> None:

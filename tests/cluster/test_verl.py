@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,16 @@ from selfemo.method.prompts import fit
 from selfemo.method.rewards import consensus, weighted_iou
 from selfemo.method.self_grpo import advantages
 from selfemo.method.types import LABEL_SETS, Completion
+from selfemo.models.references import READER_FILE
 from selfemo.models.tokenizers import load_tokenizer
+from selfemo.training.expression import Ears
 from selfemo.training.protocol import RlSpan
-from selfemo.training.verl.exchange import Task, prompt_rows, sft_rows, write_parquet
+from selfemo.training.verl.exchange import Task, prompt_rows, read_dump, sft_rows, write_parquet
+from selfemo.training.verl.listening import Listening
 from selfemo.training.verl.settings import PLUGIN, rl_overrides, sft_overrides
+from selfemo.training.whole_replies import reply_columns
 from tests.conftest import dist, make_prompt
+from tests.support.readers import Known
 
 # Ray's workers are nice by 15 unless told: beside any other work these tests would wait for minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -327,3 +333,165 @@ def test_scores_agree_with_the_parts_they_are_made_of() -> None:
     assert [score(t)["score"] for t in TEXTS] == [weighted_iou(p, dist(joy=1)) for p in predicted]
     assert json.loads(score(TEXTS[0])["emotions"]) == pytest.approx({"joy": 0.6, "surprise": 0.4})
     assert consensus(predicted, MELD)[5] == 0
+
+
+# -- replies --------------------------------------------------------------------------------------
+
+
+class Queue:
+    """The fields of one batch in the words of TransferQueue, which needs Ray."""
+
+    def __init__(self, **fields: Any):
+        self.fields = fields
+        self.batch: Any = None
+
+    def get(self, keys: Sequence[str], partition_id: str, select_fields: Sequence[str]) -> Any:
+        from tensordict import TensorDict
+
+        found = {f: self.fields[f] for f in select_fields if f in self.fields}
+        return TensorDict(found, batch_size=len(keys))
+
+    def put(self, keys: Sequence[str], partition_id: str, fields: Any) -> Any:
+        self.fields |= dict(fields.items())
+        return self.batch
+
+
+SAID = [
+    ("g", "E: joy\nS: joy\nR: Hooray!"),
+    ("h", "E: joy\nS: joy\nR: Hm, well."),
+    ("g", "E: joy\nS: fear\nR: Hooray!"),
+    ("g", "no format at all"),
+    ("h", "E: fear\nS: sadness\nR: I am so angry."),
+    ("g", "E: fear\nS: joy\nR: Hm, well."),
+]
+"""Completions of two groups in turn, whose targets are joy."""
+
+
+@pytest.fixture
+def trainer(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The plugin's trainer before its first step, on the completions SAID and one that pads the batch."""
+    import transfer_queue as tq
+    from tensordict import NonTensorStack
+    from transfer_queue import KVBatchMeta
+
+    from selfemo.training.verl.plugin import SelfGrpoTrainer
+
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / READER_FILE).touch()
+    more = ["reward.expression=listener", f'reward.listener="{tmp_path}/kept"', "reward.contrast=false",
+            "reward.expression_weight=0.5", f'model.id="{tiny_model}"']  # fmt: skip
+    reader = load_tokenizer(str(tiny_model))
+    made = object.__new__(SelfGrpoTrainer)
+    made.config, made.tokenizer, made.global_steps = rl_config(load([PAPER[0]], more)), reader.tokenizer, 1
+    made.config.actor_rollout_ref.model.path = str(tiny_model)
+    rows = [*SAID, ("pad0", SAID[0][1])]
+    ids = [torch.tensor([*reader.plain_ids(text), reader.end_id]) for _, text in rows]
+    ids[-1] = ids[-1][:1]  # as verl pads a batch
+    tasks = [Task(f"{g}/1", MELD, dist(joy=1), reply_columns(make_prompt())).to_json() for g, _ in rows]
+    infos = [score(text) for _, text in rows]
+
+    def nested(values: list[Any]) -> Any:
+        return torch.nested.as_nested_tensor(values, layout=torch.jagged)
+
+    scores = [torch.zeros(len(i)) for i in ids]
+    for row, info in zip(scores, infos, strict=True):
+        row[-1] = info["score"]
+    queue = Queue(
+        uid=NonTensorStack(*(g for g, _ in rows)),
+        responses=nested(ids),
+        response_mask=nested([torch.ones(len(i), dtype=torch.long) for i in ids]),
+        rm_scores=nested(scores),
+        old_log_probs=nested([torch.full((len(i),), -0.5) for i in ids]),
+        entropy=nested([torch.full((len(i),), 0.25) for i in ids]),
+        extra_fields=NonTensorStack(*({"reward_extra_info": i} for i in infos)),
+        reward_model=NonTensorStack(*({"ground_truth": t} for t in tasks)),
+    )
+    members = {"g": iter(range(9)), "h": iter(range(9))}
+    keys = [f"{g}_{next(members[g])}_0" for g, _ in SAID]
+    tags = [{}] * len(SAID) + [{"is_padding": True}]
+    queue.batch = KVBatchMeta(keys=[*keys, "pad0_0_0"], tags=tags, partition_id="train")
+    monkeypatch.setattr(tq, "kv_batch_get", queue.get)
+    monkeypatch.setattr(tq, "kv_batch_put", queue.put)
+    made.queue, made.reader = queue, reader
+    return made
+
+
+def test_what_replies_learn_is_added_on_their_tokens(trainer: Any, tmp_path: Path) -> None:
+    """Group g: R1 = 1, 1, 0, 0 makes A = 1, 1, -1, -1. The listener hears joy in "Hooray!" and nothing else,
+    so that R3 is up, down and, of the last, 0; their mean is (up + down) / 3, and down is more than 3 below.
+    Group h: A = 1, -1; the second names an emotion, one nat under 0: R3 is 0, -1."""
+    from omegaconf import OmegaConf
+
+    told = OmegaConf.to_container(trainer.config.algorithm.self_grpo.expression, resolve=True)
+    listener = Known({"Hooray!": dist(joy=1)})
+    trainer.listening = Listening(told, trainer.reader.decode, Ears(listener))
+    metrics: dict[str, Any] = {}
+    trainer._compute_advantage(trainer.queue.batch, metrics)
+    up, down = math.log(0.99 + 0.01 / 7) - math.log(1 / 7), math.log(0.01)
+    mean = (up + down) / 3
+    expected = [(1, up - mean), (1, 0.5), (1, -3), (-1, None), (-1, -0.5), (-1, -mean)]
+    values = trainer.queue.fields["advantages"].unbind()
+    for row, ids, (_, text), (a, gained) in zip(
+        values, trainer.queue.fields["responses"].unbind(), SAID, expected, strict=False
+    ):
+        assert len(row) == len(ids)
+        for k, value in enumerate(row.tolist()):
+            # A token is of the reply where all that stands before it holds all before the R line.
+            before = trainer.reader.decode(ids[:k].tolist())
+            behind = gained is not None and len(before) >= text.find("R: ")
+            assert value == pytest.approx(a + 0.5 * gained if behind else a, abs=1e-5)
+        assert row[-1] != a or gained is None
+    assert [v.tolist() for v in trainer.queue.fields["returns"].unbind()] == [v.tolist() for v in values]
+    assert values[-1].tolist() == [0], "what pads the batch has no reply"
+    assert listener.asked == 3, '"Hooray!" once for both of its group'
+    assert metrics["self_grpo/expression"] == pytest.approx((up - 3 + 0 + 0) / 4)
+    assert metrics["self_grpo/refused"] == pytest.approx(1 / 5)
+
+    trainer._log_rollout_data(trainer.queue.batch, {}, str(tmp_path / "rollouts"))
+    rows = {r["text"]: r for g in read_dump(tmp_path / "rollouts" / "1.jsonl") for r in g}
+    assert len(rows) == 6 and "reply" not in rows["no format at all"]
+    even = {e: pytest.approx(1 / 7) for e in MELD.labels}
+    first, named = rows[SAID[0][1]], rows[SAID[4][1]]
+    assert first["advantage"] == pytest.approx(1, abs=1e-5) and set(first["entropies"]) == {0.25}
+    assert first["reply"]["advantage"] == pytest.approx(1 + 0.5 * (up - mean), abs=1e-5)
+    assert first["reply"]["listener"] == {"heard": {"joy": 1.0}, "expected": even}
+    assert first["reply"]["text"] == "Hooray!" and first["reply"]["reader"] is None
+    assert trainer.reader.decode(first["token_ids"][: first["reply"]["lead"]]).startswith("E: joy\nS: joy\n")
+    assert named["reply"]["listener"] is None, "nobody was asked about it"
+    assert named["reply"]["advantage"] == pytest.approx(-1 - 0.25, abs=1e-5)
+
+
+def test_without_a_listener_all_is_as_it_was(trainer: Any, tmp_path: Path) -> None:
+    trainer._compute_advantage(trainer.queue.batch, {})
+    assert all(v.unique().numel() == 1 for v in trainer.queue.fields["advantages"].unbind())
+    trainer._log_rollout_data(trainer.queue.batch, {}, str(tmp_path))
+    for row in (r for g in read_dump(tmp_path / "1.jsonl") for r in g):
+        assert not {"reply", "entropies"} & row.keys()
+
+
+@pytest.mark.parametrize("name", ["kept", "it's, {odd}: 1"])
+def test_the_listener_is_opened_once_as_hydra_tells_of_it(
+    trainer: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    (folder / READER_FILE).touch()
+    more = ["reward.expression=listener", f"reward.listener={json.dumps(str(folder))}", "model.device=cpu"]
+    config = load([PAPER[0]], more)
+    trainer.config.algorithm = rl_config(config).algorithm
+    opened: list[Any] = []
+
+    def load_reader(folder: Path, device: str) -> Any:
+        opened.append((folder, device))
+        return object()
+
+    monkeypatch.setattr("selfemo.models.classifiers.reader.TurnReader.load", load_reader)
+    trainer.on_train_begin()
+    assert opened == [(folder, "cpu")]
+    told = trainer.listening.config
+    assert (told.reward, told.prompt) == (config.reward, config.prompt)
+    assert told.gate.max_reply_chars == config.gate.max_reply_chars
+    trainer.config.algorithm = rl_config(load([PAPER[0]])).algorithm
+    trainer.listening = None
+    trainer.on_train_begin()
+    assert trainer.listening is None and len(opened) == 1

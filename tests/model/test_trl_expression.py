@@ -32,7 +32,8 @@ from trl import GRPOConfig, GRPOTrainer
 from selfemo.training.engine import LocalEngine
 from selfemo.training.expression import Reply
 from selfemo.training.trl import Row, SelfGRPOConfig, SelfGRPOTrainer, expression_function, prompt_dataset
-from selfemo.training.trl_rows import gain_measures, prompt_of, reply_gains
+from selfemo.training.trl_rows import gain_measures, reply_gains
+from selfemo.training.whole_replies import prompt_of
 from tests.model import trl_job
 from tests.model.trl_job import PROMPTS, REPLIES, TEXTS, causal_items, forced, trainer_for
 

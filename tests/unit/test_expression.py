@@ -431,7 +431,6 @@ def test_a_given_s_is_kept_and_its_replies_learn() -> None:
         ([*ON, "reward.listener=a/b", "reward.reader=./a/b/"], "is the listener itself"),
         (["selfplay.reply=best"], "nobody says which reply is best"),
         ([*ON, "prompt.reasoning=brief"], "name another listener"),
-        ([*ON, "engine=verl"], 'is for engine = "local"'),
         (
             [*ON, "grpo.reward_weight=0", "reward.expression_weight=0"],
             "so is reward.expression_weight: RL would",

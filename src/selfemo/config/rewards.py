@@ -31,10 +31,12 @@ class RewardConfig(Section):
     secondary: Annotated[str, _one_of(SECONDARY)] = "count"
     expression: Literal["none", "listener"] = "none"
     """R3 [ours]: whether replies are rewarded by how far a frozen listener finds S in them. Needs causal
-    credit: one S and several replies are drawn behind the best E line (training/expression.py)."""
+    credit: one S and several replies are drawn behind the best E line (training/expression.py). With verl,
+    which samples whole completions, those of a group are compared (training/whole_replies.py)."""
     listener: str = REFERENCE
-    """Who listens: "reference", the policy of the stage's start; or the folder of an encoder that `selfemo
-    baseline encoder --keep` kept, a model, or an endpoint. Never the reader that judges afterwards."""
+    """Who listens: "reference", the policy of the stage's start, which verl does not keep; or the folder of
+    an encoder that `selfemo baseline encoder --keep` kept, a model, or an endpoint. Never the reader that
+    judges afterwards."""
     reader: str = ""
     """An independent reader of the same replies, in the words of `listener`, from which nothing learns: an
     alarm says so where the listener hears S more and more, and the reader does not. Empty: none."""

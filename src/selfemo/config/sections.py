@@ -249,7 +249,7 @@ class SelfPlayConfig(_Section):
     """S of the best rollout: the policy's own, or given to it, each label of the set as often in a round as
     the others (give or take one), so that rare emotions are played at all. A given S and the reply behind it
     are trained on by no reward but R3, which acts on the reply; a refit on them teaches that each S is as
-    frequent. Needs causal credit, whose replies are sampled by themselves."""
+    frequent. Needs causal credit, whose replies are sampled by themselves, and so the local engine."""
     reply: Literal["first", "best"] = "first"
     """Of the replies that reward.expression compares the one that goes on, to the gate, the next prompt and a
     refit: the first that breaks no rule, as the policy would say it; or the one in which the listener finds S
@@ -404,15 +404,10 @@ class Config(_Section):
                     'best; set reward.expression = "listener"'
                 )
             return self
-        if self.grpo.credit != "causal":
+        if self.grpo.credit != "causal" and self.engine != "verl":  # verl hears those of whole completions
             raise ValueError(
                 'reward.expression = "listener" draws several replies behind one E line and one S, and '
                 f'grpo.credit = "{self.grpo.credit}" samples whole completions; set grpo.credit = "causal"'
-            )
-        if self.engine == "verl":
-            raise ValueError(
-                'reward.expression = "listener" is for engine = "local": a launch of verl samples whole '
-                'completions; set reward.expression = "none"'
             )
         if self.reward.heard_by_reference and self.prompt.reasoning != "none":
             raise ValueError(
@@ -448,7 +443,7 @@ class Config(_Section):
                 "flywheel.prompts is 1; raise it"
             )
         if self.selfplay.self_emotion == "balanced":
-            if self.grpo.credit != "causal":
+            if self.grpo.credit != "causal" and self.engine != "verl":  # which refuses it by itself
                 raise ValueError(
                     'selfplay.self_emotion = "balanced" gives S before the reply is sampled, and grpo.credit '
                     f'= {self.grpo.credit!r} samples whole completions at once; set grpo.credit = "causal"'

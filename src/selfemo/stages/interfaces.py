@@ -56,8 +56,9 @@ class Buffer(Protocol):
     def add_group(self, group: RolloutGroup, place: Place, best: int, verdict: str) -> None:
         """Insert a scored group; `verdict` is the gate's on member `best`."""
 
-    def add_replies(self, prompt_id: str, replies: Sequence[Reply], place: Place) -> None:
-        """Insert the replies to a prompt that R3 compares."""
+    def add_replies(self, prompt_id: str, replies: Mapping[int, Reply], place: Place) -> None:
+        """Insert the replies to a prompt that R3 compares, by their number: where each is that of a whole
+        completion, the completion's."""
 
     def add_sample(
         self,

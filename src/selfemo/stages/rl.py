@@ -8,7 +8,7 @@
     best      the best rollout of each group, completed where something comes of it; the gate decides whether
               it may join the data, and where it asks for that, the teacher, the policy of the stage's start,
               reads the replies. With reward.expression several replies to one S are drawn, and a frozen
-              listener scores them (R3, training/expression.py)
+              listener scores them (R3, training/expression.py); of whole completions, the reply of each
     update    the optimiser steps on all groups (eq. 14), and on what keeps S where it was (anchor.py)
     next      a rollout that passed gives an SFT sample and the episode's next prompt (eq. 7)
 """
@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -40,8 +40,9 @@ from selfemo.stages.selfplay import (
     score_group,
     take_turns,
 )
-from selfemo.training.expression import open_ears, reply_items, reply_measures
+from selfemo.training.expression import reply_items, reply_measures
 from selfemo.training.protocol import Measures, RlItem, RlSpan, Trainer, learning_rate
+from selfemo.training.whole_replies import Gain, OwnReplies
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ def rl_stage(
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
     replies: Replies = "every" if config.expresses else "due" if config.replies else "none"
-    ears = open_ears(config, trainer.teacher)
-    take = partial(take_turns, encode=trainer.encode_text, replies=replies, ears=ears)
+    take = partial(take_turns, encode=trainer.encode_text, replies=replies, ears=trainer.ears(config))
     for wave, rounds in _drawn(trainer, originals, config, buffer, plan, place):
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):
@@ -147,9 +147,7 @@ def rl_stage(
                 seed = derive(config.seed, stage, round_)
                 anchors = self_anchors(trainer.teacher, now.fitted, turns, config, at)
                 items = [
-                    rl_items(f, t.group, grpo, trainer.encode_text)
-                    + anchor
-                    + reply_items(f, t.spoken, config.reward, trainer.encode_text, seed)
+                    turn_items(f, t, config, trainer.encode_text, seed) + anchor
                     for f, t, anchor in zip(now.fitted, turns, anchors, strict=True)
                 ]
                 together = [p.conversation_id for p in prompts]
@@ -199,8 +197,28 @@ def rl_plan(config: Config, trainer: Trainer) -> RlPlan:
     return RlPlan.of(config.flywheel.prompts, grpo.prompts_per_step, grpo.mini_batch, whole_rounds=whole)
 
 
+def turn_items(
+    fitted: Fitted, turn: Turn, config: Config, encode: Callable[[str], Sequence[int]], seed: int
+) -> list[RlItem]:
+    """What a turn trains on: its group, and its replies where they are rewarded.
+
+    Args:
+        encode, seed: as in `rl_items` and `expression.reply_items`.
+    """
+    if isinstance(turn.spoken, OwnReplies):
+        gains = turn.spoken.gains(config.reward.expression_weight)
+        return rl_items(fitted, turn.group, config.grpo, encode, gains)
+    return rl_items(fitted, turn.group, config.grpo, encode) + reply_items(
+        fitted, turn.spoken, config.reward, encode, seed
+    )
+
+
 def rl_items(
-    fitted: Fitted, group: RolloutGroup, grpo: GrpoConfig, encode: Callable[[str], Sequence[int]]
+    fitted: Fitted,
+    group: RolloutGroup,
+    grpo: GrpoConfig,
+    encode: Callable[[str], Sequence[int]],
+    gains: Mapping[int, Gain] | None = None,
 ) -> list[RlItem]:
     """What a group trains on: its completions, without tokens that carry no credit, and its gold E line.
 
@@ -208,14 +226,17 @@ def rl_items(
 
     Args:
         encode: from a text to token ids, without an end token.
+        gains: of whole completions what the tokens of their reply carry besides, by their number.
     """
     prompt, items = group.prompt, []
     share = prompt.conversation_id
-    for r in group.rollouts if grpo.reward_weight else ():
+    for k, r in enumerate(group.rollouts if grpo.reward_weight else ()):
         n = len(r.raw.token_ids) if r.head is None or r.rest else r.head
-        advantage, rest = grpo.reward_weight * r.advantage, grpo.reward_weight * r.rest
+        advantage, rest, head = grpo.reward_weight * r.advantage, grpo.reward_weight * r.rest, r.head
+        if gains and (gain := gains.get(k)):
+            head, rest = gain.lead, advantage + gain.advantage
         ids, sampled = r.raw.token_ids[:n], r.raw.logprobs[:n] or None  # not every sampler tells them
-        items.append(RlItem(fitted.ids, ids, advantage, prompt.id, share, r.head, rest, sampled))
+        items.append(RlItem(fitted.ids, ids, advantage, prompt.id, share, head, rest, sampled))
     labelled = prompt.history[-1].emotion is not None and not prompt.lineage.synthetic
     if grpo.gold_weight and labelled and prompt.target:
         gold = encode(format_recognition(prompt.target))
@@ -301,7 +322,7 @@ def _keep_round(
         for turn in turns:
             buffer.add_group(turn.group, at, turn.best, turn.verdict)
             if turn.spoken:
-                buffer.add_replies(turn.group.prompt.id, turn.spoken.replies, at)
+                buffer.add_replies(turn.group.prompt.id, turn.spoken.numbered, at)
             if turn.verdict == PASS:
                 prompt, completion = turn.group.prompt, turn.completion
                 assert completion is not None

@@ -35,6 +35,7 @@ from selfemo.stages.completions import Encode, Sample, complete_best, fit_all, s
 from selfemo.stages.gate import NO_REPLY, PASS, channel_fault, gate
 from selfemo.stages.interfaces import Buffer
 from selfemo.training.expression import LABEL_WORD, Ears, Spoken
+from selfemo.training.whole_replies import OwnReplies, WholeEars
 
 PersonaOf = Callable[[str, str], Persona]
 """From (conversation id, speaker) to the persona that the speaker keeps over an episode."""
@@ -213,7 +214,7 @@ class Turn:
     best: int
     verdict: str
     heard: EmotionDistribution | None = None
-    spoken: Spoken | None = None
+    spoken: Spoken | OwnReplies | None = None
 
     @property
     def completion(self) -> Completion | None:
@@ -232,10 +233,20 @@ def take_turns(
     replies: Replies = "every",
     ears: Ears | None = None,
 ) -> list[Turn]:
-    """Choose the best rollout of each scored group, complete it where it is an E line, and apply the gate."""
+    """Choose the best rollout of each scored group, complete it where it is an E line, and apply the gate.
+
+    Args:
+        ears: of an engine that samples whole completions they hear the replies of all of them.
+    """
     best = [select_best(g, lam, tie_seed(config.seed, place.stage, place.step, g.prompt.id)) for g in groups]
-    spoken: dict[int, Spoken] = {}
-    if config.grpo.credit == "causal":
+    spoken: Mapping[int, Spoken | OwnReplies] = {}
+    if isinstance(ears, WholeEars):
+        said = [
+            (f.prompt, [(r.raw, r.completion) for r in g.rollouts])
+            for f, g in zip(prompts, groups, strict=True)
+        ]
+        spoken = dict(enumerate(ears.hear_whole(said, config)))
+    elif config.grpo.credit == "causal":
         if replies == "none":
             return [Turn(g, b, NO_REPLY) for g, b in zip(groups, best, strict=True)]
         groups, spoken = complete_best(
@@ -253,7 +264,8 @@ def take_turns(
     turns = []
     for k, (g, b) in enumerate(zip(groups, best, strict=True)):
         verdict, mine = gate(g.prompt, g.rollouts[b], config.gate), spoken.get(k)
-        if mine and verdict == PASS and mine.replies[mine.kept].fault == LABEL_WORD:
+        going = mine.goes_on(b) if mine else None
+        if going and verdict == PASS and going.fault == LABEL_WORD:
             verdict = LABEL_WORD  # what earns nothing joins no data either
         turns.append(Turn(g, b, verdict, spoken=mine))
     return turns

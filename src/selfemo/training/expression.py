@@ -1,6 +1,7 @@
 """Expression: replies to one S are scored by a frozen listener, and learn from it (SPEC section 10 [ours]).
 
-Behind the best E line of a group one S is drawn, and behind both of them several replies. So the replies of
+Behind the best E line of a group one S is drawn, and behind both of them several replies (where whole
+completions are sampled, by TRL or verl, each has its own: whole_replies.py). So the replies of
 a prompt differ in their words alone, and R3, compared among them, teaches the words: neither E nor S gets
 anything of it. Which reply goes on, to the gate and the next prompt, `selfplay.reply` says.
 
@@ -111,6 +112,14 @@ class Spoken:
     lead: RawCompletion
     replies: tuple[Reply, ...]
     kept: int = 0
+
+    @property
+    def numbered(self) -> dict[int, Reply]:
+        return dict(enumerate(self.replies))
+
+    def goes_on(self, best: int) -> Reply | None:
+        """The reply that goes on; all of them are behind the best E line of the group."""
+        return self.replies[self.kept]
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from selfemo.config import GrpoConfig, ModelConfig, OptimConfig, SftConfig
+from selfemo.config import Config, GrpoConfig, ModelConfig, OptimConfig, SftConfig
 from selfemo.errors import EngineError
 from selfemo.method.prompts import Fitted
 from selfemo.method.types import Prompt, RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.training.engine import LocalEngine
+from selfemo.training.expression import Ears, open_ears
 from selfemo.training.protocol import (
     Measures,
     RlItem,
@@ -171,6 +172,9 @@ class LocalTrainer:
 
     def teacher(self) -> Sampler:
         return self.engine.start_sampler(self._start)
+
+    def ears(self, config: Config) -> Ears | None:
+        return open_ears(config, self.teacher)
 
     def update(
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]

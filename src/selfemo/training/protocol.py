@@ -7,9 +7,9 @@ ask which one it has:
     RL     begin_rl -> resume -> for wave in waves(...): with wave(...): sample, score, update -> save
 
 A wave is a number of rounds whose prompts are drawn before the first of them is sampled: one round for the
-local trainer; several for verl, where each wave is a launch. verl's own processes sample and update, so its
-`sample` waits for their completions, and its `update` checks that they trained with the advantages it is
-given.
+local trainer; several for verl, where each wave is a launch. verl's own processes sample, hear replies
+and update, so its `sample` waits for their completions, its `ears` tell what was heard, and its `update`
+checks that they trained with the advantages it is given.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from selfemo.config import AdamConfig, GrpoConfig, SftConfig
+from selfemo.config import AdamConfig, Config, GrpoConfig, SftConfig
 from selfemo.method.prompts import Fitted, recognises_alone
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Prompt, RawCompletion
@@ -30,6 +30,9 @@ from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.sampler import Message, Sampler
 from selfemo.seeds import rng, shuffled_runs
 from selfemo.training.guards import NOT_FINITE
+
+if TYPE_CHECKING:
+    from selfemo.training.expression import Ears
 
 Measures = dict[str, Any]
 """Measures of an optimiser step or of a round by name: loss, grad_norm, lr, kl, ..."""
@@ -192,6 +195,14 @@ class Trainer(Protocol):
 
         Raises:
             UnsupportedError: the engine cannot keep it.
+        """
+
+    def ears(self, config: Config) -> Ears | None:
+        """Who hears the replies of the RL stage; None where they are not rewarded.
+
+        An engine whose own processes hear them tells here what they have heard.
+
+        Raises: as `reply_readers.open_reply_reader`.
         """
 
     def update(

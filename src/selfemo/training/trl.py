@@ -52,20 +52,17 @@ from selfemo.training.trl_rewards import (
 )
 from selfemo.training.trl_rows import (
     COLUMNS,
-    REPLY_COLUMNS,
-    Gain,
     Row,
     gain_measures,
     head_of,
-    lead_of,
     parse_rate,
-    prompt_of,
     reply_gains,
     sample_of,
     score_row,
     score_rows,
     text_policy,
 )
+from selfemo.training.whole_replies import REPLY_COLUMNS, Gain, lead_of, prompt_of, reply_columns
 
 try:
     import torch
@@ -143,10 +140,7 @@ def prompt_dataset(
             "label_set": prompt.label_set.name,
             "labels": list(prompt.label_set.labels),
             "target": shown.target.vector(prompt.label_set),
-            "history": [[u.speaker, u.text] for u in shown.history],
-            "answerer": shown.answerer,
-            "persona": shown.persona.description,
-            "scenario": shown.scenario,
+            **reply_columns(shown),
         }
     if left_out:
         log.warning("%d prompts without a target or too long were left out", left_out)
@@ -306,7 +300,7 @@ class SelfGRPOTrainer(GRPOTrainer):
         if self._listener is not None:
             replies = self._hear(self._listener, inputs, own)
             own = [
-                row._replace(reply=reply, lead=lead_of(text, ids))
+                row._replace(reply=reply, lead=lead_of(text.decode, ids))
                 for row, reply, ids in zip(own, replies, completion_ids_list, strict=True)
             ]
         rows: list[Row] = gather_object(own)

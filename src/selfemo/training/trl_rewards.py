@@ -14,15 +14,8 @@ from selfemo.method.types import Completion, Prompt, RawCompletion, Rollout
 from selfemo.models.policy import Policy
 from selfemo.models.reply_readers import ReplyReader, open_reply_reader
 from selfemo.training.expression import UNPARSED, UNREAD, hear_replies
-from selfemo.training.trl_rows import (
-    COLUMNS,
-    REPLY_COLUMNS,
-    parse_rate,
-    prompt_of,
-    sample_of,
-    score_row,
-    text_policy,
-)
+from selfemo.training.trl_rows import COLUMNS, parse_rate, sample_of, score_row, text_policy
+from selfemo.training.whole_replies import REPLY_COLUMNS, prompt_of
 
 
 def reward_function(primary: str = "iou", tokenizer: Any = None) -> Callable[..., list[float]]:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from selfemo.config import GrpoConfig, RewardConfig
 from selfemo.errors import ConfigError
-from selfemo.method.parsing import reply_line
 from selfemo.method.scoring import line_end, score_causally, score_completions
-from selfemo.method.types import (
-    LABEL_SETS,
-    EmotionDistribution,
-    LabelSet,
-    Persona,
-    Prompt,
-    RawCompletion,
-    Rollout,
-    Utterance,
-)
+from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion, Rollout
 from selfemo.models.policy import Policy
 from selfemo.training.expression import UNPARSED, Reply, compared, reply_measures
+from selfemo.training.whole_replies import Gain, tokens_of
 
 COLUMNS = ("prompt", "prompt_id", "label_set", "labels", "target")
 """Columns of the data set: chat messages; a unique id; the label set's name and labels (K); the weight of
 each label in y (K)."""
-REPLY_COLUMNS = ("history", "answerer", "persona", "scenario")
-"""Columns that a reader of replies needs besides: [speaker, text] of each turn that the prompt shows, who
-answers it, and what the prompt says of them and of the scene."""
 
 
 def text_policy(tokenizer: Any, core: Any = None) -> Policy:
@@ -46,43 +33,7 @@ def sample_of(policy: Policy, ids: Sequence[int]) -> RawCompletion:
 def head_of(policy: Policy, ids: Sequence[int]) -> int:
     """The number of tokens up to the end of the E line; all, where it has none or does not end."""
     end = line_end(policy.decode(ids))
-    return _tokens_of(policy, ids, end) if end else len(ids)
-
-
-def lead_of(policy: Policy, ids: Sequence[int]) -> int:
-    """The number of tokens before the R line; a token that reaches into it is one of them."""
-    return _tokens_of(policy, ids, reply_line(policy.decode(ids)))
-
-
-def _tokens_of(policy: Policy, ids: Sequence[int], end: int) -> int:
-    """The least number of tokens that make up the first `end` characters."""
-    return bisect_left(range(len(ids)), end, key=lambda n: len(policy.decode(ids[:n])))
-
-
-def prompt_of(row: Mapping[str, Any]) -> Prompt:
-    """What a reader of replies is asked about, from a row of `trl.prompt_dataset`: the turns that its prompt
-    shows, and no target. Its label set is the known one of that name, where the labels are the same.
-
-    Raises: ConfigError: its labels are none.
-    """
-    name, labels = row["label_set"], tuple(row["labels"])
-    known = LABEL_SETS.get(name)
-    try:
-        label_set = known if known and known.labels == labels else LabelSet(name, labels)
-    except ValueError as e:
-        raise ConfigError(f"column 'labels': {e}") from e
-    answerer = row["answerer"]
-    return Prompt(
-        id=row["prompt_id"],
-        dataset=name,
-        conversation_id=row["prompt_id"],
-        label_set=label_set,
-        history=tuple(Utterance(speaker, text) for speaker, text in row["history"]),
-        answerer=answerer,
-        persona=Persona(answerer, row["persona"]),
-        target=None,
-        scenario=row["scenario"],
-    )
+    return tokens_of(policy.decode, ids, end) if end else len(ids)
 
 
 def score_row(
@@ -136,13 +87,6 @@ class Row(NamedTuple):
     """Tokens before the R line, where replies are rewarded."""
 
 
-class Gain(NamedTuple):
-    """What the tokens of a reply carry: `advantage`, on each token behind the first `lead`."""
-
-    lead: int
-    advantage: float
-
-
 def score_rows(
     rows: Sequence[Row], group_size: int, reward: RewardConfig, grpo: GrpoConfig, lam: float
 ) -> list[Rollout]:
@@ -165,8 +109,7 @@ def reply_gains(rows: Sequence[Row], group_size: int, reward: RewardConfig) -> l
     `scoring.score_causally` charges the tokens behind E already.
 
     R3, or what it is beyond that of the other emotions (`reward.contrast`), is compared over the completions
-    of a group that parse. Each of them declared an S of its own, and some S are easier to show than others:
-    that difference, which the local engine does not have, is in it. And each trains behind its own S alone.
+    of a group that parse (whole_replies.py).
 
     Args:
         rows: of which each has its `reply`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from selfemo.method.types import EmotionDistribution, LabelSet, ParseFailure, Place, RolloutGroup
@@ -73,7 +73,7 @@ class Rollouts(Database):
             ),
         )  # fmt: skip
 
-    def add_replies(self, prompt_id: str, replies: Sequence[Reply], place: Place) -> None:
+    def add_replies(self, prompt_id: str, replies: Mapping[int, Reply], place: Place) -> None:
         self.db.executemany(
             "INSERT INTO replies (stage, step, iteration, prompt, member, self_emotion, text, tokens, fault, "
             "r3, heard, judged, advantage) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -84,7 +84,7 @@ class Rollouts(Database):
                     r.said.reply if r.said else r.raw.text, len(r.raw.token_ids), r.fault, r.reward,
                     write_distribution(r.heard), r.judged, r.advantage,
                 )
-                for i, r in enumerate(replies)
+                for i, r in replies.items()
             ),
         )  # fmt: skip
 

@@ -15,25 +15,40 @@ from selfemo.files import replacing
 from selfemo.method.prompts import Fitted, Reasoning, messages
 from selfemo.method.types import EmotionDistribution, LabelSet, Prompt
 from selfemo.models.policy import ChatTokenizer
+from selfemo.training.whole_replies import prompt_of, reply_columns
 
 
 @dataclass(frozen=True)
 class Task:
-    """The parts of a prompt that the reward function needs: its id, label set and target."""
+    """The parts of a prompt that the reward function needs: its id, label set and target.
+
+    Attributes:
+        shown: `whole_replies.reply_columns`, for a listener; None where none listens.
+    """
 
     prompt: str
     labels: LabelSet
     target: EmotionDistribution
+    shown: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         labels = [self.labels.name, list(self.labels.labels)]
-        return json.dumps({"prompt": self.prompt, "labels": labels, "target": dict(self.target)})
+        found = {"prompt": self.prompt, "labels": labels, "target": dict(self.target)}
+        return json.dumps(found if self.shown is None else found | {"shown": self.shown})
 
     @staticmethod
     def from_json(text: str) -> Task:
         raw = json.loads(text)
         name, labels = raw["labels"]
-        return Task(raw["prompt"], LabelSet(name, tuple(labels)), EmotionDistribution(raw["target"]))
+        target = EmotionDistribution(raw["target"])
+        return Task(raw["prompt"], LabelSet(name, tuple(labels)), target, raw.get("shown"))
+
+    def heard_prompt(self) -> Prompt:
+        """What a listener is asked about (EngineError: the task was written for none)."""
+        if self.shown is None:
+            raise EngineError(f"prompt {self.prompt}: its task has no history for a listener; draw it again")
+        name, labels = self.labels.name, self.labels.labels
+        return prompt_of({"prompt_id": self.prompt, "label_set": name, "labels": labels, **self.shown})
 
 
 def _chat(prompt: Prompt, reader: ChatTokenizer, reasoning: Reasoning) -> list[dict[str, str]]:
@@ -42,14 +57,19 @@ def _chat(prompt: Prompt, reader: ChatTokenizer, reasoning: Reasoning) -> list[d
 
 
 def prompt_rows(
-    fitted: Sequence[Fitted], reader: ChatTokenizer, reasoning: Reasoning
+    fitted: Sequence[Fitted], reader: ChatTokenizer, reasoning: Reasoning, *, heard: bool = False
 ) -> list[dict[str, Any]]:
-    """Rows of verl's RL data sets (DataError: a prompt has no target)."""
+    """Rows of verl's RL data sets (DataError: a prompt has no target).
+
+    Args:
+        heard: a listener hears the replies, and needs to know what they answer.
+    """
     rows = []
     for i, f in enumerate(fitted):
         if f.prompt.target is None:
             raise DataError(f"prompt {f.prompt.id} has no target emotion to score against")
-        task = Task(f.prompt.id, f.prompt.label_set, f.prompt.target)
+        shown = reply_columns(f.prompt) if heard else None
+        task = Task(f.prompt.id, f.prompt.label_set, f.prompt.target, shown)
         rows.append(
             {
                 "data_source": f.prompt.dataset,
@@ -86,10 +106,15 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 _DUMPED = {
     "group", "member", "prompt", "text", "finished", "token_ids", "logprob", "entropy", "r1", "advantage",
 }  # fmt: skip
+_HEARD = {"text", "lead", "advantage", "listener", "reader"}
 
 
 def dump_line(**fields: Any) -> str:
-    """The line of one completion in the file of a step."""
+    """The line of one completion in the file of a step.
+
+    Where replies are heard it has `entropies`, of each token, too, and, if it parses, `reply`:
+    `Listening.notes`, and the mean advantage of the tokens from the R line on.
+    """
     return json.dumps(fields) + "\n"
 
 
@@ -100,7 +125,10 @@ def read_dump(path: Path) -> list[list[dict[str, Any]]]:
         try:
             row = json.loads(line)
             groups.setdefault(row["group"], []).append(row)
-            if missing := _DUMPED - row.keys():
+            missing = _DUMPED - row.keys()
+            if "reply" in row:
+                missing |= _HEARD - {*row["reply"]}
+            if missing:
                 raise KeyError(*sorted(missing))
         except (ValueError, TypeError, KeyError) as e:
             raise EngineError(f"{path}:{n}: no completion as verl was told to write it ({e!r})") from e

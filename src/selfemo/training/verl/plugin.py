@@ -6,11 +6,14 @@ and the settings below. The training loop, the workers and the losses are verl's
     algorithm.adv_estimator = self_grpo      eq. 13, by self_grpo.py
     trainer.v1.trainer_mode = self_grpo      verl's synchronous trainer, with R2 and lambda(t)
     reward.reward_manager.name = selfemo     reads a completion as Policy.decode does
-    algorithm.self_grpo                      before, rounds, lam_max, lam, secondary, eps, ddof, stop_file
+    algorithm.self_grpo                      before, rounds, lam_max, lam, secondary, eps, ddof, stop_file,
+                                             expression (where replies are rewarded)
 
 R2 (eqs. 11, 12) needs the whole group, but an estimator of verl gets only rewards by token. So R1 is put on
 the last token of a completion, as verl does, and R2 on its first; a completion of one token cannot parse and
-has neither. Written for verl 0.9.1, whose trainer this extends.
+has neither. R3 needs a listener, which is opened once, in the trainer's process: it hears the replies of a
+step all together, and what they learn is added behind the estimator, on the tokens from the R line on.
+Written for verl 0.9.1, whose trainer this extends.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import transfer_queue as tq
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from tensordict import TensorDict
 from transformers import GenerationConfig
 from verl.experimental.reward_loop.reward_manager import register
@@ -38,9 +41,11 @@ from selfemo.method.parsing import parse
 from selfemo.method.rewards import exact_match, primary_reward
 from selfemo.method.rewards import secondary_rewards as group_rewards
 from selfemo.method.self_grpo import advantages, lambda_at
-from selfemo.method.types import Completion, EmotionDistribution
+from selfemo.method.types import Completion, EmotionDistribution, RawCompletion
 from selfemo.models.policy import ChatTokenizer
+from selfemo.training.expression import reply_measures
 from selfemo.training.verl.exchange import Task, dump_line
+from selfemo.training.verl.listening import Listening
 from selfemo.training.verl.settings import MODE
 
 
@@ -93,12 +98,7 @@ class EmotionRewardManager(RewardManagerBase):
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
-        model = config.actor_rollout_ref.model.path
-        try:
-            generation = GenerationConfig.from_pretrained(model)
-        except OSError:
-            generation = None
-        self.reader = ChatTokenizer(tokenizer, generation)
+        self.reader = _reader(config.actor_rollout_ref.model.path, tokenizer)
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         item = data[-1]
@@ -111,6 +111,15 @@ class EmotionRewardManager(RewardManagerBase):
             extra_info={"finished": bool(ids) and ids[-1] in self.reader.end_ids},
         )
         return {"reward_score": result["score"], "reward_extra_info": result}
+
+
+def _reader(model: str, tokenizer: Any) -> ChatTokenizer:
+    """The tokenizer of a model with its end tokens."""
+    try:
+        generation = GenerationConfig.from_pretrained(model)
+    except OSError:
+        generation = None
+    return ChatTokenizer(tokenizer, generation)
 
 
 def put_rewards(r1: Any, r2: Any, mask: torch.Tensor) -> torch.Tensor:
@@ -200,13 +209,25 @@ def secondary_rewards(infos: list[Any], groups: list[Any], tasks: list[Task], ki
 
 @register_trainer(MODE)
 class SelfGrpoTrainer(PPOTrainerSync):
-    """verl's synchronous trainer with R2 in the rewards, lambda(t) in the estimator and whole dumps."""
+    """verl's synchronous trainer with R2 in the rewards, lambda(t) in the estimator, R3 behind it and whole
+    dumps."""
+
+    listening: Listening | None = None
+    """Who hears replies; None where they are not rewarded."""
+    _notes: dict[str, dict[str, Any]]
+    """What was heard of a reply (`Listening.notes`), by the key of its completion, until it is written."""
 
     def __init__(self, config: Any) -> None:
         # The base class knows only its own mode.
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
+        if heard := self._own.get("expression"):
+            decode = _reader(self.config.actor_rollout_ref.model.path, self.tokenizer).decode
+            self.listening = Listening(OmegaConf.to_container(heard, resolve=True), decode)
 
     @property
     def _own(self) -> Any:
@@ -240,22 +261,64 @@ class SelfGrpoTrainer(PPOTrainerSync):
             put_rewards(s.sum()[None], r2[i : i + 1], torch.ones(1, len(s), dtype=torch.long))[0]
             for i, s in enumerate(scores)
         ]
-        self._put_scores(batch, both)
+        self._put(batch, rm_scores=both)
         batch = super()._compute_advantage(batch, metrics)
-        self._put_scores(batch, scores)
+        self._put(batch, rm_scores=scores)
+        if self.listening:
+            rows = [[real[k] for k in group] for group in _groups(groups[i] for i in real)]
+            self._reward_replies(self.listening, batch, rows, infos, tasks, metrics)
         metrics["self_grpo/lambda"] = lam
         metrics["self_grpo/r1"] = float(np.mean([infos[i]["score"] for i in real]))
         metrics["self_grpo/r2"] = float(r2[real].mean())
         metrics["self_grpo/parsed"] = float(np.mean([infos[i]["parsed"] for i in real]))
         return batch
 
+    def _reward_replies(
+        self,
+        listening: Listening,
+        batch: Any,
+        groups: list[list[int]],
+        infos: list[dict[str, Any]],
+        tasks: list[Task],
+        metrics: dict[str, Any],
+    ) -> None:
+        """Add what the replies of a step learn to the advantages of their tokens.
+
+        Args:
+            groups: the rows of each.
+        """
+        fields = ["responses", "advantages", "returns"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        ids = data["responses"].unbind()
+        values = {f: [v.clone() for v in data[f].unbind()] for f in fields[1:]}
+        asked = [
+            (tasks[rows[0]].heard_prompt(), [_said(ids[i].tolist(), infos[i], tasks[i]) for i in rows])
+            for rows in groups
+        ]
+        heard = listening.hear(asked)
+        self._notes = {}
+        for rows, (prompt, _), own in zip(groups, asked, heard, strict=True):
+            for member, gain in own.gains(listening.config.reward.expression_weight).items():
+                for rewarded in values.values():
+                    rewarded[rows[member]][gain.lead :] += gain.advantage
+            notes = listening.notes(prompt.id, own)
+            self._notes |= {batch.keys[rows[member]]: note for member, note in notes.items()}
+        self._put(batch, **values)
+        told = reply_measures(
+            [(prompt.label_set, own.replies) for (prompt, _), own in zip(asked, heard, strict=True)]
+        )
+        for name in ("expression", "expression_contrast", "expressed", "refused"):
+            if told.get(name) is not None:
+                metrics[f"self_grpo/{name}"] = told[name]
+
     @staticmethod
-    def _put_scores(batch: Any, scores: Any) -> None:
-        nested = torch.nested.as_nested_tensor(list(scores), layout=torch.jagged)
+    def _put(batch: Any, **fields: Any) -> None:
+        """Put tensors of the completions' lengths into the fields of a batch."""
+        nested = {f: torch.nested.as_nested_tensor(list(v), layout=torch.jagged) for f, v in fields.items()}
         tq.kv_batch_put(
             keys=batch.keys,
             partition_id=batch.partition_id,
-            fields=TensorDict({"rm_scores": nested}, batch_size=len(batch.keys)),
+            fields=TensorDict(nested, batch_size=len(batch.keys)),
         )
 
     def _log_rollout_data(self, batch: Any, timing_raw: Any, rollout_data_dir: str) -> None:
@@ -269,7 +332,12 @@ class SelfGrpoTrainer(PPOTrainerSync):
             if tag.get("is_padding", False):
                 continue
             group, member, _ = key.rsplit("_", 2)
-            n = len(ids[i])
+            n, more = len(ids[i]), dict[str, Any]()
+            if self.listening:
+                more["entropies"] = [round(e, 6) for e in entropies[i][:n].tolist()]
+                if note := self._notes.get(key):
+                    lead = min(note["lead"], n - 1)  # all of them stand before an R line without tokens
+                    more["reply"] = note | {"advantage": float(gains[i][lead:n].mean())}
             lines.append(
                 dump_line(
                     group=group,
@@ -282,11 +350,20 @@ class SelfGrpoTrainer(PPOTrainerSync):
                     entropy=float(entropies[i][:n].mean()) if n else 0.0,
                     r1=float(infos[i]["score"]),
                     advantage=float(gains[i][0]) if n else 0.0,
+                    **more,
                 )
             )
         folder = Path(rollout_data_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"{self.global_steps}.jsonl", "".join(lines))
+
+
+def _said(ids: list[int], info: dict[str, Any], task: Task) -> tuple[RawCompletion, Completion | None]:
+    """A completion, and what it says where it parses."""
+    finished = bool(info["finished"])
+    said = parse(info["text"], task.labels, finished=finished)
+    raw = RawCompletion(info["text"], tuple(ids), finished=finished)
+    return raw, said if isinstance(said, Completion) else None
 
 
 def _infos(data: Any) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from selfemo.config import Config, SftConfig
 from selfemo.errors import ConfigError
 from selfemo.models.references import resolve
 from selfemo.training.protocol import RlSpan
+from selfemo.training.verl.listening import expression_settings
 
 MODE = "self_grpo"
 """Name of the advantage estimator and of the trainer in verl's registries."""
@@ -52,6 +53,15 @@ def check_config(config: Config) -> None:
              f"gate.channel = {config.gate.channel!r}: verl keeps no teacher beside the policy; set 0"),
             (config.selfplay.targets == "channel",
              'selfplay.targets = "channel": verl keeps no teacher beside the policy; set "declared"'),
+            (config.reward.heard_by_reference,
+             'reward.listener = "reference": verl keeps no teacher beside the policy; name the folder of a '
+             "kept encoder, a model or an endpoint"),
+            (config.reward.replies != 0,
+             f"reward.replies = {config.reward.replies}: verl samples whole completions, each with its own "
+             "reply; set 0"),
+            (config.selfplay.reply != "first",
+             f'selfplay.reply = "{config.selfplay.reply}": verl samples whole completions, and E chooses the '
+             'one that goes on; set "first"'),
             (g.normalise != "std",
              f'grpo.normalise = {g.normalise!r}: verl\'s advantages are divided by the deviation; set "std"'),
             (g.importance_cap != 0,
@@ -198,6 +208,7 @@ def rl_overrides(
         f"+algorithm.{MODE}.eps": g.eps,
         f"+algorithm.{MODE}.ddof": g.ddof,
         f"+algorithm.{MODE}.stop_file": str(folder / "stop"),
+        **({f"+algorithm.{MODE}.expression": heard} if (heard := expression_settings(config)) else {}),
         "reward.num_workers": c.reward_workers,
         "reward.reward_manager.name": "selfemo",
         "reward.custom_reward_function.path": f"pkg://{PLUGIN}",

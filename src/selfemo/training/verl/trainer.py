@@ -5,7 +5,8 @@ completions and metrics step by step.
 
 Departures [ours]: prompts that self-play leaves are drawn in the next wave, not the next round; a stage takes
 whole batches, so the rest of flywheel.prompts is left out; SFT drops the last, partial batch of an epoch, as
-verl does. verl's loss also bounds the ratio of negative advantages by 3 (its dual clip).
+verl does. verl's loss also bounds the ratio of negative advantages by 3 (its dual clip). Replies are rewarded
+as whole_replies.py says, and what they learn is added to A of eq. 13 on their tokens.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import json
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from selfemo.config import Config, GrpoConfig, SftConfig
-from selfemo.errors import DataError, EngineError, UnsupportedError
+from selfemo.errors import DataError, EngineError
 from selfemo.files import write_json
 from selfemo.method.prompts import Fitted, fit
 from selfemo.method.types import Prompt, RawCompletion
@@ -45,8 +46,10 @@ from selfemo.training.verl.exchange import (
     write_parquet,
 )
 from selfemo.training.verl.launch import Launch, end_orphan
+from selfemo.training.verl.listening import LISTENER, READER, Noted, no_teacher
 from selfemo.training.verl.settings import PLUGIN, check_config, sft_command, sft_overrides, weights_path
 from selfemo.training.verl.waves import part, wave_command, wave_files
+from selfemo.training.whole_replies import WholeEars
 
 _SAME = 1e-3
 """verl holds rewards in float32; a larger difference of advantages is an error."""
@@ -133,10 +136,19 @@ class VerlTrainer:
             raise DataError(f"{stage}: no held-out prompt fits prompt.max_tokens; raise it")
         write_parquet(self.folder / "held.parquet", prompt_rows(held, self.reader, c.reasoning))
 
-    def teacher(self) -> Sampler:
-        raise UnsupportedError(
-            'verl keeps no teacher beside the policy; set gate.channel = 0 and selfplay.targets = "declared"'
-        )
+    def teacher(self) -> NoReturn:
+        no_teacher()
+
+    def ears(self, config: Config) -> WholeEars | None:
+        """Who tells what verl's process heard in the round that was sampled last."""
+        if not config.expresses:
+            return None
+
+        def rows() -> Iterable[dict[str, Any]]:
+            return (row for groups in self._groups.values() for group in groups for row in group)
+
+        judge = Noted(rows, READER) if config.reward.reader else None
+        return WholeEars(Noted(rows, LISTENER), judge, decode=self.reader.decode)
 
     def _done(self) -> int:
         """The last step of the stage whose state verl has written whole, or 0."""
@@ -235,8 +247,9 @@ class VerlTrainer:
     def wave(self, wave: range, rounds: Sequence[Sequence[Fitted]]) -> Iterator[None]:
         if self.drawn(wave) is None:
             table, listed = wave_files(self.folder, wave)
-            prompts = [f for round_ in rounds for f in round_]
-            write_parquet(table, prompt_rows(prompts, self.reader, self.config.prompt.reasoning))
+            prompts, reasoning = [f for round_ in rounds for f in round_], self.config.prompt.reasoning
+            heard = self.config.expresses
+            write_parquet(table, prompt_rows(prompts, self.reader, reasoning, heard=heard))
             write_json(listed, [f.prompt.id for f in prompts])
         self._wave = wave
         try:
@@ -292,23 +305,39 @@ class VerlTrainer:
     ) -> Measures:
         """Check that verl trained with these advantages (EngineError: with others); returns its measures."""
         step = round_ + 1
-        ours: dict[str, list[float]] = {}
+        ours: dict[str, list[tuple[float, ...]]] = {}
         for item in (i for items in minibatches for i in items):
-            ours.setdefault(item.prompt, []).append(item.advantage)
+            ours.setdefault(item.prompt, []).append(_given(item))
         for prompt, found in ours.items():
-            theirs = np.array([[r["advantage"] for r in rows] for rows in self._groups[prompt]])
+            theirs = np.array([[_trained(r) for r in rows] for rows in self._groups[prompt]])
+            expected = np.reshape(found, theirs.shape)
             # The groups of a prompt that was drawn twice may stand in another order here.
-            same = np.isclose(np.reshape(found, theirs.shape)[:, None], theirs, atol=_SAME).all(-1)
+            same = np.isclose(expected[:, None], theirs, atol=_SAME).all((-1, -2))
             if not (same.any(0).all() and same.any(1).all()):
+                whole = not self.config.expresses
+                told = [(a[..., 0] if whole else a).round(4).tolist() for a in (theirs, expected)]
+                of = "" if whole else " (first; from the R line on; tokens before it)"
                 raise EngineError(
                     f"{self.folder / 'rollouts' / f'{step}.jsonl'}: prompt {prompt}: verl trained with "
-                    f"advantages {theirs.round(4).tolist()}, SELF-GRPO gives "
-                    f"{np.round(found, 4).tolist()}; is {PLUGIN} of this version on all nodes?"
+                    f"advantages {told[0]}{of}, SELF-GRPO gives {told[1]}; is {PLUGIN} of this version on "
+                    "all nodes?"
                 )
         return measures_of(read_metrics(self.folder / "metrics.jsonl")[step])
 
 
 def _raw(row: dict[str, Any]) -> RawCompletion:
-    return RawCompletion(
-        row["text"], tuple(row["token_ids"]), (row["logprob"],), (row["entropy"],), row["finished"]
-    )
+    entropies = tuple(row.get("entropies") or (row["entropy"],))
+    return RawCompletion(row["text"], tuple(row["token_ids"]), (row["logprob"],), entropies, row["finished"])
+
+
+def _given(item: RlItem) -> tuple[float, float, int]:
+    """The advantage of a completion, that of its tokens from the R line on, and the tokens before it."""
+    n = len(item.completion_ids)
+    head = n if item.head is None else item.head
+    return item.advantage, item.rest if head < n else item.advantage, head
+
+
+def _trained(row: dict[str, Any]) -> tuple[float, float, int]:
+    """The same of a completion as verl has written it."""
+    reply = row.get("reply") or {"advantage": row["advantage"], "lead": len(row["token_ids"])}
+    return row["advantage"], reply["advantage"], reply["lead"]
