@@ -1,4 +1,5 @@
-"""The table of step "expression": what the reader finds, each arm over its seeds and against "off".
+"""The tables of step "expression": what the reader finds, each arm over its seeds and against "off"; scores
+of E, and their changes from the start.
 
     PYTHONPATH=src:. python -m experiments.gpu.expressed RESULTS.json...
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiments.tables import by_arm, f1_table, score_table
 
 from selfemo.evaluation.expression import cohens_kappa
 from selfemo.evaluation.metrics import cluster_weights, percentile_interval
@@ -53,17 +55,17 @@ def _cell(value: float, draws: np.ndarray) -> str:
 def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """[data set, S, arm, seeds, replies, kappa, less that of "off"] of the runs of some results, whose dev
     utterances are the same."""
-    first, by_arm = results[0], dict[str, list[Mapping[str, Any]]]()
+    first, arms = results[0], dict[str, list[Mapping[str, Any]]]()
     if any(r["utterances"] != first["utterances"] for r in results):
         raise ValueError("the results have other utterances")
     for result in results:
         for run in result["runs"]:
-            by_arm.setdefault(run.get("arm", "start"), []).append(run)
+            arms.setdefault(run.get("arm", "start"), []).append(run)
     table = []
     for dataset in first["labels"]:
         for kind, called in KINDS.items():
-            off = counts(first, by_arm.get("off", []), kind, dataset)
-            for arm, runs in by_arm.items():
+            off = counts(first, arms.get("off", []), kind, dataset)
+            for arm, runs in arms.items():
                 found = counts(first, runs, kind, dataset)
                 if not found.sum():
                     continue
@@ -83,9 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("results", nargs="+", type=Path)
     args = parser.parse_args(arguments)
+    results = [json.loads(f.read_text(encoding="utf-8")) for f in args.results]
     print("| data | S | arm | seeds | replies | kappa | more than off |\n|" + " --- |" * 7)
-    for row in rows([json.loads(f.read_text(encoding="utf-8")) for f in args.results]):
+    for row in rows(results):
         print(f"| {' | '.join(row)} |")
+    for result in results:
+        arms = by_arm(result)
+        start, *others = arms
+        pairs = [(start, name, [*arms[start]] * len(arms[name]), arms[name]) for name in others]
+        print(f"\n{score_table(result, arms)}\n\n{f1_table(result, pairs)}")
 
 
 if __name__ == "__main__":

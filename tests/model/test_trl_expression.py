@@ -136,14 +136,19 @@ def four(model: Path, out: Path, tokenizer: Any, **more: Any) -> Any:
     )
 
 
-def test_advantages_by_token_worked_by_hand(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
-    """What the listener learns of S by those that parse: log .99.. - log 1/7 and 0; the one that names its
-    emotion counts as -1. Each less their mean. All E are right, so that they carry nothing; the one that
-    breaks is charged 1 / std(1, 1, 1, 0) = 4 / sqrt 3."""
-    trainer = four(tiny_model, tmp_path, tokenizer, expression_weight=0.5)
+@pytest.mark.parametrize("contrast", [False, True])
+def test_advantages_by_token_worked_by_hand(
+    tiny_model: Path, tmp_path: Path, tokenizer: Any, contrast: bool
+) -> None:
+    """What the listener learns of S by those that parse: log .99.. - log 1/7 and 0, or, as a contrast, 6/7 of
+    what it learns of S more than of the six others; the one that names its emotion counts as -1. Each less
+    their mean, at most 3. All E are right, so that they carry nothing; the one that breaks is charged
+    1 / std(1, 1, 1, 0) = 4 / sqrt 3."""
+    trainer = four(tiny_model, tmp_path, tokenizer, expression_weight=0.5, contrast=contrast)
     trainer.train()
     (batch,) = trainer.batches
-    said = [0.5 * (gain - (UP - 1) / 3) for gain in (UP, 0, -1)]
+    first = 6 / 7 * math.log(7 * 0.99 / 0.01 + 1) if contrast else UP
+    said = [0.5 * min(3.0, gain - (first - 1) / 3) for gain in (first, 0, -1)]
     counted = 0
     for i, ids in enumerate(batch["completion_ids"]):
         head, lead = spans(ids, tokenizer)
