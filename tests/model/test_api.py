@@ -31,7 +31,7 @@ def model(tiny_model: Path) -> SelfEmo:
 
 
 def test_the_page_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("my-run", "reader"):
+    for name in ("my-run", "reader/seed-0/model"):
         shutil.copytree(tiny_model, tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

@@ -256,7 +256,8 @@ def test_other_errors_pass_a_block_that_can_be_stopped() -> None:
         ("analyse {empty} --split dev", "are for --channel"),
         ("analyse x --channel", "name some with --data"),
         ("analyse x --channel --prompts 3", "data.eval_conversations"),
-        ("analyse x --channel --reader y", "--reader is not for --channel"),
+        ("analyse x --channel --reader y", "--reader and --against are not for --channel"),
+        ("analyse x --against y", "name it with --reader"),
         (
             "baseline encoder --data sample --out {empty}/b --set baseline.epoch=3",
             "did you mean baseline.epochs?",
