@@ -12,10 +12,11 @@ import pytest
 from selfemo.config import GateConfig, GrpoConfig, ModelConfig, PromptConfig, RewardConfig
 from selfemo.errors import ConfigError, EngineError
 from selfemo.method.expression import information_gain, reply_advantages
+from selfemo.method.lengths import length_gain, lengths_of
 from selfemo.method.parsing import reply_line
 from selfemo.method.prompts import messages
 from selfemo.method.replies import names_label, reply_fault
-from selfemo.method.types import LABEL_SETS, LabelSet, RawCompletion
+from selfemo.method.types import LABEL_SETS, Completion, LabelSet, RawCompletion
 from selfemo.models.reply_readers import open_reply_reader
 from selfemo.training.protocol import RlItem
 from tests.conftest import MELD, Built, dist, make_prompt, toy_conversations
@@ -214,6 +215,40 @@ def test_groups_are_compared_by_themselves() -> None:
     assert found["expression"] == pytest.approx(7 / 6)
     nothing = gain_measures([heard("b", None, "unparsed")] * 4, 4)
     assert nothing == {}, "a measure that nothing has is not logged"
+
+
+def completed(reply: str) -> Completion:
+    text = RawCompletion(f"E: joy\nS: joy\nR: {reply}")
+    found = trl_job.score_group(JOYS[0], [text], RewardConfig(), GrpoConfig(), 0.0).rollouts[0].completion
+    assert found is not None
+    return found
+
+
+def test_length_joins_what_replies_earn() -> None:
+    """Two prompts; the replies of each stand beside those of the other."""
+    texts = [["Hm.", "I have no idea."], ["Hm.", "Hm."]]
+    rows = [
+        Row(
+            p,
+            p,
+            MELD.labels,
+            (1.0, *[0.0] * 6),
+            RawCompletion(t),
+            reply=Reply(RawCompletion(t), completed(t), gain=1.0),
+        )
+        for p, own in zip("ab", texts, strict=True)
+        for t in own
+    ]
+    people = lengths_of(["I have seen it.", "You have no idea.", "Hm."])
+    without = reply_gains(rows, 2, RewardConfig(contrast=False), people)
+    assert [g and g.advantage for g in without] == [0, 0, 0, 0], "it has no weight"
+    gains = reply_gains(
+        rows, 2, RewardConfig(expression="listener", contrast=False, length_weight=0.5), people
+    )
+    other = lengths_of(["Hm.", "Hm."])
+    short, long = (length_gain(t, people, other) for t in texts[0])
+    assert long > short
+    assert [g and g.advantage for g in gains] == pytest.approx([(short - long) / 4, (long - short) / 4, 0, 0])
 
 
 def replies_by_hand(batch: dict[str, Any], tokenizer: Any, model: Path, weight: float) -> dict[int, float]:

@@ -22,7 +22,6 @@ from selfemo.stages.rl import rl_items
 from selfemo.stages.selfplay import score_group, take_turns
 from selfemo.training.expression import (
     ROUGH,
-    Begun,
     Ears,
     _rough,
     chosen_reply,
@@ -32,24 +31,13 @@ from selfemo.training.expression import (
 )
 from tests.conftest import MELD, dist, make_prompt
 from tests.support.readers import EVEN, Known
+from tests.support.replies import ON, drawn, raw
 
-ON = ["grpo.credit=causal", "reward.expression=listener", "sampling.group_size=3"]
 PLACE = Place("iteration-1-rl", 3, 1)
-
-
-def raw(text: str) -> RawCompletion:
-    ids = tuple(text.encode())
-    return RawCompletion(text, ids, (-0.5,) * len(ids), (0.25,) * len(ids))
 
 
 def encode(text: str) -> Sequence[int]:
     return text.encode()
-
-
-def drawn(*replies: str, s: str = "joy") -> Begun:
-    prompt = make_prompt("c/1", dist(joy=1))
-    group = score_group(prompt, [raw("E: joy\n")] * 2, load([], ON).reward, load([], ON).grpo, 0.0)
-    return Begun(prompt, group.rollouts[0], raw(f"S: {s}\n"), [raw(f"R: {r}") for r in replies])
 
 
 def r3(declared: EmotionDistribution, heard: EmotionDistribution, expected: EmotionDistribution) -> float:

@@ -45,6 +45,9 @@ class RewardConfig(Section):
     contrast: bool = True
     """Replies earn by what they tell of S beyond the other emotions, and train behind each of those too, as
     the listener finds them there [ours]. Off: they earn R3, behind the S that they declare alone."""
+    length_weight: NonNegative = 0.0
+    """Weight of how like people's turns replies are in length (method/lengths.py) beside what they tell of S,
+    both in nats [ours]: without it replies become exclamations. verl has none."""
     expression_weight: NonNegative = 1.0
     """Weight of what replies learn beside what E lines do; each is the mean over its own tokens."""
 
@@ -61,6 +64,11 @@ class RewardConfig(Section):
             raise ValueError(
                 f'reader = "{self.reader}" with expression = "none": no reply is rewarded, so that none is '
                 'judged; set expression = "listener"'
+            )
+        if self.expression == "none" and self.length_weight:
+            raise ValueError(
+                f'length_weight = {self.length_weight:g} with expression = "none": no reply is rewarded; set '
+                'expression = "listener"'
             )
         if self.reader and os.path.abspath(self.reader) == os.path.abspath(self.listener):
             raise ValueError(

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from selfemo.config import Config, GrpoConfig, PromptConfig, SelfPlayConfig
+from selfemo.method.lengths import lengths_of
 from selfemo.method.prompts import Fitted, format_recognition
 from selfemo.method.types import EmotionDistribution, Place, Prompt, Rollout, RolloutGroup
 from selfemo.seeds import derive, rng, shuffled_runs
@@ -121,7 +122,10 @@ def rl_stage(
     grpo, play, stage = config.grpo, config.selfplay, place.stage
     plan = rl_plan(config, trainer)
     replies: Replies = "every" if config.expresses else "due" if config.replies else "none"
-    take = partial(take_turns, encode=trainer.encode_text, replies=replies, ears=trainer.ears(config))
+    ears = trainer.ears(config)
+    if ears:
+        ears = replace(ears, people=lengths_of(p.history[-1].text for p in originals))
+    take = partial(take_turns, encode=trainer.encode_text, replies=replies, ears=ears)
     for wave, rounds in _drawn(trainer, originals, config, buffer, plan, place):
         with trainer.wave(wave, [r.fitted for r in rounds]):
             for round_ in range(max(place.step, wave.start), wave.stop):

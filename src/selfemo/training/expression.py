@@ -27,6 +27,7 @@ from typing import Any, Literal
 from selfemo.config import Config, GateConfig, PromptConfig, RewardConfig
 from selfemo.method.diversity import distinct
 from selfemo.method.expression import bounded, contrasts, gains, information_gain, reply_advantages
+from selfemo.method.lengths import Lengths, length_gain, lengths_of
 from selfemo.method.prompts import Fitted, s_like
 from selfemo.method.replies import names_label, reply_fault
 from selfemo.method.scoring import completed
@@ -54,6 +55,8 @@ class Reply:
         gain: what the listener learned of S, nats, before it is bounded; None with a fault.
         contrast: by emotion, what the listener learned of it beyond what it learned of the others, nats;
             empty with a fault.
+        length_gain: how like a person's turn it is in length beside the replies to other prompts, nats
+            (method/lengths.py); None with a fault, or where nothing is known of people.
         heard: what the listener finds in it; None where it was not read.
         judged: R3 by the reader of `reward.reader`, which nothing learns from.
         advantage: of its tokens, before reward.expression_weight.
@@ -65,6 +68,7 @@ class Reply:
     fault: str = ""
     gain: float | None = None
     contrast: Mapping[str, float] = field(default_factory=dict)
+    length_gain: float | None = None
     heard: EmotionDistribution | None = None
     judged: float | None = None
     advantage: float = 0.0
@@ -124,15 +128,30 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Ears:
-    """Who hears the replies of an RL stage: the listener, whose R3 is learned from, and the judge, whose is
-    not (reward.reader)."""
+    """Who hears the replies of an RL stage.
+
+    Attributes:
+        listener: its R3 is learned from.
+        judge: its R3 is not (reward.reader).
+        people: lengths of people's turns in the conversations that the stage's prompts are of.
+    """
 
     listener: ReplyReader
     judge: ReplyReader | None = None
+    people: Lengths | None = None
 
     def hear(self, drawn: Sequence[Begun], config: Config) -> list[Spoken]:
         """`score_replies` by the settings of a run, and which reply goes on."""
-        scored = score_replies(drawn, self.listener, config.gate, self.judge, contrast=config.reward.contrast)
+        reward = config.reward
+        scored = score_replies(
+            drawn,
+            self.listener,
+            config.gate,
+            self.judge,
+            contrast=reward.contrast,
+            people=self.people,
+            length_weight=reward.length_weight,
+        )
         return [
             Spoken(
                 tuple(d.emotion.raw.token_ids), d.lead, replies, chosen_reply(replies, config.selfplay.reply)
@@ -169,12 +188,16 @@ def score_replies(
     judge: ReplyReader | None = None,
     *,
     contrast: bool = False,
+    people: Lengths | None = None,
+    length_weight: float = 0.0,
 ) -> list[tuple[Reply, ...]]:
     """The replies of each prompt with their R3 and advantages; all are read together.
 
     Args:
         judge: an independent reader that reads them too.
         contrast: see reward.contrast.
+        people: see `Ears`.
+        length_weight: see reward.length_weight.
     """
     spoken = [
         (d.prompt, raw, completed(d.emotion, d.lead.then(raw), d.prompt.label_set).completion)
@@ -182,22 +205,49 @@ def score_replies(
         for raw in d.replies
     ]
     found = iter(hear_replies(spoken, listener, gate, judge))
-    return [compared(list(islice(found, len(d.replies))), contrast) for d in drawn]
+    groups = [list(islice(found, len(d.replies))) for d in drawn]
+    return [compared(g, contrast, length_weight) for g in with_lengths(groups, people)]
 
 
-def compared(replies: Sequence[Reply], contrast: bool = False) -> tuple[Reply, ...]:
+def with_lengths(groups: Sequence[list[Reply]], people: Lengths | None) -> list[list[Reply]]:
+    """The replies of several prompts with what their length gains beside those of the others; as they are
+    where nothing is known of people."""
+    if people is None:
+        return list(groups)
+    had = [lengths_of(r.said.reply for r in g if r.said and not r.fault) for g in groups]
+    total = sum(had, Lengths())
+    return [
+        [
+            replace(r, length_gain=length_gain(r.said.reply, people, total - own))
+            if r.said and not r.fault
+            else r
+            for r in g
+        ]
+        for g, own in zip(groups, had, strict=True)
+    ]
+
+
+def compared(
+    replies: Sequence[Reply], contrast: bool = False, length_weight: float = 0.0
+) -> tuple[Reply, ...]:
     """The replies of a prompt with their advantages; those that could not be read have none."""
+
+    def worth(told: float | None, r: Reply) -> float | None:
+        return None if told is None else told + length_weight * (r.length_gain or 0.0)
+
     read = [r for r in replies if r.fault != UNREAD]
-    advantages = iter(reply_advantages([r.contrasted if contrast else r.gain for r in read]))
+    advantages = iter(reply_advantages([worth(r.contrasted if contrast else r.gain, r) for r in read]))
     found = [r if r.fault == UNREAD else replace(r, advantage=next(advantages)) for r in replies]
     if not contrast:
         return tuple(found)
     # What breaks a rule is charged behind its own S alone.
-    sound = [r.contrast for r in found if r.said is not None and r.contrast]
-    mean = {e: fmean(c[e] for c in sound) for e in (sound[0] if sound else ())}
+    worths = [{e: c + length_weight * (r.length_gain or 0.0) for e, c in r.contrast.items()} for r in found]
+    sound = [w for w, r in zip(worths, found, strict=True) if r.said is not None and w]
+    mean = {e: fmean(w[e] for w in sound) for e in (sound[0] if sound else ())}
+    declared = [dict(r.said.self_emotion.items()) if r.said else {} for r in found]
     return tuple(
-        replace(r, elsewhere={e: bounded(v - mean[e]) for e, v in r.contrast.items() if e not in declared})
-        for r, declared in ((r, dict(r.said.self_emotion.items()) if r.said else {}) for r in found)
+        replace(r, elsewhere={e: bounded(v - mean[e]) for e, v in w.items() if e not in own})
+        for r, w, own in zip(found, worths, declared, strict=True)
     )
 
 
@@ -283,10 +333,10 @@ def reply_measures(groups: Sequence[tuple[LabelSet, Sequence[Reply]]]) -> dict[s
 
     expression: mean R3 by the listener; expression_reader: by the reader of reward.reader, on the same
     replies; expression_contrast: what the listener learned of S beyond the other emotions, mean;
-    expression_spread: mean standard deviation of the gains of a prompt; replies_flat: share of the prompts
-    whose replies all have one advantage; expressed: share of the replies in which the top emotion of S is the
-    one most heard; refused: share that breaks a rule; reply_entropy: nats per token; reply_distinct_2: share
-    of different pairs of words.
+    reply_length_gain: mean; expression_spread: mean standard deviation of the gains of a prompt;
+    replies_flat: share of the prompts whose replies all have one advantage; expressed: share of the replies
+    in which the top emotion of S is the one most heard; refused: share that breaks a rule; reply_entropy:
+    nats per token; reply_distinct_2: share of different pairs of words.
     """
     replies = [(labels, r) for labels, group in groups for r in group]
     if not replies:
@@ -294,6 +344,7 @@ def reply_measures(groups: Sequence[tuple[LabelSet, Sequence[Reply]]]) -> dict[s
     earned = [r.reward for _, r in replies if r.reward is not None]
     judged = [r.judged for _, r in replies if r.judged is not None]
     beyond = [c for _, r in replies if (c := r.contrasted) is not None]
+    lengths = [r.length_gain for _, r in replies if r.length_gain is not None]
     spreads = [pstdev(v) for _, g in groups if len(v := [r.gain for r in g if r.gain is not None]) > 1]
     hits = [
         r.heard.top(labels) == r.said.self_emotion.top(labels)
@@ -309,6 +360,7 @@ def reply_measures(groups: Sequence[tuple[LabelSet, Sequence[Reply]]]) -> dict[s
         **({"expression_reader": fmean(judged)} if judged else {}),
         "expression_contrast": fmean(beyond) if beyond else None,
         "expression_spread": fmean(spreads) if spreads else None,
+        **({"reply_length_gain": fmean(lengths)} if lengths else {}),
         "expressed": fmean(hits) if hits else None,
         "replies_flat": fmean(flat),
         "refused": (faults.total() - faults[UNREAD]) / len(replies),

@@ -35,6 +35,7 @@ from typing import Any
 from selfemo.config import REFERENCE, GateConfig, ModelConfig, PromptConfig
 from selfemo.errors import ConfigError, DataError, MissingExtraError
 from selfemo.extras import install_command
+from selfemo.method.lengths import lengths_of
 from selfemo.method.prompts import Reasoning, conversation_prompts, fit, messages
 from selfemo.method.self_grpo import lambda_at
 from selfemo.method.types import Conversation, Prompt, Rollout
@@ -255,6 +256,9 @@ class SelfGRPOTrainer(GRPOTrainer):
                 f"{world} processes were launched, but each would train alone; without a GPU set "
                 "use_cpu=True in SelfGRPOConfig"
             )
+        # The last turn of each prompt, of which every other one has a part.
+        asked = train_dataset if self._reward.length_weight else None
+        self._people = lengths_of(row["history"][-1][1] for row in asked) if asked is not None else None
         self._listener = reply_reader
         if expresses and reply_reader is None:
             name = model if self._reward.heard_by_reference else args.listener
@@ -312,7 +316,8 @@ class SelfGRPOTrainer(GRPOTrainer):
         self._advantages = torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device)
         self._rollouts = rollouts
         weighed = self._reward.expression_weight > 0
-        self._gains = reply_gains(rows, size, self._reward) if weighed else [None] * len(rows)
+        nothing: list[Gain | None] = [None] * len(rows)
+        self._gains = reply_gains(rows, size, self._reward, self._people) if weighed else nothing
         loud = {
             row.prompt_id
             for row, rollout, gain in zip(rows, rollouts, self._gains, strict=True)

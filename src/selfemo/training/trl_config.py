@@ -48,6 +48,9 @@ class SelfGRPOConfig(GRPOConfig):
     contrast: bool = field(
         default=True, metadata={"help": "a reply earns what it tells of S beyond other emotions, not R3"}
     )
+    length_weight: float = field(
+        default=0.0, metadata={"help": "weight of how like people's turns replies are in length"}
+    )
     expression_weight: float = field(default=1.0, metadata={"help": "weight of the advantages of replies"})
     exact_objective: bool = field(default=True, metadata={"help": "refuse a loss other than eq. 14"})
     beta: float = field(default=0.001, metadata={"help": "coefficient of k3"})
@@ -80,7 +83,8 @@ class SelfGRPOConfig(GRPOConfig):
         """The settings of rewards and advantages as sections of the local engine's configuration."""
         rewards: dict[str, Any] = {"primary": self.primary, "secondary": self.secondary}
         rewards |= {"expression": self.expression, "listener": self.listener}
-        rewards |= {"contrast": self.contrast, "expression_weight": self.expression_weight}
+        rewards |= {"contrast": self.contrast, "length_weight": self.length_weight}
+        rewards |= {"expression_weight": self.expression_weight}
         advantages: dict[str, Any] = {
             "lam_max": self.lam_max,
             "eps": self.advantage_eps,

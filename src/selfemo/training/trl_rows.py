@@ -9,10 +9,11 @@ import torch
 
 from selfemo.config import GrpoConfig, RewardConfig
 from selfemo.errors import ConfigError
+from selfemo.method.lengths import Lengths
 from selfemo.method.scoring import line_end, score_causally, score_completions
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion, Rollout
 from selfemo.models.policy import Policy
-from selfemo.training.expression import UNPARSED, Reply, compared, reply_measures
+from selfemo.training.expression import UNPARSED, Reply, compared, reply_measures, with_lengths
 from selfemo.training.whole_replies import Gain, tokens_of
 
 COLUMNS = ("prompt", "prompt_id", "label_set", "labels", "target")
@@ -104,7 +105,9 @@ def score_rows(
     return [scored[i] for i in range(len(rows))]
 
 
-def reply_gains(rows: Sequence[Row], group_size: int, reward: RewardConfig) -> list[Gain | None]:
+def reply_gains(
+    rows: Sequence[Row], group_size: int, reward: RewardConfig, people: Lengths | None = None
+) -> list[Gain | None]:
     """What the tokens of the reply of each row carry; None for one that does not parse, of which
     `scoring.score_causally` charges the tokens behind E already.
 
@@ -113,13 +116,16 @@ def reply_gains(rows: Sequence[Row], group_size: int, reward: RewardConfig) -> l
 
     Args:
         rows: of which each has its `reply`.
-        reward: `contrast` and `expression_weight` are looked at.
+        reward: `contrast`, `length_weight` and `expression_weight` are looked at.
+        people: lengths of people's turns, for `length_weight`.
 
     Raises: ConfigError: see `_groups`.
     """
     gains: list[Gain | None] = [None] * len(rows)
-    for replies in _parsed(rows, group_size):
-        for i, reply in zip(replies, compared(list(replies.values()), reward.contrast), strict=True):
+    parsed = _parsed(rows, group_size)
+    groups = with_lengths([list(replies.values()) for replies in parsed], people)
+    for replies, group in zip(parsed, groups, strict=True):
+        for i, reply in zip(replies, compared(group, reward.contrast, reward.length_weight), strict=True):
             gains[i] = Gain(rows[i].lead, reward.expression_weight * reply.advantage)
     return gains
 

@@ -59,6 +59,9 @@ def check_config(config: Config) -> None:
             (config.reward.replies != 0,
              f"reward.replies = {config.reward.replies}: verl samples whole completions, each with its own "
              "reply; set 0"),
+            (config.reward.length_weight != 0,
+             f"reward.length_weight = {config.reward.length_weight:g}: verl's process does not know how long "
+             "people's turns are in these conversations; set 0"),
             (config.selfplay.reply != "first",
              f'selfplay.reply = "{config.selfplay.reply}": verl samples whole completions, and E chooses the '
              'one that goes on; set "first"'),
