@@ -1,5 +1,5 @@
-"""The tables of step "expression": what the reader finds, each arm over its seeds and against "off"; scores
-of E, and their changes from the start.
+"""The tables of step "expression": what the reader finds, each arm over its seeds and against "off"; how the
+replies are made, beside people's; scores of E, and their changes from the start and from "off".
 
     PYTHONPATH=src:. python -m experiments.gpu.expressed RESULTS.json...
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments.tables import by_arm, f1_table, score_table
+from experiments.tables import by_arm, f1_table, same_seeds, score_table
 
 from selfemo.evaluation.expression import cohens_kappa
 from selfemo.evaluation.metrics import cluster_weights, percentile_interval
@@ -79,6 +79,34 @@ def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return table
 
 
+def talk_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """[data set, S, arm, words of a reply, share of three words or fewer, different pairs of words,
+    self-BLEU], means over the seeds of an arm, and of people's next turns."""
+    made = dict[tuple[str, str, str], list[Mapping[str, float]]]()
+    for dataset, people in results[0].get("people", {}).items():
+        made[dataset, "-", "people"] = [people]
+    for result in results:
+        for run in result["runs"]:
+            for kind, called in {"talk": "its own S", "talk_given": "S given"}.items():
+                for dataset, found in run.get(kind, {}).items():
+                    made.setdefault((dataset, called, run.get("arm", "start")), []).append(found)
+    return [
+        [
+            *key,
+            *(
+                f"{np.mean([f[name] for f in found]):{form}}"
+                for name, form in {
+                    "words": ".1f",
+                    "short": ".0%",
+                    "distinct_2": ".2f",
+                    "self_bleu": ".2f",
+                }.items()
+            ),
+        ]
+        for key, found in sorted(made.items(), key=lambda m: m[0][:2])
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,10 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| data | S | arm | seeds | replies | kappa | more than off |\n|" + " --- |" * 7)
     for row in rows(results):
         print(f"| {' | '.join(row)} |")
+    print("\n| data | S | arm | words | of 3 or fewer | distinct-2 | self-BLEU |\n|" + " --- |" * 7)
+    for row in talk_rows(results):
+        print(f"| {' | '.join(row)} |")
     for result in results:
         arms = by_arm(result)
         start, *others = arms
         pairs = [(start, name, [*arms[start]] * len(arms[name]), arms[name]) for name in others]
+        if "off" in arms:
+            rest = [name for name in others if name != "off"]
+            pairs += [("off", name, *same) for name in rest if (same := same_seeds([arms], "off", name))[0]]
         print(f"\n{score_table(result, arms)}\n\n{f1_table(result, pairs)}")
 
 

@@ -55,7 +55,7 @@ _ROUND = (
     "packed_tokens", "synthetic", "pass_rate", "self_emotions", "targets", "mismatch", "mismatch_p99",
     "mismatch_clipped", "expression", "expression_reader", "expression_spread", "expression_contrast",
     "expressed", "replies", "replies_refused", "replies_flat", "reply_tokens", "reply_entropy",
-    "reply_distinct_2",
+    "reply_distinct_2", "reply_length_gain",
 )  # fmt: skip
 _SPARE_S, _SLOWER = 12.0, 1.3
 """Least seconds for the scores behind a run; how much longer the next may take than the longest so far: an
