@@ -3,7 +3,7 @@
 One process, one seed. From one cold start, which writes whole completions, each arm has the same original
 prompts in the same order:
 
-    off         SELF-GRPO on E alone, with gold E lines, as the quickstart has it
+    off         SELF-GRPO on E alone, with gold E lines, weighed against it as the quickstart has it
     on          the same, and replies to each S equally often, rewarded by an encoder that listens
                 (--listener) and by how like people's turns they are in length (reward.length_weight); the
                 policy keeps the S of its start (grpo.self_anchor)
@@ -58,8 +58,8 @@ from selfemo.stages.completions import fit_all
 from selfemo.stages.selfplay import persona_book
 
 SEEDS = (0, 1, 2)
-ON = ("reward.expression=listener", "reward.expression_weight=8", "selfplay.self_emotion=balanced")
-ANCHOR, LIKE = ("grpo.self_anchor=4",), ("reward.length_weight=1",)
+ON = ("reward.expression=listener", "selfplay.self_emotion=balanced")
+ANCHOR, LIKE = ("grpo.self_anchor=0.5",), ("reward.length_weight=1",)
 ALL = (*ON, *ANCHOR, *LIKE)
 ARMS: Mapping[str, Sequence[str]] = {
     "off": (),
@@ -68,7 +68,7 @@ ARMS: Mapping[str, Sequence[str]] = {
     "unanchored": (*ON, *LIKE),
     "plain": (*ALL, "reward.contrast=false"),
     "reference": ALL,
-    "sampled": (*ON[:2], *ANCHOR, *LIKE),
+    "sampled": (*ON[:1], *ANCHOR, *LIKE),
     "alone": (*ALL, "grpo.reward_weight=0", "grpo.gold_weight=0"),
 }
 """In the order of what a lease is spent on first."""

@@ -113,7 +113,8 @@ def _evidence(number: str, seed: int) -> Step:
 def _expression(seed: int) -> Step:
     shows = (
         "does a reward on the reply (R3) make it show S for a reader that no arm has learned from: off, by "
-        "an encoder, without its contrast, by the start, with the policy's own S, without a reward for E"
+        "an encoder, as short as they like, with no anchor on S, without its contrast, by the start, with "
+        "the policy's own S, without a reward for E"
     )
     return Step(
         "7",
