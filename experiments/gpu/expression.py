@@ -3,11 +3,11 @@
 One process, one seed. From one cold start, which writes whole completions, each arm has the same original
 prompts in the same order:
 
-    off         SELF-GRPO on E alone, with gold E lines, weighed against it as the quickstart has it
+    off         SELF-GRPO on E alone, with gold E lines, weighed against it as the quickstart has it, the S of
+                the start (grpo.self_anchor) and a KL term
     on          the same, and replies to each S equally often, rewarded by an encoder that listens
-                (--listener) and by how like people's turns they are in length (reward.length_weight); the
-                policy keeps the S of its start (grpo.self_anchor)
-    unlike      on, and replies may be as short as they like (no reward.length_weight)
+                (--listener) and by how like people's turns they are in length (reward.length_weight)
+    short       on, and replies may be as short as they like (no reward.length_weight)
     unanchored  on, and nothing keeps S
     plain       on, by R3 without its contrast with the other emotions (reward.contrast)
     reference   on, but the start listens
@@ -59,17 +59,16 @@ from selfemo.stages.selfplay import persona_book
 
 SEEDS = (0, 1, 2)
 ON = ("reward.expression=listener", "selfplay.self_emotion=balanced")
-ANCHOR, LIKE = ("grpo.self_anchor=0.5",), ("reward.length_weight=1",)
-ALL = (*ON, *ANCHOR, *LIKE)
+LONG = "reward.length_weight=1"
 ARMS: Mapping[str, Sequence[str]] = {
     "off": (),
-    "on": ALL,
-    "unlike": (*ON, *ANCHOR),
-    "unanchored": (*ON, *LIKE),
-    "plain": (*ALL, "reward.contrast=false"),
-    "reference": ALL,
-    "sampled": (*ON[:1], *ANCHOR, *LIKE),
-    "alone": (*ALL, "grpo.reward_weight=0", "grpo.gold_weight=0"),
+    "on": (*ON, LONG),
+    "short": ON,
+    "unanchored": (*ON, LONG, "grpo.self_anchor=0"),
+    "plain": (*ON, LONG, "reward.contrast=false"),
+    "reference": (*ON, LONG),
+    "sampled": (*ON[:1], LONG),
+    "alone": (*ON, LONG, "grpo.reward_weight=0", "grpo.gold_weight=0"),
 }
 """In the order of what a lease is spent on first."""
 
