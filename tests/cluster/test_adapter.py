@@ -146,6 +146,7 @@ HEARD = ["reward.expression=listener", "reward.listener=me/mine"]
     [
         (["reward.expression=listener"], 'reward.listener = "reference": verl keeps no teacher'),
         ([*HEARD, "reward.replies=4"], r"reward\.replies = 4: .* its own reply; set 0"),
+        ([*HEARD, "reward.length_weight=1"], r"reward\.length_weight = 1: .* set 0"),
         ([*HEARD, "selfplay.reply=best"], 'selfplay.reply = "best": .*; set "first"'),
         ([*HEARD, "selfplay.self_emotion=balanced"], "'balanced': verl samples S with the reply"),
         ([*HEARD, "grpo.credit=causal"], "'causal': verl samples whole completions; set \"completion\""),

@@ -37,6 +37,7 @@ STAGE = "iteration-1-rl"
 ON = (
     "grpo.credit=causal", "grpo.mini_batch=6", "grpo.lr=1e-3", "save.every_steps=1", "flywheel.iterations=1",
     "model.threads=1", "reward.expression=listener", "reward.replies=3", "grpo.self_anchor=0.5",
+    "reward.length_weight=0.5",
 )  # fmt: skip
 UNSEEN = LabelSet(*(getattr(MELD, f) for f in ("name", "labels", "unscored")))
 
@@ -201,7 +202,9 @@ def test_an_endpoint_writes_what_it_hears_and_refusals_are_none() -> None:
 def test_an_encoder_reads_the_last_turn_alone(base: Path, tmp_path: Path) -> None:
     for name, layout in (("rows", "utterance"), ("packed", "conversation")):
         reader = TurnReader.load(kept(tmp_path / name, base, layout=layout))
-        opened = open_reply_reader(str(tmp_path / name), ModelConfig(device="cpu"), PromptConfig())
+        opened = open_reply_reader(
+            str(tmp_path / name), ModelConfig(device="cpu", dtype="fp32"), PromptConfig()
+        )
         assert isinstance(opened, EncoderReader)
         prompt = make_prompt()
         said = [(prompt, "Yes, hooray."), (prompt, "No!"), (prompt, "Yes, hooray.")]
