@@ -104,6 +104,15 @@ class Expression(Study):
             self.results |= {k: earlier[k] for k in (REAL, "people") if k in earlier}
         return runs
 
+    def read_people(self) -> None:
+        """Have the turns that people really gave next read, where the present reader has not yet."""
+        if REAL in self.results:
+            return
+        real = real_replies([c for c in self.dev_conversations if self.half(c.id) == "claim"])
+        self.keep("people", talk(real))
+        self.keep(REAL, self.judged(real)[0])
+        self.tell(REAL, self.results[REAL], self.results["people"])
+
     def read_again(self) -> None:
         """Have the replies of earlier runs read where another reader has judged them."""
         asked, _ = fit_all(self.claim(), self.trainer.encode, self.config.prompt.max_tokens, "none")
@@ -114,9 +123,9 @@ class Expression(Study):
             for kind in KINDS:
                 replies = []
                 for id_ in run[f"read{kind}"]:
-                    parsed = parse(run[f"sampled{kind}"][id_], prompts[id_].label_set)
-                    assert isinstance(parsed, Completion)
-                    replies.append(Reply.of(prompts[id_], parsed))
+                    said = parse(run[f"sampled{kind}"][id_], prompts[id_].label_set)
+                    assert isinstance(said, Completion), "only what parsed was read"
+                    replies.append(Reply.of(prompts[id_], said))
                 run |= self.found(f"{run['run']}{KINDS[kind]}, read again", kind, replies)
             self.keep("runs", self.results["runs"])
 
@@ -147,12 +156,6 @@ class Expression(Study):
     def details(self, name: str) -> dict[str, Any]:
         """Completions of the claim half by sampling, their analysis, and what the reader finds in them: as
         they are, and behind the same E lines to an S that is given."""
-        if REAL not in self.results:
-            claim = [c for c in self.dev_conversations if self.half(c.id) == "claim"]
-            real = real_replies(claim)
-            self.keep(REAL, self.judged(real)[0])
-            self.keep("people", talk(real))
-            self.tell(REAL, self.results[REAL], self.results["people"])
         own, given = Written(), Written()
         sampler, personas = self.trainer.engine.sampler, persona_book(self.dev_conversations)
         analysis = analyse_checkpoint(
@@ -217,6 +220,7 @@ def run(study: Study, seed: int) -> None:
     """The start, and each arm once."""
     assert isinstance(study, Expression)
     start, config = study.cold_start(), study.config
+    study.read_people()
     study.read_again()
     for arm, settings in ARMS.items():
         more = [f'reward.reader="{study.reader}"'] if settings and study.watched else []

@@ -104,6 +104,8 @@ def test_each_arm_is_judged_by_a_reader_that_it_has_not_learned_from(
         pairs = list(zip(again["runs"], result["runs"], strict=True))
         assert all(now["read"].keys() == before["read"].keys() for now, before in pairs)
         assert any(now["read"] != before["read"] for now, before in pairs)
+        assert again["people"] == result["people"] and again[REAL].keys() == result[REAL].keys()
+        assert again[REAL] != result[REAL], "the ceiling is of the reader that judges"
     with pytest.raises(ValueError, match="rewarded by another listener"):
         expression.main([*call, "--listener", str(reader), "--reader", str(other_reader)])
 

@@ -178,6 +178,7 @@ def test_calm_replies_raise_nothing() -> None:
     assert not alarms(records(10, **SPOKEN | both), GuardConfig()), "half of it is of S"
     without = {k: v for k, v in SPOKEN.items() if k != "expression_reader"}
     assert not alarms(records(10, **without | {"expression": up}), GuardConfig()), "nobody to compare with"
+    assert not alarms(records(10, **SPOKEN | {"reply_length_gain": -0.4}), GuardConfig()), "so they began"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_calm_replies_raise_nothing() -> None:
         ),
         ({"reply_tokens": lambda i: 12.0 if i < 5 else 4.0}, "replies went from 12 to 4 tokens"),
         ({"reply_tokens": lambda i: 0.0 if i < 5 else 4.0}, "replies went from 0 to 4 tokens"),
-        ({"reply_length_gain": lambda i: -0.1 if i < 5 else -0.4}, "by their length (by 0.25 nats"),
+        ({"reply_length_gain": lambda i: -0.1 if i < 5 else -0.35}, "than at first, by 0.25 nats"),
         ({"self_emotions": {"fear": 1.0}}, "100.0% of the replies declare 'fear'"),
     ],
 )

@@ -30,9 +30,9 @@ class GuardConfig(Section):
     hacking_change: PositiveFloat = 0.05
     expression_change: PositiveFloat = 0.1
     """Nats that the listener's R3 rises by since the stage began, from which on the reader's is looked at."""
-    max_length_gap: PositiveFloat = 0.2
-    """Nats by which the lengths of a window's replies may be told from those of people's turns; more than
-    log 2 = 0.69 they never are."""
+    length_change: PositiveFloat = 0.2
+    """Nats by which the lengths of replies may become surer told from those of people's turns since the
+    stage began; where all are told, that is log 2 = 0.69."""
     min_distinct: NonNegative = 0.1
     """Least share of different pairs of words in the replies of a window; 0 for no such limit."""
     max_refused: Fraction = 0.5

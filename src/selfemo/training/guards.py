@@ -11,8 +11,8 @@
                replies: since the stage's first rounds the listener's R3 rose by guard.expression_change or
                more, and that of the independent reader of reward.reader on the same replies by less than a
                quarter of it (the policy learns what the listener likes, not to show its emotion), or their
-               length halved or doubled, or it is told from that of people's turns by more than
-               guard.max_length_gap; the replies' entropy is under guard.min_entropy; less than
+               length halved or doubled, or is less like that of people's turns by
+               guard.length_change or more; the replies' entropy is under guard.min_entropy; less than
                guard.min_distinct of their pairs of words differ; more than guard.max_refused of them break a
                rule; one declared emotion has more than guard.max_emotion_share
 
@@ -141,11 +141,11 @@ def _expression(records: Sequence[Mapping[str, Any]], config: GuardConfig) -> st
         0
     ]:
         found.append(f"replies went from {lengths[0]:.0f} to {lengths[1]:.0f} tokens")
-    gains = [r["reply_length_gain"] for r in window if r.get("reply_length_gain") is not None]
-    if gains and (gap := -math.fsum(gains) / len(gains)) > config.max_length_gap:
+    gains = _change(spoken, "reply_length_gain", half)
+    if gains and (lost := gains[0] - gains[1]) >= config.length_change:
         found.append(
-            f"replies are told from people's turns by their length (by {gap:.2f} nats, over "
-            f"guard.max_length_gap = {config.max_length_gap:g}); reward.length_weight is against it"
+            f"the lengths of replies are less like those of people's turns than at first, by {lost:.2f} nats "
+            f"(guard.length_change = {config.length_change:g}); reward.length_weight is against it"
         )
     if (entropy := _mean(window, "reply_entropy")) < config.min_entropy:
         found.append(
