@@ -333,6 +333,26 @@ def _round_note(record: Mapping[str, Any]) -> str:
     return note if r3 is None else f"{note} R3 {r3:+.2f}"
 
 
+def _remarks(counts: Mapping[str, int], config: Config) -> list[str]:
+    """What a user should know of the prompts and replies of an RL stage, from the counts of `rl_stage`."""
+    found = []
+    if old := counts.get("too_old"):
+        limit = f"selfplay.max_age = {config.selfplay.max_age}"
+        found.append(f"{counted(old, 'prompts')} of self-play passed {limit} unanswered")
+    if own := counts.get("targets_own"):
+        of = f"of {own + counts['targets_shuffled']} prompts of self-play {own} kept their own target"
+        found.append(f"{of}, since no other of their label set passed in their round")
+    if refused := counts.get(CHANNEL_DISAGREES, 0):
+        of = f"in {refused} of {refused + counts.get(PASS, 0)} replies that were read"
+        found.append(f"{of} the teacher did not hear the declared emotion (gate.channel)")
+    if long := counts.get(CHANNEL_TOO_LONG, 0) + counts.get("targets_unheard", 0):
+        found.append(f"{counted(long, 'replies')} too long for the teacher to read")
+    if read := counts.get("targets_heard"):
+        other = f"{counts['targets_other_top']} of {read} next prompts"
+        found.append(f"the target of {other} has another top emotion than the declared S")
+    return found
+
+
 def rl(
     run: RunFolder,
     trainer: Trainer,
@@ -382,22 +402,8 @@ def rl(
             place, personas = Place(name, first, iteration), persona_book(training)
             counts = rl_stage(trainer, usable, personas, config, run.store, place, span, state, on_round)
         trainer.save(run.checkpoint(name))
-        if old := counts.get("too_old"):
-            limit_of_age = f"selfplay.max_age = {config.selfplay.max_age}"
-            run.reporter.say(
-                f"{name}: {counted(old, 'prompts')} of self-play passed {limit_of_age} unanswered"
-            )
-        if own := counts.get("targets_own"):
-            of = f"of {own + counts['targets_shuffled']} prompts of self-play {own} kept their own target"
-            run.reporter.say(f"{name}: {of}, since no other of their label set passed in their round")
-        if refused := counts.get(CHANNEL_DISAGREES, 0):
-            of = f"in {refused} of {refused + counts.get(PASS, 0)} replies that were read"
-            run.reporter.say(f"{name}: {of} the teacher did not hear the declared emotion (gate.channel)")
-        if long := counts.get(CHANNEL_TOO_LONG, 0) + counts.get("targets_unheard", 0):
-            run.reporter.say(f"{name}: {counted(long, 'replies')} too long for the teacher to read")
-        if read := counts.get("targets_heard"):
-            other = f"{counts['targets_other_top']} of {read} next prompts"
-            run.reporter.say(f"{name}: the target of {other} has another top emotion than the declared S")
+        for remark in _remarks(counts, config):
+            run.reporter.say(f"{name}: {remark}")
         if left_out := len(drawn) - len(inside):
             counts["originals_too_long"] = left_out
         if taught:

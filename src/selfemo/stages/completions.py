@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from selfemo.config import Config, GrpoConfig, SamplingConfig
@@ -143,34 +144,18 @@ def complete_best(
     settings = sampling_settings(config.sampling)
     sampled_s = config.selfplay.self_emotion == "sampled"
 
-    def due(group: RolloutGroup, rollout: Rollout) -> bool:
-        if rollout.emotion is None:
-            return False
-        credit = sampled_s and bool(config.grpo.reward_weight) and rollout.r1 > 0
-        return every or credit or right_enough(group.prompt, rollout, config.gate.tau)
-
     lines = [g.rollouts[b] for g, b in zip(groups, best, strict=True)]
-    open_ = [k for k, (g, r) in enumerate(zip(groups, lines, strict=True)) if due(g, r)]
-
-    def draw(
-        leads: Mapping[int, RawCompletion], n: int, name: str, settings: SamplingSettings
-    ) -> dict[int, list[RawCompletion]]:
-        """What follows E and a lead of some groups, n times each."""
-        begun = [
-            replace(prompts[k], ids=(*prompts[k].ids, *lines[k].raw.token_ids, *lead.token_ids))
-            for k, lead in leads.items()
-        ]
-        seeds = [derive(config.seed, place.stage, place.step, f.prompt.id, name) for f in begun]
-        return dict(zip(leads, sample(begun, n, seeds, settings) if begun else [], strict=True))
-
+    open_ = [
+        k for k, (g, r) in enumerate(zip(groups, lines, strict=True))
+        if r.emotion is not None and (every or _comes_of(g.prompt, r, config))
+    ]  # fmt: skip
+    draw = partial(_behind, sample, prompts, lines, config.seed, place)
     leads = dict.fromkeys(open_, RawCompletion(""))
     if not sampled_s:
-        seed = derive(config.seed, place.stage, place.step)
-        given = balanced_emotions([groups[k].prompt.label_set for k in open_], seed)
-        leads = {
-            k: _given(format_self_emotion(EmotionDistribution({e: 1})), encode)
-            for k, e in zip(open_, given, strict=True)
-        }
+        given = balanced_emotions(
+            [groups[k].prompt.label_set for k in open_], derive(config.seed, place.stage, place.step)
+        )
+        leads = {k: _given(e, encode) for k, e in zip(open_, given, strict=True)}
     elif ears:
         line = replace(settings, max_lines=1, max_new_tokens=min(EMOTION_TOKENS, settings.max_new_tokens))
         leads = {k: s for k, (s,) in draw(leads, 1, "self-emotion", line).items()}
@@ -208,8 +193,42 @@ def says_s(line: str, labels: LabelSet) -> bool:
     return said and not isinstance(parse_emotions(fields[0][1], labels), ParseFailure)
 
 
-def _given(text: str, encode: Encode) -> RawCompletion:
-    """A part of a completion that is given, not sampled: its tokens have neither probability nor entropy."""
+def _behind(
+    sample: Sample,
+    prompts: Sequence[Fitted],
+    lines: Sequence[Rollout],
+    seed: int,
+    place: Place,
+    leads: Mapping[int, RawCompletion],
+    n: int,
+    name: str,
+    settings: SamplingSettings,
+) -> dict[int, list[RawCompletion]]:
+    """What follows the E line and a lead of some groups, n times each.
+
+    Args:
+        lines: the best E line of each group.
+        leads: by the number of the group.
+        name: of this draw, for its seeds.
+    """
+    begun = [
+        replace(prompts[k], ids=(*prompts[k].ids, *lines[k].raw.token_ids, *lead.token_ids))
+        for k, lead in leads.items()
+    ]
+    seeds = [derive(seed, place.stage, place.step, f.prompt.id, name) for f in begun]
+    return dict(zip(leads, sample(begun, n, seeds, settings) if begun else [], strict=True))
+
+
+def _comes_of(prompt: Prompt, line: Rollout, config: Config) -> bool:
+    """Whether something comes of what follows an E line: the gate may let it pass, or S carries credit."""
+    sampled = config.selfplay.self_emotion == "sampled"
+    credit = sampled and bool(config.grpo.reward_weight) and line.r1 > 0
+    return credit or right_enough(prompt, line, config.gate.tau)
+
+
+def _given(emotion: str, encode: Encode) -> RawCompletion:
+    """An S line that is given, not sampled: its tokens have neither probability nor entropy."""
+    text = format_self_emotion(EmotionDistribution({emotion: 1}))
     ids = tuple(encode(text))
     unknown = (math.nan,) * len(ids)
     return RawCompletion(text, ids, unknown, unknown)

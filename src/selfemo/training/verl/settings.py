@@ -126,46 +126,11 @@ def _cluster(config: Config, folder: Path) -> dict[str, Any]:
     }
 
 
-def rl_overrides(
-    config: Config,
-    model: str,
-    folder: Path,
-    *,
-    train: Path,
-    held: Path,
-    last_step: int,
-    rounds: int,
-    span: RlSpan,
-) -> list[str]:
-    """Overrides of `verl.trainer.main_ppo`; the paper's settings give SPEC section 6 (table 12).
-
-    Args:
-        model: folder or hub id that the stage starts from; also the reference of the KL term.
-        train, held: prompts of the wave, and prompts to test on.
-        last_step: the RL round of the stage after which the wave ends.
-        rounds: RL rounds of the stage.
-        span: the stages that lambda(t) is counted over.
-    """
-    c, g, s = config.cluster, config.grpo, config.sampling
-    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-    micro = c.micro_batch_per_gpu
-    settings = {
-        "data.train_files": str(train),
-        "data.val_files": str(held),
-        "data.train_batch_size": g.prompts_per_step,
-        "data.max_prompt_length": config.prompt.max_tokens,
-        "data.max_response_length": s.max_new_tokens,
-        "data.shuffle": False,  # the store keeps which prompts a wave draws, in order
-        "data.validation_shuffle": False,
-        "data.truncation": "error",
-        "data.filter_overlong_prompts": False,
-        "data.trust_remote_code": False,
-        "+data.apply_chat_template_kwargs.enable_thinking": False,
-        "actor_rollout_ref.model.path": model,
-        "actor_rollout_ref.model.trust_remote_code": False,
-        "actor_rollout_ref.model.enable_gradient_checkpointing": True,
+def _actor(config: Config) -> dict[str, Any]:
+    c, g, actor = config.cluster, config.grpo, "actor_rollout_ref.actor"
+    return {
         f"{actor}.ppo_mini_batch_size": g.mini_batch,
-        f"{actor}.ppo_micro_batch_size_per_gpu": micro,
+        f"{actor}.ppo_micro_batch_size_per_gpu": c.micro_batch_per_gpu,
         f"{actor}.use_dynamic_bsz": False,
         f"{actor}.clip_ratio": g.clip_low,
         f"{actor}.clip_ratio_low": g.clip_low,
@@ -187,8 +152,12 @@ def rl_overrides(
         f"{actor}.fsdp_config.optimizer_offload": c.offload_policy,
         f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         f"{actor}.checkpoint.load_contents": ["model", "optimizer", "extra"],
-        "actor_rollout_ref.ref.fsdp_config.param_offload": c.offload_reference,
-        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": micro,
+    }
+
+
+def _rollout(config: Config) -> dict[str, Any]:
+    c, s, rollout = config.cluster, config.sampling, "actor_rollout_ref.rollout"
+    return {
         f"{rollout}.name": c.rollout,
         f"{rollout}.n": s.group_size,
         f"{rollout}.temperature": s.temperature,
@@ -197,10 +166,17 @@ def rl_overrides(
         f"{rollout}.tensor_model_parallel_size": c.tensor_parallel,
         f"{rollout}.gpu_memory_utilization": c.gpu_memory_utilization,
         f"{rollout}.max_num_batched_tokens": c.max_batched_tokens,
-        f"{rollout}.log_prob_micro_batch_size_per_gpu": micro,
+        f"{rollout}.log_prob_micro_batch_size_per_gpu": c.micro_batch_per_gpu,
         f"{rollout}.val_kwargs.n": 1,
         f"{rollout}.val_kwargs.temperature": 0,
         f"{rollout}.val_kwargs.do_sample": False,
+    }
+
+
+def _estimator(config: Config, folder: Path, rounds: int, span: RlSpan) -> dict[str, Any]:
+    """SELF-GRPO's own settings, which plugin.py reads."""
+    g = config.grpo
+    return {
         "algorithm.adv_estimator": MODE,
         "algorithm.use_kl_in_reward": False,
         f"+algorithm.{MODE}.before": span.stage * rounds,
@@ -212,6 +188,50 @@ def rl_overrides(
         f"+algorithm.{MODE}.ddof": g.ddof,
         f"+algorithm.{MODE}.stop_file": str(folder / "stop"),
         **({f"+algorithm.{MODE}.expression": heard} if (heard := expression_settings(config)) else {}),
+    }
+
+
+def rl_overrides(
+    config: Config,
+    model: str,
+    folder: Path,
+    *,
+    train: Path,
+    held: Path,
+    last_step: int,
+    rounds: int,
+    span: RlSpan,
+) -> list[str]:
+    """Overrides of `verl.trainer.main_ppo`; the paper's settings give SPEC section 6 (table 12).
+
+    Args:
+        model: folder or hub id that the stage starts from; also the reference of the KL term.
+        train, held: prompts of the wave, and prompts to test on.
+        last_step: the RL round of the stage after which the wave ends.
+        rounds: RL rounds of the stage.
+        span: the stages that lambda(t) is counted over.
+    """
+    c, g, s = config.cluster, config.grpo, config.sampling
+    settings = {
+        "data.train_files": str(train),
+        "data.val_files": str(held),
+        "data.train_batch_size": g.prompts_per_step,
+        "data.max_prompt_length": config.prompt.max_tokens,
+        "data.max_response_length": s.max_new_tokens,
+        "data.shuffle": False,  # the store keeps which prompts a wave draws, in order
+        "data.validation_shuffle": False,
+        "data.truncation": "error",
+        "data.filter_overlong_prompts": False,
+        "data.trust_remote_code": False,
+        "+data.apply_chat_template_kwargs.enable_thinking": False,
+        "actor_rollout_ref.model.path": model,
+        "actor_rollout_ref.model.trust_remote_code": False,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": True,
+        **_actor(config),
+        "actor_rollout_ref.ref.fsdp_config.param_offload": c.offload_reference,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": c.micro_batch_per_gpu,
+        **_rollout(config),
+        **_estimator(config, folder, rounds, span),
         "reward.num_workers": c.reward_workers,
         "reward.reward_manager.name": "selfemo",
         "reward.custom_reward_function.path": f"pkg://{PLUGIN}",
