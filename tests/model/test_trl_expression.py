@@ -171,6 +171,25 @@ def test_advantages_by_token_worked_by_hand(
     assert logged["silent_groups"] == 0
 
 
+def test_lengths_of_people_are_those_of_the_prompts(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
+    """Two groups say the same: one reply that shows S, one that shows nothing, one that earns nothing."""
+    trainer = four(tiny_model, tmp_path, tokenizer, contrast=False, length_weight=0.5)
+    assert trainer._people == lengths_of(p.history[-1].text for p in JOYS)
+    people = trainer._people = lengths_of(["Oh, no."] * 3)  # as if they said more than "Great!"
+    trainer.train()
+    (batch,) = trainer.batches
+    texts = [FOUR[i].split("R: ")[1] for i in (0, 1)]
+    worth = [
+        g + 0.5 * length_gain(t, people, lengths_of(texts)) for g, t in zip((UP, 0.0), texts, strict=True)
+    ]
+    assert worth[0] - worth[1] != pytest.approx(UP), "their lengths differ"
+    worth.append(min(0.0, *worth) - 1)
+    for i, ids in enumerate(batch["completion_ids"][:4]):
+        if i < 3:
+            *_, last = batch["advantages"][i][: len(ids)]
+            assert last == pytest.approx(min(3.0, worth[i] - sum(worth) / 3), abs=1e-5)
+
+
 def test_the_replies_of_an_evaluation_are_measured(tiny_model: Path, tmp_path: Path, tokenizer: Any) -> None:
     """Four of a group, where an evaluation has its own number; nobody trains on it."""
     trainer = four(
