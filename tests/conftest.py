@@ -20,6 +20,7 @@ import pytest
 from hypothesis import settings
 
 from selfemo.method.types import LABEL_SETS, Conversation, EmotionDistribution, Persona, Prompt, Utterance
+from selfemo.models import devices
 from tests.support.signals import hear_ctrl_c
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 settings.register_profile("selfemo", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("selfemo")
 hear_ctrl_c()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def auto_is_fp32() -> Iterator[None]:
+    """Most tests compare more closely than bf16 computes, and CPUs differ; those of bf16 ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "cpu_flags", lambda: frozenset())
+        yield
+
 
 MELD = LABEL_SETS["meld"]
 SERVER = Path(__file__).parent / "support" / "expert_server.py"

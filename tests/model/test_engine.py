@@ -15,9 +15,10 @@ import torch
 from selfemo.config import GrpoConfig, LoraConfig, ModelConfig, SftConfig
 from selfemo.errors import EngineError, NotFiniteError
 from selfemo.method.prompts import Fitted, conversation_prompts
+from selfemo.models import devices
 from selfemo.models.generation.draws import sample_tokens
 from selfemo.models.generation.requests import Request, SamplingSettings
-from selfemo.models.loading import load_policy
+from selfemo.models.loading import load_policy, pick_dtype
 from selfemo.models.packing import PackedRows, pack
 from selfemo.models.policy import Attention
 from selfemo.models.references import resolve, verify_checkpoint
@@ -705,16 +706,15 @@ def test_an_altered_checkpoint_is_refused_wherever_it_is_loaded(tiny_model: Path
         load_policy(str(tmp_path / "c"), "cpu")
 
 
-def test_auto_is_bf16_only_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfemo.models.loading import pick_dtype
-
+def test_auto_is_bf16_only_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, dtype in (
         ("flags : avx avx2 fma", "fp32"),
-        ("flags : avx512f avx512_bf16", "bf16"),
+        ("flags : avx512f avx512_bf16", "fp32"),
+        ("flags : avx512_bf16 amx_bf16 amx_tile", "bf16"),
         ("Features : asimd bf16 i8mm", "bf16"),
     ):
-        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: flags)
+        monkeypatch.setattr(devices, "cpu_flags", lambda flags=flags: frozenset(flags.split()))
         assert pick_dtype("auto", cpu) == dtype
         assert pick_dtype("bf16", cpu) == "bf16" and pick_dtype("fp32", cpu) == "fp32"
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Flags of CPUs that have instructions for bf16; the last is ARM's."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,17 @@ class Devices:
     gpus: tuple[Gpu, ...] = ()
 
 
+def cpu_flags() -> frozenset[str]:
+    """What this CPU has instructions for, as Linux names it; empty where nothing says so."""
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return frozenset()
+
+
 def devices() -> Devices:
     """The devices of this machine."""
     import torch
-
-    from selfemo.models.loading import pick_dtype  # loads transformers
 
     gpus = []
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -36,5 +46,4 @@ def devices() -> Devices:
         with torch.cuda.device(i):
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         gpus.append(Gpu(properties.name, float(properties.total_memory), bf16))
-    cpu_bf16 = pick_dtype("auto", torch.device("cpu")) == "bf16"
-    return Devices(str(torch.__version__), torch.get_num_threads(), cpu_bf16, tuple(gpus))
+    return Devices(str(torch.__version__), torch.get_num_threads(), bool(cpu_flags() & BF16), tuple(gpus))

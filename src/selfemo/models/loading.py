@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import types
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EngineError
+from selfemo.models import devices
 from selfemo.models.compiling import compile_layers
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention, Decoder, Policy, head_size
@@ -37,19 +37,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """The precision of forward passes: "auto" is bf16 where the device computes in it, else fp32.
+    """The precision of forward passes: "auto" is bf16 where that is faster, else fp32.
 
-    A CPU without instructions for it emulates bf16, about 60 times slower than fp32.
+    A CPU without instructions for it emulates bf16, about 60 times slower than fp32. Of those with them,
+    AMX multiplies matrices; AVX512-BF16 alone was measured slower than fp32 (benchmarks/precision.py).
     """
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    try:
-        known = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return "fp32"
-    return "bf16" if known & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
+    return "bf16" if devices.cpu_flags() & {"amx_bf16", "bf16"} else "fp32"
 
 
 def load_policy(
