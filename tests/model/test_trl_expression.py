@@ -268,6 +268,12 @@ def test_length_joins_what_replies_earn() -> None:
     short, long = (length_gain(t, people, other) for t in texts[0])
     assert long > short
     assert [g and g.advantage for g in gains] == pytest.approx([(short - long) / 4, (long - short) / 4, 0, 0])
+    beside = lengths_of(texts[0])
+    found = gain_measures(rows, 2, people)
+    assert found["reply_length_gain"] == pytest.approx(
+        (short + long) / 4 + length_gain("Hm.", people, beside) / 2
+    )
+    assert "reply_length_gain" not in gain_measures(rows, 2), "nothing is known of people"
 
 
 def replies_by_hand(batch: dict[str, Any], tokenizer: Any, model: Path, weight: float) -> dict[int, float]:

@@ -324,7 +324,7 @@ class SelfGRPOTrainer(GRPOTrainer):
             if rollout.advantage or rollout.rest or (gain and gain.advantage)
         }
         metrics = self._metrics[mode]
-        for name, value in gain_measures(rows, size).items():
+        for name, value in gain_measures(rows, size, self._people).items():
             metrics[name].append(value)
         metrics["lambda"].append(lam)
         metrics["parse_rate"].append(parse_rate(rollouts))

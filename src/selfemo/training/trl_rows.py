@@ -130,21 +130,26 @@ def reply_gains(
     return gains
 
 
-def gain_measures(rows: Sequence[Row], group_size: int) -> dict[str, float]:
+_MEASURES = {
+    **{n: n for n in ("expression", "expression_contrast", "expression_spread", "expressed")},
+    **{n: n for n in ("reply_length_gain", "reply_tokens", "reply_distinct_2")},
+    "expression_refused": "refused",
+}
+
+
+def gain_measures(rows: Sequence[Row], group_size: int, people: Lengths | None = None) -> dict[str, float]:
     """The measures of the replies of completions that parse, without those that no reply has.
 
-    expression, expression_spread, expressed, reply_distinct_2: see `expression.reply_measures`, which has the
-    last as "refused"; expression_refused: the share that breaks a rule.
+    They are those of `expression.reply_measures`, whose "refused" is expression_refused here.
+
+    Args:
+        people: lengths of people's turns, for reply_length_gain.
     """
-    groups = [
-        (LabelSet("trl", rows[next(iter(replies))].labels), list(replies.values()))
-        for replies in _parsed(rows, group_size)
-        if replies
-    ]
-    found = reply_measures(groups)
-    names = {n: n for n in ("expression", "expression_spread", "expressed", "reply_distinct_2")}
-    names["expression_refused"] = "refused"
-    return {name: float(found[n]) for name, n in names.items() if found.get(n) is not None}
+    parsed = [replies for replies in _parsed(rows, group_size) if replies]
+    sets = [LabelSet("trl", rows[next(iter(replies))].labels) for replies in parsed]
+    groups = with_lengths([list(replies.values()) for replies in parsed], people)
+    found = reply_measures(list(zip(sets, groups, strict=True)))
+    return {name: float(found[n]) for name, n in _MEASURES.items() if found.get(n) is not None}
 
 
 def _parsed(rows: Sequence[Row], group_size: int) -> list[dict[int, Reply]]:
