@@ -197,9 +197,9 @@ class GrpoConfig(OptimConfig):
     """Advantage of the gold E line of each original prompt, which joins its completions [ours]: an anchor of
     cross-entropy on the label that R1 is measured against. Needs causal credit."""
     self_anchor: NonNegative = 0.0
-    """Weight of cross-entropy on an S line that the policy of the stage's start draws behind the best E line
-    [ours]: S stays by persona and context as it was, where RL on E alone makes it neutral. Needs causal
-    credit."""
+    """Weight of cross-entropy on an S line that the policy of the stage's start draws behind the best E line,
+    and, where no reward acts on replies, on its reply [ours]: S stays by persona and context as it was, where
+    RL on E alone makes it neutral, and replies stay replies. Needs causal credit."""
     lam_span: Literal["run", "stage"] = "run"
     """What lambda(t) rises over: all RL stages of a run, or each of them anew from 0 (the paper has one)."""
     clip_low: PositiveFloat = 0.2

@@ -48,8 +48,8 @@ class RlItem:
         share: key of the prefix tree: completions of one prompt, or of one conversation, share it.
         rest: advantage of the tokens behind `head`.
         sampled: log-probability of each token when it was sampled; None where it was not (a gold line).
-        reply: it is a reply that R3 rewards: such items have a token mean of their own, since their tokens
-            are several times as many as those of E lines.
+        reply: it is a reply, rewarded by R3 or kept by the anchor: such items have a token mean of their own,
+            since their tokens are several times as many as those of E lines.
         elsewhere: it was sampled behind other tokens than these, so that each of its tokens weighs
             min(1, exp(log p - sampled)).
     """
