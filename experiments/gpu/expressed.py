@@ -23,6 +23,7 @@ from selfemo.evaluation.metrics import cluster_weights, percentile_interval
 
 KINDS = {"read": "its own S", "read_given": "S given"}
 RESAMPLES = 4000
+FORMS = {"words": ".1f", "short": ".0%", "distinct_2": ".2f", "self_bleu": ".2f"}
 
 
 def counts(
@@ -82,7 +83,7 @@ def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def talk_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """[data set, S, arm, words of a reply, share of three words or fewer, different pairs of words,
     self-BLEU], means over the seeds of an arm, and of people's next turns."""
-    made = dict[tuple[str, str, str], list[Mapping[str, float]]]()
+    made = dict[tuple[str, str, str], list[Mapping[str, float | None]]]()
     for dataset, people in results[0].get("people", {}).items():
         made[dataset, "-", "people"] = [people]
     for result in results:
@@ -91,20 +92,15 @@ def talk_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 for dataset, found in run.get(kind, {}).items():
                     made.setdefault((dataset, called, run.get("arm", "start")), []).append(found)
     return [
-        [
-            *key,
-            *(
-                f"{np.mean([f[name] for f in found]):{form}}"
-                for name, form in {
-                    "words": ".1f",
-                    "short": ".0%",
-                    "distinct_2": ".2f",
-                    "self_bleu": ".2f",
-                }.items()
-            ),
-        ]
+        [*key, *(_mean([f[name] for f in found], form) for name, form in FORMS.items())]
         for key, found in sorted(made.items(), key=lambda m: m[0][:2])
     ]
+
+
+def _mean(values: Sequence[float | None], form: str) -> str:
+    """Their mean; a single reply has no self-BLEU."""
+    known = [v for v in values if v is not None]
+    return f"{np.mean(known):{form}}" if known else "-"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -118,3 +118,14 @@ def test_each_arm_is_judged_by_a_reader_that_it_has_not_learned_from(
         expression.main([*call, "--listener", str(listener), "--reader", str(reader)])
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [r["run"] for r in again["runs"]] == [r["run"] for r in result["runs"]]
+
+
+def test_a_mean_is_of_the_runs_that_have_it() -> None:
+    """One reply has no self-BLEU."""
+    alone = {"words": 4.0, "short": 0.0, "distinct_2": 1.0, "self_bleu": None}
+    runs = [
+        {"arm": "on", "talk": {"meld": {**alone, "self_bleu": 0.25}}},
+        {"arm": "on", "talk": {"meld": alone}},
+    ]
+    assert expressed.talk_rows([{"runs": runs}]) == [["meld", "its own S", "on", "4.0", "0%", "1.00", "0.25"]]
+    assert expressed.talk_rows([{"runs": runs[1:]}])[0][-1] == "-"
