@@ -362,7 +362,7 @@ def test_a_kept_encoder_listens(tiny_model: Path, tmp_path: Path, base: Path, to
     (logged, last) = trainer.state.log_history
     assert logged["expression_spread"] > 0 and math.isfinite(last["train_loss"])
     other = str(kept(tmp_path / "other", base, LABEL_SETS["emorynlp"]))
-    with pytest.raises(EngineError, match="the reader was trained on those of emorynlp"):
+    with pytest.raises(EngineError, match="it was trained on those of emorynlp; for both train one"):
         trainer_for(tiny_model, tmp_path / "out", **{**settings, "listener": other})
 
 

@@ -93,6 +93,23 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "origin"),
+    [
+        (["reward.contrast=false", "reward.length_weight=1"], "--set reward.length_weight=1: reward: "),
+        (["reward.expression=listener", "reward.replies=1"], "--set reward.replies=1: reward: "),
+        (
+            ["reward.contrast=false", "reward.listener=a", "reward.reader=a", "reward.expression=listener"],
+            "--set reward.listener=a, --set reward.reader=a: reward: ",
+        ),
+    ],
+)
+def test_a_fault_of_a_section_comes_from_the_settings_that_it_names(settings: list[str], origin: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        load([], settings)
+    assert str(e.value).startswith(origin)
+
+
+@pytest.mark.parametrize(
     ("override", "says"),
     [
         ("grpo.mini_batch=100", "larger than grpo.prompts_per_step"),

@@ -216,6 +216,15 @@ def test_disk(tmp_path: Path) -> None:
     assert short.state == "missing" and "keep_stage_checkpoints" in short.get
 
 
+def test_what_verl_refuses_is_told_before_a_run() -> None:
+    settings = ["reward.expression=listener", "reward.listener=a", "reward.length_weight=1"]
+    config = load(["paper_qwen3_4b"], settings)
+    (found,) = doctor.check_engine(config, "verl")
+    assert found.state == "missing" and "reward.length_weight = 1: verl's process" in found.found
+    assert doctor.check_engine(load(["paper_qwen3_4b"], settings[:2]), "verl") == []
+    assert doctor.check_engine(config, "local") == []
+
+
 def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     sets = ["--set", f'model.id="{tiny_model}"', "--set", "model.device=cpu", "--out", str(tmp_path)]

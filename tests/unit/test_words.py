@@ -54,6 +54,7 @@ def test_what_replies_came_to_show_over_a_stage() -> None:
         "the replies (first to last quarter of its 8 rounds)"
     )
     judged = [{**r, "expression_reader": 0.5} for r in rounds[:2]]
+    assert expression_line(judged).endswith("(first to last of its 2 rounds)")
     assert "by the reader +0.50 to +0.50, the declared" in expression_line([{}, *judged])
     for nothing in ([], [{"r1": 0.5}], [{"expression": None, "expressed": None}]):
         assert expression_line(nothing).startswith(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, overload
 
@@ -135,9 +136,8 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str], kind: t
     lines = []
     for item in error.errors():
         path = tuple(str(p) for p in item["loc"])
-        named = ((p, o) for p, o in origin.items() if path)  # a fault of several settings has no one origin
-        where = next((o for p, o in named if p[: len(path)] == path or path[: len(p)] == p), "")
         text = item["msg"].removeprefix("Value error, ")
+        where = _origin(path, text, origin)
         if item["type"] == "extra_forbidden":
             near = _nearest(path, kind)
             text = "unknown key" + (f"; did you mean {near}?" if near else "")
@@ -146,6 +146,14 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str], kind: t
         key = ".".join(path)
         lines.append(": ".join(part for part in (where, key, text) if part))
     return "\n".join(lines)
+
+
+def _origin(path: tuple[str, ...], text: str, origin: Mapping[tuple[str, ...], str]) -> str:
+    """Where the settings come from that a fault is of: of those in its part of the tree the ones that its
+    text names, else the first; "" for a fault of several parts, which has no one origin."""
+    inside = {p: o for p, o in origin.items() if path and (p[: len(path)] == path or path[: len(p)] == p)}
+    named = [o for p, o in inside.items() if re.search(rf"\b{re.escape(p[-1])}\b", text)]
+    return ", ".join(dict.fromkeys(named)) or next(iter(inside.values()), "")
 
 
 def differing(known: str, now: str) -> list[str]:

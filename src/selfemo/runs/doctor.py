@@ -267,8 +267,23 @@ def check_readers(config: Config, conversations: Sequence[Conversation]) -> list
             check_reply_reader(key, reference, labels, rewards=True)
             found.append(Finding("ok", key, reference))
         except SelfEmoError as e:
-            found.append(Finding("missing", key, str(e), f"give {key} another value"))
+            found.append(
+                Finding("missing", key, str(e).removeprefix(f"{key}: "), f"or give {key} another value")
+            )
     return found
+
+
+def check_engine(config: Config, engine: str) -> list[Finding]:
+    """What an engine refuses of the settings, as it would before it trains."""
+    if engine != "verl":
+        return []
+    from selfemo.training.verl.settings import check_config
+
+    try:
+        check_config(config)
+    except ConfigError as e:
+        return [Finding("missing", "verl's trainers", line) for line in str(e).splitlines()]
+    return []
 
 
 def check_model(model_id: str) -> tuple[Finding, str]:
@@ -425,7 +440,7 @@ def diagnose(
     findings = [*check_packages(extras), *check_optional(extras), *check_devices(config, engine, found)]
     data, conversations = check_data(config)
     weights, place = check_model(config.model.id)
-    findings += [*data, weights, *check_readers(config, conversations)]
+    findings += [*data, weights, *check_readers(config, conversations), *check_engine(config, engine)]
     sizes = lengths(conversations, config)
     prompt = prompt_tokens or sizes.prompt
     sizes = sizes._replace(

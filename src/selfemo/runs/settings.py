@@ -9,7 +9,7 @@ from pathlib import Path
 
 from selfemo.config import REFERENCE, Config, DataConfig, load
 from selfemo.data import split_source, whole_path
-from selfemo.errors import SelfEmoError
+from selfemo.errors import EngineError, SelfEmoError
 from selfemo.method.types import LabelSet
 from selfemo.models.generation import backend_of, open_sampler
 from selfemo.models.references import CONFIG_FILE, READER_FILE, START, ModelReference, run_of
@@ -67,7 +67,10 @@ def check_reply_reader(
         else:
             open_sampler(reference)  # it reads how it is written, and asks nobody
     except SelfEmoError as e:
-        raise type(e)(f"{key}: {e}") from None
+        how = ""
+        if not folder.exists() and isinstance(e, EngineError):
+            how = "; an encoder is the folder SEED/model that `selfemo baseline encoder --keep` wrote"
+        raise type(e)(f"{key}: {e}{how}") from None
 
 
 def settings_for(

@@ -36,7 +36,7 @@ _COUNTS = {
     "channel_disagrees": "{} replies in which the declared emotion is not heard",
     "channel_too_long": "{} replies too long to be read back",
     # replies that R3 compares (training/expression.py), and those of them that earned nothing
-    "replies_compared": "{} replies compared by their listener",
+    "replies_compared": "{} replies drawn for the listener",
     "unrewarded_unparsed": "{} of them did not parse",
     "unrewarded_empty_reply": "{} were empty",
     "unrewarded_reply_length": "{} were too short or too long",
@@ -122,4 +122,5 @@ def expression_line(rounds: Sequence[Mapping[str, Any]]) -> str:
     if judged := change("expression_reader", "+.2f"):
         found.append(f"by the reader {judged}")
     found.append(f"the declared emotion is the one most heard in {change('expressed', '.0%')} of the replies")
-    return f"{', '.join(found)} (first to last quarter of its {len(told)} rounds)"
+    part = "quarter of its" if n > 1 else "of its"
+    return f"{', '.join(found)} (first to last {part} {len(told)} rounds)"

@@ -238,7 +238,10 @@ def must_know(kept: Kept, labels: Sequence[LabelSet], of: str, *, shares: bool =
     for asked in labels:
         if asked not in kept.label_sets:
             known = ", ".join(s.name for s in kept.label_sets)
-            raise EngineError(f"{of}: labels of {asked.name}, and the reader was trained on those of {known}")
+            raise EngineError(
+                f"{of}: labels of {asked.name}, and it was trained on those of {known}; for both train one "
+                "encoder on both: selfemo baseline encoder, with a --data for each"
+            )
         if shares and kept.shares is not None:
             of_each = zip(asked, kept.shares[kept.label_sets.index(asked)], strict=True)
             if unseen := [e for e, share in of_each if not share]:
