@@ -23,7 +23,7 @@ import torch
 from benchmarks import ours as our
 from selfemo.models.devices import BF16, cpu_flags
 
-PROMPT, GROUPS, PROMPTS = 400, 2, 8
+PROMPT, GROUPS, PROMPTS = 400, 2, 2
 RESULT = Path(__file__).with_suffix(".json")
 
 

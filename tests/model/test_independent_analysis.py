@@ -162,7 +162,9 @@ def test_what_cannot_judge_is_refused_before_anything_is_sampled(
 ) -> None:
     monkeypatch.setattr(analysis, "open_sampler", refused)
     of_others = kept(tmp_path / "others", LABEL_SETS["emorynlp"], 1)
-    with pytest.raises(EngineError, match=r"labels of meld, and the reader was trained on .*emorynlp"):
+    with pytest.raises(
+        EngineError, match=r"labels of meld, and it was trained on .*emorynlp; for both train one"
+    ):
         analysis.analyse(run, 0, Quiet(), reader=str(of_others))
     for own in (str(run), f"{run}@cold-start", str(run / "checkpoints" / "cold-start")):
         with pytest.raises(ConfigError, match="it is of the run that it is to judge"):
