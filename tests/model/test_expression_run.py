@@ -23,8 +23,9 @@ from selfemo.models.generation.chat import Answer, UnansweredError, parse_expert
 from selfemo.models.generation.endpoint import EndpointSampler
 from selfemo.models.generation.local import LocalSampler
 from selfemo.models.loading import load_policy
-from selfemo.models.references import READER_FILE
+from selfemo.models.references import READER_FILE, SCORES_FILE
 from selfemo.models.reply_readers import EncoderReader, SamplerReader, open_reply_reader, reader_of
+from selfemo.runs import doctor
 from selfemo.runs.preflight import check_start
 from selfemo.runs.store import read_distribution
 from selfemo.training.engine import LocalEngine
@@ -271,3 +272,33 @@ def test_a_reader_that_cannot_listen_is_refused_before_anything_is_made(
         with pytest.raises(error, match=says):
             check_start(settings(tiny_model, data, *ON, f'reward.listener="{wrong}"'), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_listener_that_knows_no_more_than_the_label_shares_is_told_of(
+    tiny_model: Path, data: Path, base: Path, tmp_path: Path
+) -> None:
+    folder = kept(tmp_path / "model", base)
+    config = settings(tiny_model, data, *ON, f'reward.listener="{folder}"')
+    labels = dict.fromkeys(MELD, 0.1)
+
+    def told(verdict: str | None, gold: dict[str, float] = labels) -> list[str]:
+        """What is said of a listener with such a verdict in the scores beside it."""
+        of = {"scores": {"mine": {"gold_share": gold}, "all": {"gold_share": gold}}}
+        against = {"against": {"nll_verdict": verdict}}
+        write_json(tmp_path / SCORES_FILE, {**of, "constants": {"mine": against, "all": against}})
+        said: list[str] = []
+        check_start(config, tmp_path / "run", say=said.append)
+        (finding,) = [f for f in doctor.diagnose(config, tmp_path).findings if f.what == "reward.listener"]
+        assert finding.state == ("warning" if said else "ok")
+        assert not said or "on held-out turns of mine it knows no more" in finding.found
+        return said
+
+    for verdict in ("not told apart", "below"):
+        (line,) = told(verdict)
+        assert line.startswith(f"reward.listener = {folder}: on held-out turns of mine it knows no more than")
+    assert not told("above") and not told(None), "no probabilities were scored"
+    assert not told("below", {"calm": 0.5, "upset": 0.5}), "the run has no data of those labels"
+    (tmp_path / SCORES_FILE).write_text("[]")
+    said: list[str] = []
+    check_start(config, tmp_path / "run", say=said.append)
+    assert not said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,7 +78,8 @@ def facts(
 
 def said(f: Facts) -> list[str]:
     questions, found = zip(*sentences(f), strict=True)
-    assert questions == ("What ran", "Did it help", "Where it fails")
+    asked = ("What ran", "Did it help", "Where it fails")
+    assert questions == (*asked, *["Do replies show their emotion"] * f.config.expresses)
     assert all(s.endswith(".") and s.count(". ") == 0 for s in found), "each is one sentence"
     return list(found)
 
@@ -214,3 +216,35 @@ def test_where_a_collapsed_model_fails() -> None:
     right = [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 1, 0]]
     fails = said(facts(by={"iteration-1": {"sample": scores([1, 1, 1], right)}}))[2]
     assert fails == "It made no error on 5 held-out turns."
+
+
+def test_whether_replies_show_their_emotion() -> None:
+    f = facts(by=AFTER, settings=("reward.expression=listener", "grpo.credit=causal"))
+    f = replace(f, read_replies="selfemo analyse RUN --reader ENCODER")
+    assert said(f)[3] == (
+        "Replies were rewarded for it; whether another reader hears it, selfemo analyse RUN --reader ENCODER "
+        "tells."
+    )
+
+    def kappa(value: float) -> dict[str, Any]:
+        return {"sample": {"kappa": [value, value - 0.1, value + 0.1]}}
+
+    given = {
+        "cold-start": kappa(0.3), "cold-start, S given": kappa(0.0), "iteration-1-rl, S given": kappa(0.1),
+        "iteration-1": kappa(0.5), "iteration-1, S given": kappa(0.25), "real next turns": kappa(0.4),
+    }  # fmt: skip
+    own = {"iteration-1": kappa(0.5)}
+    few = {"iteration-1": {"sample": {"replies": 3}}}  # too few were read to say anything
+    names: dict[str, Any] = {c: {} for c in ("cold-start", "iteration-1-rl", "iteration-1")}
+
+    def read_by(**expression: Any) -> str:
+        readers = {reader: {"expression": e} for reader, e in expression.items()}
+        return said(replace(f, analysis={"checkpoints": names, "readers": readers}))[3]
+
+    assert read_by(enc=given, other=own, poor=few) == (
+        "Kappa between S and what is read in the reply (0 is chance): sample, read by enc, iteration-1, S "
+        "given, 0.250 [0.150, 0.350] (cold-start 0.000 [-0.100, 0.100], real next turns 0.400 [0.300, "
+        "0.500]); sample, read by other, iteration-1, 0.500 [0.400, 0.600]."
+    )
+    assert read_by(poor=few) == said(f)[3], "a reader that read too little tells nothing"
+    assert len(said(facts(by=AFTER))) == 3, "without R3 nothing is said of replies"

@@ -33,6 +33,7 @@ from selfemo.method.prompts import FORMAT_VERSION, messages
 from selfemo.method.types import Conversation, Prompt
 from selfemo.models.generation import open_sampler
 from selfemo.models.generation.chat import ExpertSpec, endpoint_of
+from selfemo.models.references import SCORES_FILE as SCORES_FILE
 from selfemo.models.references import run_of
 from selfemo.progress import Reporter, StopRequest
 from selfemo.runs.folder import CONFIG_FILE, checkpoints, evaluation_name
@@ -42,7 +43,6 @@ from selfemo.runs.store import STORE_FILE, PredictionRow, Store
 
 NAME = "evaluate"
 """Name of the evaluation in the store of an evaluation folder."""
-SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.parquet"
 SEED = "seed-"
 """Begins the names of the evaluation folders in a baseline's folder."""

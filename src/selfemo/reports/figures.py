@@ -157,7 +157,7 @@ _CURVES: list[tuple[str, str, dict[str, str]]] = [
     (
         "expression", "nats, mean over replies",
         {"expression": "R3 by the listener", "expression_reader": "R3 by the reader, which rewards nothing",
-         "expression_contrast": "told of S beyond other emotions",
+         "expression_contrast": "contrast: told of S beyond other emotions",
          "expression_spread": "deviation of R3 within a prompt",
          "reply_length_gain": "likeness to people's turns in length"},
     ),

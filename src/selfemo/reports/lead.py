@@ -1,4 +1,5 @@
-"""The first three sentences of a report: what ran, whether it helped and by which stage, where it fails.
+"""The first sentences of a report: what ran, whether it helped and by which stage, where it fails; and, where
+replies were rewarded, whether they show their emotion.
 
 They say of a change what its verdict says (`evaluation.changes.VERDICTS`), and no more: a verdict counts only
 what its 95% interval shows.
@@ -15,6 +16,9 @@ from typing import Any
 from selfemo.config import Config
 from selfemo.counting import counted
 from selfemo.data import split_source
+from selfemo.evaluation.readers import GIVEN, REAL
+from selfemo.evaluation.reading_tables import read_data, read_of_last
+from selfemo.evaluation.rendering import cell
 from selfemo.method.types import UNION
 from selfemo.runs.folder import START, evaluation_name
 
@@ -44,6 +48,8 @@ class Facts:
         finished: whether the run wrote its summary.
         resume: the command that goes on with the run.
         constants: `summary.constants_part`.
+        analysis: what `selfemo analyse` wrote; None for nothing.
+        read_replies: the command that has an independent reader read the replies.
     """
 
     config: Config
@@ -54,6 +60,8 @@ class Facts:
     finished: bool
     resume: str
     constants: Mapping[str, Any]
+    analysis: Mapping[str, Any] | None = None
+    read_replies: str = ""
 
     @property
     def last(self) -> Mapping[str, Mapping[str, Any]]:
@@ -82,12 +90,15 @@ class Facts:
 
 
 def sentences(facts: Facts) -> list[tuple[str, str]]:
-    """(question, sentence) of the three."""
-    return [
+    """(question, sentence) of each."""
+    found = [
         ("What ran", _what_ran(facts)),
         ("Did it help", _did_it_help(facts)),
         ("Where it fails", _where_it_fails(facts)),
     ]
+    if facts.config.expresses:
+        found.append(("Do replies show their emotion", _do_replies_show_it(facts)))
+    return found
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -196,6 +207,33 @@ def _majority(
     shown = f"its accuracy{f' on {dataset}' if sets > 1 else ''}, {value:.1%} [{low:.1%}, {high:.1%}],"
     by = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*_points(against["accuracy"]["difference"]))
     return f"{shown} {_BESIDE[against['verdict']]} always answering “{label}” ({by})"
+
+
+def _do_replies_show_it(facts: Facts) -> str:
+    """What independent readers found in the last checkpoint's replies, the first one's and people's."""
+    result = facts.analysis or {"checkpoints": {}, "readers": {}}
+    said = [
+        f"{d}, read by {reference}, {shown}"
+        for reference, reading in result["readers"].items()
+        for d in read_data(reading)
+        if (shown := _kappas(result, reading, d))
+    ]
+    if not said:
+        return f"Replies were rewarded for it; whether another reader hears it, {facts.read_replies} tells."
+    return f"Kappa between S and what is read in the reply (0 is chance): {'; '.join(said)}."
+
+
+def _kappas(result: Mapping[str, Any], reading: Mapping[str, Any], dataset: str) -> str:
+    """Kappa of the last checkpoint's replies to an S that was given, else to its own, and in brackets that of
+    the first checkpoint and of people's turns, where they were read; "" for none."""
+    if not (last := read_of_last(result, reading, dataset)):
+        return ""
+    kind = GIVEN if last[-1].endswith(GIVEN) else ""
+    names = [*(c + kind for c in result["checkpoints"]), REAL]
+    kappa = {n: k for n in names if (k := reading["expression"].get(n, {}).get(dataset, {}).get("kappa"))}
+    beside = [n for n in (next(iter(kappa)), REAL) if n in kappa and n != last[-1]]
+    told = ", ".join(f"{n.removesuffix(kind)} {cell(kappa[n])}" for n in beside)
+    return f"{last[-1]}, {cell(kappa[last[-1]])}" + (f" ({told})" if told else "")
 
 
 def _where_it_fails(facts: Facts) -> str:

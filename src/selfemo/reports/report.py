@@ -93,6 +93,8 @@ class Source:
         self.called = shlex.quote(str(folder))
         self.resume = f"selfemo evolve --resume {self.called}"
         self.config: Config = load([folder / CONFIG_FILE])
+        reader = shlex.quote(self.config.reward.reader or "ENCODER")
+        self.read_replies = f"selfemo analyse {self.called} --reader {reader}"
         self.finished = (folder / SUMMARY_FILE).exists()
         self.store = Store(folder / STORE_FILE, read_only=True)
         known, wanted = self.store.label_sets(), self.store.predicted_datasets()
@@ -110,7 +112,7 @@ class Source:
         """What the first sentences are made of."""
         return Facts(
             self.config, self.store.stages(), plain(self.scores), self.changes, self.change, self.finished,
-            self.resume, self.constants,
+            self.resume, self.constants, self.analysis, self.read_replies,
         )  # fmt: skip
 
     def overlap(self) -> dict[str, Any] | None:
@@ -273,7 +275,7 @@ def _analysis(source: Source, folder: Path) -> Section:
 def _expression(source: Source) -> Section:
     title, found = "Is the declared emotion found in the reply?", source.analysis
     if found is None or not found["readers"]:
-        return Section("expression", title, missing=f"selfemo analyse {source.called} --reader ENCODER")
+        return Section("expression", title, missing=source.read_replies)
     section = Section("expression", title, [READING_NOTE])
     prompts, split = source.held_out_prompts(), found["split"]
     for reference, reading in found["readers"].items():

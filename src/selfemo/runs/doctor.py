@@ -264,8 +264,9 @@ def check_readers(config: Config, conversations: Sequence[Conversation]) -> list
     labels, found = list(dict.fromkeys(c.label_set for c in conversations)), []
     for key, reference in named_readers(config).items():
         try:
-            check_reply_reader(key, reference, labels, rewards=True)
-            found.append(Finding("ok", key, reference))
+            note = check_reply_reader(key, reference, labels, rewards=True)
+            how = "its scores: selfemo baseline table"
+            found.append(_if(not note, key, note.removeprefix(f"{key} = ") or reference, how, "warning"))
         except SelfEmoError as e:
             found.append(
                 Finding("missing", key, str(e).removeprefix(f"{key}: "), f"or give {key} another value")

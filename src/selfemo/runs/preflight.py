@@ -62,7 +62,9 @@ def check_start(
         cold_start_samples(inputs.training, sft, reasoning, config.seed, not_trained_on, seen)
     labels = list(dict.fromkeys(c.label_set for c in inputs.training))
     for key, reference in named_readers(config).items():
-        check_reply_reader(key, reference, labels, rewards=True)
+        note = check_reply_reader(key, reference, labels, rewards=True)
+        if note and say:
+            say(note)
     open_trainer(config, folder, StopRequest())  # it loads no model yet
     return config, inputs
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from selfemo.config import REFERENCE, Config, DataConfig, load
 from selfemo.data import split_source, whole_path
 from selfemo.errors import EngineError, SelfEmoError
-from selfemo.method.types import LabelSet
+from selfemo.method.types import UNION, LabelSet
 from selfemo.models.generation import backend_of, open_sampler
-from selfemo.models.references import CONFIG_FILE, READER_FILE, START, ModelReference, run_of
+from selfemo.models.references import CONFIG_FILE, READER_FILE, SCORES_FILE, START, ModelReference, run_of
 from selfemo.models.reply_readers import check_not_above
 from selfemo.runs.overlap import noted_overlap
 
@@ -41,14 +41,15 @@ def named_readers(config: Config) -> dict[str, str]:
     return {key: reference for key, reference in named.items() if reference not in ("", REFERENCE)}
 
 
-def check_reply_reader(
-    key: str, reference: str, labels: Sequence[LabelSet], *, rewards: bool = False
-) -> None:
+def check_reply_reader(key: str, reference: str, labels: Sequence[LabelSet], *, rewards: bool = False) -> str:
     """Check that a reader of replies can be had and knows the label sets; no weights are loaded.
 
     Args:
         key: the setting that names it, for messages.
         rewards: it tells R3, so that it must know what to expect before a reply.
+
+    Returns:
+        what is no error and should be known of it: an encoder that was scored, and knows nothing; else "".
 
     Raises:
         EngineError: there is no such model; an encoder that is not whole, or was trained on other labels.
@@ -59,7 +60,11 @@ def check_reply_reader(
         from selfemo.models.classifiers.reader import kept_settings, must_know
 
         must_know(kept_settings(folder), labels, f"{key} = {reference}", shares=rewards)
-        return
+        poor = _not_above_shares(folder.resolve().parent / SCORES_FILE, labels)
+        return poor and (
+            f"{key} = {reference}: on held-out turns of {poor} it knows no more than the shares of the "
+            "labels, so that it hears nothing in a reply; train it longer, or on more conversations"
+        )
     try:
         check_not_above(reference)
         if backend_of(reference)[0] == "local":
@@ -71,6 +76,22 @@ def check_reply_reader(
         if not folder.exists() and isinstance(e, EngineError):
             how = "; an encoder is the folder SEED/model that `selfemo baseline encoder --keep` wrote"
         raise type(e)(f"{key}: {e}{how}") from None
+    return ""
+
+
+def _not_above_shares(scores: Path, labels: Sequence[LabelSet]) -> str:
+    """The data sets with some labels on which an encoder's NLL at T, by its 95% interval, is not better than
+    that of the label shares, over which R3 is a gain; "" for none, and where there are no scores."""
+    try:
+        found = json.loads(scores.read_text(encoding="utf-8"))
+        told = {
+            d: found["constants"][d]["against"]["nll_verdict"]
+            for d, s in found["scores"].items()
+            if d != UNION and any(set(s["gold_share"]) <= set(of) for of in labels)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # moved, or of an earlier version
+        return ""
+    return ", ".join(d for d, verdict in told.items() if verdict not in (None, "above"))
 
 
 def settings_for(

@@ -78,7 +78,7 @@ def train_alone(
     Returns: the trained model, OUT/checkpoints/iteration-1-rl, and the stage's record.
     """
     if config is not None:
-        config, _ = check_start(train_settings(model, config), out, cold_start=False)
+        config, _ = check_start(train_settings(model, config), out, cold_start=False, say=reporter.say)
     with RunFolder(out, config, reporter, stop) as run:
         config, data = run.config, run.config.data
         conversations, training, overlap = run_inputs(config)
