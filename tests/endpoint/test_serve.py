@@ -106,13 +106,14 @@ def test_respond_as_events(url: str) -> None:
 def test_the_most_expressive_of_several_replies(url: str, model: SelfEmo) -> None:
     question = {"turns": TALK, "persona": "Shy.", "speaker": "Cy"}
     plain = post(url, "/v1/respond", question).json()
-    assert plain["shown"] is None and plain["expressed"] is None
+    assert plain["shown"] is None and plain["expressed"] is None and plain["sound_replies"] is None
     body = post(url, "/v1/respond", {**question, "best_of": 3}).json()
     direct = model.respond(TALK, "Shy.", speaker="Cy", best_of=3)
     assert direct.shown is not None and direct.shown.distribution is not None
     assert body["reply"] == direct.reply and body["shown"]["emotion"] == direct.shown.emotion
     assert (body["emotion"], body["self_emotion"]) == (plain["emotion"], plain["self_emotion"])
     assert body["expressed"] == pytest.approx(direct.expressed, abs=2e-2)
+    assert body["sound_replies"] == direct.sound_replies is not None
     for weight in (body["expressed"], *body["shown"]["distribution"].values()):
         assert weight == round(weight, 4)
     assert body["usage"]["completion_tokens"] > plain["usage"]["completion_tokens"]
@@ -170,6 +171,7 @@ def test_the_official_client(url: str) -> None:
     assert best.selfemo["self_emotion"] == done.selfemo["self_emotion"]
     assert set(best.selfemo["shown"]["distribution"]) == MELD and 0 <= best.selfemo["expressed"] <= 1
     assert best.selfemo["expressed"] == round(best.selfemo["expressed"], 4)
+    assert best.selfemo["sound_replies"] in range(17)
 
     short = client.chat.completions.create(model="tiny", messages=messages, max_tokens=5)
     assert short.choices[0].message.content and short.choices[0].finish_reason == "length"

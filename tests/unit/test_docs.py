@@ -28,6 +28,7 @@ OTHERS = {
     "response.felt",
     "response.shown",
     "response.expressed",
+    "response.sound_replies",
     "checkpoints.NAME",
     "messages.content",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,10 +111,10 @@ def test_what_breaks_a_rule_is_chosen_only_if_all_do() -> None:
         said("ha ha ha ha ha ha ha ha ha ha"),
     ]  # fmt: skip
     fine = said("Well done, all of you.")
-    assert sound(prompt, [*wrong, fine], gate) == [fine]
+    assert sound(prompt, [*wrong, fine], gate) == [replace(fine, sound_replies=1)]
     for one in wrong:
-        assert sound(prompt, [one, fine], gate) == [fine], one.reply
-    assert sound(prompt, wrong, gate) == wrong
+        assert sound(prompt, [one, fine], gate) == [replace(fine, sound_replies=1)], one.reply
+    assert sound(prompt, wrong, gate) == [replace(a, sound_replies=0) for a in wrong]
 
 
 def test_only_replies_behind_the_same_e_and_s_compete_and_all_tokens_count() -> None:
@@ -165,7 +166,7 @@ def test_of_an_endpoints_answers_those_with_the_same_s_compete(monkeypatch: pyte
     best = model.respond(TALK, best_of=4)
     assert (best.reply, best.self_emotion, best.tokens) == ("Hooray for us!", "joy", (400, 40))
     assert best.expressed == pytest.approx(0.9)
-    assert reader.asked == ["Good.", "Hooray for us!", "So be it."]
+    assert reader.asked == ["Good.", "Hooray for us!", "So be it."] and best.sound_replies == 3
     assert [q.temperature for q in asked] == [None, 1.0, 1.0, 1.0], "else they would all be the same"
     assert model.respond_many([Ask(TALK, temperature=0.4, best_of=2)])[0].failure is None
     assert [q.temperature for q in asked[4:]] == [0.4, 0.4]
@@ -188,6 +189,7 @@ def test_an_answer_is_read_only_where_that_is_asked_for(monkeypatch: pytest.Monk
     asked, reader = answering(monkeypatch, *WRITTEN[:1]), Planted(HEARD)
     plain = SelfEmo(ENDPOINT).respond(TALK)
     assert plain.expressed is None and plain.shown is None and len(asked) == 1
+    assert plain.sound_replies is None
     for settings, told in (
         ({"reader": reader}, 0.5),
         ({"reader": reader, "best_of": 3}, 0.5),
@@ -258,17 +260,20 @@ def talk(response: Response) -> Session:
 
 
 @pytest.mark.parametrize(
-    ("shown", "told"),
+    ("reply", "shown", "told"),
     [
-        (weights(joy=0.82, neutral=0.18), "expressed 82%"),
-        (weights(joy=0.12, anger=0.71, neutral=0.17), "expressed 12%, sounds like anger 71%"),
+        ("Yes", weights(joy=0.82, neutral=0.18), "expressed 82%"),
+        ("Yes", weights(joy=0.12, anger=0.71, neutral=0.17), "expressed 12%, sounds like anger 71%"),
+        ("What joy!", weights(joy=0.98, neutral=0.02), "expressed 98%, breaks a rule of replies"),
+        ("Joy!", weights(joy=0.3, fear=0.7), "expressed 30%, sounds like fear 70%, breaks a rule of replies"),
     ],
 )
 def test_the_chat_says_how_surely_a_reply_expresses_its_emotion(
-    shown: EmotionDistribution, told: str
+    reply: str, shown: EmotionDistribution, told: str
 ) -> None:
     prompt = make_prompt()
-    session = talk(most_expressive(prompt, [said("Yes")], read(prompt, Yes=shown)))
+    answers = sound(prompt, [said(reply)], GateConfig())
+    session = talk(most_expressive(prompt, answers, read(prompt, **{reply: shown})))
     assert session.lines[-1].expression() == told
     assert session.lines[-1].notes("read as") == ["feels joy", told]
     assert f"(feels joy, {told})" in session.as_markdown()

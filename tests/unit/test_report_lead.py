@@ -242,8 +242,8 @@ def test_whether_replies_show_their_emotion() -> None:
         return said(replace(f, analysis={"checkpoints": names, "readers": readers}))[3]
 
     assert read_by(enc=given, other=own, poor=few) == (
-        "Kappa between S and what is read in the reply (0 is chance): sample, read by enc, iteration-1, S "
-        "given, 0.250 [0.150, 0.350] (cold-start 0.000 [-0.100, 0.100], real next turns 0.400 [0.300, "
+        "Kappa of the declared emotion, S, and what is read in the reply (0 is chance): sample, read by enc, "
+        "iteration-1, S given, 0.250 [0.150, 0.350] (cold-start 0.000 [-0.100, 0.100], real next turns 0.400 [0.300, "
         "0.500]); sample, read by other, iteration-1, 0.500 [0.400, 0.600]."
     )
     assert read_by(poor=few) == said(f)[3], "a reader that read too little tells nothing"

@@ -220,7 +220,9 @@ def _do_replies_show_it(facts: Facts) -> str:
     ]
     if not said:
         return f"Replies were rewarded for it; whether another reader hears it, {facts.read_replies} tells."
-    return f"Kappa between S and what is read in the reply (0 is chance): {'; '.join(said)}."
+    return (
+        f"Kappa of the declared emotion, S, and what is read in the reply (0 is chance): {'; '.join(said)}."
+    )
 
 
 def _kappas(result: Mapping[str, Any], reading: Mapping[str, Any], dataset: str) -> str:

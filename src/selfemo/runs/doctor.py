@@ -265,7 +265,7 @@ def check_readers(config: Config, conversations: Sequence[Conversation]) -> list
     for key, reference in named_readers(config).items():
         try:
             note = check_reply_reader(key, reference, labels, rewards=True)
-            how = "its scores: selfemo baseline table"
+            how = f"its scores: selfemo baseline table {Path(reference).parent.parent}"
             found.append(_if(not note, key, note.removeprefix(f"{key} = ") or reference, how, "warning"))
         except SelfEmoError as e:
             found.append(

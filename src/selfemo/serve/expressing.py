@@ -97,12 +97,15 @@ class OwnReader:
 
 
 def sound(prompt: Prompt, answers: Sequence[Response], gate: GateConfig) -> list[Response]:
-    """The answers whose reply passes the gate (method/replies.py) and names no emotion; all, if none does."""
+    """The answers whose reply passes the gate (method/replies.py) and names no emotion; all, if none does.
+
+    Each with their number, `sound_replies`.
+    """
     found = [
         a for a in answers
         if not names_label(a.reply, prompt.label_set) and not reply_fault(prompt, a.reply, gate)
     ]  # fmt: skip
-    return found or list(answers)
+    return [replace(a, sound_replies=len(found)) for a in found or answers]
 
 
 def alternatives(first: Response, drawn: Sequence[Response]) -> list[Response]:

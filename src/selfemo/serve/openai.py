@@ -32,8 +32,8 @@ class ChatCompletionChoice(BaseModel):
 
 
 class ChatCompletionResult(BaseModel):
-    """OpenAI's chat completion; `selfemo` holds emotion, self_emotion and, if a reader was asked, shown and
-    expressed."""
+    """OpenAI's chat completion; `selfemo` holds emotion, self_emotion and, if a reader was asked, shown,
+    expressed and sound_replies (see `RespondResult`)."""
 
     id: str
     object: Literal["chat.completion"]
@@ -105,7 +105,9 @@ def _model(name: str) -> dict[str, Any]:
 def _emotions(r: Response) -> dict[str, Any]:
     found = {"emotion": r.heard, "self_emotion": r.felt} | ({"shown": r.shown} if r.shown else {})
     emotions: dict[str, Any] = {k: EmotionResult.model_validate(e).model_dump() for k, e in found.items()}
-    return emotions if r.expressed is None else {**emotions, "expressed": shown_weight(r.expressed)}
+    if r.expressed is not None:
+        emotions["expressed"] = shown_weight(r.expressed)
+    return emotions if r.sound_replies is None else {**emotions, "sound_replies": r.sound_replies}
 
 
 def _finish_reason(r: Response) -> str:

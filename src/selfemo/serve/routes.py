@@ -105,7 +105,8 @@ class Usage(BaseModel):
 class RespondResult(BaseModel):
     """A character's answer; `shown` is what a reader finds in the reply, null where none was asked.
 
-    `expressed` is the reader's probability of what `self_emotion` declares.
+    `expressed` is the reader's probability of what `self_emotion` declares. `sound_replies` are those of the
+    replies drawn that break no rule; 0: this one breaks one, too.
     """
 
     model: str
@@ -115,6 +116,7 @@ class RespondResult(BaseModel):
     reply: str
     shown: EmotionResult | None
     expressed: Weight | None
+    sound_replies: int | None
     failure: str | None
     usage: Usage
 
@@ -124,7 +126,7 @@ class RespondResult(BaseModel):
         shown = None if r.shown is None else EmotionResult.model_validate(r.shown)
         return cls(
             model=model, speaker=r.speaker, emotion=heard, self_emotion=felt, reply=r.reply, shown=shown,
-            expressed=r.expressed, failure=r.failure, usage=Usage.of(r),
+            expressed=r.expressed, sound_replies=r.sound_replies, failure=r.failure, usage=Usage.of(r),
         )  # fmt: skip
 
 

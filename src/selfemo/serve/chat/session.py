@@ -35,7 +35,8 @@ class Line:
     Attributes:
         heard: the emotion that the answering character read in it; None before the answer.
         felt: the emotion that its speaker declared; None for a person's line.
-        shown, expressed: see `Response`; None for a person's line, and where the reply was not read.
+        shown, expressed, sound_replies: see `Response`; None for a person's line, and where nobody read the
+            reply.
     """
 
     speaker: str
@@ -44,6 +45,7 @@ class Line:
     felt: ReadEmotion | None = None
     shown: ReadEmotion | None = None
     expressed: float | None = None
+    sound_replies: int | None = None
 
     def notes(self, heard: str) -> list[str]:
         """The emotions as text, such as "feels joy"; `heard` is the word for the one read in the line."""
@@ -60,13 +62,17 @@ class Line:
         """
         if self.expressed is None:
             return ""
-        return ", ".join([f"expressed {self.expressed:.0%}", *filter(None, [self.sounds_like()])])
+        return ", ".join([f"expressed {self.expressed:.0%}", *self.reservations()])
 
-    def sounds_like(self) -> str:
-        """The emotion that the line shows, if its speaker declared another one; else ""."""
-        if self.shown is None or self.felt is None or self.shown.emotion == self.felt.emotion:
-            return ""
-        return f"sounds like {self.shown.emotion} {self.shown.confidence:.0%}"
+    def reservations(self) -> list[str]:
+        """What to bear in mind beside how surely the line expresses its emotion: that it shows another one
+        above all; that it breaks a rule of replies, as "I am angry." does."""
+        found = []
+        if self.shown and self.felt and self.shown.emotion != self.felt.emotion:
+            found.append(f"sounds like {self.shown.emotion} {self.shown.confidence:.0%}")
+        if self.sound_replies == 0:
+            found.append("breaks a rule of replies")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,12 @@ class Session:
         lines = self.heard(response.heard).lines
         if response.reply and not response.failure:
             r = response
-            lines += (Line(r.speaker, r.reply, felt=r.felt, shown=r.shown, expressed=r.expressed),)
+            lines += (
+                Line(
+                    r.speaker, r.reply, felt=r.felt, shown=r.shown, expressed=r.expressed,
+                    sound_replies=r.sound_replies,
+                ),
+            )  # fmt: skip
         return replace(self, lines=lines)
 
     def undone(self) -> Session:
