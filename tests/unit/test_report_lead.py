@@ -243,8 +243,8 @@ def test_whether_replies_show_their_emotion() -> None:
 
     assert read_by(enc=given, other=own, poor=few) == (
         "Kappa of the declared emotion, S, and what is read in the reply (0 is chance): sample, read by enc, "
-        "iteration-1, S given, 0.250 [0.150, 0.350] (cold-start 0.000 [-0.100, 0.100], real next turns 0.400 [0.300, "
-        "0.500]); sample, read by other, iteration-1, 0.500 [0.400, 0.600]."
+        "iteration-1, S given, 0.250 [0.150, 0.350] (cold-start 0.000 [-0.100, 0.100], real next turns "
+        "0.400 [0.300, 0.500]); sample, read by other, iteration-1, 0.500 [0.400, 0.600]."
     )
     assert read_by(poor=few) == said(f)[3], "a reader that read too little tells nothing"
     assert len(said(facts(by=AFTER))) == 3, "without R3 nothing is said of replies"
