@@ -18,7 +18,7 @@ An independent reader (--reader), another encoder than the listener, reads the r
 dev, drawn by sampling with equal seeds for all arms, to the policy's own S and to a given one, and, in
 training, those of each round (reward.reader), unless that would take too long (--unwatched).
 Kappa and mutual information between S and what it finds are corrected for chance; those of the turns that
-people really gave next are its ceiling. The arms' E is scored as in the other steps.
+people really gave next stand beside. The arms' E is scored as in the other steps.
 
 Each seed has a cold start of its own, or that of another one (--start-seed).
 

@@ -290,12 +290,14 @@ def test_a_listener_that_knows_no_more_than_the_label_shares_is_told_of(
         check_start(config, tmp_path / "run", say=said.append)
         (finding,) = [f for f in doctor.diagnose(config, tmp_path).findings if f.what == "reward.listener"]
         assert finding.state == ("warning" if said else "ok")
-        assert not said or "on held-out turns of mine it knows no more" in finding.found
+        assert not said or "on held-out turns of mine it did not do better" in finding.found
         return said
 
     for verdict in ("not told apart", "below"):
         (line,) = told(verdict)
-        assert line.startswith(f"reward.listener = {folder}: on held-out turns of mine it knows no more than")
+        assert line.startswith(
+            f"reward.listener = {folder}: on held-out turns of mine it did not do better than"
+        )
     assert not told("above") and not told(None), "no probabilities were scored"
     assert not told("below", {"calm": 0.5, "upset": 0.5}), "the run has no data of those labels"
     (tmp_path / SCORES_FILE).write_text("[]")

@@ -101,9 +101,13 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
             ["reward.contrast=false", "reward.listener=a", "reward.reader=a", "reward.expression=listener"],
             "--set reward.listener=a, --set reward.reader=a: reward: ",
         ),
+        (["seed=3", "grpo.self_anchor=1"], "--set grpo.self_anchor=1: grpo.self_anchor draws S"),
+        (["grpo.mini_batch=9", "grpo.prompts_per_step=8", "grpo.lr=1e-3"],
+         "--set grpo.mini_batch=9, --set grpo.prompts_per_step=8: grpo.mini_batch (9) is larger"),
+        (["seed=3", "sampling.group_size=1"], "--set sampling.group_size=1: sampling.group_size is 1"),
     ],
-)
-def test_a_fault_of_a_section_comes_from_the_settings_that_it_names(settings: list[str], origin: str) -> None:
+)  # fmt: skip
+def test_a_fault_comes_from_the_settings_that_it_names(settings: list[str], origin: str) -> None:
     with pytest.raises(ConfigError) as e:
         load([], settings)
     assert str(e.value).startswith(origin)

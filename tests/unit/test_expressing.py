@@ -285,6 +285,15 @@ def test_the_chat_says_how_surely_a_reply_expresses_its_emotion(
     assert session.undone().lines == () and "expressed" not in session.as_jsonl(MELD)
 
 
+def test_that_a_reply_breaks_a_rule_is_told_where_it_could_not_be_read() -> None:
+    prompt = make_prompt()
+    (joy,) = sound(prompt, [said("Joy!")], GateConfig())
+    session = talk(most_expressive(prompt, [joy], read(prompt, **{"Joy!": None})))
+    assert session.lines[-1].expression() == "breaks a rule of replies"
+    page = transcript(session, MELD)
+    assert ">breaks a rule of replies</span>" in page and "se-sure" not in page
+
+
 def test_a_reply_that_nobody_read_says_nothing() -> None:
     session = talk(said("Yes"))
     assert session.lines[-1].expression() == "" and "se-sure" not in transcript(session, MELD)

@@ -222,8 +222,8 @@ def test_whether_replies_show_their_emotion() -> None:
     f = facts(by=AFTER, settings=("reward.expression=listener", "grpo.credit=causal"))
     f = replace(f, read_replies="selfemo analyse RUN --reader ENCODER")
     assert said(f)[3] == (
-        "Replies were rewarded for it; whether another reader hears it, selfemo analyse RUN --reader ENCODER "
-        "tells."
+        "Replies were rewarded for it, and no independent reader has judged them yet: selfemo analyse RUN "
+        "--reader ENCODER asks one."
     )
 
     def kappa(value: float) -> dict[str, Any]:
@@ -246,5 +246,5 @@ def test_whether_replies_show_their_emotion() -> None:
         "iteration-1, S given, 0.250 [0.150, 0.350] (cold-start 0.000 [-0.100, 0.100], real next turns "
         "0.400 [0.300, 0.500]); sample, read by other, iteration-1, 0.500 [0.400, 0.600]."
     )
-    assert read_by(poor=few) == said(f)[3], "a reader that read too little tells nothing"
+    assert read_by(poor=few) == "Too few replies could be read to say."
     assert len(said(facts(by=AFTER))) == 3, "without R3 nothing is said of replies"

@@ -149,11 +149,12 @@ def _explain(error: ValidationError, origin: dict[tuple[str, ...], str], kind: t
 
 
 def _origin(path: tuple[str, ...], text: str, origin: Mapping[tuple[str, ...], str]) -> str:
-    """Where the settings come from that a fault is of: of those in its part of the tree the ones that its
-    text names, else the first; "" for a fault of several parts, which has no one origin."""
-    inside = {p: o for p, o in origin.items() if path and (p[: len(path)] == path or path[: len(p)] == p)}
-    named = [o for p, o in inside.items() if re.search(rf"\b{re.escape(p[-1])}\b", text)]
-    return ", ".join(dict.fromkeys(named)) or next(iter(inside.values()), "")
+    """The files or overrides that gave the settings at fault: of those in its section the ones that its text
+    names, else the first; of a fault across sections those that its text names in full, if any."""
+    inside = {p: o for p, o in origin.items() if p[: len(path)] == path or path[: len(p)] == p}
+    names = {p: p[-1] if path else ".".join(p) for p in inside}
+    named = [o for p, o in inside.items() if re.search(rf"(?<!\w){re.escape(names[p])}\b", text)]
+    return ", ".join(dict.fromkeys(named)) or (next(iter(inside.values()), "") if path else "")
 
 
 def differing(known: str, now: str) -> list[str]:

@@ -37,7 +37,7 @@ class ModelConfig(_Section):
     id: str = BUILTIN_MODEL
     device: str = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on devices that compute in it, fp32 on those that would emulate it."""
+    """auto: bf16 where that is faster (GPUs that compute in it, CPUs with AMX or ARM's bf16), else fp32."""
     lora: LoraConfig | None = None
     gradient_checkpointing: bool = False
     threads: Annotated[int, Field(ge=0)] = 0

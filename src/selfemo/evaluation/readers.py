@@ -1,7 +1,7 @@
 """The independent reader of an analysis: who may judge a run, what it reads, what is counted of it.
 
 It reads the replies that the checkpoints wrote for the analysis, and the turns that people really gave next
-in the same conversations, with their gold emotion as S: its ceiling. What it reads is kept in
+in the same conversations, with their gold emotion as S, for comparison. What it reads is kept in
 RUN/analysis.json, by reader, so that nothing is read twice.
 """
 

@@ -218,8 +218,13 @@ def _do_replies_show_it(facts: Facts) -> str:
         for d in read_data(reading)
         if (shown := _kappas(result, reading, d))
     ]
+    if not said and result["readers"]:
+        return "Too few replies could be read to say."
     if not said:
-        return f"Replies were rewarded for it; whether another reader hears it, {facts.read_replies} tells."
+        return (
+            "Replies were rewarded for it, and no independent reader has judged them yet: "
+            f"{facts.read_replies} asks one."
+        )
     return (
         f"Kappa of the declared emotion, S, and what is read in the reply (0 is chance): {'; '.join(said)}."
     )

@@ -46,10 +46,10 @@ def check_reply_reader(key: str, reference: str, labels: Sequence[LabelSet], *, 
 
     Args:
         key: the setting that names it, for messages.
-        rewards: it tells R3, so that it must know what to expect before a reply.
+        rewards: R3 is computed by it, so that it must know what to expect before a reply.
 
     Returns:
-        what is no error and should be known of it: an encoder that was scored, and knows nothing; else "".
+        a warning of an encoder whose scores show no knowledge beyond the shares of the labels; else "".
 
     Raises:
         EngineError: there is no such model; an encoder that is not whole, or was trained on other labels.
@@ -62,8 +62,8 @@ def check_reply_reader(key: str, reference: str, labels: Sequence[LabelSet], *, 
         must_know(kept_settings(folder), labels, f"{key} = {reference}", shares=rewards)
         poor = _not_above_shares(folder.resolve().parent / SCORES_FILE, labels)
         return poor and (
-            f"{key} = {reference}: on held-out turns of {poor} it knows no more than the shares of the "
-            "labels, so that it hears nothing in a reply; train it longer, or on more conversations"
+            f"{key} = {reference}: on held-out turns of {poor} it did not do better than the shares of the "
+            "labels, so that R3 by it may be noise; train it longer, or on more conversations"
         )
     try:
         check_not_above(reference)
@@ -74,14 +74,14 @@ def check_reply_reader(key: str, reference: str, labels: Sequence[LabelSet], *, 
     except SelfEmoError as e:
         how = ""
         if not folder.exists() and isinstance(e, EngineError):
-            how = "; an encoder is the folder SEED/model that `selfemo baseline encoder --keep` wrote"
+            how = "; an encoder is the folder seed-N/model that `selfemo baseline encoder --keep` wrote"
         raise type(e)(f"{key}: {e}{how}") from None
     return ""
 
 
 def _not_above_shares(scores: Path, labels: Sequence[LabelSet]) -> str:
-    """The data sets with some labels on which an encoder's NLL at T, by its 95% interval, is not better than
-    that of the label shares, over which R3 is a gain; "" for none, and where there are no scores."""
+    """The data sets of some label sets on which an encoder's NLL at T is not better than that of the label
+    shares, over which R3 is a gain, by its 95% interval; "" for none, and without scores."""
     try:
         found = json.loads(scores.read_text(encoding="utf-8"))
         told = {

@@ -85,8 +85,8 @@ class Response:
         cut: a token limit ended the reply.
         shown: the emotion that a reader finds in the reply; None if it was not asked, or could not read.
         expressed: the probability that it gives to the emotions declared (`felt`), weighted as they are.
-        sound_replies: of the replies that were drawn, how many stand behind `felt` and break no rule, `reply`
-            being one of them; 0: all break one, `reply` too. None if nobody read them.
+        sound_replies: how many of the replies drawn behind `heard` and `felt` break no rule; 0: all break
+            one, `reply` too. None if none was to be read.
     """
 
     speaker: str

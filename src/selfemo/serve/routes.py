@@ -105,8 +105,8 @@ class Usage(BaseModel):
 class RespondResult(BaseModel):
     """A character's answer; `shown` is what a reader finds in the reply, null where none was asked.
 
-    `expressed` is the reader's probability of what `self_emotion` declares. `sound_replies` are those of the
-    replies drawn that break no rule; 0: this one breaks one, too.
+    `expressed` is the reader's probability of what `self_emotion` declares; `sound_replies` how many of the
+    replies drawn break no rule (0: all break one, this one too).
     """
 
     model: str

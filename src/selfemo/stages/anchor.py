@@ -3,10 +3,11 @@
 R1 and R2 act on E alone, yet RL on them moves S: both are labels of one set, written by one head. A policy
 that learns to read neutral more often comes to feel neutral throughout, and has nothing left to express. So
 behind the best E line the policy of the stage's start draws an S line, by persona and context as it knew
-them, and the policy learns it by cross-entropy: in the mean, KL(start || policy) of S.
+them, and the policy learns it by cross-entropy: in the mean, KL(start || policy) of S, up
+to a constant.
 
-A policy that learns lines of labels alone forgets that a reply is none ("R: joy"). So the start's reply is
-learned behind its S line, too, where R3 does not act on replies.
+A policy that learns lines of labels alone comes to write labels as replies ("R: joy"). So the start's reply
+is learned behind its S line, too, where R3 rewards no replies.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def self_anchors(
     config: Config,
     place: Place,
 ) -> list[list[RlItem]]:
-    """By turn, the S line to keep, and the reply behind it where none is rewarded; nothing where the best E
-    line does not parse, or the start's S line does not, and no reply where the whole would not.
+    """By turn, the start's S line and, where R3 rewards no replies, its reply behind that. Nothing where the
+    best E line or that S line does not parse; no reply where the whole completion would not.
 
     Args:
         teacher: gives the policy of the stage's start.

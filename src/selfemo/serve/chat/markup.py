@@ -60,7 +60,7 @@ def _felt(line: Line, labels: LabelSet) -> str:
             f'aria-hidden="true"><i style="width:{100 * line.expressed:.1f}%"></i></span>'
             f"<span>{line.expressed:.0%}</span></div>"
         )
-        below += "".join(f'<span class="se-why">{shown(text)}</span>' for text in line.reservations())
+    below += "".join(f'<span class="se-why">{shown(text)}</span>' for text in line.reservations())
     return bars(FELT, line.felt, labels, below=below)
 
 

@@ -56,17 +56,13 @@ class Line:
         return [*felt, *filter(None, [self.expression()]), *read]
 
     def expression(self) -> str:
-        """How surely the line expresses what its speaker feels, and what it shows if that is another emotion.
-
-        "" where nobody read it.
-        """
-        if self.expressed is None:
-            return ""
-        return ", ".join([f"expressed {self.expressed:.0%}", *self.reservations()])
+        """How surely the line expresses what its speaker feels, with `reservations`; "" if nobody read it."""
+        sure = [] if self.expressed is None else [f"expressed {self.expressed:.0%}"]
+        return ", ".join([*sure, *self.reservations()])
 
     def reservations(self) -> list[str]:
-        """What to bear in mind beside how surely the line expresses its emotion: that it shows another one
-        above all; that it breaks a rule of replies, as "I am angry." does."""
+        """Warnings: the line shows another emotion above all; it breaks a rule of replies, as "I am angry."
+        does."""
         found = []
         if self.shown and self.felt and self.shown.emotion != self.felt.emotion:
             found.append(f"sounds like {self.shown.emotion} {self.shown.confidence:.0%}")
