@@ -44,7 +44,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     sides = {dtype: work(args.model, dtype, args.data) for dtype in ("fp32", "bf16")}
-    rows: dict[str, Any] = {}
+    flags = " ".join(sorted(cpu_flags() & BF16)) or "none"
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    rows = known.setdefault(flags, {})
+    rows |= {"torch": torch.__version__, "threads": args.threads, "model": args.model}
     for name in sides["fp32"]:
         spent: dict[str, list[float]] = {dtype: [] for dtype in sides}
         for k in range(args.repeats + 1):
@@ -57,15 +60,7 @@ def main() -> None:
         rows[name] = {**{f"{d}, CPU s": [round(s, 2) for s in v] for d, v in spent.items()},
                       "bf16 / fp32": round(statistics.median(ratios), 2)}  # fmt: skip
         print(name, rows[name], flush=True)
-    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    flags = cpu_flags() & BF16
-    known[" ".join(sorted(flags)) or "none"] = {
-        "torch": torch.__version__,
-        "threads": args.threads,
-        "model": args.model,
-        **rows,
-    }
-    RESULT.write_text(json.dumps(known, indent=1) + "\n")
+        RESULT.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":
