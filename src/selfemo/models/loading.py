@@ -40,8 +40,8 @@ def pick_dtype(name: str, device: torch.device) -> str:
     """The precision of forward passes: "auto" is bf16 where that is faster, else fp32.
 
     A CPU without instructions for it emulates bf16, about 60 times slower than fp32. Of those with them,
-    AMX multiplies matrices; with AVX512-BF16 alone an update took 1.47 times the CPU time of fp32, sampling
-    0.9 (benchmarks/precision.py).
+    AMX multiplies matrices; with AVX512-BF16 alone an update on one thread took 1.47 times the CPU time of
+    fp32, sampling 0.9 (benchmarks/precision.py).
     """
     if name != "auto":
         return name
