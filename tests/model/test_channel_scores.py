@@ -9,7 +9,7 @@ import torch
 
 from selfemo.method.types import LabelSet
 from selfemo.models.generation.branches import branch_logp
-from selfemo.models.generation.channel_scores import channel_scores
+from selfemo.models.generation.local import LocalSampler
 from selfemo.models.loading import load_policy
 from selfemo.models.policy import Attention, Policy
 from tests.conftest import MELD
@@ -46,7 +46,7 @@ def test_scores_are_those_of_plain_forward_passes(
         ("c", prompts[1], f"E: {labels.labels[1]}\nS:", "Ok"),
         ("d", prompts[2], f"E: {labels.labels[0]}\nS:", "Çé 😀?"),
     ]
-    found = channel_scores(policy, places, labels)
+    found = LocalSampler(policy).channel_scores(places, labels)
     assert len(found) == 3
     for (_, ids, written, reply), scores in zip(places, found, strict=True):
         for k, e in enumerate(labels):
@@ -60,7 +60,7 @@ def test_the_prior_is_a_part_of_the_whole(tiny_model: Path) -> None:
     """All label lines together have at most probability 1: "sad" is closed by its line end."""
     policy = load_policy(str(tiny_model), "cpu")
     ids = policy.encode([{"role": "user", "content": "Ann: hi"}])
-    (found,) = channel_scores(policy, [("c", ids, "E: calm\nS:", "No.")], OWN)
+    (found,) = LocalSampler(policy).channel_scores([("c", ids, "E: calm\nS:", "No.")], OWN)
     assert 0 < sum(torch.tensor(found.prior).exp().tolist()) < 1
 
 
@@ -70,15 +70,15 @@ def test_many_predicting_tokens_are_scored_part_by_part(
     policy = load_policy(str(tiny_model), "cpu")
     ids = policy.encode([{"role": "user", "content": "Ann: hi"}])
     places = [("c", ids, "E: joy\nS:", "The bus leaves at nine, and the next one never.")] * 2
-    whole = channel_scores(policy, places, MELD)
+    whole = LocalSampler(policy).channel_scores(places, MELD)
     monkeypatch.setattr("selfemo.models.generation.branches._PREDICTORS", {"cpu": 7})
-    parts = channel_scores(policy, places, MELD)
+    parts = LocalSampler(policy).channel_scores(places, MELD)
     for a, b in zip(whole, parts, strict=True):
         assert a.reply == pytest.approx(b.reply, abs=1e-5) and a.prior == pytest.approx(b.prior, abs=1e-5)
 
 
 def test_nothing_of_nothing_and_a_place_that_is_none(tiny_model: Path) -> None:
     policy = load_policy(str(tiny_model), "cpu")
-    assert channel_scores(policy, [], MELD) == [] and branch_logp(policy, [], []) == []
+    assert LocalSampler(policy).channel_scores([], MELD) == [] and branch_logp(policy, [], []) == []
     with pytest.raises(ValueError, match="written up to S:"):
-        channel_scores(policy, [("c", [5, 6], "E: joy\n", "No.")], MELD)
+        LocalSampler(policy).channel_scores([("c", [5, 6], "E: joy\n", "No.")], MELD)

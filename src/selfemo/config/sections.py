@@ -94,7 +94,20 @@ class SamplingConfig(_Section):
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     token_budget: Positive = 65536
-    """Cached tokens of one generation batch; bounds memory."""
+    """Cached tokens of one generation batch; bounds memory. With vLLM the tokens of its cache."""
+    backend: Literal["local", "vllm"] = "local"
+    """What samples in RL with the local engine. local: the policy itself (shared prefixes, one device); vllm:
+    vLLM in the same process, which is given the policy's weights before each round. All else (evaluation, the
+    teacher, R3's listener) stays with the policy."""
+
+    @model_validator(mode="after")
+    def _whole_distribution(self) -> SamplingConfig:
+        if self.backend == "vllm" and self.top_p < 1:
+            raise ValueError(
+                f'top_p = {self.top_p:g} with backend = "vllm": vLLM tells the probabilities of what top_p '
+                "left, and importance weights by those are biased; set top_p = 1"
+            )
+        return self
 
 
 class AdamConfig(_Section):
@@ -204,10 +217,10 @@ class GrpoConfig(OptimConfig):
     """What lambda(t) rises over: all RL stages of a run, or each of them anew from 0 (the paper has one)."""
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
-    importance_cap: NonNegative = 0.0
+    importance_cap: Literal["auto"] | NonNegative = "auto"
     """Truncated importance sampling [ours]: a token's gradient is weighted by min(p_trainer / p_sampler,
     cap), both of the weights that sampled it, which takes out what bf16 or other kernels make of them. 0: no
-    such weight."""
+    such weight. auto: 2 with sampling.backend = "vllm", whose kernels are not the trainer's, else 0."""
     kl_coef: NonNegative = 0.001
     entropy_coef: NonNegative = 0.0
     eps: NonNegative = 1e-6
@@ -364,6 +377,11 @@ class Config(_Section):
     save: SaveConfig = SaveConfig()
     store: StoreConfig = StoreConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a prompt with its completion, where that is drawn in parts, too (SPEC section 9)."""
+        return self.prompt.max_tokens + 2 * self.sampling.max_new_tokens
 
     @property
     def replies(self) -> bool:

@@ -243,7 +243,7 @@ def _compile(policy: Policy) -> None:
 
 def _check_packing(policy: Policy) -> None:
     """Refuse an architecture whose packed rows give other logits than plain ones (EngineError)."""
-    v = policy.core.get_input_embeddings().weight.shape[0]
+    v = policy.vocabulary
     sequences = [[t % v for t in tokens] for tokens in ((7, 11, 13, 17, 19), (7, 11, 13, 23))]
     tree = pack(sequences)
     try:

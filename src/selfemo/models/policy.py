@@ -44,7 +44,7 @@ def head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-class _Encoder(ABC):
+class Encoder(ABC):
     """Writes a chat as token ids and reads token ids as text, by a tokenizer alone."""
 
     tokenizer: Any
@@ -52,6 +52,16 @@ class _Encoder(ABC):
     @property
     @abstractmethod
     def _generation_config(self) -> Any: ...
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """Rows of the model's vocabulary, which may be more than the tokenizer has tokens."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int | None:
+        """Most tokens of a sequence by the model's configuration; None where it does not say."""
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -150,18 +160,39 @@ class _Encoder(ABC):
             return ids, offsets
         return [*ids, self.end_id], [*offsets, (len(text), len(text))]
 
+    @cached_property
+    def line_ends(self) -> np.ndarray:
+        """(v,) how many line ends each token holds."""
+        ids = [[i] for i in range(self.vocabulary)]
+        return np.array([t.count("\n") for t in self.tokenizer.batch_decode(ids)])
+
+    def take_tokenizer(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        for derived in ("_special", "_chats", "_puts_blanks", "end_id", "line_ends"):
+            self.__dict__.pop(derived, None)
+
 
 @dataclass
-class ChatTokenizer(_Encoder):
+class ChatTokenizer(Encoder):
     """The tokenizer of a model without its weights.
 
     Attributes:
         mended: what its chat template lacked.
+        config: the model's own.
     """
 
     tokenizer: Any
     generation_config: Any = None
     mended: Mended = field(default_factory=Mended)
+    config: Any = None
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
+    def context(self) -> int | None:
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     @property
     def _generation_config(self) -> Any:
@@ -169,7 +200,7 @@ class ChatTokenizer(_Encoder):
 
 
 @dataclass
-class Policy(_Encoder):
+class Policy(Encoder):
     """A causal language model with its tokenizer, on one device.
 
     Attributes:
@@ -220,9 +251,8 @@ class Policy(_Encoder):
 
         Raises: EngineError: it has not.
         """
-        config = self.core.config
-        room = getattr(config, "max_position_embeddings", None)
-        if room is not None and tokens > room and not hasattr(config, "rope_parameters"):
+        room = self.context
+        if room is not None and tokens > room and not hasattr(self.core.config, "rope_parameters"):
             raise EngineError(
                 f"{self.source or 'the model'}: a prompt with its completion may have {tokens} tokens, and "
                 f"the model has positions for {room}; lower prompt.max_tokens or the max_new_tokens in use"
@@ -243,6 +273,14 @@ class Policy(_Encoder):
     @property
     def _generation_config(self) -> Any:
         return getattr(self.core, "generation_config", None)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.core.get_input_embeddings().weight.shape[0])
+
+    @property
+    def context(self) -> int | None:
+        return getattr(self.core.config, "max_position_embeddings", None)
 
     def hidden(self, rows: Any, cache: Any = None) -> torch.Tensor:
         """(b, s, d) last hidden states of packed rows, each token seeing its ancestors alone."""
@@ -282,14 +320,3 @@ class Policy(_Encoder):
                 found = head(hidden.float())
         # Not infinite: an entropy multiplies it by a probability of 0.
         return found if self.spare is None else found.index_fill_(-1, self.spare, _NEVER)
-
-    @cached_property
-    def line_ends(self) -> np.ndarray:
-        """(v,) how many line ends each token holds."""
-        size = self.core.get_input_embeddings().weight.shape[0]
-        return np.array([t.count("\n") for t in self.tokenizer.batch_decode([[i] for i in range(size)])])
-
-    def take_tokenizer(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        for derived in ("_special", "_chats", "_puts_blanks", "end_id", "line_ends"):
-            self.__dict__.pop(derived, None)

@@ -28,7 +28,7 @@ def load_tokenizer(model_id: str) -> ChatTokenizer:
     path = reference.load_path()
     try:
         config = _config(path)
-        reader = ChatTokenizer(_tokenizer(path), _generation_config(path, config))
+        reader = ChatTokenizer(_tokenizer(path), _generation_config(path, config), config=config)
     except EngineError:
         raise
     except Exception as e:
@@ -36,8 +36,7 @@ def load_tokenizer(model_id: str) -> ChatTokenizer:
         raise EngineError(cannot_load(reference, e)) from e
     try:
         reader = replace(reader, mended=mend(reader.tokenizer))
-        rows = int(config.get_text_config().vocab_size)
-        notes = [*reader.mended.notes, *check_text(reader, rows)]
+        notes = [*reader.mended.notes, *check_text(reader, reader.vocabulary)]
     except EngineError as e:
         raise EngineError(f"{model_id}: {e}") from e
     for note in notes:

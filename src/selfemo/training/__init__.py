@@ -20,8 +20,13 @@ def states_folder(folder: Path, stage: str) -> Path:
 def _local(config: Config, folder: Path, stop: StopRequest) -> Trainer:
     from selfemo.training.local import LocalTrainer
 
-    temperature, keep = config.sampling.temperature, config.save.keep_states
-    return LocalTrainer(config.model, temperature, partial(states_folder, folder), keep)
+    sampling, rollouts = config.sampling, None
+    if sampling.backend == "vllm":
+        from selfemo.training.rollouts import VllmRollouts
+
+        rollouts = VllmRollouts(sampling, config.longest)
+    states = partial(states_folder, folder)
+    return LocalTrainer(config.model, sampling.temperature, states, config.save.keep_states, rollouts)
 
 
 def _verl(config: Config, folder: Path, stop: StopRequest) -> Trainer:

@@ -58,6 +58,10 @@ class LocalEngine:
         config: model, device, precision, adapters.
         checkpoint: weights to start from instead of `config.id`.
         temperature: of sampling; RL trains the policy at this temperature.
+
+    Attributes:
+        weights_version: another object after each change of the weights.
+        importance_cap: of `grpo.importance_cap = "auto"`; 0 where the policy itself samples.
     """
 
     def __init__(self, config: ModelConfig, checkpoint: str | None = None, temperature: float = 1.0):
@@ -74,6 +78,8 @@ class LocalEngine:
         self._optimizer: torch.optim.Optimizer | None = None
         self._reference: Policy | None = None
         self._memory = KeptMemory()
+        self.weights_version = object()
+        self.importance_cap = 0.0
 
     def _add_adapters(self, lora: LoraConfig) -> None:
         require("model.lora", "peft")
@@ -126,6 +132,7 @@ class LocalEngine:
         if finite:
             self._optimizer.param_groups[0]["lr"] = lr
             self._optimizer.step()
+            self.weights_version = object()
         self._optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr, **({} if finite else {NOT_FINITE: 1.0})}
 
@@ -252,7 +259,7 @@ class LocalEngine:
                 to_device(_pad(advantages), self.policy.device),
                 _pad([ref[i] for i in order]) if ref else None,
                 scores.entropy if config.entropy_coef else None,
-                _weights(before, sampled, elsewhere, config.importance_cap),
+                _weights(before, sampled, elsewhere, self._cap(config)),
                 clip_low=config.clip_low,
                 clip_high=config.clip_high,
                 kl_coef=config.kl_coef,
@@ -278,6 +285,22 @@ class LocalEngine:
             **_mismatch(apart, config),
         }
 
+    def _cap(self, config: GrpoConfig) -> float:
+        return self.importance_cap if config.importance_cap == "auto" else config.importance_cap
+
+    @torch.no_grad()
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each weight, and its name, as in a checkpoint of `save`: adapters are merged in, one at a time."""
+        for name, weight in self.policy.core.named_parameters():
+            if ".lora_" in name:
+                continue
+            place, wrapped, own = name.partition(".base_layer.")
+            if wrapped and own == "weight":
+                layer = self.policy.core.get_submodule(place)
+                for adapter in layer.active_adapters:
+                    weight = weight + layer.get_delta_weight(adapter)
+            yield f"{place}.{own}" if wrapped else name, weight
+
     def save(self, folder: Path) -> None:
         """Write the weights, with the adapters merged in, as a checkpoint."""
         must_be_finite(self.policy.model, folder)
@@ -294,6 +317,7 @@ class LocalEngine:
     def load_training_state(self, path: Path) -> None:
         assert self._optimizer is not None, "begin_stage comes first"
         read_state(self.policy.model, self._optimizer, path, str(self.policy.device))
+        self.weights_version = object()
 
 
 class _AdaptersOff(LocalSampler):

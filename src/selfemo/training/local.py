@@ -28,6 +28,7 @@ from selfemo.training.protocol import (
     learning_rate,
     sft_batches,
 )
+from selfemo.training.rollouts import CAP, VllmRollouts
 
 
 class LocalTrainer:
@@ -38,15 +39,22 @@ class LocalTrainer:
         temperature: of sampling; RL trains the policy at this temperature.
         states: from a stage to the folder of its training states.
         keep_states: how many of a stage's last states are kept.
+        rollouts: who samples in RL; None is the policy itself.
     """
 
     whole_rounds = False
 
     def __init__(
-        self, model: ModelConfig, temperature: float, states: Callable[[str], Path], keep_states: int = 2
+        self,
+        model: ModelConfig,
+        temperature: float,
+        states: Callable[[str], Path],
+        keep_states: int = 2,
+        rollouts: VllmRollouts | None = None,
     ):
         self.model, self.temperature = model, temperature
         self._states_of, self._keep_states = states, keep_states
+        self._rollouts = rollouts
         self._engine: LocalEngine | None = None
         self._loaded: str | None = None
         self._again: Callable[[], None] = lambda: None
@@ -67,6 +75,7 @@ class LocalTrainer:
         if self._loaded != weights:
             self.release()
             self._engine = LocalEngine(self.model, weights, self.temperature)
+            self._engine.importance_cap = 0.0 if self._rollouts is None else CAP
             self._loaded = weights
         return self.engine
 
@@ -168,7 +177,9 @@ class LocalTrainer:
             Request(f.ids, n, seed, share=f.prompt.conversation_id)
             for f, seed in zip(prompts, seeds, strict=True)
         ]
-        return self.engine.sampler.generate(requests, settings)
+        if self._rollouts is None:
+            return self.engine.sampler.generate(requests, settings)
+        return self._rollouts.generate(self.engine, requests, settings)
 
     def teacher(self) -> Sampler:
         return self.engine.start_sampler(self._start)
@@ -179,7 +190,11 @@ class LocalTrainer:
     def update(
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:
-        return finite_means(self.engine.rl_round(minibatches, config, rates))
+        if self._rollouts is None:
+            return finite_means(self.engine.rl_round(minibatches, config, rates))
+        self._rollouts.sleep()
+        measures = finite_means(self.engine.rl_round(minibatches, config, rates))
+        return {**measures, "vllm_gap": self._rollouts.gap}
 
 
 def _step_of(state: Path) -> int:

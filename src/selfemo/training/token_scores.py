@@ -71,7 +71,7 @@ def score_tokens(
     with policy.autocast():
         hidden = policy.hidden(rows).flatten(0, 1)[predicting]
     score = functools.partial(_score, policy, temperature, entropy)
-    chunk = max(1, LOGITS // policy.core.get_input_embeddings().weight.shape[0])
+    chunk = max(1, LOGITS // policy.vocabulary)
     if len(unique) <= chunk:
         flat, entropies = score(hidden, at, token)
     else:

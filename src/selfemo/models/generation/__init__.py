@@ -20,6 +20,7 @@ SAMPLERS = {
     "local": "selfemo.models.generation.local",
     "endpoint": "selfemo.models.generation.endpoint",
     "scripted": "selfemo.models.generation.scripted",
+    "vllm": "selfemo.models.generation.vllm",
 }
 """Backends by name: the module whose `open_backend(text after the name, model settings)` gives a sampler."""
 

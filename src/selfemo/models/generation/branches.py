@@ -6,7 +6,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,11 @@ from selfemo.models.packing import bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
 from selfemo.models.transfer import to_device
 
+Branches = tuple[Hashable, Sequence[int], Sequence[Sequence[int]]]
+"""(key, prompt ids, branches): places of one key share a prefix tree, a branch is the ids of one continuation
+of the prompt."""
+BranchLogp = Callable[[Sequence[Branches], Sequence[int]], list[list[list[float]]]]
+"""`branch_logp` by some model: from (places, starts) to the log-probabilities."""
 _TREE_TOKENS = 2048
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
 """Tokens of one forward pass by device; bounds memory."""
@@ -24,17 +29,11 @@ _PREDICTORS = {"cpu": 1024, "cuda": 4096}
 
 @torch.no_grad()
 def branch_logp(
-    policy: Policy,
-    places: Sequence[tuple[Hashable, Sequence[int], Sequence[Sequence[int]]]],
-    starts: Sequence[int],
-    *,
-    fp32_head: bool = False,
+    policy: Policy, places: Sequence[Branches], starts: Sequence[int], *, fp32_head: bool = False
 ) -> list[list[list[float]]]:
     """The log-probability (nats) of each token of each branch of each place, from the place's start on.
 
     Args:
-        places: (key, prompt ids, branches); places of one key share a prefix tree, a branch is the ids of
-            one continuation of the prompt.
         starts: for each place, the number of leading tokens of its branches that are not scored.
         fp32_head: compute the logits in fp32, whatever the policy does: for few tokens a place.
     """

@@ -7,18 +7,24 @@ from collections.abc import Hashable, Sequence
 
 from selfemo.method.channel import ChannelScores
 from selfemo.method.types import LabelSet
-from selfemo.models.generation.branches import branch_logp
-from selfemo.models.policy import Policy
+from selfemo.models.generation.branches import BranchLogp
+from selfemo.models.policy import Encoder
 
 
 def channel_scores(
-    policy: Policy, places: Sequence[tuple[Hashable, Sequence[int], str, str]], labels: LabelSet
+    reader: Encoder,
+    places: Sequence[tuple[Hashable, Sequence[int], str, str]],
+    labels: LabelSet,
+    score: BranchLogp,
 ) -> list[ChannelScores]:
     """log p(S) and log p(r | S) for each label as S, at each place (`ChannelPlace`).
 
     The sequence of a label is what a sample of the cold start would be: the text so far, the label, the reply
     line, the end token. A token belongs to the line of its first character: the S line is closed by its line
     end, so that "sad" is not the beginning of "sadly", and the reply line by the end token.
+
+    Args:
+        reader, score: of the model.
 
     Raises:
         ValueError: a text so far does not end in "S:".
@@ -27,7 +33,7 @@ def channel_scores(
     for _, _, written, reply in places:
         if not written.endswith("S:"):
             raise ValueError(f"a channel place is written up to S:, not {written!r}")
-        encoded = [policy.encode_completion(f"{written} {e}\nR: {reply}") for e in labels]
+        encoded = [reader.encode_completion(f"{written} {e}\nR: {reply}") for e in labels]
         heads.append([ids for ids, _ in encoded])
         starts.append(min(sum(end <= len(written) for _, end in offsets) for _, offsets in encoded))
         ends.append(
@@ -37,7 +43,7 @@ def channel_scores(
             ]
         )
     asked = [(key, ids, head) for (key, ids, _, _), head in zip(places, heads, strict=True)]
-    found = branch_logp(policy, asked, starts)
+    found = score(asked, starts)
     return [
         ChannelScores(
             tuple(math.fsum(b[: end - start]) for b, end in zip(branches, mine, strict=True)),

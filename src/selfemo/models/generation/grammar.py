@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from selfemo.errors import EngineError
-from selfemo.models.policy import Policy
+from selfemo.models.policy import Encoder
 
 
 class Compiled:
@@ -20,11 +20,11 @@ class Compiled:
         EngineError: the compiler cannot take the grammar.
     """
 
-    def __init__(self, policy: Policy, text: Callable[[Any], str], what: str):
+    def __init__(self, policy: Encoder, text: Callable[[Any], str], what: str):
         import llguidance
         import llguidance.hf
 
-        self.size = policy.core.get_output_embeddings().weight.shape[0]
+        self.size = policy.vocabulary
         tokenizer = _tokenizers.get(policy.tokenizer)
         if tokenizer is None:
             # The tokenizer may have tokens that the model has no rows for; they are never allowed.
@@ -46,7 +46,7 @@ class Compiled:
 class Grammar(Compiled):
     """A JSON schema; errors as of `Compiled`."""
 
-    def __init__(self, policy: Policy, schema: Mapping[str, Any]):
+    def __init__(self, policy: Encoder, schema: Mapping[str, Any]):
         # No white space but where the grammar says so: a small model would fill its limit with it.
         whole = json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
         super().__init__(policy, lambda m: m.grammar_from_json_schema(whole), "this JSON schema")

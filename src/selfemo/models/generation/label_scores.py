@@ -11,14 +11,15 @@ import contextlib
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from selfemo.method.types import EmotionDistribution, LabelSet
-from selfemo.models.generation.branches import branch_logp
+from selfemo.models.generation.branches import BranchLogp, branch_logp
 from selfemo.models.packing import shared_prefix
-from selfemo.models.policy import Policy
+from selfemo.models.policy import Encoder, Policy
 
 NEAR = 0.2
 """Two best labels whose log-probabilities are this near (nats) are told apart in fp32: on MELD bf16 moved
@@ -64,15 +65,22 @@ def _as_loaded(policy: Policy) -> Any:
 
 
 def _read(policy: Policy, places: Sequence[Place], labels: LabelSet) -> list[EmotionDistribution]:
+    return read_labels(policy, places, labels, partial(branch_logp, policy, fp32_head=True))
+
+
+def read_labels(
+    reader: Encoder, places: Sequence[Place], labels: LabelSet, score: BranchLogp
+) -> list[EmotionDistribution]:
+    """`label_probabilities` by any model that scores branches."""
     encoded = {
-        written: [policy.plain_ids(f"{written} {e}" if written else e) for e in labels]
+        written: [reader.plain_ids(f"{written} {e}" if written else e) for e in labels]
         for written in dict.fromkeys(w for _, _, w in places)
     }
     heads = [encoded[written] for _, _, written in places]
     asked = [(key, ids, head) for (key, ids, _), head in zip(places, heads, strict=True)]
     # The tokens that all labels begin with are left out: they cancel.
     common = [min(shared_prefix(head[0], h) for h in head[1:]) for head in heads]
-    found = branch_logp(policy, asked, common, fp32_head=True)
+    found = score(asked, common)
     return [
         _normalised([sum(b) for b in branches], head, labels)
         for branches, head in zip(found, heads, strict=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from selfemo.config import ModelConfig
 from selfemo.errors import EngineError, NotFiniteError, UnsupportedError
 from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
+from selfemo.models.generation.branches import branch_logp
 from selfemo.models.generation.channel_scores import channel_scores
 from selfemo.models.generation.draws import Drawn, draw_uniforms, sample_tokens
 from selfemo.models.generation.label_scores import label_probabilities
@@ -223,7 +225,7 @@ class LocalSampler:
 
     def channel_scores(self, places: Sequence[ChannelPlace], labels: LabelSet) -> list[ChannelScores]:
         self.policy.model.eval()
-        found = channel_scores(self.policy, places, labels)
+        found = channel_scores(self.policy, places, labels, partial(branch_logp, self.policy))
         if not self._many_calls:
             return_memory()
         return found

@@ -100,7 +100,7 @@ class LocalChat:
 
     def _answer(self, batch: Sequence[ChatRequest]) -> list[Answer | UnansweredError]:
         longest = max(r.max_tokens for r in batch)
-        room = self.policy.core.config.max_position_embeddings
+        room = self.policy.context
         settings = SamplingSettings(
             max_new_tokens=longest, temperature=self.spec.temperature, token_budget=16384
         )
@@ -108,7 +108,7 @@ class LocalChat:
         requests: list[Request] = []
         for request in batch:
             ids = self.policy.encode([dict(m) for m in request.messages])
-            if len(ids) + longest > room:
+            if room is not None and len(ids) + longest > room:
                 said = f"{len(ids)} tokens and {longest} to write, the model holds {room}"
                 answers.append(UnansweredError("refused", f"too long: {said}"))
                 continue

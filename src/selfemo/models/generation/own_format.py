@@ -20,7 +20,7 @@ from selfemo.method.prompts import Reasoning
 from selfemo.method.types import MAX_EMOTIONS, EmotionDistribution, LabelSet
 from selfemo.models.generation.grammar import Compiled, Matcher
 from selfemo.models.generation.no_repeat import NoRepeat
-from selfemo.models.policy import Policy
+from selfemo.models.policy import Encoder
 
 _FREE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 """A character of free text: no control character or line end, as Python or the parser sees them."""
@@ -53,7 +53,7 @@ class OwnFormat(Compiled):
     """
 
     def __init__(
-        self, policy: Policy, labels: LabelSet, reasoning: Reasoning = "none", no_repeat_ngram: int = 0
+        self, policy: Encoder, labels: LabelSet, reasoning: Reasoning = "none", no_repeat_ngram: int = 0
     ):
         for label in labels:
             read = parse_emotions(label, labels)

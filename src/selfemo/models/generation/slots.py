@@ -99,7 +99,7 @@ class _Table:
         self.ids = torch.zeros(b, w, t, dtype=torch.int64, device=device)
         self.logprobs, self.entropies = torch.zeros(2, b, w, t, device=device).unbind()
         self._columns = torch.arange(t, device=device)
-        v = policy.core.get_input_embeddings().weight.shape[0]
+        v = policy.vocabulary
         self._vocabulary = v
         self._ends = torch.zeros(v, dtype=torch.bool, device=device)
         self._ends[torch.tensor(sorted(e for e in policy.end_ids if e < v), dtype=torch.int64)] = True

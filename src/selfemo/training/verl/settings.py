@@ -67,8 +67,8 @@ def check_config(config: Config) -> None:
              'one that goes on; set "first"'),
             (g.normalise != "std",
              f'grpo.normalise = {g.normalise!r}: verl\'s advantages are divided by the deviation; set "std"'),
-            (g.importance_cap != 0,
-             f"grpo.importance_cap = {g.importance_cap:g}: verl has algorithm.rollout_correction for it "
+            (g.importance_cap not in (0, "auto"),
+             f"grpo.importance_cap = {g.importance_cap}: verl has algorithm.rollout_correction for it "
              "(cluster.overrides); set 0"),
             (g.reward_weight != 1,
              f"grpo.reward_weight = {g.reward_weight:g}: verl has no such weight; set 1"),
