@@ -45,6 +45,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Keep the results here; go on if stopped.")] = None,
     other: Annotated[Path | None, typer.Option("--compare", help="Another evaluation, or a run.")] = None,
     train_data: Annotated[list[str] | None, typer.Option("--train-data", help=_TRAINED)] = None,
+    backend: opt.Backend = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
@@ -58,7 +59,7 @@ def evaluate(
     from selfemo.evaluation.jobs import PREDICTIONS_FILE, SCORES_FILE, evaluate_model
     from selfemo.runs.words import value_in_words
 
-    sets = _sets(overrides, split)
+    sets = _sets(opt.with_backend(overrides, backend), split)
     if conversations is not None:
         sets.append(f"data.eval_conversations={conversations}")
     with interruptible(again(out) if out else "nothing is kept without --out") as (reporter, stop):

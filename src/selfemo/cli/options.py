@@ -90,6 +90,10 @@ Reader = Annotated[
         "model itself)."
     ),
 ]
+Backend = Annotated[
+    Literal["local", "vllm"] | None,
+    typer.Option("--backend", help="What runs a model on this machine (default: model.backend, local)."),
+]
 EngineName = Annotated[
     str | None,
     typer.Option(
@@ -154,6 +158,11 @@ def new_settings(
     if files or overrides or engine or data or dry_run:
         raise ConfigError("--resume takes its settings from the run; leave out the others")
     return None
+
+
+def with_backend(overrides: list[str] | None, backend: str | None) -> list[str]:
+    """The overrides of --set and --backend."""
+    return [*(overrides or []), *([f'model.backend="{backend}"'] if backend else [])]
 
 
 def with_data(overrides: list[str] | None, data: list[str] | None) -> list[str]:

@@ -32,6 +32,7 @@ def predict(
     limit: opt.Limit = 0,
     gap: opt.Gap = 30.0,
     encoding: opt.Encoding = "",
+    backend: opt.Backend = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
     as_json: opt.AsJson = False,
@@ -53,8 +54,9 @@ def predict(
     for line in read.read_as():
         reporter().say(line)
     check_unmixed(out, read, model, known)
+    sets = opt.with_backend(overrides, backend)
     with (
-        closing(SelfEmo(model, labels=known, files=config or [], overrides=overrides or [])) as opened,
+        closing(SelfEmo(model, labels=known, files=config or [], overrides=sets)) as opened,
         interruptible(f"run the same command again to go on with {out}") as (said, stop),
     ):
         done = label_file(read, out, opened, said, labels=known, stop=stop)
@@ -92,6 +94,7 @@ def serve(
         ),
     ] = 0,
     max_body: Annotated[int, typer.Option(min=1000, help="Bytes of a request.")] = 262_144,
+    backend: opt.Backend = None,
     config: opt.Configs = None,
     overrides: opt.Overrides = None,
 ) -> None:
@@ -117,8 +120,9 @@ def serve(
         max_body=max_body, timeout=timeout, max_batch=max_batch,
         max_waiting=max_waiting, max_tokens=max_tokens,
     )  # fmt: skip
+    sets = opt.with_backend(overrides, backend)
     with closing(
-        SelfEmo(model, reader=reader, best_of=best_of, files=config or [], overrides=overrides or [])
+        SelfEmo(model, reader=reader, best_of=best_of, files=config or [], overrides=sets)
     ) as opened:
         try:
             server.serve(

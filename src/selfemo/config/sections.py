@@ -52,6 +52,9 @@ class ModelConfig(_Section):
     """Compile each decoder layer by torch.compile: a minute or more at the first use, kept on disk."""
     fp32_head: bool = False
     """Compute logits in fp32 where the rest of the forward pass is bf16."""
+    backend: Literal["local", "vllm"] = "local"
+    """What runs a model that is asked and not trained (evaluate, predict, serve, chat, selfplay): this
+    package, or vLLM in the same process. What samples in RL is sampling.backend."""
 
 
 class DataConfig(_Section):

@@ -232,10 +232,11 @@ def evaluate_model(
     stop = stop or StopRequest()
     spec = endpoint_of(model)
     config, checkpoint = settings_of(model, sources, files, overrides)
-    if spec is not None and config.evaluation.span == "probabilities":
+    if spec is not None and not spec.tokenizer and config.evaluation.span == "probabilities":
         raise ConfigError(
             f'{spec.name}: evaluation.span = "probabilities" needs the weights of the model, and an '
-            'endpoint gives text alone; use span "emotion" or "all"'
+            'endpoint gives text alone; use span "emotion" or "all", or name the tokenizer of a vLLM server '
+            "by tokenizer="
         )
     conversations = load_conversations(config.data, reporter.say)
     if not any(o.startswith("data.eval_split") for o in overrides):
@@ -329,10 +330,11 @@ def _predict(
     prompts = {p.id for p in predictions.gold_prompts(held)}
     evaluation, prompt = config.evaluation, config.prompt
     sampler = None
-    if spec is None and not prompts <= store.predicted_prompts(NAME):  # else no model has to be loaded
+    by_tokens = spec is None or bool(spec.tokenizer)
+    if by_tokens and not prompts <= store.predicted_prompts(NAME):  # else no model has to be loaded
         sampler = open_sampler(checkpoint, config.model)  # before the bar: it is no part of the rate
     with reporter.bar("evaluate", len(prompts)) as advance:
-        if spec is not None:  # it ends its open questions before it stops
+        if spec is not None and not by_tokens:  # it ends its open questions before it stops
             predictions.evaluate_endpoint(spec, held, store, NAME, evaluation, prompt, advance, stop=stop)
         elif sampler is not None:
 

@@ -78,7 +78,8 @@ def open_reply_reader(reference: str, model: ModelConfig, prompt: PromptConfig) 
 
         return EncoderReader(TurnReader.load(Path(reference), model.device))
     check_not_above(reference)
-    return reader_of(open_sampler(reference, model), prompt)
+    # One vLLM a process: it takes the GPU's memory, or the CPU's threads.
+    return reader_of(open_sampler(reference, model.model_copy(update={"backend": "local"})), prompt)
 
 
 def check_not_above(reference: str) -> None:

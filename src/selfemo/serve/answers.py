@@ -167,6 +167,11 @@ def written(parsed: EmotionDistribution | ParseFailure, labels: LabelSet) -> Rea
     return ReadEmotion(emotion, parsed[emotion], parsed, parsed)
 
 
+def probable(distribution: EmotionDistribution, labels: LabelSet) -> ReadEmotion:
+    """The emotion of probabilities, of a model that wrote nothing."""
+    return replace(written(distribution, labels), written=None)
+
+
 def up_to(text: str, field: str) -> str:
     """A completion up to the content of its first field of this letter, without the space before it."""
     start = next(a for f, a, _ in field_spans(text) if f == field)

@@ -1,4 +1,7 @@
-"""Answers of a model at an OpenAI-compatible endpoint: as it writes them, without probabilities."""
+"""Answers of a model at an OpenAI-compatible endpoint: as it writes them, without probabilities.
+
+A vLLM server whose tokenizer is named reads emotions as a model on this machine does.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from selfemo.method.prompts import Reasoning, fit, messages
 from selfemo.method.types import FailureKind, LabelSet, Prompt
 from selfemo.models.generation.chat import ChatRequest, ExpertSpec, UnansweredError
 from selfemo.models.generation.endpoint import EndpointSampler
-from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, response_of, written
+from selfemo.models.generation.vllm_server import open_server
+from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, probable, response_of, written
 from selfemo.serve.asking import DRAWN, Ask
 from selfemo.stages.experts import without_thoughts
 
@@ -22,11 +26,14 @@ class EndpointAnswers:
 
     def __init__(self, spec: ExpertSpec, reasoning: Reasoning, max_prompt: int, max_tokens: int):
         self._sampler = EndpointSampler(spec)
+        self._tokens = open_server(spec) if spec.tokenizer else None
         self._reasoning, self._max_prompt = reasoning, max_prompt
         self._max_tokens = max_tokens
 
     def close(self) -> None:
         self._sampler.close()
+        if self._tokens is not None:
+            self._tokens.close()
 
     def least_tokens(self, labels: LabelSet) -> int:
         return 0
@@ -39,6 +46,12 @@ class EndpointAnswers:
         return None if fitted is None else fitted.prompt
 
     def read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
+        if self._tokens is not None and self._reasoning == "none":
+            sampler = self._tokens
+            places = [
+                (p.conversation_id, sampler.encode(messages(p, self._reasoning)), "E:") for p in prompts
+            ]
+            return [probable(d, labels) for d in sampler.label_probabilities(places, labels)]
         questions = [ChatRequest(messages(p, self._reasoning), {}, self._max_tokens) for p in prompts]
         return [
             ReadEmotion(None, failure=FailureKind.UNANSWERED)

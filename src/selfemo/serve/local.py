@@ -13,24 +13,45 @@ from selfemo.method.types import EmotionDistribution, LabelSet, Prompt
 from selfemo.models.generation.local import LocalSampler
 from selfemo.models.generation.own_format import LimitedFormat, OwnFormat
 from selfemo.models.generation.requests import Request, SamplingSettings
+from selfemo.models.generation.vllm import VllmSampler
+from selfemo.models.generation.vllm import open_backend as open_vllm
 from selfemo.models.loading import load_configured
+from selfemo.models.policy import Encoder, Policy
 from selfemo.models.sampler import LabelPlace
 from selfemo.seeds import derive
-from selfemo.serve.answers import EventWriter, OnEvent, ReadEmotion, Response, response_of, up_to, written
+from selfemo.serve.answers import (
+    EventWriter,
+    OnEvent,
+    ReadEmotion,
+    Response,
+    probable,
+    response_of,
+    up_to,
+    written,
+)
 from selfemo.serve.asking import DRAWN, Ask, Sampling
 
 _FORMATS_KEPT = 64
 
 
 class LocalAnswers:
-    """`selfemo.Answers` of the weights in a checkpoint; one call is answered at a time.
+    """`selfemo.Answers` of the weights in a checkpoint, by `model.backend`; one call is answered at a time.
 
     Raises: EngineError, MissingExtraError: the model cannot be loaded.
     """
 
     def __init__(self, config: Config, checkpoint: str, sampling: Sampling, constrained: bool):
-        self.policy = load_configured(config.model, checkpoint)
-        self._sampler = LocalSampler(self.policy, many_calls=True)
+        self.policy: Policy | None = None
+        self._sampler: LocalSampler | VllmSampler
+        self._reader: Encoder
+        self._context: int | None
+        if config.model.backend == "vllm":
+            self._sampler = open_vllm(checkpoint, config.model)
+            self._reader, self._context = self._sampler.reader, self._sampler.engine.context
+        else:
+            self._reader = self.policy = load_configured(config.model, checkpoint)
+            self._sampler = LocalSampler(self.policy, many_calls=True)
+            self._context = self.policy.context
         self._prompt, self._evaluation = config.prompt, config.evaluation
         self._sampling, self._constrained = sampling, constrained
         self._formats: dict[LabelSet, OwnFormat] = {}
@@ -51,7 +72,7 @@ class LocalAnswers:
             if len(self._formats) >= _FORMATS_KEPT:
                 self._formats.clear()
             repeat = self._evaluation.no_repeat_ngram
-            self._formats[labels] = OwnFormat(self.policy, labels, self._prompt.reasoning, repeat)
+            self._formats[labels] = OwnFormat(self._reader, labels, self._prompt.reasoning, repeat)
         return self._formats[labels]
 
     def _limited(self, labels: LabelSet, max_tokens: int) -> LimitedFormat | None:
@@ -59,23 +80,24 @@ class LocalAnswers:
 
     def _begun(self, labels: LabelSet, text: str) -> list[int]:
         """The tokens of a text that an answer begins with."""
-        return self._format(labels).encode(text) if self._constrained else self.policy.plain_ids(text)
+        return self._format(labels).encode(text) if self._constrained else self._reader.plain_ids(text)
 
     def fit(self, prompt: Prompt, max_tokens: int) -> Prompt | None:
-        room = self.policy.core.config.max_position_embeddings - max_tokens
-        limit = min(self._prompt.max_tokens, room)
-        fitted = fit(prompt, self.policy.encode, limit, self._prompt.reasoning)
+        limit = self._prompt.max_tokens
+        if self._context is not None:
+            limit = min(limit, self._context - max_tokens)
+        fitted = fit(prompt, self._reader.encode, limit, self._prompt.reasoning)
         return None if fitted is None else fitted.prompt
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        return self.policy.encode(messages(prompt, self._prompt.reasoning))
+        return self._reader.encode(messages(prompt, self._prompt.reasoning))
 
     def read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
         if not self._constrained or self._prompt.reasoning != "none":
             return self._read_written(prompts, labels)
         places = [(p.conversation_id, self._ids(p), "E:") for p in prompts]
         found = self._probabilities(places, labels)
-        return [replace(written(distribution, labels), written=None) for distribution in found]
+        return [probable(distribution, labels) for distribution in found]
 
     def _probabilities(self, places: Sequence[LabelPlace], labels: LabelSet) -> list[EmotionDistribution]:
         with self._lock:
@@ -186,7 +208,7 @@ class LocalAnswers:
                 limited = self._format(prompt.label_set).limited(limit, ask.reply_tokens, head)
             # Prompts that begin with the same turn share their cache. Sharing the instructions among all
             # prompts makes trees too wide: measured, a quarter slower.
-            share, ids = prompt.history[0], [*self.policy.encode(said), *head]
+            share, ids = prompt.history[0], [*self._reader.encode(said), *head]
             requests.append(Request(ids, 1, derive(self._seed(ask), str(said)), share, limited))
             formats.append(limited)
             writers.append(EventWriter(n, prompt.label_set, on_event, limited, ask.stop))
@@ -194,7 +216,7 @@ class LocalAnswers:
         def on_token(request: int, copy: int, ids: Sequence[int]) -> bool:
             writer = writers[request]
             if (on_event is not None or writer.stops) and not writer.go_on(
-                begun[request] + self.policy.decode(ids)
+                begun[request] + self._reader.decode(ids)
             ):
                 return False
             return len(ids) < limits[request]

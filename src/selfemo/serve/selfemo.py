@@ -61,7 +61,7 @@ class Answers(Protocol):
 
     @property
     def policy(self) -> Policy | None:
-        """The model itself, if it is on this machine."""
+        """The model itself, if this process computes with it."""
 
     def close(self) -> None:
         """Close connections."""
@@ -119,7 +119,8 @@ class SelfEmo:
 
     Args:
         model: a run folder (its last checkpoint), a model folder, an id (`builtin:smollm2-135m`, a hub
-            id), or an endpoint as `NAME=URL,model=MODEL[,key=ENV_VARIABLE,...]`.
+            id), or an endpoint as `NAME=URL,model=MODEL[,key=ENV_VARIABLE,...]`, a vLLM server also with
+            `tokenizer=REFERENCE`.
         constrained: hold answers to the format, so that each one parses (local models only).
         labels: label set by default; else the run's, else MELD's seven.
         temperature: 0 is greedy.
@@ -192,7 +193,8 @@ class SelfEmo:
             from selfemo.serve.endpoint import EndpointAnswers
 
             prompt = self.config.prompt
-            self._answers = EndpointAnswers(self.spec, prompt.reasoning, prompt.max_tokens, self.max_tokens)
+            limits = prompt.max_tokens, self.max_tokens
+            self._answers = EndpointAnswers(self.spec, prompt.reasoning, *limits)
         self._answers.check(self.labels, self.max_tokens)
 
     @property
@@ -207,7 +209,7 @@ class SelfEmo:
 
     @property
     def policy(self) -> Policy | None:
-        """The model itself; None for an endpoint."""
+        """The model itself; None for an endpoint, and with vLLM."""
         return self._answers.policy
 
     def close(self) -> None:

@@ -23,6 +23,8 @@ SAMPLERS = {
     "vllm": "selfemo.models.generation.vllm",
 }
 """Backends by name: the module whose `open_backend(text after the name, model settings)` gives a sampler."""
+_BY_SETTING = {"vllm"}
+"""Backends that `model.backend` chooses, since the reference is any of a local model's."""
 
 
 def backend_of(reference: str) -> tuple[str, str]:
@@ -34,6 +36,8 @@ def backend_of(reference: str) -> tuple[str, str]:
     name, colon, rest = reference.partition(":")
     if not colon or name == "builtin" or Path(reference).exists():
         return "local", reference
+    if name in _BY_SETTING:
+        raise UnsupportedError(f"{reference}: name the model alone, {rest}, with --backend {name}")
     if name not in SAMPLERS:
         raise UnsupportedError(f"no backend {name!r}; there are: {', '.join(SAMPLERS)}")
     return name, rest
@@ -45,7 +49,7 @@ def open_sampler(reference: str, config: ModelConfig | None = None) -> Sampler:
     Args:
         reference: BACKEND:REST (`scripted:FILE` reads answers from a JSONL file of strings), an endpoint as
             `NAME=URL,model=MODEL`, or else a model reference (models/references.py) for "local".
-        config: device, precision and threads of a local model; its `id` is not used.
+        config: backend, device, precision and threads of a local model; its `id` is not used.
 
     Raises:
         UnsupportedError: no backend of this name; the message has the names that exist.
@@ -55,5 +59,8 @@ def open_sampler(reference: str, config: ModelConfig | None = None) -> Sampler:
     from selfemo.config import ModelConfig
 
     name, rest = backend_of(reference)
-    opened: Sampler = import_module(SAMPLERS[name]).open_backend(rest, config or ModelConfig())
+    config = config or ModelConfig()
+    if name == "local":
+        name = config.backend
+    opened: Sampler = import_module(SAMPLERS[name]).open_backend(rest, config)
     return opened

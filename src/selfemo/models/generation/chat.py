@@ -95,6 +95,8 @@ class ExpertSpec(BaseModel):
         temperature: of the answer's sampling.
         json: whether the endpoint can be held to JSON: "none" (in words only), "object" (JSON mode) or
             "schema" (structured output).
+        tokenizer: a model reference whose tokenizer the model has: a vLLM server gets token ids then, and
+            tells log-probabilities (vllm_server.py). "": any endpoint, which gets chats and gives text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -110,6 +112,7 @@ class ExpertSpec(BaseModel):
     attempts: int = Field(default=10, ge=1)
     temperature: float = Field(default=0.7, ge=0)
     json_mode: Literal["none", "object", "schema"] = Field(default="none", alias="json")
+    tokenizer: str = ""
 
     @property
     def local(self) -> bool:
@@ -142,6 +145,8 @@ class ExpertSpec(BaseModel):
         else:
             require("asking an endpoint", *CLIENT)
             self.read_key()
+            if self.tokenizer:
+                ModelReference.parse(self.tokenizer).check()
 
 
 _ENDPOINT = re.compile(r"[^=/\\]+=https?://")

@@ -11,10 +11,10 @@ import contextlib
 import email.utils
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EndpointError, UnsupportedError
@@ -22,8 +22,9 @@ from selfemo.method.channel import ChannelScores
 from selfemo.method.types import EmotionDistribution, LabelSet, RawCompletion
 from selfemo.models.generation.chat import Answer, ChatRequest, ExpertSpec, UnansweredError, parse_expert
 from selfemo.models.generation.requests import Request, SamplingSettings, first_lines
-from selfemo.models.sampler import CHUNK, ChannelPlace, LabelPlace, Message
+from selfemo.models.sampler import CHUNK, ChannelPlace, LabelPlace, Message, Sampler
 
+T = TypeVar("T")
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
 LONGEST_RETRY_AFTER = 600.0
@@ -82,7 +83,7 @@ class Endpoint:
         self._openai = openai
         # The client would send the user's OpenAI organisation to whatever endpoint this is.
         private = {h: openai.Omit() for h in ("OpenAI-Organization", "OpenAI-Project")}
-        self._client = openai.AsyncOpenAI(
+        self.client = openai.AsyncOpenAI(
             base_url=spec.url,
             api_key=spec.read_key(),
             max_retries=0,
@@ -110,19 +111,33 @@ class Endpoint:
         )
 
     async def close(self) -> None:
-        await self._client.close()
+        await self.client.close()
 
     async def ask(self, request: ChatRequest, on_text: Callable[[str], bool] | None = None) -> Answer:
         """See `Chat.ask`; `on_text` gets all text so far as it is written, and ends the answer by False.
 
         With it, a broken connection is tried again only before the first text.
         """
-        refused = 0
 
         async def once() -> Answer:
+            return await (self._streamed(request, on_text) if on_text else self._whole(request))
+
+        return await self.attempt(once, estimate_tokens(request))
+
+    async def attempt(self, once: Callable[[], Awaitable[T]], tokens: int) -> T:
+        """What `once` gives, which asks the endpoint by `client`; tried again where that may help.
+
+        Args:
+            tokens: that it costs, by an estimate.
+
+        Raises: as `Chat.ask`.
+        """
+        refused = 0
+
+        async def one() -> T:
             nonlocal refused
             try:
-                return await self._once(request, on_text)
+                return await self._once(once, tokens)
             except _AgainError as e:
                 refused += e.refused
                 if refused >= _DEAD_AFTER and not self._answered:
@@ -134,11 +149,11 @@ class Endpoint:
 
         try:
             # A copy: one AsyncRetrying object holds the statistics of one call.
-            return await self._retrying.copy()(once)
+            return await self._retrying.copy()(one)
         except _AgainError as e:
             raise UnansweredError("unreachable", f"{e} ({self.spec.attempts} attempts)") from None
 
-    async def _pause(self, request: ChatRequest) -> None:
+    async def _pause(self, tokens: int) -> None:
         if self._to_spread:
             self._to_spread -= 1
             wait = max(0.0, self._spread_until - time.monotonic())
@@ -149,7 +164,7 @@ class Endpoint:
         if self._requests:
             await self._requests.acquire()
         if self._tokens:
-            await self._tokens.acquire(min(estimate_tokens(request), self.spec.tpm))
+            await self._tokens.acquire(min(tokens, self.spec.tpm))
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         # The client tries every message against each of its types of messages, for a quarter of the time that
@@ -170,7 +185,7 @@ class Endpoint:
 
     async def _streamed(self, request: ChatRequest, on_text: Callable[[str], bool]) -> Answer:
         text, usage, streams = "", None, False
-        chunks = await self._client.chat.completions.create(**self._body(request), stream=True)
+        chunks = await self.client.chat.completions.create(**self._body(request), stream=True)
         try:
             async for chunk in chunks:
                 streams = True
@@ -192,14 +207,14 @@ class Endpoint:
         return Answer(text, *_used(usage))
 
     async def _whole(self, request: ChatRequest) -> Answer:
-        done = await self._client.chat.completions.create(**self._body(request))
+        done = await self.client.chat.completions.create(**self._body(request))
         return Answer(_storable(done.choices[0].message.content or ""), *_used(done.usage))
 
-    async def _once(self, request: ChatRequest, on_text: Callable[[str], bool] | None = None) -> Answer:
+    async def _once(self, once: Callable[[], Awaitable[T]], tokens: int) -> T:
         openai = self._openai
-        await self._pause(request)
+        await self._pause(tokens)
         try:
-            answer = await (self._streamed(request, on_text) if on_text else self._whole(request))
+            answer = await once()
             self._answered = True
             return answer
         except openai.APITimeoutError:
@@ -246,8 +261,7 @@ class EndpointSampler:
 
     def __init__(self, spec: ExpertSpec):
         self.spec = spec
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = Loop()
 
     def _refused(self, what: str) -> UnsupportedError:
         return UnsupportedError(f"endpoint {self.spec.name} cannot {what}; use a model on this machine")
@@ -314,15 +328,7 @@ class EndpointSampler:
             on_text: called with (question, its text so far) as answers arrive; False ends that answer.
             on_done: called with 1 after each answer.
         """
-        if not questions:
-            return []
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, daemon=True).start()
-            loop = self._loop
-        work = self._ask_all(questions, on_text, on_done)
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
+        return self._loop.run(self._ask_all(questions, on_text, on_done)) if questions else []
 
     async def _ask_all(
         self,
@@ -330,26 +336,53 @@ class EndpointSampler:
         on_text: Callable[[int, str], bool] | None,
         on_done: Callable[[int], None] | None,
     ) -> list[Answer | UnansweredError]:
-        endpoint = Endpoint(self.spec)
-        slots = asyncio.Semaphore(self.spec.concurrency)
+        async def one(endpoint: Endpoint, n: int, question: ChatRequest) -> Answer | UnansweredError:
+            try:
+                return await endpoint.ask(question, partial(on_text, n) if on_text else None)
+            except UnansweredError as e:
+                return e
+            finally:
+                if on_done:
+                    on_done(1)
 
-        async def one(n: int, question: ChatRequest) -> Answer | UnansweredError:
-            async with slots:
-                try:
-                    return await endpoint.ask(question, partial(on_text, n) if on_text else None)
-                except UnansweredError as e:
-                    return e
-                finally:
-                    if on_done:
-                        on_done(1)
-
-        try:
-            return list(await asyncio.gather(*(one(n, q) for n, q in enumerate(questions))))
-        finally:
-            await endpoint.close()
+        return await ask_all(self.spec, [partial(one, n=n, question=q) for n, q in enumerate(questions)])
 
     def close(self) -> None:
         """End the connection; the next call begins another one."""
+        self._loop.close()
+
+
+async def ask_all(spec: ExpertSpec, questions: Sequence[Callable[[Endpoint], Awaitable[T]]]) -> list[T]:
+    """The answers of an endpoint to some questions, as many at once as its `concurrency`."""
+    endpoint, slots = Endpoint(spec), asyncio.Semaphore(spec.concurrency)
+
+    async def one(question: Callable[[Endpoint], Awaitable[T]]) -> T:
+        async with slots:
+            return await question(endpoint)
+
+    try:
+        return list(await asyncio.gather(*map(one, questions)))
+    finally:
+        await endpoint.close()
+
+
+class Loop:
+    """An event loop in a thread of its own, for callers that have none or are inside another one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, daemon=True).start()
+            loop = self._loop
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    def close(self) -> None:
+        """End the thread; the next work begins another one."""
         with self._lock:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
@@ -378,6 +411,11 @@ class _AgainError(Exception):
         self.told, self.refused = told, refused
 
 
-def open_backend(reference: str, config: ModelConfig) -> EndpointSampler:
-    """`NAME=URL,model=MODEL[,...]`; the settings of models are not used."""
-    return EndpointSampler(parse_expert(reference))
+def open_backend(reference: str, config: ModelConfig) -> Sampler:
+    """`NAME=URL,model=MODEL[,...]`; the settings of models are not used. With `tokenizer=`, by token ids."""
+    spec = parse_expert(reference)
+    if spec.tokenizer:
+        from selfemo.models.generation.vllm_server import open_server
+
+        return open_server(spec)
+    return EndpointSampler(spec)

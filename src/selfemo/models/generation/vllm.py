@@ -106,6 +106,9 @@ class TokenEngine(Protocol):
     def load(self, weights: str) -> None:
         """As of `Sampler`."""
 
+    def close(self) -> None:
+        """End what it holds open."""
+
 
 class VllmSampler:
     """vLLM as a `Sampler`.
@@ -242,6 +245,10 @@ class VllmSampler:
 
     def load(self, weights: str) -> None:
         self.engine.load(weights)
+
+    def close(self) -> None:
+        """End what the engine holds open."""
+        self.engine.close()
 
     def _by_next(self, places: Sequence[Branches], starts: Sequence[int]) -> list[list[list[float]]]:
         """Short branches: each distinct beginning of them is asked once for the tokens that may follow."""

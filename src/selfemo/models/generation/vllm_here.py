@@ -148,7 +148,7 @@ class Here:
         token = 2 * layers * (heads or config.num_attention_heads) * head_size(config) * size
         memory: dict[str, Any] = {}
         if cpu:
-            # A seeded request whose prompt is read in parts ends vLLM on a CPU, whose generators have no offset.
+            # A seeded request whose prompt is read in parts ends vLLM: a CPU's generators have no offset.
             memory |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, _CPU_CONTEXT)}
         if cache_tokens is not None or cpu:
             held = max(context, cache_tokens or _CPU_CACHE // token) * token
@@ -328,6 +328,9 @@ class Here:
             self._asleep = True
         return self._asleep
 
+    def close(self) -> None:
+        """Nothing: the engine ends with the process."""
+
     def load(self, weights: str) -> None:
         """See `Sampler.load`.
 
@@ -363,8 +366,8 @@ def check_weights(engine: Here, policy: Policy) -> float:
     if not gap <= most:
         raise EngineError(
             "vLLM does not compute with the weights that it was given: the mean log-probability of a text "
-            f"is {statistics.fmean(there):.4f} there and {statistics.fmean(here):.4f} here, and its tokens differ "
-            f"by {gap:.4f} nats in the mean, where rounding explains {most}; use sampling.backend = "
+            f"is {statistics.fmean(there):.4f} there and {statistics.fmean(here):.4f} here, and its tokens "
+            f"differ by {gap:.4f} nats in the mean, where rounding explains {most}; use sampling.backend = "
             f'"local", and tell which vLLM ({version_of("vllm")}) and model this was'
         )
     return gap
