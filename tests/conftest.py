@@ -99,7 +99,7 @@ def toy_conversations(n: int = 8, split: str = "train") -> list[Conversation]:
     return conversations
 
 
-def build_tiny_model(folder: Path, hidden_size: int = 48) -> Path:
+def build_tiny_model(folder: Path, hidden_size: int = 48, *, tied: bool = True) -> Path:
     """A randomly initialised two-layer Llama with grouped heads and a tokenizer trained here."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -135,7 +135,7 @@ def build_tiny_model(folder: Path, hidden_size: int = 48) -> Path:
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=1024,
-            tie_word_embeddings=True,
+            tie_word_embeddings=tied,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id,
             bos_token_id=None,

@@ -56,7 +56,8 @@ def install_command(*names: str) -> str:
     """
     tested = Path(__file__).parents[2] / f"constraints{'-verl' * bool(version_of('verl'))}.txt"
     of_clone = tested.exists() and tested.with_name("pyproject.toml").exists()
-    limits = ["-c", shlex.quote(_near(tested))] if of_clone else []
+    # vLLM wants an older transformers than the tests ran with.
+    limits = ["-c", shlex.quote(_near(tested))] if of_clone and "vllm" not in names else []
     packages = map(shlex.quote, requirements(*names))
     return " ".join([shlex.quote(_near(sys.executable)), "-m pip install", *limits, *packages])
 

@@ -20,6 +20,7 @@ from selfemo.models.generation.grammar import Grammar
 from selfemo.models.generation.local import LocalSampler
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.generation.scripted import ScriptedSampler
+from selfemo.models.generation.vllm import VllmSampler
 from selfemo.models.loading import load_policy
 from selfemo.models.sampler import Sampler
 from tests.conftest import MELD, make_prompt
@@ -29,12 +30,24 @@ CHATS = [messages(make_prompt(f"c/{n}", history=make_prompt().history[: n + 1]))
 TEXTS = ["E: joy\nS: joy\nR: Hooray.", "E: fear\nS: anger\nR: Who is there?", "E: anger"]
 
 
-@pytest.fixture(params=sorted(SAMPLERS))
+HERE = (LocalSampler, VllmSampler)
+"""Backends with the weights in this process."""
+NEEDS = {"vllm": [pytest.mark.slow, pytest.mark.vllm]}
+
+
+@pytest.fixture(scope="module")
+def by_vllm(tiny_model: Path) -> Sampler:
+    return open_sampler(str(tiny_model), ModelConfig(device="cpu", dtype="fp32", backend="vllm"))
+
+
+@pytest.fixture(params=[pytest.param(name, marks=NEEDS.get(name, ())) for name in sorted(SAMPLERS)])
 def sampler(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path, expert: Callable[..., str]
 ) -> Sampler:
     if request.param == "local":
         return open_sampler(str(tiny_model), ModelConfig(device="cpu", dtype="fp32"))
+    if request.param == "vllm":
+        return request.getfixturevalue("by_vllm")
     if request.param == "endpoint":
         return open_sampler(f"mine={expert()},model=m")
     assert request.param == "scripted", f"open the backend {request.param} here, so that it is tested"
@@ -97,7 +110,7 @@ def test_probabilities_of_labels_or_a_refusal(sampler: Sampler) -> None:
 
 def test_probabilities_of_a_given_reply_or_a_refusal(sampler: Sampler) -> None:
     places = [("c", list(sampler.encode(chat)), "E: joy\nS:", "So it is.") for chat in CHATS]
-    if not isinstance(sampler, LocalSampler):
+    if not isinstance(sampler, HERE):
         with pytest.raises(UnsupportedError, match="probability of a given reply; use a model on this"):
             sampler.channel_scores(places, MELD)
         return
@@ -115,7 +128,7 @@ def test_what_a_backend_cannot_do_is_refused_by_name(
     schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]}
     request = asked(sampler, CHATS[0])
     held = replace(request, constraints=Grammar(policy, {**schema, "additionalProperties": False}))
-    if isinstance(sampler, LocalSampler):
+    if isinstance(sampler, HERE):
         assert texts(sampler, [held]) == [['{"a":1}']]
         with pytest.raises(EngineError, match=r"no config\.json"):
             sampler.load(str(tmp_path))
@@ -137,6 +150,8 @@ def test_an_unknown_backend_is_told_those_that_exist(tmp_path: Path) -> None:
         open_sampler("vlm:gpt2")
     with pytest.raises(EngineError, match=r"no config\.json"):
         open_sampler(str(tmp_path))
+    with pytest.raises(UnsupportedError, match="vllm:gpt2: name the model alone, gpt2, with --backend vllm"):
+        open_sampler("vllm:gpt2")
 
 
 def test_an_endpoint_answers_with_what_its_server_writes(expert: Callable[..., str]) -> None:

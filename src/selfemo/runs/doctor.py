@@ -80,11 +80,13 @@ def wanted_extras(config: Config, engine: str) -> dict[str, str]:
     """The extras that the settings use, each with the setting that does."""
     from selfemo.models.references import needs_conversion
 
+    by_vllm = {"sampling.backend": config.sampling.backend, "model.backend": config.model.backend}
     used = {
         "builtin": (needs_conversion(config.model.id), f"model.id = {config.model.id}"),
         "lora": (config.model.lora is not None, "model.lora"),
         "parquet": (config.sft.samples, "sft.samples"),
         "verl": (engine == "verl", 'engine = "verl"'),
+        "vllm": ("vllm" in by_vllm.values(), " and ".join(k for k, v in by_vllm.items() if v == "vllm")),
     }
     return {extra: setting for extra, (is_used, setting) in used.items() if is_used}
 
@@ -186,6 +188,10 @@ def check_devices(config: Config, engine: str, found: Devices) -> Iterator[Findi
         yield Finding("missing", "model.device", f"{asked}, and torch {found.torch} sees no GPU",
                       "set model.device = cpu, or install a torch with CUDA and its driver")  # fmt: skip
     on_cpu = not found.gpus or asked == "cpu"
+    if on_cpu and "vllm" in (config.sampling.backend, config.model.backend):
+        version = version_of("vllm")
+        yield _if("+cpu" in version, "vLLM on a CPU", version or "not installed",
+                  "a GPU takes `pip install vllm`, a CPU vLLM's build for it (docs/vllm.md)")  # fmt: skip
     if on_cpu and str(config.model.dtype) == "bf16" and not found.cpu_bf16:
         yield Finding("warning", "model.dtype", "bf16, which this CPU emulates (tens of times slower)",
                       "set model.dtype = fp32")  # fmt: skip

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfemo.config import Config
 from selfemo.errors import ConfigError
 from selfemo.progress import StopRequest
 from selfemo.training.protocol import Trainer
+
+if TYPE_CHECKING:
+    from selfemo.training.rollouts import VllmRollouts
 
 
 def states_folder(folder: Path, stage: str) -> Path:
@@ -20,13 +24,17 @@ def states_folder(folder: Path, stage: str) -> Path:
 def _local(config: Config, folder: Path, stop: StopRequest) -> Trainer:
     from selfemo.training.local import LocalTrainer
 
-    sampling, rollouts = config.sampling, None
-    if sampling.backend == "vllm":
-        from selfemo.training.rollouts import VllmRollouts
+    states, rollouts = partial(states_folder, folder), open_rollouts(config)
+    return LocalTrainer(config.model, config.sampling.temperature, states, config.save.keep_states, rollouts)
 
-        rollouts = VllmRollouts(sampling, config.longest)
-    states = partial(states_folder, folder)
-    return LocalTrainer(config.model, sampling.temperature, states, config.save.keep_states, rollouts)
+
+def open_rollouts(config: Config) -> VllmRollouts | None:
+    """Who samples in RL beside the policy, by sampling.backend; errors as `VllmRollouts`."""
+    if config.sampling.backend == "local":
+        return None
+    from selfemo.training.rollouts import VllmRollouts
+
+    return VllmRollouts(config.sampling, config.longest)
 
 
 def _verl(config: Config, folder: Path, stop: StopRequest) -> Trainer:

@@ -39,7 +39,7 @@ class LocalTrainer:
         temperature: of sampling; RL trains the policy at this temperature.
         states: from a stage to the folder of its training states.
         keep_states: how many of a stage's last states are kept.
-        rollouts: who samples in RL; None is the policy itself.
+        rollouts: who samples in RL; None is the policy itself. May be set anew between rounds.
     """
 
     whole_rounds = False
@@ -54,7 +54,7 @@ class LocalTrainer:
     ):
         self.model, self.temperature = model, temperature
         self._states_of, self._keep_states = states, keep_states
-        self._rollouts = rollouts
+        self.rollouts = rollouts
         self._engine: LocalEngine | None = None
         self._loaded: str | None = None
         self._again: Callable[[], None] = lambda: None
@@ -75,7 +75,6 @@ class LocalTrainer:
         if self._loaded != weights:
             self.release()
             self._engine = LocalEngine(self.model, weights, self.temperature)
-            self._engine.importance_cap = 0.0 if self._rollouts is None else CAP
             self._loaded = weights
         return self.engine
 
@@ -177,9 +176,9 @@ class LocalTrainer:
             Request(f.ids, n, seed, share=f.prompt.conversation_id)
             for f, seed in zip(prompts, seeds, strict=True)
         ]
-        if self._rollouts is None:
+        if self.rollouts is None:
             return self.engine.sampler.generate(requests, settings)
-        return self._rollouts.generate(self.engine, requests, settings)
+        return self.rollouts.generate(self.engine, requests, settings)
 
     def teacher(self) -> Sampler:
         return self.engine.start_sampler(self._start)
@@ -190,11 +189,12 @@ class LocalTrainer:
     def update(
         self, round_: int, minibatches: Sequence[Sequence[RlItem]], config: GrpoConfig, rates: Sequence[float]
     ) -> Measures:
-        if self._rollouts is None:
-            return finite_means(self.engine.rl_round(minibatches, config, rates))
-        self._rollouts.sleep()
-        measures = finite_means(self.engine.rl_round(minibatches, config, rates))
-        return {**measures, "vllm_gap": self._rollouts.gap}
+        more: Measures = {}
+        self.engine.importance_cap = 0.0
+        if self.rollouts is not None:
+            self.rollouts.sleep()
+            self.engine.importance_cap, more = CAP, {"vllm_gap": self.rollouts.gap}
+        return {**finite_means(self.engine.rl_round(minibatches, config, rates)), **more}
 
 
 def _step_of(state: Path) -> int:

@@ -17,7 +17,7 @@ from selfemo.config import SamplingConfig
 from selfemo.method.types import RawCompletion
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.generation.vllm import VllmSampler
-from selfemo.models.generation.vllm_here import Here, check_weights
+from selfemo.models.generation.vllm_here import Here, check_version, check_weights
 from selfemo.training.engine import LocalEngine
 
 CAP = 2.0
@@ -29,9 +29,13 @@ class VllmRollouts:
 
     Args:
         longest: most tokens of a prompt and its completion.
+
+    Raises:
+        MissingExtraError: vLLM is not installed. EngineError: it is too old.
     """
 
     def __init__(self, config: SamplingConfig, longest: int):
+        check_version()
         self.config, self.longest = config, longest
         self._vllm: Here | None = None
         self._given: object = None
@@ -44,7 +48,6 @@ class VllmRollouts:
 
         Raises:
             EngineError: vLLM cannot run the model, or does not compute with the weights that it is given.
-            MissingExtraError: vLLM is not installed.
         """
         if self._vllm is None:
             self._vllm = self._start(engine)

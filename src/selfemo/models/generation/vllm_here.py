@@ -18,7 +18,7 @@ import torch
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EngineError, MissingExtraError, NotFiniteError
-from selfemo.extras import version_of
+from selfemo.extras import install_command, version_of
 from selfemo.models.generation.branches import branch_logp
 from selfemo.models.generation.local import OnToken
 from selfemo.models.generation.vllm import Draw, TokenRequest, Tokens, VllmSampler
@@ -50,9 +50,10 @@ _READ = {"max_tokens": 1, "temperature": 0}
 """vLLM settings of a request that reads and draws nothing."""
 _ASKED = "Ann: You will not believe it, we won!\nBo: And nobody told me?"
 _SAID = "E: surprise\nS: joy\nR: I wanted to see your face when you hear it."
-TOLERANCE = {"fp32": 2e-3, "bf16": 0.15}
-"""Most that log p of `_SAID` may differ in the mean, nats: fp32 was seen to differ by 5e-5 at most, bf16 by
-0.05 in the mean; a head that stayed as it was, by 1.3."""
+TOLERANCE = {"fp32": 5e-4, "bf16": 0.15}
+"""Most that log p of `_SAID` may differ in the mean, nats. fp32 was seen to differ by 5e-6 in the mean, bf16
+by 0.05. One matrix of SmolLM2-135M that stayed as it was, where all others were halved: by 1.7e-3 (a middle
+layer's queries) to 1.9 (the embedding, its head), so that bf16 tells the head and the norm alone."""
 
 
 def plain_linears() -> None:
@@ -69,11 +70,20 @@ def plain_linears() -> None:
     utils.dispatch_cpu_unquantized_gemm = dispatch
 
 
+def prepare(device: str) -> None:
+    """Set what vLLM must find when it is imported into a process whose policy trains on `device`."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if device == "cpu":
+        plain_linears()
+
+
 def check_version() -> None:
     """Whether vLLM is installed, and not too old (MissingExtraError, EngineError)."""
     found = version_of("vllm")
     if not found:
-        raise MissingExtraError("vllm (for sampling by vLLM)", "pip install vllm")
+        where = "" if torch.cuda.is_available() else " (on a GPU; on a CPU see docs/vllm.md)"
+        raise MissingExtraError("vllm (for sampling by vLLM)", install_command("vllm") + where)
     numbers = tuple(int(n) for n in found.split("+")[0].split(".")[:2] if n.isdigit())
     if numbers < LEAST_VERSION:
         least = ".".join(map(str, LEAST_VERSION))
@@ -108,9 +118,7 @@ class Here:
         shared: bool = False,
     ):
         check_version()
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
-        if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
+        if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0") != "0":
             raise EngineError(
                 "VLLM_ENABLE_V1_MULTIPROCESSING is set; vLLM must run in this process: unset it"
             )
@@ -135,8 +143,7 @@ class Here:
     def _start(self, context: int, cache_tokens: int | None) -> Any:
         without_bars()
         cpu = self.device.type == "cpu"
-        if cpu:
-            plain_linears()
+        prepare(self.device.type)
         import vllm
         from transformers import AutoConfig
 
@@ -150,6 +157,8 @@ class Here:
         if cpu:
             # A seeded request whose prompt is read in parts ends vLLM: a CPU's generators have no offset.
             memory |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, _CPU_CONTEXT)}
+            # Copies of a prompt share whole blocks alone, and its own choice, 128 tokens, is a third of one.
+            memory["block_size"] = 32
         if cache_tokens is not None or cpu:
             held = max(context, cache_tokens or _CPU_CACHE // token) * token
             memory["kv_cache_memory_bytes"] = held

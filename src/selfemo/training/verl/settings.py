@@ -67,6 +67,8 @@ def check_config(config: Config) -> None:
              'one that goes on; set "first"'),
             (g.normalise != "std",
              f'grpo.normalise = {g.normalise!r}: verl\'s advantages are divided by the deviation; set "std"'),
+            (config.sampling.backend != "local",
+             'sampling.backend = "vllm" is of the local engine; with verl set cluster.rollout = "vllm"'),
             (g.importance_cap not in (0, "auto"),
              f"grpo.importance_cap = {g.importance_cap}: verl has algorithm.rollout_correction for it "
              "(cluster.overrides); set 0"),
