@@ -20,6 +20,8 @@ def told(config: Config) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude={"data": {"sources"}})
     if (weights := Path(config.model.id)).exists():
         settings["model"]["id"] = weights.resolve().name
+    if config.sampling.backend == "local" and config.grpo.importance_cap == "auto":
+        settings["grpo"]["importance_cap"] = 0.0  # as results from before it was a choice have it
     return settings
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.gpu import baselines, evidence, expression, one_thing, rl_alone, scarce
+from experiments.gpu import baselines, evidence, expression, one_thing, rl_alone, rollouts, scarce
 
 from selfemo.evaluation.rendering import render
 
@@ -222,6 +222,15 @@ STEPS = (
         ("one_thing",),
         "one_thing",
         runs(list(one_thing.ARMS), [one_thing.SEED]),
+    ),
+    Step(
+        "10",
+        "rollouts",
+        "RL whose completions vLLM draws in the same process, against the local sampler's: rewards, time, "
+        "how far sampler and trainer are apart",
+        ("rollouts",),
+        "rollouts",
+        runs(list(rollouts.ARMS), rollouts.SEEDS),
     ),
 )
 

@@ -39,8 +39,10 @@ from selfemo.stages.completions import fit_all
 from selfemo.stages.flywheel import labels_record, original_prompts
 from selfemo.stages.rl import rl_plan, rl_stage
 from selfemo.stages.selfplay import persona_book
+from selfemo.training import open_rollouts
 from selfemo.training.local import LocalTrainer
 from selfemo.training.protocol import RlSpan
+from selfemo.training.rollouts import VllmRollouts
 
 HERE = Path(__file__).parent
 TINY = (
@@ -55,7 +57,7 @@ _ROUND = (
     "packed_tokens", "synthetic", "pass_rate", "self_emotions", "targets", "mismatch", "mismatch_p99",
     "mismatch_clipped", "expression", "expression_reader", "expression_spread", "expression_contrast",
     "expressed", "replies", "replies_refused", "replies_flat", "reply_tokens", "reply_entropy",
-    "reply_distinct_2", "reply_length_gain",
+    "reply_distinct_2", "reply_length_gain", "vllm_gap",
 )  # fmt: skip
 _SPARE_S, _SLOWER = 12.0, 1.3
 """Least seconds for the scores behind a run; how much longer the next may take than the longest so far: an
@@ -140,6 +142,7 @@ class Study:
             },
             "runs": [],
         }
+        self._vllm: VllmRollouts | None = None
         self._spare = _SPARE_S
         self._before = self._earlier(before) if before else {}
         self._waiting = dict(self._before)
@@ -380,6 +383,13 @@ class Study:
             self._failed(name)
             return None
 
+    def rollouts(self, config: Config) -> VllmRollouts | None:
+        """Who samples beside the policy; one vLLM for all arms."""
+        if config.sampling.backend == "local":
+            return None
+        self._vllm = self._vllm or open_rollouts(config)
+        return self._vllm
+
     def _train(self, name: str, start: Path, config: Config, originals: Sequence[Prompt]) -> dict[str, Any]:
         rounds: list[dict[str, Any]] = []
         planned, times = rl_plan(config, self.trainer).rounds, [time.monotonic()]
@@ -397,6 +407,7 @@ class Study:
                 raise OutOfTime(f"round {len(rounds)} of {planned}, {each:.2f} s a round")
 
         with TemporaryDirectory(dir=self.work) as own, Store(Path(own) / "store.sqlite") as store:
+            self.trainer.rollouts = self.rollouts(config)
             self.trainer.begin_rl(STAGE, str(start), config.grpo, [], RlSpan())
             place, personas = Place(STAGE, 0, 1), persona_book([*self.train, *self.others])
             counts = rl_stage(
