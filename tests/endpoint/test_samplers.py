@@ -23,7 +23,7 @@ from selfemo.models.generation.scripted import ScriptedSampler
 from selfemo.models.generation.vllm import VllmSampler
 from selfemo.models.loading import load_policy
 from selfemo.models.sampler import Sampler
-from tests.conftest import MELD, make_prompt
+from tests.conftest import MELD, Built, build_tiny_model, make_prompt
 from tests.support.expert_server import format_answer
 
 CHATS = [messages(make_prompt(f"c/{n}", history=make_prompt().history[: n + 1])) for n in (0, 1)]
@@ -36,8 +36,9 @@ NEEDS = {"vllm": [pytest.mark.slow, pytest.mark.vllm]}
 
 
 @pytest.fixture(scope="module")
-def by_vllm(tiny_model: Path) -> Sampler:
-    return open_sampler(str(tiny_model), ModelConfig(device="cpu", dtype="fp32", backend="vllm"))
+def by_vllm(built_once: Built) -> Sampler:
+    model = built_once("vllm-tied", lambda f: build_tiny_model(f, 128))
+    return open_sampler(str(model), ModelConfig(device="cpu", dtype="fp32", backend="vllm"))
 
 
 @pytest.fixture(params=[pytest.param(name, marks=NEEDS.get(name, ())) for name in sorted(SAMPLERS)])

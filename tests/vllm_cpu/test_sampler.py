@@ -181,6 +181,11 @@ def test_a_model_that_vllm_cannot_run_is_one_error(tied: Path, tmp_path: Path) -
         Here(str(broken), torch.device("cpu"), "fp32", policy)
 
 
+def test_a_model_that_starts_and_cannot_be_computed_is_told_at_once(tiny_model: Path) -> None:
+    with pytest.raises(EngineError, match=r"vLLM cannot run .*tiny: .*head_dim=12"):
+        open_sampler(str(tiny_model), ModelConfig(device="cpu", dtype="fp32", backend="vllm"))
+
+
 def test_an_engine_in_another_process_is_refused(
     policy: Policy, tied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ class Here:
         NOTES.info("starting vLLM with %s", model)
         try:
             self._llm = self._start(limit, cache_tokens)
+            self.token_logp([[1, 2]], [1])  # some models start that it has no kernel for
         except Exception as e:
             # vLLM has exceptions of its own for each setting, and those of torch.
             said = " ".join(str(e).split()) or type(e).__name__
