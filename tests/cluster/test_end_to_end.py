@@ -1,7 +1,7 @@
 """verl's own trainers on a CPU: RL with self-play, and the cold start, from data to checkpoint.
 
-Real: verl's PPO and SFT trainers, FSDP workers, TransferQueue, replay buffer, agent loop and reward loop, our
-plugin in all of them, states and weights. Replaced: vLLM, by a server on transformers (cpu_rollout.py).
+All of it is real: verl's PPO and SFT trainers, FSDP workers, TransferQueue, replay buffer, agent loop, reward
+loop and vLLM, our plugin in all of them, states and weights. cpu.py and cpu_vllm.py tell them what a CPU is.
 """
 
 from __future__ import annotations
@@ -24,11 +24,19 @@ from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
 from tests.support.encoders import build_encoder, kept
 from tests.support.runs import SETTINGS
 
-pytest.importorskip("verl", reason="verl has an environment of its own: make test-cluster-whole")
+pytest.importorskip("vllm", reason="verl with vLLM has an environment of its own: make test-cluster-whole")
 pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(900)]
 
+VLLM, ENGINE = "actor_rollout_ref.rollout", "+actor_rollout_ref.rollout.engine_kwargs.vllm"
 ON_A_CPU = [
-    "actor_rollout_ref.rollout.name=cpu", "trainer.device=cpu", "actor_rollout_ref.actor.strategy=fsdp2",
+    f"{VLLM}.dtype=float32", f"{VLLM}.enforce_eager=true", f"{VLLM}.free_cache_engine=false",
+    f"+{VLLM}.enable_sleep_mode=false", f"{VLLM}.max_model_len=512", f"{VLLM}.max_num_seqs=32",
+    f"{VLLM}.checkpoint_engine.update_weights_bucket_megabytes=16",
+    f"{ENGINE}.kv_cache_memory_bytes={1 << 28}",
+    f"{ENGINE}.worker_extension_cls=tests.cluster.cpu_vllm.Worker",
+    "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp32",
+    "+actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype=fp32",
+    "trainer.device=cpu", "actor_rollout_ref.actor.strategy=fsdp2",
     "actor_rollout_ref.ref.strategy=fsdp2", "actor_rollout_ref.model.use_remove_padding=false",
     "+actor_rollout_ref.model.override_config.attn_implementation=eager",
     "actor_rollout_ref.rollout.agent.num_workers=1", "data.dataloader_num_workers=0",
@@ -48,7 +56,7 @@ SFT_ON_A_CPU = [
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with toy data, an untrained tiny model, and one that the local engine taught the format."""
     folder = tmp_path_factory.mktemp("cluster")
-    build_tiny_model(folder / "tiny")
+    build_tiny_model(folder / "tiny", hidden_size=128)  # vLLM on a CPU has no heads of 12
     write_jsonl(folder / "toy.jsonl", [*toy_conversations(10), *toy_conversations(3, "test")])
     sft_alone(folder / "cold", settings(folder, "engine=local", "sft.label_weight=2"), Quiet())
     return folder
@@ -59,6 +67,7 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(Path(__file__).parents[2])
     for name, value in {
         "VERL_PLATFORM": "cpu", "PYTHONPATH": root, "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
         "VERL_USE_EXTERNAL_MODULES": "tests.cluster.cpu",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
@@ -97,9 +106,40 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
 
-def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
-    run = work / "run"
-    _, counts = train_alone(str(work / "cold"), run, settings(work), Quiet())
+def apart(ours: list[list[float]], theirs: list[list[float]]) -> float:
+    """The largest difference of log-probabilities over all tokens of all completions, in nats."""
+    pairs = [p for a, b in zip(ours, theirs, strict=True) for p in zip(a, b, strict=True)]
+    assert len(pairs) > 24
+    return max(abs(a - b) for a, b in pairs)
+
+
+def read_by(folder: Path, told: dict[str, list]) -> list[list[float]]:
+    """The log-probabilities of a step's completions under the weights of a folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for prompt, reply in zip(told["prompts"], told["responses"], strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+        found.append(logits.log_softmax(-1)[range(len(reply)), reply].tolist())
+    return found
+
+
+def test_self_grpo_with_self_play(
+    work: Path, on_a_cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, notes = tmp_path / "run", tmp_path / "notes"
+    monkeypatch.setenv("SELFEMO_TEST_LOGPROBS", str(notes))
+    # A rate at which one update changes what is likely, so that old weights would show.
+    _, counts = train_alone(str(work / "cold"), run, settings(work, "grpo.lr=1e-3"), Quiet())
+    told = [json.loads((notes / f"{step}.json").read_text()) for step in (1, 2, 3)]
+    far = [[apart(t["rollout_log_probs"], t[by]) for by in ("old_log_probs", "ref_log_prob")] for t in told]
+    assert all(from_trainer < 1e-3 for from_trainer, _ in far), "vLLM has the trainer's weights in each round"
+    assert far[0][1] < 1e-3 and all(from_start > 0.05 for _, from_start in far[1:]), "and they change"
+    first = run / "cluster" / "iteration-1-rl" / "states" / "global_step_1" / "actor" / "huggingface"
+    assert apart(told[1]["rollout_log_probs"], read_by(first, told[1])) < 1e-3, "what is kept is what sampled"
     assert sum(counts.get(k, 0) for k in ("pass", "low_reward", "unparsed")) > 0
     checkpoint = run / "checkpoints" / "iteration-1-rl"
     verify_checkpoint(checkpoint)
@@ -123,7 +163,7 @@ def test_self_grpo_with_self_play(work: Path, on_a_cpu: None) -> None:
         assert store.drawn_synthetic("iteration-1-rl") == min(len(left), round(0.34 * 18))
         rounds = [m for m in store.metrics() if m["stage"] == "iteration-1-rl"]
         assert [m["lambda"] for m in rounds] == pytest.approx([0, 0.5 / 3, 1 / 3])
-        assert all(m["grad_norm"] >= 0 and "kl" in m and m["r1"] >= 0 for m in rounds)
+        assert all(m["grad_norm"] > 0 and "kl" in m and m["r1"] >= 0 for m in rounds)
         assert rounds[0]["kl"] == pytest.approx(0, abs=1e-3), "the reference is where the stage starts"
         assert any("test" in m for m in rounds)
         spread = store.rows("SELECT count(*) AS n FROM rollouts WHERE advantage != 0")
