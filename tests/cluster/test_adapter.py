@@ -26,7 +26,7 @@ from selfemo.training.protocol import RlSpan
 from selfemo.training.verl import launch, waves
 from selfemo.training.verl.exchange import Task, dump_line, measures_of, prompt_rows, read_dump, read_metrics
 from selfemo.training.verl.listening import Listening, Noted, Noting, expression_settings, from_anywhere
-from selfemo.training.verl.settings import check_config, hydra, rl_overrides
+from selfemo.training.verl.settings import check_config, hydra, rl_overrides, sft_overrides
 from selfemo.training.verl.trainer import VerlTrainer
 from selfemo.training.whole_replies import reply_columns
 from tests.conftest import dist, make_prompt, toy_conversations
@@ -80,6 +80,23 @@ def test_table_12_reaches_verl(path: Path) -> None:
     assert waves.waves(config)[-1].stop == 69000 // 64
 
 
+def test_adapters_reach_verl() -> None:
+    plain = load([PAPER[0]])
+    config = load([PAPER[0]], ["model.lora={rank=8, targets=['q_proj', 'v_proj']}"])
+    check_config(config)
+    model = {"lora_rank": "8", "lora_alpha": "32", "target_modules": "[q_proj,v_proj]"}
+    reads = {"actor_rollout_ref.rollout.load_format": "safetensors"}
+    told = {f"actor_rollout_ref.model.{k}": v for k, v in model.items()} | reads
+    assert overrides_of(config) == overrides_of(plain) | told
+
+    def taught(c: Config) -> set[str]:
+        return {*sft_overrides(c, "Qwen/Qwen3-4B", Path("/r/s"), train=Path("/r/t"), sft=c.sft, epochs=1)}
+
+    assert taught(config) - taught(plain) == {f"model.{k}={v}" for k, v in model.items()}
+    everywhere = overrides_of(load([PAPER[0]], ["model.lora={rank=8}"]))
+    assert everywhere["actor_rollout_ref.model.target_modules"] == "all-linear"
+
+
 def test_waves_share_the_rounds_and_later_ones_the_first_ones_synthetic_prompts() -> None:
     config = load([PAPER[0]], ["flywheel.prompts=1000"])  # 15 rounds of 64
     assert waves.waves(config) == [range(3), range(3, 7), range(7, 11), range(11, 15)]
@@ -95,7 +112,13 @@ def test_waves_share_the_rounds_and_later_ones_the_first_ones_synthetic_prompts(
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("model.lora.rank=8", "model.lora: full fine-tuning only"),
+        ("model.lora.rank=513", r"model\.lora\.rank = 513: vLLM takes up to 512"),
+        ("model.lora.alpha=1.5", r"model\.lora\.alpha = 1\.5: verl takes whole numbers"),
+        ("model.lora.dropout=0.1", r"model\.lora\.dropout = 0\.1: verl's adapters have none"),
+        (
+            'model.lora.targets=["q_proj", "lm_head"]',
+            r"model\.lora\.targets: lm_head: vLLM may sample without",
+        ),
         ("grpo.schedule=cosine", "grpo.schedule"),
         ("grpo.warmup=0.1", "grpo.schedule"),
         ("sft.schedule=linear", '"constant" and "cosine"'),

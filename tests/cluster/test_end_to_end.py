@@ -7,6 +7,7 @@ loop and vLLM, our plugin in all of them, states and weights. cpu.py and cpu_vll
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from selfemo.models.references import verify_checkpoint
 from selfemo.progress import Quiet
 from selfemo.runs.standalone import sft_alone, train_alone
 from selfemo.runs.store import Store
+from selfemo.training.verl.adapters import merge_adapters
 from tests.conftest import build_tiny_model, toy_conversations, write_jsonl
 from tests.support.encoders import build_encoder, kept
 from tests.support.runs import SETTINGS
@@ -127,25 +129,32 @@ def read_by(folder: Path, told: dict[str, list]) -> list[list[float]]:
     return found
 
 
+# Rates at which one update changes what is likely, so that old weights would show.
+@pytest.mark.parametrize(
+    "more", [("grpo.lr=1e-3",), ("grpo.lr=1e-2", "model.lora={rank=8}")], ids=["full", "lora"]
+)
 def test_self_grpo_with_self_play(
-    work: Path, on_a_cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, on_a_cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
     run, notes = tmp_path / "run", tmp_path / "notes"
     monkeypatch.setenv("SELFEMO_TEST_LOGPROBS", str(notes))
-    # A rate at which one update changes what is likely, so that old weights would show.
-    _, counts = train_alone(str(work / "cold"), run, settings(work, "grpo.lr=1e-3"), Quiet())
+    config = settings(work, *more)
+    _, counts = train_alone(str(work / "cold"), run, config, Quiet())
     told = [json.loads((notes / f"{step}.json").read_text()) for step in (1, 2, 3)]
     far = [[apart(t["rollout_log_probs"], t[by]) for by in ("old_log_probs", "ref_log_prob")] for t in told]
     assert all(from_trainer < 1e-3 for from_trainer, _ in far), "vLLM has the trainer's weights in each round"
     assert far[0][1] < 1e-3 and all(from_start > 0.05 for _, from_start in far[1:]), "and they change"
-    first = run / "cluster" / "iteration-1-rl" / "states" / "global_step_1" / "actor" / "huggingface"
+    states = run / "cluster" / "iteration-1-rl" / "states"
+    first = Path(shutil.copytree(states / "global_step_1" / "actor" / "huggingface", tmp_path / "first"))
+    if lora := config.model.lora:
+        merge_adapters(first, lora.alpha / lora.rank)
     assert apart(told[1]["rollout_log_probs"], read_by(first, told[1])) < 1e-3, "what is kept is what sampled"
     assert sum(counts.get(k, 0) for k in ("pass", "low_reward", "unparsed")) > 0
     checkpoint = run / "checkpoints" / "iteration-1-rl"
     verify_checkpoint(checkpoint)
     before, after = weights(work / "cold"), weights(checkpoint)
     assert before.keys() == after.keys()
-    assert any((before[k] != after[k].float()).any() for k in before), "the policy was trained"
+    assert any((before[k] != after[k]).any() for k in before), "the policy was trained"
     with Store(run / "store.sqlite") as store:
         # Two waves, of one round and of two; the second draws what the first left (eq. 7).
         groups = store.rows("SELECT step, count(*) AS n FROM rollouts WHERE member = 0 GROUP BY step")
@@ -186,13 +195,17 @@ def test_replies_are_rewarded(work: Path, on_a_cpu: None) -> None:
         assert len(rounds) == 2 and all("replies_flat" in m and m["reply_entropy"] > 0 for m in rounds)
 
 
-def test_the_cold_start_on_a_running_cluster(work: Path, ray_address: str) -> None:
-    more = ["sft.epochs=4", "sft.lr=2e-3", f'cluster.address="{ray_address}"']
-    config = settings(work, *more)
-    info = sft_alone(work / "taught", config, Quiet())
+@pytest.mark.parametrize("adapters", [(), ("sft.lr=2e-2", "model.lora={rank=8}")], ids=["full", "lora"])
+def test_the_cold_start_on_a_running_cluster(
+    work: Path, ray_address: str, tmp_path: Path, adapters: tuple[str, ...]
+) -> None:
+    more = ["sft.epochs=4", "sft.lr=2e-3", f'cluster.address="{ray_address}"', *adapters]
+    info = sft_alone(tmp_path / "taught", settings(work, *more), Quiet())
     assert info["steps"] == 4 * (info["samples"] // 8) > 0
-    before, after = weights(work / "tiny"), weights(work / "taught")
-    assert any((before[k] != after[k].float()).any() for k in before)
-    with Store(work / "taught.run" / "store.sqlite") as store:
+    before, after = weights(work / "tiny"), weights(tmp_path / "taught")
+    assert before.keys() == after.keys()
+    changed = {k for k in before if (before[k] != after[k].float()).any()}
+    assert changed == {k for k in before if "_proj" in k or not adapters}
+    with Store(tmp_path / "taught.run" / "store.sqlite") as store:
         losses = [m["loss"] for m in store.metrics() if m["stage"] == "cold-start"]
         assert len(losses) == info["steps"] and losses[-1] < losses[0] - 0.5

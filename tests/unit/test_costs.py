@@ -155,6 +155,12 @@ def test_memory_by_hand() -> None:
     paper = costs.memory(qwen, load([]), Lengths(600, 300), eight, "verl")["training"]
     assert sum(paper[k] for k in ("weights", "gradients", "optimiser")) == 2 * 8_190_726_144
     assert 20e9 < sum(paper.values()) < 80e9
+    lent = costs.memory(qwen, load([], ["model.lora={rank=16}"]), Lengths(600, 300), eight, "verl")[
+        "training"
+    ]
+    adapters = 36 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288))
+    assert lent["gradients"] == adapters * 4 / 8 and lent["optimiser"] == adapters * 8 / 8
+    assert lent["weights"] == (8_190_726_144 + adapters) * 4 / 8
 
 
 def test_the_replies_that_a_listener_compares_by_hand() -> None:

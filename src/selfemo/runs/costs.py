@@ -347,11 +347,12 @@ def memory(
     layer = 20 * d + 8 * a + 8 * f if bf16 else 16 * (d + a + f)
     again = not local or config.model.gradient_checkpointing
     activations = 4 * d * shape.layers + layer if again else layer * shape.layers
+    linear = 2 * (d + a) + 2 * (d + shape.kv) + 3 * (d + f)
+    adapters = 0.0 if lora is None else float(shape.layers * lora.rank * linear)
+    trained, held = adapters or float(n), n + adapters
     if local:
-        linear = 2 * (d + a) + 2 * (d + shape.kv) + 3 * (d + f)
-        trained = float(n if lora is None else shape.layers * lora.rank * linear)
         rl = rl_costs(config, lengths)._replace(prompt=p)  # the first of a window has none to share with
-        held, group = n + (0.0 if lora is None else trained), rl.packed
+        group = rl.packed
         tokens = max(group, min(config.grpo.micro_tokens, group * config.flywheel.prompts))
         logits = tokens * rl.trained / group * (20 if bf16 else 16)
         # Each completion but the first gathers the prompt's keys and values anew (attention.py).
@@ -368,7 +369,7 @@ def memory(
         key = shape.layers * shape.kv * (6 if bf16 else 8)
         cache = float(config.sampling.token_budget * key)
     else:
-        trained = held = n / machine.count
+        trained, held = trained / machine.count, held / machine.count
         tokens = config.cluster.micro_batch_per_gpu * (p + r)
         logits, gathered = tokens * 6, 0.0
         casts = 2 * shape.body / shape.layers + shape.head

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfemo.config import Config, SftConfig
+from selfemo.config import Config, LoraConfig, SftConfig
 from selfemo.errors import ConfigError
 from selfemo.models.references import resolve
 from selfemo.training.protocol import RlSpan
@@ -19,6 +19,26 @@ from selfemo.training.verl.listening import expression_settings
 MODE = "self_grpo"
 """Name of the advantage estimator and of the trainer in verl's registries."""
 PLUGIN = "selfemo.training.verl.plugin"
+_MAX_RANK = 512
+"""Of the adapters that vLLM samples with."""
+_ENDS = re.compile("lm_head|embed")
+"""Layers whose adapters vLLM leaves out in silence, where it does not know that the model may have them."""
+
+
+def _adapter_faults(lora: LoraConfig | None) -> list[tuple[bool, str]]:
+    if lora is None:
+        return []
+    ends = [] if isinstance(lora.targets, str) else [t for t in lora.targets if _ENDS.search(t)]
+    return [
+        (lora.rank > _MAX_RANK,
+         f"model.lora.rank = {lora.rank}: vLLM takes up to {_MAX_RANK}"),
+        (lora.alpha % 1 != 0,
+         f"model.lora.alpha = {lora.alpha:g}: verl takes whole numbers"),
+        (lora.dropout != 0,
+         f"model.lora.dropout = {lora.dropout:g}: verl's adapters have none; set 0"),
+        (bool(ends),
+         f"model.lora.targets: {', '.join(ends)}: vLLM may sample without these adapters; leave out"),
+    ]  # fmt: skip
 
 
 def check_config(config: Config) -> None:
@@ -32,8 +52,7 @@ def check_config(config: Config) -> None:
     faults = [
         text
         for wrong, text in (
-            (config.model.lora is not None,
-             'model.lora: full fine-tuning only with engine = "verl"; leave it out'),
+            *_adapter_faults(config.model.lora),
             (bool(engine_only),
              f"{', '.join(engine_only)}: of the local engine; leave out (verl's own: cluster.overrides)"),
             (g.schedule != "constant" or g.warmup > 0,
@@ -128,6 +147,22 @@ def _cluster(config: Config, folder: Path) -> dict[str, Any]:
     }
 
 
+def _model(config: Config, section: str) -> dict[str, Any]:
+    """What the RL and the supervised trainer know of a model alike, in their own sections."""
+    settings: dict[str, Any] = {
+        f"{section}.trust_remote_code": False,
+        f"{section}.enable_gradient_checkpointing": True,
+    }
+    if lora := config.model.lora:
+        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        settings |= {
+            f"{section}.lora_rank": lora.rank,
+            f"{section}.lora_alpha": int(lora.alpha),
+            f"{section}.target_modules": targets,
+        }
+    return settings
+
+
 def _actor(config: Config) -> dict[str, Any]:
     c, g, actor = config.cluster, config.grpo, "actor_rollout_ref.actor"
     return {
@@ -172,6 +207,8 @@ def _rollout(config: Config) -> dict[str, Any]:
         f"{rollout}.val_kwargs.n": 1,
         f"{rollout}.val_kwargs.temperature": 0,
         f"{rollout}.val_kwargs.do_sample": False,
+        # Below adapters nothing changes: vLLM reads it itself, and gets the adapters alone from the trainer.
+        **({f"{rollout}.load_format": "safetensors"} if config.model.lora else {}),
     }
 
 
@@ -227,8 +264,7 @@ def rl_overrides(
         "data.trust_remote_code": False,
         "+data.apply_chat_template_kwargs.enable_thinking": False,
         "actor_rollout_ref.model.path": model,
-        "actor_rollout_ref.model.trust_remote_code": False,
-        "actor_rollout_ref.model.enable_gradient_checkpointing": True,
+        **_model(config, "actor_rollout_ref.model"),
         **_actor(config),
         "actor_rollout_ref.ref.fsdp_config.param_offload": c.offload_reference,
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": c.micro_batch_per_gpu,
@@ -272,8 +308,7 @@ def sft_overrides(
         "data.ignore_input_ids_mismatch": True,
         "+data.apply_chat_template_kwargs.enable_thinking": False,
         "model.path": model,
-        "model.trust_remote_code": False,
-        "model.enable_gradient_checkpointing": True,
+        **_model(config, "model"),
         "optim.lr": sft.lr,
         "optim.lr_scheduler_type": sft.schedule,
         "optim.lr_warmup_steps_ratio": sft.warmup,

@@ -37,6 +37,7 @@ from selfemo.progress import StopRequest
 from selfemo.training.checkpoints import write_checkpoint, writing_checkpoint
 from selfemo.training.local import LocalTrainer
 from selfemo.training.protocol import Measures, RlItem, RlSpan, SftStep
+from selfemo.training.verl.adapters import merge_adapters
 from selfemo.training.verl.exchange import (
     measures_of,
     prompt_rows,
@@ -176,7 +177,10 @@ class VerlTrainer:
             self._launch.wait()
 
     def save(self, folder: Path) -> None:
-        """Copy the weights that verl wrote last (EngineError: they are not there, or cannot be copied)."""
+        """Copy the weights that verl wrote last, with the adapters merged in.
+
+        Raises: EngineError: they are not there, or cannot be copied.
+        """
         step = self._done()
         if not step:  # a stage without a step
             policy = load_policy(self._weights, "cpu")
@@ -190,6 +194,8 @@ class VerlTrainer:
             )
         with writing_checkpoint(folder) as staging:
             shutil.copytree(source, staging, dirs_exist_ok=True)
+            if lora := self.config.model.lora:
+                merge_adapters(staging, lora.alpha / lora.rank)
 
     def _launched(self, command: Sequence[str]) -> Launch:
         return Launch(command, self.folder, self.config.cluster.address, self.stop, self._start)
