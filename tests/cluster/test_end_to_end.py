@@ -60,7 +60,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cluster")
     build_tiny_model(folder / "tiny", hidden_size=128)  # vLLM on a CPU has no heads of 12
     write_jsonl(folder / "toy.jsonl", [*toy_conversations(10), *toy_conversations(3, "test")])
-    sft_alone(folder / "cold", settings(folder, "engine=local", "sft.label_weight=2"), Quiet())
+    # Not taught for so long that all of a group say the same.
+    cold = settings(folder, "engine=local", "sft.label_weight=2", "sft.epochs=20")
+    sft_alone(folder / "cold", cold, Quiet())
     return folder
 
 
