@@ -176,6 +176,7 @@ def test_self_grpo_with_self_play(
         assert [m["lambda"] for m in rounds] == pytest.approx([0, 0.5 / 3, 1 / 3])
         assert all(m["grad_norm"] > 0 and "kl" in m and m["r1"] >= 0 for m in rounds)
         assert rounds[0]["kl"] == pytest.approx(0, abs=1e-3), "the reference is where the stage starts"
+        assert all(m["mismatch"] < 1e-4 and m["mismatch_clipped"] == 0 for m in rounds)
         assert any("test" in m for m in rounds)
         spread = store.rows("SELECT count(*) AS n FROM rollouts WHERE advantage != 0")
         assert spread[0]["n"] > 0

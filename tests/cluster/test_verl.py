@@ -23,7 +23,7 @@ from selfemo.models.references import READER_FILE
 from selfemo.models.tokenizers import load_tokenizer
 from selfemo.training.expression import Ears
 from selfemo.training.protocol import RlSpan
-from selfemo.training.verl.exchange import Task, prompt_rows, read_dump, sft_rows, write_parquet
+from selfemo.training.verl.exchange import Task, measures_of, prompt_rows, read_dump, sft_rows, write_parquet
 from selfemo.training.verl.listening import Listening
 from selfemo.training.verl.settings import PLUGIN, rl_overrides, sft_overrides
 from selfemo.training.whole_replies import reply_columns
@@ -414,6 +414,26 @@ def trainer(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(tq, "kv_batch_put", queue.put)
     made.queue, made.reader = queue, reader
     return made
+
+
+def test_how_far_the_sampler_is_from_the_trainer_is_measured(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On each token 0.3 nats, which is outside the clip; the row that pads the batch counts for nothing."""
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    far = [
+        v + (0.3 if k < len(SAID) else 9)
+        for k, v in enumerate(trainer.queue.fields["old_log_probs"].unbind())
+    ]
+    fields = {"rollout_log_probs": torch.nested.as_nested_tensor(far, layout=torch.jagged)}
+    trainer.queue.put([], "train", fields)
+    monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
+    metrics: dict[str, Any] = {}
+    assert trainer._compute_old_log_prob(trainer.queue.batch, metrics) is trainer.queue.batch
+    assert measures_of(metrics) == pytest.approx(
+        {"mismatch": 0.3, "mismatch_p99": 0.3, "mismatch_clipped": 1.0}, abs=1e-6
+    )
 
 
 def test_what_replies_learn_is_added_on_their_tokens(trainer: Any, tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ class LocalEngine:
             "tokens": tokens,
             "packed_tokens": packed,
             "silent_groups": len({i.prompt for i in items} - {i.prompt for i in chosen}),
-            **_mismatch(apart, config),
+            **mismatch(apart, config.clip_low, config.clip_high),
         }
 
     def _cap(self, config: GrpoConfig) -> float:
@@ -383,7 +383,7 @@ def _weights(
     return torch.where(elsewhere, losses.importance(old, sampled, 1.0), own)
 
 
-def _mismatch(apart: Sequence[torch.Tensor], config: GrpoConfig) -> dict[str, float]:
+def mismatch(apart: Sequence[torch.Tensor], clip_low: float, clip_high: float) -> dict[str, float]:
     """How far sampler and trainer are apart on what was sampled from the same weights, |difference of log p|
     in nats: mean, 99th percentile, and the share of tokens that eq. 14 would clip for it."""
     difference = torch.cat(list(apart)).cpu().numpy() if apart else np.empty(0)
@@ -391,7 +391,7 @@ def _mismatch(apart: Sequence[torch.Tensor], config: GrpoConfig) -> dict[str, fl
     if not len(difference):
         return {}
     ratio, size = np.exp(difference), np.abs(difference)
-    outside = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
+    outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
     return {
         "mismatch": float(size.mean()),
         "mismatch_p99": float(np.quantile(size, 0.99)),

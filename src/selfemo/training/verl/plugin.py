@@ -43,6 +43,7 @@ from selfemo.method.rewards import secondary_rewards as group_rewards
 from selfemo.method.self_grpo import advantages, lambda_at
 from selfemo.method.types import Completion, EmotionDistribution, RawCompletion
 from selfemo.models.policy import ChatTokenizer
+from selfemo.training.engine import mismatch
 from selfemo.training.expression import reply_measures
 from selfemo.training.verl.exchange import Task, dump_line
 from selfemo.training.verl.listening import Listening
@@ -240,6 +241,26 @@ class SelfGrpoTrainer(PPOTrainerSync):
             self._save_checkpoint()
             self._shutdown_dump_executor()
             raise StopTraining(f"stopped after step {self.global_steps}, which is saved")
+
+    def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """verl's method, and how far vLLM's log-probabilities are from those that it computes."""
+        batch = super()._compute_old_log_prob(batch, metrics)
+        if self.config.actor_rollout_ref.rollout.calculate_log_probs:
+            metrics |= self._mismatch(batch)
+        return batch
+
+    def _mismatch(self, batch: Any) -> dict[str, float]:
+        fields = ["responses", "old_log_probs", "rollout_log_probs"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        rows = zip(batch.tags, *(data[f].unbind() for f in fields), strict=True)
+        apart = [
+            (trainer[: len(ids)] - sampler[: len(ids)]).float()
+            for tag, ids, trainer, sampler in rows
+            if not tag.get("is_padding", False)
+        ]
+        actor = self.config.actor_rollout_ref.actor
+        told = mismatch(apart, actor.clip_ratio_low, actor.clip_ratio_high)
+        return {f"self_grpo/{name}": value for name, value in told.items()}
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """verl's method on rewards with R2; afterwards they are R1 alone again, as verl's metrics expect."""
