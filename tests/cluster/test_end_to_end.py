@@ -27,7 +27,7 @@ from tests.support.encoders import build_encoder, kept
 from tests.support.runs import SETTINGS
 
 pytest.importorskip("vllm", reason="verl with vLLM has an environment of its own: make test-cluster-whole")
-pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(1800)]
 
 VLLM, ENGINE = "actor_rollout_ref.rollout", "+actor_rollout_ref.rollout.engine_kwargs.vllm"
 ON_A_CPU = [
