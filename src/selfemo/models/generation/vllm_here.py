@@ -30,7 +30,7 @@ from selfemo.models.tokenizers import load_tokenizer, spare_rows
 from selfemo.progress import NOTES
 
 LEAST_VERSION = (0, 24)
-"""The oldest vLLM that this was tried with."""
+"""The oldest vLLM whose interface this fits, by its source; it was run with 0.27 and 0.32."""
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights and constraints are objects of this process
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # torch's own threads, which the trainer has too
