@@ -122,6 +122,10 @@ class Here:
             raise EngineError(
                 "VLLM_ENABLE_V1_MULTIPROCESSING is set; vLLM must run in this process: unset it"
             )
+        if device.index:
+            raise EngineError(
+                f"vLLM in this process takes the first GPU; set CUDA_VISIBLE_DEVICES={device.index}"
+            )
         self.device, self.dtype, self.model = device, dtype, model
         self._sleeps = shared and device.type == "cuda"
         self._asleep = False
