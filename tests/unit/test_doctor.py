@@ -216,6 +216,21 @@ def test_disk(tmp_path: Path) -> None:
     assert short.state == "missing" and "keep_stage_checkpoints" in short.get
 
 
+@pytest.mark.parametrize("key", ["sampling.backend", "model.backend"])
+def test_vllm_is_asked_for_where_it_samples(
+    key: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(["quickstart"], [f'model.id="{tiny_model}"', "model.device=cpu", f'{key}="vllm"'])
+    for version, state in (("", "missing"), ("0.32.0", "missing"), ("0.32.0+cpu", "ok")):
+        monkeypatch.setattr(doctor, "version_of", lambda name, v=version: v if name == "vllm" else "99")
+        told = of(diagnose(config, tmp_path / "runs"), "vLLM on a CPU")
+        assert told.state == state and told.found == (version or "not installed")
+    plain = diagnose(
+        load(["quickstart"], [f'model.id="{tiny_model}"', "model.device=cpu"]), tmp_path / "runs"
+    )
+    assert not any("vLLM" in f.what for f in plain.findings)
+
+
 def test_what_verl_refuses_is_told_before_a_run() -> None:
     settings = ["reward.expression=listener", "reward.listener=a", "reward.length_weight=1"]
     config = load(["paper_qwen3_4b"], settings)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from selfemo.config import Config, load
-from selfemo.errors import ConfigError, EngineError
+from selfemo.config import Config
+from selfemo.errors import EngineError
 from selfemo.models.generation.vllm_here import Here
 from tests.support.runs import SHORT, Watcher, evolve, settings
 
@@ -79,8 +79,3 @@ def test_a_stale_copy_ends_the_run_which_then_goes_on(
     assert len(taken) == 3
     evolve(tmp_path / "run", None).close()
     assert len(rounds(tmp_path / "run")) == 2
-
-
-def test_what_would_bias_the_weights_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"top_p = 0.9 with backend = .vllm.*biased; set top_p = 1"):
-        load([], ['sampling.backend="vllm"', "sampling.top_p=0.9"])

@@ -192,16 +192,3 @@ def test_an_engine_in_another_process_is_refused(
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     with pytest.raises(EngineError, match="must run in this process: unset it"):
         Here(str(tied), torch.device("cpu"), "fp32", policy)
-
-
-@pytest.mark.parametrize(
-    ("found", "why"),
-    [("0.23.1+cpu", "vllm 0.23.1.cpu is installed, and 0.24 is the oldest"), ("", "pip install")],
-)
-def test_another_version_is_told(found: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfemo.errors import SelfEmoError
-    from selfemo.models.generation import vllm_here
-
-    monkeypatch.setattr(vllm_here, "version_of", lambda name: found)
-    with pytest.raises(SelfEmoError, match=why):
-        open_sampler(BUILTIN_MODEL, ModelConfig(backend="vllm"))

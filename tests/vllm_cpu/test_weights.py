@@ -14,7 +14,7 @@ from selfemo.models.generation.branches import branch_logp
 from selfemo.models.generation.requests import SamplingSettings
 from selfemo.models.generation.vllm_here import Here
 from selfemo.training.engine import LocalEngine
-from selfemo.training.rollouts import VllmRollouts, halved
+from selfemo.training.rollouts import VllmRollouts
 from tests.vllm_cpu.conftest import asked
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
@@ -105,28 +105,6 @@ def test_weights_that_do_not_arrive_stop_the_run(
     alter(engine, "", 0.2)  # random weights as they come do hardly anything
     with pytest.raises(EngineError, match=r"does not compute with the weights.*there and .*here.*rounding"):
         rollouts().generate(engine, asked(engine.policy), SETTINGS)
-
-
-def test_merged_adapters_are_those_of_a_checkpoint(untied: Path, tmp_path: Path) -> None:
-    from selfemo.models.loading import load_policy
-
-    engine = engine_of(untied, lora=True)
-    alter(engine, "lora_B", 0.1)
-    engine.save(tmp_path / "saved")
-    saved = dict(load_policy(str(tmp_path / "saved"), "cpu").core.named_parameters())
-    given = dict(engine.weights())
-    assert given.keys() == saved.keys()
-    for name, weight in given.items():
-        assert torch.allclose(weight, saved[name], atol=1e-6), name
-
-
-def test_halved_weights_come_back_whole(untied: Path) -> None:
-    engine = engine_of(untied)
-    before = {n: p.clone() for n, p in engine.policy.model.named_parameters()}
-    with pytest.raises(KeyError), halved(engine.policy.model):
-        assert all(torch.equal(p, before[n] / 2) for n, p in engine.policy.model.named_parameters())
-        raise KeyError
-    assert all(torch.equal(p, before[n]) for n, p in engine.policy.model.named_parameters())
 
 
 def test_other_weights_are_loaded_into_an_open_sampler(untied: Path, tied: Path, tmp_path: Path) -> None:

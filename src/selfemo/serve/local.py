@@ -16,7 +16,7 @@ from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.generation.vllm import VllmSampler
 from selfemo.models.generation.vllm import open_backend as open_vllm
 from selfemo.models.loading import load_configured
-from selfemo.models.policy import Encoder, Policy
+from selfemo.models.policy import Policy
 from selfemo.models.sampler import LabelPlace
 from selfemo.seeds import derive
 from selfemo.serve.answers import (
@@ -43,15 +43,15 @@ class LocalAnswers:
     def __init__(self, config: Config, checkpoint: str, sampling: Sampling, constrained: bool):
         self.policy: Policy | None = None
         self._sampler: LocalSampler | VllmSampler
-        self._reader: Encoder
         self._context: int | None
         if config.model.backend == "vllm":
             self._sampler = open_vllm(checkpoint, config.model)
-            self._reader, self._context = self._sampler.reader, self._sampler.engine.context
+            self._context = self._sampler.engine.context
         else:
-            self._reader = self.policy = load_configured(config.model, checkpoint)
+            self.policy = load_configured(config.model, checkpoint)
             self._sampler = LocalSampler(self.policy, many_calls=True)
             self._context = self.policy.context
+        self._reader = self._sampler.reader
         self._prompt, self._evaluation = config.prompt, config.evaluation
         self._sampling, self._constrained = sampling, constrained
         self._formats: dict[LabelSet, OwnFormat] = {}

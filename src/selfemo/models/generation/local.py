@@ -35,11 +35,12 @@ from selfemo.models.generation.label_scores import label_probabilities
 from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.generation.requests import Constraint, Observer, Request, SamplingSettings
 from selfemo.models.generation.slots import SlotTables, decode_slots
+from selfemo.models.generation.texts import Texts
 from selfemo.models.loading import load_configured, load_policy
 from selfemo.models.memory import return_memory
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
-from selfemo.models.sampler import CHUNK, ChannelPlace, LabelPlace, Message
+from selfemo.models.sampler import CHUNK, ChannelPlace, LabelPlace
 from selfemo.models.transfer import to_device
 
 _TREE_TOKENS = 2048
@@ -175,29 +176,21 @@ class _Branches:
         return PackedRows(ids_, positions_, mask[:, None]), where, length + q
 
 
-class LocalSampler:
+class LocalSampler(Texts):
     """A model on this device as a `Sampler`; training the same `Policy` changes its completions.
 
     With `many_calls`, freed memory is kept for the next call: quicker for many small calls.
     """
 
     def __init__(self, policy: Policy, *, many_calls: bool = False):
-        self.policy, self._many_calls = policy, many_calls
+        self.policy = self.reader = policy
+        self._many_calls = many_calls
         self._tables = SlotTables()
 
     @property
     def chunk(self) -> int:
         """Enough to fill a GPU; on a CPU more at once is no faster, and more is lost by an interrupt."""
         return 2048 if self.policy.device.type == "cuda" else CHUNK
-
-    def encode(self, messages: list[Message]) -> list[int]:
-        return self.policy.encode(messages)
-
-    def encode_text(self, text: str) -> list[int]:
-        return self.policy.line_ids(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.policy.decode(ids)
 
     def generate(
         self,

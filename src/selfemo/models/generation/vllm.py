@@ -26,8 +26,9 @@ from selfemo.models.generation.label_scores import read_labels
 from selfemo.models.generation.local import OnToken
 from selfemo.models.generation.no_repeat import NoRepeat
 from selfemo.models.generation.requests import Constraint, Request, SamplingSettings
+from selfemo.models.generation.texts import Texts
 from selfemo.models.policy import Encoder
-from selfemo.models.sampler import ChannelPlace, LabelPlace, Message
+from selfemo.models.sampler import ChannelPlace, LabelPlace
 from selfemo.seeds import derive
 
 
@@ -110,7 +111,7 @@ class TokenEngine(Protocol):
         """End what it holds open."""
 
 
-class VllmSampler:
+class VllmSampler(Texts):
     """vLLM as a `Sampler`.
 
     Args:
@@ -123,15 +124,6 @@ class VllmSampler:
     @property
     def chunk(self) -> int:
         return self.engine.chunk
-
-    def encode(self, messages: list[Message]) -> list[int]:
-        return self.reader.encode(messages)
-
-    def encode_text(self, text: str) -> list[int]:
-        return self.reader.line_ids(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.reader.decode(ids)
 
     @cached_property
     def _line_tokens(self) -> list[int]:

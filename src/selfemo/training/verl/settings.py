@@ -49,6 +49,7 @@ def check_config(config: Config) -> None:
              "model.compile": model.compile, "model.fp32_head": model.fp32_head}  # fmt: skip
     engine_only = [name for name, is_set in paths.items() if is_set]
     sequences = g.mini_batch * config.sampling.group_size
+    cap = g.importance_cap if g.importance_cap == "auto" else f"{g.importance_cap:g}"
     faults = [
         text
         for wrong, text in (
@@ -89,7 +90,7 @@ def check_config(config: Config) -> None:
             (config.sampling.backend != "local",
              'sampling.backend = "vllm" is of the local engine; with verl set cluster.rollout = "vllm"'),
             (g.importance_cap not in (0, "auto"),
-             f"grpo.importance_cap = {g.importance_cap}: verl has algorithm.rollout_correction for it "
+             f"grpo.importance_cap = {cap}: verl has algorithm.rollout_correction for it "
              "(cluster.overrides); set 0"),
             (g.reward_weight != 1,
              f"grpo.reward_weight = {g.reward_weight:g}: verl has no such weight; set 1"),
