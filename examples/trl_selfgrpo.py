@@ -19,6 +19,7 @@ parser.add_argument("--out", default="runs/trl")
 parser.add_argument("--steps", type=int, default=8)
 parser.add_argument("--batch", type=int, default=8, help="completions of a step and process")
 parser.add_argument("--group", type=int, default=4)
+parser.add_argument("--lr", type=float, help="default: 1e-5, with --lora 1e-4")
 parser.add_argument("--lam-max", type=float, default=0.3)
 parser.add_argument("--lora", action="store_true")
 parser.add_argument("--vllm", choices=["colocate", "server"], help="generate with vLLM")
@@ -43,7 +44,7 @@ args = SelfGRPOConfig(
     per_device_train_batch_size=cli.batch,
     num_generations=cli.group,
     max_completion_length=48,
-    learning_rate=1e-4 if cli.lora else 1e-5,
+    learning_rate=cli.lr or (1e-4 if cli.lora else 1e-5),
     lam_max=cli.lam_max,
     temperature=0.8,
     logging_steps=1,

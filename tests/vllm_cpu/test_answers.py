@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import urllib.request
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from selfemo.cli.main import app
+from selfemo.config import ModelConfig
+from selfemo.models.generation import vllm_here
+from selfemo.models.generation.vllm import VllmSampler
 from selfemo.serve.selfemo import SelfEmo
 from tests.support.server import running
 
@@ -56,15 +60,33 @@ def test_a_server_answers_by_vllm(models: tuple[SelfEmo, SelfEmo]) -> None:
 def test_evaluate_and_predict_take_the_backend(
     taught: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The option is the setting, and the scores are those of the local backend."""
-    scores = {}
+    """The option opens vLLM, and scores and labels are those of the local backend."""
+    opened, open_here = [], vllm_here.open_here
+
+    def counted(reference: str, config: ModelConfig) -> VllmSampler:
+        opened.append(reference)
+        return open_here(reference, config)
+
+    monkeypatch.setattr(vllm_here, "open_here", counted)
+    scores, labels = {}, {}
+    talk = tmp_path / "talk.csv"
+    talk.write_text("speaker,text\n" + "".join(f'{s},"{t}"\n' for s, t in TALK))
     for backend in ("local", "vllm"):
         out = tmp_path / backend
+        app(
+            ["predict", str(talk), "--out", f"{out}.csv", "--model", str(taught), "--backend", backend,
+             "--set", "model.dtype=fp32"],
+            standalone_mode=False,
+        )  # fmt: skip
+        rows = list(csv.DictReader((tmp_path / f"{backend}.csv").open()))
+        labels[backend] = [r["emotion"] for r in rows]
         app(
             ["evaluate", str(taught), "--data", str(data), "--out", str(out), "--backend", backend, "--set",
              "model.dtype=fp32", "--set", "evaluation.resamples=50", "--set", "evaluation.max_new_tokens=40"],
             standalone_mode=False,
         )  # fmt: skip
         (scores[backend],) = json.loads((out / "scores.json").read_text())["scores"].values()
+    assert len(opened) == 2, "one for each command"
+    assert labels["local"] == labels["vllm"] and len(labels["vllm"]) == 2
     assert scores["local"]["accuracy"] == scores["vllm"]["accuracy"]
     assert scores["local"]["parse_rate"] == scores["vllm"]["parse_rate"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ from selfemo.models.generation.local import LocalSampler
 from selfemo.models.generation.own_format import OwnFormat
 from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.generation.vllm import VllmSampler
-from selfemo.models.generation.vllm_here import Here
+from selfemo.models.generation.vllm_here import Here, check_weights
 from selfemo.models.loading import load_policy
 from selfemo.models.policy import Policy
 from tests.conftest import MELD
-from tests.support.models import copy_of
+from tests.support.models import copy_of, with_tokenizer
 from tests.vllm_cpu.conftest import asked
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
@@ -190,5 +191,44 @@ def test_an_engine_in_another_process_is_refused(
     policy: Policy, tied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    with pytest.raises(EngineError, match="must run in this process: unset it"):
+    with pytest.raises(EngineError, match="vLLM in this process needs 0: unset it"):
         Here(str(tied), torch.device("cpu"), "fp32", policy)
+
+
+def test_completions_that_make_room_for_others_come_to_the_same(tied: Path) -> None:
+    """Its cache holds two of them: others wait, or are taken out and come again, with their constraints."""
+    policy = load_policy(str(tied), "cpu", "fp32")
+    vllm = VllmSampler(
+        policy, Here(str(tied), torch.device("cpu"), "fp32", policy, context=192, cache_tokens=1)
+    )
+    chats = [f"Ann: {'We won it! ' * k}" for k in range(1, 7)]
+    requests = [Request(policy.encode([{"role": "user", "content": c}]), 2) for c in chats]
+    settings = SamplingSettings(96, 0.0, no_repeat_ngram=2)
+    mine, theirs = vllm.generate(requests, settings), LocalSampler(policy).generate(requests, settings)
+    assert [[c.token_ids for c in g] for g in mine] == [[c.token_ids for c in g] for g in theirs]
+
+
+def test_rows_that_no_token_has_are_not_drawn(tied: Path, tmp_path: Path) -> None:
+    wide = with_tokenizer(tied, tmp_path / "wide", lambda t: None, rows=600)
+    policy = load_policy(str(wide), "cpu", "fp32")
+    assert policy.spare is not None and len(policy.spare) > 100
+    vllm = VllmSampler(policy, here := Here(str(wide), torch.device("cpu"), "fp32", policy, context=256))
+    assert check_weights(here, policy) < 1e-4
+    for request, group in zip(
+        requests := asked(policy), vllm.generate(requests, SamplingSettings(24)), strict=True
+    ):
+        for c in group:
+            assert not {*c.token_ids} & {*policy.spare.tolist()}
+            assert c.logprobs == pytest.approx(logp(policy, request, c.token_ids), abs=1e-3)
+
+
+def test_the_process_is_left_as_it_was(tied: Path) -> None:
+    policy = load_policy(str(tied), "cpu", "fp32")
+    torch.manual_seed(7)
+    random.seed(7)
+    wanted, set_threads = (torch.rand(3), random.random()), torch.set_num_threads
+    torch.manual_seed(7)
+    random.seed(7)
+    Here(str(tied), torch.device("cpu"), "fp32", policy, context=64)
+    assert torch.equal(torch.rand(3), wanted[0]) and random.random() == wanted[1]
+    assert torch.set_num_threads is set_threads

@@ -119,11 +119,15 @@ def identity(
     )
     if spec is not None:
         named, more = f"{spec.model} at {spec.url}", f"temperature {spec.temperature}"
+        if spec.tokenizer:
+            more = f"by tokens of {spec.tokenizer}, no_repeat_ngram {evaluation.no_repeat_ngram}"
     else:
         named = f"{Path(model).name if Path(model).exists() else model} ({model_digest(model)})"
         more = f"dtype {config.model.dtype}, no_repeat_ngram {evaluation.no_repeat_ngram}"
-        if not evaluation.beliefs:
-            more += ", without beliefs"
+        if config.model.backend != "local":
+            more += f", by {config.model.backend}"
+    if (spec is None or spec.tokenizer) and not evaluation.beliefs:
+        more += ", without beliefs"
     data = f"{len(prompts)} prompts ({asked.hexdigest()[:16]})"
     return {"model": named, "data": data, "settings": settings + more}
 
@@ -232,6 +236,10 @@ def evaluate_model(
     stop = stop or StopRequest()
     spec = endpoint_of(model)
     config, checkpoint = settings_of(model, sources, files, overrides)
+    if spec is not None and config.model.backend != "local":
+        raise ConfigError(
+            f"{spec.name}: --backend {config.model.backend} is of a model on this machine; leave it out"
+        )
     if spec is not None and not spec.tokenizer and config.evaluation.span == "probabilities":
         raise ConfigError(
             f'{spec.name}: evaluation.span = "probabilities" needs the weights of the model, and an '

@@ -381,6 +381,6 @@ def memory(
             "casts": 2.0 * casts, "runtime": RUNTIME[engine]}  # fmt: skip
     training = {"gradients": 4.0 * trained, "activations": tokens * (activations + gathered),
                 "logits": logits * shape.vocabulary}  # fmt: skip
-    if local and config.sampling.backend == "vllm":  # its copy; on a GPU it is gone while the policy trains
+    if local and config.sampling.backend == "vllm":  # its copy, which a GPU has back while the policy trains
         both["vllm"] = (2.0 if bf16 else 4.0) * n
     return {"training": {**both, **training}, "sampling": {**both, "cache": cache}}

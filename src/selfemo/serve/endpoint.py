@@ -6,8 +6,10 @@ A vLLM server whose tokenizer is named reads emotions as a model on this machine
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
+from selfemo.errors import UnsupportedError
 from selfemo.method.parsing import parse_recognition
 from selfemo.method.prompts import Reasoning, fit, messages
 from selfemo.method.types import FailureKind, LabelSet, Prompt
@@ -42,7 +44,10 @@ class EndpointAnswers:
         """Nothing to check: an endpoint's answers are not constrained."""
 
     def fit(self, prompt: Prompt, max_tokens: int) -> Prompt | None:
-        fitted = fit(prompt, self._sampler.encode, self._max_prompt, self._reasoning)
+        limit, encode = self._max_prompt, self._sampler.encode
+        if self._tokens is not None:
+            limit, encode = min(limit, self._tokens.engine.context - max_tokens), self._tokens.encode
+        fitted = fit(prompt, encode, limit, self._reasoning)
         return None if fitted is None else fitted.prompt
 
     def read(self, prompts: Sequence[Prompt], labels: LabelSet) -> list[ReadEmotion]:
@@ -51,7 +56,9 @@ class EndpointAnswers:
             places = [
                 (p.conversation_id, sampler.encode(messages(p, self._reasoning)), "E:") for p in prompts
             ]
-            return [probable(d, labels) for d in sampler.label_probabilities(places, labels)]
+            # A server that is too old for it is asked to write, as any other endpoint.
+            with suppress(UnsupportedError):
+                return [probable(d, labels) for d in sampler.label_probabilities(places, labels)]
         questions = [ChatRequest(messages(p, self._reasoning), {}, self._max_tokens) for p in prompts]
         return [
             ReadEmotion(None, failure=FailureKind.UNANSWERED)

@@ -360,9 +360,14 @@ async def ask_all(spec: ExpertSpec, questions: Sequence[Callable[[Endpoint], Awa
         async with slots:
             return await question(endpoint)
 
+    tasks = [asyncio.create_task(one(question)) for question in questions]
     try:
-        return list(await asyncio.gather(*map(one, questions)))
+        return list(await asyncio.gather(*tasks))
     finally:
+        # After an error the others would go on by a client that is closed.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await endpoint.close()
 
 

@@ -32,7 +32,7 @@ from selfemo.models.generation.branches import branch_logp
 from selfemo.models.generation.channel_scores import channel_scores
 from selfemo.models.generation.draws import Drawn, draw_uniforms, sample_tokens
 from selfemo.models.generation.label_scores import label_probabilities
-from selfemo.models.generation.no_repeat import NoRepeat
+from selfemo.models.generation.no_repeat import constraint_of
 from selfemo.models.generation.requests import Constraint, Observer, Request, SamplingSettings
 from selfemo.models.generation.slots import SlotTables, decode_slots
 from selfemo.models.generation.texts import Texts
@@ -258,13 +258,6 @@ class LocalGenerator:
     on_token: OnToken | None = None
     tables: SlotTables = field(default_factory=SlotTables)
 
-    def _constraint(self, request: Request) -> Constraint | None:
-        if request.constraints:
-            return request.constraints.start()
-        if self.settings.no_repeat_ngram:
-            return NoRepeat(self.settings.no_repeat_ngram, self.policy.line_ends)
-        return None
-
     def generate(
         self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
     ) -> list[list[RawCompletion]]:
@@ -334,7 +327,7 @@ class LocalGenerator:
                 slots.positions[b, slot : slot + n] = len(path)
                 for copy in range(n):
                     draws = draw_uniforms(seed, copy, settings.max_new_tokens)
-                    k, constraint = len(live), self._constraint(requests[i])
+                    k, constraint = len(live), constraint_of(requests[i], settings, policy)
                     live.append(_Open(i, copy, uniforms=draws, constraint=constraint))
                     slots.who[b, slot + copy] = k
                     first[k] = slot + copy

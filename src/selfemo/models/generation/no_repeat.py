@@ -5,6 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from selfemo.models.generation.requests import Constraint, Request, SamplingSettings
+from selfemo.models.policy import Encoder
+
+
+def constraint_of(request: Request, settings: SamplingSettings, reader: Encoder) -> Constraint | None:
+    """What a new completion of a request is held to; None for nothing."""
+    if request.constraints:
+        return request.constraints.start()
+    if settings.no_repeat_ngram:
+        return NoRepeat(settings.no_repeat_ngram, reader.line_ends)
+    return None
+
 
 class NoRepeat:
     """A `Constraint` (requests.py); `line_ends` is (v,), the number of line ends in each token.

@@ -24,12 +24,16 @@ from selfemo.models.generation.branches import Branches
 from selfemo.models.generation.channel_scores import channel_scores
 from selfemo.models.generation.label_scores import read_labels
 from selfemo.models.generation.local import OnToken
-from selfemo.models.generation.no_repeat import NoRepeat
+from selfemo.models.generation.no_repeat import constraint_of
 from selfemo.models.generation.requests import Constraint, Request, SamplingSettings
 from selfemo.models.generation.texts import Texts
 from selfemo.models.policy import Encoder
 from selfemo.models.sampler import ChannelPlace, LabelPlace
+from selfemo.models.tokenizers import load_tokenizer
 from selfemo.seeds import derive
+
+MOST_TOKENS = 128
+"""Tokens whose log-probability one question may ask for, by vLLM's own limit."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class TokenRequest:
 
     Attributes:
         seed: of the first completion; the k-th has seed + k.
-        constraint: of the one completion.
+        constraint: of the one completion; it is told each token but the last.
         request, copy: what it belongs to, for the caller.
     """
 
@@ -99,7 +103,7 @@ class TokenEngine(Protocol):
     def next_logp(
         self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]
     ) -> list[list[float]]:
-        """The log-probability (nats) of each of some tokens as the next one of each prompt."""
+        """The log-probability (nats) of each of some tokens (at most MOST_TOKENS) as each prompt's next."""
 
     def token_logp(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
         """The log-probability (nats) of each token of each sequence, from its start on."""
@@ -163,13 +167,16 @@ class VllmSampler(Texts):
                     key = part.request, copy
                     raw = self._raw(tokens, settings)
                     whole = begun[key].then(raw) if key in begun else raw
-                    going = self._goes_on(whole, settings)
+                    going = self._goes_on(len(requests[part.request].prompt_ids), whole, settings)
                     if going is None:
                         found[part.request][copy] = replace(whole, text=self.decode(whole.token_ids))
                         continue
                     begun[key] = whole
+                    if part.constraint is not None:
+                        part.constraint.take(whole.token_ids[-1])
                     request = requests[part.request]
-                    again.append(self._later(part.request, copy, request, whole, going))
+                    later = self._later(part.request, copy, request, whole, going)
+                    again.append(replace(later, constraint=part.constraint))
             done = sum(part.n for part in parts) - len(again)
             if on_done and done:
                 on_done(done)
@@ -187,16 +194,11 @@ class VllmSampler(Texts):
             return [whole]
         # What a constraint allows differs between copies, so each has its own.
         return [
-            replace(whole, n=1, seed=seed + k, copy=k, constraint=self._constraint(request, settings))
+            replace(
+                whole, n=1, seed=seed + k, copy=k, constraint=constraint_of(request, settings, self.reader)
+            )
             for k in range(n)
         ]
-
-    def _constraint(self, request: Request, settings: SamplingSettings) -> Constraint | None:
-        if request.constraints:
-            return request.constraints.start()
-        if settings.no_repeat_ngram:
-            return NoRepeat(settings.no_repeat_ngram, self.reader.line_ends)
-        return None
 
     def _later(self, i: int, copy: int, request: Request, written: RawCompletion, limit: int) -> TokenRequest:
         """The request that goes on behind whole lines."""
@@ -204,9 +206,9 @@ class VllmSampler(Texts):
         ids = [*request.prompt_ids, *written.token_ids]
         return TokenRequest(ids, 1, seed, limit, request=i, copy=copy)
 
-    def _goes_on(self, written: RawCompletion, settings: SamplingSettings) -> int | None:
+    def _goes_on(self, prompt: int, written: RawCompletion, settings: SamplingSettings) -> int | None:
         """How many tokens may follow a completion that stopped; None where it has ended."""
-        left = settings.max_new_tokens - len(written.token_ids)
+        left = self._limit(prompt, settings) - len(written.token_ids)
         if not settings.max_lines or not written.finished or written.token_ids[-1] in self.reader.end_ids:
             return None
         lines = int(self.reader.line_ends[list(written.token_ids)].sum())
@@ -236,7 +238,10 @@ class VllmSampler(Texts):
         return channel_scores(self.reader, places, labels, self._by_sequence)
 
     def load(self, weights: str) -> None:
+        reader = load_tokenizer(weights)
         self.engine.load(weights)
+        self.reader = reader
+        self.__dict__.pop("_line_tokens", None)
 
     def close(self) -> None:
         """End what the engine holds open."""
@@ -249,12 +254,17 @@ class VllmSampler(Texts):
             for branch in branches:
                 for end in range(start, len(branch)):
                     nodes.setdefault((k, tuple(branch[:end])), {})[branch[end]] = math.nan
-        prompts = [[*places[k][1], *begun] for k, begun in nodes]
+        parts = [
+            (node, list(children)[low : low + MOST_TOKENS])
+            for node, children in nodes.items()
+            for low in range(0, len(children), MOST_TOKENS)
+        ]
+        prompts = [[*places[k][1], *begun] for (k, begun), _ in parts]
         for prompt in prompts:
             self._must_hold(len(prompt), 1)
-        asked = [list(children) for children in nodes.values()]
-        for children, logp in zip(nodes.values(), self.engine.next_logp(prompts, asked), strict=True):
-            children.update(zip(list(children), logp, strict=True))
+        read = self.engine.next_logp(prompts, [tokens for _, tokens in parts])
+        for (node, tokens), logp in zip(parts, read, strict=True):
+            nodes[node].update(zip(tokens, logp, strict=True))
         return [
             [[nodes[k, tuple(b[:end])][b[end]] for end in range(start, len(b))] for b in branches]
             for k, ((_, _, branches), start) in enumerate(zip(places, starts, strict=True))

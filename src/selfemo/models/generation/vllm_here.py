@@ -10,10 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import random
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from selfemo.config import ModelConfig
@@ -23,6 +27,7 @@ from selfemo.models.generation.branches import branch_logp
 from selfemo.models.generation.local import OnToken
 from selfemo.models.generation.vllm import Draw, TokenRequest, Tokens, VllmSampler
 from selfemo.models.loading import load_policy, pick_device, pick_dtype
+from selfemo.models.memory import return_memory
 from selfemo.models.policy import Encoder, Policy, head_size
 from selfemo.models.references import ModelReference, without_bars
 from selfemo.models.sampler import CHUNK
@@ -33,27 +38,30 @@ LEAST_VERSION = (0, 24)
 """The oldest vLLM whose interface this fits, by its source; it was run with 0.27 and 0.32."""
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights and constraints are objects of this process
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the second one takes no processors of logits such as ours
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # torch's own threads, which the trainer has too
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+_NEEDED = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER")
 _CPU_CACHE = 1 << 30
 """Bytes of keys and values on a CPU, where no setting says how many tokens they must hold."""
 _CPU_CONTEXT = 8192
-_MOST_LABELS = 128
-"""Tokens whose log-probability one request may ask for, by vLLM's own limit."""
-_NEVER = -100.0
-"""Added to the logits of what is never drawn."""
+_BLOCK = 32
+"""Tokens of a block of keys and values on a CPU. Copies of a prompt share whole blocks alone, and vLLM's own
+choice, 128, is a third of a prompt."""
+_LARGEST_BLOCK = 128
 _SPARE_SHARE = 0.02
 """Share of a GPU that is left alone of what is free."""
 _READ = {"max_tokens": 1, "temperature": 0}
 """vLLM settings of a request that reads and draws nothing."""
 _ASKED = "Ann: You will not believe it, we won!\nBo: And nobody told me?"
 _SAID = "E: surprise\nS: joy\nR: I wanted to see your face when you hear it."
-TOLERANCE = {"fp32": 5e-4, "bf16": 0.15}
+TOLERANCE = {"fp32": 5e-4, "fp32 on a GPU": 0.02, "bf16": 0.15}
 """Most that log p of `_SAID` may differ in the mean, nats. fp32 was seen to differ by 5e-6 in the mean, bf16
 by 0.05. One matrix of SmolLM2-135M that stayed as it was, where all others were halved: by 1.7e-3 (a middle
-layer's queries) to 1.9 (the embedding, its head), so that bf16 tells the head and the norm alone."""
+layer's queries) to 1.9 (the embedding, its head), so that bf16 tells the head and the norm alone. What
+kernels of a GPU that compute in TF32 make of fp32 was not measured."""
 
 
 def plain_linears() -> None:
@@ -98,7 +106,7 @@ class Here:
         device, dtype: where and in which precision ("fp32", "bf16") it computes.
         reader: the model's tokenizer.
         context: most tokens of a prompt and its completion; None takes the model's, on a CPU at most 8,192.
-        cache_tokens: whose keys and values are kept; None takes what is free on a GPU, a GiB on a CPU.
+        cache_tokens: whose keys and values are kept; None takes vLLM's own share of a GPU, a GiB on a CPU.
         shared: a policy trains on the same device: memory is given back while vLLM sleeps.
 
     Raises:
@@ -118,10 +126,9 @@ class Here:
         shared: bool = False,
     ):
         check_version()
-        if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0") != "0":
-            raise EngineError(
-                "VLLM_ENABLE_V1_MULTIPROCESSING is set; vLLM must run in this process: unset it"
-            )
+        for name in _NEEDED:
+            if os.environ.get(name, _SETTINGS[name]) != _SETTINGS[name]:
+                raise EngineError(f"{name} is set; vLLM in this process needs {_SETTINGS[name]}: unset it")
         if device.index:
             raise EngineError(
                 f"vLLM in this process takes the first GPU; set CUDA_VISIBLE_DEVICES={device.index}"
@@ -130,7 +137,7 @@ class Here:
         self._sleeps = shared and device.type == "cuda"
         self._asleep = False
         self._ids = itertools.count()
-        self._spare = dict.fromkeys(spare_rows(reader.tokenizer, reader.vocabulary), _NEVER)
+        self._spare = spare_rows(reader.tokenizer, reader.vocabulary)
         whole = reader.context or _CPU_CONTEXT
         if context is not None and context > whole:
             context = whole
@@ -162,17 +169,16 @@ class Here:
         if cpu:
             # A seeded request whose prompt is read in parts ends vLLM: a CPU's generators have no offset.
             memory |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, _CPU_CONTEXT)}
-            # Copies of a prompt share whole blocks alone, and its own choice, 128 tokens, is a third of one.
-            memory["block_size"] = 32
+            memory["block_size"] = _BLOCK
         if cache_tokens is not None or cpu:
-            held = max(context, cache_tokens or _CPU_CACHE // token) * token
-            memory["kv_cache_memory_bytes"] = held
+            # Whole blocks, of which vLLM keeps one for itself.
+            least = (-(-context // _LARGEST_BLOCK) + 1) * _LARGEST_BLOCK
+            memory["kv_cache_memory_bytes"] = max(least, cache_tokens or _CPU_CACHE // token) * token
             if not cpu:
                 # vLLM refuses to start where less than this share is free, and a policy may have taken some.
                 free, total = torch.cuda.mem_get_info(self.device)
                 memory["gpu_memory_utilization"] = max(0.01, free / total - _SPARE_SHARE)
-        state = torch.random.get_rng_state()
-        try:
+        with _undisturbed():
             return vllm.LLM(
                 self.model,
                 dtype={"fp32": "float32", "bf16": "bfloat16"}[self.dtype],
@@ -184,12 +190,10 @@ class Here:
                 enable_prefix_caching=True,
                 enable_sleep_mode=self._sleeps,
                 logprobs_mode="processed_logprobs",
-                logits_processors=[processor()],
+                logits_processors=[processor(self._spare)],
                 async_scheduling=False,  # a constraint sees each token before the next is drawn
                 **memory,
             )
-        finally:
-            torch.random.set_rng_state(state)  # vLLM sets a seed of its own
 
     @property
     def context(self) -> int:
@@ -231,7 +235,7 @@ class Here:
                     {
                         "n": r.n, "seed": r.seed, "max_tokens": r.limit, "temperature": draw.temperature,
                         "top_p": draw.top_p, "stop_token_ids": list(draw.stop), "ignore_eos": True,
-                        "logprobs": 0, "logit_bias": self._spare or None, "extra_args": key,
+                        "logprobs": 0, "extra_args": key,
                     },
                 )
                 for r, key in zip(requests, keys, strict=True)
@@ -253,21 +257,19 @@ class Here:
         self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]
     ) -> list[list[float]]:
         """See `TokenEngine.next_logp`."""
-        parts = [
-            (n, wanted[k : k + _MOST_LABELS])
-            for n, wanted in enumerate(tokens)
-            for k in range(0, len(wanted), _MOST_LABELS)
-        ]
-        asked = [(prompts[n], {**_READ, "logprob_token_ids": list(part)}) for n, part in parts]
-        found: list[dict[int, float]] = [{} for _ in prompts]
+        found: list[list[float]] = [[] for _ in prompts]
 
         def take(k: int, output: Any) -> bool:
             told = output.outputs[0].logprobs[0]
-            found[parts[k][0]].update((token, told[token].logprob) for token in parts[k][1])
+            found[k] = [told[token].logprob for token in tokens[k]]
             return True
 
+        asked = [
+            (ids, {**_READ, "logprob_token_ids": list(wanted)})
+            for ids, wanted in zip(prompts, tokens, strict=True)
+        ]
         self._run(asked, take)
-        return [[logp[token] for token in wanted] for logp, wanted in zip(found, tokens, strict=True)]
+        return found
 
     def token_logp(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
         """See `TokenEngine.token_logp`."""
@@ -324,6 +326,8 @@ class Here:
     def take(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Go on with other weights, named as in a checkpoint; what is cached of the old ones is forgotten."""
         if self._asleep:
+            return_memory()
+            torch.cuda.empty_cache()  # what the policy's update left, of which vLLM takes its own back
             self._llm.wake_up(tags=["weights"])
         self._llm.apply_model(lambda model: model.load_weights(weights))
         if self._asleep:
@@ -352,14 +356,9 @@ class Here:
             EngineError: no such model, or not one of the same architecture and size.
         """
         policy = load_policy(weights, "cpu")
-        try:
-            self.take(policy.core.named_parameters())
-        except Exception as e:
-            # vLLM's loaders raise whatever a tensor of another shape or name makes them raise.
-            raise EngineError(
-                f"{weights}: its weights are not of the same model as {self.model} "
-                f"({' '.join(str(e).split()) or type(e).__name__})"
-            ) from e
+        if _form(policy.source) != _form(self.model):
+            raise EngineError(f"{weights}: its weights are not of the same model as {self.model}")
+        self.take(policy.core.named_parameters())
         check_weights(self, policy)
 
 
@@ -374,9 +373,11 @@ def check_weights(engine: Here, policy: Policy) -> float:
     """
     ids = [*policy.encode([{"role": "user", "content": _ASKED}]), *policy.plain_ids(_SAID)]
     (there,) = engine.token_logp([ids], [1])
-    ((here,),) = branch_logp(policy, [(0, ids[:1], [ids[1:]])], [0])
+    # vLLM counts rows of the vocabulary that no token has.
+    ((here,),) = branch_logp(replace(policy, spare=None), [(0, ids[:1], [ids[1:]])], [0])
     gap = statistics.fmean(abs(a - b) for a, b in zip(here, there, strict=True))
-    most = TOLERANCE["bf16" if "bf16" in (engine.dtype, policy.dtype) else "fp32"]
+    exact = "fp32" if engine.device.type == "cpu" else "fp32 on a GPU"
+    most = TOLERANCE["bf16" if "bf16" in (engine.dtype, policy.dtype) else exact]
     if not gap <= most:
         raise EngineError(
             "vLLM does not compute with the weights that it was given: the mean log-probability of a text "
@@ -387,12 +388,47 @@ def check_weights(engine: Here, policy: Policy) -> float:
     return gap
 
 
+_FORM = (
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings",
+)  # fmt: skip
+
+
+def _form(model: str) -> list[Any]:
+    """What must be equal of two models whose weights are to be exchanged."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    return [getattr(config, name, None) for name in _FORM]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep what vLLM changes of the process when it starts: seeds of all generators, torch's threads."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    cards = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+        if cards:
+            torch.cuda.set_rng_state_all(cards)
+        torch.set_num_threads = set_threads
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
 def open_here(reference: str, config: ModelConfig) -> VllmSampler:
     """A model reference by vLLM in this process, on the device and in the precision of some settings.
 
     Raises: as `Here` and `load_tokenizer`.
     """
     check_version()
+    if config.threads:
+        torch.set_num_threads(config.threads)
     reader = load_tokenizer(reference)
     device = pick_device(config.device)
     weights = ModelReference.parse(reference).weights()

@@ -28,6 +28,10 @@ LABELS_VERSION = "0.32"
 """The oldest server that tells the log-probability of given tokens, as far as it was tried."""
 _PROBE = "E: surprise\nS: joy\nR: It's you! Çok güzel, 8 o'clock?"
 _READ = {"max_tokens": 1, "temperature": 0}
+_PLAIN = {
+    "top_k": 0, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0,
+}  # fmt: skip
+"""What a server would take from the model's generation_config.json if it were not told."""
 
 
 class VllmServer:
@@ -92,7 +96,7 @@ class VllmServer:
             {
                 "prompt": list(r.ids), "n": r.n, "seed": r.seed, "max_tokens": r.limit,
                 "temperature": draw.temperature, "top_p": draw.top_p, "stop_token_ids": list(draw.stop),
-                "ignore_eos": True, "logprobs": 0,
+                "ignore_eos": True, "logprobs": 0, **_PLAIN,
             }
             for r in requests
         ]  # fmt: skip
@@ -178,6 +182,8 @@ class VllmServer:
         try:
             return self._loop.run(ask_all(self.spec, questions))
         except UnansweredError as e:
+            if e.kind == "refused":
+                raise self._wrong(f"it refused a question: {e.detail}") from None
             raise EndpointError(
                 f"vLLM server {self.spec.name} at {self.spec.url} gave no answer: {e.detail}; start it, "
                 "then run the same command again"
