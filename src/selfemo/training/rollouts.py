@@ -2,8 +2,8 @@
 
 vLLM has a copy of the weights. It is given the present ones before it samples, whenever they changed, so
 that no completion can come of old ones; and then both sides score a short text, which ends the run where
-they disagree by more than rounding (`check_weights`). When vLLM starts, that is done with all weights halved, too: a matrix that
-new weights do not reach shows there at once, where one small optimiser step would hardly show.
+they disagree by more than rounding (`check_weights`). When vLLM starts, that is done with all weights halved,
+too: a matrix that new weights do not reach shows there at once, where one small step would hardly show.
 """
 
 from __future__ import annotations
