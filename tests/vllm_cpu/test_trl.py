@@ -18,11 +18,12 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_selfgrpo.py"
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-def test_two_steps_of_the_example(taught: Path, tmp_path: Path, lora: bool) -> None:
+def test_two_steps_of_the_example(taught: Path, data: Path, tmp_path: Path, lora: bool) -> None:
     """The second step draws with weights that the first has moved far: old ones would show."""
     command = [
-        sys.executable, str(EXAMPLE), "--model", str(taught), "--out", str(tmp_path / "out"), "--steps", "2",
-        "--batch", "16", "--group", "8", "--vllm", "colocate", "--lr", "0.05", *(["--lora"] if lora else []),
+        sys.executable, str(EXAMPLE), "--model", str(taught), "--data", str(data), "--out",
+        str(tmp_path / "out"), "--steps", "2", "--batch", "16", "--group", "8", "--vllm", "colocate", "--lr",
+        "0.05", *(["--lora"] if lora else []),
     ]  # fmt: skip
     own = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=570, env=own, cwd=tmp_path)
