@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import vllm.model_executor.layers.utils as layers
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
-from selfemo.models.generation.vllm_here import plain_linears
+
+def _unpacked(layer: Any, remove_weight: bool) -> None:
+    layer.cpu_linear = torch.nn.functional.linear
 
 
 class Worker(vLLMColocateWorkerExtension):
     """Named by `worker_extension_cls`; made in the process that holds the model, before it is loaded."""
 
     def __new__(cls, **kwargs: Any) -> Worker:
-        plain_linears()
+        layers.dispatch_cpu_unquantized_gemm = _unpacked
         return super().__new__(cls, **kwargs)
