@@ -60,8 +60,8 @@ _SAID = "E: surprise\nS: joy\nR: I wanted to see your face when you hear it."
 TOLERANCE = {"fp32": 5e-4, "fp32 on a GPU": 0.02, "bf16": 0.15}
 """Most that log p of `_SAID` may differ in the mean, nats. fp32 was seen to differ by 5e-6 in the mean, bf16
 by 0.05. One matrix of SmolLM2-135M that stayed as it was, where all others were halved: by 1.7e-3 (a middle
-layer's queries) to 1.9 (the embedding, its head), so that bf16 tells the head and the norm alone. What
-kernels of a GPU that compute in TF32 make of fp32 was not measured."""
+layer's queries) to 1.9 (the embedding, its head); 23 of the 47 that were tried are above bf16's tolerance.
+What kernels of a GPU that compute in TF32 make of fp32 was not measured."""
 
 
 def plain_linears() -> None:
