@@ -72,9 +72,7 @@ def test_scores_and_gradients_are_those_of_the_tree(
     """Values, gradients and completions; short rows take the dense mask."""
     called: list[int] = []
     attend = flex.attend
-    monkeypatch.setattr(
-        "selfemo.models.attention.attend", lambda *a: called.append(a[0].shape[2]) or attend(*a)
-    )
+    monkeypatch.setattr("selfemo.models.flex.attend", lambda *a: called.append(a[0].shape[2]) or attend(*a))
     config = GrpoConfig(kl_coef=0, entropy_coef=0.01, micro_tokens=300)
     found = {}
     for name in ("flex", "tree"):

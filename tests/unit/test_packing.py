@@ -69,35 +69,42 @@ def test_shared_prefix() -> None:
     assert shared_prefix([], [1]) == 0
 
 
-@given(sequences, st.sampled_from([0, 2, 64]))
+@given(sequences, st.sampled_from([1, 2, 64]))
 def test_a_plan_covers_a_tree_and_its_masks_are_those_of_the_ancestors(
-    seqs: list[list[int]], short: int
+    seqs: list[list[int]], most: int
 ) -> None:
-    from selfemo.models import attention
+    from selfemo.models import blocks
 
     tree = pack(seqs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_SHORT", short)
-        (row,) = attention.plan([tree], len(tree) + 3, "cpu").rows
+        patch.setattr(blocks, "_BLOCK", most)
+        (row,) = blocks.plan([tree], len(tree) + 3, "cpu").rows
     seen = np.zeros((len(tree), len(tree)), dtype=bool)
-    placed: list[int] = []
-    for run in row.runs:
-        placed += range(run.start, run.stop)
-        for q in range(run.start, run.stop):
-            if run.path is None or run.mask is None:
-                seen[q, run.start : q + 1] = True
-            else:
-                seen[q, run.path[run.mask[q - run.start]].numpy()] = True
-    for some in row.short:
-        tokens = some.tokens.tolist()
-        placed += tokens
-        seen[tokens, some.first : some.stop] = some.mask.numpy()
+    for block in row:
+        keys = np.arange(block.first, block.end) if block.keys is None else block.keys.numpy()
+        assert (keys[0], keys[-1] + 1) == (block.first, block.end)
+        seen[block.start : block.stop, keys[: block.common]] = True
+        for token, hidden in enumerate(block.hidden.numpy(), block.start):
+            seen[token, keys[block.common :][~hidden]] = True
     assert (seen == tree.ancestors()).all()
-    assert row.stop == len(tree) and sorted(placed) == list(range(len(tree)))
-    order = placed if row.order is None else [placed[k] for k in row.order]
-    assert order == list(range(len(tree))), "the results come back in the order of the row"
-    assert all(run.stop - run.start > short for run in row.runs[1:])
-    assert row.runs[0].start == 0
+    assert [b.start for b in row[1:]] == [b.stop for b in row[:-1]], "blocks follow each other"
+    assert (row[0].start, row[-1].stop) == (0, len(tree))
+    assert all(b.stop - b.start <= most for b in row)
+
+
+def test_a_block_holds_one_tree_and_no_key_of_another_branch() -> None:
+    from selfemo.models import blocks
+
+    # Two conversations, one of a shared past of three tokens with two endings.
+    row = pack([[1, 2, 3, 4], [1, 2, 3, 5, 6], [9, 8]])
+    first, second = blocks.plan([row], len(row), "cpu").rows[0]
+    assert (first.start, first.stop, second.start, second.stop) == (0, 6, 6, 8)
+    assert (second.first, second.end, second.keys) == (6, 8, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_BLOCK", 4)
+        _, ending, _ = blocks.plan([row], len(row), "cpu").rows[0]
+    assert ending.keys is not None and ending.keys.tolist() == [0, 1, 2, 4, 5], "not 3, the other ending"
+    assert ending.common == 4 and ending.hidden.tolist() == [[True], [False]]
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(10, 60))

@@ -1,16 +1,9 @@
-"""Attention over prefix trees that computes no masked block.
+"""The attention implementation that is registered with transformers: which path computes it.
 
-A packed tree (packing.py) is a row of runs: the first sequence, then the tokens that each further sequence
-does not share. A run attends to its ancestors and causally to itself, so its scores are a
-rectangle of (run length, path length) and the row's work is the sum of these, not the square of its
-length: 2.4 times less for eight replies of 96 tokens to a prompt of 1,000. Runs of a few tokens, as of E
-lines and of the turns of one conversation, are one masked call against their tree: there the gathering of
-a run's path, and its gradient, would cost more than the scores.
+By the `tree` argument of a forward pass: blocks of a packed tree (blocks.py), FlexAttention (flex.py), a few
+queries of decoding, or slots of decoding; without one it is transformers' own scaled dot product attention.
 
-Registered with transformers as the attention implementation `IMPLEMENTATION`; without a `TreePlan` it is
-transformers' own scaled dot product attention.
-
-Shapes: b rows, h query heads, g key/value heads, s row length, d head size, m run length, p path length.
+Shapes: b rows, h query heads, g key/value heads, r = h / g, q queries, p keys, s row length, d head size.
 """
 
 from __future__ import annotations
@@ -19,15 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from selfemo.models.flex import FlexPlan, attend
-from selfemo.models.packing import Pack
+from selfemo.models import blocks, flex
 
 IMPLEMENTATION = "selfemo_tree"
 _OTHER_TERMS = ("position_bias", "s_aux", "sinks", "softcap")
@@ -41,52 +32,26 @@ _SCORES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Span:
-    """Tokens `start` to `stop` of a row, which follow each other in one sequence.
+class FewQueries:
+    """The keys that a few queries see, for query heads as further queries.
 
     Attributes:
-        path: (p,) the row's tokens that they may attend to, their own last; None: all before `stop`.
-        mask: (m, p) bool, true where a token may attend; None where `path` is (p = m, causal).
+        mask: (b, 1, r q, p) what is added to the scores of q queries: 0, or minus infinity.
     """
 
-    start: int
-    stop: int
-    path: torch.Tensor | None
-    mask: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class ShortRuns:
-    """The tokens of several short runs of one tree.
-
-    Attributes:
-        tokens: (n,) their places in the row.
-        first, stop: the part of the row that holds their ancestors and themselves.
-        mask: (n, stop - first) bool, true where a token may attend.
-    """
-
-    tokens: torch.Tensor
-    first: int
-    stop: int
     mask: torch.Tensor
 
 
-@dataclass(frozen=True)
-class RowPlan:
-    """How a row is divided.
+def few_queries(seen: torch.Tensor, r: int, dtype: torch.dtype) -> FewQueries | None:
+    """The plan of queries that see the keys of `seen` (b, 1, q, p bool); None where they are many, or r is 1.
 
-    Attributes:
-        runs: runs with a call of their own.
-        short: the others, by tree.
-        stop: the row's length without padding.
-        order: (stop,) where each token of the row stands in the results of `runs`, then `short`; None where
-            they are in order.
+    It is made once for all layers.
     """
-
-    runs: tuple[Span, ...]
-    short: tuple[ShortRuns, ...]
-    stop: int
-    order: torch.Tensor | None
+    b, _, q, p = seen.shape
+    if r == 1 or q > _FEW_QUERIES:
+        return None
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+    return FewQueries(mask[:, :, None].expand(-1, -1, r, -1, -1).reshape(b, 1, r * q, p))
 
 
 @dataclass(frozen=True)
@@ -106,65 +71,6 @@ class SlotKeys:
     at: torch.Tensor
 
 
-@dataclass(frozen=True)
-class TreePlan:
-    """The plan of each row of packed trees, and the padded row length."""
-
-    rows: tuple[RowPlan, ...]
-    length: int
-
-
-def plan(packs: Sequence[Pack], length: int, device: torch.device | str) -> TreePlan:
-    """The runs of packed trees that are padded to `length`."""
-    return TreePlan(tuple(_row_plan(p, device) for p in packs), length)
-
-
-def _row_plan(pack: Pack, device: torch.device | str) -> RowPlan:
-    runs, short, tokens = list[Span](), list[ShortRuns](), list[np.ndarray]()
-    waiting: list[tuple[int, int, np.ndarray]] = []
-    root = 0
-
-    def close() -> None:
-        if waiting:
-            short.append(_short_runs(waiting, root, device))
-        waiting.clear()
-
-    for start, stop, path in pack.runs():
-        if path[0] != root:  # a run of another tree
-            close()
-            root = int(path[0])
-        elif sum(b - a for a, b, _ in waiting) * (stop - root) > _SCORES:
-            close()
-        if start > 0 and stop - start <= _SHORT:
-            waiting.append((start, stop, path))
-            continue
-        tokens.append(np.arange(start, stop))
-        if start == 0:
-            runs.append(Span(0, stop, None, None))
-            continue
-        mask = torch.ones(stop - start, len(path), dtype=torch.bool).tril(len(path) - (stop - start))
-        runs.append(Span(start, stop, torch.from_numpy(path).to(device), mask.to(device)))
-    close()
-    order = None
-    if short:
-        flat = torch.cat([torch.from_numpy(np.concatenate(tokens)), *(s.tokens.cpu() for s in short)])
-        order = flat.argsort().to(device)
-    return RowPlan(tuple(runs), tuple(short), len(pack), order)
-
-
-def _short_runs(
-    found: Sequence[tuple[int, int, np.ndarray]], first: int, device: torch.device | str
-) -> ShortRuns:
-    tokens = np.concatenate([np.arange(start, stop) for start, stop, _ in found])
-    end = int(tokens[-1]) + 1
-    mask, row = np.zeros((len(tokens), end - first), dtype=bool), 0
-    for start, stop, path in found:
-        n = stop - start
-        mask[row : row + n, path - first] = np.tri(n, len(path), len(path) - n, dtype=bool)
-        row += n
-    return ShortRuns(torch.from_numpy(tokens).to(device), first, end, torch.from_numpy(mask).to(device))
-
-
 def tree_attention(
     module: Any,
     query: torch.Tensor,
@@ -173,7 +79,7 @@ def tree_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    tree: TreePlan | SlotKeys | FlexPlan | None = None,
+    tree: blocks.TreePlan | FewQueries | SlotKeys | flex.FlexPlan | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """(b, s, h, d) outputs for queries (b, h, s, d), keys and values (b, g, s, d); zero at padding.
@@ -184,55 +90,16 @@ def tree_attention(
         raise ValueError(f"its attention scores have a further term: {', '.join(other)}")
     if isinstance(tree, SlotKeys):
         return _slots(query, key, value, tree, module.layer_idx, scaling), None
-    if isinstance(tree, FlexPlan):
-        return attend(query, key, value, tree, scaling), None
-    share = query.shape[1] // key.shape[1]
-    if tree is None and attention_mask is not None and share > 1 and query.shape[2] <= _FEW_QUERIES:
-        return _few_queries(query, key, value, attention_mask, scaling), None
+    if isinstance(tree, flex.FlexPlan):
+        return flex.attend(query, key, value, tree, scaling), None
+    if isinstance(tree, FewQueries):
+        return _few_queries(query, key, value, tree.mask, scaling), None
     if tree is None:
         out: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
         return out
-    rows = []
-    for q, k, v, row in zip(query.unbind(), key.unbind(), value.unbind(), tree.rows, strict=True):
-        parts = []
-        for run in row.runs:
-            if run.path is None:
-                ks, vs = k[:, : run.stop], v[:, : run.stop]
-            else:
-                ks, vs = k.index_select(1, run.path), v.index_select(1, run.path)
-            parts.append(_attend(q[:, run.start : run.stop], ks, vs, run.mask, dropout, scaling))
-        for some in row.short:
-            ks, vs = k[:, some.first : some.stop], v[:, some.first : some.stop]
-            parts.append(_attend(q.index_select(1, some.tokens), ks, vs, some.mask, dropout, scaling))
-        if row.order is not None:
-            parts = [torch.cat(parts, 1).index_select(1, row.order)]
-        if padding := tree.length - row.stop:
-            parts.append(q.new_zeros(q.shape[0], padding, q.shape[2]))
-        rows.append(torch.cat(parts, 1))
-    return torch.stack(rows).transpose(1, 2).contiguous(), None
-
-
-def _attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    dropout: float,
-    scaling: float | None,
-) -> torch.Tensor:
-    """(h, m, d) outputs for queries (h, m, d) over keys (g, p, d); causal where there is no mask."""
-    share = q.shape[0] // k.shape[0]
-    return functional.scaled_dot_product_attention(
-        q[None],
-        k.repeat_interleave(share, 0)[None],
-        v.repeat_interleave(share, 0)[None],
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        scale=scaling,
-    )[0]
+    return blocks.attend(query, key, value, tree, scaling, dropout), None
 
 
 def _few_queries(
@@ -242,10 +109,7 @@ def _few_queries(
     b, h, q, d = query.shape
     g = key.shape[1]
     folded = query.reshape(b, g, h // g * q, d)
-    seen = mask.expand(b, 1, q, key.shape[2])[:, :, None].expand(-1, -1, h // g, -1, -1)
-    out = functional.scaled_dot_product_attention(
-        folded, key, value, attn_mask=seen.reshape(b, 1, h // g * q, -1), scale=scaling
-    )
+    out = functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(b, h, q, d).transpose(1, 2).contiguous()
 
 

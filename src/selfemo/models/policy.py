@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 Attention = Literal["tree", "dense", "flex"]
-"""The attention of packed rows: "tree" leaves masked blocks out (attention.py), so a row costs the keys
+"""The attention of packed rows: "tree" leaves masked blocks out (blocks.py), so a row costs the keys
 that its tokens see; "dense" is one kernel over a dense mask, so a row costs the square of its length; "flex"
 is one kernel that leaves whole blocks out (flex.py)."""
 
@@ -232,7 +232,7 @@ class Policy(Encoder):
 
         Raises: EngineError: see `must_hold`.
         """
-        from selfemo.models import attention, flex
+        from selfemo.models import blocks, flex
 
         self.must_hold(max(len(path) for p in packs for path in p.paths))
         if self.attention == "flex" and max(map(len, packs)) >= flex.LEAST_TOKENS:
@@ -242,7 +242,7 @@ class Policy(Encoder):
         if self.attention != "tree":
             return to_rows(packs, self.device, multiple)
         rows = to_rows(packs, self.device, multiple, masked=False)
-        return replace(rows, tree=attention.plan(packs, rows.input_ids.shape[1], self.device))
+        return replace(rows, tree=blocks.plan(packs, rows.input_ids.shape[1], self.device))
 
     def must_hold(self, tokens: int) -> None:
         """Check that a model whose positions are a table, as GPT-2's are, has so many of them.
@@ -282,6 +282,19 @@ class Policy(Encoder):
     def context(self) -> int | None:
         return getattr(self.core.config, "max_position_embeddings", None)
 
+    def hidden_of(self, rows: PackedRows, places: np.ndarray) -> torch.Tensor:
+        """(u, d) last hidden states of some tokens of packed rows, of (u,) ascending places in (b s).
+
+        The last layer computes no others where it can.
+        """
+        from selfemo.models.blocks import TreePlan
+        from selfemo.models.transfer import to_device
+
+        if isinstance(rows.tree, TreePlan) and len(rows.tree.rows) == 1:
+            rows = replace(rows, tree=rows.tree.narrowed(places))
+        found = self.hidden(rows).flatten(0, 1)
+        return found if len(found) == len(places) else found[to_device(places, self.device)]
+
     def hidden(self, rows: Any, cache: Any = None) -> torch.Tensor:
         """(b, s, d) last hidden states of packed rows, each token seeing its ancestors alone."""
         import torch
@@ -296,6 +309,14 @@ class Policy(Encoder):
     def _hidden(self, decoder: Any, rows: Any, cache: Any) -> torch.Tensor:
         import torch
 
+        from selfemo.models import attention
+
+        if cache is not None and rows.mask is not None:
+            heads = self.core.config
+            r = heads.num_attention_heads // getattr(heads, "num_key_value_heads", heads.num_attention_heads)
+            dtype = torch.bfloat16 if self.dtype == "bf16" else self.core.dtype
+            if (few := attention.few_queries(rows.mask, r, dtype)) is not None:
+                rows = replace(rows, mask=None, tree=few)
         # A mask of four dimensions is taken as made; without one transformers would make its own.
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         found: torch.Tensor = decoder(
