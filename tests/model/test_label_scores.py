@@ -26,8 +26,11 @@ def tops(found: list) -> list[str]:
     return [d.top(MELD) for d in found]
 
 
-def test_a_tie_in_bf16_is_resolved_in_fp32(tiny_model: Path) -> None:
+def test_a_tie_in_bf16_is_resolved_in_fp32(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two labels whose rows of the head round to one row of bf16 have one logit there, and two in fp32."""
+    monkeypatch.setattr(
+        "selfemo.models.layers.has_matrix_unit", lambda: True
+    )  # else all products are in fp32
     policy = load_policy(str(tiny_model), "cpu", "bf16")
     heads = [policy.plain_ids(f"E: {e}") for e in MELD]
     start = min(shared_prefix(heads[0], h) for h in heads[1:])
@@ -48,7 +51,7 @@ def test_a_tie_in_bf16_is_resolved_in_fp32(tiny_model: Path) -> None:
         row = policy.rows([pack([[*ids, *heads[0][:start]]])])
         logit = float(policy.hidden(row)[0, -1].float() @ weight[joy])
     assert gap(fp32_head=False) == 0
-    assert gap(fp32_head=True) == pytest.approx(logit * 2**-11, rel=0.02) and logit != 0
+    assert gap(fp32_head=True) == pytest.approx(logit * 2**-11, rel=0.05) and logit != 0
 
 
 def test_a_turn_has_one_label_in_any_batch(tiny_model: Path, attention: Attention) -> None:

@@ -51,8 +51,13 @@ def test_kept_chats_are_bounded(tiny_model: Path, monkeypatch: pytest.MonkeyPatc
         assert len(policy._chats) <= 3
 
 
-def test_logits_in_fp32_are_not_rounded_to_bf16(tiny_model: Path) -> None:
-    """Of one hidden state in bf16: by the fp32 head they are the products of fp32 weights, else rounded."""
+@pytest.mark.parametrize("matrix_unit", [False, True])
+def test_logits_in_fp32_are_not_rounded_to_bf16(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, matrix_unit: bool
+) -> None:
+    """Of one hidden state in bf16: by the fp32 head they are the products of fp32 weights, else rounded where
+    the CPU multiplies in bf16."""
+    monkeypatch.setattr("selfemo.models.layers.has_matrix_unit", lambda: matrix_unit)
     found = {}
     for head in (True, False):
         policy = load_policy(str(tiny_model), "cpu", "bf16", fp32_head=head)
@@ -61,7 +66,7 @@ def test_logits_in_fp32_are_not_rounded_to_bf16(tiny_model: Path) -> None:
             found[head] = policy.logits(hidden)
     exact = hidden.float() @ policy.core.get_output_embeddings().weight.detach().T
     assert torch.allclose(found[True], exact, atol=1e-6)
-    assert torch.equal(found[False], found[False].bfloat16().float())
+    assert torch.equal(found[False], found[False].bfloat16().float()) == matrix_unit
     assert not torch.equal(found[True], found[True].bfloat16().float())
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from selfemo.config import ModelConfig
 from selfemo.errors import EngineError
-from selfemo.models import devices
+from selfemo.models import devices, layers, memory
 from selfemo.models.compiling import compile_layers
 from selfemo.models.packing import pack
 from selfemo.models.policy import Attention, Decoder, Policy, head_size
@@ -39,9 +39,8 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> str:
     """The precision of forward passes: "auto" is bf16 where that is faster, else fp32.
 
-    A CPU without instructions for it emulates bf16, about 60 times slower than fp32. Of those with them,
-    AMX multiplies matrices; with AVX512-BF16 alone an update on one thread took 1.47 times the CPU time of
-    fp32, sampling 0.9 (benchmarks/precision.py).
+    On a CPU it is faster with AMX, which multiplies matrices. Others compute products in fp32 whatever the
+    precision (layers.py), so that bf16 saves memory and no time (benchmarks/precision.py).
     """
     if name != "auto":
         return name
@@ -81,6 +80,8 @@ def load_policy(
     source = reference.weights()
     reader = load_tokenizer(model_id)
     NOTES.info("loading the weights of %s", model_id)
+    if where.type == "cpu":
+        memory.keep_memory()
     model = _weights(reference, source)
     _take_ends(model, reader.end_ids)
     if (window := _window(model.config)) is not None:
@@ -103,7 +104,10 @@ def load_policy(
         decoder=decoder or "branches", fp32_head=fp32_head,
         spare=torch.tensor(spare, device=where) if spare else None,
     )  # fmt: skip
-    if policy.dtype == "bf16":
+    if where.type == "cpu" and not compiled:
+        layers.take_over(model, bf16=policy.dtype == "bf16")
+        memory.return_memory()
+    elif policy.dtype == "bf16":
         _lean_bf16(model)
     if where.type == "cuda":
         # cuDNN's attention makes a plan for each new shape, and packs and decoding steps hardly ever have one

@@ -87,3 +87,7 @@ def read_state(model: Any, optimizer: torch.optim.Optimizer, path: Path, device:
             index, key = name[2:].split(".", 1)
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for parameter, kept in optimizer.state.items():
+        for key, value in kept.items():
+            if value.shape == parameter.shape:  # in its layout, too: the fused step goes by memory
+                kept[key] = torch.empty_like(parameter).copy_(value)

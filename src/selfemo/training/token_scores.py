@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from selfemo.models.transfer import to_device
 
 _LENGTH_STEP = 32
 """Rows are padded to a multiple of it, so that kernels compiled for few shapes are used again."""
+_ROWS = 32
+"""Rows of logits at a time, on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,9 @@ def score_tokens(
     lengths = [len(t) for t in targets]
     columns = np.arange(max(lengths)) < np.array(lengths)[:, None]
     # All is there before the forward pass is queued: a copy behind it would wait for it.
-    token, predicting, at, mask = (
-        to_device(x, policy.device) for x in (np.concatenate(targets), unique, inverse, columns)
-    )
+    token, at, mask = (to_device(x, policy.device) for x in (np.concatenate(targets), inverse, columns))
     with policy.autocast():
-        hidden = policy.hidden(rows).flatten(0, 1)[predicting]
+        hidden = policy.hidden_of(rows, unique)
     score = functools.partial(_score, policy, temperature, entropy)
     chunk = max(1, LOGITS // policy.vocabulary)
     if len(unique) <= chunk:
@@ -98,16 +99,53 @@ def _score(
     """(t,) log-probability and entropy of each `token`, from the hidden states (u, d); `at` indexes them."""
     with policy.autocast():
         logits = policy.logits(hidden)
-    if temperature != 1:
-        logits = logits / temperature
-    lse = torch.logsumexp(logits, -1)
-    flat = logits[at, token] - lse[at]
-    with torch.no_grad():
-        if not entropy:
-            return flat, torch.zeros_like(flat)
-        # H = lse - E[logit]: one temporary of logit size instead of three.
-        expected = torch.softmax(logits, -1).mul_(logits).sum(-1)
-        return flat, (lse - expected)[at]
+    flat, entropies = _Scores.apply(logits, at, token, temperature, entropy)
+    return flat, entropies
+
+
+class _Scores(torch.autograd.Function):
+    """(t,) log-probability and entropy of tokens under the softmax of logits / temperature, logits (u, v).
+
+    The backward pass makes the gradient of the logits in their place, so nothing else may need them. Both
+    work on as many rows at a time as a core's cache holds: with a large vocabulary a pass over all costs as
+    much as the products of a layer.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        at: torch.Tensor,
+        token: torch.Tensor,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        whole, mean = logits.new_empty(len(logits)), logits.new_zeros(len(logits))
+        for part, lse, expected in zip(*map(_split, (logits, whole, mean)), strict=True):
+            scaled = part / temperature if temperature != 1 else part
+            torch.logsumexp(scaled, -1, out=lse)
+            if entropy:  # lse - E[logit]: one temporary of logit size instead of three
+                torch.sum(torch.softmax(scaled, -1).mul_(scaled), -1, out=expected)
+        ctx.save_for_backward(logits, at, token, whole)
+        ctx.temperature = temperature
+        flat = logits[at, token] / temperature - whole[at]
+        entropies = (whole - mean)[at] if entropy else torch.zeros_like(flat)
+        ctx.mark_non_differentiable(entropies)
+        return flat, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[Any, ...]:
+        logits, at, token, whole = ctx.saved_tensors
+        grad = grad / ctx.temperature
+        share = torch.zeros_like(whole).index_add_(0, at, grad).neg_()
+        for part, lse, weight in zip(*map(_split, (logits, whole, share)), strict=True):
+            part.div_(ctx.temperature).sub_(lse[:, None]).exp_().mul_(weight[:, None])
+        logits.index_put_((at, token), grad, accumulate=True)
+        return logits, None, None, None, None
+
+
+def _split(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return x.split(_ROWS if x.device.type == "cpu" else max(1, len(x)))
 
 
 def _pad(flat: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:

@@ -56,13 +56,14 @@ def branch_logp(
         packs = [pack([s for i in rows[r] for s in seen[i]]) for r in batch]
         with policy.autocast():
             packed = policy.rows(packs)
-            hidden = policy.hidden(packed).flatten(0, 1)
             width = packed.input_ids.shape[1]
             paths = [path + b * width for b, p in enumerate(packs) for path in p.paths]
             ends = [(i, s) for i in members for s in full[i]]
             predictors = [path[first[i] - 1 :] for path, (i, _) in zip(paths, ends, strict=True)]
             targets = np.array([token for i, s in ends for token in s[first[i] :]])
-            token_logp = _token_logp(policy, hidden, np.concatenate(predictors), targets, fp32_head)
+            unique, inverse = np.unique(np.concatenate(predictors), return_inverse=True)
+            hidden = policy.hidden_of(packed, unique)
+            token_logp = _token_logp(policy, hidden, inverse, targets, fp32_head)
         rest = iter(token_logp)
         for i, s in ends:
             found[i].append([next(rest) for _ in s[first[i] :]])
@@ -70,18 +71,14 @@ def branch_logp(
 
 
 def _token_logp(
-    policy: Policy, hidden: torch.Tensor, predictors: np.ndarray, targets: np.ndarray, fp32_head: bool
+    policy: Policy, hidden: torch.Tensor, inverse: np.ndarray, targets: np.ndarray, fp32_head: bool
 ) -> list[float]:
-    """log p of each target (t,) by the hidden state at its predictor (t,); logits once a predictor."""
-    unique, inverse = np.unique(predictors, return_inverse=True)
+    """log p of each target (t,) by its predictor's hidden state, at `inverse` (t,) of (u, d)."""
     found, step = np.empty(len(targets)), _on(policy, _PREDICTORS)
-    for low in range(0, len(unique), step):
+    for low in range(0, len(hidden), step):
         mine = np.flatnonzero((inverse >= low) & (inverse < low + step))
-        chosen, at, token = (
-            to_device(x, policy.device)
-            for x in (unique[low : low + step], inverse[mine] - low, targets[mine])
-        )
-        logp = torch.log_softmax(policy.logits(hidden[chosen], fp32=fp32_head), -1)
+        at, token = (to_device(x, policy.device) for x in (inverse[mine] - low, targets[mine]))
+        logp = torch.log_softmax(policy.logits(hidden[low : low + step], fp32=fp32_head), -1)
         found[mine] = logp[at, token].double().cpu().numpy()
     return [float(x) for x in found]
 
