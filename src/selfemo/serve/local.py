@@ -49,7 +49,7 @@ class LocalAnswers:
             self._context = self._sampler.engine.context
         else:
             self.policy = load_configured(config.model, checkpoint)
-            self._sampler = LocalSampler(self.policy, many_calls=True)
+            self._sampler = LocalSampler(self.policy)
             self._context = self.policy.context
         self._reader = self._sampler.reader
         self._prompt, self._evaluation = config.prompt, config.evaluation

@@ -30,7 +30,7 @@ from selfemo.method.types import EmotionDistribution, LabelSet
 from selfemo.models.compiling import compile_layers
 from selfemo.models.generation.local import LocalSampler
 from selfemo.models.loading import load_configured
-from selfemo.models.memory import KeptMemory, return_memory
+from selfemo.models.memory import after_step, return_memory
 from selfemo.models.packing import bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
 from selfemo.models.sampler import ChannelPlace, LabelPlace, Sampler
@@ -77,7 +77,6 @@ class LocalEngine:
             )
         self._optimizer: torch.optim.Optimizer | None = None
         self._reference: Policy | None = None
-        self._memory = KeptMemory()
         self.weights_version = object()
         self.importance_cap = 0.0
 
@@ -111,7 +110,6 @@ class LocalEngine:
     def begin_stage(self, config: OptimConfig) -> None:
         """A fresh optimiser; call at the start of each training stage."""
         self._reference = None
-        self._memory = KeptMemory()
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -140,7 +138,7 @@ class LocalEngine:
         """One optimiser step (see `_apply`) on the weighted token mean of -log p over all items."""
         measures = self.sft_backward(items, config.micro_tokens)
         applied = self._apply(config, lr, measures["loss"])
-        self._memory.after_step()
+        after_step()
         return {**measures, **applied}
 
     def sft_backward(self, items: Sequence[SftItem], micro_tokens: int) -> dict[str, float]:
@@ -220,7 +218,7 @@ class LocalEngine:
             idle = {"grad_norm": 0.0, "lr": lr}
             applied = self._apply(config, lr, measures["loss"]) if measures["packed_tokens"] else idle
             steps.append({**measures, **applied})
-            self._memory.after_step()
+            after_step()
         return steps
 
     def rl_backward(

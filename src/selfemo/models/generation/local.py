@@ -37,7 +37,7 @@ from selfemo.models.generation.requests import Constraint, Observer, Request, Sa
 from selfemo.models.generation.slots import SlotTables, decode_slots
 from selfemo.models.generation.texts import Texts
 from selfemo.models.loading import load_configured, load_policy
-from selfemo.models.memory import return_memory
+from selfemo.models.memory import after_step
 from selfemo.models.packing import PackedRows, bins, group_by_key, micro_batches, pack
 from selfemo.models.policy import Policy
 from selfemo.models.sampler import CHUNK, ChannelPlace, LabelPlace
@@ -64,7 +64,7 @@ class _GrowingLayer(DynamicLayer):
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.is_initialized:
             shape = (*key_states.shape[:-2], self.capacity, key_states.shape[-1])
-            self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
+            self.keys, self.values = key_states.new_empty(shape), value_states.new_empty(shape)
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
         end = self.length + key_states.shape[-2]
@@ -177,14 +177,10 @@ class _Branches:
 
 
 class LocalSampler(Texts):
-    """A model on this device as a `Sampler`; training the same `Policy` changes its completions.
+    """A model on this device as a `Sampler`; training the same `Policy` changes its completions."""
 
-    With `many_calls`, freed memory is kept for the next call: quicker for many small calls.
-    """
-
-    def __init__(self, policy: Policy, *, many_calls: bool = False):
+    def __init__(self, policy: Policy):
         self.policy = self.reader = policy
-        self._many_calls = many_calls
         self._tables = SlotTables()
 
     @property
@@ -203,8 +199,7 @@ class LocalSampler(Texts):
         self.policy.model.eval()
         generator = LocalGenerator(self.policy, settings, on_token, self._tables)
         samples = generator.generate(requests, on_done)
-        if not self._many_calls:
-            return_memory()
+        after_step()
         return samples
 
     def label_probabilities(
@@ -212,15 +207,13 @@ class LocalSampler(Texts):
     ) -> list[EmotionDistribution]:
         self.policy.model.eval()
         found = label_probabilities(self.policy, places, labels)
-        if not self._many_calls:
-            return_memory()
+        after_step()
         return found
 
     def channel_scores(self, places: Sequence[ChannelPlace], labels: LabelSet) -> list[ChannelScores]:
         self.policy.model.eval()
         found = channel_scores(self.policy, places, labels, partial(branch_logp, self.policy))
-        if not self._many_calls:
-            return_memory()
+        after_step()
         return found
 
     def load(self, weights: str) -> None:
