@@ -1,6 +1,7 @@
 """`make bench`: every row, each in a process of its own, into results.json and docs/performance.md.
 
     python -m benchmarks.run [--rows rollouts-400,store] [--threads 1] [--data meld:PATH] [--model ID]
+    python -m benchmarks.run --dtype bf16            # the rows of models, ours and the peers in bf16
     python -m benchmarks.run --device cuda --dtype bf16 --peak-tflops 989 --results gpu.json
 
 A row that was measured before stays until it is measured again, with the versions it was measured on.
@@ -101,8 +102,9 @@ def table(results: dict[str, Any]) -> str:
         goal = "" if r["goal"] is None else f"{r['goal']:.1f}"
         if "bound" in r["details"]:
             goal = f"under {r['details']['bound']} {r['unit']}"
+        name = r["name"] + (", bf16" if r.get("dtype") == "bf16" else "")
         cells = [
-            r["name"], r["peer"], f"{shown(r['ours'])} {r['unit']}",
+            name, r["peer"], f"{shown(r['ours'])} {r['unit']}",
             f"{shown(r['theirs'])} {r['unit']}" if r["theirs"] else "", shown(r["ratios"]), goal,
             r["checked"],
         ]  # fmt: skip
@@ -119,15 +121,17 @@ def _write(name: str, row: Row, args: argparse.Namespace) -> None:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    results[name] = {**row.as_dict(), "threads": args.threads, "device": args.device,
+    # Rows in bf16 stand beside those in fp32.
+    key = f"{name}, bf16" if args.dtype == "bf16" and path == RESULTS else name
+    results[key] = {**row.as_dict(), "threads": args.threads, "device": args.device,
                      "dtype": args.dtype, "model": Path(args.model).name,
                      "versions": versions}  # fmt: skip
     if args.device == "cuda":
         import torch
 
-        results[name]["device"] = torch.cuda.get_device_name()
+        results[key]["device"] = torch.cuda.get_device_name()
     order = list(rows(args))
-    results = {k: results[k] for k in sorted(results, key=order.index)}
+    results = {k: results[k] for k in sorted(results, key=lambda k: (order.index(k.split(",")[0]), k))}
     path.write_text(json.dumps(results, indent=1) + "\n")
     if path != RESULTS:
         return
@@ -173,7 +177,9 @@ def main() -> None:
     if args.one:
         _measure(args.one, available[args.one], args)
         return
-    chosen = args.rows.split(",") if args.rows else list(available)
+    # What computes no model has no precision.
+    plain = () if args.dtype == "fp32" else ("rewards", "store", "start")
+    chosen = args.rows.split(",") if args.rows else [name for name in available if name not in plain]
     if unknown := set(chosen) - set(available):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are: {', '.join(available)}")
     failed = []

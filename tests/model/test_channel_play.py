@@ -92,7 +92,7 @@ def test_a_run_is_given_its_self_emotions(
     "more",
     [
         ("gate.channel=top", "grpo.kl_coef=0"),
-        ("gate.channel=0.2", "selfplay.targets=channel", "selfplay.self_emotion=balanced"),
+        ("gate.channel=0.2", "selfplay.targets=channel", "selfplay.self_emotion=balanced", "seed=3"),
     ],
 )
 def test_a_run_reads_its_replies_by_its_frozen_start(

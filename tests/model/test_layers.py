@@ -17,7 +17,7 @@ from selfemo.models.packing import pack
 from selfemo.models.policy import Policy
 from selfemo.training.engine import LocalEngine
 from selfemo.training.token_scores import inputs, score_tokens
-from tests.model.test_model_kinds import edit, of_architecture
+from tests.support.models import edit, of_architecture
 
 PROMPT = [5, 7, 11, 13, 17, 19, 23]
 COMPLETIONS = [[29, 31, 37], [29, 41], [43, 47, 53, 59]]

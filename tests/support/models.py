@@ -76,3 +76,21 @@ def with_tokenizer(model: Path, folder: Path, change: Callable[[Any], Any], rows
         core.resize_token_embeddings(rows, mean_resizing=False)
         core.save_pretrained(folder)
     return folder
+
+
+def of_architecture(tiny_model: Path, folder: Path, name: str) -> Path:
+    """A tiny random model of an architecture, with the tokenizer of another."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 400, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "n_layer": 2,
+        "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "n_layers": 2, "d_model": 64, "head_dim": 16,
+        "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": None,
+        "num_local_experts": 2, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    kind = f"{name}LMHeadModel" if name in ("Bert", "GPT2") else f"{name}ForCausalLM"
+    model = getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**sizes))
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_model / file, folder)
+    return folder

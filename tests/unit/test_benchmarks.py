@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from benchmarks import harness
+from benchmarks import harness, run
 from benchmarks.harness import Meter, Row, close, counted, in_turn
 from benchmarks.run import table
 
@@ -37,6 +40,24 @@ def test_the_ratio_is_the_median_of_pairs_and_the_table_shows_its_range() -> Non
     lines = table({"a": row.as_dict(), "b": bound.as_dict()}).splitlines()
     assert "| 4.00 (3.00-5.00) | 3.5 |" in lines[2]
     assert "under 0.5 s" in lines[3]
+
+
+def test_rows_in_bf16_stand_beside_those_in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page, results = tmp_path / "page.md", tmp_path / "results.json"
+    page.write_text(f"before\n{run.BEGIN}\n{run.END}\nafter\n")
+    monkeypatch.setattr(run, "PAGE", page)
+    monkeypatch.setattr(run, "RESULTS", results)
+    row = Row("SFT step", "TRL", 1.5, ours=[1.0], theirs=[3.0])
+    more = {
+        "threads": 1, "device": "cpu", "model": "m", "results": str(results), "repeats": 1, "micro": 8,
+        "groups": 1, "rollout_groups": 4, "data": "sample", "prompts": 5, "batch": 2, "sft_batch": 8,
+    }  # fmt: skip
+    for dtype in ("bf16", "fp32"):
+        run._write("sft-step", row, argparse.Namespace(dtype=dtype, **more))
+    assert list(json.loads(results.read_text())) == ["sft-step", "sft-step, bf16"]
+    lines = page.read_text().splitlines()
+    assert [x.split(" | ")[0] for x in lines[4:6]] == ["| SFT step", "| SFT step, bf16"]
+    assert (lines[0], lines[-1]) == ("before", "after")
 
 
 def test_the_store_row_gives_one_result_on_both_sides() -> None:

@@ -185,7 +185,7 @@ class Part(NamedTuple):
 
 
 def uses_bf16(config: Config, machine: Machine, engine: EngineName) -> bool:
-    """Whether forward passes are in bf16: "auto" is fp32 on CPUs, most of which would emulate bf16."""
+    """Whether forward passes are in bf16: "auto" is fp32 on CPUs, but for those with AMX."""
     auto = config.model.dtype == "auto" and not machine.name.startswith("cpu")
     return engine == "verl" or auto or config.model.dtype == "bf16"
 
@@ -355,7 +355,7 @@ def memory(
         group = rl.packed
         tokens = max(group, min(config.grpo.micro_tokens, group * config.flywheel.prompts))
         logits = tokens * rl.trained / group * (20 if bf16 else 16)
-        # Each completion but the first gathers the prompt's keys and values anew (attention.py).
+        # From when each completion but the first kept the prompt's keys and values anew: an upper bound.
         gathered = (
             max(0.0, rl.sequences + rl.replies + rl.again - 1)
             * p

@@ -193,8 +193,9 @@ def check_devices(config: Config, engine: str, found: Devices) -> Iterator[Findi
         yield _if("+cpu" in version, "vLLM on a CPU", version or "not installed",
                   "a GPU takes `pip install vllm`, a CPU vLLM's build for it (docs/vllm.md)")  # fmt: skip
     if on_cpu and str(config.model.dtype) == "bf16" and not found.cpu_bf16:
-        yield Finding("warning", "model.dtype", "bf16, which this CPU emulates (tens of times slower)",
-                      "set model.dtype = fp32")  # fmt: skip
+        what = "tens of times slower, with model.compile" if config.model.compile else "no faster than fp32"
+        yield Finding("warning", "model.dtype", f"bf16, for which this CPU has no instructions ({what})",
+                      "set model.dtype = fp32, unless memory is short")  # fmt: skip
     if on_cpu and config.model.attention == "flex":
         yield Finding("warning", "model.attention", "flex, which computes masked blocks too on a CPU",
                       "set model.attention = auto")  # fmt: skip
