@@ -164,9 +164,9 @@ class _Attention(torch.autograd.Function):
             kb, vb = _of(block, keys), _of(block, values)
             weights = _weights(qb, kb, block, scale)
             _add(d_values, block, weights.mT, gb)
-            scores = torch._softmax_backward_data(gb @ vb.mT, weights, -1, weights.dtype).mul_(scale)
-            _add(d_keys, block, scores.mT, qb)
-            torch.bmm(scores, kb, out=_rows(d_queries, block))
+            scores = torch._softmax_backward_data(gb @ vb.mT, weights, -1, weights.dtype)
+            _add(d_keys, block, scores.mT, qb, scale)
+            _rows(d_queries, block).baddbmm_(scores, kb, beta=0, alpha=scale)
         d_query = _unfolded(d_queries, blocks[-1].stop, q.dtype).transpose(0, 1)
         return d_query, d_keys.to(k.dtype), d_values.to(v.dtype), None, None
 
@@ -220,12 +220,12 @@ def _of(block: Block, x: torch.Tensor) -> torch.Tensor:
     return x[:, block.first : block.end] if block.keys is None else x.index_select(1, block.keys)
 
 
-def _add(into: torch.Tensor, block: Block, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add a @ b (g, p, d) to the places of the block's keys in (g, s, d)."""
+def _add(into: torch.Tensor, block: Block, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
+    """Add scale a @ b (g, p, d) to the places of the block's keys in (g, s, d)."""
     if block.keys is None:
-        into[:, block.first : block.end].baddbmm_(a, b)
+        into[:, block.first : block.end].baddbmm_(a, b, alpha=scale)
     else:
-        into.index_add_(1, block.keys, a @ b)
+        into.index_add_(1, block.keys, a @ b, alpha=scale)
 
 
 def _weights(q: torch.Tensor, k: torch.Tensor, block: Block, scale: float) -> torch.Tensor:
