@@ -25,10 +25,6 @@ _OTHER_TERMS = ("position_bias", "s_aux", "sinks", "softcap")
 """Arguments by which some architectures change the scores; no path here, nor PyTorch's own, takes them."""
 _FEW_QUERIES = 64
 """Up to here keys are not repeated for the query heads that share them."""
-_SHORT = 64
-"""Most tokens of a run that joins the masked call of its tree."""
-_SCORES = 1 << 20
-"""About the most scores of such a call for one head; bounds memory."""
 
 
 @dataclass(frozen=True)

@@ -281,6 +281,15 @@ def _projected(layer: nn.Linear, hidden: torch.Tensor, dtype: torch.dtype) -> to
         return functional.linear(hidden.float(), layer.weight, layer.bias).to(dtype)
 
 
+def _last_layer(self: Any, hidden_states: torch.Tensor, tree: Any = None, **kwargs: Any) -> Any:
+    narrow, own = getattr(tree, "last", None), self.self_attn
+    if narrow is None or not _linear_layers(own.q_proj, own.k_proj, own.v_proj):
+        return type(self).forward(self, hidden_states, tree=tree, **kwargs)
+    out, _ = own(hidden_states=self.input_layernorm(hidden_states), tree=narrow, **kwargs)
+    hidden_states = hidden_states.index_select(1, narrow.only) + out
+    return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
 def take_over(model: Any, *, bf16: bool) -> None:
     """Let the parts of a transformers model that are understood here compute by this module.
 
@@ -332,14 +341,6 @@ def take_over(model: Any, *, bf16: bool) -> None:
         )
         return self.o_proj(out.reshape(*shape, -1)), weights
 
-    def last(self: Any, hidden_states: torch.Tensor, tree: Any = None, **kwargs: Any) -> Any:
-        narrow, own = getattr(tree, "last", None), self.self_attn
-        if narrow is None or not _linear_layers(own.q_proj, own.k_proj, own.v_proj):
-            return type(self).forward(self, hidden_states, tree=tree, **kwargs)
-        out, _ = own(hidden_states=self.input_layernorm(hidden_states), tree=narrow, **kwargs)
-        hidden_states = hidden_states.index_select(1, narrow.only) + out
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-
     hidden = torch.linspace(-1, 1, 5 * model.config.get_text_config().hidden_size).view(1, 5, -1)
     rotary = getattr(model.get_decoder(), "rotary_emb", None)
     places = {"attention_mask": None}
@@ -363,7 +364,7 @@ def take_over(model: Any, *, bf16: bool) -> None:
     layer = model.get_decoder().layers[-1] if hasattr(model.get_decoder(), "layers") else None
     if "forward" in vars(getattr(layer, "self_attn", model)):
         row = plan([pack([range(5)])], 5, "cpu")
-        take(layer, last, hidden, tree=row.narrowed(np.arange(5)), **places)
+        take(layer, _last_layer, hidden, tree=row.narrowed(np.arange(5)), **places)
     if wide:
         _products_in_fp32(model)
 

@@ -40,7 +40,7 @@ def pick_dtype(name: str, device: torch.device) -> str:
     """The precision of forward passes: "auto" is bf16 where that is faster, else fp32.
 
     On a CPU it is faster with AMX, which multiplies matrices. Others compute products in fp32 whatever the
-    precision (layers.py), so that bf16 saves memory and no time (benchmarks/precision.py).
+    precision (layers.py): bf16 saves memory there, and hardly time (docs/performance.md).
     """
     if name != "auto":
         return name

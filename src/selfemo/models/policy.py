@@ -292,8 +292,9 @@ class Policy(Encoder):
 
         if isinstance(rows.tree, TreePlan) and len(rows.tree.rows) == 1:
             rows = replace(rows, tree=rows.tree.narrowed(places))
+        where = to_device(places, self.device)  # before the forward pass, which a copy would wait for
         found = self.hidden(rows).flatten(0, 1)
-        return found if len(found) == len(places) else found[to_device(places, self.device)]
+        return found if len(found) == len(places) else found[where]
 
     def hidden(self, rows: Any, cache: Any = None) -> torch.Tensor:
         """(b, s, d) last hidden states of packed rows, each token seeing its ancestors alone."""

@@ -185,7 +185,7 @@ class Part(NamedTuple):
 
 
 def uses_bf16(config: Config, machine: Machine, engine: EngineName) -> bool:
-    """Whether forward passes are in bf16: "auto" is fp32 on CPUs, but for those with AMX."""
+    """Whether forward passes are in bf16: "auto" counts as fp32 on CPUs, which it is without AMX."""
     auto = config.model.dtype == "auto" and not machine.name.startswith("cpu")
     return engine == "verl" or auto or config.model.dtype == "bf16"
 
