@@ -120,7 +120,7 @@ def start(tree: Path, threads: int, *args: str) -> subprocess.Popen[str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         # What the command line sets in both versions, before torch is loaded.
-        "GOMP_SPINCOUNT": "20000",
+        "GOMP_SPINCOUNT": "6000",
         "THP_MEM_ALLOC_ENABLE": "1",
     }
     return subprocess.Popen(

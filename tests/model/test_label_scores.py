@@ -72,6 +72,7 @@ def test_a_turn_has_one_label_in_any_batch(tiny_model: Path, attention: Attentio
 
 
 def test_only_what_is_near_is_read_again(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfemo.models.layers.has_matrix_unit", lambda: True)
     policy = load_policy(str(tiny_model), "cpu", "bf16")
     read: list[tuple[str, int]] = []
     plain = label_scores.branch_logp

@@ -6,20 +6,26 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicCache
 
 from selfemo.config import LoraConfig, ModelConfig
 from selfemo.models import layers
+from selfemo.models.generation.local import LocalSampler
+from selfemo.models.generation.requests import Request, SamplingSettings
 from selfemo.models.loading import load_policy
 from selfemo.models.packing import pack
 from selfemo.models.policy import Policy
 from selfemo.training.engine import LocalEngine
 from selfemo.training.token_scores import inputs, score_tokens
+from tests.conftest import MELD
 from tests.support.models import edit, of_architecture
 
 PROMPT = [5, 7, 11, 13, 17, 19, 23]
+ALL = ("RMSNorm", "MLP", "Attention", "DecoderLayer", "Model")
 COMPLETIONS = [[29, 31, 37], [29, 41], [43, 47, 53, 59]]
 
 
@@ -59,16 +65,13 @@ def own_forwards(policy: Policy) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "taken"),
     [
-        ("Llama", {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "LlamaDecoderLayer", "Linear"}),
-        ("Mistral", {"MistralRMSNorm", "MistralMLP", "MistralAttention", "MistralDecoderLayer", "Linear"}),
-        (
-            "Qwen2",
-            {"Qwen2RMSNorm", "Qwen2MLP", "Qwen2Attention", "Qwen2DecoderLayer", "Linear"},
-        ),  # with biases
+        ("Llama", {f"Llama{part}" for part in ALL} | {"Linear"}),
+        ("Mistral", {f"Mistral{part}" for part in ALL} | {"Linear"}),
+        ("Qwen2", {f"Qwen2{part}" for part in ALL} | {"Linear"}),  # with biases
         ("Qwen3", {"Qwen3RMSNorm", "Qwen3MLP", "Linear"}),  # it normalises queries and keys
         ("Gemma", {"GemmaAttention", "GemmaDecoderLayer", "Linear"}),  # gelu, and norms of 1 + weight
         ("Phi", {"Linear"}),
-        ("Granite", {"GraniteRMSNorm", "GraniteMLP", "GraniteAttention", "GraniteDecoderLayer", "Linear"}),
+        ("Granite", {f"Granite{part}" for part in ALL} | {"Linear"}),
         ("Olmo2", {"Linear", "Olmo2MLP", "Olmo2RMSNorm"}),
         ("GPT2", {"Linear"}),
     ],
@@ -92,6 +95,62 @@ def test_values_and_gradients_are_those_of_its_own_classes(
     with torch.no_grad():  # without gradients another way is taken
         rows_ = [ours.rows([pack([PROMPT])]), own.rows([pack([PROMPT])])]
         torch.testing.assert_close(ours.hidden(rows_[0]), own.hidden(rows_[1]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("Llama", False), ("Qwen2", False), ("Granite", False), ("Qwen3", True), ("Gemma", True)],
+)
+def test_completions_are_those_of_its_own_classes(
+    tiny_model: Path, tmp_path: Path, class_code: Any, name: str, steps: bool
+) -> None:
+    """Of trees of different size, with copies that part and end at different steps.
+
+    The modules of a model that is understood whole are called for the prefill alone, without `steps`.
+    """
+    folder = of_architecture(tiny_model, tmp_path / "m", name)
+    requests = [Request(PROMPT[:n], 5, seed=n, share=n > 4) for n in (3, 7, 6, 2)]
+    settings = SamplingSettings(max_new_tokens=12)
+    ours, own = load_policy(str(folder), "cpu"), class_code(folder)
+    for policy in (ours, own):  # else the tiny model hardly ever ends
+        policy.core.generation_config.eos_token_id = list(range(0, policy.vocabulary, 8))
+    calls: list[Any] = []
+    ours.core.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    found = [LocalSampler(policy).generate(requests, settings) for policy in (ours, own)]
+    assert (len(calls) > 1) == steps
+    assert len({len(c.token_ids) for group in found[0] for c in group}) > 1
+    for a, b in zip(*([c for group in x for c in group] for x in found), strict=True):
+        assert a.token_ids == b.token_ids
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+def test_a_prefill_computes_the_last_layer_for_the_ends_of_prompts(tiny_model: Path, class_code: Any) -> None:
+    ours, own = load_policy(str(tiny_model), "cpu"), class_code(tiny_model)
+    seen: list[int] = []
+    ours.core.model.layers[-1].mlp.register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0].shape[1])
+    )
+    found = []
+    for policy in (ours, own):
+        rows, cache = policy.rows([pack([PROMPT, [*PROMPT[:4], 61]])]), DynamicCache()
+        with torch.no_grad():
+            found.append((policy.hidden_of(rows, np.array([6, 7]), cache), *cache.layers[-1].keys))
+    assert seen == [2]
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("matrix_unit", [False, True])
+def test_sampling_in_bf16_is_in_fp32_where_bf16_would_save_memory_alone(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, matrix_unit: bool
+) -> None:
+    monkeypatch.setattr(layers, "has_matrix_unit", lambda: matrix_unit)
+    found = []
+    for dtype in ("fp32", "bf16"):
+        sampler = LocalSampler(load_policy(str(tiny_model), "cpu", dtype))
+        (completions,) = sampler.generate([Request(PROMPT, 8)], SamplingSettings(max_new_tokens=6))
+        (labels,) = sampler.label_probabilities([("c", PROMPT, "E:")], MELD)
+        found.append(([c.logprobs for c in completions], labels))
+    assert (found[0] == found[1]) != matrix_unit
 
 
 def test_a_layer_without_positions_is_left_alone(tiny_model: Path, tmp_path: Path, class_code: Any) -> None:

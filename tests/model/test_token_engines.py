@@ -136,6 +136,20 @@ def test_a_completion_ends_with_its_last_line_or_token(
             assert c.finished == (bool(ends) or full) and (c.finished or len(c.token_ids) == tokens)
 
 
+def test_a_completion_without_room_for_its_last_line_is_unfinished(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newline = policy.plain_ids("\n")[-1]
+    engine = Plain(policy)
+    monkeypatch.setattr(
+        engine, "complete", lambda parts, *_: [[Tokens([newline], [-1.0], True)] * p.n for p in parts]
+    )
+    for tokens, ended in ((1, False), (2, True), (3, True)):
+        limits = SamplingSettings(tokens, 1.0, max_lines=2)
+        for group in VllmSampler(policy, engine).generate(asked(policy), limits):
+            assert [(c.finished, len(c.token_ids)) for c in group] == [(ended, min(tokens, 2))] * 2
+
+
 @pytest.mark.parametrize("lines", [0, 1, 2])
 def test_greedy_completions_are_the_local_samplers(policy: Policy, lines: int) -> None:
     limits = SamplingSettings(16, 0.0, max_lines=lines)

@@ -94,9 +94,9 @@ def run() -> None:
         typer.echo("error: selfemo does not run on Windows itself; use it in WSL2", err=True)
         raise SystemExit(1)
     signal.signal(signal.SIGTERM, _terminate)
-    # Before torch loads OpenMP: threads that spin while they wait slow each other down where anything else
-    # runs on the cores (two threads on two cores beside two busy processes take more than twice as long).
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Before torch loads OpenMP: waiting threads that spin for long take the time of those they wait for where
+    # anything else runs on the cores, and those that sleep at once wake up late (benchmarks/waiting.py).
+    os.environ.setdefault("GOMP_SPINCOUNT", "6000")
     # Before torch allocates: large tensors in pages of 2 MiB, where Linux leaves that to the program.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:

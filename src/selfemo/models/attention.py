@@ -38,6 +38,12 @@ class FewQueries:
     mask: torch.Tensor
 
 
+def heads_of_a_key(config: Any) -> int:
+    """How many query heads share a key head (r)."""
+    h: int = config.num_attention_heads
+    return h // (getattr(config, "num_key_value_heads", None) or h)
+
+
 def few_queries(seen: torch.Tensor, r: int, dtype: torch.dtype) -> FewQueries | None:
     """The plan of queries that see the keys of `seen` (b, 1, q, p bool); None where they are many, or r is 1.
 

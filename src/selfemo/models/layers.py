@@ -14,6 +14,7 @@ Shapes: m rows (tokens), d units, e units inside the MLP.
 
 from __future__ import annotations
 
+import copy
 import types
 from typing import Any
 
@@ -21,8 +22,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from selfemo.models.attention import tree_attention
+from selfemo.models.attention import FewQueries, few_queries, heads_of_a_key, tree_attention
 from selfemo.models.blocks import plan
 from selfemo.models.devices import cpu_flags
 from selfemo.models.packing import pack
@@ -282,6 +284,7 @@ def _projected(layer: nn.Linear, hidden: torch.Tensor, dtype: torch.dtype) -> to
 
 
 def _last_layer(self: Any, hidden_states: torch.Tensor, tree: Any = None, **kwargs: Any) -> Any:
+    """A decoder layer that computes but the tokens that are needed of it."""
     narrow, own = getattr(tree, "last", None), self.self_attn
     if narrow is None or not _linear_layers(own.q_proj, own.k_proj, own.v_proj):
         return type(self).forward(self, hidden_states, tree=tree, **kwargs)
@@ -290,13 +293,72 @@ def _last_layer(self: Any, hidden_states: torch.Tensor, tree: Any = None, **kwar
     return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
+def _decoder(
+    self: Any,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    tree: Any = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """A step of decoding without a call of a module in between, which costs as much as a small kernel."""
+    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    if not (
+        plain and isinstance(tree, FewQueries) and all(_linear_layers(*_linear_of(x)) for x in self.layers)
+    ):
+        return type(self).forward(
+            self, input_ids, position_ids=position_ids, tree=tree, past_key_values=past_key_values, **kwargs
+        )
+    hidden = self.embed_tokens(input_ids)
+    cos, sin = (x.flatten(0, 1)[:, None] for x in self.rotary_emb(hidden, position_ids))
+    x = hidden.flatten(0, 1)
+    for layer in self.layers:
+        x = _decoded(layer, x, cos, sin, tree, past_key_values, len(hidden))
+    return BaseModelOutputWithPast(_rms_norm(self.norm, x).view(hidden.shape))
+
+
+def _decoded(
+    layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, seen: FewQueries, cache: Any, rows: int
+) -> torch.Tensor:
+    """(m, d) the output of a decoder layer for the tokens of some rows; cosines and sines are (m, 1, c)."""
+    q, k, v, o, gate, up, down = _linear_of(layer)
+    own, c = layer.self_attn, cos.shape[-1]
+    normed = _rms_norm(layer.input_layernorm, x)
+    turned = torch.cat([functional.linear(normed, p.weight, p.bias) for p in (q, k)], 1).unflatten(1, (-1, c))
+    query, key = _turned(turned, cos, sin).split((len(q.weight) // c, len(k.weight) // c), 1)
+    value = functional.linear(normed, v.weight, v.bias).unflatten(1, (-1, c))
+    query, key, value = (y.unflatten(0, (rows, -1)).transpose(1, 2) for y in (query, key, value))
+    key, value = cache.update(key, value, own.layer_idx)
+    attended, _ = tree_attention(own, query, key, value, None, scaling=own.scaling, tree=seen)
+    x = _sum(x, attended.flatten(2).flatten(0, 1), o)
+    normed = _rms_norm(layer.post_attention_layernorm, x)
+    inner = functional.silu(functional.linear(normed, gate.weight)).mul_(functional.linear(normed, up.weight))
+    return _sum(x, inner, down)
+
+
+def _linear_of(layer: Any) -> tuple[Any, ...]:
+    own, mlp = layer.self_attn, layer.mlp
+    return own.q_proj, own.k_proj, own.v_proj, own.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+
+def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _sum(x: torch.Tensor, inner: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+    x = torch.addmm(x, inner, layer.weight.T)
+    return x if layer.bias is None else x.add_(layer.bias)
+
+
 def take_over(model: Any, *, bf16: bool) -> None:
     """Let the parts of a transformers model that are understood here compute by this module.
 
     A part is known by the names of its layers, and is left alone where its own class computes something else.
+
+    Args:
+        bf16: compute products in bf16, else in fp32, also under autocast.
     """
-    wide = not (bf16 and has_matrix_unit())
-    dtype = torch.float32 if wide else torch.bfloat16
+    dtype = torch.bfloat16 if bf16 else torch.float32
 
     def mlp(self: Any, hidden: torch.Tensor) -> Any:
         parts = (self.gate_proj, self.up_proj, self.down_proj)
@@ -361,12 +423,36 @@ def take_over(model: Any, *, bf16: bool) -> None:
                 take(module, mlp, hidden)
         elif name.endswith("Attention") and _has(module, "q_proj", "k_proj", "v_proj", "o_proj"):
             take(module, attention, hidden, **places)
-    layer = model.get_decoder().layers[-1] if hasattr(model.get_decoder(), "layers") else None
-    if "forward" in vars(getattr(layer, "self_attn", model)):
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", [])
+    if len(layers) and "forward" in vars(getattr(layers[-1], "self_attn", model)):
         row = plan([pack([range(5)])], 5, "cpu")
-        take(layer, _last_layer, hidden, tree=row.narrowed(np.arange(5)), **places)
-    if wide:
+        take(layers[-1], _last_layer, hidden, tree=row.narrowed(np.arange(5)), **places)
+    if len(layers) and all("forward" in vars(x) for layer in layers for x in _parts(layer)):
+        take(decoder, _decoder, grad=False, **_three_branches(model))
+    if not bf16:
         _products_in_fp32(model)
+
+
+def _parts(layer: Any) -> list[Any]:
+    """Those that can be taken over; the layer itself stands for one that it has not."""
+    names = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+    return [getattr(layer, name, layer) for name in names]
+
+
+def _three_branches(model: Any) -> dict[str, Any]:
+    """Arguments of a step of decoding, on which a decoder is tried: three branches behind two tokens."""
+    seen = torch.tensor([[[[1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 0, 0, 1]]]]).bool()
+    with torch.no_grad():
+        first = model.get_decoder()(input_ids=torch.tensor([[1, 2]]), use_cache=True)
+    return {
+        "input_ids": torch.tensor([[0, 1, 2]]),
+        "position_ids": torch.tensor([[2, 2, 1]]),
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        "tree": few_queries(seen, heads_of_a_key(model.config), torch.float32),
+        "past_key_values": first.past_key_values,
+        "use_cache": True,
+    }
 
 
 def _products_in_fp32(model: Any) -> None:
@@ -383,14 +469,15 @@ def _has(module: Any, *names: str) -> bool:
     return all(hasattr(module, n) for n in names)
 
 
-def _agrees(module: Any, forward: Any, *args: Any, **more: Any) -> bool:
+def _agrees(module: Any, forward: Any, *args: Any, grad: bool = True, **more: Any) -> bool:
     """Whether another forward gives what the module's own gives, on arguments that both take."""
     try:
-        with torch.enable_grad():
-            found, own = (f(module, *args, **more) for f in (forward, type(module).forward))
+        with torch.set_grad_enabled(grad):
+            # Each with a copy: a cache is changed by what it is given to.
+            found, own = (f(module, *args, **copy.deepcopy(more)) for f in (forward, type(module).forward))
     except (TypeError, AttributeError, RuntimeError, ValueError):
         return False
-    found, own = ((x[0] if isinstance(x, tuple) else x).detach() for x in (found, own))
+    found, own = ((x if isinstance(x, torch.Tensor) else x[0]).detach() for x in (found, own))
     if found.shape != own.shape:
         return False
     return torch.allclose(found, own, rtol=1e-3, atol=1e-4 * float(own.abs().max()))

@@ -105,7 +105,8 @@ def load_policy(
         spare=torch.tensor(spare, device=where) if spare else None,
     )  # fmt: skip
     if where.type == "cpu" and not compiled:
-        layers.take_over(model, bf16=policy.dtype == "bf16")
+        policy.bf16_products = policy.dtype == "bf16" and layers.has_matrix_unit()
+        layers.take_over(model, bf16=policy.bf16_products)
         memory.return_memory()
     elif policy.dtype == "bf16":
         _lean_bf16(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from abc import ABC, abstractmethod
@@ -213,6 +214,7 @@ class Policy(Encoder):
         compiled: its decoder layers are compiled, where no cache grows.
         fp32_head: compute logits in fp32 where the rest is bf16.
         spare: (n,) rows of the vocabulary that no token has, None without any: they are never drawn.
+        bf16_products: products of "bf16" are computed in it; without, as on most CPUs, it saves memory alone.
     """
 
     model: Any
@@ -226,6 +228,7 @@ class Policy(Encoder):
     compiled: bool = False
     fp32_head: bool = False
     spare: torch.Tensor | None = None
+    bf16_products: bool = True
 
     def rows(self, packs: Sequence[Pack], multiple: int = 1) -> PackedRows:
         """Packed trees as rows on this device, with the mask or the plan of the attention path.
@@ -270,6 +273,10 @@ class Policy(Encoder):
         bf16 = self.dtype == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=cached)
 
+    def inference(self) -> Any:
+        """The precision of passes that keep nothing for gradients: fp32 where bf16 would only save memory."""
+        return self.autocast() if self.bf16_products else contextlib.nullcontext()
+
     @property
     def _generation_config(self) -> Any:
         return getattr(self.core, "generation_config", None)
@@ -282,10 +289,10 @@ class Policy(Encoder):
     def context(self) -> int | None:
         return getattr(self.core.config, "max_position_embeddings", None)
 
-    def hidden_of(self, rows: PackedRows, places: np.ndarray) -> torch.Tensor:
+    def hidden_of(self, rows: PackedRows, places: np.ndarray, cache: Any = None) -> torch.Tensor:
         """(u, d) last hidden states of some tokens of packed rows, of (u,) ascending places in (b s).
 
-        The last layer computes no others where it can.
+        The last layer computes no others where it can, but keys and values for a cache.
         """
         from selfemo.models.blocks import TreePlan
         from selfemo.models.transfer import to_device
@@ -293,7 +300,7 @@ class Policy(Encoder):
         if isinstance(rows.tree, TreePlan) and len(rows.tree.rows) == 1:
             rows = replace(rows, tree=rows.tree.narrowed(places))
         where = to_device(places, self.device)  # before the forward pass, which a copy would wait for
-        found = self.hidden(rows).flatten(0, 1)
+        found = self.hidden(rows, cache).flatten(0, 1)
         return found if len(found) == len(places) else found[where]
 
     def hidden(self, rows: Any, cache: Any = None) -> torch.Tensor:
@@ -313,9 +320,9 @@ class Policy(Encoder):
         from selfemo.models import attention
 
         if cache is not None and rows.mask is not None:
-            heads = self.core.config
-            r = heads.num_attention_heads // getattr(heads, "num_key_value_heads", heads.num_attention_heads)
-            dtype = torch.bfloat16 if self.dtype == "bf16" else self.core.dtype
+            r = attention.heads_of_a_key(self.core.config)
+            mixed = torch.is_autocast_enabled(self.device.type)
+            dtype = torch.bfloat16 if mixed else self.core.dtype
             if (few := attention.few_queries(rows.mask, r, dtype)) is not None:
                 rows = replace(rows, mask=None, tree=few)
         # A mask of four dimensions is taken as made; without one transformers would make its own.

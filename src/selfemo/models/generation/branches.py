@@ -54,7 +54,7 @@ def branch_logp(
     for batch in micro_batches(sizes, max(_on(policy, _BATCH_TOKENS), max(sizes))):
         members = [i for r in batch for i in rows[r]]
         packs = [pack([s for i in rows[r] for s in seen[i]]) for r in batch]
-        with policy.autocast():
+        with policy.inference():
             packed = policy.rows(packs)
             width = packed.input_ids.shape[1]
             paths = [path + b * width for b, p in enumerate(packs) for path in p.paths]

@@ -36,7 +36,7 @@ def label_probabilities(
     the longer ones.
     """
     found = _read(policy, places, labels)
-    if policy.dtype != "bf16":
+    if policy.dtype != "bf16" or not policy.bf16_products:
         return found
     near = [i for i, distribution in enumerate(found) if _near(distribution)]
     with _as_loaded(policy):

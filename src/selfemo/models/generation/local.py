@@ -334,10 +334,9 @@ class LocalGenerator:
         slots.seen = slots.seen.to(policy.device)
         layers = policy.core.config.num_hidden_layers
         cache = Cache(layers=[_GrowingLayer(capacity) for _ in range(layers)])
-        with policy.autocast():
-            hidden = policy.hidden(rows, cache)
-            where = torch.tensor(starts, device=policy.device)
-            logits = policy.logits(hidden[where[:, 0], where[:, 1]])
+        with policy.inference():
+            unique, inverse = np.unique([b * prefix + at for b, at in starts], return_inverse=True)
+            logits = policy.logits(policy.hidden_of(rows, unique, cache))[to_device(inverse, policy.device)]
             self._append(live, first, logits, 0, slots)
             length = prefix
             for step in range(1, settings.max_new_tokens):

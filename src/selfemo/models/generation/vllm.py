@@ -168,8 +168,9 @@ class VllmSampler(Texts):
                     raw = self._raw(tokens, settings)
                     whole = begun[key].then(raw) if key in begun else raw
                     going = self._goes_on(len(requests[part.request].prompt_ids), whole, settings)
-                    if going is None:
-                        found[part.request][copy] = replace(whole, text=self.decode(whole.token_ids))
+                    if not going:
+                        text, ended = self.decode(whole.token_ids), whole.finished and going is None
+                        found[part.request][copy] = replace(whole, text=text, finished=ended)
                         continue
                     begun[key] = whole
                     if part.constraint is not None:
@@ -207,12 +208,12 @@ class VllmSampler(Texts):
         return TokenRequest(ids, 1, seed, limit, request=i, copy=copy)
 
     def _goes_on(self, prompt: int, written: RawCompletion, settings: SamplingSettings) -> int | None:
-        """How many tokens may follow a completion that stopped; None where it has ended."""
-        left = self._limit(prompt, settings) - len(written.token_ids)
+        """How many tokens may follow a completion that stopped; None where it has ended by itself."""
+        left = max(0, self._limit(prompt, settings) - len(written.token_ids))
         if not settings.max_lines or not written.finished or written.token_ids[-1] in self.reader.end_ids:
             return None
         lines = int(self.reader.line_ends[list(written.token_ids)].sum())
-        return left if lines < settings.max_lines and left > 0 else None
+        return left if lines < settings.max_lines else None
 
     def _raw(self, tokens: Tokens, settings: SamplingSettings) -> RawCompletion:
         drawn = settings.temperature > 0
