@@ -64,9 +64,9 @@ test: $(VENV)/dev.stamp
 	$(BIN)/pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests)
 	$(MAKE) test-cluster
 
-# Two at a time; an idle worker takes over tests of the other.
+# Three at a time: tests that wait leave a core of two idle. An idle worker takes over tests of the others.
 test-main: $(VENV)/dev.stamp
-	$(BIN)/pytest -n 2 --dist worksteal -m "not alone and not whole and not extended and not vllm"
+	$(BIN)/pytest -n 3 --dist worksteal -m "not alone and not whole and not extended and not vllm"
 
 # The cluster engine inside verl, and TRL at its oldest version.
 test-cluster: $(CLUSTER)/stamp
