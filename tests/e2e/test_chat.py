@@ -192,7 +192,7 @@ def page(model: SelfEmo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 def opened(browser: Any, address: str, width: int, height: int, scheme: str) -> tuple[Any, list[str]]:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     tab = context.new_page()
-    tab.set_default_timeout(15_000)
+    tab.set_default_timeout(60_000)  # other tests run beside
     wrong: list[str] = []
     tab.on("pageerror", lambda e: wrong.append(str(e)))
     tab.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
