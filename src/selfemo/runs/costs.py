@@ -366,7 +366,8 @@ def memory(
             * (2 if bf16 else 4)
         )
         casts = float(bf16 * (shape.body + shape.head))
-        key = shape.layers * shape.kv * (6 if bf16 else 8)
+        # On most CPUs sampling is in fp32 whatever the precision.
+        key = shape.layers * shape.kv * (6 if bf16 and not machine.name.startswith("cpu") else 8)
         cache = float(config.sampling.token_budget * key)
     else:
         trained, held = trained / machine.count, held / machine.count
