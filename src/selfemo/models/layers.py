@@ -409,29 +409,35 @@ def take_over(model: Any, *, bf16: bool) -> None:
     if rotary is not None:
         places["position_embeddings"] = rotary(hidden, torch.arange(5)[None])
 
-    def take(module: Any, forward: Any, *args: Any, **more: Any) -> None:
-        # Each by itself: in some models every fourth layer has no positions.
-        if _agrees(module, forward, *args, **more):
-            module.forward = types.MethodType(forward, module)
-
     for module in model.modules():
         name = type(module).__name__
         if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            take(module, _norm, hidden[..., : len(module.weight)])
+            _take(module, _norm, hidden[..., : len(module.weight)])
         elif name.endswith("MLP") and _has(module, "gate_proj", "up_proj", "down_proj"):
             if all(p.bias is None for p in (module.gate_proj, module.up_proj, module.down_proj)):
-                take(module, mlp, hidden)
+                _take(module, mlp, hidden)
         elif name.endswith("Attention") and _has(module, "q_proj", "k_proj", "v_proj", "o_proj"):
-            take(module, attention, hidden, **places)
+            _take(module, attention, hidden, **places)
+    _take_decoder(model, hidden, places)
+    if not bf16:
+        _products_in_fp32(model)
+
+
+def _take(module: Any, forward: Any, *args: Any, **more: Any) -> None:
+    """Give a module another forward if both agree; each by itself, since layers of one model may differ."""
+    if _agrees(module, forward, *args, **more):
+        module.forward = types.MethodType(forward, module)
+
+
+def _take_decoder(model: Any, hidden: torch.Tensor, places: dict[str, Any]) -> None:
+    """Take over the last layer and the steps of decoding, where all that they consist of is taken over."""
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", [])
     if len(layers) and "forward" in vars(getattr(layers[-1], "self_attn", model)):
         row = plan([pack([range(5)])], 5, "cpu")
-        take(layers[-1], _last_layer, hidden, tree=row.narrowed(np.arange(5)), **places)
+        _take(layers[-1], _last_layer, hidden, tree=row.narrowed(np.arange(5)), **places)
     if len(layers) and all("forward" in vars(x) for layer in layers for x in _parts(layer)):
-        take(decoder, _decoder, grad=False, **_three_branches(model))
-    if not bf16:
-        _products_in_fp32(model)
+        _take(decoder, _decoder, grad=False, **_three_branches(model))
 
 
 def _parts(layer: Any) -> list[Any]:
